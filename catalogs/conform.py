@@ -1,0 +1,184 @@
+"""Columns as a catalog's file gives them, turned into columns of `SOURCE`; what does not fit is named."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catalogs.schema import REQUIRED, SOURCE
+from infra.errors import UsageError
+
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+EXPECTED = {
+    "redistributable": "true, false or nothing",
+    "valid_until": "a date as YYYY-MM-DD, or nothing",
+    "sha256": "64 hexadecimal digits, or nothing",
+    "country": "two letters (ISO 3166 alpha-2), or nothing",
+    "uri": "a URI or a path",
+}
+"""What a person is told to write in a column; every column that is not here takes any text."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A value in a catalog that cannot be used. `row` counts the catalog's rows from 1, without a header."""
+
+    catalog: str
+    row: int
+    column: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        where = f"{self.catalog}, row {self.row}, column {self.column}"
+        return f"{where}: found {self.found}; expected {self.expected}"
+
+
+OnProblem = Callable[[Problem], None]
+"""Told of each problem. If it returns, the value is taken as absent and reading goes on."""
+
+
+def refuse(problem: Problem) -> None:
+    """The usual `OnProblem`: the first problem ends the reading with a `UsageError`."""
+    raise UsageError(f"{problem}. Correct the catalog; `segmint catalog check` lists every such row.")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: quoted, and cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def require_columns(catalog: str, names: list[str]) -> None:
+    """Raises `UsageError` unless each required column is there, and none of ours is there twice."""
+    for name in SOURCE.names:
+        if names.count(name) > 1:
+            raise UsageError(f"{catalog}: the column {name!r} stands there {names.count(name)} times")
+    for name in REQUIRED:
+        if name not in names:
+            there = ", ".join(names[:20]) or "none"
+            raise UsageError(f"{catalog}: the column {name!r} is missing; it has: {there}")
+
+
+def require_types(catalog: str, schema: pa.Schema) -> None:
+    """Raises `UsageError` unless each column of a typed file (Parquet) has a type that `conform` can take."""
+    for field in schema:
+        if field.name not in SOURCE.names or pa.types.is_null(field.type):
+            continue
+        wanted = SOURCE.field(field.name).type
+        if pa.types.is_boolean(wanted):
+            fits, expected = pa.types.is_boolean(field.type), "bool"
+        elif pa.types.is_date(wanted):
+            fits = pa.types.is_date(field.type) or is_text(field.type)
+            expected = "date32, or text as YYYY-MM-DD"
+        else:
+            fits, expected = is_text(field.type), "string"
+        if not fits:
+            raise UsageError(
+                f"{catalog}, column {field.name}, from row 1: its type is {field.type}; expected {expected}"
+            )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds text, plain or dictionary-encoded."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def conform(
+    catalog: str, columns: Mapping[str, pa.Array], rows: int, first_row: int, on_problem: OnProblem = refuse
+) -> pa.RecordBatch:
+    """A batch of `SOURCE` from a file's columns; columns that are absent become null.
+
+    Text is taken over as it is, but for: an empty value, which is null; spaces around a license; the case of
+    `sha256` (lower) and `country` (upper). `first_row` is the number of the batch's first row, from 1.
+    """
+    arrays = []
+    for field in SOURCE:
+        column = columns.get(field.name)
+        if column is None or pa.types.is_null(column.type):
+            array = pa.nulls(rows, field.type)
+        elif is_text(column.type):
+            array = _from_text(catalog, field, column, first_row, on_problem)
+        else:
+            array = column.cast(field.type)
+        arrays.append(array)
+    uris = arrays[0]
+    for index in _where(pc.is_null(uris)):
+        on_problem(Problem(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
+    arrays[0] = uris.fill_null("")
+    return pa.RecordBatch.from_arrays(arrays, schema=SOURCE)
+
+
+def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        column = column.cast(pa.string())
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        last = first_row + len(column) - 1
+        raise UsageError(
+            f"{catalog}, column {field.name}, rows {first_row} to {last}: the text is not UTF-8 ({error})"
+        ) from error
+    name = field.name
+    if name in ("license", "redistributable", "valid_until", "sha256", "country"):
+        column = pc.utf8_trim_whitespace(column)
+    column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    if name == "sha256":
+        return _matching(catalog, name, pc.utf8_lower(column), "^[0-9a-f]{64}$", first_row, on_problem)
+    if name == "country":
+        return _matching(catalog, name, pc.utf8_upper(column), "^[A-Z]{2}$", first_row, on_problem)
+    if name == "valid_until":
+        return _parsed(catalog, field, column, _day, first_row, on_problem)
+    if name == "redistributable":
+        return _parsed(catalog, field, column, lambda text: _TRUTH.get(text.lower()), first_row, on_problem)
+    return column
+
+
+def _matching(
+    catalog: str, name: str, column: pa.Array, pattern: str, first_row: int, on_problem: OnProblem
+) -> pa.Array:
+    fits = pc.match_substring_regex(column, pattern)
+    for index in _where(pc.invert(fits)):
+        on_problem(Problem(catalog, first_row + index, name, shown(column[index].as_py()), EXPECTED[name]))
+    return pc.if_else(fits, column, pa.scalar(None, pa.string()))
+
+
+def _parsed(
+    catalog: str,
+    field: pa.Field,
+    column: pa.Array,
+    parse: Callable[[str], Any],
+    first_row: int,
+    on_problem: OnProblem,
+) -> pa.Array:
+    # Few values are distinct in such a column, so that each is parsed once a batch.
+    encoded = column.dictionary_encode()
+    values = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], field.type)
+    result = values.take(encoded.indices)
+    for index in _where(pc.and_(pc.is_null(result), pc.is_valid(column))):
+        found = shown(column[index].as_py())
+        on_problem(Problem(catalog, first_row + index, field.name, found, EXPECTED[field.name]))
+    return result
+
+
+def _day(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text) if _ISO_DATE.fullmatch(text) else None
+    except ValueError:
+        return None
+
+
+def _where(mask: pa.Array) -> list[int]:
+    indices: list[int] = pc.indices_nonzero(mask.fill_null(False)).to_pylist()
+    return indices

@@ -1,0 +1,106 @@
+"""License identifiers (SPDX) and the policy that judges an image by its license, before anything is read."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+
+from catalogs.reasons import Reason
+from infra.errors import UsageError
+
+_LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
+
+
+@lru_cache(maxsize=1)
+def spdx_identifiers() -> dict[str, str]:
+    """The SPDX license list of the `license-expression` package: lower-case identifier → its spelling."""
+    from license_expression import get_license_index
+
+    known: dict[str, str] = {}
+    for entry in get_license_index():
+        if entry.get("is_exception") or entry.get("is_deprecated"):
+            continue
+        for key in [entry.get("spdx_license_key"), *entry.get("other_spdx_license_keys", [])]:
+            if key and not key.startswith("LicenseRef-"):
+                known[key.lower()] = key
+    return known
+
+
+def canonical_identifier(text: str) -> str | None:
+    """`text` as SPDX spells it (case does not matter in a listed identifier); None when it is no identifier.
+
+    `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is taken as it stands.
+    """
+    if _LICENSE_REF.fullmatch(text):
+        return text
+    return spdx_identifiers().get(text.lower())
+
+
+def suggest_identifier(text: str) -> str | None:
+    """The listed identifier that looks most like `text`; None when nothing does."""
+    known = spdx_identifiers()
+    wanted = re.sub(r"[\s_]+", "-", text.strip().lower())
+    if wanted in known:
+        return known[wanted]
+    # A family's newest version: "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
+    family = sorted(key for key in known if re.fullmatch(re.escape(wanted) + r"-v?\d+(\.\d+)*", key))
+    if family:
+        return known[family[-1]]
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    return known[close[0]] if close else None
+
+
+def validate_identifier(text: str) -> str:
+    """The identifier as SPDX spells it; raises `UsageError` with a suggestion when it is none."""
+    identifier = canonical_identifier(text)
+    if identifier is None:
+        raise UsageError(f"{_unknown(text)}; expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-…")
+    return identifier
+
+
+@dataclass(frozen=True)
+class LicensePolicy:
+    """Which images may be used. `policy_date` is fixed at a dataset's first start, so that verdicts stay."""
+
+    allow: frozenset[str]
+    require_redistributable: bool
+    policy_date: date
+
+    def judge(
+        self, license: str | None, redistributable: bool | None, valid_until: date | None
+    ) -> tuple[Reason, str] | None:
+        """The verdict on an image and a sentence that says why; None when it may be used.
+
+        Judged in this order: no license; a license that is not allowed; one that ended before `policy_date`
+        (its last day counts); redistribution asked for and not granted, unknown included.
+        """
+        if license is None or not license.strip():
+            return Reason.LICENSE_MISSING, "the catalog names no license for this image"
+        identifier = canonical_identifier(license.strip())
+        if identifier is None:
+            return Reason.LICENSE_NOT_ALLOWED, f"{_unknown(license)}; allowed: {self._allowed()}"
+        if identifier not in self.allow:
+            return (
+                Reason.LICENSE_NOT_ALLOWED,
+                f"the license {identifier} is not among those allowed: {self._allowed()}",
+            )
+        if valid_until is not None and valid_until < self.policy_date:
+            return (
+                Reason.LICENSE_EXPIRED,
+                f"the license held until {valid_until.isoformat()}; "
+                f"the dataset's policy date is {self.policy_date.isoformat()}",
+            )
+        if self.require_redistributable and redistributable is not True:
+            found = "unknown" if redistributable is None else "denied"
+            return Reason.NOT_REDISTRIBUTABLE, f"redistribution is required and is {found} for this image"
+        return None
+
+    def _allowed(self) -> str:
+        return ", ".join(sorted(self.allow)) or "none"
+
+
+def _unknown(text: str) -> str:
+    suggestion = suggest_identifier(text)
+    hint = f" (did you mean {suggestion}?)" if suggestion else ""
+    return f"{text!r} is no license identifier{hint}"

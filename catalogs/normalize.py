@@ -1,0 +1,220 @@
+"""A source catalog turned into the dataset's own copy: ordinals, ids, duplicates marked.
+
+Everything is a stream or is left to DuckDB, which spills to disk: memory does not grow with the catalog.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalogs.conform import OnProblem, refuse
+from catalogs.parquet import RowGroupWriter
+from catalogs.readers import read_catalog
+from catalogs.schema import NORMALIZED
+from infra.storage import Storage
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_MARK_ROWS = 65_536
+
+# A hash takes eight bytes, an id often fifty: only the few ids whose hash stands there twice are compared as text.
+_DUPLICATES = """
+WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY h HAVING count(*) > 1),
+     candidates AS (SELECT ordinal, image_id FROM read_parquet($staged)
+                    WHERE hash(image_id) IN (SELECT h FROM suspects)),
+     firsts AS (SELECT image_id, min(ordinal) AS first FROM candidates GROUP BY image_id HAVING count(*) > 1)
+SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal <> first ORDER BY ordinal
+"""
+
+_KNOWN = """
+SELECT ordinal FROM read_parquet($staged)
+WHERE image_id IN (SELECT image_id FROM read_parquet($known)) ORDER BY ordinal
+"""
+
+
+@dataclass(frozen=True)
+class NormalizedCatalog:
+    """A normalized catalog on the local disk, and what identifies it."""
+
+    path: Path
+    rows: int
+    duplicates: int  # rows whose image_id an earlier row has
+    sha256: str  # of the file, 64 hexadecimal digits
+    known: int = 0  # rows left out because an earlier part has their image_id
+
+
+def normalize(
+    catalog_uri: str,
+    storage: Storage,
+    destination: Path,
+    *,
+    first_ordinal: int = 0,
+    earlier_parts: Sequence[str] = (),
+    temporary: Path | None = None,
+    memory_limit: str = "1GB",
+) -> NormalizedCatalog:
+    """Writes the catalog at `catalog_uri` to the local Parquet file `destination`, with `NORMALIZED` rows.
+
+    Rows keep the catalog's order and none is dropped: one without a license has a null there, one whose image_id
+    stood earlier points at the first; their verdicts come later. A `uri` stays as it is written, so that the same
+    rows give the same bytes wherever the catalog lies and whatever its format.
+
+    For a dataset that grows, `earlier_parts` are the URIs of its normalized parts: rows with an image_id
+    known there are left out, and ordinals begin at `first_ordinal`. `temporary` is where intermediate files
+    go (about the size of the catalog; default: beside `destination`), `memory_limit` bounds DuckDB. Raises
+    `UsageError` for a catalog that cannot be read as one.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
+        folder = Path(name)
+        staged, rows = stage_catalog(catalog_uri, storage, folder)
+        known = 0
+        if earlier_parts:
+            ids = _earlier_ids(earlier_parts, storage, folder)
+            staged, kept = _without_known(staged, ids, folder, memory_limit)
+            known, rows = rows - kept, kept
+        result = folder / "result.parquet"
+        duplicates = 0
+        with RowGroupWriter(result, NORMALIZED) as writer:
+            for batch in marked_batches(staged, folder, memory_limit):
+                duplicates += batch.num_rows - batch.column("duplicate_of").null_count
+                writer.add([_shifted(batch, first_ordinal)])
+        result.replace(destination)
+    with destination.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return NormalizedCatalog(destination, rows, duplicates, digest, known)
+
+
+def stage_catalog(catalog_uri: str, storage: Storage, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
+    """Writes the catalog's rows to a file in `folder`, ordinals from 0, duplicates not yet marked.
+
+    Returns the file and its number of rows.
+    """
+    staged = folder / "staged.parquet"
+    with RowGroupWriter(staged, NORMALIZED) as writer:
+        for batch in read_catalog(catalog_uri, storage, on_problem):
+            writer.add([_normalized(batch, writer.rows)])
+    return staged, writer.rows
+
+
+def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
+    """The rows of a staged file in order, `duplicate_of` filled in; DuckDB spills into `folder`."""
+    with _database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
+        reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(_MARK_ROWS)
+        marks = _Ascending(reader)
+        start = 0
+        for batch in file.iter_batches(batch_size=_MARK_ROWS):
+            stop = start + batch.num_rows
+            ordinals, firsts = marks.until(stop)
+            duplicate_of = np.zeros(batch.num_rows, np.int64)
+            absent = np.ones(batch.num_rows, bool)
+            duplicate_of[ordinals - start] = firsts
+            absent[ordinals - start] = False
+            yield _with_column(batch, "duplicate_of", pa.array(duplicate_of, mask=absent))
+            start = stop
+
+
+class _Ascending:
+    """A stream of batches of two int64 columns, sorted by the first, taken piece by piece."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self._batches = iter(reader)
+        self._keys: Ints = np.empty(0, np.int64)
+        self._values: Ints = np.empty(0, np.int64)
+        self._ended = False
+
+    def until(self, stop: int) -> tuple[Ints, Ints]:
+        """The pairs whose key is under `stop` and that were not taken yet."""
+        while not self._ended and (len(self._keys) == 0 or self._keys[-1] < stop):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._ended = True
+            else:
+                self._keys = np.concatenate([self._keys, batch.column(0).to_numpy()])
+                values = batch.column(batch.num_columns - 1).to_numpy()
+                self._values = np.concatenate([self._values, values])
+        cut = int(np.searchsorted(self._keys, stop))
+        taken = self._keys[:cut], self._values[:cut]
+        self._keys, self._values = self._keys[cut:], self._values[cut:]
+        return taken
+
+
+def _normalized(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+    rows = batch.num_rows
+    ordinals = np.arange(first, first + rows, dtype=np.int64)
+    columns = {
+        "ordinal": pa.array(ordinals),
+        "id": pa.array(ordinals + 1),
+        "image_id": pc.coalesce(batch.column("image_id"), batch.column("uri")),
+        "duplicate_of": pa.nulls(rows, pa.int64()),
+    }
+    arrays = [columns[field.name] if field.name in columns else batch.column(field.name) for field in NORMALIZED]
+    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
+
+
+def _without_known(staged: Path, ids: Path, folder: Path, memory_limit: str) -> tuple[Path, int]:
+    """The staged rows without those whose image_id stands in the file `ids`, numbered anew from 0."""
+    result = folder / "new.parquet"
+    parameters = {"staged": str(staged), "known": str(ids)}
+    with (
+        _database(folder, memory_limit) as database,
+        pq.ParquetFile(staged) as file,
+        RowGroupWriter(result, NORMALIZED) as writer,
+    ):
+        known = _Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(_MARK_ROWS))
+        start = 0
+        for batch in file.iter_batches(batch_size=_MARK_ROWS):
+            stop = start + batch.num_rows
+            keep = np.ones(batch.num_rows, bool)
+            keep[known.until(stop)[0] - start] = False
+            kept = batch.filter(pa.array(keep))
+            ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)
+            writer.add([_with_column(_with_column(kept, "ordinal", ordinals), "id", ordinals + 1)])
+            start = stop
+    return result, writer.rows
+
+
+def _earlier_ids(parts: Sequence[str], storage: Storage, folder: Path) -> Path:
+    """A local file with the image_id of every row of the earlier parts."""
+    path = folder / "known.parquet"
+    schema = pa.schema([NORMALIZED.field("image_id")])
+    with RowGroupWriter(path, schema) as writer:
+        for uri in parts:
+            with storage.open(uri) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as file:
+                for batch in file.iter_batches(batch_size=_MARK_ROWS, columns=["image_id"]):
+                    writer.add([batch.cast(schema)])
+    return path
+
+
+def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
+    if by == 0:
+        return batch
+    for name in ("ordinal", "id", "duplicate_of"):
+        batch = _with_column(batch, name, pc.add(batch.column(name), by))
+    return batch
+
+
+def _with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
+    arrays = [pa.array(values) if n == name else batch.column(n) for n in NORMALIZED.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
+
+
+def _database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    database = duckdb.connect(
+        config={
+            "temp_directory": str(folder / "spill"),
+            "memory_limit": memory_limit,
+            "preserve_insertion_order": "false",
+        }
+    )
+    database.execute("SET enable_progress_bar = false")  # it would go to standard output, after two seconds
+    return database

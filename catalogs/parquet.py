@@ -1,0 +1,80 @@
+"""Parquet whose bytes depend on the rows alone: fixed settings, whole row groups, one chunk a column."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROW_GROUP_ROWS = 65_536
+"""Rows in each row group of a catalog, but for the last."""
+
+PARQUET_OPTIONS: dict[str, Any] = {
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": True,
+    "write_statistics": True,
+    "store_schema": True,
+}
+"""The writer's settings, for every Parquet file of a dataset."""
+
+
+def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
+    """A table as a Parquet file with exactly `schema`, its columns selected by name.
+
+    The table's chunks are joined first: otherwise the bytes would depend on how the rows arrived.
+    """
+    sink = io.BytesIO()
+    exact = table.select(schema.names).cast(schema).combine_chunks()
+    with pq.ParquetWriter(sink, schema, **PARQUET_OPTIONS) as writer:
+        writer.write_table(exact, row_group_size=row_group_rows)
+    return sink.getvalue()
+
+
+class RowGroupWriter:
+    """Writes batches of any size to a local Parquet file in row groups of one size, as a context manager."""
+
+    def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+        self._schema = schema
+        self._group = row_group_rows
+        self._waiting: list[pa.RecordBatch] = []
+        self._count = 0
+        self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
+        self.rows = 0
+
+    def add(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Takes batches of the writer's schema; a row group is written as soon as it is full."""
+        for batch in batches:
+            self._waiting.append(batch)
+            self._count += batch.num_rows
+            self.rows += batch.num_rows
+            if self._count >= self._group:
+                self._flush(whole=True)
+
+    def __enter__(self) -> "RowGroupWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush(whole=False)
+        self._writer.close()
+
+    def _flush(self, whole: bool) -> None:
+        table = pa.Table.from_batches(self._waiting, schema=self._schema)
+        ready = table.num_rows - table.num_rows % self._group if whole else table.num_rows
+        for start in range(0, ready, self._group):
+            group = table.slice(start, min(self._group, ready - start)).combine_chunks()
+            self._writer.write_table(group, row_group_size=self._group)
+        rest = table.slice(ready).combine_chunks()
+        self._waiting = rest.to_batches()
+        self._count = rest.num_rows

@@ -1,0 +1,165 @@
+"""Reads a dataset: its committed shards, image by image, with masks decoded when they are asked for."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import DamagedDatasetError, DatasetManifest, load_manifest
+from infra.errors import SegmintError
+from infra.storage import Storage
+from infra.uris import join
+
+
+class NoPixelsError(SegmintError):
+    """A sample's pixels were asked for, and its dataset was released as annotations without images."""
+
+
+@dataclass(frozen=True)
+class MaskAnnotation:
+    """One mask as SA-1B describes it; coordinates are pixels of the released image.
+
+    `bbox` and `crop_box` are (x, y, width, height), `point_coords` the prompt's points (x, y), `counts` is
+    COCO's compressed run-length encoding of a mask of `size` (height, width).
+    """
+
+    id: int
+    size: tuple[int, int]
+    counts: str
+    area: int
+    bbox: tuple[float, float, float, float]
+    predicted_iou: float
+    stability_score: float
+    crop_box: tuple[float, float, float, float]
+    point_coords: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "MaskAnnotation":
+        """An entry of `annotations` in an image's JSON."""
+        height, width = value["segmentation"]["size"]
+        x, y, w, h = value["bbox"]
+        crop_x, crop_y, crop_w, crop_h = value["crop_box"]
+        return cls(
+            id=value["id"],
+            size=(height, width),
+            counts=value["segmentation"]["counts"],
+            area=value["area"],
+            bbox=(x, y, w, h),
+            predicted_iou=value["predicted_iou"],
+            stability_score=value["stability_score"],
+            crop_box=(crop_x, crop_y, crop_w, crop_h),
+            point_coords=tuple((x, y) for x, y in value["point_coords"]),
+        )
+
+    @cached_property
+    def mask(self) -> np.ndarray[Any, Any]:
+        """The mask's pixels, (height, width) bool."""
+        from pycocotools import mask as coco
+
+        encoded = {"size": list(self.size), "counts": self.counts.encode("ascii")}
+        return np.asarray(coco.decode(encoded)).astype(bool)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a dataset: `row` is that of `images/*.parquet`, `masks` are in the order of its JSON."""
+
+    row: Mapping[str, Any]
+    masks: list[MaskAnnotation]
+    jpeg: bytes | None  # as released; None in a dataset of annotations alone
+
+    @property
+    def id(self) -> int:
+        """The image's number in the dataset: its ordinal + 1."""
+        return int(self.row["id"])
+
+    @cached_property
+    def image(self) -> np.ndarray[Any, Any]:
+        """The released pixels, (height, width, 3) uint8 RGB; raises `NoPixelsError` where there are none."""
+        if self.jpeg is None:
+            raise NoPixelsError(
+                f"image {self.id}: this dataset holds annotations alone; the image is at {self.row['uri']}"
+            )
+        import simplejpeg
+
+        return np.asarray(simplejpeg.decode_jpeg(self.jpeg, colorspace="RGB"))
+
+
+class Dataset:
+    """The committed images of a dataset, in order of their ordinals; each iteration reads the commits anew.
+
+    A shard that is committed while an iteration runs is seen by the next one.
+    """
+
+    def __init__(self, uri: str, storage: Storage, manifest: DatasetManifest) -> None:
+        self.uri = uri
+        self.manifest = manifest
+        self.storage = storage
+        self.log = CommitLog(storage, uri)
+
+    def commits(self) -> Iterator[Commit]:
+        """The commits that hold, in order of shards."""
+        return self.log.read_all()
+
+    def __iter__(self) -> Iterator[Sample]:
+        for commit in self.commits():
+            yield from self.shard(commit)
+
+    def __len__(self) -> int:
+        """How many images the committed shards hold, from their commits."""
+        return sum(commit.counts.get("images", 0) for commit in self.commits())
+
+    def table(self, commit: Commit, kind: str) -> pa.Table:
+        """The shard's table `kind`: images, masks or rejects."""
+        uri = join(self.uri, commit.file(kind).path)
+        try:
+            with self.storage.open(uri) as stream:
+                return pq.read_table(stream)
+        except pa.ArrowInvalid as error:
+            raise DamagedDatasetError(f"{uri} is no Parquet file that can be read: {error}") from error
+
+    def shard(self, commit: Commit) -> Iterator[Sample]:
+        """The samples of one committed shard, in order, as a stream over its tar."""
+        rows = self.table(commit, "images").to_pylist()
+        path = commit.file("shards").path
+        pairs = self._pairs(path)
+        for row in rows:
+            jpeg, annotations = next(pairs, (None, None))
+            if annotations is None or annotations["image"]["image_id"] != row["id"]:
+                raise DamagedDatasetError(f"{self.uri}: {path} does not hold image {row['id']} where it should be")
+            masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
+            yield Sample(row, masks, jpeg)
+
+    def _pairs(self, path: str) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
+        """JPEG (None where there is none) and JSON of each image of a tar, in its order."""
+        uri = join(self.uri, path)
+        jpeg: bytes | None = None
+        try:
+            with self.storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    file = archive.extractfile(member)
+                    data = file.read() if file is not None else b""
+                    if member.name.endswith(".jpg"):
+                        jpeg = data
+                    elif member.name.endswith(".json"):
+                        yield jpeg, json.loads(data)
+                        jpeg = None
+        except (tarfile.TarError, ValueError) as error:
+            raise DamagedDatasetError(f"{uri} is no shard that can be read: {error}") from error
+
+
+def open_dataset(uri: str, storage: Storage | None = None) -> Dataset:
+    """Opens the dataset at `uri`, a folder or an S3 prefix, for reading; what is not committed is not there.
+
+    Iterating gives a `Sample` an image. `storage` is needed where a store has options (an endpoint, a
+    profile). Raises `UsageError` when no dataset stands there.
+    """
+    storage = storage or Storage()
+    return Dataset(uri, storage, load_manifest(storage, uri))

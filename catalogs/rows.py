@@ -1,0 +1,83 @@
+"""Rows of a normalized catalog by their ordinals, without reading those before them."""
+
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.schema import NORMALIZED
+from infra.errors import UsageError
+from infra.storage import Storage
+
+
+class NormalizedRows:
+    """An open normalized catalog, as a context manager: the footer is read once, row groups as asked for."""
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self.uri = uri
+        self._stream = storage.open(uri)
+        try:
+            self._file = pq.ParquetFile(self._stream)
+        except pa.ArrowInvalid as error:
+            self._stream.close()
+            raise UsageError(f"{uri} is no normalized catalog: {error}") from error
+        if not self._file.schema_arrow.equals(NORMALIZED):
+            self.close()
+            raise UsageError(f"{uri} is no normalized catalog: its columns are not those of one")
+        metadata = self._file.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        first = self._file.read_row_group(0, columns=["ordinal"]).column(0)[0].as_py() if counts else 0
+        self._starts = [first]
+        for count in counts:
+            self._starts.append(self._starts[-1] + count)
+
+    @property
+    def ordinals(self) -> tuple[int, int]:
+        """The part's first ordinal, and the one after its last."""
+        return self._starts[0], self._starts[-1]
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """The rows whose ordinal is in [start, stop), in order; fewer where the catalog has fewer."""
+        low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
+        if low >= high:
+            return NORMALIZED.empty_table()
+        groups = [
+            index
+            for index, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            if begin < high and end > low
+        ]
+        table = self._file.read_row_groups(groups)
+        return table.slice(low - self._starts[groups[0]], high - low)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._file.close()
+        self._stream.close()
+
+    def __enter__(self) -> "NormalizedRows":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_rows(storage: Storage, uri: str, start: int, stop: int) -> pa.Table:
+    """The rows of a normalized catalog with ordinals in [start, stop), in order, as `NORMALIZED`.
+
+    Row groups that hold none of them are skipped by their counts. To read again and again, keep a
+    `NormalizedRows` open.
+    """
+    with NormalizedRows(storage, uri) as rows:
+        return rows.read(start, stop)
+
+
+def count_rows(storage: Storage, uri: str) -> int:
+    """How many rows a normalized catalog has, from its footer."""
+    with NormalizedRows(storage, uri) as rows:
+        first, end = rows.ordinals
+        return end - first

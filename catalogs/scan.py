@@ -1,0 +1,192 @@
+"""Makes a catalog from the images below a folder or prefix; licenses come from an argument or sidecar files.
+
+A sidecar stands beside its image and has its whole name: `photo.jpg.json` holds any columns of a catalog but
+`uri`; `photo.jpg.license` holds an identifier alone, or REUSE's tags (`SPDX-License-Identifier`,
+`SPDX-FileCopyrightText`). A sidecar wins over the argument, and JSON over the other.
+"""
+
+import csv
+import json
+import re
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.conform import conform
+from catalogs.licenses import validate_identifier
+from catalogs.parquet import RowGroupWriter
+from catalogs.readers import catalog_format
+from catalogs.schema import SOURCE
+from infra.errors import UsageError
+from infra.storage import Storage
+from infra.uris import LOCAL, join, local_path, scheme
+
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".bmp",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".gif",
+)
+"""What is taken for an image by its name. Whether it is one is found when it is read."""
+
+_SIDECAR_ENDINGS = (".json", ".license")
+_SIDECAR_BYTES = 1 << 20
+_BATCH = 256
+_TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
+
+
+@dataclass
+class _Found:
+    name: str
+    sidecars: list[str] = field(default_factory=list)
+
+
+def scan(
+    uri: str, storage: Storage, license: str | None = None, provider: str | None = None, threads: int = 16
+) -> Iterator[dict[str, Any]]:
+    """A row of `SOURCE` (a dictionary, absent values left out) for each image below `uri`, in order of names.
+
+    `uri` is made absolute in the rows, `image_id` is the name relative to the prefix. An image without a
+    license gets a row without one. Raises `UsageError` for a license that is no identifier and for a bad
+    sidecar.
+    """
+    base = str(local_path(uri).resolve()) if scheme(uri) == LOCAL else uri
+    common = {"license": validate_identifier(license) if license else None, "provider": provider}
+    found = _images(base, storage)
+    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+        while batch := list(islice(found, _BATCH)):
+            yield from pool.map(lambda image: _row(base, image, common, storage), batch)
+
+
+def write_catalog(rows: Iterator[Mapping[str, Any]], destination: str, storage: Storage) -> int:
+    """Writes rows of `SOURCE` as a catalog, in the format of `destination`'s ending; returns their number."""
+    kind = catalog_format(destination)
+    if destination.lower().endswith(".gz"):
+        raise UsageError(f"{destination}: a catalog is written without compression; leave out .gz")
+    with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
+        path = Path(folder) / "catalog"
+        count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
+        storage.put_file(destination, path)
+    return count
+
+
+def _images(base: str, storage: Storage) -> Iterator[_Found]:
+    # Names come sorted, so all that begin with an image's name come right after it: sidecars are found while
+    # only those few names are kept.
+    open_images: deque[_Found] = deque()
+    for entry in storage.walk(base):
+        while open_images and not entry.name.startswith(open_images[0].name):
+            yield open_images.popleft()
+        if entry.name.lower().endswith(IMAGE_ENDINGS):
+            open_images.append(_Found(entry.name))
+        elif entry.name.lower().endswith(_SIDECAR_ENDINGS):
+            owner = entry.name.rpartition(".")[0]
+            for image in open_images:
+                if image.name == owner:
+                    image.sidecars.append(entry.name)
+    yield from open_images
+
+
+def _row(base: str, image: _Found, common: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
+    row = {**common, "uri": join(base, image.name), "image_id": image.name}
+    for name in sorted(image.sidecars, reverse=True):  # .license, then .json
+        where = join(base, name)
+        data = storage.read(where, max_bytes=_SIDECAR_BYTES)
+        row.update(_from_json(where, data) if name.lower().endswith(".json") else _from_license(where, data))
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _from_json(where: str, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{where} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: expected a JSON object with columns of a catalog")
+    ours = {key: value[key] for key in SOURCE.names if key != "uri" and value.get(key) is not None}
+    for key, item in ours.items():
+        kind = bool if pa.types.is_boolean(SOURCE.field(key).type) else str
+        if not isinstance(item, kind):
+            raise UsageError(
+                f"{where}, key {key}: found {item!r}; expected {'true or false' if kind is bool else 'text'}"
+            )
+    columns = {key: pa.array([item]) for key, item in ours.items()}
+    conformed = conform(where, {"uri": pa.array([where]), **columns}, 1, 1).to_pylist()[0]
+    if conformed["license"] is not None:
+        _check_license(where, conformed["license"])
+    return {key: conformed[key] for key in ours}
+
+
+def _from_license(where: str, data: bytes) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is no text in UTF-8: {error}") from error
+    tags: dict[str, str] = {}
+    for name, value in _TAG.findall(text):
+        tags[name] = f"{tags[name]}; {value}" if name == "FileCopyrightText" and name in tags else value
+    license = tags.get("License-Identifier", text if not tags else "")
+    if not license:
+        raise UsageError(f"{where} names no license: expected an identifier, or SPDX-License-Identifier: …")
+    _check_license(where, license)
+    return {"license": license, "attribution": tags.get("FileCopyrightText")}
+
+
+def _check_license(where: str, license: str) -> None:
+    try:
+        validate_identifier(license)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = {name: row[name] for name in SOURCE.names if row.get(name) is not None}
+    if "valid_until" in ordered:
+        ordered["valid_until"] = str(ordered["valid_until"])
+    # Required columns stand there even when empty.
+    return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
+
+
+def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, SOURCE.names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            plain = _plain(row)
+            if "redistributable" in plain:
+                plain["redistributable"] = "true" if plain["redistributable"] else "false"
+            writer.writerow(plain)
+            count += 1
+    return count
+
+
+def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+    with RowGroupWriter(path, SOURCE) as writer:
+        while batch := list(islice(rows, 4096)):
+            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SOURCE)])
+    return writer.rows

@@ -1,0 +1,42 @@
+"""The columns of a catalog: as a person writes them, and as the dataset keeps them."""
+
+import pyarrow as pa
+
+SOURCE = pa.schema(
+    [
+        pa.field("uri", pa.string()),  # where the image is; a relative one is relative to the catalog
+        pa.field("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
+        pa.field("image_id", pa.string()),  # the catalog's own name for the image; absent: the uri as written
+        pa.field("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits
+        pa.field("attribution", pa.string()),  # whom to credit, as the license asks
+        pa.field("provider", pa.string()),  # who supplied the image
+        pa.field("source_url", pa.string()),  # the page the image came from
+        pa.field("redistributable", pa.bool_()),  # absent means unknown
+        pa.field("valid_until", pa.date32()),  # the last day on which the license holds
+        pa.field("country", pa.string()),  # ISO 3166 alpha-2, upper case
+        pa.field("caption", pa.string()),  # for the catalog's reader alone: never written to a dataset
+    ]
+)
+"""What a source catalog may hold. Other columns are ignored; the order of columns is free."""
+
+REQUIRED = ("uri", "license")
+"""The columns that a source catalog must have. A row's license may be empty (its image is then refused)."""
+
+NORMALIZED = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the dataset, from 0
+        pa.field("id", pa.int64(), nullable=False),  # ordinal + 1: the image's number in SA-1B's files
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # as written: relative ones are to the source catalog
+        pa.field("license", pa.string()),  # null: missing
+        pa.field("attribution", pa.string()),
+        pa.field("provider", pa.string()),
+        pa.field("source_url", pa.string()),
+        pa.field("redistributable", pa.bool_()),  # null: unknown
+        pa.field("valid_until", pa.date32()),
+        pa.field("country", pa.string()),
+        pa.field("sha256", pa.string()),  # lower case
+        pa.field("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
+    ]
+)
+"""A row of `catalog/part-N.parquet`: one for each row of the source catalog, in its order."""

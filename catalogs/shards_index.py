@@ -1,0 +1,28 @@
+"""`shards.json`: the committed tars as WebDataset's `wids` indexes them. A convenience, never the truth."""
+
+from collections.abc import Iterable
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import SHARDS_INDEX, canonical_json
+from infra.storage import Storage
+from infra.uris import join
+
+
+def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
+    """The index of these commits' tars: URLs relative to the index itself, samples and bytes of each.
+
+    Tars without an image are left out, since a loader has nothing to draw from them.
+    """
+    shards = []
+    for commit in commits:
+        tar = commit.file("shards")
+        samples = commit.counts.get("images", 0)
+        if samples:
+            shards.append({"url": tar.path, "nsamples": samples, "filesize": tar.size})
+    return canonical_json({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards})
+
+
+def write_shards_index(storage: Storage, dataset_uri: str, name: str, threads: int = 16) -> None:
+    """Writes the index of the commits that hold now, over an older one."""
+    data = shards_index(name, CommitLog(storage, dataset_uri).read_all(threads))
+    storage.put(join(dataset_uri, SHARDS_INDEX), data)

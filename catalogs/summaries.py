@@ -1,0 +1,82 @@
+"""Sums over a dataset's commits, kept by the thousand so that asking again stays cheap."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import SUMMARIES, canonical_json, fingerprint, shard_name
+from infra.storage import Storage
+from infra.uris import join
+
+SUMMARY_SHARDS = 1000
+"""How many shards a summary covers."""
+
+
+@dataclass(frozen=True)
+class CommitSums:
+    """What is in a set of commits: sums of counts, bytes of files, shards by the fingerprint of their numerics."""
+
+    shards: int
+    files: int
+    bytes: int
+    counts: Mapping[str, int]
+    numerics: Mapping[str, int]
+
+    def __add__(self, other: "CommitSums") -> "CommitSums":
+        return CommitSums(
+            self.shards + other.shards,
+            self.files + other.files,
+            self.bytes + other.bytes,
+            _added(self.counts, other.counts),
+            _added(self.numerics, other.numerics),
+        )
+
+
+NOTHING = CommitSums(0, 0, 0, {}, {})
+"""The sums of no commit."""
+
+
+def sums_of(commit: Commit) -> CommitSums:
+    """The sums of one commit."""
+    size = sum(entry.size for entry in commit.files)
+    return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1})
+
+
+def sum_commits(storage: Storage, dataset_uri: str, wanted: range | None = None, threads: int = 16) -> CommitSums:
+    """The sums of a dataset's commits that hold; of the shards in `wanted` (step 1) where it is given.
+
+    The sums of each full thousand of shards are kept in `summaries/`, under a name that carries the
+    generations they were made from: a summary that no longer fits is not found, and is made anew.
+    """
+    log = CommitLog(storage, dataset_uri)
+    folder = join(dataset_uri, SUMMARIES)
+    standing = {entry.name for entry in storage.list(folder)}
+    held = {s: g for s, g in log.committed().items() if wanted is None or s in wanted}
+    total = NOTHING
+    for block, pairs in groupby(held.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
+        members = list(pairs)
+        prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
+        name = f"{prefix}{fingerprint(members)}.json"
+        full = len(members) == SUMMARY_SHARDS
+        if full and name in standing:
+            total += CommitSums(**json.loads(storage.read(join(folder, name))))
+            continue
+        part = NOTHING
+        for commit in log.read_many(members, threads):
+            part += sums_of(commit)
+        if full and part.shards == SUMMARY_SHARDS:
+            storage.put(join(folder, name), canonical_json(vars(part)))
+            for old in standing:
+                if old.startswith(prefix):
+                    storage.delete(join(folder, old))
+        total += part
+    return total
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    total = Counter(one)
+    total.update(other)  # unlike `+`, this keeps a count of zero
+    return dict(total)

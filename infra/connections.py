@@ -1,0 +1,73 @@
+"""The stores of this process, one for a scheme and its options, shared by threads and never across a fork."""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from infra.errors import UsageError
+from infra.stores import LocalStore, Store
+from infra.uris import LOCAL, redact, scheme
+
+_SECRET_OPTION = re.compile(
+    r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
+)
+
+# File systems of this process, shared by all threads and all `Storage` values with the same options.
+# The key holds the process id: connections and event loops do not survive a fork.
+_stores: dict[tuple[int, str, str], Store] = {}
+_stores_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _stores_lock
+    _stores_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def connect(protocol: str, options: Mapping[str, Any]) -> Store:
+    """The store that serves a scheme with these options; made at the first call in a process."""
+    key = (os.getpid(), protocol, json.dumps(options, sort_keys=True, default=str))
+    with _stores_lock:
+        store = _stores.get(key)
+        if store is None:
+            store = _stores[key] = _make_store(protocol, dict(options))
+    return store
+
+
+def _make_store(protocol: str, options: dict[str, Any]) -> Store:
+    if protocol == LOCAL:
+        return LocalStore()
+    if protocol == "s3":
+        from infra.s3 import S3Store, make_filesystem
+
+        return S3Store(make_filesystem(options))
+    import fsspec
+
+    from infra.fsspec_store import FsspecStore
+
+    try:
+        return FsspecStore(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options))
+    except ImportError as error:
+        raise UsageError(f"{protocol}:// needs a package that is not installed: {error}") from error
+
+
+def check_options(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for a credential given as a value, and for a key that S3 does not have."""
+    protocol = scheme(prefix)
+    for key, value in values.items():
+        if _SECRET_OPTION.search(key):
+            raise UsageError(
+                f"storage option {key!r} of {redact(prefix)!r} is a credential: give none as values; they "
+                "come by the standard chain (environment, `profile`, instance or pod role)"
+            )
+        if isinstance(value, str) and redact(value) != value:
+            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} holds a credential: give none as values")
+    if protocol == "s3":
+        from infra import s3
+
+        s3.check_options(prefix, values)

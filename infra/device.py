@@ -1,0 +1,107 @@
+"""Which device, precision and number of threads a process computes with: `auto` made a plain choice."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from infra.errors import UsageError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A resolved choice: nothing in it is `auto` any more."""
+
+    device: str
+    """A torch device: "cpu", "cuda" or "cuda:1"."""
+    precision: Precision
+    threads: int
+    """torch's threads within one operation, at least 1."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of device without its number: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+
+def resolve_compute(device: str = "auto", precision: str = "auto", threads: str | int = "auto") -> Compute:
+    """Resolves each `auto` for this machine, and checks that what was asked for exists here.
+
+    - `device`: auto is "cuda" where torch sees a CUDA device, else "cpu".
+    - `precision`: auto is "bf16" on a CUDA device that computes in it (Ampere or newer), else "fp32".
+    - `threads`: auto is the number of physical cores this process may use; 1 on a CUDA device, where the CPU
+      only starts the work.
+
+    Raises `UsageError` for a device that torch does not see, bf16 on a GPU without it, and unknown words.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+    except RuntimeError:
+        kind, index = "unknown", None
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA device here: use cpu or auto")
+    if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r} was asked for, but torch sees only {torch.cuda.device_count()} here")
+    return Compute(device, _resolve_precision(precision, kind), _resolve_threads(threads, kind))
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use: the least of its affinity, the container's quota, torch's count.
+
+    Call it before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's own number.
+    """
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, torch.get_num_threads(), _cgroup_quota() or usable))
+
+
+def apply_compute(compute: Compute) -> None:
+    """Sets torch's threads in this process, OpenCV's to 1, and full fp32 products: others have other bits."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(compute.threads)
+    cv2.setNumThreads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _resolve_precision(precision: str, kind: str) -> Precision:
+    import torch
+
+    if precision == "auto":
+        native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp32"
+    if precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(f"{torch.cuda.get_device_name()} does not compute in bf16: use precision fp32 or auto")
+    if precision == "bf16":
+        return "bf16"
+    if precision == "fp32":
+        return "fp32"
+    raise UsageError(f"precision {precision!r} is unknown: expected auto, fp32 or bf16")
+
+
+def _resolve_threads(threads: str | int, kind: str) -> int:
+    if threads == "auto":
+        return physical_cores() if kind == "cpu" else 1
+    if isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1:
+        return threads
+    raise UsageError(f"threads {threads!r} is wrong: expected auto or a number from 1")
+
+
+def _cgroup_quota() -> int | None:
+    """CPUs that the container may use (cgroup v2), rounded down but at least 1; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))

@@ -1,0 +1,117 @@
+"""Stores other than local files and S3, through whatever fsspec file system serves their scheme."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UsageError
+from infra.stores import ObjectInfo, check_length, check_size
+from infra.uris import parent, redact
+
+
+class FsspecStore:
+    """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
+
+    Exclusive creation is what `pipe_file(mode="create")` of the implementation gives. The default that
+    fsspec inherits to its file systems looks first and writes then, a race: such a store is refused here,
+    and one that claims better is raced by `Storage.probe`.
+    """
+
+    def __init__(self, filesystem: Any) -> None:
+        self._fs = filesystem
+
+    def read(self, uri: str, max_bytes: int | None) -> bytes:
+        """The whole object."""
+        size = self.size(uri)
+        check_size(uri, size, max_bytes)
+        data: bytes = self._fs.cat_file(self._path(uri))
+        check_length(len(data), size)
+        return data
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """The bytes [start, stop)."""
+        data: bytes = self._fs.cat_file(self._path(uri), start=start, end=stop)
+        check_length(len(data), stop - start)
+        return data
+
+    def create(self, uri: str, data: bytes) -> None:
+        """Creates by the store's own condition; refuses a store that only looks first."""
+        if not self._claims_exclusive_create():
+            raise UsageError(
+                f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "
+                "absent: choose a local folder, an S3 bucket, Google Cloud Storage or Azure"
+            )
+        self._fs.pipe_file(self._path(uri), data, mode="create")
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Writes the whole object."""
+        self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
+        self._fs.pipe_file(self._path(uri), data)
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """Uploads a file."""
+        self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
+        self._fs.put_file(str(path), self._path(uri))
+
+    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+        """Objects below a folder."""
+        root = self._path(uri).rstrip("/") + "/"
+        try:
+            found = self._fs.find(root, detail=True, maxdepth=None if recursive else 1)
+        except FileNotFoundError:
+            return
+        for path in sorted(found):
+            if path.startswith(root) and not path.endswith("/"):
+                yield ObjectInfo(path[len(root) :], int(found[path]["size"] or 0), _modified(found[path]))
+
+    def size(self, uri: str) -> int:
+        """The size in bytes."""
+        info = self._fs.info(self._path(uri))
+        if info["type"] != "file":
+            raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
+        return int(info["size"])
+
+    def delete(self, uri: str) -> None:
+        """Removes the object."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(uri))
+
+    def purge(self, uri: str) -> None:
+        """Refuses: older versions cannot be seen through fsspec."""
+        raise UsageError(
+            f"older versions of {redact(uri)} cannot be removed through {type(self._fs).__name__}: "
+            "remove them with the tools of the store"
+        )
+
+    def ping(self, uri: str) -> None:
+        """Asks for an object's or folder's information; that it is absent is an answer."""
+        with suppress(FileNotFoundError):
+            self._fs.info(self._path(parent(uri)))
+
+    def _path(self, uri: str) -> str:
+        return str(self._fs._strip_protocol(uri))
+
+    def _claims_exclusive_create(self) -> bool:
+        from fsspec.asyn import AsyncFileSystem
+        from fsspec.spec import AbstractFileSystem
+
+        kind = type(self._fs)
+        if isinstance(self._fs, AsyncFileSystem):
+            return kind._pipe_file is not AsyncFileSystem._pipe_file
+        return kind.pipe_file is not AbstractFileSystem.pipe_file
+
+
+def _modified(info: dict[str, Any]) -> datetime:
+    for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return datetime.fromisoformat(value)
+    return datetime.fromtimestamp(0, UTC)

@@ -1,0 +1,113 @@
+"""Progress of several stages: bars on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+@dataclass
+class _Stage:
+    total: int | None
+    done: int = 0
+    shown: int = -1
+    started: float = field(default_factory=time.monotonic)
+
+
+class Progress:
+    """Shows how far each stage is; safe to call from threads. A context manager.
+
+    ```
+    with Progress() as progress:
+        progress.stage("prepare", total=5000)
+        progress.update("prepare", done=120)
+    ```
+
+    `stream` is standard error by default; `interval_s` is the least number of seconds between two plain
+    lines of one `Progress`; `bars` None means: bars where the stream is a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._interval_s = interval_s
+        self._bars_wanted = self._stream.isatty() if bars is None else bars
+        self._bars: rich.progress.Progress | None = None
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._stages: dict[str, _Stage] = {}
+        self._last_line = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self._bars_wanted:
+            self._bars = _make_bars(self._stream)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+                self._tasks.clear()
+            else:
+                self._print_lines()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begins a stage, or gives a running one another total (None: not known)."""
+        with self._lock:
+            stage = self._stages.setdefault(name, _Stage(total))
+            stage.total = total
+            if self._bars is not None:
+                if name not in self._tasks:
+                    self._tasks[name] = self._bars.add_task(name, total=total)
+                self._bars.update(self._tasks[name], total=total)
+
+    def update(self, name: str, done: int) -> None:
+        """Says that `done` items of a stage are through in all; begins the stage where it is new."""
+        if name not in self._stages:
+            self.stage(name)
+        with self._lock:
+            self._stages[name].done = done
+            if self._bars is not None:
+                self._bars.update(self._tasks[name], completed=done)
+            elif time.monotonic() - self._last_line >= self._interval_s:
+                self._print_lines()
+
+    def _print_lines(self) -> None:
+        moved = [(name, stage) for name, stage in self._stages.items() if stage.done != stage.shown]
+        if moved:
+            self._stream.write("; ".join(_line(name, stage) for name, stage in moved) + "\n")
+            self._stream.flush()
+        for _, stage in moved:
+            stage.shown = stage.done
+        self._last_line = time.monotonic()
+
+
+def _line(name: str, stage: _Stage) -> str:
+    rate = stage.done / max(time.monotonic() - stage.started, 1e-3)
+    if stage.total is None:
+        return f"{name} {stage.done} ({rate:.3g}/s)"
+    share = stage.done / stage.total if stage.total else 1.0
+    return f"{name} {stage.done}/{stage.total} ({share:.1%}, {rate:.3g}/s)"
+
+
+def _make_bars(stream: TextIO) -> "rich.progress.Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Remaining(),
+        console=Console(file=stream, force_terminal=True),
+    )

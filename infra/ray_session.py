@@ -1,0 +1,120 @@
+"""The one place that starts or joins Ray."""
+
+import contextlib
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.errors import UsageError
+
+MIN_LOCAL_CPUS = 8
+"""Logical CPUs of a local Ray: stages need slots to run side by side, and most of them wait rather than compute."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the Ray that we are connected to has."""
+
+    local: bool  # whether we started it, on this machine alone
+    cpus: float  # logical CPUs of all nodes
+    gpus: float
+    nodes: int
+    cores: int  # CPU cores that this process may run on; on a cluster, those of the driver's node
+
+
+def cores_here() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
+    """Joins the cluster at `address`, or starts a local Ray; leaves it as it was found.
+
+    "auto" joins the cluster that `RAY_ADDRESS` names and is local without it; "local" is always local.
+    `object_store_memory` in bytes is for a local Ray alone. Raises `UsageError` when no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's core writes its own log lines to the terminal; its folder of logs keeps what matters.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield _observe(local=False)
+        return
+    target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+    local = target == "local"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if local:
+                ray.init(
+                    address="local",
+                    num_cpus=max(MIN_LOCAL_CPUS, cores_here()),
+                    object_store_memory=object_store_memory,
+                    include_dashboard=False,
+                    configure_logging=True,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            else:
+                _check_answers(target)
+                ray.init(
+                    address=target,
+                    runtime_env={"working_dir": str(_checkout()), "excludes": _EXCLUDES},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+        except OSError as error:
+            raise UsageError(
+                f"resources.address is {address!r}, and no Ray cluster answers at {target!r}: {error}. "
+                "Start one, name another, or use 'local'"
+            ) from error
+    try:
+        yield _observe(local=local)
+    finally:
+        ray.shutdown()
+
+
+_EXCLUDES = [
+    ".git",
+    ".venv",
+    "demo",
+    "data",
+    "bundle",
+    "tests",
+    "*.tar",
+    "*.parquet",
+    "*.pt",
+    "*.pth",
+    "*.onnx",
+]
+
+
+def _check_answers(address: str) -> None:
+    """Raises `OSError` when nothing listens at host:port, which Ray itself would wait minutes for."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _checkout() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _observe(*, local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    return Cluster(
+        local=local,
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        nodes=sum(node["Alive"] for node in ray.nodes()),
+        cores=cores_here(),
+    )

@@ -1,0 +1,301 @@
+"""Objects in local folders, S3 buckets and other fsspec stores: read, put if absent, list, delete."""
+
+import io
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from infra.connections import check_options, connect
+from infra.errors import SegmintError, UsageError
+from infra.retry import (
+    AccessRefusedError,
+    NotFoundError,
+    ObjectTooLargeError,
+    RetryPolicy,
+    StorageFaultError,
+    with_retries,
+)
+from infra.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store
+from infra.uris import (
+    LOCAL,
+    UriNotAllowedError,
+    base_name,
+    join,
+    local_path,
+    parent,
+    redact,
+    relative_to,
+    scheme,
+)
+
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "AccessRefusedError",
+    "NotFoundError",
+    "ObjectInfo",
+    "ObjectTooLargeError",
+    "RetryPolicy",
+    "Storage",
+    "StorageFaultError",
+    "UriNotAllowedError",
+    "base_name",
+    "join",
+    "local_path",
+    "parent",
+    "relative_to",
+    "scheme",
+]
+
+_HEALTH_POLICY = RetryPolicy(attempts=2, first_wait_s=0.2, max_wait_s=1.0, deadline_s=10)
+_READ_AHEAD = 4 << 20
+_RACERS = 8
+
+
+class Storage:
+    """Access to objects by URI, with retries. Cheap to make and to pickle; safe to use from threads.
+
+    `options` are by URI prefix and the longest prefix wins: `{"s3://bucket": {"endpoint_url": …}}`; for S3
+    the keys are `infra.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials are
+    refused as values (`UsageError`): they come by the standard chain.
+
+    Every method raises `NotFoundError` for an absent object where that matters, `StorageFaultError` for a
+    fault that stayed, and `UriNotAllowedError` for a URI off the allow-list.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        self._options = {prefix: dict(values) for prefix, values in (options or {}).items()}
+        self._retry = retry
+        for prefix, values in self._options.items():
+            check_options(prefix, values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self._options, self._retry)
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        """The bytes of an object. Raises `ObjectTooLargeError`, before they come, when over `max_bytes`."""
+        store = self._store(uri)
+        return with_retries(self._retry, "read", uri, lambda: store.read(uri, max_bytes))
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable stream of an object's bytes; each piece is read with retries."""
+        if scheme(uri) == LOCAL:
+            return with_retries(self._retry, "open", uri, lambda: local_path(uri).open("rb"))
+        raw = _RangeReader(self._store(uri), self._retry, uri, self.size(uri))
+        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+
+    def get_file(self, uri: str, path: Path) -> None:
+        """Copies an object to a local file, which appears only when it is whole."""
+        with self.open(uri) as stream:
+            LocalStore().put_stream(path, stream)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Puts an object where none stands: of any number of writers exactly one wins.
+
+        True: these bytes now stand there, because we wrote them, or an earlier try did whose answer was
+        lost, or another writer of the same bytes. False: other bytes stand there, untouched.
+        Raises `UsageError` where the store has neither hard links nor conditional puts.
+        """
+        store = self._store(uri)
+        for _ in range(self._retry.attempts):
+            try:
+                with_retries(self._retry, "put", uri, lambda: store.create(uri, data))
+            except FileExistsError:
+                try:
+                    return self.read(uri, max_bytes=len(data)) == data
+                except ObjectTooLargeError:
+                    return False
+                except NotFoundError:
+                    continue  # what stood there was deleted in between
+            return True
+        raise StorageFaultError(f"cannot put {redact(uri)}: something stands there and vanishes, again and again")
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Writes a whole object over any that stands there; readers see the old one or the new one."""
+        store = self._store(uri)
+        with_retries(self._retry, "put", uri, lambda: store.put(uri, data))
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """The same from a local file."""
+        if not path.is_file():
+            raise UsageError(f"{path} is no file, so it cannot be put to {redact(uri)}")
+        store = self._store(uri)
+        with_retries(self._retry, "put", uri, lambda: store.put_file(uri, path))
+
+    def list(self, uri: str, include_temporary: bool = False) -> list[ObjectInfo]:
+        """The objects directly in a folder or prefix, sorted by name; none when it is absent.
+
+        Folders are left out, and so are temporary files of writers that died (`.tmp-…`), unless asked for.
+        """
+        store = self._store(uri)
+        found = with_retries(self._retry, "list", uri, lambda: list(store.walk(uri, recursive=False)))
+        return [entry for entry in found if include_temporary or not _is_temporary(entry.name)]
+
+    def walk(self, uri: str, include_temporary: bool = False) -> Iterator[ObjectInfo]:
+        """The objects below a folder or prefix at any depth, in the store's order.
+
+        Names are relative to `uri`. A sweeper asks for temporary files too (`include_temporary`). Streams:
+        a fault in mid-listing starts the listing anew and skips what was given out already, by name, since
+        not every store lists in the order of names.
+        """
+        store = self._store(uri)
+        entries = iter(store.walk(uri, recursive=True))
+        given: set[str] = set()
+
+        def advance() -> ObjectInfo | None:
+            nonlocal entries
+            try:
+                for entry in entries:
+                    if entry.name not in given:
+                        return entry
+            except BaseException:
+                entries = iter(store.walk(uri, recursive=True))
+                raise
+            return None
+
+        while (found := with_retries(self._retry, "list", uri, advance)) is not None:
+            given.add(found.name)
+            if include_temporary or not _is_temporary(found.name):
+                yield found
+
+    def size(self, uri: str) -> int:
+        """The size of an object in bytes."""
+        store = self._store(uri)
+        return with_retries(self._retry, "look at", uri, lambda: store.size(uri))
+
+    def exists(self, uri: str) -> bool:
+        """Whether an object is there; a folder is none."""
+        try:
+            self.size(uri)
+        except NotFoundError:
+            return False
+        return True
+
+    def delete(self, uri: str) -> None:
+        """Removes an object; absent is fine."""
+        store = self._store(uri)
+        with suppress(NotFoundError):
+            with_retries(self._retry, "delete", uri, lambda: store.delete(uri))
+
+    def purge(self, uri: str) -> None:
+        """Removes an object with all its older versions, where a bucket keeps them; absent is fine.
+
+        Raises `UsageError` for a store whose versions cannot be seen.
+        """
+        store = self._store(uri)
+        with suppress(NotFoundError):
+            with_retries(self._retry, "purge", uri, lambda: store.purge(uri))
+
+    def healthy(self, uri: str) -> bool:
+        """Whether the store of this URI answers at all, by a quick look: tells a verdict from a fault."""
+        store = self._store(uri)
+        try:
+            with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
+        except NotFoundError:
+            return True
+        except StorageFaultError:
+            return False
+        return True
+
+    def probe(self, uri: str) -> None:
+        """Tries, in the folder `uri`, all that a dataset needs of its store, and leaves nothing behind.
+
+        Writes, reads back, is refused a second put of other bytes, has several writers race for one name,
+        lists and deletes. Raises `UsageError` where a store is not exclusive, `StorageFaultError` where it
+        fails or refuses us.
+        """
+        name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+        once, raced = join(uri, f"{name}-once"), join(uri, f"{name}-raced")
+        try:
+            self._probe_once(once)
+            self._probe_race(raced)
+            listed = {entry.name for entry in self.list(uri, include_temporary=True)}
+            if not {base_name(once), base_name(raced)} <= listed:
+                raise UsageError(f"the store of {redact(uri)} does not list what was just written there")
+        finally:
+            with suppress(SegmintError):
+                self.delete(once)
+                self.delete(raced)
+        if self.exists(once) or self.exists(raced):
+            raise UsageError(f"the store of {redact(uri)} still shows what was deleted there")
+
+    def _probe_once(self, uri: str) -> None:
+        if not self.put_if_absent(uri, b"first") or self.read(uri) != b"first":
+            raise UsageError(f"the store does not give back what was written to {redact(uri)}")
+        if self.put_if_absent(uri, b"second") or self.read(uri) != b"first":
+            raise _not_exclusive(uri)
+
+    def _probe_race(self, uri: str) -> None:
+        start = threading.Barrier(_RACERS)
+
+        def contend(index: int) -> bool:
+            start.wait()
+            return self.put_if_absent(uri, b"racer %d" % index)
+
+        with ThreadPoolExecutor(_RACERS) as pool:
+            won = list(pool.map(contend, range(_RACERS)))
+        if won.count(True) != 1 or self.read(uri) != b"racer %d" % won.index(True):
+            raise _not_exclusive(uri)
+
+    def _store(self, uri: str) -> Store:
+        return connect(scheme(uri), self._options_of(uri))
+
+    def _options_of(self, uri: str) -> dict[str, Any]:
+        fitting = [prefix for prefix in self._options if _is_below(uri, prefix)]
+        return self._options[max(fitting, key=len)] if fitting else {}
+
+
+class _RangeReader(io.RawIOBase):
+    def __init__(self, store: Store, retry: RetryPolicy, uri: str, size: int) -> None:
+        self._source = (store, retry, uri)
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}, before the start")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        start, stop = self._position, min(self._position + len(buffer), self._size)
+        if stop <= start:
+            return 0
+        store, retry, uri = self._source
+        buffer[: stop - start] = with_retries(retry, "read", uri, lambda: store.read_range(uri, start, stop))
+        self._position = stop
+        return stop - start
+
+
+def _is_below(uri: str, prefix: str) -> bool:
+    if prefix.endswith("://"):
+        return uri.startswith(prefix)
+    return uri == prefix.rstrip("/") or uri.startswith(prefix.rstrip("/") + "/")
+
+
+def _is_temporary(name: str) -> bool:
+    return base_name(name).startswith(TEMPORARY_PREFIX)
+
+
+def _not_exclusive(uri: str) -> UsageError:
+    return UsageError(
+        f"the store of {redact(uri)} let a second writer replace an object that was put if absent, so shards "
+        "could be written twice there: choose a store with conditional puts (If-None-Match) or hard links"
+    )

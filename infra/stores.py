@@ -1,0 +1,223 @@
+"""What a store can do, and the store of local files."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from infra.errors import UsageError
+from infra.retry import ObjectTooLargeError, ShortBodyError
+from infra.uris import local_path, redact
+
+TEMPORARY_PREFIX = ".tmp-"
+
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+
+
+@dataclass(frozen=True, order=True)
+class ObjectInfo:
+    """An object in a listing: name relative to what was listed, size in bytes, time of the last write."""
+
+    name: str
+    size: int
+    modified: datetime
+
+
+class Store(Protocol):
+    """The operations of a store, each tried once; errors come as the store raises them."""
+
+    def read(self, uri: str, max_bytes: int | None) -> bytes:
+        """The whole object; `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` on a wrong length."""
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), which must exist."""
+
+    def create(self, uri: str, data: bytes) -> None:
+        """Writes an object that must not exist; `FileExistsError`, or S3's own code, where it does."""
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Writes a whole object, in the place of any that stands there."""
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """The same from a local file."""
+
+    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+        """The objects below a folder or prefix, by name in code point order."""
+
+    def size(self, uri: str) -> int:
+        """The size in bytes."""
+
+    def delete(self, uri: str) -> None:
+        """Removes the object; absent is fine."""
+
+    def purge(self, uri: str) -> None:
+        """Removes the object and every older version of it."""
+
+    def ping(self, uri: str) -> None:
+        """Asks the store for next to nothing; returns where it answers, raises where it does not."""
+
+
+def check_size(uri: str, size: int, max_bytes: int | None) -> None:
+    """Raises `ObjectTooLargeError` when `size` is over `max_bytes`."""
+    if max_bytes is not None and size > max_bytes:
+        raise ObjectTooLargeError(f"{redact(uri)} has {size} bytes, over {max_bytes}", size, max_bytes)
+
+
+def check_length(got: int, expected: int) -> None:
+    """Raises `ShortBodyError` when a body is not as long as the store said."""
+    if got != expected:
+        raise ShortBodyError(errno.EIO, f"{got} bytes came where {expected} were announced")
+
+
+class LocalStore:
+    """Files of this machine, written so that a crash leaves either the whole file or none."""
+
+    def read(self, uri: str, max_bytes: int | None) -> bytes:
+        """The whole file."""
+        with local_path(uri).open("rb") as file:
+            check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
+            return file.read()
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """The bytes [start, stop)."""
+        with local_path(uri).open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        check_length(len(data), stop - start)
+        return data
+
+    def create(self, uri: str, data: bytes) -> None:
+        """A temporary file, synced, then a hard link: of any number of writers exactly one succeeds.
+
+        `open(…, "x")` would show readers a half-written file, and `rename` overwrites.
+        """
+        path = local_path(uri)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "an object is already there", uri)
+        temporary = _write_temporary(path, data)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                raise UsageError(
+                    f"the file system of {path.parent} has no hard links ({error.strerror}), so nothing can "
+                    "be put there exactly once: choose a local disk, NFS, or an S3 bucket"
+                ) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    def put(self, uri: str, data: bytes) -> None:
+        """A temporary file, synced, then renamed over the old one."""
+        path = local_path(uri)
+        _rename(_write_temporary(path, data), path)
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """The same from a file, copied in pieces."""
+        with path.open("rb") as stream:
+            self.put_stream(local_path(uri), stream)
+
+    def put_stream(self, path: Path, stream: BinaryIO) -> None:
+        """The same from an open stream."""
+        _rename(_write_temporary(path, stream), path)
+
+    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+        """Files below a folder; links to folders are not followed."""
+        root = local_path(uri)
+        if root.is_dir():
+            yield from _walk(root, "", recursive)
+
+    def size(self, uri: str) -> int:
+        """The size in bytes."""
+        path = local_path(uri)
+        status = path.stat()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        return status.st_size
+
+    def delete(self, uri: str) -> None:
+        """Removes the file; its folder stays."""
+        path = local_path(uri)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            _sync_folder(path.parent)
+
+    def purge(self, uri: str) -> None:
+        """Local files have no older versions."""
+        self.delete(uri)
+
+    def ping(self, uri: str) -> None:
+        """Lists the nearest folder above that exists."""
+        folder = local_path(uri).absolute().parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with os.scandir(folder) as entries:
+            next(entries, None)
+
+
+def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
+    _make_folder(target.parent)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        # Not `tempfile`: its files are private to the user, and these become objects that others read.
+        with temporary.open("xb") as file:
+            if isinstance(source, bytes | bytearray | memoryview):
+                file.write(source)
+            else:
+                shutil.copyfileobj(source, file, 1 << 22)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    try:
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder} cannot be a folder: a file stands there or above") from error
+    for path in missing:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:
+    with os.scandir(folder) as found:
+        # A folder sorts as "name/": so the order is that of the whole names, as in a bucket.
+        entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if recursive:
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive)
+            continue
+        with suppress(FileNotFoundError):  # a file may vanish between the listing and the look at it
+            if entry.is_file():
+                status = entry.stat()
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                yield ObjectInfo(prefix + entry.name, status.st_size, modified)

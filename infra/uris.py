@@ -1,0 +1,145 @@
+"""URIs of objects: `s3://bucket/key`, `file:///x` and plain local paths, and which are allowed."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from infra.errors import UsageError
+
+LOCAL = "file"
+ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+_BUCKET = re.compile(r"^[A-Za-z0-9._-]{1,255}$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_SIGNED_QUERY = re.compile(
+    r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token|secret|password)"
+    r"=[^&\s\"']+"
+)
+_ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+
+
+class UriNotAllowedError(UsageError):
+    """A URI that a catalog or a configuration may not name: its scheme, its user part, or where it leads."""
+
+
+def redact(text: str) -> str:
+    """`text` without what looks like a credential: user parts of URLs, signed queries, AWS access key ids."""
+    text = _USERINFO.sub("[redacted]@", text)
+    text = _SIGNED_QUERY.sub(r"\1=[redacted]", text)
+    return _ACCESS_KEY_ID.sub("[redacted]", text)
+
+
+def scheme(uri: str) -> str:
+    """The scheme of a URI in lower case; `file` for a plain path. Raises `UriNotAllowedError` for others."""
+    if not uri:
+        raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
+    if _CONTROL.search(uri):
+        raise UriNotAllowedError(f"the URI {uri!r} holds a control character")
+    match = _SCHEME.match(uri)
+    if match is None:
+        if "://" in uri:
+            raise UriNotAllowedError(f"the URI {redact(uri)!r} chains protocols or has no valid scheme")
+        return LOCAL
+    name = match.group(1).lower()
+    if name not in ALLOWED_SCHEMES:
+        raise UriNotAllowedError(
+            f"the scheme {name}:// of {redact(uri)!r} is not allowed; "
+            f"expected one of {', '.join(sorted(ALLOWED_SCHEMES))}, or a local path"
+        )
+    if name not in {"abfs", "abfss"} and _USERINFO.search(uri):  # abfs://container@account is no user part
+        raise UriNotAllowedError(
+            f"the URI {redact(uri)!r} carries a user part: credentials come by the standard chain "
+            "(environment, profile, instance or pod role), never inside a URI"
+        )
+    return name
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI: a plain path as it stands, `file:///x` percent-decoded (RFC 8089)."""
+    if scheme(uri) != LOCAL:
+        raise UriNotAllowedError(f"{redact(uri)!r} is no local path")
+    match = _SCHEME.match(uri)
+    if match is None:
+        return Path(uri)
+    rest = uri[match.end() :].removeprefix("localhost")
+    if not rest.startswith("/"):
+        raise UriNotAllowedError(f"{uri!r} names a host: expected file:///absolute/path")
+    return Path(unquote(rest))
+
+
+def split_bucket(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`; the key is taken literally and may be empty."""
+    bucket, _, key = uri[_after_scheme(uri) :].partition("/")
+    protocol = scheme(uri)
+    if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
+        raise UriNotAllowedError(f"{uri!r} names no valid bucket: expected {protocol}://bucket/key")
+    return bucket, key
+
+
+def absolute(uri: str) -> str:
+    """The same URI wherever it is read from: a local path made absolute against the current folder."""
+    return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with `parts` below it, one slash between; refuses `..` in a part."""
+    pieces = [piece for part in parts for piece in part.split("/") if piece not in {"", "."}]
+    if ".." in pieces:
+        raise UriNotAllowedError(f"'..' is not allowed below {redact(base)!r}: {'/'.join(parts)!r}")
+    if not pieces:
+        return base
+    if not base:
+        return "/".join(pieces)
+    separator = "" if base.endswith("/") else "/"
+    return base + separator + "/".join(pieces)
+
+
+def parent(uri: str) -> str:
+    """The folder or prefix that holds `uri`, without a slash at its end; a root or bucket is its own."""
+    start = _after_scheme(uri)
+    head, slash, tail = uri[start:].rstrip("/").rpartition("/")
+    if start:
+        return uri[:start] + (head or slash or tail)
+    return head or (slash or ".")
+
+
+def base_name(uri: str) -> str:
+    """The last part of a URI."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def relative_to(catalog_uri: str, uri: str) -> str:
+    """The absolute URI that an entry `uri` of the catalog at `catalog_uri` names.
+
+    - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and carry no user part.
+    - Relative: below the folder of the catalog's file; a part `..` is refused, so a catalog reaches only
+      what lies beside or below it.
+    - An absolute local path, or `file://`: only where the catalog itself is a local file. A catalog that
+      came from a bucket must not read files of the machine that builds from it.
+
+    Local results are plain absolute paths. Raises `UriNotAllowedError`, which says what was wrong.
+    """
+    catalog_is_local = scheme(catalog_uri) == LOCAL
+    if scheme(uri) != LOCAL:
+        split_bucket(uri)
+        return f"{scheme(uri)}://{uri[_after_scheme(uri) :]}"
+    if _SCHEME.match(uri) or uri.startswith("/"):
+        if not catalog_is_local:
+            raise UriNotAllowedError(
+                f"{uri!r} is a local path, but its catalog {redact(catalog_uri)!r} is not a local file: "
+                "give a URI of a store, or a path relative to the catalog"
+            )
+        return os.path.normpath(local_path(uri))
+    if ".." in uri.split("/"):
+        raise UriNotAllowedError(f"{uri!r} climbs out of its catalog's folder by '..'")
+    if catalog_is_local:
+        return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
+    return join(parent(catalog_uri), uri)
+
+
+def _after_scheme(uri: str) -> int:
+    match = _SCHEME.match(uri)
+    return match.end() if match else 0

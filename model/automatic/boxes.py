@@ -1,0 +1,43 @@
+"""Boxes around masks: inclusive pixel extremes (x0, y0, x1, y1), as the reference code has them."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Boxes of (N, h, w) bool masks: (N, 4) int64, x0, y0, x1, y1, both ends inclusive, on masks' device.
+
+    An empty mask's box is all zeros.
+    """
+    rows = masks.any(dim=2)
+    columns = masks.any(dim=1)
+    x0, x1 = _extremes(columns)
+    y0, y1 = _extremes(rows)
+    return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
+
+
+def box_of(mask: NDArray[np.bool_]) -> Box:
+    """The box of one (h, w) bool mask, as `mask_boxes` gives it."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return 0, 0, 0, 0
+    columns = np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def xyxy_to_xywh(box: Box) -> Box:
+    """(x, y, x1 - x0, y1 - y0): an inclusive box one pixel wide has width 0, as in the reference code."""
+    x0, y0, x1, y1 = box
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last True along the last axis of (N, L) bool; (0, L - 1) where there is none."""
+    marks = occupied.to(torch.uint8)
+    first = marks.argmax(dim=1)
+    last = marks.shape[1] - 1 - marks.flip(1).argmax(dim=1)
+    return first, last

@@ -1,0 +1,93 @@
+"""Where prompts go: grids of points, and the overlapping crops of each layer."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.automatic.boxes import Box
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window of the frame that is encoded on its own.
+
+    Attributes:
+        layer: 0 for the full image; layer L has 2^L x 2^L crops.
+        box: (x0, y0, x1, y1) in pixels of the frame, the ends exclusive, clipped to the image.
+    """
+
+    layer: int
+    box: Box
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the frame."""
+        x0, y0, x1, y1 = self.box
+        return y1 - y0, x1 - x0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the window lies beyond the image's end: in images of a few pixels it may."""
+        return min(self.size) <= 0
+
+
+def point_grid(per_side: int) -> NDArray[np.float64]:
+    """Evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y; row by row, x fastest."""
+    margin = 1 / (2 * per_side)
+    line = np.linspace(margin, 1 - margin, per_side)
+    y, x = np.meshgrid(line, line, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def crop_points(crop: Crop, per_side: int) -> NDArray[np.float64]:
+    """The grid in pixels of the crop: (per_side^2, 2) float64 as x, y, relative to the crop's corner."""
+    height, width = crop.size
+    points: NDArray[np.float64] = point_grid(per_side) * np.array([width, height])
+    return points
+
+
+def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
+    """The full image, then the crops of layers 1 to `layers`, column by column (x outermost).
+
+    `frame_size` is (height, width). The formula is the reference code's, empty windows of tiny images
+    included; the overlap of layer 1 is `overlap_ratio` of the image's short side and halves with each layer.
+    """
+    height, width = frame_size
+    crops = [Crop(0, (0, 0, width, height))]
+    for layer in range(1, layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * min(height, width) * (2 / per_side))
+        crop_width = _crop_length(width, per_side, overlap)
+        crop_height = _crop_length(height, per_side, overlap)
+        for i, j in product(range(per_side), repeat=2):
+            x0 = (crop_width - overlap) * i
+            y0 = (crop_height - overlap) * j
+            box = (x0, y0, min(x0 + crop_width, width), min(y0 + crop_height, height))
+            crops.append(Crop(layer, box))
+    return crops
+
+
+def cut(crop: Crop, frame_size: tuple[int, int], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The crop's pixels, (h, w, 3) uint8, out of an image of any resolution that shows the whole frame.
+
+    `frame_size` is (height, width); each axis has its own scale, and borders go to the nearest pixel of
+    `pixels`. At least one pixel comes back for a crop that is not empty.
+    """
+    x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
+    y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])
+    return pixels[y0:y1, x0:x1]
+
+
+def _crop_length(length: int, per_side: int, overlap: int) -> int:
+    return math.ceil((overlap * (per_side - 1) + length) / per_side)
+
+
+def _scaled_span(start: int, stop: int, frame_length: int, length: int) -> tuple[int, int]:
+    # Whole-number arithmetic: round half up of start * length / frame_length.
+    low = (2 * start * length + frame_length) // (2 * frame_length)
+    high = (2 * stop * length + frame_length) // (2 * frame_length)
+    low = min(low, length - 1)
+    return low, max(high, low + 1)

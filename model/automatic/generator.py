@@ -1,0 +1,152 @@
+"""Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.automatic.boxes import xyxy_to_xywh
+from model.automatic.candidates import Candidates, concatenate
+from model.automatic.cleanup import clean
+from model.automatic.crops import Crop, crop_points, cut, generate_crops
+from model.automatic.nms import nms
+from model.automatic.proposals import measure, propose
+from model.automatic.records import Funnel, Generated, MaskRecord
+from model.automatic.rle import Rle, encode_patch
+from model.automatic.settings import MaskSettings
+from model.sam.predictor import Predictor
+
+__all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
+
+
+class MaskGenerator:
+    """Finds all masks of an image (SAM paper, Section 4 and Appendix B)."""
+
+    def __init__(self, predictor: Predictor, settings: MaskSettings | None = None) -> None:
+        """Takes the model's predictor, and settings that default to `MaskSettings.sa1b()`."""
+        self.predictor = predictor
+        self.settings = MaskSettings.sa1b() if settings is None else settings
+
+    @torch.inference_mode()
+    def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Generated:
+        """Masks of one image, in its frame.
+
+        Args:
+            image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and
+                the full-image masks come from it.
+            original: (any height, any width, 3) uint8 RGB of the same scene, which the `sa1b` profile cuts
+                the crops of layers 1 and up from; without it they are cut from `image`.
+
+        Raises ValueError for arrays of another shape or type, and for an original under the `official`
+        profile, which has no use for it.
+        """
+        _check_pixels("image", image)
+        if original is not None:
+            _check_pixels("original", original)
+            if self.settings.profile != "sa1b":
+                raise ValueError("an original was given: the official profile cuts its crops from the image")
+        frame_size = (image.shape[0], image.shape[1])
+        settings = self.settings
+        parts: list[Candidates] = []
+        funnel = Funnel()
+        for crop in generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio):
+            if crop.is_empty:
+                continue
+            source = image if crop.layer == 0 or original is None else original
+            found, counts = self._process_crop(crop, cut(crop, frame_size, source), frame_size)
+            parts.append(found)
+            funnel += counts
+        candidates = suppress_across_crops(concatenate(parts), settings)
+        written, cleaned = clean_up(candidates, frame_size, settings)
+        funnel += Funnel(
+            after_nms2=len(candidates),
+            cleaned=cleaned,
+            removed_by_cleanup=len(candidates) - len(written),
+            written=len(written),
+        )
+        return Generated(to_records(written, frame_size), funnel)
+
+    def _process_crop(
+        self, crop: Crop, pixels: NDArray[np.uint8], frame_size: tuple[int, int]
+    ) -> tuple[Candidates, Funnel]:
+        """What one crop's grid finds after its own suppression, best first, and the counts so far."""
+        embedding = self.predictor.embed(np.ascontiguousarray(pixels), frame_size=crop.size)
+        points = crop_points(crop, self.settings.points_of_layer(crop.layer))
+        parts: list[Candidates] = []
+        funnel = Funnel()
+        for proposals, predicted in propose(self.predictor, embedding, points, self.settings):
+            found, counts = measure(self.predictor, embedding, proposals, crop, frame_size, self.settings)
+            parts.append(found)
+            funnel += Funnel(predicted=predicted, over_iou=len(proposals.points)) + counts
+        candidates = concatenate(parts)
+        # In the crop's own coordinates as in the frame's, a box has the same IoU with another.
+        keep = nms(candidates.boxes, candidates.predicted_iou, self.settings.box_nms_thresh)
+        return candidates.take(keep), funnel + Funnel(after_nms1=len(keep))
+
+
+def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Candidates:
+    """Suppression among the masks of all crops, those of the smallest crop first; none without crops."""
+    if settings.crop_n_layers == 0:
+        return candidates
+    x0, y0, x1, y1 = candidates.crop_boxes.T
+    areas = ((x1 - x0) * (y1 - y0)).astype(np.float32)
+    return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
+
+
+def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings) -> tuple[Candidates, int]:
+    """Cleans masks of small holes and islands, then suppresses new duplicates, and counts those with any.
+
+    Masks that clean-up left alone come first and win over those that it changed; scores stay what they were.
+    """
+    if settings.min_mask_region_area == 0:
+        return candidates, 0
+    changed: dict[int, NDArray[np.bool_]] = {}
+    dropped: list[int] = []
+    cleaned = 0
+    for index, patch in enumerate(candidates.patches):
+        result = clean(
+            patch.full(frame_size),
+            settings.min_mask_region_area,
+            keep_largest=settings.profile == "official",
+        )
+        cleaned += result.changed
+        if result.mask is None:
+            dropped.append(index)
+        elif result.changed:
+            changed[index] = result.mask
+    untouched = np.ones(len(candidates), dtype=np.float32)
+    untouched[list(changed)] = 0
+    left = np.setdiff1d(np.arange(len(candidates)), dropped)
+    candidates = candidates.with_masks(changed).take(left)
+    keep = nms(candidates.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh))
+    return candidates.take(keep), cleaned
+
+
+def to_records(candidates: Candidates, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
+    """The candidates as records, in their order; `frame_size` is (height, width)."""
+    records = []
+    for index, patch in enumerate(candidates.patches):
+        window = patch.window()
+        x, y = candidates.points[index].tolist()
+        records.append(
+            MaskRecord(
+                segmentation=encode_patch(window, patch.corner, frame_size),
+                area=int(np.count_nonzero(window)),
+                bbox=_floats(candidates.boxes[index]),
+                predicted_iou=float(candidates.predicted_iou[index]),
+                stability_score=float(candidates.stability[index]),
+                crop_box=_floats(candidates.crop_boxes[index]),
+                point_coords=(x, y),
+            )
+        )
+    return tuple(records)
+
+
+def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box.tolist()
+    x, y, width, height = xyxy_to_xywh((x0, y0, x1, y1))
+    return float(x), float(y), float(width), float(height)
+
+
+def _check_pixels(name: str, pixels: NDArray[np.uint8]) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ValueError(f"{name} is {pixels.dtype} {pixels.shape}: expected uint8 (height, width, 3), RGB")

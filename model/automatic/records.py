@@ -1,0 +1,75 @@
+"""What mask generation hands out: the masks, and how many were left after each step."""
+
+from dataclasses import dataclass, fields
+
+from model.automatic.rle import Rle
+
+XYWH = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """One mask, with the fields of an SA-1B annotation; all coordinates are pixels of the frame.
+
+    Attributes:
+        segmentation: the mask over the whole frame.
+        area: foreground pixels.
+        bbox: (x, y, width, height) between inclusive pixel extremes: one pixel has width 0.
+        predicted_iou: the model's own estimate of the mask's quality; may exceed 1.
+        stability_score: see `filters.stability_scores`.
+        crop_box: (x, y, width, height) of the crop that the mask was found in.
+        point_coords: (x, y) of the point that it was prompted with.
+    """
+
+    segmentation: Rle
+    area: int
+    bbox: XYWH
+    predicted_iou: float
+    stability_score: float
+    crop_box: XYWH
+    point_coords: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """How many masks were left after each step, over all crops; funnels of several images add up.
+
+    From `predicted` to `after_nms2` no count exceeds the one before it; a step that is switched off repeats
+    it. `written` is `after_nms2 - removed_by_cleanup`.
+
+    Attributes:
+        predicted: masks that the decoder gave, three a prompt; those that pad the last chunk do not count.
+        over_iou: of these, with a predicted IoU over the threshold.
+        stable: of these, with a stability score of at least the threshold.
+        under_max_area: of these, smaller than the largest share of the image allowed.
+        inside_crop: of these, away from the inner edges of their crop.
+        after_nms1: of these, left by the suppression within each crop.
+        after_nms2: of these, left by the suppression across crops.
+        cleaned: of `after_nms2`, those with a small hole or island, whether they were written or not.
+        removed_by_cleanup: of `after_nms2`, dropped for having small islands alone, or by the suppression
+            that follows clean-up.
+        written: masks handed out.
+    """
+
+    predicted: int = 0
+    over_iou: int = 0
+    stable: int = 0
+    under_max_area: int = 0
+    inside_crop: int = 0
+    after_nms1: int = 0
+    after_nms2: int = 0
+    cleaned: int = 0
+    removed_by_cleanup: int = 0
+    written: int = 0
+
+    def __add__(self, other: "Funnel") -> "Funnel":
+        """Count by count."""
+        return Funnel(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Generated:
+    """All masks of one image in the reference code's order, and the counts on the way there."""
+
+    records: tuple[MaskRecord, ...]
+    funnel: Funnel

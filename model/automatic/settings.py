@@ -1,0 +1,149 @@
+"""The hyper-parameters of automatic mask generation, and the two profiles that set their defaults."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+Profile = Literal["official", "sa1b"]
+
+# Fastest of 4, 8 and 16 on two CPU cores: a prompt's 4 MB feature map then stays in the cache.
+DEFAULT_POINTS_PER_CHUNK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """How masks are proposed and filtered; made by `official` or `sa1b`, which give every key a default.
+
+    The profile itself decides two things that no other key names: `sa1b` cuts its crops from the original
+    image when one is given, and drops a mask of which every island is smaller than `min_mask_region_area`;
+    `official` cuts from the image itself, and keeps such a mask's largest island.
+
+    Attributes:
+        profile: "official" (the reference code's behavior) or "sa1b" (SAM paper, Appendix B).
+        points_per_side: points along each side of the full image's grid.
+        crop_n_layers: layers of crops; layer L has 2^L x 2^L of them.
+        crop_n_points_downscale_factor: layer L's grid has int(points_per_side / factor^L) points a side.
+        crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's short side.
+        pred_iou_thresh: predicted IoU must be over this; 0 or less switches the filter off.
+        stability_score_thresh: stability must be at least this; 0 or less switches the filter off.
+        stability_score_offset: distance in logits of stability's two thresholds from 0.
+        box_nms_thresh: box IoU over which a mask suppresses another of the same crop.
+        crop_nms_thresh: the same among masks of different crops.
+        min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 switches it off.
+        max_mask_area_ratio: masks of this share of the image or more are dropped; 0 switches it off.
+        points_per_chunk: prompts decoded at once. A matter of speed and memory, yet it changes the last
+            bits of the logits, so that it is recorded and never taken from the machine.
+    """
+
+    profile: Profile
+    points_per_side: int
+    crop_n_layers: int
+    crop_n_points_downscale_factor: int
+    crop_overlap_ratio: float
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_nms_thresh: float
+    min_mask_region_area: int
+    max_mask_area_ratio: float
+    points_per_chunk: int
+
+    @classmethod
+    def official(cls, **overrides: Any) -> Self:
+        """The reference generator's defaults: no crops and no clean-up; raises ValueError as `of` does.
+
+        Once crops are asked for the grid halves with each layer, unless a factor is given.
+        """
+        factor = 2 if overrides.get("crop_n_layers") else 1
+        defaults: dict[str, Any] = {
+            "crop_n_layers": 0,
+            "crop_n_points_downscale_factor": factor,
+            "min_mask_region_area": 0,
+            "max_mask_area_ratio": 0.0,
+        }
+        return cls._build("official", defaults, overrides)
+
+    @classmethod
+    def sa1b(cls, **overrides: Any) -> Self:
+        """SA-1B's own settings (SAM paper, Appendix B); raises ValueError as `of` does."""
+        defaults: dict[str, Any] = {
+            "crop_n_layers": 2,
+            "crop_n_points_downscale_factor": 2,
+            "min_mask_region_area": 100,
+            "max_mask_area_ratio": 0.95,
+        }
+        return cls._build("sa1b", defaults, overrides)
+
+    @classmethod
+    def of(cls, profile: str, **overrides: Any) -> Self:
+        """The settings of a profile by its name, with explicit keys over its defaults.
+
+        Raises ValueError, naming key, value and what was expected, for a key or value that cannot be.
+        """
+        if profile == "official":
+            return cls.official(**overrides)
+        if profile == "sa1b":
+            return cls.sa1b(**overrides)
+        raise ValueError(f"masks.profile is {profile!r}: expected 'official' or 'sa1b'")
+
+    @classmethod
+    def _build(cls, profile: Profile, defaults: dict[str, Any], overrides: dict[str, Any]) -> Self:
+        known = [field.name for field in fields(cls) if field.name != "profile"]
+        unknown = sorted(set(overrides) - set(known))
+        if unknown:
+            raise ValueError(f"masks.{unknown[0]} is no setting: expected one of {', '.join(known)}")
+        common: dict[str, Any] = {
+            "points_per_side": 32,
+            "crop_overlap_ratio": 512 / 1500,
+            "pred_iou_thresh": 0.88,
+            "stability_score_thresh": 0.95,
+            "stability_score_offset": 1.0,
+            "box_nms_thresh": 0.7,
+            "crop_nms_thresh": 0.7,
+            "points_per_chunk": DEFAULT_POINTS_PER_CHUNK,
+        }
+        return cls(profile=profile, **{**common, **defaults, **overrides})
+
+    def __post_init__(self) -> None:
+        if self.profile not in ("official", "sa1b"):
+            raise ValueError(f"masks.profile is {self.profile!r}: expected 'official' or 'sa1b'")
+        self._check_int("points_per_side", 1)
+        self._check_int("crop_n_layers", 0)
+        self._check_int("crop_n_points_downscale_factor", 1)
+        self._check_int("min_mask_region_area", 0)
+        self._check_int("points_per_chunk", 1)
+        self._check_real("crop_overlap_ratio", 0.0, 1.0)
+        self._check_real("pred_iou_thresh")
+        self._check_real("stability_score_thresh")
+        self._check_real("stability_score_offset", 0.0)
+        self._check_real("box_nms_thresh", 0.0, 1.0)
+        self._check_real("crop_nms_thresh", 0.0, 1.0)
+        self._check_real("max_mask_area_ratio", 0.0, 1.0)
+        if self.points_of_layer(self.crop_n_layers) < 1:
+            factor = self.crop_n_points_downscale_factor
+            raise ValueError(
+                f"masks.points_per_side is {self.points_per_side}: expected at least "
+                f"{factor**self.crop_n_layers}, so that crops of layer {self.crop_n_layers} have a point "
+                f"(crop_n_points_downscale_factor is {factor})"
+            )
+
+    def points_of_layer(self, layer: int) -> int:
+        """Points along each side of the grid in a crop of this layer; layer 0 is the full image."""
+        return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
+
+    def _check_int(self, key: str, least: int) -> None:
+        value = getattr(self, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"masks.{key} is {value!r}: expected a whole number of at least {least}")
+
+    def _check_real(self, key: str, least: float = -math.inf, most: float = math.inf) -> None:
+        value = getattr(self, key)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not least <= value <= most:
+            bounds = {
+                (False, False): "",
+                (True, False): f" of at least {least:g}",
+                (True, True): f" from {least:g} to {most:g}",
+            }[least > -math.inf, most < math.inf]
+            raise ValueError(f"masks.{key} is {value!r}: expected a finite number{bounds}")

@@ -1,0 +1,175 @@
+"""What a detector answers, and how a large image is searched in tiles."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["face", "plate"]
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+Quad = tuple[Point, Point, Point, Point]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face or plate.
+
+    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for a face), in float pixels of the
+    image that was searched; either may reach over its border. `score` lies in [0, 1]. `source` names the
+    detector.
+    """
+
+    kind: Kind
+    score: float
+    box: Box
+    quad: Quad | None
+    source: str
+
+    def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
+        """The same detection in a frame where (x, y) is (x · scale_x + dx, y · scale_y + dy)."""
+        x0, y0, x1, y1 = self.box
+        box = (x0 * scale_x + dx, y0 * scale_y + dy, x1 * scale_x + dx, y1 * scale_y + dy)
+        if self.quad is None:
+            return replace(self, box=box)
+        a, b, c, d = ((x * scale_x + dx, y * scale_y + dy) for x, y in self.quad)
+        return replace(self, box=box, quad=(a, b, c, d))
+
+
+class Detector(Protocol):
+    """Finds the things of one kind in a photograph."""
+
+    @property
+    def name(self) -> str:
+        """What `Detection.source` says."""
+
+    @property
+    def kind(self) -> Kind:
+        """What this detector looks for."""
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Searches `image`, (H, W, 3) uint8 RGB; answers in its pixels, best score first."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of an image, in whole pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def _spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
+    if length <= side:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (side - overlap))
+    span = math.ceil((length + (count - 1) * overlap) / count)
+    last = length - span
+    return [(round(last * i / (count - 1)), span) for i in range(count)]
+
+
+def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
+    """Windows of at most `side` pixels a side that cover the image, rows first.
+
+    Neighbors share at least `overlap` pixels, so anything smaller lies whole in one of them. Windows are
+    of one size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    """
+    if not 0 <= overlap < side:
+        raise ValueError(f"an overlap of {overlap} px does not fit tiles of {side} px: need 0 <= overlap < side")
+    columns = _spans(width, side, overlap)
+    return [Tile(x, y, w, h) for y, h in _spans(height, side, overlap) for x, w in columns]
+
+
+def bounds(points: Iterable[Point]) -> Box:
+    """The upright box around points (x, y)."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _area(box: Box) -> float:
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def _shared(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Shared area of two boxes as a fraction of their union; 0 where they share nothing."""
+    shared = _shared(first, second)
+    return shared / (_area(first) + _area(second) - shared) if shared else 0.0
+
+
+def overlap_of_smaller(first: Box, second: Box) -> float:
+    """Shared area of two boxes as a fraction of the smaller one's; 0 where they share nothing."""
+    shared = _shared(first, second)
+    return shared / min(_area(first), _area(second)) if shared else 0.0
+
+
+def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
+    """Drops each detection whose box shares more than `threshold` of the smaller box with one ranked before it.
+
+    Measured on the smaller box, because the same face seen cut off in the next tile lies inside the
+    whole one.
+    """
+    kept: list[Detection] = []
+    for candidate in ranked:
+        if all(overlap_of_smaller(candidate.box, other.box) <= threshold for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+def by_score(detections: Iterable[Detection]) -> list[Detection]:
+    """Best score first; ties by position, so that the order never depends on how the image was searched."""
+    return sorted(detections, key=lambda d: (-d.score, d.box))
+
+
+def resized(image: Pixels, scale: float) -> Pixels:
+    """The image at `scale` times its size (at least one pixel a side), averaged when it shrinks."""
+    height, width = image.shape[:2]
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    if size == (width, height):
+        return image
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+
+
+Find = Callable[[Pixels], Sequence[Detection]]
+
+
+def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
+    """Runs `find` on every tile of the image at `scale`.
+
+    Returns pairs (cut, detection) in the image's own pixels; cut: the box touches a side of its tile that is
+    not the image's, so a better view of the same thing lies in the next tile.
+    """
+    scaled = resized(image, scale)
+    height, width = scaled.shape[:2]
+    back_x, back_y = image.shape[1] / width, image.shape[0] / height
+    found = []
+    for tile in tiles(height, width, side, overlap):
+        window = scaled[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+        for detection in find(window):
+            x0, y0, x1, y1 = detection.box
+            cut = (
+                (x0 <= 0 < tile.x)
+                or (y0 <= 0 < tile.y)
+                or (x1 >= tile.width and tile.x + tile.width < width)
+                or (y1 >= tile.height and tile.y + tile.height < height)
+            )
+            found.append((cut, detection.mapped(back_x, back_y, tile.x * back_x, tile.y * back_y)))
+    return found
+
+
+def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
+    """What `search` found, ranked for `merge`: whole before cut, then by score."""
+    return [d for _, d in sorted(found, key=lambda pair: (pair[0], -pair[1].score, pair[1].box))]

@@ -1,0 +1,162 @@
+"""License plates by a RetinaFace-shaped network (Deng et al. 2019, arXiv 1905.00641) that also gives corners.
+
+The network itself (an ONNX session) is handed in as a function: this package stays plain torch.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.detectors.detection import (
+    Box,
+    Detection,
+    Kind,
+    Pixels,
+    Quad,
+    bounds,
+    by_score,
+    iou,
+    merge,
+    search,
+    whole_first,
+)
+
+Floats = NDArray[np.float32]
+Network = Callable[[Floats], tuple[Floats, Floats, Floats]]
+"""(1, 3, H, W) float32 BGR less its mean in; loc (1, N, 4), conf (1, N, 2), landms (1, N, 8) out."""
+
+_MEAN_BGR = np.array([104, 117, 123], np.float32)
+_LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
+_CENTER_VARIANCE = 0.1
+_SIZE_VARIANCE = 0.2
+_SAME_PLATE_IOU = 0.3
+
+
+@functools.lru_cache(maxsize=8)
+def anchors(height: int, width: int) -> Floats:
+    """Anchor boxes of an image: (N, 3) float32 center x, center y, side in pixels, in the network's order.
+
+    Three levels of stride 8, 16 and 32, rows first, two squares at each position; N matches the network's
+    outputs for any height and width.
+    """
+    levels = []
+    for stride, sides in _LEVELS:
+        rows, columns = -(-height // stride), -(-width // stride)
+        y, x, side = np.meshgrid(np.arange(rows), np.arange(columns), np.array(sides), indexing="ij")
+        levels.append(np.stack([(x + 0.5) * stride, (y + 0.5) * stride, side], axis=-1).reshape(-1, 3))
+    table: Floats = np.concatenate(levels).astype(np.float32)
+    table.flags.writeable = False
+    return table
+
+
+def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
+
+    From offsets `loc` (N, 4) and `landms` (N, 8) against the anchors `at` (N, 3), with the variances 0.1 for
+    places and 0.2 for sizes (SSD, arXiv 1512.02325).
+    """
+    center, side = at[:, :2], at[:, 2:]
+    middle = center + loc[:, :2] * _CENTER_VARIANCE * side
+    half = side * np.exp(loc[:, 2:] * _SIZE_VARIANCE) / 2
+    corners = center[:, None] + landms.reshape(-1, 4, 2) * _CENTER_VARIANCE * side[:, None]
+    return np.concatenate([middle - half, middle + half], axis=1), corners
+
+
+class PlateDetector:
+    """The plate network on tiles, at several scales whose answers are put together.
+
+    The network is choosy about scale: a plate of 160 px scored 0.1 at its own size and 0.98 at twice
+    that, where its box covered two thirds of the plate; the other scales cover the rest. So an image is
+    searched at each of `scales` (those over 1 only while they make no more than `enlarged_pixels`; an
+    image of more than `max_pixels` is first shrunk to that). A plate is where some scale scores `score`
+    or more and a second one at least half of that; what is reported is the smallest rectangle, at any
+    angle, around all of them.
+    """
+
+    kind: Kind = "plate"
+
+    def __init__(
+        self,
+        network: Network,
+        score: float = 0.5,
+        name: str = "clp",
+        scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0),
+        tile_side: int = 1536,
+        tile_overlap: int = 384,
+        enlarged_pixels: int = 8_000_000,
+        max_pixels: int = 32_000_000,
+    ) -> None:
+        self.name = name
+        self._network = network
+        self._score = score
+        self._scales = scales
+        self._tile_side = tile_side
+        self._tile_overlap = tile_overlap
+        self._enlarged_pixels = enlarged_pixels
+        self._max_pixels = max_pixels
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
+        pixels = image.shape[0] * image.shape[1]
+        fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
+        views = []
+        for scale in self._scales:
+            if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels:
+                found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap)
+                views.append(merge(whole_first(found)))
+        return agreed(views, self._score)
+
+    def _find(self, window: Pixels) -> list[Detection]:
+        height, width = window.shape[:2]
+        bgr = window[..., ::-1].astype(np.float32) - _MEAN_BGR
+        loc, conf, landms = self._network(np.ascontiguousarray(bgr.transpose(2, 0, 1)[None]))
+        scores = conf[0, :, 1]
+        likely = np.flatnonzero(scores >= self._score / 2)
+        boxes, corners = decode(loc[0, likely], landms[0, likely], anchors(height, width)[likely])
+        found = [
+            Detection("plate", round(score, 4), _box(box), _quad(quad), self.name)
+            for score, box, quad in zip(scores[likely].tolist(), boxes.tolist(), corners.tolist(), strict=True)
+        ]
+        return merge(by_score(d for d in found if _is_inside(d.box, height, width)))
+
+
+def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
+    """Puts together what several views of one image show, best score first.
+
+    A detection of at least `score` counts if another view has one, of any score, whose box overlaps it
+    by an IoU of at least 0.3; the result has its score and the rectangle around the corners of both and
+    of all others that overlap it so.
+    """
+    every = [(index, found) for index, view in enumerate(views) for found in view]
+    seeds = merge(by_score(found for _, found in every if found.score >= score))
+    result = []
+    for seed in seeds:
+        members = [(index, found) for index, found in every if iou(seed.box, found.box) >= _SAME_PLATE_IOU]
+        if len({index for index, _ in members}) > 1:
+            result.append(_around(seed, [found for _, found in members]))
+    return merge(by_score(result))
+
+
+def _around(seed: Detection, members: Sequence[Detection]) -> Detection:
+    points = np.array([point for member in members for point in member.quad or ()], np.float32)
+    corners: Floats = np.asarray(cv2.boxPoints(cv2.minAreaRect(points)), np.float32)
+    quad = _quad([(float(x), float(y)) for x, y in corners])
+    return replace(seed, box=bounds(quad), quad=quad)
+
+
+def _box(values: Sequence[float]) -> Box:
+    x0, y0, x1, y1 = values
+    return x0, y0, x1, y1
+
+
+def _quad(points: Sequence[Sequence[float]]) -> Quad:
+    a, b, c, d = ((x, y) for x, y in points)
+    return a, b, c, d
+
+
+def _is_inside(box: Box, height: int, width: int) -> bool:
+    return box[2] > 0 and box[3] > 0 and box[0] < width and box[1] < height

@@ -1,0 +1,91 @@
+"""What several parts of SAM share: norms over channels, perceptrons, windows, heads, the encoders' neck."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING_CHANNELS = 256
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of each position of a (B, C, H, W) map."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes (B, C, H, W) and keeps its shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them, as in a transformer's block."""
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(width, hidden)
+        self.lin2 = nn.Linear(hidden, width)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., width) to (..., width)."""
+        out: Tensor = self.lin2(self.activation(self.lin1(x)))
+        return out
+
+
+class Perceptron(nn.Module):
+    """Three linear layers with ReLU between them and nothing after the last."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., inputs) to (..., outputs)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        out: Tensor = last(x)
+        return out
+
+
+def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequential:
+    """The layers that turn an encoder's (B, width, H, W) into the (B, channels, H, W) image embedding."""
+    return nn.Sequential(
+        nn.Conv2d(width, channels, kernel_size=1, bias=False),
+        LayerNorm2d(channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(channels),
+    )
+
+
+def partition_windows(x: Tensor, size: int) -> Tensor:
+    """Cuts (B, H, W, C) into square windows, zeros filling up the last row and column of windows.
+
+    Returns (B * rows * columns, size, size, C), windows of one image together, row by row.
+    """
+    batch, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    rows, columns = x.shape[1] // size, x.shape[2] // size
+    x = x.reshape(batch, rows, size, columns, size, channels)
+    return x.transpose(2, 3).reshape(batch * rows * columns, size, size, channels)
+
+
+def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """Undoes `partition_windows`: (B, height, width, C) again, without what was filled up."""
+    size, channels = windows.shape[1], windows.shape[3]
+    rows, columns = -(-height // size), -(-width // size)
+    x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)
+    return x.reshape(-1, rows * size, columns * size, channels)[:, :height, :width]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, heads * D) to (B, heads, N, D)."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, D) to (B, N, heads * D)."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,199 @@
+"""MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels, its last downsampling left out.
+
+Maps of convolutions are (B, C, H, W); between the transformer's blocks they are (B, H, W, C).
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
+
+WIDTHS = (64, 128, 160, 320)
+DEPTHS = (2, 2, 6, 2)
+HEAD_CHANNELS = 32
+WINDOWS = (7, 14, 7)
+CLASSES = 1000
+
+
+class ImageEncoderTinyViT(nn.Module):
+    """Turns a normalized, padded image into its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = Stem(WIDTHS[0])
+        self.layers = nn.ModuleList(
+            [
+                ConvStage(WIDTHS[0], DEPTHS[0], PatchMerging(WIDTHS[0], WIDTHS[1], stride=2)),
+                AttentionStage(WIDTHS[1], DEPTHS[1], WINDOWS[0], PatchMerging(WIDTHS[1], WIDTHS[2], stride=2)),
+                AttentionStage(WIDTHS[2], DEPTHS[2], WINDOWS[1], PatchMerging(WIDTHS[2], WIDTHS[3], stride=1)),
+                AttentionStage(WIDTHS[3], DEPTHS[3], WINDOWS[2], None),
+            ]
+        )
+        # The checkpoint carries its ImageNet classifier; these two exist so that it loads strictly.
+        self.norm_head = nn.LayerNorm(WIDTHS[3])
+        self.head = nn.Linear(WIDTHS[3], CLASSES)
+        self.neck = embedding_neck(WIDTHS[3])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encodes (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
+        x = self.patch_embed(image)
+        for layer in self.layers:
+            x = layer(x)
+        embedding: Tensor = self.neck(x)
+        return embedding
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias, followed by batch norm."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(c=convolution, bn=nn.BatchNorm2d(outputs)))
+
+
+class Stem(nn.Module):
+    """Two strided convolutions: (B, 3, S, S) to (B, width, S / 4, S / 4)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(
+            ConvNorm(3, width // 2, kernel=3, stride=2),
+            nn.GELU(),
+            ConvNorm(width // 2, width, kernel=3, stride=2),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, width, S / 4, S / 4)."""
+        out: Tensor = self.seq(image)
+        return out
+
+
+class MBConv(nn.Module):
+    """An inverted bottleneck: widen four times, convolve each channel, narrow, add the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 4 * width
+        self.conv1 = ConvNorm(width, hidden)
+        self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
+        self.conv3 = ConvNorm(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        inner = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return F.gelu(x + self.conv3(inner))
+
+
+class PatchMerging(nn.Module):
+    """The step between two stages: another width, and half the resolution when `stride` is 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, outputs)
+        self.conv2 = ConvNorm(outputs, outputs, kernel=3, stride=stride, groups=outputs)
+        self.conv3 = ConvNorm(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return out
+
+
+class ConvStage(nn.Module):
+    """The first stage: inverted bottlenecks, then the step to the next."""
+
+    def __init__(self, width: int, depth: int, downsample: PatchMerging) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(MBConv(width) for _ in range(depth)))
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) to what `downsample` makes of it."""
+        out: Tensor = self.downsample(self.blocks(x))
+        return out
+
+
+class AttentionStage(nn.Module):
+    """A later stage: transformer blocks in windows, then the step to the next stage, if there is one."""
+
+    def __init__(self, width: int, depth: int, window: int, downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block(width, window) for _ in range(depth)))
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) to what `downsample` makes of it, or to the same shape without one."""
+        x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Block(nn.Module):
+    """Attention in windows, a depthwise convolution across their borders, and a perceptron."""
+
+    def __init__(self, width: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = Attention(width, width // HEAD_CHANNELS, window)
+        self.local_conv = ConvNorm(width, width, kernel=3, groups=width)
+        self.mlp = NormedMlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        attended = self.attn(partition_windows(x, self.window))
+        x = x + merge_windows(attended, x.shape[1], x.shape[2])
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out: Tensor = x + self.mlp(x)
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention in one window, with a learned bias for each |dy|, |dx|.
+
+    The norm stands inside: zeros that fill up a window are normalized too and become the norm's bias.
+    """
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(N, window, window, C) to the same shape."""
+        side = windows.shape[1]
+        # Each head's q, k and v lie together: (heads, 3 * D), unlike the ViT's (3, heads, D).
+        qkv = torch.unflatten(self.qkv(self.norm(windows)).flatten(1, 2), -1, (self.heads, 3, -1))
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+        bias = self.attention_biases[:, bias_index(side, windows.device)]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out: Tensor = self.proj(join_heads(attended))
+        return torch.unflatten(out, 1, (side, side))
+
+
+class NormedMlp(nn.Module):
+    """Layer norm and a perceptron of four times the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return out
+
+
+def bias_index(side: int, device: torch.device) -> Tensor:
+    """The (side², side²) int64 table of |dy| * side + |dx| between any two positions of a window."""
+    positions = torch.arange(side * side, device=device)
+    rows, columns = positions // side, positions % side
+    dy = (rows[:, None] - rows[None, :]).abs()
+    dx = (columns[:, None] - columns[None, :]).abs()
+    return dy * side + dx

@@ -1,0 +1,134 @@
+"""SAM with random weights, or with a checkpoint's, which itself tells its architecture."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape
+from model.sam.mask_decoder import MaskDecoder
+from model.sam.prompt_encoder import PromptEncoder
+from model.sam.sam import Sam
+
+Architecture = Literal["vit_b", "vit_l", "vit_h", "mobile_sam"]
+
+VIT_SHAPES: Mapping[str, VitShape] = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+
+_DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
+
+
+class SamWeightsError(ValueError):
+    """A file or a state dict that does not hold the weights of a SAM."""
+
+
+def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
+    """A SAM with random weights, in float32 and evaluation mode.
+
+    Raises ValueError for an unknown architecture or a decoder without layers.
+    """
+    if architecture not in get_args(Architecture):
+        names = ", ".join(get_args(Architecture))
+        raise ValueError(f"unknown SAM architecture {architecture!r}: expected one of {names}")
+    if decoder_depth < 1:
+        raise ValueError(f"a mask decoder of {decoder_depth} layers: expected 1 or more (SAM has 2 or 3)")
+    encoder: nn.Module
+    if architecture == "mobile_sam":
+        encoder = ImageEncoderTinyViT()
+    else:
+        encoder = ImageEncoderViT(VIT_SHAPES[architecture])
+    return Sam(encoder, PromptEncoder(), MaskDecoder(decoder_depth)).eval()
+
+
+def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
+    """The SAM whose checkpoint stands at `path`, in float32 and evaluation mode, on `device`.
+
+    Raises SamWeightsError when the file is not a SAM's checkpoint, and OSError when it cannot be read. Only
+    tensors are unpickled: a file cannot run code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise SamWeightsError(
+            f"{path} is not a PyTorch checkpoint of plain tensors ({type(error).__name__}): "
+            "expected a file such as sam_vit_b_01ec64.pth or mobile_sam.pt"
+        ) from error
+    try:
+        return sam_from_state_dict(state).to(device)
+    except SamWeightsError as error:
+        raise SamWeightsError(f"{path}: {error}") from error
+
+
+def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
+    """The SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
+
+    Float32 tensors are taken over, not copied. Raises SamWeightsError when names or shapes are not those of a
+    SAM.
+    """
+    architecture, decoder_depth = detect_architecture(state)
+    with torch.device("meta"):
+        sam = build_sam(architecture, decoder_depth)
+    problems = _differences(sam.state_dict(), state)
+    if problems:
+        raise SamWeightsError(
+            f"the weights look like {architecture} with {decoder_depth} decoder layers, but {problems}"
+        )
+    sam.load_state_dict(state, strict=True, assign=True)
+    return sam.float().eval()
+
+
+def detect_architecture(state: Any) -> tuple[Architecture, int]:
+    """The architecture and the mask decoder's depth of a state dict.
+
+    The encoder shows itself by its position embedding's width, or by TinyViT's stages; the depth by the
+    decoder's layers. Raises SamWeightsError when there is no sign of either, or when it is no state dict at
+    all.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise SamWeightsError(f"expected a dict of tensors by name, found a {type(state).__name__}")
+    foreign = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
+    if foreign:
+        raise SamWeightsError(
+            f"expected a dict of tensors by name, but {_some(foreign)} "
+            "is no tensor; if this is a training checkpoint, save its model's state dict alone"
+        )
+    layers = {match[1] for match in map(_DECODER_LAYER.match, state) if match}
+    if not layers:
+        raise SamWeightsError(f"no SAM mask decoder among the weights; found {_some(sorted(state)) or 'none'}")
+    return _encoder_architecture(state), len(layers)
+
+
+def _encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
+    positions = state.get("image_encoder.pos_embed")
+    if positions is not None:
+        widths = {shape.width: name for name, shape in VIT_SHAPES.items()}
+        width = positions.shape[-1] if positions.ndim else 0
+        if width not in widths:
+            known = ", ".join(f"{known} ({name})" for known, name in widths.items())
+            raise SamWeightsError(f"the image encoder is {width} channels wide: expected {known}")
+        return cast(Architecture, widths[width])
+    if any(name.startswith("image_encoder.layers.") for name in state):
+        return "mobile_sam"
+    raise SamWeightsError("no SAM image encoder among the weights: neither a ViT's nor MobileSAM's TinyViT")
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What keeps `found` from loading strictly, in words; empty when nothing does."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    reshaped = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("not SAM's", unknown), ("of another shape", reshaped))
+    return "; ".join(f"{len(names)} are {kind}: {_some(names)}" for kind, names in kinds if names)
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

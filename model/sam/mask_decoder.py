@@ -1,0 +1,53 @@
+"""SAM's mask decoder: low-resolution masks and their predicted IoU, from an image embedding and prompts."""
+
+import torch
+from torch import Tensor, nn
+
+from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron
+from model.sam.prompt_encoder import PromptEmbedding
+from model.sam.transformer import TwoWayTransformer
+
+MASK_TOKENS = 4
+"""One for an unambiguous prompt, three for a whole, a part and a subpart."""
+
+
+class MaskDecoder(nn.Module):
+    """`depth` is the number of two-way blocks: 2 in the published weights, 3 in the model that made SA-1B."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        width = EMBEDDING_CHANNELS
+        self.transformer = TwoWayTransformer(depth, width)
+        self.iou_token = nn.Embedding(1, width)
+        self.mask_tokens = nn.Embedding(MASK_TOKENS, width)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(width, width // 4, kernel_size=2, stride=2),
+            LayerNorm2d(width // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 4, width // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(width, width, width // 8) for _ in range(MASK_TOKENS))
+        self.iou_prediction_head = Perceptron(width, width, MASK_TOKENS)
+
+    def forward(
+        self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Returns mask logits (B, C, 256, 256) and predicted IoUs (B, C); C is 3 with `multimask`, else 1.
+
+        `features` (1, 256, 64, 64) is the image embedding, `positions` (1, 256, 64, 64) its positional
+        encoding.
+        """
+        prompts, grid = prompt.sparse.shape[0], features.shape[-2:]
+        own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)
+        image = features + prompt.dense
+
+        tokens, image = self.transformer(image.flatten(2).transpose(1, 2), positions.flatten(2).transpose(1, 2), tokens)
+
+        chosen = range(1, MASK_TOKENS) if multimask else range(1)
+        ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        filters = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in chosen], dim=1)
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
+        logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return logits, ious

@@ -1,0 +1,121 @@
+"""Masks for prompts, without hidden state: embed an image once, then ask for masks as often as needed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.sam.preprocess import normalize_and_pad, resize
+from model.sam.prompts import Array, check_prompts
+from model.sam.sam import Sam
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the image encoder made of an image, and how pixels of the image map to it.
+
+    `features` (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image fills, from the
+    top left corner, of the encoder's 1024x1024 input. `frame_size` is the (height, width) of the frame in
+    which prompts come in and masks go out.
+    """
+
+    features: Tensor
+    input_size: tuple[int, int]
+    frame_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """C masks for each of B prompts.
+
+    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input, padding included; a mask
+    is where the logit is over 0. `predicted_iou` (B, C) float32 is the model's own guess of each mask's
+    quality.
+    """
+
+    low_res_logits: Tensor
+    predicted_iou: Tensor
+
+
+class Predictor:
+    """Masks for prompts from one SAM, on the device and in the dtype of its weights."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.sam = sam
+
+    def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+        """Encodes an image, (H, W, 3) uint8 RGB.
+
+        `frame_size` (height, width) names another frame for prompts and masks than the image's own pixels:
+        pass it when the pixels are a larger or smaller version of the picture that the masks are for. Raises
+        ValueError for another shape or type of image, or an empty frame.
+        """
+        pixels = _checked_image(image)
+        frame_height, frame_width = frame_size or pixels.shape[:2]
+        if frame_height < 1 or frame_width < 1:
+            raise ValueError(f"frame_size is {frame_size}: expected a height and a width of 1 or more pixels")
+        resized = resize(pixels, self.sam.image_size)
+        with torch.inference_mode():
+            batch = normalize_and_pad(torch.from_numpy(resized).to(self.sam.device), self.sam.image_size)
+            features = self.sam.image_encoder(batch.to(self.sam.dtype))
+        height, width = resized.shape[:2]
+        return Embedding(features, (height, width), (int(frame_height), int(frame_width)))
+
+    def predict(
+        self,
+        embedding: Embedding,
+        points: Array | None = None,
+        labels: Array | None = None,
+        boxes: Array | None = None,
+        masks: Array | None = None,
+        multimask: bool = True,
+    ) -> Masks:
+        """Predicts masks for B prompts at once; a prompt may have points, a box and a mask, or any of them.
+
+        `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
+        frame; `labels` (B, N): 1 foreground, 0 background, -1 to fill up prompts of fewer points; `masks` (B,
+        1, 256, 256) logits of an earlier prediction. With `multimask` three masks a prompt (whole, part,
+        subpart), else one. Raises ValueError without any prompt, and for wrong shapes or values, naming what
+        was expected.
+        """
+        prompts = check_prompts(points, labels, boxes, masks)
+        with torch.inference_mode():
+            prompts = prompts.to(self.sam.device, self.sam.dtype).scaled(
+                x=embedding.input_size[1] / embedding.frame_size[1],
+                y=embedding.input_size[0] / embedding.frame_size[0],
+            )
+            embedded = self.sam.prompt_encoder(prompts.points, prompts.labels, prompts.boxes, prompts.masks)
+            logits, ious = self.sam.mask_decoder(
+                embedding.features, self.sam.prompt_encoder.dense_positions(), embedded, multimask
+            )
+            return Masks(logits.float(), ious.float())
+
+    def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """Logits in the embedding's frame, (B, C, height, width), from low-resolution ones (B, C, 256, 256).
+
+        Every mask takes 4 bytes a pixel of the frame and 4 MiB on the way: pass few at a time. Raises
+        ValueError for another shape.
+        """
+        if logits.ndim != 4:
+            raise ValueError(f"logits have the shape {tuple(logits.shape)}: expected (B, C, 256, 256)")
+        with torch.inference_mode():
+            side = self.sam.image_size
+            height, width = embedding.input_size
+            square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+            return F.interpolate(
+                square[..., :height, :width], embedding.frame_size, mode="bilinear", align_corners=False
+            )
+
+
+def _checked_image(image: Any) -> npt.NDArray[np.uint8]:
+    pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ValueError(
+            f"the image is an array of shape {pixels.shape} and type {pixels.dtype}: "
+            "expected (height, width, 3) and uint8, the channels as RGB"
+        )
+    return pixels

@@ -1,0 +1,132 @@
+"""SAM's prompt encoder: points, boxes and masks, in any combination, as embeddings for the mask decoder."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d
+
+IMAGE_SIZE = 1024
+GRID = 64
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """B prompts, embedded.
+
+    `sparse` (B, T, 256) holds a token a point or corner of a box; T is 0 for masks alone. `dense` (B, 256,
+    64, 64) is added to the image embedding; without masks it is (1, 256, 64, 64), for all prompts.
+    """
+
+    sparse: Tensor
+    dense: Tensor
+
+
+class PromptEncoder(nn.Module):
+    """Embeds prompts whose coordinates are pixels of the 1024x1024 input of the image encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
+        # In the order of the weights: background point, foreground point, a box's first and last corner.
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, EMBEDDING_CHANNELS) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, kernel_size=2, stride=2),
+            LayerNorm2d(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, kernel_size=2, stride=2),
+            LayerNorm2d(16),
+            nn.GELU(),
+            nn.Conv2d(16, EMBEDDING_CHANNELS, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+
+    def forward(
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> PromptEmbedding:
+        """Embeds B prompts; every argument may be left out, but not all.
+
+        `points` (B, N, 2) as (x, y) with `labels` (B, N): 1 foreground, 0 background, -1 no point at all;
+        `boxes` (B, 4) as (x0, y0, x1, y1); `masks` (B, 1, 256, 256) logits. Raises ValueError without a
+        prompt.
+        """
+        tokens = []
+        if points is not None and labels is not None:
+            tokens.append(self._embed_points(points, labels))
+            if boxes is None:
+                # The weights expect one more token, of no point, wherever points come without a box.
+                tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
+        if boxes is not None:
+            tokens.append(self._embed_boxes(boxes))
+        if masks is not None:
+            dense = self.mask_downscaling(masks)
+            tokens.append(dense.new_zeros(masks.shape[0], 0, EMBEDDING_CHANNELS))
+        else:
+            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
+        if not tokens:
+            raise ValueError("no prompt was given: expected points with labels, boxes, or masks")
+        return PromptEmbedding(torch.cat(tokens, dim=1), dense)
+
+    def dense_positions(self) -> Tensor:
+        """The encoding of the image embedding's own positions: (1, 256, 64, 64), in the weights' dtype."""
+        centers = (torch.arange(GRID, device=self.no_mask_embed.weight.device) + 0.5) / GRID
+        y, x = torch.meshgrid(centers, centers, indexing="ij")
+        encoding = self.pe_layer(torch.stack([x, y], dim=-1))
+        positions: Tensor = encoding.permute(2, 0, 1)[None].to(self.no_mask_embed.weight.dtype)
+        return positions
+
+    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """(B, N, 256) from (B, N, 2) and (B, N)."""
+        background, foreground = self._kinds()[:2]
+        kind = torch.where(labels[..., None] == 1, foreground, background)
+        known = self._encode(points) + kind
+        return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
+
+    def _embed_boxes(self, boxes: Tensor) -> Tensor:
+        """(B, 2, 256) from (B, 4)."""
+        return self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:]
+
+    def _kinds(self) -> Tensor:
+        """(4, 256): what tells a background point, a foreground point and a box's two corners apart."""
+        return torch.cat(list(self.point_embeddings.parameters()))
+
+    def _encode(self, coordinates: Tensor) -> Tensor:
+        """(B, N, 256) in the weights' dtype, from (B, N, 2) pixels, taken at the pixels' centers."""
+        encoding: Tensor = self.pe_layer((coordinates + 0.5) / IMAGE_SIZE)
+        return encoding.to(self.no_mask_embed.weight.dtype)
+
+
+class PositionalEncoding(nn.Module):
+    """Random Fourier features of positions (arXiv 2006.10739), always in float32.
+
+    The frequencies stay float32 when the rest of the model is cast: at high frequencies half of a number's
+    digits would place a point somewhere else.
+    """
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
+        x, y = (2 * positions - 1).to(torch.float32).unsqueeze(-2).unbind(-1)
+        frequencies = self.positional_encoding_gaussian_matrix
+        # Written as a sum, because a matrix product would be rounded under autocast and TF32.
+        angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Lets a cast of the model move the frequencies to its device, but not to its dtype."""
+        before = self.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self.positional_encoding_gaussian_matrix
+        if after.dtype != torch.float32:
+            self.positional_encoding_gaussian_matrix = before.to(after.device, torch.float32)
+        return self

@@ -1,0 +1,104 @@
+"""Prompts as they come from a caller: checked once, converted, and moved into the encoder's frame."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B prompts whose parts agree with one another; what was not given is None.
+
+    `points` (B, N, 2) and `boxes` (B, 4) are float64, so that scaling them loses nothing; `labels` (B, N)
+    holds 1, 0 or -1; `masks` (B, 1, 256, 256) are logits.
+    """
+
+    points: Tensor | None
+    labels: Tensor | None
+    boxes: Tensor | None
+    masks: Tensor | None
+
+    def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
+        """The same prompts on a device, masks in the model's dtype."""
+        return Prompts(
+            None if self.points is None else self.points.to(device),
+            None if self.labels is None else self.labels.to(device),
+            None if self.boxes is None else self.boxes.to(device),
+            None if self.masks is None else self.masks.to(device, mask_dtype),
+        )
+
+    def scaled(self, x: float, y: float) -> "Prompts":
+        """The same prompts with coordinates multiplied by `x` across and `y` down."""
+        return Prompts(
+            None if self.points is None else self.points * self.points.new_tensor([x, y]),
+            self.labels,
+            None if self.boxes is None else self.boxes * self.boxes.new_tensor([x, y, x, y]),
+            self.masks,
+        )
+
+
+def check_prompts(points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None) -> Prompts:
+    """Prompts that fit together, from arrays or tensors on any device.
+
+    Raises ValueError, naming the argument, what was found and what was expected: without any prompt, for
+    points without labels or the reverse, for wrong shapes, batches of different sizes, labels other than 1, 0
+    and -1, and numbers that are not finite.
+    """
+    if points is None and boxes is None and masks is None and labels is None:
+        raise ValueError("no prompt was given: expected points with labels, boxes, masks, or several of them")
+    if (points is None) != (labels is None):
+        given, absent = ("points", "labels") if labels is None else ("labels", "points")
+        raise ValueError(f"{given} came without {absent}: expected points (B, N, 2) together with labels (B, N)")
+    prompts = Prompts(
+        _checked("points", points, "(B, N, 2)", (None, None, 2), torch.float64),
+        _checked("labels", labels, "(B, N)", (None, None), torch.float64),
+        _checked("boxes", boxes, "(B, 4)", (None, 4), torch.float64),
+        _checked("masks", masks, "(B, 1, 256, 256)", (None, 1, 256, 256), torch.float32),
+    )
+    _check_labels(prompts.points, prompts.labels)
+    _check_batch(prompts)
+    return prompts
+
+
+def _checked(
+    name: str, value: Array | None, layout: str, shape: tuple[int | None, ...], dtype: torch.dtype
+) -> Tensor | None:
+    if value is None:
+        return None
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    found = tuple(tensor.shape)
+    fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
+    if not fits:
+        raise ValueError(f"{name} have the shape {found}: expected {layout}")
+    tensor = tensor.to(dtype)
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} hold numbers that are not finite: expected none")
+    return tensor
+
+
+def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:
+    if points is None or labels is None:
+        return
+    if labels.shape != points.shape[:2]:
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)}: "
+            f"expected {tuple(points.shape[:2])}, one for each of the points"
+        )
+    known = (labels == 1) | (labels == 0) | (labels == -1)
+    if not known.all():
+        wrong = labels[~known][0].item()
+        raise ValueError(f"labels hold {wrong:g}: expected 1 (foreground), 0 (background) or -1 (no point at all)")
+
+
+def _check_batch(prompts: Prompts) -> None:
+    parts = {"points": prompts.points, "boxes": prompts.boxes, "masks": prompts.masks}
+    sizes = {name: part.shape[0] for name, part in parts.items() if part is not None}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise ValueError(f"the prompts' batches differ: {found}; expected the same number B in each")

@@ -1,0 +1,32 @@
+"""The Segment Anything Model: an image encoder, a prompt encoder and a mask decoder."""
+
+import torch
+from torch import nn
+
+from model.sam.mask_decoder import MaskDecoder
+from model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
+
+
+class Sam(nn.Module):
+    """SAM's three parts, under the names that its checkpoints give them.
+
+    `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64).
+    """
+
+    image_size = IMAGE_SIZE
+
+    def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mask_decoder.iou_token.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' floating-point type."""
+        return self.mask_decoder.iou_token.weight.dtype

@@ -1,0 +1,96 @@
+"""The two-way transformer of SAM's mask decoder: tokens attend to the image, and the image to the tokens.
+
+T tokens of 256 channels: the decoder's own (predicted IoU, masks) and the prompt's. P = 4096 positions of the
+image. Where the image side is the same for all prompts, its batch size is 1 and broadcasts against the
+tokens' B.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.sam.common import Mlp, join_heads, split_heads
+
+
+class TwoWayTransformer(nn.Module):
+    """`depth` two-way blocks and a last attention from the tokens to the image."""
+
+    def __init__(self, depth: int, width: int = 256, heads: int = 8, hidden: int = 2048) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TwoWayBlock(width, heads, hidden, first=index == 0) for index in range(depth))
+        self.final_attn_token_to_image = Attention(width, width // 2, heads)
+        self.norm_final_attn = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the tokens (B, T, 256) and the image (B, P, 256), each having seen the other.
+
+        `image` (B or 1, P, 256) and `tokens` (B, T, 256); `image_positions` (1, P, 256) is added wherever the
+        image is asked or answers, and so are the tokens as they came in.
+        """
+        token_positions = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_positions, image_positions)
+        attended = self.final_attn_token_to_image(tokens + token_positions, image + image_positions, image)
+        tokens = self.norm_final_attn(tokens + attended)
+        return tokens, image
+
+
+class TwoWayBlock(nn.Module):
+    """Self-attention of the tokens, tokens to image, a perceptron on the tokens, image to tokens.
+
+    Each step is added to what it started from and then normalized. The first block's tokens have no history
+    yet: its self-attention takes them without positions and replaces them.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.self_attn = Attention(width, width, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn_token_to_image = Attention(width, width // 2, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, hidden, activation=F.relu)
+        self.norm3 = nn.LayerNorm(width)
+        self.cross_attn_image_to_token = Attention(width, width // 2, heads)
+        self.norm4 = nn.LayerNorm(width)
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the tokens (B, T, 256) and the image (B, P, 256) after one round."""
+        if self.first:
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            placed = tokens + token_positions
+            tokens = tokens + self.self_attn(placed, placed, tokens)
+        tokens = self.norm1(tokens)
+
+        placed_image = image + image_positions
+        tokens = tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        tokens = self.norm2(tokens)
+        tokens = self.norm3(tokens + self.mlp(tokens))
+
+        image = image + self.cross_attn_image_to_token(placed_image, tokens + token_positions, tokens)
+        image = self.norm4(image)
+        return tokens, image
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose heads share `inner` channels between them."""
+
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(width, inner)
+        self.v_proj = nn.Linear(width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, Q, width) from q (B, Q, width) and k, v (B, K, width); either side's batch may be 1."""
+        batch = q.shape[0] if k.shape[0] == 1 else k.shape[0]
+        q, k, v = (
+            split_heads(projected, self.heads).expand(batch, -1, -1, -1)
+            for projected in (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        )
+        out: Tensor = self.out_proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
+        return out

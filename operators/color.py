@@ -1,0 +1,124 @@
+"""Any picture's samples as 8-bit sRGB: profiles, CMYK, grey, palettes, 16 bits and transparency."""
+
+import functools
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+Pixels = NDArray[np.uint8]
+
+MODES = frozenset(
+    {
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "I;16",
+        "I;16L",
+        "I;16B",
+    }
+)
+"""Pillow's names of the kinds of samples that have a defined white, and so an 8-bit sRGB picture."""
+
+_STRIP_PIXELS = 2**22
+_PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
+    """The picture as (H, W, 3) uint8 RGB: sRGB, opaque on white.
+
+    - An embedded profile is applied by relative colorimetry with black-point compensation. A profile that changes
+      nothing, cannot be read, or is for another color space leaves the samples as they are: they are then taken
+      for sRGB, as a browser takes them, since a broken profile says nothing about the pixels.
+    - CMYK without a profile goes by Pillow's formula, R = (255 − C)·(255 − K)/255.
+    - 16-bit grey is divided by 257 and rounded: scaled from its whole range, not clipped.
+
+    Goes strip by strip, since each of these steps copies and the largest images are near a gigabyte.
+    """
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(_strip_to_srgb(image.crop((0, top, image.width, bottom)), icc))
+    return pixels
+
+
+def _strip_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    color, alpha = _split_alpha(_eight_bits(image))
+    if color.mode not in _PROFILE_SPACES:
+        color = color.convert("RGB")
+    transform = _transform(icc, color.mode) if icc else None
+    if transform is not None:
+        color = _apply(transform, color)
+    rgb = color if color.mode == "RGB" else color.convert("RGB")
+    if alpha is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, (255, 255, 255))
+    canvas.paste(rgb, mask=alpha)
+    return canvas
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I;16"):
+        return image
+    samples = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The picture without its transparency, and the transparency in mode L, or None when it is opaque."""
+    if not image.has_transparency_data:
+        return image, None
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "LA":
+        return image.getchannel("L"), image.getchannel("A")
+    image = image.convert("RGBA")
+    return image.convert("RGB"), image.getchannel("A")
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The conversion to sRGB that a profile asks for; None where it changes nothing or cannot be used."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if profile.profile.xcolor_space.strip() != _PROFILE_SPACES[mode]:
+            return None
+        transform = ImageCms.buildTransform(
+            profile,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        return None if mode == "RGB" and _changes_nothing(transform) else transform
+    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
+        return None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no color of a 17×17×17 lattice moves by more than rounding.
+
+    Most photographs carry one of several dozen sRGB profiles; converting those would cost time and a last
+    bit.
+    """
+    levels = np.linspace(0, 255, 17).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, 289, 3)
+    moved = np.asarray(_apply(transform, Image.fromarray(lattice)))
+    return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1
+
+
+def _apply(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
+    # Method of the transform and not `ImageCms.applyTransform`, whose type says that it may give nothing.
+    return transform.apply(picture)

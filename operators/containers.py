@@ -1,0 +1,152 @@
+"""Which container some bytes are, told from the bytes alone, and whether it ends before it should."""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from catalogs.reasons import Reason, RejectedError
+
+SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+"""The containers that are decoded; others are refused by name."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
+_SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
+_HTML = re.compile(rb"\s*<(?:!doctype html|html|head|body)", re.IGNORECASE)
+_MARKUP = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml|!--|[a-z]+[\s>])", re.IGNORECASE)
+_HEIF_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"heim": "HEIC",
+    b"heis": "HEIC",
+    b"hevc": "HEIC",
+    b"hevx": "HEIC",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+    b"crx ": "Canon CR3",
+}
+_REFUSED_PREFIXES = (
+    (b"%PDF-", "PDF"),
+    (b"8BPS", "Photoshop (PSD)"),
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x01\x00", "icon (ICO)"),
+    (b"DDS ", "DirectDraw (DDS)"),
+    (b"\x76\x2f\x31\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"qoif", "QOI"),
+    (b"FUJIFILMCCD-RAW", "camera raw (RAF)"),
+    (b"IIU\x00", "camera raw (RW2)"),
+    (b"IIRO", "camera raw (ORF)"),
+    (b"gimp xcf", "GIMP (XCF)"),
+    (b"\x59\xa6\x6a\x95", "Sun raster"),
+)
+_NETPBM = re.compile(rb"P[1-7][\s#]")
+
+
+def recognize(data: bytes) -> str:
+    """The container of an object, one of `SUPPORTED`; names and content types are never asked.
+
+    Raises `RejectedError`: `empty_object` for no bytes, `unsupported_format` for a kind of picture that is
+    known but not decoded, `not_an_image` for anything else.
+    """
+    if not data:
+        raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")
+    kind = _supported(data)
+    if kind is not None:
+        return kind
+    refused = _refused(data)
+    expected = f"expected one of {', '.join(SUPPORTED)}"
+    if refused is not None:
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a {refused} file; {expected}")
+    found = "markup text such as HTML" if _MARKUP.match(data[:256]) else "bytes that begin like no known picture"
+    raise RejectedError(Reason.NOT_AN_IMAGE, f"{found}; {expected}")
+
+
+def _supported(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(_PNG_SIGNATURE):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:4] in {b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"}:
+        return "TIFF"
+    if data[:6] in {b"GIF87a", b"GIF89a"}:
+        return "GIF"
+    # Two letters alone would take many a text for a bitmap.
+    if data[:2] == b"BM" and len(data) >= 18 and _little(data, 14) in _BMP_HEADER_SIZES:
+        return "BMP"
+    return None
+
+
+def _refused(data: bytes) -> str | None:
+    for prefix, name in _REFUSED_PREFIXES:
+        if data.startswith(prefix):
+            return name
+    if data[4:8] == b"ftyp":
+        return _HEIF_BRANDS.get(data[8:12])
+    if _NETPBM.match(data[:3]):
+        return "Netpbm"
+    start = data[:4096].removeprefix(b"\xef\xbb\xbf")
+    is_svg = _MARKUP.match(start) and _SVG.search(start) and not _HTML.match(start)
+    return "SVG" if is_svg else None
+
+
+def check_whole(data: bytes, kind: str) -> None:
+    """Checks what a container says of its own length, for the kinds whose decoders do not.
+
+    Raises `RejectedError` (`truncated`, `corrupt`).
+    """
+    if kind == "PNG":
+        _check_png(data)
+    if kind == "WEBP" and _little(data, 4) + 8 > len(data):
+        raise RejectedError(
+            Reason.TRUNCATED, f"the WEBP ends after {len(data)} bytes; its header says {_little(data, 4) + 8}"
+        )
+
+
+def _check_png(data: bytes) -> None:
+    """Walks a PNG's chunks to its end (PNG specification, section 5): decoders do not check the pixels' CRCs.
+
+    Raises `RejectedError`: `truncated` when the bytes end before the IEND chunk does, `corrupt` when a
+    critical chunk's CRC is wrong.
+    """
+    view = memoryview(data)
+    for kind, start, stop in _png_chunks(view):
+        (stored,) = struct.unpack_from(">I", view, stop)
+        is_critical = not kind[0] & 0x20
+        if is_critical and zlib.crc32(view[start - 4 : stop]) != stored:
+            name = kind.decode("ascii", "replace") if kind.isalpha() else "unnamed"
+            raise RejectedError(Reason.CORRUPT, f"the PNG's {name} chunk at byte {start - 8} has a wrong CRC")
+
+
+def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """Type, first byte and end of each chunk's content, up to IEND."""
+    position, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        if position + 8 > len(view):
+            raise RejectedError(Reason.TRUNCATED, f"the PNG ends after {len(view)} bytes, before its IEND chunk")
+        length, kind = struct.unpack_from(">I4s", view, position)
+        start, stop = position + 8, position + 8 + length
+        if length >= 2**31:
+            raise RejectedError(Reason.CORRUPT, f"the PNG's chunk at byte {position} has an impossible length")
+        if stop + 4 > len(view):
+            raise RejectedError(
+                Reason.TRUNCATED,
+                f"the PNG ends after {len(view)} bytes; its chunk at byte {position} needs {stop + 4}",
+            )
+        yield kind, start, stop
+        position = stop + 4
+
+
+def _little(data: bytes, offset: int) -> int:
+    (value,) = struct.unpack_from("<I", data, offset)
+    return int(value)

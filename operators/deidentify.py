@@ -1,0 +1,232 @@
+"""De-identification.
+
+Finds faces and license plates in the full-resolution image and makes them unrecognizable.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from infra.assets import settled
+from infra.errors import UsageError
+from model.detectors.detection import Detection, Detector, Kind, bounds, iou
+from model.detectors.plates import Network, PlateDetector
+from operators.obliterate import Patch, ellipse, obliterate, polygon
+
+Pixels = NDArray[np.uint8]
+
+REGION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("score", pa.float64()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+"""The Arrow type of one obliterated region: one `Region`."""
+
+_TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
+
+
+BUNDLED_DETECTORS = frozenset({"mtcnn", "clp", "none"})
+"""What a configuration may name beside a TorchScript file."""
+
+
+def _check_detector(value: str, bundled: str) -> str:
+    if value in (bundled, "none"):
+        return value
+    if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
+        return settled(value)
+    endings = ", ".join(_TORCHSCRIPT_ENDINGS)
+    raise ValueError(
+        f"expected {bundled!r}, 'none', or the path or URI of a TorchScript file ({endings}), got {value!r}"
+    )
+
+
+class FacesConfig(BaseModel):
+    """How faces are found.
+
+    `score`: the lowest that counts; default 0.7 for mtcnn, 0.9 for a TorchScript file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: str = "mtcnn"
+    score: float | None = Field(default=None, gt=0, le=1)
+
+    @field_validator("detector")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _check_detector(value, "mtcnn")
+
+
+class PlatesConfig(BaseModel):
+    """How plates are found.
+
+    `score`: the lowest that counts; default 0.5 for clp, 0.9 for a TorchScript file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: str = "clp"
+    score: float | None = Field(default=None, gt=0, le=1)
+
+    @field_validator("detector")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _check_detector(value, "clp")
+
+
+class DeidentifyConfig(BaseModel):
+    """The `deidentify:` part of a configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    faces: FacesConfig = FacesConfig()
+    plates: PlatesConfig = PlatesConfig()
+
+
+@dataclass(frozen=True)
+class Region:
+    """An obliterated part of an image.
+
+    (x, y, w, h) in whole pixels of the image, inside it, covers every pixel that was changed for it;
+    `score` and `source` are the detector's, or 1 and `manual`.
+    """
+
+    kind: str
+    score: float
+    x: int
+    y: int
+    w: int
+    h: int
+    source: str
+
+
+def outline(detection: Detection, shape: tuple[int, int]) -> Patch | None:
+    """What to obliterate for a detection in an image of `shape` (h, w).
+
+    An ellipse for a face; for a plate its corners, or its box where there are no corners or they are not
+    those of that box.
+    """
+    if detection.kind == "face":
+        return ellipse(detection.box, shape)
+    x0, y0, x1, y1 = detection.box
+    box = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    quad = detection.quad
+    if quad is None or iou(bounds(quad), detection.box) < 0.5:
+        quad = box
+    return polygon(quad, shape)
+
+
+def deidentify(image: Pixels, detectors: Sequence[Detector]) -> tuple[Pixels, list[Region]]:
+    """Obliterates everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
+
+    Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by
+    detector and then by score.
+    """
+    shape = image.shape[0], image.shape[1]
+    patches, regions = [], []
+    for detector in detectors:
+        for found in detector.detect(image):
+            patch = outline(found, shape)
+            if patch is None:
+                continue
+            patches.append(patch)
+            place = (patch.x, patch.y, patch.width, patch.height)
+            regions.append(Region(found.kind, found.score, *place, found.source))
+    return obliterate(image, patches), regions
+
+
+Resolve = Callable[[str], Path]
+
+
+def build_detectors(
+    config: DeidentifyConfig, device: str = "cpu", resolve: Resolve | None = None, threads: int | None = None
+) -> tuple[Detector, ...]:
+    """The detectors that `config` asks for: faces first, then plates; none for `none`.
+
+    `device` is where torch runs them. `resolve` finds weights by name or path (default:
+    `infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as
+    many as torch has). Takes about a second in a new process, most of it the libraries' import. Raises
+    UsageError for a file that is missing or is no TorchScript.
+    """
+    if resolve is None:
+        from infra import assets
+
+        resolve = assets.resolve
+    found: list[Detector] = []
+    if config.faces.detector == "mtcnn":
+        found.append(_mtcnn(config.faces.score, device))
+    elif config.faces.detector != "none":
+        found.append(_torchscript("face", config.faces, device, resolve))
+    if config.plates.detector == "clp":
+        found.append(_clp(config.plates.score, resolve, threads))
+    elif config.plates.detector != "none":
+        found.append(_torchscript("plate", config.plates, device, resolve))
+    return tuple(found)
+
+
+def _mtcnn(score: float | None, device: str) -> Detector:
+    import torch
+
+    from model.detectors.faces import FaceDetector
+
+    with warnings.catch_warnings():  # the package changes the process's warning filters
+        from facenet_pytorch import MTCNN
+
+    cascade = MTCNN(keep_all=True, min_face_size=20, device=torch.device(device)).eval()
+    return FaceDetector(cascade) if score is None else FaceDetector(cascade, score=score)
+
+
+def _clp(score: float | None, resolve: Resolve, threads: int | None) -> Detector:
+    network = _onnx_network(resolve("clp"), threads)
+    return PlateDetector(network) if score is None else PlateDetector(network, score=score)
+
+
+def _onnx_network(path: Path, threads: int | None) -> Network:
+    """The plate network as a function; its arithmetic runs on a CPU, whatever device torch has."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Every image has another size: an arena would keep the memory of the largest for ever.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def network(batch: NDArray[np.float32]) -> tuple[Any, Any, Any]:
+        loc, conf, landms = session.run(["loc", "conf", "landms"], {"image": batch})
+        return loc, conf, landms
+
+    return network
+
+
+def _torchscript(kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve) -> Detector:
+    from model.detectors.torchscript import TorchScriptDetector
+
+    key = f"deidentify.{kind}s.detector"
+    try:
+        path = resolve(config.detector)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from error
+    try:
+        if config.score is None:
+            return TorchScriptDetector(path, kind, device=device)
+        return TorchScriptDetector(path, kind, score=config.score, device=device)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{key}: {path} cannot be loaded as TorchScript on {device}: {error}") from error

@@ -1,0 +1,180 @@
+"""Describe: statistics of each mask and of each image, computed from the masks alone.
+
+They are those of the SAM paper's section 5 (figures 5-7): relative size, concavity, the mask's center, masks
+an image. Everything is computed from the run-length code itself; no mask is ever decoded to pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from model.automatic.rle import decompress
+from operators.rows import with_fields
+from operators.segment import MASK, SEGMENTED
+
+Ints = NDArray[np.int64]
+
+MASK_STATISTICS = [
+    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
+    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
+    pa.field("center_x", pa.float64()),  # center of mass as a share of the image's width, 0 to 1, left to right
+    pa.field("center_y", pa.float64()),  # and of its height, 0 to 1, top to bottom
+    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
+    pa.field("touches_border", pa.bool_()),  # whether a pixel lies in the image's first or last row or column
+]
+"""What `describe` appends to each mask's struct."""
+
+STATISTICS = pa.struct(
+    [
+        pa.field("mask_count", pa.int32()),
+        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
+        pa.field("mean_predicted_iou", pa.float64()),  # the means are null when the image has no mask
+        pa.field("mean_stability_score", pa.float64()),
+        pa.field("mean_relative_size", pa.float64()),
+        pa.field("mean_concavity", pa.float64()),
+    ]
+)
+"""What `describe` says about an image."""
+
+
+DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS])
+"""One mask with its statistics."""
+
+DESCRIBED = with_fields(
+    SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
+    [pa.field("statistics", STATISTICS)],
+)
+"""Rows after this stage: those of `segment` with statistics of masks and image; null in a rejected row."""
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """Statistics of one mask; the fields are explained at `MASK_STATISTICS`."""
+
+    relative_size: float
+    concavity: float
+    center_x: float
+    center_y: float
+    aspect_ratio: float
+    touches_border: bool
+
+
+def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
+    """Statistics of one mask, given as COCO's compressed run lengths of an image of `size` (height, width).
+
+    The hull is taken over pixel *corners*: over pixel centers it would be smaller than the mask. An empty
+    mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1 and its center in the
+    middle.
+    """
+    height, width = size
+    x, top, bottom = column_spans(height, decompress(counts))
+    lengths = bottom - top
+    area = int(lengths.sum())
+    if area == 0:
+        return MaskStatistics(0.0, 0.0, 0.5, 0.5, 1.0, touches_border=False)
+    box_width = int(x.max()) + 1 - int(x.min())
+    box_height = int(bottom.max()) - int(top.min())
+    border = x.min() == 0 or x.max() == width - 1 or top.min() == 0 or bottom.max() == height
+    return MaskStatistics(
+        relative_size=math.sqrt(area / (height * width)),
+        concavity=1.0 - area / hull_area(x, top, bottom),
+        center_x=float(((x + 0.5) * lengths).sum()) / area / width,
+        center_y=float(((top + bottom) / 2 * lengths).sum()) / area / height,
+        aspect_ratio=box_width / box_height,
+        touches_border=bool(border),
+    )
+
+
+def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
+    """The mask as vertical spans: column x, first row, one past the last row; three (S,) int64 arrays.
+
+    A foreground run that goes over the foot of a column into the next is cut there.
+    """
+    ends = np.cumsum(runs)
+    start, end = ends[0::2][: runs.size // 2], ends[1::2]
+    start, end = start[end > start], end[end > start]
+    first, final = start // height, (end - 1) // height
+    pieces = final - first + 1
+    x = np.repeat(first, pieces) + _counters(pieces)
+    top = np.maximum(np.repeat(start, pieces), x * height) - x * height
+    bottom = np.minimum(np.repeat(end, pieces), (x + 1) * height) - x * height
+    return x, top, bottom
+
+
+def hull_area(x: Ints, top: Ints, bottom: Ints) -> float:
+    """Area in pixels of the convex hull over the corners of all pixels of the spans (see `column_spans`)."""
+    corners = np.stack([np.concatenate([x, x, x + 1, x + 1]), np.concatenate([top, bottom, top, bottom])], axis=1)
+    return float(cv2.contourArea(cv2.convexHull(corners.astype(np.int32))))
+
+
+def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
+    """Share of an image's pixels that lie in at least one of its masks, 0 to 1."""
+    if not all_counts:
+        return 0.0
+    codes = [{"size": list(size), "counts": counts.encode("ascii")} for counts in all_counts]
+    return float(coco.area(coco.merge(codes))) / (size[0] * size[1])
+
+
+def describe_table(table: pa.Table) -> pa.Table:
+    """Adds the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
+
+    For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order.
+    """
+    masks: pa.ListArray = _contiguous(table.column("masks"))
+    structs = masks.flatten()
+    sizes = structs.field("segmentation").field("size").to_pylist()
+    counts = structs.field("segmentation").field("counts").to_pylist()
+    described = [asdict(describe_mask((h, w), code)) for (h, w), code in zip(sizes, counts, strict=True)]
+    added = [pa.array([row[field.name] for row in described], field.type) for field in MASK_STATISTICS]
+    longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
+
+    lengths = pc.fill_null(pc.list_value_length(masks), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    column = pa.ListArray.from_arrays(pa.array(offsets), longer, mask=pc.is_null(masks))
+
+    statistics: list[dict[str, Any] | None] = []
+    for row, (begin, end) in enumerate(pairwise(offsets)):
+        valid = masks[row].is_valid
+        statistics.append(_image_statistics(longer.slice(begin, end - begin)) if valid else None)
+    columns = {name: table.column(name) for name in table.column_names}
+    columns |= {"masks": column, "statistics": pa.array(statistics, STATISTICS)}
+    return pa.table([columns[name] for name in DESCRIBED.names], schema=DESCRIBED)
+
+
+def _image_statistics(structs: pa.StructArray) -> dict[str, Any]:
+    codes = structs.field("segmentation")
+    size = codes.field("size")[0].as_py() if len(structs) else (1, 1)
+
+    def mean(name: str) -> float | None:
+        values = structs.field(name).to_numpy(zero_copy_only=False)
+        return math.fsum(values) / len(values) if len(values) else None
+
+    return {
+        "mask_count": len(structs),
+        "coverage": coverage((size[0], size[1]), codes.field("counts").to_pylist()),
+        "mean_predicted_iou": mean("predicted_iou"),
+        "mean_stability_score": mean("stability_score"),
+        "mean_relative_size": mean("relative_size"),
+        "mean_concavity": mean("concavity"),
+    }
+
+
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined.combine_chunks() if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _counters(lengths: Ints) -> Ints:
+    """0, 1, … n-1 for each n in turn, end to end."""
+    total = int(lengths.sum())
+    counters: Ints = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return counters

@@ -1,0 +1,266 @@
+"""Ingest: foreign bytes in, upright sRGB pixels out, or the exact reason why not.
+
+Size and kind are known from the header before a pixel is decoded, and a picture is decoded whole or not at
+all. Nothing here is told to a person beside what the header says: details hold no pixels and no metadata.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from pydantic import BaseModel, ConfigDict, Field
+
+from catalogs.reasons import Reason, RejectedError
+from operators.color import MODES, to_srgb
+from operators.containers import check_whole, recognize
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+# Opened by class and not by `Image.open`: the container is known, a JPEG with further pictures behind the
+# first (MPO) stays a JPEG, and the only limit on pixels is ours, with no global of Pillow changed.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+
+# What libjpeg warns of when scan data is damaged, which other decoders gloss over with grey.
+_JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
+_JPEG_IS_DAMAGED = "Corrupt JPEG data"
+
+_REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
+_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+
+
+class IngestConfig(BaseModel):
+    """The limits that an image must keep to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_pixels: int = Field(250_000_000, gt=0)  # width × height
+    min_short_side: int = Field(64, gt=0)  # pixels
+    max_bytes: int = Field(256 * 2**20, gt=0)  # of the encoded object
+    timeout_s: float = Field(120.0, gt=0)  # for decoding, de-identifying and encoding one image
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A decoded picture: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
+
+    image: Pixels
+    source_width: int  # pixels of the upright source, the same as `image`'s
+    source_height: int
+    format: str  # JPEG, PNG, WEBP, TIFF, BMP or GIF
+
+
+def ingest(data: bytes, config: IngestConfig) -> Ingested:
+    """Decodes one picture.
+
+    Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or
+    pixels), `too_small`, `animated`, `truncated` or `corrupt`; and `MemoryError` as it comes.
+    """
+    kind = recognize(data)
+    if len(data) > config.max_bytes:
+        raise RejectedError(
+            Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
+        )
+    check_whole(data, kind)
+    source = _open(data, kind)
+    _check_size(*source.size, config)
+    _check_kind(source, kind, data)
+    pixels = _decode_jpeg(source, data) if kind == "JPEG" else _decode(source, kind)
+    height, width = pixels.shape[:2]
+    return Ingested(image=pixels, source_width=width, source_height=height, format=kind)
+
+
+class _Stream(io.BytesIO):
+    """Bytes that note when somebody asks for more of them than there are."""
+
+    ran_out = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self.ran_out |= size is not None and size > len(piece)
+        return piece
+
+
+def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
+    """The picture's header; one that asks for more bytes than there are is truncated, whatever comes of it."""
+    stream = _Stream(data)
+    try:
+        return _guarded(lambda: _READERS[kind](stream), kind)
+    finally:
+        if stream.ran_out:
+            detail = f"the {kind} ends after {len(data)} bytes, inside its header"
+            raise RejectedError(Reason.TRUNCATED, detail) from None
+
+
+def _check_size(width: int, height: int, config: IngestConfig) -> None:
+    if width * height > config.max_pixels:
+        raise RejectedError(
+            Reason.TOO_LARGE,
+            f"{width}×{height} is {width * height:,} pixels; the limit ingest.max_pixels is {config.max_pixels:,}",
+        )
+    if min(width, height) < config.min_short_side:
+        raise RejectedError(
+            Reason.TOO_SMALL,
+            f"{width}×{height}; the limit ingest.min_short_side is {config.min_short_side} pixels",
+        )
+
+
+def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
+    if source.mode not in MODES:
+        raise RejectedError(
+            Reason.UNSUPPORTED_FORMAT,
+            f"a {kind} file with samples of kind {source.mode}, which have no defined white",
+        )
+    if isinstance(source, TiffImagePlugin.TiffImageFile):
+        if _is_camera_raw(source, data):
+            raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
+        if _strips_end(source) > len(data):
+            raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
+        if _guarded(lambda: _has_further_pages(source), kind):
+            raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
+    elif _guarded(lambda: bool(getattr(source, "is_animated", False)), kind):
+        raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
+
+
+def _is_camera_raw(source: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
+    tags = source.tag_v2
+    return bool(data[8:10] == b"CR" or _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION)
+
+
+def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether a page follows that is no smaller copy of the first."""
+    page = 0
+    try:
+        while True:
+            page += 1
+            source.seek(page)
+            if not source.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION:
+                return True
+    except EOFError:
+        return False
+    finally:
+        source.seek(0)
+
+
+def _decode_jpeg(source: ImageFile.ImageFile, data: bytes) -> Pixels:
+    """Pixels of a JPEG, (H, W, 3) uint8 RGB.
+
+    simplejpeg decodes, to the same pixels as Pillow, because it can be strict: scan data that ends early or
+    makes no sense is an error there, also where an end marker hides it.
+    """
+    color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
+    try:
+        samples = simplejpeg.decode_jpeg(data, color, strict=True)
+    except ValueError as error:
+        message = str(error)
+        if message.startswith(_JPEG_ENDS_EARLY):
+            raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
+        if message.startswith(_JPEG_IS_DAMAGED):
+            raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
+        # Unusual, yet whole: odd sampling factors, unknown markers. Pillow has the last word.
+        return _decode(source, "JPEG")
+    icc = source.info.get("icc_profile")
+    if color != "RGB" or icc:
+        picture = _as_picture(samples, source)
+        del samples  # hundreds of megabytes that the conversion needs
+        samples = to_srgb(picture, icc)
+    return _upright(samples, _orientation(source))
+
+
+def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
+    if source.mode == "CMYK" and "adobe" in source.info:
+        samples = 255 - samples  # Adobe's marker: ink is stored as paper minus ink
+    return Image.fromarray(samples[:, :, 0] if source.mode == "L" else samples, mode=source.mode)
+
+
+def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
+    """Pixels by Pillow, (H, W, 3) uint8 RGB."""
+    _guarded(source.load, kind)
+    picture: Image.Image = source
+    if source.mode.startswith("I;16") and _white_is_zero(source):
+        picture = Image.fromarray(65535 - np.asarray(source))
+    if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
+        picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow takes every CMYK for Adobe's
+    pixels = _guarded(lambda: to_srgb(picture, source.info.get("icc_profile")), kind)
+    return _upright(pixels, _orientation(source))
+
+
+def _white_is_zero(source: ImageFile.ImageFile) -> bool:
+    """TIFF's PhotometricInterpretation 0, which Pillow heeds for 8 bits and not for 16."""
+    tag = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
+    return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
+
+
+def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
+    """The byte after a TIFF's last strip or tile; 0 where its directory does not say."""
+    ends = [0]
+    for offsets, counts in ((273, 279), (324, 325)):
+        starts, sizes = source.tag_v2.get(offsets), source.tag_v2.get(counts)
+        if isinstance(starts, tuple) and isinstance(sizes, tuple):
+            ends += [start + size for start, size in zip(starts, sizes, strict=False)]
+    return int(max(ends))
+
+
+def _orientation(source: ImageFile.ImageFile) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none, or metadata that cannot be read."""
+    try:
+        value = source.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - broken metadata raises anything, and says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turns stored pixels as EXIF's orientation asks (EXIF 2.3, table 6): transpose, then mirror."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _guarded(step: Callable[[], T], kind: str) -> T:
+    """Runs a step of a foreign decoder, whose every complaint is a verdict about the bytes it was given."""
+    try:
+        return step()
+    except (MemoryError, RejectedError):
+        raise
+    except Image.DecompressionBombError:
+        raise RejectedError(Reason.TOO_LARGE, f"a frame inside the {kind} file is over a decoder's limit") from None
+    except Exception as error:  # noqa: BLE001 - decoders raise anything, from OSError to IndexError
+        message = _clean(str(error))
+        if "truncated" in message.lower():
+            raise RejectedError(Reason.TRUNCATED, f"the {kind} ends early: {message}") from None
+        raise RejectedError(Reason.CORRUPT, f"the {kind} cannot be decoded: {message}") from None
+
+
+def _clean(message: str) -> str:
+    """A decoder's message in one short line, the same on every machine: without addresses of objects."""
+    return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"

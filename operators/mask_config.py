@@ -1,0 +1,96 @@
+"""The parts of the configuration that the segment stage takes: `masks` and the `model` that makes them."""
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from infra.assets import settled
+from model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def auto_or_count(value: Any) -> Any:
+    """A validator for keys that take `auto` or a whole number from 1; says both in its message."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value == "auto" or whole:
+        return value
+    raise ValueError("expected auto or a whole number from 1")
+
+
+AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)]
+
+
+class MasksConfig(BaseModel):
+    """Automatic mask generation. `profile` sets the defaults of all other keys; a key given overrides them.
+
+    The defaults shown are those of `sa1b`, the SAM paper's Appendix B. Frame: pixels of the released image.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    profile: Literal["sa1b", "official"] = "sa1b"
+    points_per_side: int = Field(default=32, ge=1)
+    """Points of the grid on the full image, a side."""
+    crop_n_layers: int = Field(default=2, ge=0, le=6)
+    """Layers of crops: layer L cuts the image into 2^L × 2^L overlapping ones; 0 is the full image alone."""
+    crop_n_points_downscale_factor: int = Field(default=2, ge=1)
+    """In layer L the grid has points_per_side / factor^L points a side."""
+    crop_overlap_ratio: Share = 512 / 1500
+    """Overlap of neighboring crops as a share of the short side (0.3413), halved in each further layer."""
+    pred_iou_thresh: float = 0.88
+    """Masks stay whose predicted IoU is over this; a threshold of 0 or less switches the filter off."""
+    stability_score_thresh: float = 0.95
+    """Masks stay whose stability score is at least this; a threshold of 0 or less switches the filter off."""
+    stability_score_offset: float = Field(default=1.0, ge=0.0)
+    """Logits: stability compares the mask's thresholds at minus and plus this."""
+    box_nms_thresh: Share = 0.7
+    """Within a crop, a box is suppressed by a better one when their IoU is over this."""
+    crop_nms_thresh: Share = 0.7
+    """The same between crops, in favor of the more zoomed-in."""
+    min_mask_region_area: int = Field(default=100, ge=0)
+    """Pixels: smaller islands and holes are cleaned away; 0 switches the clean-up off."""
+    max_mask_area_ratio: Share = 0.95
+    """Masks of this share of the image or more are removed; 0 switches the filter off."""
+    points_per_chunk: int = Field(default=DEFAULT_POINTS_PER_CHUNK, ge=1)
+    """Prompts that go through the decoder together; changes the last bits, so it belongs to the numerics."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_profile(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("profile", "sa1b") not in ("sa1b", "official"):
+            return data
+        layers = data.get("crop_n_layers")
+        asked = {"crop_n_layers": layers} if type(layers) is int and layers in range(7) else {}
+        # Checked by itself, so that the fields' own validators report wrong values.
+        defaults = MaskSettings.of(data.get("profile", "sa1b"), points_per_side=2**40, **asked)
+        filled = {key: value for key, value in asdict(defaults).items() if key != "points_per_side"}
+        return {**filled, **data}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        try:
+            self.settings()
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("masks.")) from error
+        return self
+
+    def settings(self) -> MaskSettings:
+        """The same as the value that `MaskGenerator` takes."""
+        return MaskSettings(**self.model_dump())
+
+
+class ModelConfig(BaseModel):
+    """Which model, and what it computes with; all but `weights` is resolved once, and pinned as numerics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: Annotated[str, AfterValidator(settled)] = Field(default="mobile_sam", min_length=1)
+    """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    threads: AutoOrCount = "auto"
+    """torch's threads in one segment actor; auto: the physical cores of the machine that begins a dataset."""

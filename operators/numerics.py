@@ -1,0 +1,74 @@
+"""What the bits of a dataset's masks depend on: resolved once, recorded with the dataset, checked in every worker."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+from catalogs.layout import fingerprint
+from infra.device import Compute, Precision
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Everything beside the config that decides the last bit of a mask, a score or a JPEG.
+
+    Two workers with equal numerics give equal files; a worker whose numerics differ from the dataset's is refused.
+    """
+
+    device: str  # "cpu" or "cuda"; which CUDA device is chosen by Ray
+    device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
+    precision: Precision
+    points_per_chunk: int  # prompts that go through the decoder together; the last chunk is padded
+    threads: int  # torch's threads in one segment actor
+    weights_sha256: str
+    torch: str
+    torchvision: str
+    numpy: str
+    opencv: str
+    pillow: str
+    littlecms: str
+    simplejpeg: str
+    libjpeg_turbo: str
+    pyarrow: str
+    facenet_pytorch: str
+    onnxruntime: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that stand for all fields; a commit names its numerics by them."""
+        return fingerprint(asdict(self))
+
+    def differences(self, other: "Numerics") -> str:
+        """The fields in which two numerics differ, as a sentence; empty when they are equal."""
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
+
+
+def observe_numerics(compute: Compute, points_per_chunk: int, weights_sha256: str) -> Numerics:
+    """The numerics of this process with a resolved device, precision and number of threads."""
+    import torch
+    from PIL import features
+
+    kind = (
+        torch.cuda.get_device_name(compute.device)
+        if compute.kind == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return Numerics(
+        device=compute.kind,
+        device_kind=kind,
+        precision=compute.precision,
+        points_per_chunk=points_per_chunk,
+        threads=compute.threads,
+        weights_sha256=weights_sha256,
+        torch=torch.__version__,
+        torchvision=version("torchvision"),
+        numpy=version("numpy"),
+        opencv=version("opencv-python-headless"),
+        pillow=version("pillow"),
+        littlecms=str(features.version("littlecms2")),
+        simplejpeg=version("simplejpeg"),
+        libjpeg_turbo=str(features.version_feature("libjpeg_turbo")),
+        pyarrow=version("pyarrow"),
+        facenet_pytorch=version("facenet-pytorch"),
+        onnxruntime=version("onnxruntime"),
+    )

@@ -1,0 +1,274 @@
+"""Prepare: from a catalog's row to a released image without faces or plates, or to the verdict on it.
+
+The original's bytes live in an actor and its child process alone: never in the object store, a log or a file.
+"""
+
+import contextlib
+import functools
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from catalogs.licenses import LicensePolicy
+from catalogs.reasons import Reason, RejectedError
+from catalogs.schema import NORMALIZED
+from infra.assets import resolve
+from infra.storage import (
+    AccessRefusedError,
+    NotFoundError,
+    ObjectTooLargeError,
+    Storage,
+    StorageFaultError,
+    UriNotAllowedError,
+    relative_to,
+)
+from operators.child import Children, SuspectError, Worker
+from operators.deidentify import REGION, DeidentifyConfig, Region, build_detectors, deidentify
+from operators.ingest import IngestConfig, ingest
+from operators.release import ReleaseConfig, encode_original, release
+from operators.rows import VERDICT, Row, faulted, is_live, rejected, to_table, with_fields
+
+if TYPE_CHECKING:
+    from model.detectors.detection import Detector
+
+PREPARED = with_fields(
+    NORMALIZED,
+    [
+        pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
+        pa.field("source_width", pa.int32()),  # pixels of the upright source
+        pa.field("source_height", pa.int32()),
+        pa.field("width", pa.int32()),  # pixels of the released image
+        pa.field("height", pa.int32()),
+        pa.field("faces", pa.int32()),  # regions of this kind that were obliterated
+        pa.field("plates", pa.int32()),
+        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
+        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
+    ],
+)
+"""Rows after this stage: the normalized catalog's, with the released image or a verdict."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What decides this stage's result; each part is its own stage's configuration."""
+
+    ingest: IngestConfig
+    deidentify: DeidentifyConfig
+    release: ReleaseConfig
+    keep_original: bool  # whether crops are cut from the original where it is larger than the released image
+    device: str = "cpu"  # where face and plate detectors run
+
+
+@dataclass(frozen=True)
+class PrepareResources:
+    """What this stage may use on a machine; it decides no result but who is refused for want of memory."""
+
+    children: int = 1  # processes that decode, each about 0.6 GB before its first image
+    read_threads: int = 4  # images read ahead; each holds at most ingest.max_bytes
+    memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
+    max_tasks: int = 1000  # images after which a child is replaced
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image that may leave: all of it made from de-identified pixels."""
+
+    source_width: int  # pixels of the upright source
+    source_height: int
+    regions: tuple[Region, ...]  # what was obliterated, pixels of the upright source
+    width: int  # pixels of the released image
+    height: int
+    release: bytes  # JPEG
+    original: bytes | None  # JPEG, or None where the released image serves as well
+
+
+class RefusedError(RejectedError):
+    """A verdict that knows the stage it was passed in."""
+
+    def __init__(self, reason: Reason, detail: str, stage: str) -> None:
+        super().__init__(reason, detail)
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[Reason, str, str]]:  # type: ignore[override]
+        """Lets the verdict cross a process border."""
+        return type(self), (self.reason, self.detail, self.stage)
+
+
+@contextlib.contextmanager
+def _stage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RejectedError as verdict:
+        raise RefusedError(verdict.reason, verdict.detail, name) from None
+
+
+def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
+    """Decodes, de-identifies at full resolution, downscales and encodes one image.
+
+    Raises `RefusedError` with the stage `ingest`, `deidentify` or `release`.
+    """
+    with _stage("ingest"):
+        source = ingest(data, config.ingest)
+    with _stage("deidentify"):
+        clean, regions = deidentify(source.image, detectors)
+    with _stage("release"):
+        released = release(clean, config.release)
+        is_larger = (released.width, released.height) != (source.source_width, source.source_height)
+        original = encode_original(clean) if config.keep_original and is_larger else None
+    return Prepared(
+        source_width=source.source_width,
+        source_height=source.source_height,
+        regions=tuple(regions),
+        width=released.width,
+        height=released.height,
+        release=released.jpeg,
+        original=original,
+    )
+
+
+def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) -> Worker[Prepared]:
+    """`prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
+
+    One thread each for torch and OpenCV: a sum on another number of threads has other bits.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news among millions of photographs
+    detectors = build_detectors(
+        config.deidentify, config.device, functools.partial(resolve, mirror=assets, storage=storage), threads=1
+    )
+    if detectors:  # else nothing needs torch, whose import takes seconds
+        import torch
+
+        torch.set_num_threads(1)
+    return functools.partial(prepare_image, config=config, detectors=detectors)
+
+
+class Prepare:
+    """The actor that Ray Data runs: a table of normalized rows in, the same rows prepared or refused out.
+
+    Threads read and check hashes, child processes do the rest. `catalog_uri` is the source catalog's: it
+    decides which URIs its rows may name.
+    """
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        storage: Storage,
+        policy: LicensePolicy,
+        catalog_uri: str,
+        assets: str | None = None,
+        resources: PrepareResources = PrepareResources(),
+    ) -> None:
+        self._config = config
+        self._storage = storage
+        self._policy = policy
+        self._catalog_uri = catalog_uri
+        self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
+        self._children = Children(
+            functools.partial(build_worker, config, storage, assets),
+            timeout_s=config.ingest.timeout_s,
+            processes=resources.children,
+            memory_limit=resources.memory_limit,
+            max_tasks=resources.max_tasks,
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Prepares each row, in order; every row comes out, with exactly `PREPARED`."""
+        unjudged: Row = dict.fromkeys(VERDICT.names)
+        rows = [{**unjudged, **row} for row in table.to_pylist()]
+        return to_table(list(self._threads.map(self._row, rows)), PREPARED)
+
+    def close(self) -> None:
+        """Ends the child processes and threads."""
+        self._threads.shutdown()
+        self._children.close()
+
+    def __del__(self) -> None:
+        # Ray Data drops the actor's operator when it ends gracefully; a killed actor's children die by themselves.
+        if hasattr(self, "_children"):
+            self.close()
+
+    def _row(self, row: Row) -> Row:
+        if not is_live(row):
+            return row
+        try:
+            with _stage("catalog"):
+                self._judge(row)
+            with _stage("read"):
+                data = self._read(row)
+                digest = _checked_digest(data, row["sha256"])
+            prepared = self._children.run(data)
+        except RefusedError as verdict:
+            return rejected(row, verdict.stage, verdict)
+        except SuspectError as verdict:
+            return rejected(row, "prepare", verdict)
+        except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the rows beside it
+            return faulted(row, "prepare", error)
+        return {**row, "source_sha256": digest, **_columns(prepared)}
+
+    def _judge(self, row: Row) -> None:
+        """Raises `RejectedError` for what the catalog alone decides."""
+        if row["duplicate_of"] is not None:
+            first = row["duplicate_of"]
+            raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
+        verdict = self._policy.judge(row["license"], row["redistributable"], row["valid_until"])
+        if verdict is not None:
+            raise RejectedError(*verdict)
+
+    def _read(self, row: Row) -> bytes:
+        """The object's bytes. Raises `RejectedError`, or `StorageFaultError` for a store in trouble."""
+        limit = self._config.ingest.max_bytes
+        try:
+            uri = relative_to(self._catalog_uri, row["uri"])
+            return self._read_object(uri, limit)
+        except UriNotAllowedError as error:
+            raise RejectedError(Reason.URI_NOT_ALLOWED, str(error)) from None
+        except NotFoundError:
+            raise RejectedError(Reason.NOT_FOUND, "the store answers, and there is no such object") from None
+        except ObjectTooLargeError:
+            raise RejectedError(Reason.TOO_LARGE, f"over the limit ingest.max_bytes of {limit:,} bytes") from None
+
+    def _read_object(self, uri: str, limit: int) -> bytes:
+        try:
+            return self._storage.read(uri, max_bytes=limit)
+        except AccessRefusedError:
+            raise  # about the credentials, whatever else the store answers
+        except StorageFaultError:
+            if not self._storage.healthy(uri):
+                raise
+            raise RejectedError(
+                Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers"
+            ) from None
+
+
+def _checked_digest(data: bytes, expected: str | None) -> str:
+    """SHA-256 of the bytes that were read; raises `RejectedError` when the catalog expects another."""
+    digest = hashlib.sha256(data).hexdigest()
+    if expected is not None and expected.lower() != digest:
+        raise RejectedError(
+            Reason.HASH_MISMATCH, f"the catalog says SHA-256 {expected.lower()}, the object has {digest}"
+        )
+    return digest
+
+
+def _columns(prepared: Prepared) -> Row:
+    kinds = [region.kind for region in prepared.regions]
+    return {
+        "source_width": prepared.source_width,
+        "source_height": prepared.source_height,
+        "width": prepared.width,
+        "height": prepared.height,
+        "faces": kinds.count("face"),
+        "plates": kinds.count("plate"),
+        "regions": [asdict(region) for region in prepared.regions],
+        "release": prepared.release,
+        "original": prepared.original,
+    }

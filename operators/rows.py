@@ -1,0 +1,79 @@
+"""Rows as they flow between stages: how a stage maps a table row by row and loses none.
+
+A row is in one of three states, told apart by four columns that every stage carries:
+
+- *accepted*: `stage`, `reason` and `fault` are null;
+- *rejected*: `stage` and `reason` name the verdict about the image, `detail` says it in a sentence;
+- *faulted*: `fault` says what is wrong with the world (an outage, a bug of ours). It is no verdict: the shard of
+  such a row is not committed, the run goes on with the others, and the next run tries again.
+
+Later stages pass rejected and faulted rows through with nulls in the columns that they add.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.reasons import RejectedError
+
+Row = dict[str, Any]
+"""One row of an Arrow table, as `pa.Table.to_pylist` gives it; its keys are those of the stage's schema."""
+
+VERDICT = pa.schema(
+    [
+        pa.field("stage", pa.string()),  # the stage that refused the image, or null
+        pa.field("reason", pa.string()),  # a `catalogs.reasons.Reason`, or null
+        pa.field("detail", pa.string()),  # what was found and expected, in one sentence, or null
+        pa.field("fault", pa.string()),  # what kept the row from being judged, or null
+    ]
+)
+"""The columns that every stage carries beside its own."""
+
+
+def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
+    """A schema with `fields` put before the verdict's columns, and the columns named in `without` left out."""
+    verdict = set(VERDICT.names)
+    kept = [field for field in schema if field.name not in verdict and field.name not in without]
+    return pa.schema([*kept, *fields, *VERDICT])
+
+
+def is_live(row: Mapping[str, Any]) -> bool:
+    """Whether the row is accepted so far, neither rejected nor faulted."""
+    return row["reason"] is None and row["fault"] is None
+
+
+def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
+    """The row with a verdict about its image."""
+    return {**row, "stage": stage, "reason": str(verdict.reason), "detail": verdict.detail, "fault": None}
+
+
+def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
+    """The row with a fault of the world, named by its type and message."""
+    fault = f"{stage}: {type(error).__name__}: {error}"
+    return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
+
+
+def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of exactly this schema; columns that a row lacks are null, others are left out."""
+    names = schema.names
+    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
+
+
+def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
+    """Applies `operator` to each live row, in order; every row comes out, with exactly `schema`.
+
+    A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict:
+    it becomes a faulted row, so that it costs its own shard and not the run.
+    """
+    rows: list[Row] = []
+    for row in table.to_pylist():
+        if is_live(row):
+            try:
+                row = operator(row)
+            except RejectedError as verdict:
+                row = rejected(row, stage, verdict)
+            except Exception as error:  # noqa: BLE001 - one row's failure must not take its neighbors along
+                row = faulted(row, stage, error)
+        rows.append(row)
+    return to_table(rows, schema)

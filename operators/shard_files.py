@@ -1,0 +1,168 @@
+"""A shard's files from its described rows: pure functions from a table to bytes, the same bytes on every machine."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.parquet import table_bytes
+from operators.deidentify import REGION
+from operators.describe import DESCRIBED_MASK, STATISTICS
+from operators.rows import Row, to_table
+from operators.segment import FUNNEL
+
+MASKS_PER_IMAGE_LIMIT = 10_000
+"""An annotation's id is its image's id times this, plus its index; ids stay under 2^53 up to 900 billion images."""
+
+ROW_GROUP_ROWS = 10_000
+"""Rows in a row group of `images`, `masks` and `rejects`."""
+
+_IDENTITY = [
+    pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
+    pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the number in file names
+    pa.field("image_id", pa.string(), nullable=False),  # the catalog's own name of the image
+]
+
+IMAGES = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),  # as the catalog writes it
+        pa.field("license", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("provider", pa.string()),
+        pa.field("source_url", pa.string()),
+        pa.field("country", pa.string()),
+        pa.field("source_sha256", pa.string()),  # of the bytes that were read
+        pa.field("source_width", pa.int32()),  # pixels of the upright source
+        pa.field("source_height", pa.int32()),
+        pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
+        pa.field("height", pa.int32()),
+        pa.field("faces", pa.int32()),  # how many were obliterated
+        pa.field("plates", pa.int32()),
+        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("masks", pa.int32()),  # how many masks were written
+        pa.field("funnel", FUNNEL),
+        pa.field("statistics", STATISTICS),
+    ]
+)
+"""`images/*.parquet`: a row an accepted image."""
+
+MASKS = pa.schema([*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *DESCRIBED_MASK])
+"""`masks/*.parquet`: a row a mask, in the order of the JSON's annotations."""
+
+REJECTS = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""`rejects/*.parquet`: a row a refused image."""
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The four files of a shard as bytes, and what they hold."""
+
+    tar: bytes
+    images: bytes
+    masks: bytes
+    rejects: bytes
+    counts: dict[str, int]  # rows, images, masks, rejected, and rejected:<reason> each
+    released_bytes: int
+
+
+def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
+    """One image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
+
+    `size` is (height, width) in pixels; each mask has the keys of `operators.segment.MASK`, and may have more.
+    """
+    annotations = [
+        {
+            "id": annotation_id(image_id, index),
+            "segmentation": {"size": mask["segmentation"]["size"], "counts": mask["segmentation"]["counts"]},
+            "bbox": mask["bbox"],
+            "area": mask["area"],
+            "predicted_iou": mask["predicted_iou"],
+            "stability_score": mask["stability_score"],
+            "crop_box": mask["crop_box"],
+            "point_coords": mask["point_coords"],
+        }
+        for index, mask in enumerate(masks)
+    ]
+    image = {"image_id": image_id, "width": size[1], "height": size[0], "file_name": file_name}
+    document = {"image": image, "annotations": annotations}
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def annotation_id(image_id: int, index: int) -> int:
+    """The global id of an image's mask number `index` (from 0). Raises `ValueError` beyond the limit of masks."""
+    if index >= MASKS_PER_IMAGE_LIMIT:
+        raise ValueError(f"image {image_id} has more than {MASKS_PER_IMAGE_LIMIT} masks: ids would collide")
+    return image_id * MASKS_PER_IMAGE_LIMIT + index
+
+
+def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
+    """The files of one shard from its rows, in ordinal order; accepted and rejected rows alike are counted.
+
+    `with_images` puts the released JPEGs into the tar beside the annotations.
+    """
+    tar = io.BytesIO()
+    images: list[Row] = []
+    masks: list[Row] = []
+    rejects: list[Row] = []
+    released_bytes = 0
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row in rows:
+            if row["reason"] is not None:
+                rejects.append(row)
+                continue
+            if with_images:
+                _add(archive, f"sa_{row['id']}.jpg", row["release"])
+            size = row["height"], row["width"]
+            name = f"sa_{row['id']}.jpg"
+            _add(archive, f"sa_{row['id']}.json", annotations_json(row["id"], name, size, row["masks"]))
+            released_bytes += len(row["release"])
+            images.append({**row, "masks": len(row["masks"])})
+            masks.extend(_mask_rows(row))
+    by_reason = Counter(f"rejected:{row['reason']}" for row in rejects)
+    counts = {
+        "rows": len(images) + len(rejects),
+        "images": len(images),
+        "masks": len(masks),
+        "rejected": len(rejects),
+        **dict(sorted(by_reason.items())),
+    }
+    return ShardFiles(
+        tar=tar.getvalue(),
+        images=table_bytes(to_table(images, IMAGES), IMAGES, ROW_GROUP_ROWS),
+        masks=table_bytes(to_table(masks, MASKS), MASKS, ROW_GROUP_ROWS),
+        rejects=table_bytes(to_table(rejects, REJECTS), REJECTS, ROW_GROUP_ROWS),
+        counts=counts,
+        released_bytes=released_bytes,
+    )
+
+
+def _mask_rows(row: Row) -> list[Row]:
+    identity: dict[str, Any] = {name: row[name] for name in ("ordinal", "id", "image_id")}
+    return [
+        {**identity, "annotation_id": annotation_id(row["id"], index), **mask}
+        for index, mask in enumerate(row["masks"])
+    ]
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mtime = 0
+    member.mode = 0o644
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,93 @@
+"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left to a next run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from catalogs.commits import CommitLog
+from catalogs.summaries import sum_commits
+from infra.storage import Storage
+from pipeline.dataset import OpenDataset
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What stands in the dataset, from the commits alone, and how the run went."""
+
+    dataset: str
+    rows: int  # catalog rows of the shards asked for
+    written: int  # images
+    rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
+    masks: int = 0
+    shards: int = 0  # committed, of those asked for
+    missing: Sequence[int] = ()  # shards that are left to a next run
+    missing_rows: int = 0
+    built_rows: int = 0  # rows that this run committed
+    built_masks: int = 0
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row asked for is in a committed shard."""
+        return not self.missing
+
+    @property
+    def balanced(self) -> bool:
+        """The identity that every dataset keeps."""
+        return self.rows == self.written + sum(self.rejected.values()) + self.missing_rows
+
+    def lines(self) -> list[str]:
+        """The accounting as a person reads it."""
+        refused = sum(self.rejected.values())
+        lines = [
+            f"in        {self.rows:>12,} rows",
+            f"written   {self.written:>12,} images with {self.masks:,} masks in {self.shards:,} shards",
+            f"rejected  {refused:>12,}",
+            *(f"  {reason:<24} {count:>8,}" for reason, count in sorted(self.rejected.items())),
+        ]
+        if self.missing:
+            lines.append(f"left      {self.missing_rows:>12,} rows in {len(self.missing):,} shards, for a next run")
+        if self.built_rows:
+            lines.append(
+                f"this run  {self.built_rows:>12,} rows in {self.seconds:,.1f} s: "
+                f"{self.built_rows / self.seconds:.3g} images/s, {self.built_masks / self.seconds:.3g} masks/s"
+            )
+        else:
+            lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
+        return lines
+
+    def unfinished_message(self, held_back: Mapping[int, str]) -> str:
+        """Why the run is not complete, shard by shard, and what to do."""
+        shown = [f"  shard {shard}: {held_back.get(shard, 'not reached')}" for shard in self.missing[:10]]
+        more = [f"  and {len(self.missing) - 10} more"] if len(self.missing) > 10 else []
+        return "\n".join(
+            [
+                f"{len(self.missing)} shards with {self.missing_rows} rows could not be finished; nothing is lost, and "
+                "the same command goes on with them:",
+                *shown,
+                *more,
+                *self.lines(),
+            ]
+        )
+
+
+def account(
+    storage: Storage, dataset: OpenDataset, wanted: range, *, seconds: float, built: Mapping[str, int]
+) -> Accounting:
+    """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added."""
+    standing = CommitLog(storage, dataset.uri).committed()
+    sums = sum_commits(storage, dataset.uri, wanted)
+    prefix = "rejected:"
+    missing = [shard for shard in wanted if shard not in standing]
+    return Accounting(
+        dataset=dataset.uri,
+        rows=dataset.count_rows(wanted),
+        written=sums.counts.get("images", 0),
+        rejected={name.removeprefix(prefix): count for name, count in sums.counts.items() if name.startswith(prefix)},
+        masks=sums.counts.get("masks", 0),
+        shards=sums.shards,
+        missing=missing,
+        missing_rows=dataset.count_rows(missing),
+        built_rows=built.get("rows", 0),
+        built_masks=built.get("masks", 0),
+        seconds=seconds,
+    )

@@ -1,0 +1,109 @@
+"""`segmint assets`: which weight files are known, where they are, and whether they are what they claim."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.errors import UsageError
+from pipeline.console import answer, answer_json, guarded, say
+
+app = typer.Typer(name="assets", help="List, fetch and verify weight files.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+@app.command("list")
+@guarded
+def list_assets(as_json: JsonOption = False) -> None:
+    """Show every known weight file with its license, and where a verified copy of it stands."""
+    from infra.assets import describe
+
+    found = describe()
+    if as_json:
+        answer_json(
+            [
+                {
+                    **{key: value for key, value in asdict(status.asset).items() if key != "sources"},
+                    "sources": [str(source) for source in status.asset.sources],
+                    "path": status.path,
+                }
+                for status in found
+            ]
+        )
+        return
+    for status in found:
+        asset = status.asset
+        where = status.path or "not on this machine"
+        answer(f"{asset.name:<12} {asset.size / 1e6:>8,.0f} MB  {asset.license:<12} {where}")
+
+
+@app.command()
+@guarded
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `segmint assets list`.")],
+    mirror: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URI", help="A folder or bucket's prefix that holds the files."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch weight files into the cache, check their hashes, and show where they are."""
+    from infra.assets import resolve
+
+    paths = {name: resolve(_known(name), mirror=mirror) for name in names}
+    if as_json:
+        answer_json(paths)
+    else:
+        for path in paths.values():
+            answer(str(path))
+
+
+@app.command()
+@guarded
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME[=PATH]", help="A known name, or one with the file that should be it."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the hashes of weight files: those named, or all that are on this machine."""
+    from infra.assets import ASSETS, AssetError, cache_folder, locate
+    from infra.assets import verify as verify_file
+
+    verified: dict[str, Path] = {}
+    wrong: list[str] = []
+    for text in names or list(ASSETS):
+        name, _, given = text.partition("=")
+        asset = ASSETS[_known(name)]
+        cached = cache_folder() / asset.file_name
+        try:
+            for path in [Path(given)] if given else [cached] if cached.exists() else []:
+                verify_file(path, asset)
+                verified[name] = path
+            found = verified.get(name) or locate(name)
+            if found is not None:
+                verified[name] = found
+            elif names:
+                wrong.append(f"{name} is not on this machine: run segmint assets fetch {name}")
+        except AssetError as error:
+            wrong.append(str(error))
+    if as_json:
+        answer_json({"verified": verified, "wrong": wrong})
+    else:
+        for name, path in verified.items():
+            answer(f"{name}: {path} is what it claims")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    if not verified:
+        say("no known weight file is on this machine")
+
+
+def _known(name: str) -> str:
+    from infra.assets import ASSETS
+
+    if name not in ASSETS:
+        raise UsageError(f"{name!r} is no known weight file: expected one of {', '.join(ASSETS)}")
+    return name

@@ -1,0 +1,207 @@
+"""The configuration: one frozen, typed tree, composed of the parts that the stages take.
+
+Every key is of one kind of three:
+
+- *identity*: decides what is in the dataset; pinned by `dataset.json` at the first start, refused when
+  changed. `name`, `images_per_shard`, `license`, `ingest` but its time-out, `deidentify`, `release`, `masks`
+  with the profile's defaults filled in, `model.weights`.
+- *numerics*: decides the last bits; resolved at the first start and pinned beside the identity.
+  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.threads`.
+- *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
+  `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
+  `stall_timeout`, `retry_wait_s`, `max_reject_ratio`, `window_shards`, `rows_per_block`,
+  `allow_mixed_numerics`.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from catalogs.layout import differing_keys
+from catalogs.licenses import LicensePolicy, validate_identifier
+from infra.errors import UsageError
+from infra.storage import Storage
+from infra.uris import absolute
+from operators.deidentify import DeidentifyConfig
+from operators.ingest import IngestConfig
+from operators.mask_config import MasksConfig, ModelConfig
+from operators.release import ReleaseConfig
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def _actors(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    if isinstance(value, list | tuple) and [type(bound) for bound in value] == [int, int]:
+        least, most = value
+        if 1 <= least <= most:
+            return (least, most)
+    raise ValueError("expected auto, a whole number from 1, or [min, max] with 1 <= min <= max")
+
+
+def _gpus(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("expected auto or a number of GPUs from 0; a part such as 0.5 lets two actors share one")
+
+
+Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
+Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
+
+
+class LicenseConfig(_Part):
+    """Which licenses an image may come under."""
+
+    allow: tuple[str, ...] = Field(min_length=1)
+    """SPDX identifiers, or `LicenseRef-…` for agreements of your own."""
+    require_redistributable: bool = False
+    """Whether only rows go in that say `redistributable: true`."""
+    policy_date: date | None = None
+    """The day on which licenses must still be valid; null: the day of the dataset's first start, which pins it."""
+
+    @field_validator("allow")
+    @classmethod
+    def _known_identifiers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(validate_identifier(identifier) for identifier in value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    def policy(self, policy_date: date) -> LicensePolicy:
+        """The policy that judges rows, with the date by which licenses must still be valid."""
+        return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date)
+
+
+class PoolConfig(_Part):
+    """The actors of one stage."""
+
+    actors: Actors = "auto"
+    """auto: one segment actor a GPU or, without, one a machine; `prepare` grows into the cores left."""
+    num_cpus: float = Field(default=1, gt=0)
+    """Logical CPUs of one actor. Stages must differ, or Ray runs them as one."""
+
+
+class SegmentPoolConfig(PoolConfig):
+    """The actors that hold the model."""
+
+    num_cpus: float = Field(default=2, gt=0)
+    num_gpus: Gpus = "auto"
+    """GPUs of one actor; auto: 1 where the device is cuda, else 0."""
+
+
+class ResourcesConfig(_Part):
+    """Where the run computes, and with how much."""
+
+    address: str = "auto"
+    """auto: the cluster that RAY_ADDRESS names, and without it a local Ray; local: always a local one; or an
+    address."""
+    object_store_memory: int | None = Field(default=None, ge=80_000_000)
+    """Bytes, for a local Ray; null: Ray decides."""
+    prepare: PoolConfig = PoolConfig()
+    segment: SegmentPoolConfig = SegmentPoolConfig()
+
+
+class Config(_Part):
+    """Everything that `segmint build` is told. The module says which keys are identity and which runtime."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """The dataset's name: letters, digits, dot, hyphen and underscore."""
+    catalog: str = Field(min_length=1)
+    """Path or URI of the source catalog: Parquet, JSON Lines or CSV by its ending."""
+    output: str = Field(min_length=1)
+    """Path or URI of the dataset's folder."""
+    images_per_shard: int = Field(default=500, ge=1, le=100_000)
+    license: LicenseConfig
+    ingest: IngestConfig = IngestConfig()
+    deidentify: DeidentifyConfig = DeidentifyConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    masks: MasksConfig = MasksConfig()
+    model: ModelConfig = ModelConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: dict[str, dict[str, Any]] = {}
+    """Options by URI prefix, the longest wins: endpoint_url, profile, region, anon, …; never credentials."""
+    assets: str | None = None
+    """Path or URI of a folder that mirrors the weight files."""
+    max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
+    """A shard of 100 rows or more is held back when over this share is refused for one reason but a license."""
+    stall_timeout: float = Field(default=1800, gt=0)
+    """Seconds in which no row leaves any stage, after which a window is ended and its rest tried again."""
+    window_shards: int = Field(default=200, ge=1)
+    """Shards in one Ray Data execution."""
+    rows_per_block: int = Field(default=16, ge=1)
+    """Rows that travel between stages together."""
+    retry_wait_s: float = Field(default=5, ge=0)
+    """Seconds before shards that were held back are tried again where nothing else is left to do; doubles each time."""
+    allow_mixed_numerics: bool = False
+    """Whether workers may compute with other numerics than the dataset was begun with."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_takes_them(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        try:
+            Storage(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("catalog", "output", "assets")
+    @classmethod
+    def _allowed_uri(cls, value: str | None) -> str | None:
+        # Actors have other current folders than the command, so a local path is made absolute here.
+        try:
+            return None if value is None else absolute(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+
+def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The identity keys as plain JSON values, profiles resolved; equal for equal datasets.
+
+    `hashes` maps a model or detector file, as the configuration names it, to its SHA-256, by which it is then
+    known: the same file elsewhere is the same dataset.
+    """
+    known = hashes or {}
+    tree = config.model_dump(
+        mode="json",
+        include={"name", "images_per_shard", "license", "ingest", "deidentify", "release", "masks"},
+        exclude={"ingest": {"timeout_s"}, "masks": {"points_per_chunk"}, "license": {"policy_date"}},
+    )
+    tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
+    tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
+    for part in tree["deidentify"].values():
+        if isinstance(part, dict) and part.get("detector") in known:
+            part["detector"] = known[part["detector"]]
+    return tree
+
+
+def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each key that differs between two identities, as "masks.points_per_side: 32 before, 16 now"."""
+    lines = []
+    for key in differing_keys(before, now):
+        old, new = _at(before, key), _at(now, key)
+        lines.append(f"{key}: {old} before, {new} now")
+    return lines
+
+
+def _at(tree: Any, key: str) -> str:
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return "absent"
+        tree = tree[part]
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file, applies overrides such as "masks.points_per_side=16", and checks everything.
+
+    Raises one `UsageError` that lists every wrong key and value with the place where it stands.
+    """
+    from pipeline.config_file import load
+
+    return load(path_or_uri, overrides or [], Config)

@@ -1,0 +1,308 @@
+"""Reading a configuration: YAML with line numbers, overrides, and problems told so that each can be found."""
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from infra.errors import SegmintError, UsageError
+from infra.storage import Storage
+from infra.uris import redact
+
+Key = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: its dotted key, where it stands ("build.yaml:12"), and what was expected."""
+
+    key: str
+    where: str
+    message: str
+
+
+@dataclass
+class Document:
+    """A configuration as read: plain values, and where each key stands."""
+
+    data: dict[str, Any]
+    places: dict[Key, str]
+    source: str
+
+    def place(self, key: Key) -> str:
+        """Where a key stands; for one that is absent, where the nearest one around it does."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, self.source)
+
+
+def load(path_or_uri: str, overrides: list[str], model: type[Model]) -> Model:
+    """Reads, overrides and checks; raises one `UsageError` that lists every problem."""
+    document = parse_yaml(_read(path_or_uri), path_or_uri)
+    for override in overrides:
+        apply_override(document, override)
+    return check(document, model)
+
+
+def _read(path_or_uri: str) -> str:
+    try:
+        if "://" in path_or_uri:
+            return Storage().read(path_or_uri).decode("utf-8")
+        return Path(path_or_uri).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path_or_uri} is not text in UTF-8: expected a YAML configuration") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{path_or_uri}: no such file; expected a YAML configuration") from error
+    except OSError as error:
+        raise UsageError(f"{path_or_uri} cannot be read: {error.strerror or error}") from error
+    except SegmintError as error:
+        raise UsageError(f"the configuration cannot be read: {error}") from error
+
+
+def parse_yaml(text: str, source: str) -> Document:
+    """Parses one YAML document of plain values; raises `UsageError` with line and column where it is none."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return Document({}, {}, source)
+        places, wrong = _places(node, source)
+        if wrong:
+            raise UsageError(_report(source, wrong))
+        data = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise UsageError(f"{place}: this is not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: this is not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict):
+        raise UsageError(f"{source}:1: expected keys and values (name: …), found {type(data).__name__}")
+    return Document(data, places, source)
+
+
+def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]]:
+    places: dict[Key, str] = {}
+    wrong: list[Problem] = []
+    seen: set[int] = set()
+    waiting: list[tuple[Key, yaml.Node]] = [((), root)]
+    while waiting:
+        key, node = waiting.pop()
+        if id(node) in seen:  # an alias: its keys stand where they were first written
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                child = (*key, name.value if isinstance(name, yaml.ScalarNode) else "?")
+                place = f"{source}:{name.start_mark.line + 1}"
+                if name.tag not in (_TEXT, _MERGE):
+                    wrong.append(Problem(dotted(child), place, "is no text: expected the name of a key"))
+                elif child in places and name.tag == _TEXT:
+                    first = places[child].removeprefix(f"{source}:")
+                    wrong.append(Problem(dotted(child), place, f"stands here twice, first in line {first}"))
+                places[child] = place
+                waiting.append((child, value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                places[(*key, index)] = f"{source}:{value.start_mark.line + 1}"
+                waiting.append(((*key, index), value))
+    return places, wrong
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Sets one key of the document: "masks.points_per_side=16"; a part with dots in it goes in double quotes.
+
+    Raises `UsageError` for text of another form.
+    """
+    name, equals, text = override.partition("=")
+    matches = list(_SEGMENT.finditer(name.strip()))
+    key = tuple(quoted or plain for quoted, plain in (match.groups() for match in matches))
+    written = ".".join(match.group(0) for match in matches)
+    if not equals or not key or written != name.strip():
+        raise UsageError(f"--set {name!r}: expected KEY=VALUE, such as --set masks.points_per_side=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {name}: the value is not valid YAML; put it in quotes") from error
+    tree = document.data
+    for depth, part in enumerate(key[:-1], start=1):
+        below = tree.get(part)
+        if below is None:
+            below = tree[part] = {}
+        if not isinstance(below, dict):
+            raise UsageError(f"--set {name}: {dotted(key[:depth])} is {below!r}, which has no keys below it")
+        tree = below
+    tree[key[-1]] = value
+    for known in [place for place in document.places if place[: len(key)] == key]:
+        del document.places[known]
+    document.places[key] = f"--set {name.strip()}"
+
+
+def check(document: Document, model: type[Model]) -> Model:
+    """Builds the typed tree; raises one `UsageError` that lists every problem, in the document's order."""
+    problems = [*_storage_options(document), *_booleans_for_numbers(document, model)]
+    try:
+        value = model.model_validate(document.data)
+    except ValidationError as error:
+        known = {problem.key for problem in problems}
+        problems += [problem for problem in _from_pydantic(error, document, model) if problem.key not in known]
+        value = None
+    if problems or value is None:
+        raise UsageError(_report(document.source, problems))
+    return value
+
+
+def _report(source: str, problems: list[Problem]) -> str:
+    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+    ordered = sorted(problems, key=lambda problem: (_line(problem.where), problem.key))
+    lines = [f"  {problem.where}: {problem.key} {problem.message}" for problem in ordered]
+    return "\n".join([f"{source} has {count}:", *lines])
+
+
+def _line(where: str) -> int:
+    number = where.rpartition(":")[2]
+    return int(number) if number.isdigit() else 1_000_000
+
+
+def _storage_options(document: Document) -> Iterator[Problem]:
+    """Finds options that the storage refuses, credentials above all; takes them out of the document."""
+    storage = document.data.get("storage")
+    for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
+        for name in list(options) if isinstance(options, dict) else ():
+            try:
+                Storage({str(prefix): {str(name): options[name]}})
+            except UsageError as error:
+                del options[name]
+                key = ("storage", str(prefix), str(name))
+                yield Problem(dotted(key), document.place(key), f"is refused: {error}")
+
+
+def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[Problem]:
+    """Finds true and false where a number belongs, which pydantic takes for 1 and 0; takes them out as well."""
+    for tree, key in list(_leaves(document.data)):
+        value = tree[key[-1]]
+        annotations = _annotations(model, key) if isinstance(value, bool) else set()
+        if annotations & {int, float} and bool not in annotations:
+            del tree[key[-1]]
+            yield Problem(dotted(key), document.place(key), f"is {str(value).lower()}: expected a number")
+
+
+def _leaves(tree: dict[Any, Any], above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if len(above) < 8:  # YAML may hold itself
+                yield from _leaves(value, (*above, key))
+        else:
+            yield tree, (*above, key)
+
+
+def _from_pydantic(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
+        name = dotted(key)
+        message = _message(detail, key, model)
+        if name in found:  # the members of a union, each with an expectation of its own
+            message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
+        found[name] = Problem(name, document.place(key), message)
+    return list(found.values())
+
+
+def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
+    if detail["type"] == "missing":
+        return f"is missing{_describe(model, key)}"
+    if detail["type"] == "extra_forbidden":
+        names = _fields(model, key[:-1])
+        close = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.5)
+        advice = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
+        return f"is no key of the configuration: {advice}"
+    text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    if "expected" not in text and detail["type"] != "value_error":
+        text = f"expected: {text}"
+    return text if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
+
+
+def _describe(model: type[BaseModel], key: Key) -> str:
+    example = {
+        "name": "the dataset's name, such as street-2026",
+        "catalog": "the path or URI of a Parquet, JSON Lines or CSV file",
+        "output": "the path or URI of a folder",
+        "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
+        "license.allow": "a list of SPDX identifiers or LicenseRef-…",
+    }.get(dotted(key))
+    return f": expected {example}" if example else ""
+
+
+def _shown(value: Any) -> str:
+    text = redact(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
+    """The part of pydantic's location that is a key of the document; it also names members of unions."""
+    key: list[str | int] = []
+    for position, part in enumerate(loc):
+        inside = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        )
+        if not inside:
+            if missing and position == len(loc) - 1:
+                key.append(part)
+            break
+        key.append(part)
+        data = data[part]
+    return tuple(key)
+
+
+def _annotations(model: type[BaseModel], key: Key) -> set[Any]:
+    """The plain types that a key takes; empty for a key that does not exist or takes anything."""
+    *above, last = key
+    owner = _owner(model, tuple(above))
+    field = owner.model_fields.get(str(last)) if owner else None
+    return set(_members(field.annotation)) if field else set()
+
+
+def _fields(model: type[BaseModel], key: Key) -> list[str]:
+    owner = _owner(model, key)
+    return list(owner.model_fields) if owner else []
+
+
+def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    owner: type[BaseModel] | None = model
+    for part in key:
+        field = owner.model_fields.get(str(part)) if owner else None
+        members = _members(field.annotation) if field else []
+        owner = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
+    return owner
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
+    return text or "the configuration"

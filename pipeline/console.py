@@ -1,0 +1,83 @@
+"""How commands speak: answers on standard output, everything else on standard error, and exit codes.
+
+0: done; 1: findings (checks and audits only); 2: wrong usage or configuration; 3: failed or
+unfinished.
+"""
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from infra.errors import SegmintError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FINDINGS = 1
+FAILED = 3
+DEBUG_VARIABLE = "SEGMINT_DEBUG"
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Makes every exception of a command a message for a person and an exit code; never a bare traceback.
+
+    The traceback of an unexpected exception comes with `segmint --debug` or the environment's
+    `SEGMINT_DEBUG=1`.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SegmintError as error:
+            _maybe_traceback()
+            say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            say("interrupted: what was finished stays, and the same command goes on with the rest")
+            raise typer.Exit(FAILED) from error
+        except BrokenPipeError as error:
+            # Whoever read our output has gone; without this, Python complains again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from error
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            _maybe_traceback()
+            say(f"unexpected error: {type(error).__name__}: {error}")
+            if not debugging():
+                say("this is a bug, or a machine in trouble: `segmint --debug …` shows where it happened")
+            raise typer.Exit(FAILED) from error
+
+    return run
+
+
+def debugging() -> bool:
+    """Whether tracebacks were asked for."""
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
+def _maybe_traceback() -> None:
+    if debugging():
+        say(traceback.format_exc().rstrip())
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    typer.echo(text, err=True)
+
+
+def answer(text: str) -> None:
+    """A line of the answer, on standard output."""
+    typer.echo(text)
+
+
+def answer_json(value: Any) -> None:
+    """The answer as one JSON value on standard output, for programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))

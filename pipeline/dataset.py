@@ -1,0 +1,255 @@
+"""Opens the dataset that a build works on: begins it, or checks that it is the one that was begun."""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.commits import CommitLog
+from catalogs.layout import (
+    MANIFEST,
+    CatalogPart,
+    DatasetManifest,
+    Weights,
+    config_sha256,
+    differing_keys,
+    part_path,
+    read_manifest,
+)
+from catalogs.normalize import NormalizedCatalog, normalize
+from catalogs.rows import read_rows
+from catalogs.shards_index import write_shards_index
+from infra.assets import resolve, sha256_of
+from infra.device import resolve_compute
+from infra.errors import SegmintError, UsageError
+from infra.storage import Storage, join
+from infra.version import VERSION
+from operators.deidentify import BUNDLED_DETECTORS
+from operators.numerics import Numerics, observe_numerics
+from operators.write_shard import ShardTask
+from pipeline.config import Config, identity
+from pipeline.windows import ShardSpan
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """A dataset with its manifest, as a build sees it."""
+
+    uri: str
+    manifest: DatasetManifest
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the bits of this dataset depend on."""
+        return Numerics(**self.manifest.numerics)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the normalized catalog, all parts together."""
+        return sum(part.rows for part in self.manifest.catalog)
+
+    def shards(self, wanted: tuple[int, int] | None = None) -> range:
+        """The shards `[first, last)` that were asked for, or all; raises `UsageError` for an empty range."""
+        whole = range(self.manifest.shards)
+        if wanted is None:
+            return whole
+        chosen = range(max(wanted[0], 0), min(wanted[1], len(whole)))
+        if not chosen:
+            raise UsageError(
+                f"--shards {wanted[0]}:{wanted[1]} names no shard: the dataset has shards 0 to {len(whole) - 1}"
+            )
+        return chosen
+
+    def span(self, shard: int) -> ShardSpan:
+        """A shard with its ordinals."""
+        return ShardSpan(shard, *self.manifest.ordinals(shard))
+
+    def spans(self, shards: Sequence[int]) -> list[ShardSpan]:
+        """Shards with their ordinals."""
+        return [self.span(shard) for shard in shards]
+
+    def count_rows(self, shards: Sequence[int]) -> int:
+        """How many rows these shards take."""
+        return sum(span.rows for span in self.spans(shards))
+
+    def read_rows(self, storage: Storage, shards: Sequence[int]) -> pa.Table:
+        """The catalog rows of these shards, in the order of the shards; neighbors are read together."""
+        runs: list[tuple[int, int]] = []
+        for span in self.spans(shards):
+            if runs and runs[-1][1] == span.start:
+                runs[-1] = (runs[-1][0], span.stop)
+            else:
+                runs.append((span.start, span.stop))
+        return pa.concat_tables([self._read_run(storage, start, stop) for start, stop in runs]).combine_chunks()
+
+    def _read_run(self, storage: Storage, start: int, stop: int) -> pa.Table:
+        return pa.concat_tables(
+            [read_rows(storage, join(self.uri, part.path), start, stop) for part in self.manifest.catalog]
+        )
+
+    def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
+        """What the writer of a shard must know."""
+        return ShardTask(
+            shard=span.shard,
+            start=span.start,
+            stop=span.stop,
+            dataset_uri=self.uri,
+            storage_options=config.storage,
+            numerics=self.numerics.fingerprint,
+            with_images=config.release.format == "images",
+            max_reject_ratio=config.max_reject_ratio,
+        )
+
+    def write_index(self, storage: Storage, commits: CommitLog) -> None:
+        """Rewrites WebDataset's index once every shard is committed."""
+        if len(commits.committed()) == self.manifest.shards:
+            write_shards_index(storage, self.uri, self.manifest.name)
+
+
+def open_or_create(config: Config, storage: Storage) -> OpenDataset:
+    """The dataset at `config.output`: begun now, or begun earlier by the same configuration and catalog.
+
+    Raises `UsageError`, with the differing keys, when it was begun by another configuration or from another catalog.
+    """
+    if not storage.exists(config.catalog):
+        raise UsageError(
+            f"catalog is {config.catalog!r}, and there is no such object: expected Parquet, JSON Lines or CSV"
+        )
+    weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
+    standing = read_manifest(storage, config.output)
+    if standing is None:
+        storage.probe(config.output)
+        standing = _begin(config, storage, weights)
+    _check_identity(config, storage, standing, weights)
+    _check_numerics(config, Numerics(**standing.numerics))
+    _check_catalog(config, storage, standing)
+    return OpenDataset(config.output, standing)
+
+
+def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:
+    """Pins catalog, configuration and numerics; of two drivers that begin at once one wins, and both read its pins."""
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        catalog = _normalize(config, storage, Path(folder))
+        if catalog.rows == 0:
+            raise UsageError(f"the catalog {config.catalog} has no rows")
+        storage.put_file(join(config.output, part_path(0)), catalog.path)
+        licenses = _count_licenses(catalog.path)
+    tree = identity(config, _hashes(config, storage, weights))
+    compute = resolve_compute(config.model.device, config.model.precision, config.model.threads)
+    digest = sha256_of(weights)
+    numerics = observe_numerics(compute, config.masks.points_per_chunk, digest)
+    part = CatalogPart(
+        path=part_path(0),
+        rows=catalog.rows,
+        sha256=catalog.sha256,
+        source_sha256=_source_sha256(storage, config.catalog),
+        first_shard=0,
+    )
+    manifest = DatasetManifest(
+        name=config.name,
+        config=tree,
+        config_sha256=config_sha256(tree),
+        numerics=asdict(numerics),
+        code_version=VERSION,
+        weights=Weights(name=config.model.weights.rpartition("/")[2], sha256=digest),
+        licenses=licenses,
+        catalog=(part,),
+        images_per_shard=config.images_per_shard,
+        policy_date=config.license.policy_date or datetime.now(UTC).date(),
+    )
+    if storage.put_if_absent(join(config.output, MANIFEST), manifest.to_json()):
+        return manifest
+    standing = read_manifest(storage, config.output)
+    if standing is None:
+        raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read; build again to retry")
+    return standing
+
+
+def _check_identity(config: Config, storage: Storage, standing: DatasetManifest, weights: Path) -> None:
+    now = identity(config, _hashes(config, storage, weights))
+    differences = [
+        f"{key}: {_leaf(standing.config, key)} before, {_leaf(now, key)} now"
+        for key in differing_keys(standing.config, now)
+    ]
+    if differences:
+        raise UsageError(
+            f"{config.output} was begun with another configuration, and its shards would not fit together:\n  "
+            + "\n  ".join(differences)
+            + "\nSet these keys back, or name another output"
+        )
+
+
+def _leaf(tree: Mapping[str, Any], key: str) -> str:
+    value: Any = tree
+    for step in key.split("."):
+        if not isinstance(value, Mapping) or step not in value:
+            return "absent"
+        value = value[step]
+    return repr(value)
+
+
+def _check_numerics(config: Config, standing: Numerics) -> None:
+    wanted = {
+        "model.device": (config.model.device, standing.device),
+        "model.precision": (config.model.precision, standing.precision),
+        "model.threads": (config.model.threads, standing.threads),
+        "masks.points_per_chunk": (config.masks.points_per_chunk, standing.points_per_chunk),
+    }
+    differences = [
+        f"{key}: {before!r} before, {now!r} now" for key, (now, before) in wanted.items() if now not in ("auto", before)
+    ]
+    if differences:
+        raise UsageError(
+            f"{config.output} was begun with other numerics, and its masks would have other bits:\n  "
+            + "\n  ".join(differences)
+            + "\nSet these keys back or to auto, or name another output"
+        )
+
+
+def _check_catalog(config: Config, storage: Storage, standing: DatasetManifest) -> None:
+    """Compares the source by its bytes, and only where these differ by its rows."""
+    part = standing.catalog[0]
+    if _source_sha256(storage, config.catalog) == part.source_sha256:
+        return
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        catalog = _normalize(config, storage, Path(folder))
+    if catalog.sha256 != part.sha256:
+        raise UsageError(
+            f"the catalog {config.catalog} has {catalog.rows} rows and is not the one that {config.output} was begun "
+            f"from, with {part.rows}: name that one again, or another output"
+        )
+
+
+def _normalize(config: Config, storage: Storage, folder: Path) -> NormalizedCatalog:
+    return normalize(config.catalog, storage, folder / "part.parquet")
+
+
+def _source_sha256(storage: Storage, uri: str) -> str:
+    with storage.open(uri) as stream:
+        # BinaryIO lacks readinto in the type, though every stream of ours has it.
+        return hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
+
+
+def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
+    """SHA-256 of each model or detector file, by how the configuration names it."""
+    known = {config.model.weights: sha256_of(weights)}
+    for detector in (config.deidentify.faces.detector, config.deidentify.plates.detector):
+        if detector not in BUNDLED_DETECTORS:
+            known[detector] = sha256_of(resolve(detector, mirror=config.assets, storage=storage))
+    return known
+
+
+def _count_licenses(path: Path) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["license"]):
+            for entry in batch.column("license").value_counts().to_pylist():
+                counts[entry["values"] or "missing"] += entry["counts"]
+    return dict(sorted(counts.items()))

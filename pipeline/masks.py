@@ -1,0 +1,257 @@
+"""Masks for single photographs, as `segmint masks` makes them: SA-1B's JSON, without Ray or a dataset."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalogs.reasons import RejectedError
+from infra.assets import resolve
+from infra.device import resolve_compute
+from infra.errors import SegmintError, UsageError
+from infra.storage import Storage, join
+from model.automatic.boxes import box_of, xyxy_to_xywh
+from model.automatic.filters import stability_scores
+from model.automatic.generator import MaskGenerator
+from model.automatic.records import MaskRecord
+from model.automatic.rle import encode
+from model.sam.predictor import Embedding, Predictor
+from operators.ingest import IngestConfig, ingest
+from operators.mask_config import MasksConfig
+from operators.models import load_model
+from operators.segment import mask_row
+from operators.shard_files import annotations_json
+from pipeline.config_file import Document, apply_override, check
+from pipeline.overlay import draw_overlay, draw_prompts, encode_png
+
+Pixels = NDArray[np.uint8]
+Point = tuple[float, float, int]
+"""x, y in pixels of the upright photograph, and 1 for foreground or 0 for background."""
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the upright photograph."""
+
+# A photograph that somebody names may be of any size that fits into memory.
+_INGEST = IngestConfig(min_short_side=1)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What masks are asked for: one for all points together, and one a box. Empty: all, automatically."""
+
+    points: tuple[Point, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.points or self.boxes)
+
+
+@dataclass(frozen=True)
+class MasksOptions:
+    """How masks are made: the automatic generator's settings, or prompts; the weights and the device."""
+
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    prompts: Prompts = Prompts()
+    all_masks: bool = False  # of a prompt's three masks (whole, part, subpart) keep all, not only the best
+    weights: str = "mobile_sam"
+    device: str = "auto"
+    precision: str = "fp32"
+    overlay: bool = False
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What came of one photograph: where its masks were written, or why not."""
+
+    image: str
+    output: str | None = None
+    overlay: str | None = None
+    masks: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
+    """The settings of a profile with overrides "K=V"; K is a key of `masks:`, with or without that prefix.
+
+    Raises one `UsageError` that lists every wrong key and value.
+    """
+    document = Document({"profile": profile}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix("masks."))
+    return check(document, MasksConfig)
+
+
+def plan_outputs(images: Sequence[str], output: str) -> list[tuple[str, str]]:
+    """Each image with the JSON that its masks go to: `output` itself for one image, a file in it for several.
+
+    One image goes into a folder too when `output` is one already, or ends with a slash. Raises `UsageError`
+    when two images would go to one file, or one to an image.
+    """
+    into_folder = len(images) > 1 or output.endswith("/") or ("://" not in output and Path(output).is_dir())
+    if len(images) > 1 and "://" not in output and Path(output).is_file():
+        raise UsageError(f"-o {output} is a file: expected a folder, for {len(images)} images")
+    taken: dict[str, str] = {}
+    for image in images:
+        target = join(output.rstrip("/") or "/", f"{PurePosixPath(image).stem}.json") if into_folder else output
+        if target in taken:
+            raise UsageError(
+                f"{taken[target]} and {image} would both be written to {target}: "
+                "give them names that differ before the ending, or run the command once for each"
+            )
+        if target in images or ("://" not in target and _same_file(target, images)):
+            raise UsageError(f"-o {output} would write over the image {target}: expected another file or a folder")
+        taken[target] = image
+    return [(image, target) for target, image in taken.items()]
+
+
+def _same_file(target: str, images: Sequence[str]) -> bool:
+    return any("://" not in image and Path(image).resolve() == Path(target).resolve() for image in images)
+
+
+def make_masks(
+    images: Sequence[str], output: str, options: MasksOptions, report: Callable[[ImageResult], None]
+) -> list[ImageResult]:
+    """Writes the masks of each image, a path or URI; one that is bad becomes a result with its error.
+
+    `report` is told each result as it comes. Raises `UsageError` before anything is written when the
+    arguments do not fit together, and for prompts that lie outside an image.
+    """
+    targets = plan_outputs(images, output)
+    storage = Storage()
+    predictor = Predictor(load_model(resolve(options.weights), resolve_compute(options.device, options.precision)))
+    results = []
+    for number, (image, target) in enumerate(targets, start=1):
+        started = time.monotonic()
+        try:
+            result = _one_image(storage, predictor, number, image, target, options)
+        except UsageError:
+            raise
+        except RejectedError as verdict:
+            result = ImageResult(image, error=f"{verdict.reason}: {verdict.detail}")
+        except (SegmintError, OSError, MemoryError) as error:
+            result = ImageResult(image, error=str(error) or "there is not enough memory for it")
+        results.append(replace(result, seconds=round(time.monotonic() - started, 3)))
+        report(results[-1])
+    return results
+
+
+def _one_image(
+    storage: Storage, predictor: Predictor, number: int, name: str, target: str, options: MasksOptions
+) -> ImageResult:
+    if "://" not in name and Path(name).is_dir():
+        raise IsADirectoryError(
+            f"{name} is a folder: expected an image; name its files, as in {name.rstrip('/')}/*.jpg"
+        )
+    pixels = ingest(storage.read(name, max_bytes=_INGEST.max_bytes), _INGEST).image
+    prompts = options.prompts
+    if prompts:
+        check_prompts(prompts, name, pixels.shape[0], pixels.shape[1])
+        found = prompted_masks(predictor, pixels, prompts, options)
+    else:
+        found = automatic_masks(predictor, pixels, options.masks)
+    document = sa1b_document(number, PurePosixPath(name).name, (pixels.shape[0], pixels.shape[1]), found)
+    _write(storage, target, document + b"\n")
+    picture = None
+    if options.overlay:
+        picture = f"{target.removesuffix('.json')}.overlay.png"
+        drawn = draw_overlay(pixels, [mask.record for mask in found])
+        _write(storage, picture, encode_png(draw_prompts(drawn, prompts.points, prompts.boxes)))
+    return ImageResult(name, output=target, overlay=picture, masks=len(found))
+
+
+def _write(storage: Storage, target: str, data: bytes) -> None:
+    if "://" not in target:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    storage.put(target, data)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A mask with the points that asked for it: one from the grid, all that were given, or none for a box."""
+
+    record: MaskRecord
+    points: tuple[tuple[float, float], ...]
+
+
+def automatic_masks(predictor: Predictor, image: Pixels, config: MasksConfig) -> list[Found]:
+    """All masks of an image, (H, W, 3) uint8 RGB, whose pixels are the frame."""
+    records = MaskGenerator(predictor, config.settings()).generate(image).records
+    return [Found(record, (record.point_coords,)) for record in records]
+
+
+def prompted_masks(predictor: Predictor, image: Pixels, prompts: Prompts, options: MasksOptions) -> list[Found]:
+    """The masks asked for, points first, then boxes; of each prompt's three the one of best predicted IoU.
+
+    With `all_masks` all three, best first.
+    """
+    embedding = predictor.embed(image)
+    found: list[Found] = []
+    for arguments, points in _prompt_arguments(prompts):
+        predicted = predictor.predict(embedding, **arguments, multimask=True)
+        ranking = predicted.predicted_iou[0].argsort(descending=True, stable=True).tolist()
+        for index in ranking if options.all_masks else ranking[:1]:
+            logits = predicted.low_res_logits[:, index : index + 1]
+            iou = float(predicted.predicted_iou[0, index])
+            offset = options.masks.stability_score_offset
+            found.append(_found(predictor, embedding, logits, iou, points, offset))
+    return found
+
+
+def _prompt_arguments(
+    prompts: Prompts,
+) -> Iterator[tuple[dict[str, NDArray[Any]], tuple[tuple[float, float], ...]]]:
+    if prompts.points:
+        coordinates = tuple((x, y) for x, y, _ in prompts.points)
+        labels = [label for _, _, label in prompts.points]
+        yield (
+            {"points": np.array([coordinates], np.float32), "labels": np.array([labels], np.int64)},
+            coordinates,
+        )
+    for x, y, width, height in prompts.boxes:
+        yield {"boxes": np.array([[x, y, x + width, y + height]], np.float32)}, ()
+
+
+def _found(
+    predictor: Predictor,
+    embedding: Embedding,
+    low_res: Any,
+    iou: float,
+    points: tuple[tuple[float, float], ...],
+    offset: float,
+) -> Found:
+    logits = predictor.upscale(low_res, embedding)[0]
+    stability = float(stability_scores(logits, offset)[0])
+    mask = (logits[0] > 0).cpu().numpy()
+    height, width = mask.shape
+    record = MaskRecord(
+        segmentation=encode(mask),
+        area=int(mask.sum()),
+        bbox=xyxy_to_xywh(box_of(mask)),
+        predicted_iou=iou,
+        stability_score=0.0 if math.isnan(stability) else stability,
+        crop_box=(0, 0, width, height),
+        point_coords=points[0] if points else (math.nan, math.nan),
+    )
+    return Found(record, points)
+
+
+def check_prompts(prompts: Prompts, image: str, height: int, width: int) -> None:
+    """Raises `UsageError` for a point outside the image, and for a box without a pixel in common with it."""
+    for x, y, _ in prompts.points:
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise UsageError(f"--point {x:g},{y:g} lies outside {image}, which is {width} x {height} pixels")
+    for x, y, box_width, box_height in prompts.boxes:
+        if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+            text = f"{x:g},{y:g},{box_width:g},{box_height:g}"
+            raise UsageError(f"--box {text} lies outside {image}, which is {width} x {height} pixels")
+
+
+def sa1b_document(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Found]) -> bytes:
+    """The JSON of one image of `size` (height, width) as in SA-1B's files."""
+    rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
+    return annotations_json(image_id, file_name, size, rows)

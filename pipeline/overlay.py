@@ -1,0 +1,72 @@
+"""Overlay: masks drawn over their picture, for people to look at."""
+
+import colorsys
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.automatic.records import MaskRecord
+from model.automatic.rle import decode
+
+Pixels = NDArray[np.uint8]
+
+_FILL = 0.45  # share of the mask's color in a pixel inside it
+_GOLDEN_ANGLE = 0.618033988749895  # turns: successive hues lie as far from all earlier ones as they can
+
+
+def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
+    """The picture with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
+
+    The largest masks are drawn first, so that parts stay visible upon their wholes. Colors depend on that
+    order alone: the same masks give the same picture.
+    """
+    canvas = image.copy()
+    thickness = max(1, round(min(image.shape[:2]) / 700))
+    order = sorted(range(len(records)), key=lambda index: -records[index].area)
+    for place, index in enumerate(order):
+        color = distinct_color(place)
+        mask = decode(records[index].segmentation)
+        inside = canvas[mask].astype(np.float32)
+        canvas[mask] = np.rint(inside * (1 - _FILL) + np.array(color, np.float32) * _FILL).astype(np.uint8)
+        contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        lighter = tuple(int(channel + (255 - channel) * 0.5) for channel in color)
+        cv2.drawContours(canvas, contours, -1, lighter, thickness)
+    return canvas
+
+
+def draw_prompts(
+    image: Pixels,
+    points: Sequence[tuple[float, float, int]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> Pixels:
+    """The picture with prompts: foreground points green, background ones red, boxes (x, y, w, h) white."""
+    canvas = image.copy()
+    radius = max(3, round(min(image.shape[:2]) / 120))
+    for x, y, width, height in boxes:
+        corners = (round(x), round(y)), (round(x + width), round(y + height))
+        cv2.rectangle(canvas, *corners, (0, 0, 0), max(3, radius // 2 + 2), cv2.LINE_AA)
+        cv2.rectangle(canvas, *corners, (255, 255, 255), max(1, radius // 2), cv2.LINE_AA)
+    for x, y, label in points:
+        color = (60, 220, 60) if label else (235, 60, 60)
+        cv2.circle(canvas, (round(x), round(y)), radius + 2, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(canvas, (round(x), round(y)), radius, color, -1, cv2.LINE_AA)
+    return canvas
+
+
+def distinct_color(index: int) -> tuple[int, int, int]:
+    """The `index`-th of a fixed series of colors, each of another hue than those before it; RGB, 0-255."""
+    hue = (0.58 + index * _GOLDEN_ANGLE) % 1.0
+    saturation, value = (0.85, 1.0) if index % 2 == 0 else (0.65, 0.9)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def encode_png(image: Pixels) -> bytes:
+    """A picture as PNG bytes; (H, W, 3) uint8 RGB in."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()

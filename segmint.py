@@ -1,0 +1,66 @@
+"""The front door: everything a researcher needs by one import, loaded when it is first asked for.
+
+    from segmint import MaskGenerator, Predictor, load_sam
+    generator = MaskGenerator(Predictor(load_sam("mobile_sam")))
+    masks = generator.generate(pixels).records
+
+`python -m segmint` is the command.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from infra.version import VERSION
+
+if TYPE_CHECKING:
+    from catalogs.reader import open_dataset as open_dataset
+    from model.automatic.generator import MaskGenerator as MaskGenerator
+    from model.automatic.settings import MaskSettings as MaskSettings
+    from model.sam.predictor import Predictor as Predictor
+    from model.sam.sam import Sam
+    from pipeline.config import Config as Config
+    from pipeline.config import load_config as load_config
+
+__version__ = VERSION
+
+_HOMES = {
+    "Config": "pipeline.config",
+    "MaskGenerator": "model.automatic.generator",
+    "MaskSettings": "model.automatic.settings",
+    "Predictor": "model.sam.predictor",
+    "load_config": "pipeline.config",
+    "open_dataset": "catalogs.reader",
+}
+
+__all__ = [*_HOMES, "load_sam"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segmint' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+def load_sam(weights: str = "mobile_sam", device: str = "auto", precision: str = "fp32") -> "Sam":
+    """A SAM ready to use: weights by name (mobile_sam, vit_b, vit_l, vit_h) or from a file.
+
+    `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
+    Raises `infra.errors.UsageError` when the weights cannot be found, or the device is not there.
+    """
+    from infra.assets import resolve
+    from infra.device import resolve_compute
+    from operators.models import load_model
+
+    return load_model(resolve(weights), resolve_compute(device, precision))
+
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+
+    main()

@@ -1,0 +1,16 @@
+"""A committed dataset for the tests of what reads one: real files by the real writer, without a model."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.storage import Storage
+from tests.support.committed import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    """A local folder with three committed shards of three rows each, of which one is refused."""
+    uri = str(tmp_path / "dataset")
+    write_dataset(Storage(), uri, shards=3)
+    return uri

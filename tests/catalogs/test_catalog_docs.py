@@ -1,0 +1,30 @@
+"""`docs/catalogs.md` against the code: columns, endings, schemes, and every reason for a refusal."""
+
+import re
+from pathlib import Path
+
+from catalogs.readers import FORMATS
+from catalogs.reasons import Reason
+from catalogs.schema import SOURCE
+from infra.uris import ALLOWED_SCHEMES
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "catalogs.md").read_text(encoding="utf-8")
+
+
+def first_cells(title: str) -> list[str]:
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert match is not None, title
+    return [line.split("|")[1].strip(" `") for line in match[1].splitlines() if line.startswith("| `")]
+
+
+def test_every_column_stands_there_and_in_its_order() -> None:
+    assert first_cells("Columns") == SOURCE.names
+
+
+def test_every_reason_stands_there_once() -> None:
+    assert sorted(first_cells("Why an image is refused")) == sorted(Reason)
+
+
+def test_every_ending_and_scheme_stands_there() -> None:
+    for word in (*(ending for endings in FORMATS.values() for ending in endings), *ALLOWED_SCHEMES):
+        assert f"`{word}`" in PAGE, word

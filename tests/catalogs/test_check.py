@@ -1,0 +1,89 @@
+"""What `segmint catalog check` finds before anything is spent."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from catalogs.check import EXAMPLES, check
+from catalogs.demo import DEMO_LICENSES, write_demo
+from catalogs.licenses import LicensePolicy
+from infra.errors import UsageError
+from infra.storage import Storage
+
+DAY = date(2026, 6, 1)
+
+
+def catalog(path: Path, *rows: dict[str, object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_findings_name_their_rows(tmp_path: Path) -> None:
+    uri = catalog(
+        tmp_path / "c.jsonl",
+        {"uri": "1.jpg", "license": "CC-BY-4.0"},
+        {"uri": "2.jpg", "license": "cc-by-4.0", "valid_until": "2026-05-31"},
+        {"uri": "3.jpg"},
+        {"uri": "4.jpg", "license": "CC-BY", "image_id": "1.jpg"},
+        {"uri": "../5.jpg", "license": "CC0-1.0"},
+        {"uri": "6.jpg", "license": "CC-BY-4.0", "country": "Norway", "valid_until": "soon"},
+    )
+    found = check(uri, Storage(), LicensePolicy(frozenset({"CC-BY-4.0"}), False, DAY))
+    assert found.rows == 6
+    assert found.by_license == {"CC-BY-4.0": 3, "CC0-1.0": 1}
+    assert found.missing_license.rows == [3]
+    assert (found.unknown_licenses["CC-BY"].rows, found.unknown_licenses["CC-BY"].suggestion) == ([4], "CC-BY-4.0")
+    assert found.expired.rows == [2]
+    assert found.duplicates.rows == [4]
+    assert found.refused_uris.rows == [5]
+    assert (found.bad_values.count, found.bad_values.rows) == (1, [6])
+    assert len(found.problems) == 2
+    assert {reason: finding.rows for reason, finding in found.verdicts.items()} == {
+        "license_expired": [2],
+        "license_missing": [3],
+        "duplicate_id": [4],
+        "license_not_allowed": [5],
+    }
+    assert found.accepted == 2
+    assert not found.clean
+    text = "\n".join(found.lines())
+    for part in (
+        "6 rows, 2 of them",
+        "'CC-BY' is no license identifier; did you mean CC-BY-4.0?",
+        "row 6, column country",
+    ):
+        assert part in text
+    assert json.loads(json.dumps(found.to_dict()))["clean"] is False
+
+
+def test_a_good_catalog_is_clean(tmp_path: Path) -> None:
+    uri = catalog(tmp_path / "c.jsonl", {"uri": "1.jpg", "license": "CC0-1.0", "valid_until": "2026-06-01"})
+    found = check(uri, Storage(), today=DAY)
+    assert found.clean
+    assert found.accepted == found.rows == 1
+
+
+def test_all_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    uri = catalog(tmp_path / "c.jsonl", *({"uri": f"{i}.jpg", "license": ""} for i in range(50)))
+    found = check(uri, Storage(), today=DAY)
+    assert found.missing_license.count == 50
+    assert found.missing_license.rows == list(range(1, EXAMPLES + 1))
+
+
+def test_what_is_no_catalog_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'license' is missing"):
+        check(catalog(tmp_path / "c.jsonl", {"uri": "a"}), Storage())
+
+
+def test_the_demo_as_its_configuration_would_judge_it(tmp_path: Path) -> None:
+    uri = str(write_demo(tmp_path))
+    found = check(uri, Storage(), LicensePolicy(frozenset(DEMO_LICENSES), True, DAY))
+    assert {reason: finding.rows for reason, finding in found.verdicts.items()} == {
+        "license_not_allowed": [3],
+        "license_expired": [5],
+        "duplicate_id": [8],
+    }
+    assert not found.problems
+    assert found.accepted == 5  # one of them is broken, which nobody sees before it is read

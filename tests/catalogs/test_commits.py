@@ -1,0 +1,97 @@
+"""The commit log on local files and on S3: exactly one of several writers wins, the highest generation holds."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import Commit, CommitLog, FileEntry
+from catalogs.layout import DamagedDatasetError, data_path
+from infra.storage import Storage
+
+DIGEST = "ab" * 32
+
+
+def commit_of(shard: int, generation: int = 1, **changes: object) -> Commit:
+    commit = Commit(
+        shard=shard,
+        generation=generation,
+        ordinals=(shard * 10, shard * 10 + 10),
+        numerics="0123456789ab",
+        counts={"rows": 10, "images": 9, "rejected": 1, "masks": 700, "rejected:not_found": 1},
+        files=tuple(FileEntry(data_path(kind, shard, DIGEST), 100, DIGEST) for kind in ("shards", "images")),
+    )
+    return replace(commit, **changes)  # type: ignore[arg-type]
+
+
+def test_a_commit_survives_its_file() -> None:
+    commit = commit_of(3, files=(FileEntry("shards/z", 1, DIGEST), FileEntry("images/a", 2, DIGEST)))
+    read = Commit.from_json(commit.to_json())
+    assert read == replace(commit, files=commit.files[::-1])
+    assert read.to_json() == commit.to_json()
+    assert read.file("images").path == "images/a"
+    with pytest.raises(DamagedDatasetError, match=r"000003\.g1\.json names no file in rejects/"):
+        read.file("rejects")
+
+
+def test_a_commit_holds_nothing_but_its_content() -> None:
+    counts = dict(reversed(commit_of(0).counts.items()))
+    assert commit_of(0, counts=counts).to_json() == commit_of(0).to_json()
+    assert set(Commit.from_json(commit_of(0).to_json()).__dict__) == {
+        "shard", "generation", "ordinals", "numerics", "counts", "files",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"shard": 1}', commit_of(1).to_json().replace(b"[10,20]", b"[10]")])
+def test_what_is_no_commit_is_named(data: bytes) -> None:
+    with pytest.raises(DamagedDatasetError, match="a/commit is no commit"):
+        Commit.from_json(data, "a/commit")
+
+
+def check_log(storage: Storage, uri: str) -> None:
+    log = CommitLog(storage, uri)
+    assert log.committed() == {}
+    assert log.read(0, 1) is None
+    assert list(log.read_all()) == []
+
+    for shard, generation in ((2, 1), (0, 1), (0, 2), (0, 10), (1_000_000, 1)):
+        assert log.put(commit_of(shard, generation))
+    assert log.put(commit_of(0)), "the same commit stands there: as good as written"
+    assert not log.put(commit_of(0, numerics="other0000000"))
+    storage.put(f"{uri}/commits/README", b"x")
+    storage.put(f"{uri}/commits/000005.g1.json.orig", b"x")
+
+    assert list(log.committed().items()) == [(0, 10), (2, 1), (1_000_000, 1)]
+    assert log.generations()[0] == [1, 2, 10]
+    assert [(c.shard, c.generation) for c in log.read_all(threads=3)] == [(0, 10), (2, 1), (1_000_000, 1)]
+    assert log.read(0, 1) == Commit.from_json(commit_of(0).to_json())
+    assert log.latest(0) == Commit.from_json(commit_of(0, 10).to_json())
+    assert log.latest(1) is None
+
+    # Of eight writers with eight different contents one wins, and all but it are told.
+    def contend(racer: int) -> bool:
+        return log.put(commit_of(7, counts={"rows": racer}))
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(contend, range(8)))
+    assert won.count(True) == 1
+    winner = log.latest(7)
+    assert winner is not None
+    assert winner.counts == {"rows": won.index(True)}
+
+
+def test_the_log_on_local_files(tmp_path: Path) -> None:
+    check_log(Storage(), str(tmp_path / "dataset"))
+
+
+@pytest.mark.s3
+def test_the_log_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    check_log(Storage(s3_options), f"s3://{s3_bucket}/data/set")
+
+
+def test_a_commit_under_another_name_is_damage(tmp_path: Path) -> None:
+    storage, uri = Storage(), str(tmp_path)
+    storage.put(f"{uri}/commits/000001.g1.json", commit_of(2).to_json())
+    with pytest.raises(DamagedDatasetError, match="is the commit of shard 2"):
+        CommitLog(storage, uri).read(1, 1)

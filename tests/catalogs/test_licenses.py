@@ -1,0 +1,97 @@
+"""License identifiers and the policy that judges by them."""
+
+from datetime import date
+
+import pytest
+
+from catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier, validate_identifier
+from catalogs.reasons import Reason
+from infra.errors import UsageError
+
+DAY = date(2026, 6, 1)
+POLICY = LicensePolicy(frozenset({"CC-BY-4.0", "LicenseRef-acme-2026"}), False, DAY)
+STRICT = LicensePolicy(POLICY.allow, True, DAY)
+
+
+@pytest.mark.parametrize(
+    ("text", "identifier"),
+    [
+        ("CC0-1.0", "CC0-1.0"),
+        ("cc-by-sa-4.0", "CC-BY-SA-4.0"),
+        ("LicenseRef-acme-2026", "LicenseRef-acme-2026"),
+        ("CC-BY", None),
+        ("LicenseRef-", None),
+        ("LicenseRef-a b", None),
+        ("CC-BY-4.0 OR MIT", None),
+        ("Classpath-exception-2.0", None),
+        ("", None),
+    ],
+)
+def test_what_is_an_identifier(text: str, identifier: str | None) -> None:
+    assert canonical_identifier(text) == identifier
+
+
+@pytest.mark.parametrize(
+    ("text", "suggestion"),
+    [
+        ("CC-BY", "CC-BY-4.0"),
+        ("cc by 4.0", "CC-BY-4.0"),
+        ("CC-BY-4", "CC-BY-4.0"),
+        ("CC0", "CC0-1.0"),
+        ("CC-BY-NC-4,0", "CC-BY-NC-4.0"),
+        ("all rights reserved, do not touch", None),
+    ],
+)
+def test_a_near_miss_gets_a_suggestion(text: str, suggestion: str | None) -> None:
+    assert suggest_identifier(text) == suggestion
+
+
+def test_an_unknown_identifier_in_a_configuration_is_refused_with_a_suggestion() -> None:
+    assert validate_identifier("cc-by-4.0") == "CC-BY-4.0"
+    with pytest.raises(UsageError, match=r"'CC-BY' is no license identifier \(did you mean CC-BY-4\.0\?\)"):
+        validate_identifier("CC-BY")
+
+
+@pytest.mark.parametrize(
+    ("policy", "license", "redistributable", "valid_until", "reason"),
+    [
+        (POLICY, "CC-BY-4.0", None, None, None),
+        (POLICY, "cc-by-4.0 ", None, None, None),
+        (POLICY, "LicenseRef-acme-2026", False, None, None),
+        (POLICY, "CC-BY-4.0", None, DAY, None),
+        (STRICT, "CC-BY-4.0", True, None, None),
+        (POLICY, None, True, None, Reason.LICENSE_MISSING),
+        (POLICY, " ", True, None, Reason.LICENSE_MISSING),
+        (POLICY, "CC0-1.0", True, None, Reason.LICENSE_NOT_ALLOWED),
+        (POLICY, "LicenseRef-acme-2025", True, None, Reason.LICENSE_NOT_ALLOWED),
+        (POLICY, "licenseref-ACME-2026", True, None, Reason.LICENSE_NOT_ALLOWED),
+        (POLICY, "all rights reserved", True, None, Reason.LICENSE_NOT_ALLOWED),
+        (POLICY, "CC-BY-4.0", True, date(2026, 5, 31), Reason.LICENSE_EXPIRED),
+        (STRICT, "CC-BY-4.0", None, None, Reason.NOT_REDISTRIBUTABLE),
+        (STRICT, "CC-BY-4.0", False, None, Reason.NOT_REDISTRIBUTABLE),
+        # Of several faults the first one counts.
+        (STRICT, None, False, date(2000, 1, 1), Reason.LICENSE_MISSING),
+        (STRICT, "MIT", False, date(2000, 1, 1), Reason.LICENSE_NOT_ALLOWED),
+        (STRICT, "CC-BY-4.0", False, date(2000, 1, 1), Reason.LICENSE_EXPIRED),
+    ],
+)
+def test_verdicts(
+    policy: LicensePolicy,
+    license: str | None,
+    redistributable: bool | None,
+    valid_until: date | None,
+    reason: Reason | None,
+) -> None:
+    verdict = policy.judge(license, redistributable, valid_until)
+    assert (verdict[0] if verdict else None) == reason
+
+
+def test_a_verdict_says_what_was_found_and_expected() -> None:
+    verdict = POLICY.judge("CC0-1.0", None, None)
+    assert verdict is not None
+    assert "CC0-1.0" in verdict[1]
+    assert "CC-BY-4.0, LicenseRef-acme-2026" in verdict[1]
+    expired = POLICY.judge("CC-BY-4.0", None, date(2026, 5, 31))
+    assert expired is not None
+    assert "2026-05-31" in expired[1]
+    assert "2026-06-01" in expired[1]

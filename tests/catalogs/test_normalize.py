@@ -1,0 +1,154 @@
+"""The normalized catalog: ordinals in the catalog's order, duplicates marked, the same bytes from the same rows."""
+
+import hashlib
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from catalogs.normalize import normalize
+from catalogs.rows import read_rows
+from catalogs.scan import write_catalog
+from catalogs.schema import NORMALIZED
+from infra.storage import Storage
+
+STORAGE = Storage()
+ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b", "1", "01"]), max_size=30)
+
+
+def catalog_of(path: Path, rows: list[dict[str, Any]]) -> str:
+    write_catalog(iter(rows), str(path), STORAGE)
+    return str(path)
+
+
+def rows_of(catalog: str, destination: Path, **options: Any) -> list[dict[str, Any]]:
+    normalize(catalog, STORAGE, destination, **options)
+    rows: list[dict[str, Any]] = pq.read_table(destination).to_pylist()
+    return rows
+
+
+@given(image_ids=ids)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ordinals_and_duplicates_are_what_a_loop_would_say(tmp_path: Path, image_ids: list[str | None]) -> None:
+    source = [{"uri": f"{i % 7}.jpg", "license": "CC0-1.0", "image_id": id} for i, id in enumerate(image_ids)]
+    rows = rows_of(catalog_of(tmp_path / "c.parquet", source), tmp_path / "n.parquet")
+
+    first: dict[str, int] = {}
+    for ordinal, (given_row, row) in enumerate(zip(source, rows, strict=True)):
+        image_id = given_row["image_id"] or given_row["uri"]
+        assert (row["ordinal"], row["id"], row["image_id"]) == (ordinal, ordinal + 1, image_id)
+        assert row["duplicate_of"] == first.get(image_id)
+        first.setdefault(image_id, ordinal)
+
+
+def test_every_field_arrives_and_the_caption_does_not(tmp_path: Path) -> None:
+    source = {
+        "uri": "photos/a.jpg",
+        "license": "CC-BY-4.0",
+        "image_id": "x",
+        "sha256": "0f" * 32,
+        "attribution": "someone",
+        "provider": "acme",
+        "source_url": "https://example.org/a",
+        "redistributable": False,
+        "valid_until": date(2030, 1, 2),
+        "country": "NO",
+        "caption": "private",
+    }
+    (row,) = rows_of(catalog_of(tmp_path / "c.parquet", [source]), tmp_path / "n.parquet")
+    expected = source | {"ordinal": 0, "id": 1, "duplicate_of": None}
+    del expected["caption"]
+    assert row == expected
+
+
+def test_three_formats_give_the_same_bytes(tmp_path: Path) -> None:
+    source = [
+        {"uri": f"{i}.jpg", "license": "CC0-1.0", "image_id": f"i{i // 2}", "valid_until": date(2030, 1, 1 + i % 28)}
+        for i in range(70_000)
+    ]
+    results = [
+        normalize(catalog_of(tmp_path / f"c.{ending}", source), STORAGE, tmp_path / f"n-{ending}.parquet")
+        for ending in ("parquet", "jsonl", "csv")
+    ]
+    assert {(r.rows, r.duplicates) for r in results} == {(70_000, 35_000)}
+    assert len({r.sha256 for r in results}) == 1
+    assert hashlib.sha256(results[0].path.read_bytes()).hexdigest() == results[0].sha256
+
+    again = normalize(str(tmp_path / "c.csv"), STORAGE, tmp_path / "again.parquet", memory_limit="128MB")
+    assert again.path.read_bytes() == results[0].path.read_bytes()
+    metadata = pq.read_metadata(again.path)
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [65_536, 4_464]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "intermediate files are gone"
+
+
+def test_a_missing_license_and_any_uri_stay_in_the_catalog(tmp_path: Path) -> None:
+    uris = ["a.jpg", "./a.jpg", "../secret.jpg", "/etc/passwd", "http://example.org/a.jpg", "s3://bucket/å b.jpg"]
+    rows = rows_of(catalog_of(tmp_path / "c.parquet", [{"uri": uri} for uri in uris]), tmp_path / "n.parquet")
+    assert [row["uri"] for row in rows] == uris
+    assert [row["image_id"] for row in rows] == uris
+    assert {row["license"] for row in rows} == {None}
+
+
+def test_where_a_catalog_lies_does_not_matter(tmp_path: Path) -> None:
+    source = [{"uri": f"photos/{i}.jpg", "license": "CC0-1.0"} for i in range(10)]
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (normalize(catalog_of(folder / "c.csv", source), STORAGE, folder / "n.parquet") for folder in folders)
+    assert one.sha256 == other.sha256
+
+
+def test_growth_takes_new_ids_alone_and_goes_on_numbering(tmp_path: Path) -> None:
+    def row(id: str) -> dict[str, Any]:
+        return {"uri": f"{id}.jpg", "license": "CC0-1.0", "image_id": id}
+
+    one = catalog_of(tmp_path / "one.parquet", [row(i) for i in ("a", "b", "a")])
+    two = catalog_of(tmp_path / "two.parquet", [row(i) for i in ("b", "c", "a", "d", "c")])
+    part = normalize(one, STORAGE, tmp_path / "part-0.parquet")
+    new = normalize(two, STORAGE, tmp_path / "part-1.parquet", first_ordinal=10, earlier_parts=[str(part.path)])
+    assert (new.rows, new.known, new.duplicates) == (3, 2, 1)
+    rows = read_rows(STORAGE, str(new.path), 0, 100).to_pylist()
+    assert [(r["ordinal"], r["id"], r["image_id"], r["duplicate_of"]) for r in rows] == [
+        (10, 11, "c", None),
+        (11, 12, "d", None),
+        (12, 13, "c", 10),
+    ]
+
+
+def test_an_empty_catalog_has_no_rows_but_all_columns(tmp_path: Path) -> None:
+    empty = normalize(catalog_of(tmp_path / "c.csv", []), STORAGE, tmp_path / "n.parquet")
+    assert (empty.rows, empty.duplicates) == (0, 0)
+    assert pq.read_schema(empty.path).equals(NORMALIZED)
+
+
+def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
+    """Peak memory of a process that normalizes so many rows, and the duplicates that it found."""
+    program = f"""
+import resource, pathlib
+from infra.storage import Storage
+from catalogs.normalize import normalize
+catalog = pathlib.Path({str(folder)!r}) / "c-{rows}.csv"
+with catalog.open("w") as file:
+    file.write("uri,license,image_id\\n")
+    for i in range({rows}):
+        file.write(f"images/{{i // 1000}}/photo_{{i * 2654435761 % 2**32:08x}}.jpg,CC0-1.0,{{i if i % 1000 else 1}}\\n")
+result = normalize(str(catalog), Storage(), catalog.with_suffix(".parquet"), memory_limit="128MB")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, result.duplicates)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    peak, duplicates = done.stdout.split()
+    return int(peak), int(duplicates)
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
+    small, _ = peak_megabytes(250_000, tmp_path)
+    large, duplicates = peak_megabytes(2_500_000, tmp_path)
+    assert duplicates == 2_500
+    assert large - small < 150, f"{small} MB at 250,000 rows, {large} MB at ten times as many"

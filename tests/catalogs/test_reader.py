@@ -1,0 +1,95 @@
+"""A dataset is read back as it was written: committed shards alone, in order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.layout import DamagedDatasetError
+from catalogs.reader import Dataset, NoPixelsError, open_dataset
+from infra.errors import UsageError
+from infra.storage import Storage
+from tests.support.committed import masks, pixels, write_dataset, write_generation
+
+
+def check(dataset: Dataset) -> None:
+    samples = list(dataset)
+    assert len(dataset) == len(samples)
+    assert [sample.id for sample in samples] == [1, 2, 4, 5, 7, 8]
+    for sample in samples:
+        ordinal = sample.row["ordinal"]
+        assert sample.row["image_id"] == f"image-{ordinal}"
+        assert sample.row["attribution"] == "Zoë"
+        assert sample.image.shape == (60, 80, 3)
+        assert np.abs(sample.image.astype(int) - pixels(ordinal)).mean() < 5
+        for annotation, mask in zip(sample.masks, masks(ordinal), strict=True):
+            np.testing.assert_array_equal(annotation.mask, mask)
+            assert annotation.area == mask.sum()
+            assert annotation.size == (60, 80)
+        assert [annotation.id for annotation in sample.masks] == [sample.id * 10_000, sample.id * 10_000 + 1]
+        assert sample.masks[0].bbox == (20, 10, 29, 19)
+        assert sample.masks[0].point_coords == ((30, 20),)
+
+
+def test_samples_are_what_was_written(dataset: str) -> None:
+    check(open_dataset(dataset))
+
+
+@pytest.mark.s3
+def test_samples_come_from_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    write_dataset(storage, uri, shards=3)
+    check(open_dataset(uri, storage))
+
+
+def test_only_what_is_committed_is_there(dataset: str) -> None:
+    storage = Storage()
+    opened = open_dataset(dataset)
+    Path(dataset, "commits/000001.g1.json").unlink()
+    assert [sample.id for sample in opened] == [1, 2, 7, 8]
+    write_generation(storage, dataset, shard=2, generation=2, refuse=2)
+    assert [sample.id for sample in opened] == [1, 2, 7]
+    assert len(opened) == 3
+
+
+def test_tables_of_a_shard(dataset: str) -> None:
+    opened = open_dataset(dataset)
+    commit = next(opened.commits())
+    assert opened.table(commit, "masks").num_rows == 4
+    assert opened.table(commit, "rejects").column("reason").to_pylist() == ["not_an_image"]
+
+
+def test_annotations_without_images_say_where_the_image_is(tmp_path: Path) -> None:
+    uri = str(tmp_path / "dataset")
+    write_dataset(Storage(), uri, shards=1, with_images=False)
+    sample = next(iter(open_dataset(uri)))
+    assert sample.jpeg is None
+    assert sample.masks[1].mask.sum() == sample.masks[1].area
+    with pytest.raises(NoPixelsError, match=r"/photos/0\.jpg"):
+        _ = sample.image
+
+
+def test_no_dataset_is_a_plain_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no dataset"):
+        open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["shards", "images"])
+def test_damage_is_named(dataset: str, kind: str) -> None:
+    commit = CommitLog(Storage(), dataset).latest(1)
+    assert commit is not None
+    path = Path(dataset, commit.file(kind).path)
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DamagedDatasetError, match=path.name):
+        list(open_dataset(dataset))
+
+
+def test_a_tar_of_another_shard_is_damage(dataset: str) -> None:
+    log = CommitLog(Storage(), dataset)
+    one, two = log.latest(0), log.latest(1)
+    assert one is not None
+    assert two is not None
+    Path(dataset, one.file("shards").path).write_bytes(Path(dataset, two.file("shards").path).read_bytes())
+    with pytest.raises(DamagedDatasetError, match="does not hold image 1"):
+        list(open_dataset(dataset))

@@ -1,0 +1,188 @@
+"""Catalogs in every format are read alike, and what is wrong in one is named by file, column and row."""
+
+import gzip
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs import readers
+from catalogs.conform import Problem
+from catalogs.readers import read_catalog
+from catalogs.scan import write_catalog
+from catalogs.schema import SOURCE
+from infra.errors import UsageError
+from infra.storage import Storage
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "uri": "a/första.jpg",
+        "license": "CC-BY-4.0",
+        "image_id": "00012",
+        "sha256": "ab" * 32,
+        "attribution": 'Zoë "Z", the\tphotographer',
+        "redistributable": True,
+        "valid_until": date(2031, 2, 28),
+        "country": "SE",
+        "caption": "two\nlines, and a comma",
+    },
+    {"uri": "s3://vendor/b.jpg", "license": "LicenseRef-acme-2026", "redistributable": False},
+    {"uri": "c.jpg"},
+]
+
+
+def read(path: Path, **options: Any) -> pa.Table:
+    return pa.Table.from_batches(list(read_catalog(str(path), Storage(), **options)), schema=SOURCE)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "ndjson", "csv"])
+def test_the_same_rows_come_from_every_format(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"catalog.{ending}"
+    assert write_catalog(iter(ROWS), str(path), Storage()) == 3
+
+    expected = pa.Table.from_pylist(ROWS, schema=SOURCE)
+    assert read(path).equals(expected)
+    if ending in ("jsonl", "csv"):
+        packed = tmp_path / f"catalog.{ending}.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        assert read(packed).equals(expected)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_rows_that_straddle_blocks_are_read_whole(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "å" * (i % 97)} for i in range(500)]
+    path = tmp_path / f"catalog.{ending}"
+    write_catalog(iter(rows), str(path), Storage())
+    whole = read(path)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    assert read(path).equals(whole)
+    assert whole.num_rows == 500
+
+
+def test_foreign_columns_any_order_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
+    text = '{"size": [1, {"a": 2}], "license": "CC0-1.0", "uri": "a.jpg"}\n\n{"uri": "b.jpg", "license": null}'
+    table = read(write(tmp_path / "c.jsonl", "\ufeff" + text))
+    assert table.column("uri").to_pylist() == ["a.jpg", "b.jpg"]
+    assert table.column("license").to_pylist() == ["CC0-1.0", None]
+
+    table = read(write(tmp_path / "c.csv", "\ufeffsize,license,uri\n12,CC0-1.0,a.jpg\n\nlarge, ,b.jpg\n"))
+    assert table.column("uri").to_pylist() == ["a.jpg", "b.jpg"]
+    assert table.column("license").to_pylist() == ["CC0-1.0", None]
+
+
+def test_a_first_row_may_leave_a_key_out(tmp_path: Path) -> None:
+    table = read(write(tmp_path / "c.jsonl", '{"uri": "a.jpg"}\n{"uri": "b.jpg", "license": "CC0-1.0"}\n'))
+    assert table.column("license").to_pylist() == [None, "CC0-1.0"]
+
+
+def test_typed_columns_that_mean_the_same_are_taken(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "uri": pa.array(["a.jpg", "b.jpg"], pa.large_string()),
+            "license": pa.array(["CC0-1.0", "CC0-1.0"]).dictionary_encode(),
+            "valid_until": ["2030-01-01", ""],
+            "country": ["se", None],
+            "attribution": pa.nulls(2),
+            "sha256": ["AB" * 32, None],
+        }
+    )
+    pq.write_table(table, tmp_path / "c.parquet")
+    rows = read(tmp_path / "c.parquet").to_pylist()
+    assert rows[0]["valid_until"] == date(2030, 1, 1)
+    assert rows[1]["valid_until"] is None
+    assert (rows[0]["country"], rows[0]["sha256"]) == ("SE", "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("c.jsonl", '{"uri": "a.jpg"}\n', ["c.jsonl", "'license' is missing"]),
+        ("c.csv", "url,license\na.jpg,CC0-1.0\n", ["c.csv", "'uri' is missing", "url, license"]),
+        ("c.csv", "uri,license,uri\n", ["c.csv", "'uri' stands there 2 times"]),
+        ("c.csv", "", ["c.csv", "'uri' is missing"]),
+        ("c.csv", "uri,license\na,b\nc,d,e\n", ["c.csv, line 3", "found 3 values", "expected 2"]),
+        ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": "b"\n', ["c.jsonl, row 2", "no JSON"]),
+        ("c.jsonl", '{"uri": "a", "license": "x"} {"uri": "b"}\n', ["c.jsonl, row 1", "no JSON"]),
+        ("c.jsonl", '["a", "b"]\n', ["c.jsonl, row 1", "expected a JSON object a line"]),
+        ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": 7}\n', ["c.jsonl, row 2, column uri", "7"]),
+        ("c.jsonl", '{"uri": "a", "license": 4.0}\n', ["row 1, column license", "expected text"]),
+        (
+            "c.jsonl",
+            '{"uri": "a", "license": "x", "redistributable": "maybe"}',
+            ["row 1, column redistributable", "'maybe'", "true, false"],
+        ),
+        ("c.csv", "uri,license\na,b\n,b\n", ["c.csv, row 2, column uri", "nothing"]),
+        ("c.csv", "uri,license,valid_until\na,b,\nc,d,2026-02-30\n", ["row 2, column valid_until", "YYYY-MM-DD"]),
+        ("c.csv", "uri,license,valid_until\na,b,31/12/2026\n", ["row 1, column valid_until", "31/12/2026"]),
+        ("c.csv", "uri,license,sha256\na,b,xyz\n", ["row 1, column sha256", "'xyz'", "64 hexadecimal digits"]),
+        ("c.csv", "uri,license,country\na,b,Sweden\n", ["row 1, column country", "'SWEDEN'", "two letters"]),
+        ("c.csv", "uri,license,redistributable\na,b,perhaps\n", ["row 1, column redistributable", "'perhaps'"]),
+        ("c.txt", "", ["c.txt", ".parquet", ".jsonl", ".csv"]),
+        ("c.parquet", "no parquet", ["c.parquet", "no Parquet file"]),
+        ("c.csv.gz", "no gzip", ["c.csv.gz", "no gzip file"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(write(tmp_path / name, text))
+    for part in names:
+        assert part in str(caught.value)
+
+
+def test_a_column_of_a_wrong_type_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"uri": ["a"], "license": [4]}), path)
+    with pytest.raises(UsageError, match=r"c\.parquet, column license, from row 1: .*int64; expected string"):
+        read(path)
+    pq.write_table(pa.table({"uri": ["a"], "license": ["x"], "redistributable": ["true"]}), path)
+    with pytest.raises(UsageError, match=r"column redistributable.*expected bool"):
+        read(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"c.{ending}"
+    good = {"csv": b"uri,license\n", "jsonl": b""}[ending]
+    bad = {"csv": b"caf\xe9.jpg,CC0-1.0\n", "jsonl": b'{"uri": "caf\xe9.jpg", "license": "CC0-1.0"}\n'}[ending]
+    path.write_bytes(good + bad)
+    with pytest.raises(UsageError, match=rf"c\.{ending}"):
+        read(path)
+
+
+def test_a_damaged_parquet_file_says_how_far_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    rows = 40_000
+    uris = [f"{i * 2654435761 % 2**32}.jpg" for i in range(rows)]
+    pq.write_table(pa.table({"uri": uris, "license": ["CC0-1.0"] * rows}), path, row_group_size=20_000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(bytes(data))
+    with pytest.raises(UsageError, match=r"c\.parquet: the file is damaged after row \d+"):
+        read(path)
+
+
+def test_every_problem_is_told_to_one_who_asks(tmp_path: Path) -> None:
+    """`segmint catalog check` wants all of them, with row numbers that go on over blocks."""
+    rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)]
+    rows[10]["valid_until"] = "soon"
+    rows[99]["country"] = "Norway"
+    path = write(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"uri": 5}\n')
+    found: list[Problem] = []
+    table = read(path, on_problem=found.append)
+    assert sorted((p.row, p.column) for p in found) == [
+        (11, "valid_until"),
+        (100, "country"),
+        (101, "uri"),
+        (101, "uri"),
+    ]
+    assert table.num_rows == 101
+    assert table.column("valid_until")[10].as_py() is None

@@ -1,0 +1,84 @@
+"""Rows by ordinals: any cuts put together are the whole, and row groups that are not asked for are not read."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalogs.normalize import normalize
+from catalogs.parquet import RowGroupWriter
+from catalogs.rows import NormalizedRows, count_rows, read_rows
+from catalogs.scan import write_catalog
+from catalogs.schema import NORMALIZED
+from infra.errors import UsageError
+from infra.storage import Storage
+
+STORAGE = Storage()
+ROWS = 1000
+
+
+@pytest.fixture(scope="module", params=[0, 1500])
+def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
+    """A normalized catalog in row groups of 64, and its first ordinal."""
+    folder = tmp_path_factory.mktemp("rows")
+    source = ({"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(ROWS))
+    write_catalog(source, str(folder / "c.parquet"), STORAGE)
+    whole = normalize(str(folder / "c.parquet"), STORAGE, folder / "n.parquet", first_ordinal=request.param)
+    with RowGroupWriter(folder / "small-groups.parquet", NORMALIZED, row_group_rows=64) as writer:
+        writer.add(pq.read_table(whole.path).to_batches())
+    return str(folder / "small-groups.parquet"), request.param
+
+
+@given(cuts=st.lists(st.integers(0, ROWS), max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int]) -> None:
+    uri, first = part
+    borders = [first, *(first + cut for cut in sorted(cuts)), first + ROWS]
+    pieces = [read_rows(STORAGE, uri, a, b) for a, b in pairwise(borders)]
+    assert [p.num_rows for p in pieces] == [b - a for a, b in pairwise(borders)]
+    whole = pa.concat_tables(pieces)
+    assert whole.schema.equals(NORMALIZED)
+    assert whole.column("ordinal").to_pylist() == list(range(first, first + ROWS))
+    assert whole.equals(pq.read_table(uri))
+
+
+def test_ordinals_beyond_the_part_give_nothing(part: tuple[str, int]) -> None:
+    uri, first = part
+    assert read_rows(STORAGE, uri, first + ROWS, first + ROWS + 5).num_rows == 0
+    assert read_rows(STORAGE, uri, first + ROWS - 2, first + ROWS + 5).num_rows == 2
+    assert read_rows(STORAGE, uri, 7, 7).equals(NORMALIZED.empty_table())
+    assert count_rows(STORAGE, uri) == ROWS
+
+
+def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_path: Path) -> None:
+    """Which shows that they were not read."""
+    uri, first = part
+    metadata = pq.read_metadata(uri)
+    data = bytearray(Path(uri).read_bytes())
+    for group in range(metadata.num_row_groups):
+        if group not in (0, 5):  # the first one's ordinal says where the part begins
+            for index in range(metadata.num_columns):
+                column = metadata.row_group(group).column(index)
+                start = column.dictionary_page_offset or column.data_page_offset
+                data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(bytes(data))
+    with NormalizedRows(STORAGE, str(damaged)) as rows:
+        start = first + 5 * 64
+        assert rows.read(start, start + 64).column("ordinal").to_pylist() == list(range(start, start + 64))
+        with pytest.raises((OSError, pa.ArrowInvalid)):
+            rows.read(start, start + 65)
+
+
+def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"ordinal": [0]}), path)
+    with pytest.raises(UsageError, match=r"other\.parquet is no normalized catalog"):
+        count_rows(STORAGE, str(path))
+    path.write_bytes(b"text")
+    with pytest.raises(UsageError, match="is no normalized catalog"):
+        count_rows(STORAGE, str(path))

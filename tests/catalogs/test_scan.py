@@ -1,0 +1,125 @@
+"""A catalog made from a folder or a prefix of images."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs.readers import read_catalog
+from catalogs.scan import scan, write_catalog
+from infra.errors import UsageError
+from infra.storage import Storage
+
+
+def make(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def test_every_image_gets_a_row_in_order(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        {"b.JPG": "", "a/z.png": "", "a/notes.txt": "", "a.webp": "", "catalog.jsonl": "", "sub/deep/c.tiff": ""},
+    )
+    rows = list(scan(str(tmp_path), Storage(), license="cc0-1.0", provider="acme"))
+    assert [row["image_id"] for row in rows] == ["a.webp", "a/z.png", "b.JPG", "sub/deep/c.tiff"]
+    assert rows[1] == {
+        "uri": str(tmp_path / "a/z.png"), "image_id": "a/z.png", "license": "CC0-1.0", "provider": "acme",
+    }  # fmt: skip
+
+
+def test_sidecars_win(tmp_path: Path) -> None:
+    everything: dict[str, Any] = {
+        "license": "LicenseRef-acme",
+        "attribution": "Ann",
+        "redistributable": False,
+        "valid_until": "2030-05-06",
+        "country": "no",
+        "uri": "elsewhere.jpg",
+        "camera": {"iso": 100},
+    }
+    make(
+        tmp_path,
+        {
+            "1.jpg": "",
+            "1.jpg.json": json.dumps(everything),
+            "2.jpg": "",
+            "2.jpg.license": "SPDX-FileCopyrightText: 2020 Bo\n"
+            "SPDX-FileCopyrightText: 2021 Cy\n\n"
+            "SPDX-License-Identifier: CC-BY-4.0\n",
+            "3.jpg": "",
+            "3.jpg.license": "CC-BY-SA-4.0\n",
+            # Names between an image and its sidecar, as a listing sorts them.
+            "4.jpg": "",
+            "4.jpg-copy.jpg": "",
+            "4.jpg-copy.jpg.license": "MIT",
+            "4.jpg.json": '{"attribution": "Di"}',
+            "4.jpg.license": "CC-BY-2.0",
+            "5.jpg": "",
+            "5.json": '{"license": "MIT"}',
+        },
+    )
+    rows = {row["image_id"]: row for row in scan(str(tmp_path), Storage(), license="CC0-1.0")}
+    assert list(rows) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "4.jpg-copy.jpg", "5.jpg"]
+    assert rows["1.jpg"] == {
+        "uri": str(tmp_path / "1.jpg"),
+        "image_id": "1.jpg",
+        "license": "LicenseRef-acme",
+        "attribution": "Ann",
+        "redistributable": False,
+        "valid_until": date(2030, 5, 6),
+        "country": "NO",
+    }
+    assert (rows["2.jpg"]["license"], rows["2.jpg"]["attribution"]) == ("CC-BY-4.0", "2020 Bo; 2021 Cy")
+    assert rows["3.jpg"]["license"] == "CC-BY-SA-4.0"
+    assert (rows["4.jpg"]["license"], rows["4.jpg"]["attribution"]) == ("CC-BY-2.0", "Di")
+    assert rows["4.jpg-copy.jpg"]["license"] == "MIT"
+    assert rows["5.jpg"]["license"] == "CC0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jpg.json", "{", "a.jpg.json is no JSON"),
+        ("a.jpg.json", "[]", "a.jpg.json: expected a JSON object"),
+        ("a.jpg.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
+        ("a.jpg.json", '{"redistributable": "no"}', "a.jpg.json, key redistributable"),
+        ("a.jpg.json", '{"valid_until": "tomorrow"}', "YYYY-MM-DD"),
+        ("a.jpg.license", "All rights reserved", "a.jpg.license: 'All rights reserved' is no license identifier"),
+        ("a.jpg.license", "SPDX-FileCopyrightText: 2020 Bo", "a.jpg.license names no license"),
+    ],
+)
+def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
+    make(tmp_path, {"a.jpg": "", name: text})
+    with pytest.raises(UsageError) as caught:
+        list(scan(str(tmp_path), Storage()))
+    assert says in str(caught.value)
+
+
+def test_a_license_that_is_none_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UsageError, match="did you mean CC-BY-4"):
+        next(scan("/nowhere", Storage(), license="CC-BY"))
+
+
+@pytest.mark.s3
+def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    storage, base = Storage(s3_options), f"s3://{s3_bucket}/photos"
+    for name in ("x/å 1.jpg", "x/2.jpg", "y.txt"):
+        storage.put(f"{base}/{name}", b"")
+    storage.put(f"{base}/x/2.jpg.json", b'{"license": "CC-BY-4.0"}')
+    catalog = f"s3://{s3_bucket}/lists/catalog.parquet"
+    assert write_catalog(scan(base, storage, license="CC0-1.0"), catalog, storage) == 2
+    (batch,) = read_catalog(catalog, storage)
+    assert batch.select(["uri", "license", "image_id"]).to_pylist() == [
+        {"uri": f"{base}/x/2.jpg", "license": "CC-BY-4.0", "image_id": "x/2.jpg"},
+        {"uri": f"{base}/x/å 1.jpg", "license": "CC0-1.0", "image_id": "x/å 1.jpg"},
+    ]
+
+
+def test_a_packed_catalog_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leave out \.gz"):
+        write_catalog(iter([]), str(tmp_path / "c.csv.gz"), Storage())

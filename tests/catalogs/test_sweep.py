@@ -1,0 +1,80 @@
+"""The sweep deletes what no commit names, once it is old, and nothing else."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.layout import data_path
+from catalogs.reader import open_dataset
+from catalogs.sweep import sweep
+from infra.storage import Storage
+from tests.support.committed import write_dataset, write_generation
+
+LATER = datetime.now(UTC) + timedelta(days=2)
+
+
+def files_of(dataset: str) -> set[str]:
+    return {str(path.relative_to(dataset)) for path in Path(dataset).rglob("*") if path.is_file()}
+
+
+def put(dataset: str, path: str) -> str:
+    Storage().put(f"{dataset}/{path}", b"left over")
+    return path
+
+
+def test_a_whole_dataset_loses_nothing(dataset: str) -> None:
+    before = files_of(dataset)
+    assert sweep(Storage(), dataset, now=LATER) == []
+    assert files_of(dataset) == before
+
+
+def test_left_overs_go_when_they_are_old(dataset: str) -> None:
+    before = files_of(dataset)
+    unnamed = put(dataset, data_path("shards", 1, "0" * 64))
+    uncommitted = put(dataset, data_path("masks", 77, "1" * 64))
+    temporary = put(dataset, "images/.tmp-0123")
+    foreign = {put(dataset, "shards/README.txt"), put(dataset, "report/sa_000001-000000000000.tar")}
+
+    assert sweep(Storage(), dataset) == [], "a writer may be at work"
+    assert sweep(Storage(), dataset, now=LATER) == sorted([unnamed, uncommitted, temporary])
+    assert files_of(dataset) == before | foreign
+
+
+def test_a_replaced_generation_goes_at_once(dataset: str) -> None:
+    """A take-down that died after its commit is finished by the sweep."""
+    storage = Storage()
+    log = CommitLog(storage, dataset)
+    old = log.latest(1)
+    assert old is not None
+    write_generation(storage, dataset, shard=1, generation=2, refuse=2)
+    new = log.latest(1)
+    assert new is not None
+    busy = put(dataset, data_path("shards", 1, "5" * 64))  # of a writer of generation 3
+
+    gone = sorted({entry.path for entry in old.files} - {entry.path for entry in new.files})
+    assert sweep(storage, dataset) == sorted([*gone, "commits/000001.g1.json"])
+    assert log.generations() == {0: [1], 1: [2], 2: [1]}
+    assert busy in files_of(dataset)
+    assert [sample.id for sample in open_dataset(dataset)] == [1, 2, 4, 7, 8]
+
+
+def test_a_file_that_both_generations_name_stays(dataset: str) -> None:
+    storage = Storage()
+    write_generation(storage, dataset, shard=0, generation=2)  # the same rows: the same files
+    before = files_of(dataset)
+    assert sweep(storage, dataset, now=LATER) == ["commits/000000.g1.json"]
+    assert files_of(dataset) == before - {"commits/000000.g1.json"}
+
+
+@pytest.mark.s3
+def test_the_sweep_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/dataset"
+    write_dataset(storage, uri, shards=2)
+    before = [entry.name for entry in storage.walk(uri)]
+    unnamed = data_path("images", 0, "0" * 64)
+    storage.put(f"{uri}/{unnamed}", b"left over")
+    assert sweep(storage, uri) == []
+    assert sweep(storage, uri, now=LATER) == [unnamed]
+    assert [entry.name for entry in storage.walk(uri)] == before

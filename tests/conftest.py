@@ -1,0 +1,70 @@
+"""What every test may ask for: photographs, reference results, weights. Nothing here stands in for a real part."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest_plugins = ["tests.support.ray_fixtures", "tests.support.s3_fixtures"]
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: it names a folder that this test needs")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{variable} is {value!r}, which is no folder")
+    return folder
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where every part is at hand (`SEGMINT_TEST_NO_SKIPS=1`), a skipped test is a failed run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("SEGMINT_TEST_NO_SKIPS") == "1" and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("SEGMINT_TEST_NO_SKIPS is set, and tests were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The folder of test photographs (`SEGMINT_TEST_PHOTOS`); skips by name without it."""
+    return _folder("SEGMINT_TEST_PHOTOS")
+
+
+@pytest.fixture(scope="session")
+def reference_results() -> Path:
+    """The folder of recorded reference results (`SEGMINT_TEST_REFERENCE`); skips by name without it."""
+    return _folder("SEGMINT_TEST_REFERENCE")
+
+
+@pytest.fixture(scope="session")
+def mobile_sam_path() -> Path:
+    """MobileSAM's published checkpoint, verified by its hash."""
+    from infra.assets import resolve
+
+    return resolve("mobile_sam")
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """scikit-image's astronaut: one face, (512, 512, 3) uint8 RGB."""
+    from skimage import data
+
+    return np.asarray(data.astronaut())
+
+
+@pytest.fixture(scope="session")
+def coffee() -> np.ndarray:
+    """scikit-image's coffee cup: no face and no plate, (400, 600, 3) uint8 RGB."""
+    from skimage import data
+
+    return np.asarray(data.coffee())
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Pixels of an upright photograph, (H, W, 3) uint8 RGB."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

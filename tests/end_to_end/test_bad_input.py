@@ -1,0 +1,60 @@
+"""A catalog of broken, odd and hostile images runs to its end; each is in the dataset, or refused for its reason."""
+
+import os
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tests.support.bad_images import POISON, Expected, write_bad_catalog
+from tests.support.builds import segmint, write_config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected], str]:
+    """The dataset, what must have become of each row, and what the command printed."""
+    folder = tmp_path_factory.mktemp("bad")
+    expected = write_bad_catalog(folder / "photos")
+    config = write_config(
+        folder / "build.yaml",
+        folder / "photos" / "catalog.jsonl",
+        folder / "dataset",
+        images_per_shard=25,
+        masks={"points_per_side": 1, "crop_n_layers": 0},
+        model={"threads": 2, "device": "cpu"},
+        rows_per_block=16,
+    )
+    path = os.pathsep.join(filter(None, [str(POISON), os.environ.get("PYTHONPATH")]))
+    printed = segmint("build", config, timeout=600, PYTHONPATH=path)
+    return folder / "dataset", expected, printed
+
+
+def test_each_row_is_in_the_dataset_or_refused_for_the_right_reason(built: tuple[Path, list[Expected], str]) -> None:
+    dataset, expected, _ = built
+    accepted = duckdb.sql(f"select ordinal, image_id from '{dataset}/images/*.parquet'").fetchall()
+    refused = duckdb.sql(f"select ordinal, image_id, stage, reason from '{dataset}/rejects/*.parquet'").fetchall()
+    fates = {ordinal: (image_id, None, None) for ordinal, image_id in accepted}
+    fates.update({ordinal: (image_id, stage, reason) for ordinal, image_id, stage, reason in refused})
+    assert len(accepted) + len(refused) == len(fates) == len(expected)
+    wanted = {
+        ordinal: (row.image_id, None if row.reason is None else row.stage, row.reason and str(row.reason))
+        for ordinal, row in enumerate(expected)
+    }
+    assert fates == wanted
+
+
+def test_at_least_twenty_kinds_are_refused_or_mended(built: tuple[Path, list[Expected], str]) -> None:
+    _, expected, printed = built
+    assert len(expected) >= 40
+    reasons = {str(row.reason) for row in expected if row.reason is not None}
+    assert len(reasons) >= 10
+    assert all(reason in printed for reason in reasons)
+    assert sum(row.reason is None for row in expected) >= 10
+
+
+def test_details_hold_no_image_bytes(built: tuple[Path, list[Expected], str]) -> None:
+    dataset, _, _ = built
+    details = duckdb.sql(f"select detail from '{dataset}/rejects/*.parquet'").fetchall()
+    assert all(0 < len(detail) < 500 and detail.isprintable() for (detail,) in details)

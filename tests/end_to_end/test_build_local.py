@@ -1,0 +1,112 @@
+"""A build on local files: the whole journey, the format of what comes out, and the second run."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from operators.shard_files import IMAGES, MASKS, REJECTS
+from tests.support.builds import digests, segmint, small_catalog, write_config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A dataset of 8 rows in shards of 3, its configuration, and what the command printed."""
+    folder = tmp_path_factory.mktemp("local")
+    catalog = small_catalog(folder / "photos")
+    config = write_config(folder / "build.yaml", catalog, folder / "dataset")
+    return folder / "dataset", config, segmint("build", config)
+
+
+def shard_files(dataset: Path, kind: str) -> list[Path]:
+    return sorted((dataset / kind).iterdir())
+
+
+def test_the_accounting_adds_up(built: tuple[Path, Path, str]) -> None:
+    dataset, _, printed = built
+    assert "license_not_allowed" in printed
+    assert "not_found" in printed
+    commits = [json.loads(path.read_bytes()) for path in sorted((dataset / "commits").iterdir())]
+    assert [commit["ordinals"] for commit in commits] == [[0, 3], [3, 6], [6, 8]]
+    assert sum(commit["counts"]["images"] for commit in commits) == 6
+    assert sum(commit["counts"]["rejected"] for commit in commits) == 2
+    rejects = pq.ParquetDataset(shard_files(dataset, "rejects")).read().to_pylist()
+    assert [(row["ordinal"], row["stage"], row["reason"]) for row in rejects] == [
+        (2, "catalog", "license_not_allowed"),
+        (7, "read", "not_found"),
+    ]
+
+
+def test_every_annotation_decodes_and_agrees_with_itself(built: tuple[Path, Path, str]) -> None:
+    dataset, _, _ = built
+    masks = 0
+    for path in shard_files(dataset, "shards"):
+        with tarfile.open(path) as archive:
+            names = archive.getnames()
+            for name in (name for name in names if name.endswith(".json")):
+                content = json.load(archive.extractfile(name))
+                image = Image.open(io.BytesIO(archive.extractfile(name.replace(".json", ".jpg")).read()))
+                assert image.size == (content["image"]["width"], content["image"]["height"])
+                assert not image.getexif()
+                for annotation in content["annotations"]:
+                    decoded = coco_mask.decode(annotation["segmentation"])
+                    assert decoded.shape == (image.height, image.width)
+                    assert decoded.sum() == annotation["area"]
+                    rows, columns = np.nonzero(decoded)
+                    box = [columns.min(), rows.min(), np.ptp(columns), np.ptp(rows)]
+                    assert box == annotation["bbox"]
+                    assert annotation["id"] // 10_000 == content["image"]["image_id"]
+                    masks += 1
+    assert masks > 20
+
+
+def test_the_tars_read_with_webdataset(built: tuple[Path, Path, str]) -> None:
+    dataset, _, _ = built
+    urls = [str(path) for path in shard_files(dataset, "shards")]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "json"))
+    assert [sample[1]["image"]["image_id"] for sample in samples] == [1, 2, 4, 5, 6, 7]
+    assert samples[0][0].dtype == np.uint8
+
+
+def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: tuple[Path, Path, str]) -> None:
+    dataset, _, _ = built
+    for kind, schema in (("images", IMAGES), ("masks", MASKS), ("rejects", REJECTS)):
+        for path in shard_files(dataset, kind):
+            assert pq.read_schema(path).equals(schema), path
+    images, masks, total = duckdb.sql(
+        f"select count(*), sum(masks), (select count(*) from '{dataset}/masks/*.parquet') "
+        f"from '{dataset}/images/*.parquet'"
+    ).fetchall()[0]
+    assert images == 6
+    assert masks == total
+
+
+def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: tuple[Path, Path, str]) -> None:
+    dataset, config, _ = built
+    before = digests(dataset)
+    assert "nothing was left to do" in segmint("build", config, timeout=30)
+    assert digests(dataset) == before
+
+
+def test_another_configuration_is_refused_by_its_keys(built: tuple[Path, Path, str]) -> None:
+    dataset, config, _ = built
+    printed = segmint("build", config, "--set", "masks.points_per_side=4", check=2)
+    assert "masks.points_per_side" in printed
+    assert len(list((dataset / "commits").iterdir())) == 3
+
+
+def test_another_catalog_is_refused(built: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, config, _ = built
+    catalog = tmp_path / "other.jsonl"
+    catalog.write_text('{"uri": "photo_000.jpg", "license": "CC0-1.0"}\n')
+    assert "catalog" in segmint("build", config, "--set", f"catalog={catalog}", check=2)

@@ -1,0 +1,102 @@
+"""The same build with catalog, photographs and dataset on a real S3 server, and with the server out for a while."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.storage import Storage
+from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.s3_server import S3Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+
+def upload(storage: Storage, folder: Path, uri: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            storage.put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def download(storage: Storage, uri: str, folder: Path) -> Path:
+    for entry in storage.walk(uri):
+        target = folder / entry.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read(f"{uri}/{entry.name}"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    small_catalog(folder, count=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("local")
+    segmint("build", write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "dataset"))
+    return digests(folder / "dataset")
+
+
+def test_s3_holds_byte_for_byte_what_local_files_hold(
+    photos_folder: Path, local: dict[str, str], s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    storage = Storage(s3_options)
+    upload(storage, photos_folder, f"s3://{s3_bucket}/in")
+    config = write_config(
+        tmp_path / "build.yaml",
+        f"s3://{s3_bucket}/in/catalog.jsonl",
+        f"s3://{s3_bucket}/datasets/small",
+        storage=s3_options,
+    )
+    segmint("build", config)
+    assert digests(download(storage, f"s3://{s3_bucket}/datasets/small", tmp_path / "copy")) == local
+    assert "nothing was left to do" in segmint("build", config, timeout=60)
+
+
+def test_an_outage_in_the_middle_commits_no_false_reject(
+    photos_folder: Path,
+    local: dict[str, str],
+    tmp_path: Path,
+    s3_server: S3Server,
+    s3_bucket: str,
+    s3_options: dict[str, dict[str, str]],
+) -> None:
+    storage = Storage(s3_options)
+    upload(storage, photos_folder, f"s3://{s3_bucket}/in")
+    config = write_config(
+        tmp_path / "build.yaml",
+        f"s3://{s3_bucket}/in/catalog.jsonl",
+        tmp_path / "dataset",
+        storage=s3_options,
+        images_per_shard=1,
+        rows_per_block=1,
+    )
+    commits = tmp_path / "dataset" / "commits"
+
+    def outage() -> None:
+        while not (commits.is_dir() and any(commits.iterdir())):
+            time.sleep(0.05)
+        s3_server.stop()
+        time.sleep(20)
+        s3_server.start()
+
+    saboteur = threading.Thread(target=outage)
+    saboteur.start()
+    try:
+        segmint("build", config, check=None)
+    finally:
+        saboteur.join()
+    segmint("build", config)
+    undisturbed = write_config(
+        tmp_path / "local.yaml",
+        photos_folder / "catalog.jsonl",
+        tmp_path / "undisturbed",
+        images_per_shard=1,
+        rows_per_block=1,
+    )
+    segmint("build", undisturbed)
+    assert digests(tmp_path / "dataset") == digests(tmp_path / "undisturbed")

@@ -1,0 +1,57 @@
+"""Resolving device, precision and threads on the machine that runs the tests."""
+
+import os
+
+import pytest
+import torch
+
+from infra.device import Compute, apply_compute, physical_cores, resolve_compute
+from infra.errors import UsageError
+
+
+def test_auto_becomes_a_plain_choice():
+    compute = resolve_compute()
+    assert compute.kind == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert compute.precision in ("fp32", "bf16")
+    assert 1 <= compute.threads <= (os.cpu_count() or 1)
+
+
+def test_the_cpu_computes_in_fp32_unless_told_otherwise():
+    assert resolve_compute("cpu", threads=3) == Compute("cpu", "fp32", 3)
+    assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
+
+
+def test_a_device_that_is_not_there_is_refused():
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(UsageError, match="torch sees"):
+        resolve_compute(absent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("tpu",), "expected auto, cpu, cuda or cuda:N"),
+        (("meta",), "expected auto, cpu, cuda or cuda:N"),
+        (("cpu", "fp8"), "expected auto, fp32 or bf16"),
+        (("cpu", "fp32", 0), "a number from 1"),
+        (("cpu", "fp32", True), "a number from 1"),
+        (("cpu", "fp32", "all"), "a number from 1"),
+    ],
+)
+def test_unknown_words_are_refused_with_the_known_ones(arguments, expected):
+    with pytest.raises(UsageError, match=expected):
+        resolve_compute(*arguments)
+
+
+def test_cores_are_no_more_than_this_process_may_use():
+    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_applied_threads_are_torchs():
+    before = torch.get_num_threads()
+    try:
+        apply_compute(Compute("cpu", "fp32", 1))
+        assert torch.get_num_threads() == 1
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,40 @@
+import fsspec
+import pytest
+
+from infra.errors import UsageError
+from infra.fsspec_store import FsspecStore
+
+
+@pytest.fixture
+def memory_store():
+    filesystem = fsspec.filesystem("memory", skip_instance_cache=True)
+    filesystem.store.clear()
+    return FsspecStore(filesystem)
+
+
+def test_a_file_system_that_only_looks_first_is_refused(tmp_path) -> None:
+    store = FsspecStore(fsspec.filesystem("file", skip_instance_cache=True))
+    with pytest.raises(UsageError, match="only if it is absent"):
+        store.create(str(tmp_path / "x"), b"1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_fsspec_store_reads_lists_and_deletes(memory_store, tmp_path) -> None:
+    memory_store.put("/d/b", b"bb")
+    (tmp_path / "up").write_bytes(b"ccc")
+    memory_store.put_file("/d/sub/c", tmp_path / "up")
+    memory_store.create("/d/a", b"a")
+    with pytest.raises(FileExistsError):
+        memory_store.create("/d/a", b"other")
+    assert memory_store.read("/d/b", None) == b"bb"
+    assert memory_store.read_range("/d/sub/c", 1, 3) == b"cc"
+    assert memory_store.size("/d/b") == 2
+    assert [entry.name for entry in memory_store.walk("/d", recursive=False)] == ["a", "b"]
+    assert [entry.name for entry in memory_store.walk("/d", recursive=True)] == ["a", "b", "sub/c"]
+    assert list(memory_store.walk("/none", recursive=True)) == []
+    memory_store.delete("/d/b")
+    memory_store.delete("/d/b")
+    with pytest.raises(FileNotFoundError):
+        memory_store.size("/d/b")
+    with pytest.raises(UsageError, match="older versions"):
+        memory_store.purge("/d/a")

@@ -1,0 +1,66 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from infra.errors import UsageError
+from infra.log import configure, get_logger, without_secrets
+
+
+@pytest.fixture(autouse=True)
+def _fresh_structlog():
+    import structlog
+
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+
+
+def test_json_lines_go_to_standard_error_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", json=True)
+    log = get_logger("build")
+    log.debug("too_quiet")
+    log.info("fetched", uri="https://u:hunter2@h/x?X-Amz-Signature=abc", options={"secret": "hunter2", "region": "r"})
+    try:
+        raise ValueError("no https://u:hunter2@h")
+    except ValueError:
+        log.exception("failed", token="hunter2")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "hunter2" not in captured.err
+    first, second = (json.loads(line) for line in captured.err.splitlines())
+    assert (first["event"], first["level"], first["logger"]) == ("fetched", "info", "build")
+    assert first["options"] == {"secret": "[redacted]", "region": "r"}
+    assert first["uri"] == "https://[redacted]@h/x?X-Amz-Signature=[redacted]"
+    assert "ValueError" in second["exception"]
+
+
+def test_off_a_terminal_lines_are_json_and_on_request_they_are_not(capsys) -> None:
+    configure()
+    get_logger("x").warning("hello")
+    assert json.loads(capsys.readouterr().err)["event"] == "hello"
+    configure(json=False)
+    get_logger("x").warning("hello", n=1)
+    line = capsys.readouterr().err
+    assert "hello" in line
+    assert "n=1" in line
+    assert not line.startswith("{")
+
+
+def test_a_logger_works_before_anything_is_configured() -> None:
+    script = "from infra.log import get_logger; get_logger('x').info('hello')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == ""
+    assert json.loads(done.stderr)["event"] == "hello"
+
+
+def test_an_unknown_level_is_named() -> None:
+    with pytest.raises(UsageError, match=r"loud.*debug"):
+        configure("loud")
+
+
+def test_secrets_are_found_at_any_depth() -> None:
+    value = {"a": [{"aws_secret_access_key": "x"}], "api_key": "y", "tokens": 3, "password": None}
+    expected = {"a": [{"aws_secret_access_key": "[redacted]"}], "api_key": "[redacted]", "tokens": 3, "password": None}
+    assert without_secrets(value) == expected

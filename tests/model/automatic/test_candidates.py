@@ -1,0 +1,59 @@
+"""Masks keep their pixels, boxes and order while they are packed, taken and replaced."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from model.automatic.boxes import box_of
+from model.automatic.candidates import Candidates, Patch, concatenate
+
+MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20))
+
+
+def candidates(*masks: np.ndarray) -> Candidates:
+    boxes = [box_of(mask) for mask in masks]
+    count = len(masks)
+    return Candidates(
+        np.arange(count, dtype=np.float32),
+        np.arange(count, dtype=np.float32) / 10,
+        np.arange(2.0 * count).reshape(count, 2),
+        np.array(boxes, dtype=np.int64).reshape(count, 4),
+        np.tile(np.array([0, 0, 9, 9]), (count, 1)),
+        tuple(Patch.pack(mask, box) for mask, box in zip(masks, boxes, strict=True)),
+    )
+
+
+@given(MASKS, st.integers(0, 7), st.integers(0, 7))
+@settings(deadline=None)
+def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: int) -> None:
+    patch = Patch.pack(mask, box_of(mask), (x, y))
+
+    height, width = mask.shape
+    full = patch.full((height + y + 3, width + x + 2))
+    assert np.array_equal(full[y : y + height, x : x + width], mask)
+    assert full.sum() == mask.sum()
+
+
+def test_taking_and_joining_keep_rows_together() -> None:
+    a, b = np.eye(9, dtype=bool), np.ones((9, 9), dtype=bool)
+    joined = concatenate([candidates(a, b), candidates(), candidates(b)])
+
+    taken = joined.take(np.array([2, 0]))
+
+    assert len(joined) == 3
+    assert taken.predicted_iou.tolist() == [0, 0]
+    assert taken.points.tolist() == [[0, 1], [0, 1]]
+    assert np.array_equal(taken.patches[0].full((9, 9)), b)
+    assert np.array_equal(taken.patches[1].full((9, 9)), a)
+    assert len(concatenate([])) == 0
+
+
+def test_a_new_mask_brings_its_box() -> None:
+    mask = np.zeros((9, 9), dtype=bool)
+    mask[2:4, 5:8] = True
+
+    changed = candidates(np.ones((9, 9), dtype=bool), np.eye(9, dtype=bool)).with_masks({1: mask})
+
+    assert changed.boxes.tolist() == [[0, 0, 8, 8], [5, 2, 7, 3]]
+    assert np.array_equal(changed.patches[1].full((9, 9)), mask)

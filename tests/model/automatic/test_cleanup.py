@@ -1,0 +1,73 @@
+"""Clean-up against the reference code, and what the paper does otherwise."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from segment_anything.utils.amg import remove_small_regions
+
+from model.automatic.cleanup import clean
+
+MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24))
+
+
+@given(MASKS, st.integers(1, 30))
+@settings(deadline=None, max_examples=400)
+def test_it_is_the_reference_codes_holes_first(mask: np.ndarray, min_area: int) -> None:
+    expected, holes = remove_small_regions(mask, min_area, mode="holes")
+    expected, islands = remove_small_regions(expected, min_area, mode="islands")
+
+    cleaned = clean(mask, min_area, keep_largest=True)
+
+    assert cleaned.mask is not None
+    assert np.array_equal(cleaned.mask, expected)
+    assert cleaned.changed == (holes or islands)
+
+
+@given(MASKS, st.integers(1, 30))
+@settings(deadline=None, max_examples=200)
+def test_without_keeping_the_largest_a_mask_of_small_islands_is_dropped(mask: np.ndarray, min_area: int) -> None:
+    reference = clean(mask, min_area, keep_largest=True)
+    cleaned = clean(mask, min_area, keep_largest=False)
+
+    assert reference.mask is not None
+    if int(reference.mask.sum()) < min_area:
+        assert cleaned.mask is None
+    else:
+        assert cleaned.mask is not None
+        assert np.array_equal(cleaned.mask, reference.mask)
+    assert cleaned.changed == reference.changed
+
+
+def test_a_piece_of_background_cut_off_at_the_border_is_a_hole() -> None:
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[:, :12] = True
+    mask[0, 0] = False
+
+    cleaned = clean(mask, 10, keep_largest=False)
+
+    assert cleaned.changed
+    assert cleaned.mask is not None
+    assert cleaned.mask[0, 0]
+
+
+def test_pixels_that_touch_at_a_corner_are_one_island() -> None:
+    mask = np.eye(20, dtype=bool)
+
+    cleaned = clean(mask, 20, keep_largest=False)
+
+    assert not cleaned.changed
+    assert cleaned.mask is not None
+    assert np.array_equal(cleaned.mask, mask)
+
+
+def test_exactly_the_limit_is_not_small() -> None:
+    mask = np.zeros((30, 30), dtype=bool)
+    mask[0:10, 0:10] = True
+    mask[20:29, 20:31] = True
+
+    cleaned = clean(mask, 100, keep_largest=False)
+
+    assert cleaned.mask is not None
+    assert cleaned.mask[:10, :10].all()
+    assert int(cleaned.mask.sum()) == 100

@@ -1,0 +1,218 @@
+"""Whole images: parity with the reference generator, and what the sa1b profile does otherwise."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+from segment_anything import SamAutomaticMaskGenerator
+
+from model.automatic.generator import Generated, MaskGenerator
+from model.automatic.rle import decode
+from model.automatic.settings import MaskSettings
+from model.sam.load import load_sam
+from model.sam.predictor import Predictor
+from tests.support.parity import compare, reference_sam
+
+
+@pytest.fixture(scope="module")
+def predictor(mobile_sam_path: Path) -> Predictor:
+    return Predictor(load_sam(mobile_sam_path))
+
+
+def smaller(image: np.ndarray, width: int) -> np.ndarray:
+    height = round(image.shape[0] * width / image.shape[1])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def check_funnel(generated: Generated) -> None:
+    funnel = generated.funnel
+    steps = [
+        funnel.predicted,
+        funnel.over_iou,
+        funnel.stable,
+        funnel.under_max_area,
+        funnel.inside_crop,
+        funnel.after_nms1,
+        funnel.after_nms2,
+    ]
+    assert steps == sorted(steps, reverse=True)
+    assert funnel.written == funnel.after_nms2 - funnel.removed_by_cleanup == len(generated.records)
+    assert 0 <= funnel.cleaned <= funnel.after_nms2
+
+
+def check_records(generated: Generated, size: tuple[int, int]) -> None:
+    for record in generated.records:
+        mask = decode(record.segmentation)
+        assert mask.shape == size
+        assert record.area == mask.sum()
+        rle = {"size": list(size), "counts": record.segmentation.counts.encode()}
+        assert np.array_equal(coco.decode(rle), mask)
+        ys, xs = np.nonzero(mask)
+        assert record.bbox == (xs.min(), ys.min(), np.ptp(xs), np.ptp(ys))
+        x, y, width, height = record.crop_box
+        assert x <= record.point_coords[0] <= x + width
+        assert y <= record.point_coords[1] <= y + height
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "keys"),
+    [
+        ("coffee", 600, {"points_per_side": 8}),
+        ("astronaut", 512, {"points_per_side": 4, "crop_n_layers": 1, "min_mask_region_area": 100}),
+        (
+            "coffee",
+            300,
+            {
+                "points_per_side": 4,
+                "crop_n_layers": 2,
+                "min_mask_region_area": 100,
+                "pred_iou_thresh": 0.7,
+                "stability_score_thresh": 0.85,
+            },
+        ),
+    ],
+)
+def test_the_official_profile_is_the_reference_generator(
+    predictor: Predictor, request: pytest.FixtureRequest, name: str, width: int, keys: dict[str, Any]
+) -> None:
+    image = smaller(request.getfixturevalue(name), width)
+    settings = MaskSettings.official(**keys)
+    reference = SamAutomaticMaskGenerator(
+        reference_sam(predictor.sam),
+        output_mode="coco_rle",
+        crop_n_points_downscale_factor=settings.crop_n_points_downscale_factor,
+        **keys,
+    )
+    theirs = reference.generate(image)
+
+    generated = MaskGenerator(predictor, settings).generate(image)
+
+    assert len(theirs) >= 5
+    assert len(generated.records) == len(theirs)
+    compared = compare(generated.records, theirs)
+    assert [(ours, other) for ours, other, _ in compared.pairs] == [(n, n) for n in range(len(theirs))]
+    assert compared.box_difference <= 1
+    assert max(compared.iou_difference, compared.stability_difference) <= 1e-3
+    assert [a.area for a in generated.records] == pytest.approx([b["area"] for b in theirs], rel=0.01, abs=5)
+    check_funnel(generated)
+    check_records(generated, image.shape[:2])
+
+
+def test_sa1b_cuts_crops_from_the_original_and_speaks_of_the_released_frame(
+    predictor: Predictor, astronaut: np.ndarray
+) -> None:
+    # The original is larger by other factors along x and y, so that a mix-up of axes or frames shows.
+    released = smaller(astronaut, 256)
+    original = cv2.resize(released, (640, 512), interpolation=cv2.INTER_CUBIC)
+    settings = MaskSettings.sa1b(points_per_side=6, crop_n_layers=1, min_mask_region_area=20)
+    generator = MaskGenerator(predictor, settings)
+
+    alone = generator.generate(released)
+    generated = generator.generate(released, original)
+
+    assert generated.funnel.predicted == (36 + 4 * 9) * 3
+    check_funnel(generated)
+    check_records(generated, (256, 256))
+    crops = {record.crop_box for record in generated.records}
+    assert len(crops) > 1
+    assert all(x + width <= 256 and y + height <= 256 for x, y, width, height in crops)
+    # The same scene: most masks of the crops are found again when they are cut from the released image.
+    found = [decode(record.segmentation) for record in alone.records]
+    again = 0
+    for record in generated.records:
+        mask = decode(record.segmentation)
+        again += max((mask & other).sum() / (mask | other).sum() for other in found) > 0.8
+    assert again >= 0.7 * len(generated.records)
+    # Full-image masks come from the released pixels alone.
+    whole = [one for one in generated.records if one.crop_box == (0, 0, 256, 256)]
+    assert whole
+    assert all(one in alone.records for one in whole)
+
+
+def test_a_mask_of_nearly_the_whole_image_suppresses_nothing(predictor: Predictor) -> None:
+    # The dim square's best mask covers 93 % of the image, and a lesser one 84 %: much the same box.
+    image = np.full((200, 300, 3), 200, dtype=np.uint8)
+    image[4:196, 4:296] = 90
+    image[70:130, 110:190] = (200, 40, 40)
+    limit = 0.9 * 200 * 300
+    keys: dict[str, Any] = {
+        "points_per_side": 3,
+        "crop_n_layers": 0,
+        "pred_iou_thresh": 0.5,
+        "stability_score_thresh": 0.5,
+    }
+
+    free = MaskGenerator(predictor, MaskSettings.sa1b(**keys, max_mask_area_ratio=0)).generate(image)
+    limited = MaskGenerator(predictor, MaskSettings.sa1b(**keys, max_mask_area_ratio=0.9)).generate(image)
+
+    assert max(record.area for record in free.records) >= limit
+    assert free.funnel.under_max_area == free.funnel.stable
+    assert limited.funnel.under_max_area < limited.funnel.stable == free.funnel.stable
+    assert all(record.area < limit for record in limited.records)
+    # Were the filter to come after suppression, it could only leave masks out.
+    assert set(limited.records) - set(free.records)
+
+
+@pytest.mark.parametrize(("profile", "layers"), [("official", 1), ("sa1b", 0)])
+def test_no_mask_anywhere_gives_nothing(predictor: Predictor, profile: str, layers: int) -> None:
+    settings = MaskSettings.of(
+        profile, points_per_side=2, crop_n_layers=layers, pred_iou_thresh=5.0, min_mask_region_area=100
+    )
+
+    generated = MaskGenerator(predictor, settings).generate(np.zeros((64, 96, 3), dtype=np.uint8))
+
+    assert generated.records == ()
+    assert generated.funnel.predicted == (4 + 4 * layers) * 3
+    assert (generated.funnel.over_iou, generated.funnel.written) == (0, 0)
+
+
+def test_crops_beyond_the_end_of_a_tiny_image_are_left_out(predictor: Predictor) -> None:
+    settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=1)
+
+    generated = MaskGenerator(predictor, settings).generate(np.full((1, 3, 3), 128, dtype=np.uint8))
+
+    assert generated.funnel.predicted == (4 + 1 + 1) * 3
+    check_funnel(generated)
+
+
+def test_a_prompt_gives_the_same_mask_wherever_it_stands_in_a_chunk(predictor: Predictor, coffee: np.ndarray) -> None:
+    # Nine points in chunks of four: the last chunk holds one point and three that pad it.
+    image = smaller(coffee, 300)
+    settings = MaskSettings.official(points_per_side=3, points_per_chunk=4, box_nms_thresh=1.0)
+    keys = {"points_per_side": 3, "points_per_chunk": 9, "box_nms_thresh": 1.0}
+
+    chunked = MaskGenerator(predictor, settings).generate(image)
+    whole = MaskGenerator(predictor, MaskSettings.official(**keys)).generate(image)
+
+    assert chunked.funnel == whole.funnel
+    assert chunked.funnel.predicted == 27
+    assert [record.point_coords for record in chunked.records] == [record.point_coords for record in whole.records]
+    assert chunked == MaskGenerator(predictor, settings).generate(image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(predictor: Predictor, image: np.ndarray) -> None:
+    generator = MaskGenerator(predictor)
+
+    with pytest.raises(ValueError, match=r"image is .*expected uint8"):
+        generator.generate(image)
+    with pytest.raises(ValueError, match=r"original is .*expected uint8"):
+        generator.generate(np.zeros((4, 4, 3), np.uint8), image)
+
+
+def test_official_refuses_an_original(predictor: Predictor) -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+
+    with pytest.raises(ValueError, match="official profile cuts its crops from the image"):
+        MaskGenerator(predictor, MaskSettings.official()).generate(image, image)

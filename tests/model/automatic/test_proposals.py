@@ -1,0 +1,76 @@
+"""One crop, step by step: chunks are padded, and upscaling mask by mask changes nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.automatic import proposals as steps
+from model.automatic.crops import Crop, crop_points
+from model.automatic.proposals import measure, propose
+from model.automatic.settings import MaskSettings
+from model.sam.load import load_sam
+from model.sam.predictor import Embedding, Predictor
+
+CROP = Crop(1, (40, 20, 240, 170))
+FRAME = (200, 300)
+
+
+@pytest.fixture(scope="module")
+def predictor(mobile_sam_path: Path) -> Predictor:
+    return Predictor(load_sam(mobile_sam_path))
+
+
+@pytest.fixture(scope="module")
+def embedding(predictor: Predictor, coffee: np.ndarray) -> Embedding:
+    # The pixels have twice the frame's resolution, as a crop of an original has.
+    return predictor.embed(np.ascontiguousarray(coffee[40:340, 80:480]), frame_size=CROP.size)
+
+
+def test_every_chunk_decodes_the_same_number_of_prompts(predictor: Predictor, embedding: Embedding) -> None:
+    points = crop_points(CROP, 3)[:5]
+    alone = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0)
+
+    first, last = propose(predictor, embedding, points, alone)
+
+    assert [len(first[0].points), first[1]] == [12, 12]
+    assert [len(last[0].points), last[1]] == [3, 3]
+    assert last[0].points.tolist() == [points[4].tolist()] * 3
+    assert last[0].low_res_logits.shape == (3, 256, 256)
+
+
+def test_upscaling_in_small_parts_gives_the_same_masks(
+    predictor: Predictor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 2), settings)
+
+    at_once, funnel = measure(predictor, embedding, proposals, CROP, FRAME, settings)
+    monkeypatch.setattr(steps, "_UPSCALE_ELEMENTS", 1)
+    one_by_one, again = measure(predictor, embedding, proposals, CROP, FRAME, settings)
+
+    assert len(at_once) > 1
+    assert funnel == again
+    assert at_once.boxes.tolist() == one_by_one.boxes.tolist()
+    assert at_once.stability.tolist() == one_by_one.stability.tolist()
+    assert at_once.points.tolist() == one_by_one.points.tolist()
+    for one, other in zip(at_once.patches, one_by_one.patches, strict=True):
+        assert np.array_equal(one.full(FRAME), other.full(FRAME))
+
+
+def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embedding: Embedding) -> None:
+    settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 2), settings)
+
+    found, _ = measure(predictor, embedding, proposals, CROP, FRAME, settings)
+
+    x0, y0, x1, y1 = CROP.box
+    for patch, box, point in zip(found.patches, found.boxes, found.points, strict=True):
+        mask = patch.full(FRAME)
+        outside = mask.copy()
+        outside[y0:y1, x0:x1] = False
+        assert not outside.any()
+        ys, xs = np.nonzero(mask)
+        assert box.tolist() == [xs.min(), ys.min(), xs.max(), ys.max()]
+        assert x0 < point[0] < x1
+        assert y0 < point[1] < y1

@@ -1,0 +1,83 @@
+"""Run lengths agree with pycocotools, character by character."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pycocotools import mask as coco
+
+from model.automatic.rle import Rle, area, compress, decode, decompress, encode, encode_patch
+
+MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40))
+
+
+def coco_counts(mask: np.ndarray) -> str:
+    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode("ascii")
+
+
+def smooth_mask(seed: int, height: int, width: int) -> np.ndarray:
+    """A few rectangles and holes: long runs, as masks of real images have."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=bool)
+    for value in rng.integers(0, 2, 12):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        mask[y : y + rng.integers(1, height), x : x + rng.integers(1, width)] = value
+    return mask
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=300)
+def test_encoding_is_that_of_pycocotools(mask: np.ndarray) -> None:
+    rle = encode(mask)
+
+    assert rle == Rle(mask.shape, coco_counts(mask))
+    assert np.array_equal(decode(rle), mask)
+    assert area(rle) == mask.sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_runs_of_large_masks(seed: int) -> None:
+    mask = smooth_mask(seed, 1500, 2250)
+
+    rle = encode(mask)
+
+    assert rle.counts == coco_counts(mask)
+    assert np.array_equal(decode(rle), mask)
+    assert area(rle) == coco.area({"size": [1500, 2250], "counts": rle.counts.encode()}) == mask.sum()
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_masks_of_one_value(value: bool) -> None:
+    mask = np.full((7, 5), value)
+
+    assert encode(mask).counts == coco_counts(mask)
+    assert np.array_equal(decode(encode(mask)), mask)
+
+
+@given(MASKS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
+@settings(deadline=None, max_examples=200)
+def test_a_patch_is_encoded_as_the_whole_mask_would_be(
+    patch: np.ndarray, left: int, top: int, right: int, bottom: int
+) -> None:
+    mask = np.pad(patch, ((top, bottom), (left, right)))
+
+    assert encode_patch(patch, (left, top), mask.shape) == Rle(mask.shape, coco_counts(mask))
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=30))
+def test_counts_survive_compression(counts: list[int]) -> None:
+    assert decompress(compress(np.array(counts))).tolist() == counts
+
+
+def test_a_patch_outside_the_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="leaves the frame"):
+        encode_patch(np.ones((3, 3), dtype=bool), (8, 0), (10, 10))
+
+
+@pytest.mark.parametrize("counts", ["", "5", "5P", "5~", "5é", "\x00", "T5"])
+def test_damaged_counts_are_refused(counts: str) -> None:
+    with pytest.raises(ValueError, match="RLE counts"):
+        decode(Rle((4, 4), counts))
+    with pytest.raises(ValueError, match="RLE counts"):
+        area(Rle((4, 4), counts))

@@ -1,0 +1,58 @@
+"""The decoding alone; the network finds its plates in tests/operators/test_deidentify.py."""
+
+import numpy as np
+import pytest
+
+from model.detectors.detection import Detection
+from model.detectors.plates import PlateDetector, agreed, anchors, decode
+
+
+def plate(score: float, *box: float) -> Detection:
+    x0, y0, x1, y1 = box
+    quad = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    return Detection("plate", score, (x0, y0, x1, y1), quad, "test")
+
+
+def test_anchors_stand_in_the_middle_of_their_cells_level_by_level() -> None:
+    table = anchors(331, 518)
+    assert table.shape == (7220, 3)  # what the network answers for an image of this size
+    assert table[:3].tolist() == [[4, 4, 24], [4, 4, 48], [12, 4, 24]]
+    assert table[2 * 65].tolist() == [4, 12, 24]  # the second row
+    assert table[-1].tolist() == [16.5 * 32, 10.5 * 32, 768]
+
+
+def test_decoding_moves_by_a_tenth_and_grows_by_e_to_a_fifth() -> None:
+    loc = np.array([[0, 0, 0, 0], [1, -2, 5, 0]], np.float32)
+    landms = np.array([[0] * 8, [10, 0, 0, 10, -10, 0, 0, -10]], np.float32)
+    boxes, corners = decode(loc, landms, np.array([[100, 50, 20], [100, 50, 20]], np.float32))
+    assert boxes[0].tolist() == [90, 40, 110, 60]
+    half = 10 * np.e
+    assert boxes[1] == pytest.approx([102 - half, 36, 102 + half, 56], rel=1e-6)
+    assert corners[0].tolist() == [[100, 50]] * 4
+    assert corners[1].tolist() == [[120, 50], [100, 70], [80, 50], [100, 30]]
+
+
+def test_a_plate_needs_a_second_view_and_covers_what_all_of_them_saw() -> None:
+    part, whole, alone = plate(0.98, 0, 0, 60, 30), plate(0.4, 0, 0, 100, 30), plate(0.99, 200, 0, 300, 30)
+    (found,) = agreed([[part], [whole], [alone]], score=0.5)
+    assert found.score == 0.98
+    assert found.box == pytest.approx((0, 0, 100, 30), abs=1e-3)
+
+
+def test_two_views_that_are_both_unsure_are_no_plate() -> None:
+    assert agreed([[plate(0.4, 0, 0, 60, 30)], [plate(0.45, 0, 0, 60, 30)]], score=0.5) == []
+
+
+def test_a_large_image_is_searched_in_windows_of_bounded_size() -> None:
+    sizes = []
+
+    def network(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        count = len(anchors(*batch.shape[2:]))
+        sizes.append(batch.shape[2:])
+        return (np.zeros((1, count, 4)), np.zeros((1, count, 2)), np.zeros((1, count, 8)))
+
+    detector = PlateDetector(network, tile_side=128, tile_overlap=32, max_pixels=40_000, enlarged_pixels=90_000)
+    assert detector.detect(np.zeros((300, 500, 3), np.uint8)) == []
+    assert max(max(size) for size in sizes) <= 128
+    searched = sum(height * width for height, width in sizes)
+    assert searched < 3 * 40_000  # scales 0.35, 0.5, 0.7 and 1 of 40,000 pixels, and the overlaps

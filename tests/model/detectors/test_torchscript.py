@@ -1,0 +1,69 @@
+"""A real TorchScript module of the contract's signature: it finds pixels by their color."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.detectors.torchscript import TorchScriptDetector
+
+
+class RedSpot(nn.Module):
+    """Boxes the red pixels of one BGR image (3, H, W), twice, with scores `high` and 0.3."""
+
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.high = high
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        red = (image[2] > 200) & (image[0] < 50)
+        ys, xs = torch.where(red)
+        size = torch.tensor([image.shape[1], image.shape[2]])
+        if ys.numel() == 0:
+            return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), size
+        box = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).to(torch.float32)
+        boxes = torch.stack([box, box + 1, box + 200])
+        return boxes, torch.zeros(3, dtype=torch.int64), torch.tensor([self.high, self.high - 0.01, 0.3]), size
+
+
+class OnlyBoxes(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image[0, :4].to(torch.float32)
+
+
+def saved(module: nn.Module, path: Path) -> Path:
+    torch.jit.script(module).save(path)
+    return path
+
+
+def test_boxes_of_a_bgr_module_merged_and_over_the_score(tmp_path: Path) -> None:
+    detector = TorchScriptDetector(saved(RedSpot(0.95), tmp_path / "ego_face.jit"), "face")
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:20, 30:50] = (255, 0, 0)  # red in RGB
+    image[40:50, 30:50] = (0, 0, 255)  # blue, which is red to whoever mixes the channels up
+    (found,) = detector.detect(image)
+    assert found.box == (30, 10, 50, 20)
+    assert (found.kind, found.source, found.score) == ("face", "ego_face.jit", 0.95)
+    assert detector.detect(np.zeros((60, 80, 3), np.uint8)) == []
+
+
+def test_a_lower_score_lets_more_through(tmp_path: Path) -> None:
+    path = saved(RedSpot(0.8), tmp_path / "plates.ts")
+    image = np.full((20, 30, 3), (255, 0, 0), np.uint8)
+    assert TorchScriptDetector(path, "plate").detect(image) == []
+    assert [d.score for d in TorchScriptDetector(path, "plate", score=0.2).detect(image)] == [0.8, 0.3]
+
+
+def test_a_module_of_another_signature_is_named(tmp_path: Path) -> None:
+    detector = TorchScriptDetector(saved(OnlyBoxes(), tmp_path / "odd.pt"), "face")
+    with pytest.raises(ValueError, match=r"odd\.pt: expected \(boxes"):
+        detector.detect(np.zeros((20, 20, 3), np.uint8))
+
+
+def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"not a module")
+    with pytest.raises((RuntimeError, ValueError)):
+        TorchScriptDetector(path, "face")

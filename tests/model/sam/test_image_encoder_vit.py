@@ -1,0 +1,70 @@
+from functools import partial
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT as ReferenceEncoder
+
+from model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape, relative_offsets
+from tests.support.random_weights import randomize
+
+
+def reference_encoder(shape: VitShape, image_size: int) -> ReferenceEncoder:
+    return ReferenceEncoder(
+        img_size=image_size,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=shape.global_blocks,
+    ).eval()
+
+
+def largest_difference(shape: VitShape, image_size: int) -> float:
+    ours = randomize(ImageEncoderViT(shape, image_size))
+    theirs = reference_encoder(shape, image_size)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.randn(1, 3, image_size, image_size)
+    with torch.inference_mode():
+        found, expected = ours(image), theirs(image)
+    assert found.shape == (1, 256, image_size // 16, image_size // 16)
+    assert expected.std() > 0.3, "an embedding of nearly nothing would compare nothing"
+    return float((found - expected).abs().max())
+
+
+@pytest.mark.parametrize("shape", [VIT_B, VIT_L, VIT_H], ids=["b", "l", "h"])
+def test_encodes_as_the_reference_does(shape: VitShape) -> None:
+    """The real width and heads, on a smaller image, with a window block on each side of a global one."""
+    small = VitShape(shape.width, depth=3, heads=shape.heads, global_blocks=(1,))
+    assert largest_difference(small, image_size=320) < 1e-4
+
+
+def test_windows_that_fit_are_not_filled_up() -> None:
+    assert largest_difference(VitShape(64, 2, 4, global_blocks=(1,)), image_size=448) < 1e-4
+
+
+@pytest.mark.long
+def test_the_whole_vit_b_at_full_size_encodes_as_the_reference_does() -> None:
+    assert largest_difference(VIT_B, image_size=1024) < 1e-4
+
+
+def test_several_images_at_once_give_what_each_gives_alone() -> None:
+    encoder = randomize(ImageEncoderViT(VitShape(64, 2, 4, global_blocks=(1,)), image_size=320))
+    images = torch.randn(2, 3, 320, 320)
+    with torch.inference_mode():
+        together = encoder(images)
+        alone = torch.cat([encoder(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_norms_have_the_reference_epsilon() -> None:
+    """Too small to show in the outputs of random weights."""
+    shape = VitShape(64, 1, 4, global_blocks=())
+    for encoder in (ImageEncoderViT(shape), reference_encoder(shape, 1024)):
+        epsilons = {part.eps for part in encoder.blocks.modules() if isinstance(part, torch.nn.LayerNorm)}
+        assert epsilons == {1e-6}
+
+
+def test_relative_offsets_point_at_the_difference_of_positions() -> None:
+    assert relative_offsets(3, torch.device("cpu")).tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]

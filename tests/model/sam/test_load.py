@@ -1,0 +1,122 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.sam.load import Architecture, SamWeightsError, build_sam, load_sam, sam_from_state_dict
+from tests.support.random_weights import randomize
+
+
+def shapes_only(architecture: Architecture, decoder_depth: int = 2) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return dict(build_sam(architecture, decoder_depth).state_dict())
+
+
+@pytest.mark.parametrize("decoder_depth", [2, 3])
+@pytest.mark.parametrize("architecture", ["vit_b", "vit_l", "vit_h", "mobile_sam"])
+def test_the_weights_tell_the_architecture(architecture: Architecture, decoder_depth: int) -> None:
+    state = shapes_only(architecture, decoder_depth)
+    loaded = sam_from_state_dict(state)
+    assert {name: tensor.shape for name, tensor in loaded.state_dict().items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }
+    assert len(loaded.mask_decoder.transformer.layers) == decoder_depth
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_model_comes_back_in_float32_ready_to_predict(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved = randomize(build_sam("mobile_sam", decoder_depth=3)).to(dtype)
+    torch.save(saved.state_dict(), tmp_path / "three_layers.pt")
+    loaded = load_sam(tmp_path / "three_layers.pt")
+    assert not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype in (torch.float32, torch.int64), name
+        assert torch.equal(tensor, saved.state_dict()[name].to(tensor.dtype)), name
+
+
+def test_the_published_mobile_sam_loads(mobile_sam_path: Path) -> None:
+    sam = load_sam(str(mobile_sam_path))
+    assert len(sam.mask_decoder.transformer.layers) == 2
+    assert sam.image_encoder.layers[2].blocks[0].attn.attention_biases.abs().max() > 0
+
+
+def test_weights_that_miss_or_add_a_part_are_refused_by_name() -> None:
+    state = shapes_only("mobile_sam")
+    state["image_encoder.extra"] = state.pop("image_encoder.neck.0.weight")
+    with pytest.raises(SamWeightsError) as caught:
+        sam_from_state_dict(state)
+    assert "1 are missing: image_encoder.neck.0.weight" in str(caught.value)
+    assert "1 are not SAM's: image_encoder.extra" in str(caught.value)
+
+
+def test_weights_of_another_shape_are_refused_by_name() -> None:
+    state = shapes_only("vit_b")
+    state["mask_decoder.mask_tokens.weight"] = torch.zeros(7, 256)
+    with pytest.raises(SamWeightsError, match=r"mask_tokens.weight is \(7, 256\), not \(4, 256\)"):
+        sam_from_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "no SAM mask decoder"),
+        ({"fc.weight": torch.zeros(2)}, "no SAM mask decoder among the weights; found fc.weight"),
+        ({"model": {"a": torch.zeros(1)}}, "model is no tensor.*save its model's state dict"),
+        ([torch.zeros(1)], "found a list"),
+        ({"mask_decoder.transformer.layers.0.norm1.bias": torch.zeros(1)}, "no SAM image encoder"),
+        (
+            {
+                "mask_decoder.transformer.layers.0.norm1.bias": torch.zeros(1),
+                "image_encoder.pos_embed": torch.zeros(1, 64, 64, 384),
+            },
+            r"384 channels wide: expected 768 \(vit_b\), 1024 \(vit_l\), 1280 \(vit_h\)",
+        ),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_with_the_files_name(tmp_path: Path, state: object, message: str) -> None:
+    path = tmp_path / "foreign.pt"
+    torch.save(state, path)
+    with pytest.raises(SamWeightsError, match=rf"foreign\.pt: .*{message}"):
+        load_sam(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 cut off", b"\x80\x02."], ids=repr)
+def test_a_file_that_is_no_checkpoint_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.pt"
+    path.write_bytes(content)
+    with pytest.raises(SamWeightsError, match=r"broken\.pt is not a PyTorch checkpoint"):
+        load_sam(path)
+
+
+class Malice:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    torch.save({"weights": Malice(tmp_path / "ran")}, tmp_path / "malice.pt")
+    (tmp_path / "malice.pkl").write_bytes(pickle.dumps(Malice(tmp_path / "ran"), protocol=2))
+    for name in ("malice.pt", "malice.pkl"):
+        with pytest.raises(SamWeightsError):
+            load_sam(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        load_sam(tmp_path / "nowhere.pt")
+
+
+def test_unknown_architectures_and_empty_decoders_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'vit_x': expected one of vit_b, vit_l, vit_h, mobile_sam"):
+        build_sam("vit_x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 layers: expected 1 or more"):
+        build_sam("mobile_sam", decoder_depth=0)

@@ -1,0 +1,187 @@
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam as ReferenceSam
+
+from model.sam.load import build_sam, load_sam
+from model.sam.predictor import Embedding, Predictor
+from tests.support.random_weights import randomize
+from tests.support.stripes import stripes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image in our predictor and in the reference's, on the same random weights."""
+
+    ours: Predictor
+    embedding: Embedding
+    theirs: SamPredictor
+
+
+def reference_sam(predictor: Predictor) -> ReferenceSam:
+    """The reference's SAM around our TinyViT, which it does not have; all other parts are its own."""
+    with torch.device("meta"):
+        parts = sam_model_registry["vit_b"]()
+    parts.to_empty(device="cpu")
+    encoder = predictor.sam.image_encoder
+    encoder.img_size = 1024
+    parts.prompt_encoder.load_state_dict(predictor.sam.prompt_encoder.state_dict(), strict=True)
+    parts.mask_decoder.load_state_dict(predictor.sam.mask_decoder.state_dict(), strict=True)
+    return ReferenceSam(encoder, parts.prompt_encoder, parts.mask_decoder).eval()
+
+
+@pytest.fixture(scope="module")
+def pair(coffee: np.ndarray) -> Pair:
+    image = coffee[:, :501]
+    ours = Predictor(randomize(build_sam("mobile_sam")))
+    theirs = SamPredictor(reference_sam(ours))
+    theirs.set_image(image)
+    return Pair(ours, ours.embed(image), theirs)
+
+
+def test_the_embedding_is_the_reference_one(pair: Pair) -> None:
+    assert pair.embedding.input_size == pair.theirs.input_size
+    assert pair.embedding.frame_size == pair.theirs.original_size == (400, 501)
+    torch.testing.assert_close(pair.embedding.features, pair.theirs.features, atol=1e-4, rtol=0)
+
+
+POINT_KINDS = {"points": [1, 0, 1], "unlabeled points": [1, -1, -1]}
+MIXTURES = [mixture for mixture in product(["", *POINT_KINDS], ["", "mask"], ["", "box"]) if any(mixture)]
+
+
+@pytest.mark.parametrize("multimask", [True, False], ids=["three", "one"])
+@pytest.mark.parametrize(("points", "masks", "boxes"), MIXTURES)
+def test_every_mixture_of_prompts_gives_the_reference_masks(
+    pair: Pair, points: str, masks: str, boxes: str, multimask: bool
+) -> None:
+    generator = np.random.default_rng(1)
+    coordinates = generator.uniform(0, 400, (3, 2)) if points else None
+    labels = np.array(POINT_KINDS[points]) if points else None
+    box = np.array([30.0, 40.5, 320.0, 300.0]) if boxes else None
+    mask = generator.normal(size=(1, 256, 256)).astype(np.float32) if masks else None
+
+    expected, expected_iou, expected_low_res = pair.theirs.predict(
+        coordinates, labels, box, mask, multimask_output=multimask, return_logits=True
+    )
+    found = pair.ours.predict(
+        pair.embedding,
+        None if coordinates is None else coordinates[None],
+        None if labels is None else labels[None],
+        None if box is None else box[None],
+        None if mask is None else mask[None],
+        multimask,
+    )
+    assert np.std(expected_low_res) > 0.1, "masks of nearly nothing would compare nothing"
+    np.testing.assert_allclose(found.low_res_logits[0].numpy(), expected_low_res, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found.predicted_iou[0].numpy(), expected_iou, atol=1e-4, rtol=0)
+    full_size = pair.ours.upscale(found.low_res_logits, pair.embedding)
+    np.testing.assert_allclose(full_size[0].numpy(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_batch_of_prompts_gives_what_each_gives_alone(pair: Pair) -> None:
+    points = torch.tensor([[[10.0, 20.0]], [[400.0, 300.0]], [[250.0, 5.0]]])
+    labels = torch.ones(3, 1)
+    together = pair.ours.predict(pair.embedding, points, labels)
+    alone = [pair.ours.predict(pair.embedding, points[i : i + 1], labels[:1]) for i in range(3)]
+    assert together.low_res_logits.shape == (3, 3, 256, 256)
+    assert together.predicted_iou.shape == (3, 3)
+    expected = torch.cat([masks.low_res_logits for masks in alone])
+    torch.testing.assert_close(together.low_res_logits, expected, atol=1e-4, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
+def test_no_prompts_give_no_masks(pair: Pair) -> None:
+    found = pair.ours.predict(pair.embedding, np.zeros((0, 1, 2)), np.zeros((0, 1)))
+    assert found.low_res_logits.shape == (0, 3, 256, 256)
+    assert pair.ours.upscale(found.low_res_logits, pair.embedding).shape == (0, 3, 400, 501)
+
+
+def test_the_frame_may_differ_from_the_pixels(pair: Pair, coffee: np.ndarray) -> None:
+    """Pixels of a picture twice as large per side, prompts and masks in the smaller frame."""
+    pixels = coffee[:256, :512]
+    native = pair.ours.embed(pixels)
+    framed = pair.ours.embed(pixels, frame_size=(128, 256))
+    assert framed.input_size == native.input_size == (512, 1024)
+    assert torch.equal(framed.features, native.features)
+    label = np.ones((1, 1))
+    expected = pair.ours.predict(native, np.array([[[300, 100]]]), label)
+    found = pair.ours.predict(framed, np.array([[[150, 50]]]), label)
+    assert torch.equal(found.low_res_logits, expected.low_res_logits)
+    assert pair.ours.upscale(found.low_res_logits, framed).shape == (1, 3, 128, 256)
+
+
+def test_an_embedding_outlives_other_images(pair: Pair, astronaut: np.ndarray) -> None:
+    box = np.array([[10, 10, 200, 200]])
+    before = pair.ours.predict(pair.embedding, boxes=box)
+    other = pair.ours.predict(pair.ours.embed(astronaut), boxes=box)
+    after = pair.ours.predict(pair.embedding, boxes=box)
+    assert torch.equal(before.low_res_logits, after.low_res_logits)
+    assert not torch.equal(before.low_res_logits, other.low_res_logits)
+
+
+def test_the_published_weights_in_bfloat16_give_nearly_the_same_masks(mobile_sam_path: Path) -> None:
+    exact = Predictor(load_sam(mobile_sam_path))
+    embedding = exact.embed(stripes())
+    halved = Predictor(load_sam(mobile_sam_path).to(torch.bfloat16))
+    prompts = {"points": np.array([[[512, 384]]]), "labels": np.array([[1]]), "boxes": np.array([[9, 9, 600, 700]])}
+    expected = exact.predict(embedding, **prompts)
+    found = halved.predict(replace(embedding, features=embedding.features.bfloat16()), **prompts)
+    assert found.low_res_logits.dtype == found.predicted_iou.dtype == torch.float32
+    assert ((found.low_res_logits > 0) == (expected.low_res_logits > 0)).float().mean() > 0.98
+    torch.testing.assert_close(found.predicted_iou, expected.predicted_iou, atol=0.03, rtol=0)
+    assert halved.embed(np.zeros((20, 30, 3), np.uint8)).features.dtype == torch.bfloat16
+
+
+def test_nothing_stays_behind_on_another_device() -> None:
+    """PyTorch's shape-only device refuses, as a GPU does, to meet a tensor of the CPU."""
+    predictor = Predictor(build_sam("mobile_sam").to("meta"))
+    embedding = predictor.embed(np.zeros((60, 80, 3), np.uint8))
+    point, label, box = np.array([[[5, 6]]]), np.array([[1]]), torch.tensor([[1, 2, 30, 20]])
+    for mask in (None, np.zeros((1, 1, 256, 256))):
+        found = predictor.predict(embedding, point, label, box, mask)
+        assert found.low_res_logits.device.type == found.predicted_iou.device.type == "meta"
+        assert predictor.upscale(found.low_res_logits, embedding).shape == (1, 3, 60, 80)
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_masks_of_the_cpu(mobile_sam_path: Path) -> None:
+    on_cpu, on_gpu = (Predictor(load_sam(mobile_sam_path, device)) for device in ("cpu", "cuda"))
+    prompts = {"points": np.array([[[512, 384]]]), "labels": np.array([[1]])}
+    expected = on_cpu.predict(on_cpu.embed(stripes()), **prompts)
+    found = on_gpu.predict(on_gpu.embed(stripes()), **prompts)
+    assert found.low_res_logits.is_cuda
+    same = (found.low_res_logits.cpu() > 0) == (expected.low_res_logits > 0)
+    assert same.float().mean() > 0.999
+    torch.testing.assert_close(found.predicted_iou.cpu(), expected.predicted_iou, atol=1e-2, rtol=0)
+
+
+def test_a_prompt_is_asked_for(pair: Pair) -> None:
+    with pytest.raises(ValueError, match="no prompt was given: expected points with labels, boxes, masks"):
+        pair.ours.predict(pair.embedding)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((8, 8), np.uint8), r"\(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
+    ],
+)
+def test_an_image_of_another_shape_or_type_is_refused(pair: Pair, image: np.ndarray, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"{found}.*expected \(height, width, 3\) and uint8"):
+        pair.ours.embed(image)
+
+
+def test_an_empty_frame_and_flat_logits_are_refused(pair: Pair) -> None:
+    with pytest.raises(ValueError, match=r"frame_size is \(0, 5\): expected"):
+        pair.ours.embed(np.zeros((8, 8, 3), np.uint8), frame_size=(0, 5))
+    with pytest.raises(ValueError, match=r"shape \(256, 256\): expected \(B, C, 256, 256\)"):
+        pair.ours.upscale(torch.zeros(256, 256), pair.embedding)

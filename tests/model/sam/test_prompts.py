@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+from model.sam.prompts import Array, check_prompts
+
+POINTS, LABELS = np.zeros((2, 3, 2)), np.ones((2, 3))
+BOXES, MASKS = np.zeros((2, 4)), np.zeros((2, 1, 256, 256), np.float32)
+NOWHERE = np.full((2, 3, 2), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "boxes", "masks", "message"),
+    [
+        (None, None, None, None, "no prompt was given: expected points with labels, boxes, masks"),
+        (POINTS, None, None, None, "points came without labels"),
+        (None, LABELS, None, None, "labels came without points"),
+        (None, LABELS, BOXES, None, "labels came without points"),
+        (POINTS[0], LABELS, None, None, r"points have the shape \(3, 2\): expected \(B, N, 2\)"),
+        (POINTS, LABELS[0], None, None, r"labels have the shape \(3,\): expected \(B, N\)"),
+        (POINTS, LABELS[:, :2], None, None, r"labels have the shape \(2, 2\): expected \(2, 3\)"),
+        (None, None, BOXES[0], None, r"boxes have the shape \(4,\): expected \(B, 4\)"),
+        (None, None, BOXES[:, :3], None, r"boxes have the shape \(2, 3\): expected \(B, 4\)"),
+        (None, None, None, MASKS[:, 0], r"masks have the shape \(2, 256, 256\): expected \(B, 1, 256, 256\)"),
+        (None, None, None, MASKS[..., :64], r"masks have the shape \(2, 1, 256, 64\)"),
+        (POINTS, LABELS, BOXES[:1], None, "batches differ: 2 in points, 1 in boxes"),
+        (None, None, BOXES, MASKS[:1], "batches differ: 2 in boxes, 1 in masks"),
+        (POINTS, 2 * LABELS, None, None, r"labels hold 2: expected 1 \(foreground\), 0 \(background\) or -1"),
+        (NOWHERE, LABELS, None, None, "points hold numbers that are not finite"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused_in_words(
+    points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_prompts(points, labels, boxes, masks)
+
+
+def test_arrays_and_tensors_of_any_number_type_become_the_same_prompts() -> None:
+    numbers = [[[1, 2], [30, 40]]]
+    for points in (
+        np.array(numbers),
+        np.array(numbers, np.float32),
+        torch.tensor(numbers, dtype=torch.uint8),
+    ):
+        found = check_prompts(points, np.array([[1, -1]], np.int8), None, None)
+        assert found.points is not None
+        assert found.points.dtype == torch.float64
+        assert found.points.tolist() == numbers
+
+
+def test_read_only_and_mirrored_arrays_are_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    boxes = np.array([[3.0, 2.0, 1.0, 0.0]])[:, ::-1]
+    boxes.flags.writeable = False
+    found = check_prompts(None, None, boxes, None)
+    assert found.boxes is not None
+    assert found.boxes.tolist() == [[0, 1, 2, 3]]
+    assert not recwarn.list
+
+
+def test_coordinates_are_scaled_along_their_own_axis() -> None:
+    prompts = check_prompts(np.array([[[1, 10]]]), np.array([[1]]), np.array([[1, 10, 2, 20]]), None)
+    scaled = prompts.scaled(x=2, y=0.5)
+    assert scaled.points is not None
+    assert scaled.points.tolist() == [[[2, 5]]]
+    assert scaled.boxes is not None
+    assert scaled.boxes.tolist() == [[2, 5, 4, 10]]

@@ -1,0 +1,44 @@
+"""The conversion to sRGB goes strip by strip and shows no seams."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from operators import color
+from tests.support import bad_images
+from tests.support.bad_images import half_transparent, photograph
+
+
+@pytest.mark.parametrize("profile", [None, bad_images.swapped_profile()], ids=["untagged", "tagged"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        photograph(),
+        photograph().convert("L"),
+        photograph().convert("CMYK"),
+        photograph().convert("1"),
+        photograph().quantize(64),
+        photograph().convert("YCbCr"),
+        bad_images.sixteen_bit_grey(),
+        half_transparent(),
+        half_transparent().convert("LA"),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_strips_show_no_seams(image: Image.Image, profile: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = color.to_srgb(image, profile)
+    monkeypatch.setattr(color, "_STRIP_PIXELS", 451 * 7)
+    assert np.array_equal(color.to_srgb(image, profile), whole)
+    assert whole.shape == (300, 451, 3)
+    assert whole.dtype == np.uint8
+
+
+def test_black_and_white_stay_black_and_white() -> None:
+    for mode, black, white in (("1", 0, 1), ("L", 0, 255), ("I;16", 0, 65535), ("CMYK", (0, 0, 0, 255), (0, 0, 0, 0))):
+        for value, level in ((black, 0), (white, 255)):
+            assert (color.to_srgb(Image.new(mode, (9, 9), value), None) == level).all()
+
+
+def test_full_transparency_is_white() -> None:
+    assert (color.to_srgb(Image.new("RGBA", (9, 9), (255, 0, 0, 0)), None) == 255).all()
+    assert (color.to_srgb(Image.new("RGBA", (9, 9), (255, 0, 0, 255)), None) == (255, 0, 0)).all()

@@ -1,0 +1,64 @@
+"""A container is told from its bytes, and a PNG is walked to its end."""
+
+import struct
+
+import pytest
+
+from catalogs.reasons import Reason, RejectedError
+from operators.containers import SUPPORTED, check_whole, recognize
+from tests.support.bad_images import encode, flipped, photograph, png, png_chunk
+
+
+def reason_of(data: bytes) -> Reason:
+    with pytest.raises(RejectedError) as verdict:
+        recognize(data)
+    return verdict.value.reason
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_every_supported_container_is_recognized(kind: str) -> None:
+    assert recognize(encode(photograph(), kind)) == kind
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", Reason.EMPTY_OBJECT),
+        (b"\xff\xd8", Reason.NOT_AN_IMAGE),
+        (b"BM is how this text begins, and so may others", Reason.NOT_AN_IMAGE),
+        (b"<html><p>a page about <svg> files</p></html>", Reason.NOT_AN_IMAGE),
+        (b"how to write an <svg> tag", Reason.NOT_AN_IMAGE),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt ", Reason.NOT_AN_IMAGE),
+        (b"\x00\x00\x00\x18ftypisom", Reason.NOT_AN_IMAGE),
+        (b"\x00\x00\x00\x18ftypavif", Reason.UNSUPPORTED_FORMAT),
+        (b"\xef\xbb\xbf<svg xmlns='x'/>", Reason.UNSUPPORTED_FORMAT),
+        (b"P6\n3 2\n255\n", Reason.UNSUPPORTED_FORMAT),
+    ],
+)
+def test_other_bytes_get_the_reason_that_fits(data: bytes, reason: Reason) -> None:
+    assert reason_of(data) is reason
+
+
+def test_a_whole_png_passes_with_anything_behind_it() -> None:
+    check_whole(png(), "PNG")
+    check_whole(png() + b"appended", "PNG")
+
+
+def test_damage_in_a_remark_is_none_to_the_picture() -> None:
+    remark = png_chunk(b"tEXt", b"Title\x00a photograph")
+    end = png().rindex(b"IEND") - 4
+    for chunk in (remark, flipped(remark, 14, 1)):
+        check_whole(png()[:end] + chunk + png()[end:], "PNG")
+
+
+@pytest.mark.parametrize("position", [20, 60, 100_000])
+def test_a_flipped_byte_is_found(position: int) -> None:
+    with pytest.raises(RejectedError, match="wrong CRC") as verdict:
+        check_whole(flipped(png(), position, 1), "PNG")
+    assert verdict.value.reason is Reason.CORRUPT
+
+
+def test_an_impossible_length_is_damage_and_no_shortage() -> None:
+    with pytest.raises(RejectedError, match="impossible length") as verdict:
+        check_whole(png()[:8] + struct.pack(">I", 2**31) + png()[12:], "PNG")
+    assert verdict.value.reason is Reason.CORRUPT

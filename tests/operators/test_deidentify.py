@@ -1,0 +1,260 @@
+"""The privacy of real photographs, judged by faces and plates drawn by hand and by a second detector."""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from facenet_pytorch import MTCNN
+from PIL import Image
+from pydantic import ValidationError
+
+from infra.errors import UsageError
+from model.detectors.detection import Detection, Detector
+from operators.deidentify import (
+    REGION,
+    DeidentifyConfig,
+    Region,
+    build_detectors,
+    deidentify,
+    outline,
+)
+from tests.support.labels import (
+    ASTRONAUT,
+    MULTIFACE,
+    PLATE_CORNERS,
+    SOLVAY,
+    Box,
+    area,
+    found_again,
+    haar_faces,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small convolutions on threads that wait for each other's core take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def detectors() -> tuple[Detector, ...]:
+    return build_detectors(DeidentifyConfig())
+
+
+@pytest.fixture(scope="module")
+def cascade() -> MTCNN:
+    return MTCNN(keep_all=True)
+
+
+def read(path: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def mtcnn_faces(cascade: MTCNN, image: np.ndarray) -> list[Box]:
+    boxes, _ = cascade.detect(image)
+    return [] if boxes is None else [tuple(box) for box in np.asarray(boxes, float).tolist()]
+
+
+def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return (before != after).any(axis=2)
+
+
+def covered(labels: tuple[Box, ...], regions: list[Region]) -> int:
+    """How many labels lie whole inside one region."""
+    return sum(
+        any(r.x <= x0 and r.y <= y0 and r.x + r.w >= x1 and r.y + r.h >= y1 and r.kind == "face" for r in regions)
+        for x0, y0, x1, y1 in labels
+    )
+
+
+def check_faces(
+    image: np.ndarray,
+    labels: tuple[Box, ...],
+    scale: float,
+    detectors: tuple[Detector, ...],
+    cascade: MTCNN,
+) -> list[Region]:
+    """What holds for every photograph of faces, also when it is resized by `scale` and compressed.
+
+    At that size both MTCNN and the Haar cascade find the faces before, and neither does after.
+    """
+    before = resized_jpeg(image, scale)
+    assert len(found_again(labels, mtcnn_faces(cascade, before), scale)) == len(labels)
+    assert len(found_again(labels, haar_faces(before), scale)) > 0.8 * len(labels)
+    clean, regions = deidentify(image, detectors)
+    assert covered(labels, regions) == len(labels)
+    pixels = changed(image, clean)
+    for x0, y0, x1, y1 in labels:
+        assert pixels[int(y0) : int(y1), int(x0) : int(x1)].mean() > 0.97
+    assert pixels.sum() <= 2.5 * sum(map(area, labels))
+    after = resized_jpeg(clean, scale)
+    assert found_again(labels, mtcnn_faces(cascade, clean)) == []
+    assert found_again(labels, mtcnn_faces(cascade, after), scale) == []
+    assert found_again(labels, haar_faces(after), scale) == []
+    return regions
+
+
+def resized_jpeg(image: np.ndarray, scale: float) -> np.ndarray:
+    smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    buffer = io.BytesIO()
+    Image.fromarray(smaller).save(buffer, "JPEG", quality=90)
+    return read(buffer)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_the_six_faces_cannot_be_found_again(
+    photos: Path, scale: float, detectors: tuple[Detector, ...], cascade: MTCNN
+) -> None:
+    regions = check_faces(read(photos / "multiface.jpg"), MULTIFACE, scale, detectors, cascade)
+    assert len(regions) == 6
+    assert {(r.kind, r.source) for r in regions} == {("face", "mtcnn")}
+
+
+def test_the_29_faces_of_solvay_cannot_be_found_again(
+    photos: Path, detectors: tuple[Detector, ...], cascade: MTCNN
+) -> None:
+    check_faces(read(photos / "solvay_1927.jpg"), SOLVAY, 1500 / 2171, detectors, cascade)
+
+
+def test_the_astronaut_cannot_be_found_again(
+    astronaut: np.ndarray, detectors: tuple[Detector, ...], cascade: MTCNN
+) -> None:
+    check_faces(astronaut, ASTRONAUT, 1.0, detectors, cascade)
+
+
+@pytest.mark.parametrize("name", sorted(PLATE_CORNERS))
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+def test_plates_are_covered_at_any_size(photos: Path, detectors: tuple[Detector, ...], name: str, scale: float) -> None:
+    image = cv2.resize(read(photos / name), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    clean, (region,) = deidentify(image, detectors)
+    assert (region.kind, region.source) == ("plate", "clp")
+    label = np.array(PLATE_CORNERS[name]) * scale
+    plate = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillConvexPoly(plate, label.astype(np.int32), 1)
+    inside = np.zeros_like(plate)
+    inside[region.y : region.y + region.h, region.x : region.x + region.w] = 1
+    assert (inside[plate == 1] == 1).all()
+    pixels = changed(image, clean)
+    assert pixels[plate == 1].mean() > 0.97
+    width, height = np.ptp(label, axis=0)
+    assert pixels.sum() <= 2.5 * width * height
+    assert detectors[1].detect(clean) == []
+
+
+@pytest.mark.parametrize("name", ["dog.jpg", "groceries.jpg", "truck.jpg"])
+def test_photographs_without_faces_and_plates_keep_every_pixel(
+    photos: Path, detectors: tuple[Detector, ...], name: str
+) -> None:
+    image = read(photos / name)
+    clean, regions = deidentify(image, detectors)
+    assert regions == []
+    assert (clean == image).all()
+
+
+def test_the_coffee_cup_keeps_every_pixel(coffee: np.ndarray, detectors: tuple[Detector, ...]) -> None:
+    clean, regions = deidentify(coffee, detectors)
+    assert regions == []
+    assert (clean == coffee).all()
+
+
+def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
+    photos: Path, detectors: tuple[Detector, ...]
+) -> None:
+    image = read(photos / "multiface.jpg")[100:]  # cuts one face's region at the border
+    before = image.copy()
+    clean, regions = deidentify(image, detectors)
+    assert (image == before).all()
+    outside = np.ones(image.shape[:2], bool)
+    for r in regions:
+        assert min(r.x, r.y) >= 0
+        assert r.x + r.w <= image.shape[1]
+        assert r.y + r.h <= image.shape[0]
+        outside[r.y : r.y + r.h, r.x : r.x + r.w] = False
+    assert not changed(image, clean)[outside].any()
+    table = pa.array([dataclasses.asdict(r) for r in regions], type=REGION)
+    assert [Region(**row) for row in table.to_pylist()] == regions
+
+
+def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
+    image = read(photos / "multiface.jpg")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(deidentify(image, build_detectors(DeidentifyConfig(), threads=count)))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0][1] == results[1][1]
+    assert (results[0][0] == results[1][0]).all()
+
+
+def test_a_plate_is_obliterated_by_its_corners_unless_they_are_of_something_else() -> None:
+    box = (20.0, 20.0, 60.0, 40.0)
+    tilted = Detection("plate", 0.9, box, ((20, 20), (60, 28), (60, 40), (20, 32)), "test")
+    stray = dataclasses.replace(tilted, quad=((70, 70), (80, 70), (80, 80), (70, 80)))
+    by_box = outline(dataclasses.replace(tilted, quad=None), (100, 100))
+    by_stray, by_corners = outline(stray, (100, 100)), outline(tilted, (100, 100))
+    assert by_box is not None
+    assert by_stray is not None
+    assert by_corners is not None
+    assert (by_stray.mask == by_box.mask).all()
+    assert by_corners.mask.sum() < 0.9 * by_box.mask.sum()
+
+
+def test_none_asks_for_nothing(astronaut: np.ndarray) -> None:
+    config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": "none"}})
+    assert build_detectors(config) == ()
+    clean, regions = deidentify(astronaut, ())
+    assert regions == []
+    assert (clean == astronaut).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"faces": {"detector": "haar"}}, "mtcnn"),
+        ({"plates": {"detector": "mtcnn"}}, "clp"),
+        ({"faces": {"score": 1.5}}, "score"),
+        ({"faces": {"blur": True}}, "blur"),
+        ({"people": {}}, "people"),
+    ],
+)
+def test_a_wrong_configuration_says_what_is_wrong(values: dict[str, object], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        DeidentifyConfig.model_validate(values)
+
+
+class WholeImage(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        size = torch.tensor([image.shape[1], image.shape[2]])
+        box = torch.tensor([[0.0, 0.0, float(image.shape[2]), float(image.shape[1])]])
+        return box, torch.zeros(1), torch.tensor([0.95]), size
+
+
+def test_a_torchscript_file_takes_a_detectors_place(tmp_path: Path) -> None:
+    path = tmp_path / "plates.ts"
+    torch.jit.script(WholeImage()).save(path)
+    config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    _, regions = deidentify(image, build_detectors(config))
+    assert regions == [Region("plate", 0.95, 0, 0, 50, 40, "plates.ts")]
+
+
+def test_a_missing_or_broken_torchscript_file_names_its_key(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"nothing")
+    for path in (tmp_path / "absent.pt", broken):
+        config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}})
+        with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
+            build_detectors(config)

@@ -1,0 +1,23 @@
+"""Our own JPEGs come back as the pixels that Pillow gives anyone, and nothing else is taken for one."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from operators.images import decode_jpeg
+from operators.release import ReleaseConfig, encode_original, release
+
+
+def test_pixels_come_back_as_anyone_s_pillow_gives_them(coffee: np.ndarray) -> None:
+    data = release(coffee, ReleaseConfig()).jpeg
+    assert np.array_equal(decode_jpeg(data), np.asarray(Image.open(io.BytesIO(data))))
+    assert np.abs(decode_jpeg(encode_original(coffee)).astype(int) - coffee).mean() < 2
+
+
+def test_another_format_is_refused(coffee: np.ndarray) -> None:
+    png = io.BytesIO()
+    Image.fromarray(coffee).save(png, "PNG")
+    with pytest.raises(UnidentifiedImageError):
+        decode_jpeg(png.getvalue())

@@ -1,0 +1,263 @@
+"""From a catalog's row to a released image or a verdict: every row comes out, in order, and no original leaks."""
+
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from catalogs.licenses import LicensePolicy
+from catalogs.normalize import normalize
+from catalogs.reasons import Reason
+from catalogs.schema import NORMALIZED
+from infra.storage import RetryPolicy, Storage, StorageFaultError
+from operators.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from operators.ingest import IngestConfig
+from operators.prepare import PREPARED, Prepare, PrepareConfig, PrepareResources, RefusedError, build_worker
+from operators.release import ReleaseConfig
+from tests.support import bad_images
+from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
+
+FACES_ONLY = DeidentifyConfig(plates=PlatesConfig(detector="none"))
+NOTHING = DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none"))
+POLICY = LicensePolicy(allow=frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
+FAST = RetryPolicy(attempts=2, first_wait_s=0.01, max_wait_s=0.01, deadline_s=5)
+CATALOG = "/catalog/catalog.jsonl"
+
+
+def config(deidentify: DeidentifyConfig = NOTHING, **changes: object) -> PrepareConfig:
+    values: dict[str, object] = {
+        "ingest": IngestConfig(timeout_s=60),
+        "deidentify": deidentify,
+        "release": ReleaseConfig(short_side=200),
+        "keep_original": True,
+    }
+    return PrepareConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def table(*rows: dict[str, object]) -> pa.Table:
+    filled = []
+    for ordinal, row in enumerate(rows):
+        base = {"ordinal": ordinal, "id": ordinal + 1, "image_id": f"image {ordinal}", "license": "CC0-1.0"}
+        filled.append({**dict.fromkeys(NORMALIZED.names), **base, **row})
+    return pa.Table.from_pylist(filled, schema=NORMALIZED)
+
+
+def pixels(jpeg: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def prepare() -> Iterator[Prepare]:
+    """A stage whose child looks for faces."""
+    stage = Prepare(config(FACES_ONLY), Storage(retry=FAST), POLICY, CATALOG)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def portrait_file(tmp_path: Path) -> Path:
+    path = tmp_path / "portrait.jpg"
+    path.write_bytes(encode(portrait(), "JPEG", exif=bad_images.exif(1)))
+    return path
+
+
+def test_a_face_is_gone_from_everything_that_leaves(prepare: Prepare, portrait_file: Path) -> None:
+    result = prepare(table({"uri": str(portrait_file)}))
+    assert result.schema == PREPARED
+    (row,) = result.to_pylist()
+    assert (row["stage"], row["reason"], row["detail"], row["fault"]) == (None, None, None, None)
+    assert row["source_sha256"] == hashlib.sha256(portrait_file.read_bytes()).hexdigest()
+    assert (row["source_width"], row["source_height"], row["width"], row["height"]) == (512, 512, 200, 200)
+    assert (row["faces"], row["plates"], len(row["regions"])) == (1, 0, 1)
+    assert pixels(row["release"]).shape == (200, 200, 3)
+    region = row["regions"][0]
+    face = np.s_[region["y"] : region["y"] + region["h"], region["x"] : region["x"] + region["w"]]
+    change = np.abs(pixels(row["original"]) - pixels(portrait_file.read_bytes())).mean(axis=2)
+    assert change[face].mean() > 10
+    change[face] = 0
+    assert change.mean() < 1
+    for left in (row["release"], row["original"]):
+        assert b"SEGMINT" not in left
+        assert b"Exif" not in left
+
+
+def test_the_original_stays_behind_where_nothing_needs_it(portrait_file: Path) -> None:
+    data = portrait_file.read_bytes()
+    assert build_worker(config(keep_original=False), Storage(), None)(data).original is None
+    assert build_worker(config(release=ReleaseConfig(short_side=512)), Storage(), None)(data).original is None
+    assert build_worker(config(), Storage(), None)(data).original is not None
+
+
+def test_the_same_image_gives_the_same_bytes_in_any_process(prepare: Prepare, portrait_file: Path) -> None:
+    rows = [{"uri": str(portrait_file)}] * 3
+    together = prepare(table(*rows)).to_pylist()
+    assert len({(row["release"], row["original"]) for row in together}) == 1
+    other = Prepare(
+        config(FACES_ONLY), Storage(retry=FAST), POLICY, CATALOG, PrepareResources(children=2, read_threads=3)
+    )
+    try:
+        (alone,) = other(table(rows[0])).to_pylist()
+    finally:
+        other.close()
+    assert (alone["release"], alone["regions"]) == (together[0]["release"], together[0]["regions"])
+
+
+def test_verdicts_know_their_stage() -> None:
+    worker = build_worker(config(), Storage(), None)
+    with pytest.raises(RefusedError) as verdict:
+        worker(b"<html>")
+    assert (verdict.value.stage, verdict.value.reason) == ("ingest", Reason.NOT_AN_IMAGE)
+    returned = pickle.loads(pickle.dumps(verdict.value))
+    assert (returned.stage, returned.reason, returned.detail) == ("ingest", Reason.NOT_AN_IMAGE, verdict.value.detail)
+    with pytest.raises(RefusedError) as verdict:
+        worker(encode(photograph().resize((66_000, 64)), "PNG"))
+    assert (verdict.value.stage, verdict.value.reason) == ("release", Reason.TOO_LARGE)
+
+
+def test_the_catalog_is_judged_before_anything_is_read(prepare: Prepare, portrait_file: Path) -> None:
+    nowhere = "/nowhere/at/all.jpg"
+    result = prepare(
+        table(
+            {"uri": nowhere, "duplicate_of": 7},
+            {"uri": nowhere, "license": None},
+            {"uri": nowhere, "license": "CC-BY-4.0"},
+            {"uri": nowhere, "valid_until": date(2025, 12, 31)},
+            {"uri": str(portrait_file), "valid_until": date(2026, 1, 1)},
+            {"uri": "../outside.jpg"},
+            {"uri": "ftp://host/x.jpg"},
+            {"uri": nowhere},
+        )
+    ).to_pylist()
+    assert [(row["ordinal"], row["stage"], row["reason"]) for row in result] == [
+        (0, "catalog", "duplicate_id"),
+        (1, "catalog", "license_missing"),
+        (2, "catalog", "license_not_allowed"),
+        (3, "catalog", "license_expired"),
+        (4, None, None),
+        (5, "read", "uri_not_allowed"),
+        (6, "read", "uri_not_allowed"),
+        (7, "read", "not_found"),
+    ]
+    assert "ordinal 7" in result[0]["detail"]
+
+
+def test_a_catalog_from_a_bucket_reads_no_file_of_this_machine(portrait_file: Path) -> None:
+    stage = Prepare(config(), Storage(retry=FAST), POLICY, "s3://bucket/catalog.parquet")
+    try:
+        (row,) = stage(table({"uri": str(portrait_file)})).to_pylist()
+    finally:
+        stage.close()
+    assert row["reason"] == "uri_not_allowed"
+
+
+def test_hashes_are_checked_and_both_are_named(prepare: Prepare, portrait_file: Path) -> None:
+    digest = hashlib.sha256(portrait_file.read_bytes()).hexdigest()
+    good, bad = prepare(
+        table({"uri": str(portrait_file), "sha256": digest}, {"uri": str(portrait_file), "sha256": "ab" * 32})
+    ).to_pylist()
+    assert good["reason"] is None
+    assert (bad["stage"], bad["reason"]) == ("read", "hash_mismatch")
+    assert digest in bad["detail"]
+    assert "ab" * 32 in bad["detail"]
+
+
+def test_an_object_over_the_byte_limit_is_not_read(portrait_file: Path) -> None:
+    stage = Prepare(config(ingest=IngestConfig(max_bytes=1000)), Storage(retry=FAST), POLICY, CATALOG)
+    try:
+        (row,) = stage(table({"uri": str(portrait_file)})).to_pylist()
+    finally:
+        stage.close()
+    assert (row["stage"], row["reason"]) == ("read", "too_large")
+    assert "1,000" in row["detail"]
+
+
+class UnreachableStorage(Storage):
+    """A store whose reads fail; `answers` is whether the store itself does."""
+
+    answers = True
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        raise StorageFaultError("503 Slow Down")
+
+    def healthy(self, uri: str) -> bool:
+        return self.answers
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(answers: bool) -> None:
+    storage = UnreachableStorage()
+    storage.answers = answers
+    stage = Prepare(config(), storage, POLICY, CATALOG)
+    try:
+        (row,) = stage(table({"uri": "/some/file.jpg"})).to_pylist()
+    finally:
+        stage.close()
+    if answers:
+        assert (row["stage"], row["reason"], row["fault"]) == ("read", "unreadable_object", None)
+    else:
+        assert row["reason"] is None
+        assert "503 Slow Down" in row["fault"]
+
+
+def test_a_child_that_cannot_start_is_a_fault(portrait_file: Path) -> None:
+    broken = DeidentifyConfig(faces=FacesConfig(detector="/nowhere/faces.ts"), plates=PlatesConfig(detector="none"))
+    stage = Prepare(config(broken), Storage(retry=FAST), POLICY, CATALOG)
+    try:
+        (row,) = stage(table({"uri": str(portrait_file)})).to_pylist()
+    finally:
+        stage.close()
+    assert row["reason"] is None
+    assert "/nowhere/faces.ts" in row["fault"]
+
+
+def test_rows_that_were_judged_before_pass_through(prepare: Prepare) -> None:
+    rows = prepare(table({"uri": "/nowhere.jpg"}))
+    assert prepare(rows).equals(rows)
+
+
+def test_no_rows_are_no_rows(prepare: Prepare) -> None:
+    assert prepare(NORMALIZED.empty_table()).equals(PREPARED.empty_table())
+
+
+DEADLY_RUN = """
+import sys
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from infra.storage import Storage
+from operators.prepare import Prepare, PrepareResources
+from tests.operators import test_prepare as given
+
+folder = Path(sys.argv[1])
+stage = Prepare(given.config(), Storage(), given.POLICY, str(folder / "catalog.jsonl"), PrepareResources(children=2))
+pq.write_table(stage(pq.read_table(folder / "normalized.parquet")), folder / "prepared.parquet")
+stage.close()
+"""
+
+
+def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: Path) -> None:
+    expected = write_bad_catalog(tmp_path)
+    catalog = str(tmp_path / "catalog.jsonl")
+    normalize(catalog, Storage(), tmp_path / "normalized.parquet")
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(bad_images.POISON), str(root)])
+    subprocess.run(
+        [sys.executable, "-c", DEADLY_RUN, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, check=True
+    )
+    rows = pq.read_table(tmp_path / "prepared.parquet").to_pylist()
+    found = [(row["image_id"], row["uri"], row["stage"], row["reason"]) for row in rows]
+    assert found == [(one.image_id, one.uri, one.stage, one.reason) for one in expected]
+    assert [row["ordinal"] for row in rows] == list(range(len(expected)))
+    assert all(row["fault"] is None for row in rows)
+    assert sum(row["reason"] is None for row in rows) == 23

@@ -1,0 +1,100 @@
+"""Segment: masks of real photographs from our own JPEGs, the same for one image as for a table of them."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+from pycocotools import mask as coco_mask
+
+from infra.assets import sha256_of
+from infra.device import Compute
+from model.automatic.records import Funnel
+from model.automatic.settings import MaskSettings
+from operators.numerics import observe_numerics
+from operators.prepare import PREPARED
+from operators.release import ReleaseConfig, encode_original, release
+from operators.rows import to_table
+from operators.segment import FUNNEL_STEPS, SEGMENTED, MixedNumericsError, Segment, SegmentSettings
+from tests.support.builds import photograph
+from tests.support.described_rows import faulted_row, rejected_row
+
+
+@pytest.fixture(scope="module")
+def settings(mobile_sam_path: Path) -> SegmentSettings:
+    masks = MaskSettings.sa1b(
+        points_per_side=2, crop_n_layers=1, pred_iou_thresh=0.6, stability_score_thresh=0.7, points_per_chunk=2
+    )
+    numerics = observe_numerics(Compute("cpu", "fp32", 1), 2, sha256_of(mobile_sam_path))
+    return SegmentSettings(masks, "mobile_sam", numerics)
+
+
+@pytest.fixture(scope="module")
+def segment(settings: SegmentSettings) -> Segment:
+    return Segment(settings)
+
+
+def prepared_row(ordinal: int, name: str, size: tuple[int, int], short_side: int) -> dict:
+    pixels = photograph(name, size)
+    released = release(pixels, ReleaseConfig(short_side=short_side))
+    larger = released.width < size[0]
+    return {
+        "ordinal": ordinal,
+        "id": ordinal + 1,
+        "image_id": name,
+        "uri": f"{name}.jpg",
+        "width": released.width,
+        "height": released.height,
+        "release": released.jpeg,
+        "original": encode_original(pixels) if larger else None,
+    }
+
+
+def test_every_row_comes_out_with_masks_in_the_released_frame(segment: Segment) -> None:
+    rows = [
+        prepared_row(0, "coffee", (300, 200), 100),
+        rejected_row(1),
+        faulted_row(2),
+        prepared_row(3, "chelsea", (150, 100), 1500),
+    ]
+    out = segment(to_table(rows, PREPARED))
+    assert out.schema == SEGMENTED
+    assert "original" not in out.column_names
+    coffee, refused, broken, chelsea = out.to_pylist()
+    assert (refused["reason"], refused["masks"], broken["masks"]) == ("not_found", None, None)
+    assert broken["fault"] == faulted_row(2)["fault"]
+    for row, size in ((coffee, [100, 150]), (chelsea, [100, 150])):
+        assert row["fault"] is None
+        assert len(row["masks"]) == row["funnel"]["written"] > 0
+        assert row["funnel"]["predicted"] == 3 * (4 + 4 * 1)
+        for mask in row["masks"]:
+            assert mask["segmentation"]["size"] == size
+            assert coco_mask.decode(mask["segmentation"]).sum() == mask["area"]
+            x, y, w, h = mask["crop_box"]
+            assert 0 <= x < x + w <= 150
+            assert 0 <= y < y + h <= 100
+
+
+def test_an_image_gives_the_same_masks_alone_and_in_company(segment: Segment) -> None:
+    rows = [prepared_row(0, "rocket", (150, 100), 100), prepared_row(1, "coffee", (150, 100), 100)]
+    together = segment(to_table(rows, PREPARED)).to_pylist()
+    alone = [segment(to_table([row], PREPARED)).to_pylist()[0] for row in reversed(rows)]
+    assert together == alone[::-1]
+
+
+def test_a_bug_on_one_image_is_a_fault_of_its_row_alone(segment: Segment) -> None:
+    rows = [prepared_row(0, "rocket", (90, 60), 60), prepared_row(1, "coffee", (90, 60), 60)]
+    rows[0]["release"] = b"no JPEG"
+    broken, whole = segment(to_table(rows, PREPARED)).to_pylist()
+    assert broken["fault"].startswith("segment: UnidentifiedImageError")
+    assert whole["fault"] is None
+
+
+def test_the_funnel_has_the_generator_s_steps() -> None:
+    assert tuple(field.name for field in fields(Funnel)) == FUNNEL_STEPS == tuple(asdict(Funnel()))
+
+
+def test_a_worker_with_other_numerics_is_refused_unless_mixtures_are_allowed(settings: SegmentSettings) -> None:
+    other = replace(settings, numerics=replace(settings.numerics, torch="1.0"))
+    with pytest.raises(MixedNumericsError, match="torch"):
+        Segment(other)
+    Segment(replace(other, allow_mixed_numerics=True))

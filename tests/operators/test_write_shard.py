@@ -1,0 +1,122 @@
+"""Writing a shard: committed once, never with the wrong rows, never over an outage."""
+
+import hashlib
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import Commit, CommitLog
+from infra.storage import Storage
+from operators.write_shard import ShardTask, WrongRowsError, held_back, write_shard
+from tests.support.builds import digests
+from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
+
+
+def task(folder: Path, **changes: object) -> ShardTask:
+    values = {
+        "shard": 1,
+        "start": 3,
+        "stop": 6,
+        "dataset_uri": str(folder),
+        "storage_options": {},
+        "numerics": "0123456789ab",
+        "with_images": True,
+        "max_reject_ratio": 0.5,
+    }
+    return ShardTask(**{**values, **changes})
+
+
+BLOCKS = (
+    described([accepted_row(1), accepted_row(2), accepted_row(3)]),
+    described([rejected_row(4), accepted_row(5), accepted_row(6)]),
+)
+CUTS = [(2, 3), (0, 2)]
+
+
+def test_a_shard_is_cut_written_and_committed(tmp_path: Path) -> None:
+    result = write_shard(task(tmp_path), CUTS, *BLOCKS)
+    assert (result.status, result.counts["images"], result.counts["rejected"]) == ("committed", 2, 1)
+    commit = CommitLog(Storage(), str(tmp_path)).read(1, 1)
+    assert commit.ordinals == (3, 6)
+    assert {entry.path.split("/")[0] for entry in commit.files} == {"shards", "images", "masks", "rejects"}
+    for entry in commit.files:
+        data = (tmp_path / entry.path).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.size, entry.sha256)
+        assert f"sa_000001-{entry.sha256[:12]}." in entry.path
+
+
+def test_writing_again_changes_nothing(tmp_path: Path) -> None:
+    write_shard(task(tmp_path), CUTS, *BLOCKS)
+    before = digests(tmp_path)
+    other = (described([accepted_row(3), accepted_row(4), accepted_row(5)]),)
+    assert write_shard(task(tmp_path), [(0, 3)], *other).counts["rejected"] == 1
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("cuts", [[(1, 3), (0, 2)], [(2, 3), (0, 3)], [(2, 3), (0, 1)], [(0, 1), (0, 2)]])
+def test_rows_of_another_shard_are_never_written(tmp_path: Path, cuts: list[tuple[int, int]]) -> None:
+    with pytest.raises(WrongRowsError, match="shard 1 takes the ordinals 3 to 5"):
+        write_shard(task(tmp_path), cuts, *BLOCKS)
+    assert digests(tmp_path) == {}
+
+
+def test_a_faulted_row_holds_its_shard_back(tmp_path: Path) -> None:
+    block = described([accepted_row(3), faulted_row(4), accepted_row(5)])
+    result = write_shard(task(tmp_path), [(0, 3)], block)
+    assert result.status == "held_back"
+    assert "StorageFaultError" in result.detail
+    assert digests(tmp_path) == {}
+
+
+def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:
+    def share(reason: str, refused: int, rows: int) -> str:
+        refusals = [rejected_row(i, reason) for i in range(refused)]
+        return held_back(described(refusals + [accepted_row(i, 0) for i in range(rows - refused)]), 0.5)
+
+    assert share("not_found", 50, 100) == ""
+    assert "51 of 100 rows were refused as not_found" in share("not_found", 51, 100)
+    assert share("not_found", 99, 99) == ""
+    assert share("license_expired", 100, 100) == ""
+
+
+def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CommitLog(Storage(), str(tmp_path))
+    write_shard(task(tmp_path), CUTS, *BLOCKS)
+    winner = log.read(1, 1)
+
+    class LateLog(CommitLog):
+        """Sees no commit at first, as a paused writer that looked before the winner came."""
+
+        def read(self, shard: int, generation: int) -> Commit | None:
+            self.looked = getattr(self, "looked", 0) + 1
+            return None if self.looked == 1 else super().read(shard, generation)
+
+    monkeypatch.setattr("operators.write_shard.CommitLog", LateLog)
+    other = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
+    result = write_shard(task(tmp_path), [(0, 3)], other)
+    assert result.counts == winner.counts
+    named = {entry.path for entry in winner.files}
+    standing = {path for path in digests(tmp_path) if not path.startswith("commits/")}
+    assert standing == named
+
+
+def _write(folder: str, masks: int) -> None:
+    block = described([accepted_row(i, masks) for i in (3, 4, 5)])
+    write_shard(task(Path(folder)), [(0, 3)], block)
+
+
+def test_writers_at_the_same_time_leave_one_whole_shard(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(str(tmp_path), masks)) for masks in (1, 2, 3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    commit = CommitLog(Storage(), str(tmp_path)).read(1, 1)
+    assert {path for path in digests(tmp_path) if not path.startswith("commits/")} == {
+        entry.path for entry in commit.files
+    }

@@ -1,0 +1,276 @@
+"""The command line as a user meets it: help at once, readable errors, exit codes, answers for programs."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from infra.errors import SegmintError, UnfinishedError, UsageError
+from infra.version import VERSION
+from pipeline.cli import app, parse_box, parse_point, parse_shards
+from pipeline.console import guarded
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = "name: street\ncatalog: catalog.csv\noutput: out\nlicense: {allow: [CC0-1.0]}\n"
+
+
+def run(*arguments: str):
+    """A command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as its own process, as a shell starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "segmint", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_help_comes_in_half_a_second_of_work():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    for name in ("build", "demo", "masks", "catalog", "assets", "version"):
+        assert f"  {name} " in done.stdout
+    # Time of the processor and not of the clock: other tests may run beside this one.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from pipeline.cli import app\n"
+        "try: app(['masks', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'cv2', 'PIL', 'fsspec', 'structlog', 'yaml'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
+    Image.fromarray(coffee).resize((300, 200)).save(tmp_path / "a b.jpg", quality=95)
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no more")
+    script = (
+        "import sys; from pipeline.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert 'ray' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    quick = ["--device", "cpu", "--profile", "official", "--set", "points_per_side=4", "--set", "pred_iou_thresh=0.7"]
+    images = [str(tmp_path / "bad.jpg"), str(tmp_path / "a b.jpg")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "masks", *images, "-o", str(tmp_path / "out"), *quick, "--overlay", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    bad, good = json.loads(done.stdout)
+    assert bad["error"]
+    assert bad["output"] is None
+    assert good["error"] is None
+    document = json.loads(Path(good["output"]).read_text())
+    assert len(document["annotations"]) == good["masks"] >= 2
+    assert np.asarray(Image.open(good["overlay"])).shape == (200, 300, 3)
+    assert "bad.jpg" in done.stderr
+    assert "1 of 2 images failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
+    Image.fromarray(coffee).save(tmp_path / "cup.png")
+    arguments = ["masks", tmp_path / "cup.png", "-o", tmp_path / "cup.json", "--device", "cpu"]
+    done = run(*arguments, "--point", "285,200", "--point", "450,330,0", "--box", "165,70,230,240")
+    assert done.exit_code == 0, done.stderr
+    assert "2 masks" in done.stderr
+    assert done.stdout == ""
+    by_point, by_box = json.loads((tmp_path / "cup.json").read_text())["annotations"]
+    assert by_point["point_coords"] == [[285.0, 200.0], [450.0, 330.0]]
+    assert by_box["point_coords"] == []
+
+    outside = run(*arguments, "--point", "600.5,3")
+    assert outside.exit_code == 2
+    assert "600 x 400 pixels" in outside.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["masks", "x.jpg", "-o", "y", "--point", "3"], "expected X,Y or X,Y,LABEL"),
+        (["masks", "x.jpg", "-o", "y", "--point", "3,4,2"], "expected X,Y or X,Y,LABEL"),
+        (["masks", "x.jpg", "-o", "y", "--point", "nan,4"], "expected X,Y or X,Y,LABEL"),
+        (["masks", "x.jpg", "-o", "y", "--box", "1,2,0,4"], "expected X,Y,W,H"),
+        (["masks", "x.jpg", "-o", "y", "--set", "points=3"], "did you mean points_per_side?"),
+        (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
+        (["masks", "x.jpg", "-o", "y", "--all-masks"], "belongs to --point and --box"),
+        (["masks", "x.jpg", "-o", "y", "--weights", "vit_x"], "vit_x"),
+        (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
+        (["masks", "x.jpg", "-o", "x.jpg"], "over the image"),
+        (["masks", "x.jpg", "-o", "y", "--profile", "sam"], "sa1b"),
+        (["masks", "-o", "y"], "IMAGE"),
+        (["build"], "CONFIG"),
+        (["demo"], "FOLDER"),
+        (["build", "absent.yaml"], "no such file"),
+        (["build", "absent.yaml", "--shards", "3"], "no such file"),
+        (["catalog", "check", "absent.csv"], "absent.csv"),
+        (["catalog", "scan", "."], "-o"),
+        (["assets", "fetch", "vit_x"], "expected one of mobile_sam"),
+        (["nonsense"], "nonsense"),
+        (["masks", "--nonsense"], "nonsense"),
+        ([], "Usage"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_says_what_was_expected(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert told in done.output
+    assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_configuration_lists_its_problems_and_starts_nothing(tmp_path):
+    (tmp_path / "c.yaml").write_text(GOOD + "masks: {points_per_sid: 3}\nmodel: {device: tpu}\n")
+    done = command("build", tmp_path / "c.yaml")
+    assert done.returncode == 2
+    assert "c.yaml:5: masks.points_per_sid is no key" in done.stderr
+    assert "c.yaml:6: model.device is 'tpu'" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_shards_are_refused_before_anything_starts(tmp_path):
+    (tmp_path / "c.yaml").write_text(GOOD)
+    done = run("build", tmp_path / "c.yaml", "--shards", "5:5")
+    assert done.exit_code == 2
+    assert "expected A:B with A < B" in done.stderr
+
+
+def test_catalog_scan_and_check(tmp_path, coffee):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(coffee).save(folder / "a.jpg")
+    Image.fromarray(coffee).save(folder / "b.jpg")
+    (folder / "b.jpg.license").write_text("CC-BY-4.0\n")
+    catalog = tmp_path / "catalog.csv"
+    scanned = run("catalog", "scan", folder, "-o", catalog, "--license", "CC0-1.0", "--json")
+    assert scanned.exit_code == 0, scanned.stderr
+    assert json.loads(scanned.stdout) == {"catalog": str(catalog), "rows": 2}
+
+    clean = run("catalog", "check", catalog)
+    assert clean.exit_code == 0
+    assert "2 rows" in clean.stdout
+    (tmp_path / "c.yaml").write_text(GOOD)
+    judged = run("catalog", "check", catalog, "--config", tmp_path / "c.yaml", "--json")
+    assert judged.exit_code == 1
+    findings = json.loads(judged.stdout)
+    assert not findings["clean"]
+    assert findings["accepted"] == 1
+
+
+def test_assets_are_listed_fetched_and_verified(tmp_path):
+    listed = {entry["name"]: entry for entry in json.loads(run("assets", "list", "--json").stdout)}
+    assert listed["mobile_sam"]["license"] == "Apache-2.0"
+    assert "mobile_sam" in run("assets", "list").stdout
+    path = run("assets", "fetch", "mobile_sam").stdout.strip()
+    assert Path(path).is_file()
+
+    assert run("assets", "verify", "mobile_sam", f"mobile_sam={path}").exit_code == 0
+    wrong = tmp_path / "w.pt"
+    wrong.write_bytes(b"other bytes")
+    refused = run("assets", "verify", f"mobile_sam={wrong}")
+    assert refused.exit_code == 2
+    assert "expected SHA-256" in refused.stderr
+    # A mirror that holds a wrong file does not win over a right one elsewhere.
+    (tmp_path / "mobile_sam.pt").write_bytes(b"other bytes")
+    assert run("assets", "fetch", "mobile_sam", "--from", tmp_path).stdout.strip() == path
+
+
+def test_a_broken_cached_file_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
+    (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"half of it")
+    done = run("assets", "verify")
+    assert done.exit_code == 2
+    assert "is not vit_b" in done.stderr
+
+
+def test_version():
+    assert run("version").stdout == f"segmint {VERSION}\n"
+    assert run("--version").stdout == f"segmint {VERSION}\n"
+    versions = json.loads(run("version", "--json").stdout)
+    assert versions["segmint"] == VERSION
+    assert versions["ray"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UsageError("give a name"), 2, "error: give a name"),
+        (UnfinishedError("two shards are left"), 3, "error: two shards are left"),
+        (SegmintError("the store is gone"), 3, "error: the store is gone"),
+        (ZeroDivisionError("division by zero"), 3, "unexpected error: ZeroDivisionError: division by zero"),
+        (MemoryError(), 3, "MemoryError"),
+        (KeyboardInterrupt(), 3, "interrupted"),
+        (typer.Exit(1), 1, ""),
+    ],
+)
+def test_every_exception_ends_in_a_message_and_an_exit_code(error, code, told, monkeypatch):
+    small = typer.Typer()
+
+    @small.command()
+    @guarded
+    def fail() -> None:
+        raise error
+
+    monkeypatch.delenv("SEGMINT_DEBUG", raising=False)
+    done = CliRunner().invoke(small, [])
+    assert done.exit_code == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.setenv("SEGMINT_DEBUG", "1")
+    is_failure = isinstance(error, Exception) and code != 1
+    assert ("Traceback" in CliRunner().invoke(small, []).stderr) == is_failure
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m segmint assets list --json | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 3)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_debug_shows_where_a_usage_error_came_from(tmp_path):
+    done = command("--debug", "build", tmp_path / "absent.yaml")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_numbers_of_options():
+    assert parse_shards("0:10") == (0, 10)
+    assert parse_point("1.5, -2") == (1.5, -2.0, 1)
+    assert parse_point("1,2,0") == (1.0, 2.0, 0)
+    assert parse_box("-1,2,3.5,4") == (-1.0, 2.0, 3.5, 4.0)

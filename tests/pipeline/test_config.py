@@ -1,0 +1,192 @@
+"""The configuration as a tree: defaults, profiles, identity."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from infra.errors import UsageError
+from pipeline.config import Config, LicenseConfig, identity, identity_differences, load_config
+
+NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
+
+FULL = """
+name: street-2026
+catalog: s3://licensed/catalog.parquet
+output: s3://datasets/street-2026
+images_per_shard: 500
+license: {allow: [CC0-1.0, CC-BY-4.0, LicenseRef-acme-2026], require_redistributable: false}
+ingest: {max_pixels: 250_000_000, min_short_side: 64, timeout_s: 120}
+deidentify: {faces: {detector: mtcnn}, plates: {detector: clp}}
+release: {short_side: 1500, jpeg_quality: 95, format: images}
+masks: {profile: sa1b, points_per_side: 32, crop_n_layers: 2, crop_n_points_downscale_factor: 2,
+        crop_overlap_ratio: 0.3413, pred_iou_thresh: 0.88, stability_score_thresh: 0.95, stability_score_offset: 1.0,
+        box_nms_thresh: 0.7, crop_nms_thresh: 0.7, min_mask_region_area: 100, max_mask_area_ratio: 0.95}
+model: {weights: mobile_sam, device: auto, precision: auto, threads: auto}
+resources: {address: auto, prepare: {actors: auto, num_cpus: 1}, segment: {actors: auto, num_gpus: auto, num_cpus: 2}}
+storage: {"s3://licensed": {profile: vendor}, "s3://datasets": {endpoint_url: "https://s3.example.org"}}
+max_reject_ratio: 0.5
+stall_timeout: 1800
+"""
+
+
+def config(**changes) -> Config:
+    return Config(**{**NEEDED, **changes})
+
+
+def test_every_documented_key_is_there_with_the_documented_default(tmp_path):
+    (tmp_path / "full.yaml").write_text(FULL)
+    full = load_config(str(tmp_path / "full.yaml"))
+    least = config(
+        name="street-2026",
+        catalog=full.catalog,
+        output=full.output,
+        license={"allow": full.license.allow},
+        storage=full.storage,
+        masks={"crop_overlap_ratio": 0.3413},
+    )
+    assert full == least
+
+
+def test_overlap_defaults_to_the_exact_ratio_of_the_paper():
+    assert config().masks.crop_overlap_ratio == 512 / 1500
+
+
+def test_the_tree_is_frozen():
+    with pytest.raises(ValidationError):
+        config().images_per_shard = 3
+    with pytest.raises(ValidationError):
+        config().masks.points_per_side = 3
+
+
+@pytest.mark.parametrize(("written", "read"), [("auto", "auto"), (3, 3), ([1, 4], (1, 4)), ((2, 2), (2, 2))])
+def test_actors_take_three_forms(written, read):
+    assert config(resources={"segment": {"actors": written}}).resources.segment.actors == read
+
+
+@pytest.mark.parametrize("actors", [0, True, "many", [1], [4, 1], [0, 2], [1, 2, 3], 1.5])
+def test_other_actors_are_refused_with_the_three_forms(actors):
+    with pytest.raises(ValidationError, match=r"expected auto, a whole number from 1, or \[min, max\]"):
+        config(resources={"prepare": {"actors": actors}})
+
+
+def test_licenses_are_spelled_as_spdx_spells_them():
+    assert config(license={"allow": ["cc-by-4.0"]}).license.allow == ("CC-BY-4.0",)
+    with pytest.raises(ValidationError, match=r"did you mean CC-BY-4\.0"):
+        config(license={"allow": ["CC-BY"]})
+    with pytest.raises(ValidationError, match="allow"):
+        config(license={"allow": []})
+
+
+def test_a_policy_judges_by_the_configured_licenses():
+    policy = LicenseConfig(allow=("CC0-1.0",)).policy(date(2026, 1, 31))
+    assert policy.judge("CC0-1.0", None, date(2026, 1, 31)) is None
+    assert policy.judge("CC-BY-4.0", None, None) is not None
+    assert policy.judge("CC0-1.0", None, date(2026, 1, 30)) is not None
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"s3://b": {"secret": "hunter2"}},
+        {"s3://b": {"key": "hunter2"}},
+        {"s3://b": {"endpoint_url": "https://me:hunter2@example.org"}},
+    ],
+)
+def test_credentials_are_refused_and_not_repeated(storage):
+    with pytest.raises(ValidationError) as caught:
+        config(storage=storage)
+    assert "credential" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["catalog", "output", "assets"])
+def test_uris_hold_no_credentials(key):
+    with pytest.raises(ValidationError) as caught:
+        config(**{key: "s3://me:hunter2@bucket/x"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_identity_is_json_and_round_trips():
+    tree = identity(config())
+    assert json.loads(json.dumps(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        {"catalog": "elsewhere.csv"},
+        {"output": "elsewhere"},
+        {"resources": {"prepare": {"actors": 3}}},
+        {"storage": {"s3://b": {"profile": "p"}}},
+        {"assets": "s3://mirror"},
+        {"ingest": {"timeout_s": 5}},
+        {"masks": {"points_per_chunk": 16}},
+        {"masks": {"profile": "sa1b", "points_per_side": 32}},
+        {"model": {"device": "cpu", "threads": 1, "precision": "bf16"}},
+        {"max_reject_ratio": 0.9},
+        {"stall_timeout": 3},
+        {"window_shards": 1},
+        {"rows_per_block": 1},
+        {"retry_wait_s": 0},
+        {"allow_mixed_numerics": True},
+        {"license": {"allow": ["CC0-1.0", "CC0-1.0"], "policy_date": "2026-01-01"}},
+    ],
+)
+def test_runtime_keys_are_no_identity(runtime):
+    assert identity(config(**runtime)) == identity(config())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"name": "other"}, 'name: "street" before, "other" now'),
+        ({"images_per_shard": 7}, "images_per_shard: 500 before, 7 now"),
+        ({"license": {"allow": ["CC0-1.0", "CC-BY-4.0"]}}, "license.allow: "),
+        ({"ingest": {"min_short_side": 1}}, "ingest.min_short_side: 64 before, 1 now"),
+        ({"deidentify": {"faces": {"detector": "none"}}}, "deidentify.faces.detector: "),
+        ({"release": {"jpeg_quality": 80}}, "release.jpeg_quality: 95 before, 80 now"),
+        ({"masks": {"points_per_side": 16}}, "masks.points_per_side: 32 before, 16 now"),
+        ({"masks": {"profile": "official"}}, "masks.crop_n_layers: 2 before, 0 now"),
+        ({"model": {"weights": "vit_h"}}, 'model.weights: "mobile_sam" before, "vit_h" now'),
+    ],
+)
+def test_identity_keys_are_named_when_they_differ(changed, named):
+    differences = identity_differences(identity(config()), identity(config(**changed)))
+    assert any(line.startswith(named) for line in differences), differences
+
+
+def test_a_key_that_only_one_side_has_is_a_difference():
+    assert identity_differences({"a": {"b": 1}}, {"a": {}}) == ["a.b: 1 before, absent now"]
+
+
+def test_weights_and_detectors_are_known_by_their_hashes():
+    here = config(model={"weights": "/here/w.pt"})
+    there = config(model={"weights": "/there/w.pt"})
+    assert identity(here) != identity(there)
+    assert identity(here, {"/here/w.pt": "ab12"}) == identity(there, {"/there/w.pt": "ab12"})
+
+
+def test_overrides_win_over_the_file(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(NEEDED))
+    loaded = load_config(
+        str(path),
+        [
+            "masks.points_per_side=16",
+            "resources.segment.actors=[1, 3]",
+            "name=other",
+            'storage."s3://a.b".region=eu-1',
+            "stall_timeout=1e2",
+        ],
+    )
+    assert loaded.masks.points_per_side == 16
+    assert loaded.resources.segment.actors == (1, 3)
+    assert loaded.name == "other"
+    assert loaded.storage == {"s3://a.b": {"region": "eu-1"}}
+    assert loaded.stall_timeout == 100
+    with pytest.raises(UsageError):
+        load_config(str(path), ["masks.points_per_side=none"])

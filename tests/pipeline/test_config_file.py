@@ -1,0 +1,167 @@
+"""Problems of a configuration: each is told with its key, its place and what was expected, all at once."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UsageError
+from pipeline.config import load_config
+
+GOOD = """\
+name: street
+catalog: catalog.csv
+output: out
+license: {allow: [CC0-1.0]}
+"""
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    """What is told about a configuration, line by line, the heading first; paths shortened to `c.yaml`."""
+    path = folder / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_config(str(path), list(overrides))
+    return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path):
+    heading, *rest = problems(
+        tmp_path,
+        GOOD
+        + """\
+masks:
+  points_per_sid: 16
+  pred_iou_thresh: high
+relase: {}
+images_per_shard: 0
+""",
+        "model.device=tpu",
+    )
+    assert heading == "c.yaml has 5 problems:"
+    assert [line.split(" ")[2:4] for line in rest] == [
+        ["c.yaml:6:", "masks.points_per_sid"],
+        ["c.yaml:7:", "masks.pred_iou_thresh"],
+        ["c.yaml:8:", "relase"],
+        ["c.yaml:9:", "images_per_shard"],
+        ["--set", "model.device:"],
+    ]
+    assert "did you mean points_per_side?" in rest[0]
+    assert "is 'high': expected a valid number" in rest[1]
+    assert "did you mean release?" in rest[2]
+    assert "is 0: expected greater than or equal to 1" in rest[3]
+    assert "is 'tpu': expected 'auto', 'cpu' or 'cuda'" in rest[4]
+
+
+def test_an_unknown_key_without_a_likeness_comes_with_the_known_ones(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "release: {zzz: 1}\n")
+    assert line == "  c.yaml:5: release.zzz is no key of the configuration: " + (
+        "expected one of format, jpeg_quality, short_side"
+    )
+
+
+def test_missing_keys_say_what_they_are(tmp_path):
+    heading, *rest = problems(tmp_path, "license: {}\n")
+    assert heading == "c.yaml has 4 problems:"
+    told = "\n".join(rest)
+    for key in ("name", "catalog", "output"):
+        assert f"c.yaml: {key} is missing: expected" in told
+    assert "c.yaml:1: license.allow is missing: expected a list of SPDX identifiers" in told
+
+
+def test_true_is_no_number(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "masks: {points_per_side: yes}\n")
+    assert line == "  c.yaml:5: masks.points_per_side is true: expected a number"
+
+
+def test_values_that_do_not_fit_together_are_told_at_their_part(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "masks:\n  points_per_side: 2\n  crop_n_layers: 3\n")
+    assert line.startswith("  c.yaml:5: masks ")
+    assert "expected at least 8" in line
+
+
+@pytest.mark.parametrize("key", ["1", "null", "2026-01-01", "[1, 2]"])
+def test_a_key_that_is_no_text_is_refused(tmp_path, key):
+    told = problems(tmp_path, GOOD + f"{key}: 3\n")
+    assert "c.yaml:5" in "\n".join(told)
+
+
+def test_a_part_that_is_no_mapping(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "masks: 3\n")
+    assert line.startswith("  c.yaml:5: masks is 3: expected")
+
+
+def test_credentials_are_told_with_their_line_and_without_their_value(tmp_path):
+    lines = problems(
+        tmp_path,
+        GOOD + "storage:\n  s3://licensed:\n    profile: vendor\n    secret: hunter2\n",
+        "storage.s3://other.token=hunter3",
+        "output=s3://me:hunter4@bucket/x",
+    )
+    told = "\n".join(lines)
+    assert "c.yaml:8: storage.s3://licensed.secret is refused" in told
+    assert "--set storage.s3://other.token: storage.s3://other.token is refused" in told
+    assert "hunter" not in told
+    assert lines[0] == "c.yaml has 3 problems:"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "name: other\n")
+    assert line == "  c.yaml:5: name stands here twice, first in line 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: [1\ncatalog: 2\n", "c.yaml:2:"),
+        ("name: a\n\tcatalog: b\n", "c.yaml:2:1: this is not valid YAML"),
+        ("- a\n- b\n", "c.yaml:1: expected keys and values"),
+        ("just text\n", "c.yaml:1: expected keys and values"),
+        ("name: !!python/object/apply:os.getcwd []\n", "c.yaml:1:"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML"),
+    ],
+)
+def test_what_is_no_configuration_is_told_with_its_place(tmp_path, text, told):
+    assert told in "\n".join(problems(tmp_path, text))
+
+
+def test_an_empty_file_misses_everything(tmp_path):
+    assert problems(tmp_path, "")[0] == "c.yaml has 4 problems:"
+
+
+def test_yaml_that_holds_itself_ends_in_a_message(tmp_path):
+    assert "c.yaml" in "\n".join(problems(tmp_path, GOOD + "masks: &m {profile: *m}\n"))
+    assert "c.yaml" in "\n".join(problems(tmp_path, GOOD + "storage: &m {s3://a: *m}\n"))
+
+
+def test_anchors_and_merges_work(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(GOOD + "masks: &m {points_per_side: 8, crop_n_layers: 0}\nresources: {prepare: &p {actors: 2}}\n")
+    assert load_config(str(path)).masks.points_per_side == 8
+
+
+@pytest.mark.parametrize("override", ["masks.points_per_side", "=3", ".a=3", "a..b=3", "masks.points_per_side=[1"])
+def test_an_override_of_another_form_is_refused(tmp_path, override):
+    assert "--set" in problems(tmp_path, GOOD, override)[0]
+
+
+def test_an_override_below_a_plain_value_is_refused(tmp_path):
+    assert problems(tmp_path, GOOD, "name.first=3") == [
+        "--set name.first: name is 'street', which has no keys below it"
+    ]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        load_config(str(tmp_path / "absent.yaml"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(UsageError, match="not text in UTF-8"):
+        load_config(str(tmp_path / "binary.yaml"))
+
+
+def test_a_configuration_is_read_by_uri(tmp_path):
+    (tmp_path / "c.yaml").write_text(GOOD)
+    assert load_config(f"file://{tmp_path}/c.yaml").name == "street"
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(f"file://{tmp_path}/absent.yaml")

@@ -1,0 +1,87 @@
+"""Opening a dataset: begun once, the same ever after, or refused by the name of what differs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs.layout import read_manifest
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.config import Config, load_config
+from pipeline.dataset import open_or_create
+from tests.support.builds import digests, write_catalog, write_config
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    rows = [{"uri": f"photo_{i}.jpg", "license": "CC0-1.0" if i % 2 else "CC-BY-4.0"} for i in range(8)]
+    return write_catalog(tmp_path / "catalog.jsonl", rows)
+
+
+def config(folder: Path, catalog: Path, **changes: Any) -> Config:
+    return load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
+
+
+def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path) -> None:
+    dataset = open_or_create(config(tmp_path, catalog), Storage())
+    manifest = read_manifest(Storage(), str(tmp_path / "dataset"))
+    assert dataset.manifest == manifest
+    assert (dataset.rows, dataset.shards()) == (8, range(3))
+    assert [(span.start, span.stop) for span in dataset.spans([0, 1, 2])] == [(0, 3), (3, 6), (6, 8)]
+    assert manifest.licenses == {"CC-BY-4.0": 4, "CC0-1.0": 4}
+    assert dataset.numerics.threads == 1
+    assert manifest.numerics_fingerprint == dataset.numerics.fingerprint
+    table = dataset.read_rows(Storage(), [0, 2])
+    assert table.column("ordinal").to_pylist() == [0, 1, 2, 6, 7]
+    assert table.column("uri").to_pylist()[0] == "photo_0.jpg"
+
+
+def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    before = digests(tmp_path / "dataset")
+    open_or_create(config(tmp_path, catalog, rows_per_block=7, max_reject_ratio=0.9), Storage())
+    assert digests(tmp_path / "dataset") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"images_per_shard": 4}, "images_per_shard: 3 before, 4 now"),
+        ({"name": "other"}, "name: 'small' before, 'other' now"),
+        ({"release": {"jpeg_quality": 90}}, "release.jpeg_quality: 95 before, 90 now"),
+        ({"license": {"allow": ["CC0-1.0"]}}, "license.allow"),
+        ({"model": {"threads": 2, "device": "cpu"}}, "model.threads: 1 before, 2 now"),
+    ],
+)
+def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str, Any], key: str) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    before = digests(tmp_path / "dataset")
+    with pytest.raises(UsageError, match=key):
+        open_or_create(config(tmp_path, catalog, **changes), Storage())
+    assert digests(tmp_path / "dataset") == before
+
+
+def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, catalog: Path) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    rewritten = tmp_path / "rewritten.csv"
+    lines = [f"photo_{i}.jpg,{'CC0-1.0' if i % 2 else 'CC-BY-4.0'}" for i in range(8)]
+    rewritten.write_text("uri,license\n" + "\n".join(lines) + "\n")
+    open_or_create(config(tmp_path, rewritten), Storage())
+    rewritten.write_text("uri,license\n" + "\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UsageError, match="has 7 rows and is not the one"):
+        open_or_create(config(tmp_path, rewritten), Storage())
+
+
+def test_an_empty_catalog_begins_nothing(tmp_path: Path) -> None:
+    empty = write_catalog(tmp_path / "empty.jsonl", [])
+    with pytest.raises(UsageError, match="has no rows"):
+        open_or_create(config(tmp_path, empty), Storage())
+    assert not (tmp_path / "dataset" / "dataset.json").exists()
+
+
+def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) -> None:
+    dataset = open_or_create(config(tmp_path, catalog), Storage())
+    assert dataset.shards((1, 99)) == range(1, 3)
+    with pytest.raises(UsageError, match="names no shard"):
+        dataset.shards((3, 5))

@@ -1,0 +1,53 @@
+"""Every `segmint …` that the README and the docs show is a command line that segmint takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from pipeline.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def shown_commands() -> list[str]:
+    """Lines of code blocks that begin with `segmint`, continued ones joined; `segmint …` in sentences is not taken."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line for line in lines if line.startswith("segmint ")]
+    return found
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_command_shown_is_taken(line: str) -> None:
+    _, *arguments = shlex.split(line, comments=True)
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name = arguments.pop(0)
+        assert name in command.commands, f"there is no command {name!r}"
+        command = command.commands[name]
+    with command.make_context(command.name, arguments):  # parses, and raises for what it does not know
+        pass
+
+
+def test_commands_are_shown() -> None:
+    assert len(shown_commands()) > 10
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_photograph_is_the_only_one_and_small() -> None:
+    """The README credits it; another one would need its own credit."""
+    pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}]
+    assert [path.name for path in pictures] == ["overlay.jpg"]
+    assert pictures[0].stat().st_size < 300_000
+    assert "CC0-1.0" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,41 @@
+"""Shard writers as real Ray tasks: a bounded number at once, every result handed over once, errors not swallowed."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from infra.ray_session import Cluster
+from operators.write_shard import ShardTask
+from pipeline.shard_writers import ShardWriters
+from pipeline.windows import Cut
+from tests.support.described_rows import accepted_row, described
+
+pytestmark = pytest.mark.ray
+
+
+def shard_task(folder: Path, shard: int, rows: int) -> ShardTask:
+    return ShardTask(shard, shard * rows, (shard + 1) * rows, str(folder), {}, "0123456789ab", True, 0.5)
+
+
+def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluster, tmp_path: Path) -> None:
+    # Two blocks of three rows for three shards of two: the middle shard is cut out of both.
+    blocks = [ray.put(described([accepted_row(i) for i in rows])) for rows in ((0, 1, 2), (3, 4, 5))]
+    cuts = [[Cut(blocks[0], 0, 2)], [Cut(blocks[0], 2, 3), Cut(blocks[1], 0, 1)], [Cut(blocks[1], 1, 3)]]
+    writers = ShardWriters(limit=1)
+    results = []
+    for shard, pieces in enumerate(cuts):
+        results.extend(writers.submit(shard_task(tmp_path, shard, 2), pieces))
+        assert len(writers._in_flight) <= 1
+    results.extend(writers.drain())
+    assert sorted(result.shard for result in results) == [0, 1, 2]
+    assert {result.status for result in results} == {"committed"}
+    assert len(list((tmp_path / "commits").iterdir())) == 3
+
+
+def test_a_writer_s_error_reaches_the_driver(local_ray: Cluster, tmp_path: Path) -> None:
+    block = ray.put(described([accepted_row(5)]))
+    writers = ShardWriters(limit=2)
+    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(block, 0, 1)]))
+    with pytest.raises(ray.exceptions.RayTaskError, match="takes the ordinals 0 to 0"):
+        list(writers.drain())

@@ -1,0 +1,64 @@
+"""The layout of stages on machines: pools that fit, or an error with the numbers before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import UsageError
+from infra.ray_session import Cluster
+from infra.storage import Storage
+from pipeline.config import load_config
+from pipeline.dataset import OpenDataset, open_or_create
+from pipeline.stages import Stages, lay_out
+from tests.support.builds import write_catalog, write_config
+
+LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
+
+
+def laid_out(folder: Path, cluster: Cluster, **changes: Any) -> Stages:
+    catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
+    config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
+    dataset: OpenDataset = open_or_create(config, Storage())
+    return lay_out(config, dataset, cluster)
+
+
+def test_a_laptop_gets_one_actor_of_each(tmp_path: Path) -> None:
+    stages = laid_out(tmp_path, LAPTOP)
+    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (1, 1)
+    assert (stages.prepare_pool.smallest, stages.prepare_pool.largest) == (1, 1)
+
+
+def test_a_cluster_without_gpus_gets_a_segment_actor_a_machine_and_prepares_on_the_rest(tmp_path: Path) -> None:
+    stages = laid_out(tmp_path, Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2))
+    assert stages.segment_pool.largest == 4
+    assert stages.prepare_pool.largest == 60
+
+
+def test_pools_as_they_were_asked_for(tmp_path: Path) -> None:
+    stages = laid_out(
+        tmp_path, LAPTOP, resources={"segment": {"actors": [1, 2]}, "prepare": {"actors": 2, "num_cpus": 0.5}}
+    )
+    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (1, 2)
+    assert (stages.prepare_pool.smallest, stages.prepare_pool.num_cpus) == (2, 0.5)
+
+
+def test_pools_that_do_not_fit_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"segment 4 x 2 CPUs, prepare 1 x 1.* take 11 logical CPUs.* has 8"):
+        laid_out(tmp_path, LAPTOP, resources={"segment": {"actors": 4}})
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
+        laid_out(tmp_path, LAPTOP, resources={"segment": {"num_gpus": 1}})
+
+
+def test_originals_are_kept_only_where_crops_are_cut_from_them(tmp_path: Path) -> None:
+    for name, masks, kept in (
+        ("none", {"crop_n_layers": 0}, False),
+        ("layers", {"crop_n_layers": 1}, True),
+        ("official", {"profile": "official", "crop_n_layers": 1}, False),
+    ):
+        (tmp_path / name).mkdir()
+        stages = laid_out(tmp_path / name, LAPTOP, masks=masks)
+        assert stages.prepare_arguments[0].keep_original == kept

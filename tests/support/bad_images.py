@@ -1,0 +1,286 @@
+"""Broken, odd and hostile images made from a real photograph, each with the verdict that it must get."""
+
+import hashlib
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, TiffImagePlugin
+
+from catalogs.reasons import Reason
+
+POISON = Path(__file__).parent / "poison"
+"""On the PYTHONPATH of a process and its children, this folder makes `deadly_bitmap`s deadly (sitecustomize)."""
+
+CRASH, HANG, EXIT, ALLOCATE = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A file's name and bytes, and the verdict on it: None means accepted."""
+
+    name: str
+    data: bytes | None  # None: there is no such object
+    reason: Reason | None
+    stage: str | None = "ingest"
+    columns: dict[str, object] = field(default_factory=dict)  # of its row in the catalog, beside uri and license
+    needs_poison: bool = False  # harmless without `POISON`
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must become of one row of the catalog."""
+
+    image_id: str
+    uri: str  # as the catalog writes it
+    reason: Reason | None
+    stage: str | None  # null for an accepted image
+
+
+@cache
+def photograph() -> Image.Image:
+    """scikit-image's cat, Chelsea: 451×300 RGB, no face and no plate."""
+    from skimage import data
+
+    return Image.fromarray(np.asarray(data.chelsea()))
+
+
+@cache
+def portrait() -> Image.Image:
+    """scikit-image's astronaut: 512×512 RGB, one face."""
+    from skimage import data
+
+    return Image.fromarray(np.asarray(data.astronaut()))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The image as a file of Pillow's format `kind`."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@cache
+def jpeg() -> bytes:
+    """The photograph as a JPEG."""
+    return encode(photograph(), "JPEG", quality=92)
+
+
+@cache
+def png() -> bytes:
+    """The photograph as a PNG of many IDAT chunks."""
+    return encode(photograph(), "PNG", compress_level=1)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """One PNG chunk with its length and CRC."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A PNG of zeros, 1 bit a pixel: a few kilobytes that say they are huge."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    row = bytes(1 + (width + 7) // 8)
+    squeeze = zlib.compressobj(9)
+    pixels = b"".join(squeeze.compress(row * 64) for _ in range(height // 64)) + squeeze.flush()
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
+
+
+def flipped(data: bytes, start: int, count: int = 40) -> bytes:
+    """The bytes with `count` of them inverted."""
+    middle = bytes(byte ^ 0xFF for byte in data[start : start + count])
+    return data[:start] + middle + data[start + count :]
+
+
+@cache
+def swapped_profile() -> bytes:
+    """A valid RGB profile whose red, green and blue primaries are rotated, so that it visibly changes colors."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    (count,) = struct.unpack_from(">I", profile, 128)
+    entries = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    places = [bytes(profile[entries[tag] + 4 : entries[tag] + 12]) for tag in (b"rXYZ", b"gXYZ", b"bXYZ")]
+    for tag, place in zip((b"gXYZ", b"bXYZ", b"rXYZ"), places, strict=True):
+        profile[entries[tag] + 4 : entries[tag] + 12] = place
+    return bytes(profile)
+
+
+def exif(orientation: int) -> bytes:
+    """EXIF with an orientation, a GPS position, an owner and a comment."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010F] = "SEGMINT-CAMERA"
+    tags[0x9286] = "SEGMINT-COMMENT"
+    tags[0x8825] = {1: "N", 2: (48.0, 51.0, 29.0), 3: "E", 4: (2.0, 17.0, 40.0)}
+    return tags.tobytes()
+
+
+def frames(count: int) -> list[Image.Image]:
+    """The photograph, shifted a little from frame to frame."""
+    pixels = np.asarray(photograph().resize((150, 100)))
+    return [Image.fromarray(np.roll(pixels, 7 * index, axis=1)) for index in range(count)]
+
+
+def animation(kind: str, count: int) -> bytes:
+    """Frames as one file."""
+    first, *others = frames(count)
+    return encode(first, kind, save_all=True, append_images=others, duration=80)
+
+
+def palette_with_alpha() -> bytes:
+    """A palette PNG in which every second palette entry is half transparent."""
+    image = photograph().quantize(64)
+    return encode(image, "PNG", transparency=bytes(255 if index % 2 else 128 for index in range(64)))
+
+
+def sixteen_bit_grey() -> Image.Image:
+    """The photograph's luminance, spread over the whole range of 16 bits."""
+    grey = np.asarray(photograph().convert("L")).astype(np.float64)
+    spread = (grey - grey.min()) / (grey.max() - grey.min()) * 65535
+    return Image.fromarray(spread.round().astype(np.uint16))
+
+
+def half_transparent() -> Image.Image:
+    """The photograph, fading to transparent from left to right."""
+    image = photograph().copy()
+    fade = np.tile(np.linspace(255, 0, image.width).round().astype(np.uint8), (image.height, 1))
+    image.putalpha(Image.fromarray(fade))
+    return image
+
+
+def deadly_bitmap(deed: int) -> bytes:
+    """A bitmap in run-length encoding, which `POISON` makes its decoder crash, hang, exit or allocate for ever."""
+    side, palette = 80, bytes([deed, deed, deed, 0]) + bytes(4 * 255)
+    pixels = b"".join(bytes([side, 0, 0, 0]) for _ in range(side)) + b"\x00\x01"
+    offset = 54 + len(palette)
+    header = struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset)
+    return header + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(pixels), 0, 0, 256, 0) + palette + pixels
+
+
+def tiff_with_thumbnail() -> bytes:
+    """A TIFF whose second page is a smaller copy of the first, marked as such."""
+    stream = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream, True) as writer:
+        photograph().save(writer, "TIFF")
+        writer.newFrame()
+        photograph().resize((90, 60)).save(writer, "TIFF", tiffinfo={254: 1})
+    return stream.getvalue()
+
+
+def _broken() -> Iterable[Sample]:
+    yield Sample("zero_bytes.jpg", b"", Reason.EMPTY_OBJECT)
+    yield Sample("html.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
+    yield Sample("xml_error.jpg", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", Reason.NOT_AN_IMAGE)
+    yield Sample("random.jpg", np.random.default_rng(1).bytes(20_000), Reason.NOT_AN_IMAGE)
+    yield Sample("text_bm.bmp", b"BMW dealers and their opening hours, a list\n" * 9, Reason.NOT_AN_IMAGE)
+    for name, data in (("svg", b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9"/>'),
+                       ("pdf", b"%PDF-1.7\n1 0 obj<<>>endobj\n%%EOF"), ("psd", b"8BPS\x00\x01" + bytes(60)),
+                       ("heic", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)),
+                       ("jp2", b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64))):  # fmt: skip
+        yield Sample(f"unsupported.{name}", data, Reason.UNSUPPORTED_FORMAT)
+    for missing in (1, 2, 12, 3000, len(jpeg()) // 2):
+        yield Sample(f"jpeg_cut_{missing}.jpg", jpeg()[:-missing], Reason.TRUNCATED)
+    yield Sample("jpeg_cut_header.jpg", jpeg()[:300], Reason.TRUNCATED)
+    progressive = encode(photograph(), "JPEG", progressive=True)
+    yield Sample("jpeg_progressive_cut.jpg", progressive[: len(progressive) // 2], Reason.TRUNCATED)
+    yield Sample("jpeg_cut_with_end_marker.jpg", jpeg()[: len(jpeg()) // 2] + b"\xff\xd9", Reason.TRUNCATED)
+    garbage = np.random.default_rng(3).bytes(5000)
+    yield Sample("jpeg_magic_then_noise.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + garbage, Reason.CORRUPT)
+    noise = np.random.default_rng(0).bytes(400).replace(b"\xff", b"\xfe")
+    noisy = jpeg()[:20_000] + noise + jpeg()[20_400:]
+    yield Sample("jpeg_noise_inside.jpg", noisy, Reason.CORRUPT)
+    yield Sample("png_cut.png", png()[: len(png()) // 2], Reason.TRUNCATED)
+    yield Sample("png_cut_end.png", png()[:-5], Reason.TRUNCATED)
+    yield Sample("png_corrupt_middle.png", flipped(png(), len(png()) // 2), Reason.CORRUPT)
+    webp = encode(photograph(), "WEBP")
+    yield Sample("webp_cut.webp", webp[: len(webp) // 2], Reason.TRUNCATED)
+    tiff = encode(photograph(), "TIFF")
+    yield Sample("tiff_cut.tif", tiff[: len(tiff) // 2], Reason.TRUNCATED)
+    packed = encode(photograph(), "TIFF", compression="tiff_lzw")
+    yield Sample("tiff_lzw_cut.tif", packed[: len(packed) // 2], Reason.TRUNCATED)
+    yield Sample("bmp_cut.bmp", encode(photograph(), "BMP")[:-999], Reason.TRUNCATED)
+    yield Sample("gif_cut.gif", encode(photograph(), "GIF")[:-999], Reason.TRUNCATED)
+
+
+def _out_of_bounds() -> Iterable[Sample]:
+    yield Sample("bomb.png", png_bomb(20_032, 20_032), Reason.TOO_LARGE)
+    yield Sample("one_pixel.png", encode(photograph().resize((1, 1)), "PNG"), Reason.TOO_SMALL)
+    yield Sample("sliver.png", encode(photograph().resize((30_000, 10)), "PNG"), Reason.TOO_SMALL)
+    yield Sample("too_long_for_jpeg.png", encode(photograph().resize((66_000, 64)), "PNG"), Reason.TOO_LARGE, "release")
+    yield Sample("animated.gif", animation("GIF", 3), Reason.ANIMATED)
+    yield Sample("animated.webp", animation("WEBP", 3), Reason.ANIMATED)
+    yield Sample("animated.png", animation("PNG", 3), Reason.ANIMATED)
+    yield Sample("two_pages.tif", animation("TIFF", 2), Reason.UNSUPPORTED_FORMAT)
+    yield Sample("float.tif", encode(photograph().convert("F"), "TIFF"), Reason.UNSUPPORTED_FORMAT)
+
+
+def _odd() -> Iterable[Sample]:
+    def accepted(name: str, data: bytes, **columns: object) -> Sample:
+        return Sample(name, data, None, None, columns)
+
+    yield accepted("plain.jpg", jpeg())
+    yield accepted("portrait.jpg", encode(portrait(), "JPEG"))
+    yield accepted("progressive.jpg", encode(photograph(), "JPEG", progressive=True))
+    yield accepted("cmyk.jpg", encode(photograph().convert("CMYK"), "JPEG"))
+    yield accepted("grey.jpg", encode(photograph().convert("L"), "JPEG"))
+    yield accepted("trailing_bytes.jpg", jpeg() + b"what a phone appends" * 99)
+    yield accepted("rotated_gps.jpg", encode(photograph(), "JPEG", exif=exif(6)))
+    yield accepted("swapped_profile.jpg", encode(photograph(), "JPEG", icc_profile=swapped_profile()))
+    yield accepted("broken_profile.jpg", encode(photograph(), "JPEG", icc_profile=b"no profile at all" * 20))
+    yield accepted("broken_exif.jpg", encode(photograph(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff"))
+    yield accepted("sixteen_bit.png", encode(sixteen_bit_grey(), "PNG"))
+    yield accepted("sixteen_bit.tif", encode(sixteen_bit_grey(), "TIFF"))
+    yield accepted("alpha.png", encode(half_transparent(), "PNG"))
+    yield accepted("palette_alpha.png", palette_with_alpha())
+    yield accepted("grey_alpha.png", encode(half_transparent().convert("LA"), "PNG"))
+    yield accepted("one_bit.png", encode(photograph().convert("1"), "PNG"))
+    yield accepted("still.gif", encode(photograph(), "GIF"))
+    yield accepted("still.webp", encode(photograph(), "WEBP"))
+    yield accepted("plain.bmp", encode(photograph(), "BMP"))
+    yield accepted("thumbnail_inside.tif", tiff_with_thumbnail())
+    yield accepted("a name, spaces & Ünïcödé 写真 %41.jpg", jpeg())
+    yield accepted("jpeg_named.png", jpeg())
+    yield accepted("right_hash.jpg", jpeg(), sha256=hashlib.sha256(jpeg()).hexdigest())
+
+
+def _by_catalog() -> Iterable[Sample]:
+    yield Sample("wrong_hash.jpg", jpeg(), Reason.HASH_MISMATCH, "read", {"sha256": "0" * 64})
+    yield Sample("missing.jpg", None, Reason.NOT_FOUND, "read")
+    yield Sample("same_id.jpg", jpeg(), Reason.DUPLICATE_ID, "catalog", {"image_id": "plain.jpg"})
+    yield Sample("other_license.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", {"license": "CC-BY-NC-4.0"})
+    yield Sample("no_license.jpg", jpeg(), Reason.LICENSE_MISSING, "catalog", {"license": None})
+
+
+def _deadly() -> Iterable[Sample]:
+    yield Sample("crash.bmp", deadly_bitmap(CRASH), Reason.KILLED_WORKER, "prepare", needs_poison=True)
+    yield Sample("hoard.bmp", deadly_bitmap(ALLOCATE), Reason.OUT_OF_MEMORY, "prepare", needs_poison=True)
+
+
+@cache
+def samples() -> tuple[Sample, ...]:
+    """Every file, in a fixed order; about a second to make."""
+    makers: tuple[Callable[[], Iterable[Sample]], ...] = (_odd, _broken, _out_of_bounds, _by_catalog, _deadly)
+    return tuple(sample for maker in makers for sample in maker())
+
+
+def write_bad_catalog(folder: Path, chosen: Iterable[Sample] | None = None) -> list[Expected]:
+    """Writes the files and `catalog.jsonl` beside them, and returns what must become of each row, in order.
+
+    The license of every row but two is CC0-1.0, which the policy must allow; those with `needs_poison` need
+    `POISON` and a memory limit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    expected, lines = [], []
+    for sample in samples() if chosen is None else chosen:
+        if sample.data is not None:
+            (folder / sample.name).write_bytes(sample.data)
+        row = {"uri": sample.name, "image_id": sample.name, "license": "CC0-1.0", **sample.columns}
+        lines.append(json.dumps(row, ensure_ascii=False))
+        expected.append(Expected(str(row["image_id"]), sample.name, sample.reason, sample.stage))
+    (folder / "catalog.jsonl").write_text("\n".join(lines) + "\n")
+    return expected

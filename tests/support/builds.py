@@ -1,0 +1,98 @@
+"""Building small datasets in tests as a user would: a folder of photographs, a catalog, a YAML file, the command."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = {
+    "name": "small",
+    "images_per_shard": 3,
+    "license": {"allow": ["CC0-1.0", "CC-BY-4.0"]},
+    "masks": {"points_per_side": 3, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8},
+    "model": {"threads": 1, "device": "cpu"},
+    "rows_per_block": 2,
+    "retry_wait_s": 1,
+}
+"""A configuration that takes seconds: nine prompts an image, no crops, one thread."""
+
+
+def photograph(name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One of scikit-image's photographs, (H, W, 3) uint8 RGB, shrunk to `size` (width, height) where given."""
+    from skimage import data
+
+    image = Image.fromarray(np.asarray(getattr(data, name)())).convert("RGB")
+    return np.asarray(image if size is None else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def write_photographs(folder: Path, count: int) -> list[str]:
+    """`count` different small photographs as JPEG files; returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [photograph(name, (240, 180)) for name in ("astronaut", "coffee", "chelsea", "rocket")]
+    names = []
+    for index in range(count):
+        pixels = np.roll(sources[index % len(sources)], 7 * (index // len(sources)), axis=1)
+        names.append(f"photo_{index:03}.jpg")
+        Image.fromarray(pixels).save(folder / names[-1], quality=92)
+    return names
+
+
+def write_catalog(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A JSON Lines catalog."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def small_catalog(folder: Path, count: int = 8) -> Path:
+    """A catalog of `count` photographs, of which the third has a forbidden licence and the last is missing."""
+    names = write_photographs(folder, count - 1)
+    rows = [{"uri": name, "license": "CC0-1.0", "image_id": f"image-{i}"} for i, name in enumerate(names)]
+    rows[2]["license"] = "CC-BY-NC-4.0"
+    rows.append({"uri": "nowhere.jpg", "license": "CC0-1.0", "image_id": "image-missing"})
+    return write_catalog(folder / "catalog.jsonl", rows)
+
+
+def write_config(path: Path, catalog: str | Path, output: str | Path, **changes: Any) -> Path:
+    """`SMALL` with a catalog, an output and changes, as YAML."""
+    tree = {**SMALL, "catalog": str(catalog), "output": str(output), **changes}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300, **environment: str) -> str:
+    """Runs the command in a process of its own; returns what it printed, both streams together.
+
+    `check` is the exit code expected; None takes any.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "segmint", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check is not None and done.returncode != check:
+        raise AssertionError(f"segmint {arguments} ended with {done.returncode}, not {check}:\n{done.stdout}")
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,119 @@
+"""Small committed datasets, written by the real writer from made-up rows: photographs, two masks each, no model."""
+
+import io
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pycocotools import mask as coco
+
+from catalogs.layout import MANIFEST, CatalogPart, DatasetManifest, Weights, config_sha256, part_path
+from infra.storage import Storage, join
+from operators.describe import DESCRIBED
+from operators.write_shard import ShardTask, write_shard
+
+ROWS = 3
+"""Rows of each shard; the last one is refused."""
+
+
+def pixels(ordinal: int) -> np.ndarray:
+    """The picture of a row before JPEG, (60, 80, 3) uint8 RGB: a gradient with a bright square."""
+    y, x = np.mgrid[:60, :80]
+    image = np.stack([x * 3, y * 4, (x + y + 40 * ordinal) % 256], axis=-1).astype(np.uint8)
+    image[10:30, 20:50] = 250
+    return image
+
+
+def masks(ordinal: int) -> list[np.ndarray]:
+    """The masks of a row, (60, 80) bool each."""
+    square = np.zeros((60, 80), bool)
+    square[10:30, 20:50] = True
+    disk = np.hypot(*np.mgrid[-30:30, -40:40]) < 5 + ordinal
+    return [square, disk]
+
+
+def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
+    """A row as it reaches a shard's writer."""
+    row: dict[str, Any] = {
+        "ordinal": ordinal,
+        "id": ordinal + 1,
+        "image_id": f"image-{ordinal}",
+        "uri": f"/photos/{ordinal}.jpg",
+        "license": "CC-BY-4.0",
+        "attribution": "Zoë",
+    }
+    if refused:
+        return {**row, "stage": "prepare", "reason": "not_an_image", "detail": "it is a text"}
+    encoded = io.BytesIO()
+    Image.fromarray(pixels(ordinal)).save(encoded, "JPEG", quality=95)
+    return {
+        **row,
+        "width": 80,
+        "height": 60,
+        "faces": 0,
+        "plates": 0,
+        "regions": [],
+        "release": encoded.getvalue(),
+        "masks": [_mask(mask) for mask in masks(ordinal)],
+    }
+
+
+def write_dataset(storage: Storage, uri: str, shards: int, with_images: bool = True) -> DatasetManifest:
+    """Writes `dataset.json` and commits each shard."""
+    manifest = DatasetManifest(
+        name="small",
+        config={"images_per_shard": ROWS},
+        config_sha256=config_sha256({"images_per_shard": ROWS}),
+        numerics={"device": "cpu"},
+        code_version="0",
+        weights=Weights(name="none", sha256="0" * 64),
+        catalog=(
+            CatalogPart(path=part_path(0), rows=shards * ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0),
+        ),
+        images_per_shard=ROWS,
+        policy_date=date(2026, 1, 1),
+    )
+    storage.put(join(uri, MANIFEST), manifest.to_json())
+    for shard in range(shards):
+        write_generation(storage, uri, shard, with_images=with_images)
+    return manifest
+
+
+def write_generation(
+    storage: Storage, uri: str, shard: int, generation: int = 1, refuse: int = 1, with_images: bool = True
+) -> None:
+    """Writes and commits one generation of a shard, its last `refuse` rows refused."""
+    start, stop = shard * ROWS, (shard + 1) * ROWS
+    rows = [row_of(ordinal, refused=ordinal >= stop - refuse) for ordinal in range(start, stop)]
+    complete = [{name: row.get(name) for name in DESCRIBED.names} for row in rows]
+    table = pa.Table.from_pylist(complete, schema=DESCRIBED)
+    task = ShardTask(
+        shard=shard,
+        start=start,
+        stop=stop,
+        dataset_uri=uri,
+        storage_options=storage._options,
+        numerics="0123456789ab",
+        with_images=with_images,
+        max_reject_ratio=1.0,
+        generation=generation,
+    )
+    result = write_shard(task, [(0, ROWS)], table)
+    if result.status != "committed":
+        raise AssertionError(result.detail)
+
+
+def _mask(mask: np.ndarray) -> dict[str, Any]:
+    encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    ys, xs = np.nonzero(mask)
+    return {
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
+        "bbox": [float(v) for v in (xs.min(), ys.min(), xs.max() - xs.min(), ys.max() - ys.min())],
+        "area": int(mask.sum()),
+        "predicted_iou": 0.91,
+        "stability_score": 0.97,
+        "crop_box": [0.0, 0.0, 80.0, 60.0],
+        "point_coords": [[30.0, 20.0]],
+    }

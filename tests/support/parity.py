@@ -1,0 +1,116 @@
+"""Comparing our masks with the reference generator's: ours wrapped for it, and records matched one by one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import Sam as ReferenceSam
+
+from model.automatic.records import MaskRecord
+from model.sam.sam import Sam
+
+
+class _Encoder(torch.nn.Module):
+    """Our image encoder with the one attribute that the reference code asks for."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.img_size = 1024
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.encoder(image)
+
+
+def reference_sam(sam: Sam) -> ReferenceSam:
+    """The reference implementation with our image encoder, and our weights in all else."""
+    reference = ReferenceSam(
+        image_encoder=_Encoder(sam.image_encoder),
+        prompt_encoder=PromptEncoder(
+            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+    )
+    reference.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict())
+    reference.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
+    return reference.eval()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our records against the reference's.
+
+    `pairs` holds (ours, theirs, IoU) by position; `missing` and `extra` the positions of theirs and ours that
+    matched nothing; the others the largest differences among the pairs.
+    """
+
+    pairs: tuple[tuple[int, int, float], ...]
+    missing: tuple[int, ...]
+    extra: tuple[int, ...]
+    iou_difference: float
+    stability_difference: float
+    box_difference: float
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the pairs stand in the same order on both sides."""
+        theirs = [pair[1] for pair in sorted(self.pairs)]
+        return theirs == sorted(theirs)
+
+    @property
+    def least_iou(self) -> float:
+        """Mask IoU of the worst pair."""
+        return min((pair[2] for pair in self.pairs), default=1.0)
+
+
+def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> Comparison:
+    """Pairs each of the reference's masks with one of ours, of the same point and crop, at IoU 0.99."""
+    mine = [_coco(record) for record in ours]
+    reference = [{**one["segmentation"], "counts": _bytes(one["segmentation"]["counts"])} for one in theirs]
+    overlap = np.zeros((len(theirs), len(ours)))
+    if mine and reference:
+        overlap = np.asarray(coco.iou(mine, reference, [0] * len(reference))).T
+    free = set(range(len(ours)))
+    pairs = []
+    missing = []
+    for position, one in enumerate(theirs):
+        same = [index for index in free if overlap[position, index] >= 0.99 and _same_prompt(ours[index], one)]
+        if not same:
+            missing.append(position)
+            continue
+        best = max(same, key=lambda index: (overlap[position, index], -abs(index - position)))
+        free.remove(best)
+        pairs.append((best, position, float(overlap[position, best])))
+    found = [(ours[index], theirs[position]) for index, position, _ in pairs]
+    return Comparison(
+        tuple(pairs),
+        tuple(missing),
+        tuple(sorted(free)),
+        max((abs(a.predicted_iou - b["predicted_iou"]) for a, b in found), default=0.0),
+        max((abs(a.stability_score - b["stability_score"]) for a, b in found), default=0.0),
+        max((float(np.abs(np.subtract(a.bbox, b["bbox"])).max()) for a, b in found), default=0.0),
+    )
+
+
+def _same_prompt(record: MaskRecord, other: dict[str, Any]) -> bool:
+    return list(record.point_coords) == list(other["point_coords"][0]) and list(record.crop_box) == list(
+        other["crop_box"]
+    )
+
+
+def _coco(record: MaskRecord) -> dict[str, Any]:
+    return {"size": list(record.segmentation.size), "counts": record.segmentation.counts.encode()}
+
+
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode() if isinstance(counts, str) else counts

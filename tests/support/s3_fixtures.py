@@ -1,0 +1,46 @@
+"""Fixtures around a real S3 server: `s3_server` (one a session), `s3_bucket` (an empty one a test)."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running SeaweedFS; its credentials stand in this process's environment, which children inherit."""
+    credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    old = {name: os.environ.get(name) for name in (*credentials, "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED")}
+    os.environ.update(credentials, AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")
+    server = S3Server(Path(tmp_path_factory.mktemp("s3")))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@pytest.fixture
+def make_bucket(s3_server: S3Server) -> Callable[..., str]:
+    """Makes an empty bucket and gives its name."""
+    return s3_server.make_bucket
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> str:
+    """The name of an empty bucket."""
+    return s3_server.make_bucket()
+
+
+@pytest.fixture
+def s3_options(s3_server: S3Server) -> dict[str, dict[str, str]]:
+    """Storage options that lead every s3:// URI to the server."""
+    return {"s3://": {"endpoint_url": s3_server.endpoint_url}}
