@@ -79,7 +79,8 @@ class CatalogFindings:
     def lines(self) -> list[str]:
         """The findings as a person reads them."""
         lines = [f"{self.catalog}: {self.rows:,} rows, {self.accepted:,} of them acceptable by what it says"]
-        lines += [f"  {name:<28} {count:>12,}" for name, count in self.by_license.items()]
+        width = max((len(name) for name in self.by_license), default=0)
+        lines += [f"  {name:<{width}} {count:>12,}" for name, count in self.by_license.items()]
         for title, finding in (
             ("no license", self.missing_license),
             (f"expired before {self.policy_date}", self.expired),

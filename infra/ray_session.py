@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.errors import UsageError
 
@@ -66,7 +67,7 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
                 _check_answers(target)
                 ray.init(
                     address=target,
-                    runtime_env={"working_dir": str(_checkout()), "excludes": _EXCLUDES},
+                    runtime_env=_runtime_env(),
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
@@ -103,8 +104,12 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _checkout() -> Path:
-    return Path(__file__).resolve().parent.parent
+def _runtime_env() -> dict[str, Any] | None:
+    """What a cluster's workers run: this checkout as it stands; None where segmint is installed, as it is there."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").is_file():
+        return None
+    return {"working_dir": str(checkout), "excludes": _EXCLUDES}
 
 
 def _observe(*, local: bool) -> Cluster:

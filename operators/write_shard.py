@@ -96,7 +96,7 @@ def held_back(table: pa.Table, max_reject_ratio: float) -> str:
     """Why a shard must not be committed yet, or an empty string.
 
     A faulted row has no verdict. And where over `max_reject_ratio` of 100 rows or more share one reason other than a
-    licence one, that is an outage until somebody says otherwise.
+    license one, that is an outage until somebody says otherwise.
     """
     faults = table.column("fault").drop_null()
     if len(faults):

@@ -14,11 +14,12 @@ Every key is of one kind of three:
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from catalogs.layout import differing_keys
 from catalogs.licenses import LicensePolicy, validate_identifier
@@ -107,11 +108,17 @@ class ResourcesConfig(_Part):
     segment: SegmentPoolConfig = SegmentPoolConfig()
 
 
+def _plain_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("expected at most 100 letters, digits, dots, hyphens and underscores, a letter or digit first")
+    return value
+
+
 class Config(_Part):
     """Everything that `segmint build` is told. The module says which keys are identity and which runtime."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """The dataset's name: letters, digits, dot, hyphen and underscore."""
+    name: Annotated[str, AfterValidator(_plain_name)]
+    """The dataset's name: letters, digits, dot, hyphen and underscore, at most 100."""
     catalog: str = Field(min_length=1)
     """Path or URI of the source catalog: Parquet, JSON Lines or CSV by its ending."""
     output: str = Field(min_length=1)

@@ -54,7 +54,7 @@ def write_catalog(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def small_catalog(folder: Path, count: int = 8) -> Path:
-    """A catalog of `count` photographs, of which the third has a forbidden licence and the last is missing."""
+    """A catalog of `count` photographs, of which the third has a forbidden license and the last is missing."""
     names = write_photographs(folder, count - 1)
     rows = [{"uri": name, "license": "CC0-1.0", "image_id": f"image-{i}"} for i, name in enumerate(names)]
     rows[2]["license"] = "CC-BY-NC-4.0"
