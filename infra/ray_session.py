@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         return
     target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
     local = target == "local"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
         try:
             if local:
@@ -95,6 +96,20 @@ _EXCLUDES = [
     "*.pth",
     "*.onnx",
 ]
+
+
+@contextlib.contextmanager
+def _without_native_output() -> Iterator[None]:
+    """Keeps what Ray's native code writes to the terminal while it starts away from it; exceptions still tell."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is what is wanted
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _check_answers(address: str) -> None:
