@@ -45,7 +45,8 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Data prints the traceback of an error that it also raises.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield _observe(local=False)
         return

@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from infra.assets import resolve, sha256_of
 from infra.device import Compute
-from infra.errors import SegmintError
+from infra.errors import UsageError
 from infra.storage import Storage
 from model.automatic.generator import MaskGenerator, MaskRecord
 from model.automatic.settings import MaskSettings
@@ -72,8 +73,8 @@ class SegmentSettings:
     allow_mixed_numerics: bool = False
 
 
-class MixedNumericsError(SegmintError):
-    """A worker would give other bits than the dataset was begun with."""
+class MixedNumericsError(UsageError):
+    """A machine would give other bits than the dataset was begun with."""
 
 
 def segment_image(generator: MaskGenerator, image: Pixels, original: Pixels | None) -> dict[str, Any]:
@@ -104,16 +105,29 @@ def load_generator(settings: SegmentSettings) -> MaskGenerator:
 
     Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
     """
+    compute = _compute(settings.numerics)
+    weights = _weights(settings)
+    check_numerics(settings)
+    return MaskGenerator(Predictor(load_model(weights, compute)), settings.masks)
+
+
+def check_numerics(settings: SegmentSettings) -> None:
+    """Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with."""
     wanted = settings.numerics
-    compute = Compute(wanted.device, wanted.precision, wanted.threads)
-    weights = resolve(settings.weights, mirror=settings.assets, storage=Storage(settings.storage_options))
-    here = observe_numerics(compute, wanted.points_per_chunk, sha256_of(weights))
+    here = observe_numerics(_compute(wanted), wanted.points_per_chunk, sha256_of(_weights(settings)))
     if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
-            f"this worker would give other bits than the dataset was begun with: {here.differences(wanted)}. "
+            f"this machine would give other bits than the dataset was begun with: {here.differences(wanted)}. "
             "Use the same machines and versions, or set allow_mixed_numerics: true"
         )
-    return MaskGenerator(Predictor(load_model(weights, compute)), settings.masks)
+
+
+def _compute(numerics: Numerics) -> Compute:
+    return Compute(numerics.device, numerics.precision, numerics.threads)
+
+
+def _weights(settings: SegmentSettings) -> Path:
+    return resolve(settings.weights, mirror=settings.assets, storage=Storage(settings.storage_options))
 
 
 class Segment:

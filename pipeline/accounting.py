@@ -51,7 +51,7 @@ class Accounting:
                 f"this run  {self.built_rows:>12,} rows in {self.seconds:,.1f} s: "
                 f"{self.built_rows / self.seconds:.3g} images/s, {self.built_masks / self.seconds:.3g} masks/s"
             )
-        else:
+        elif self.complete:
             lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
         return lines
 

@@ -24,7 +24,7 @@ from infra.ray_session import ray_session
 from infra.storage import Storage
 from operators.describe import describe_table
 from operators.prepare import Prepare
-from operators.segment import Segment
+from operators.segment import Segment, check_numerics
 from operators.write_shard import ShardResult
 from pipeline.accounting import Accounting, account
 from pipeline.config import Config
@@ -56,7 +56,7 @@ def mint(rows: pa.Table, stages: Stages) -> ray.data.Dataset:
         )
         .map_batches(
             Segment,
-            fn_constructor_args=stages.segment_arguments,
+            fn_constructor_args=(stages.segment,),
             compute=stages.segment_pool.strategy(),
             num_cpus=stages.segment_pool.num_cpus,
             num_gpus=stages.segment_pool.num_gpus or None,
@@ -88,6 +88,8 @@ def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accou
         resources = config.resources
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
             stages = lay_out(config, dataset, cluster)
+            if cluster.local:
+                check_numerics(stages.segment)  # on a cluster each actor looks for itself
             with Progress() as progress:
                 while run.missing and run.barren < BARREN_WINDOWS:
                     window = run.missing[: config.window_shards]

@@ -47,7 +47,7 @@ class Stages:
 
     prepare_arguments: tuple[Any, ...]  # of `operators.prepare.Prepare`
     prepare_pool: Pool
-    segment_arguments: tuple[Any, ...]  # of `operators.segment.Segment`
+    segment: SegmentSettings
     segment_pool: Pool
     rows_per_block: int
     describe_num_cpus: float = DESCRIBE_CPUS
@@ -85,7 +85,7 @@ def lay_out(config: Config, dataset: OpenDataset, cluster: Cluster) -> Stages:
     return Stages(
         prepare_arguments=_prepare_arguments(config, dataset),
         prepare_pool=prepare,
-        segment_arguments=(_segment_settings(config, dataset),),
+        segment=_segment_settings(config, dataset),
         segment_pool=segment,
         rows_per_block=min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest)))),
     )

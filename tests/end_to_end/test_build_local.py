@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -110,3 +111,18 @@ def test_another_catalog_is_refused(built: tuple[Path, Path, str], tmp_path: Pat
     catalog = tmp_path / "other.jsonl"
     catalog.write_text('{"uri": "photo_000.jpg", "license": "CC0-1.0"}\n')
     assert "catalog" in segmint("build", config, "--set", f"catalog={catalog}", check=2)
+
+
+def test_a_machine_with_other_numerics_is_refused_before_anything_starts(
+    built: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    dataset, config, _ = built
+    copy = tmp_path / "dataset"
+    shutil.copytree(dataset, copy)
+    (copy / "commits" / "000001.g1.json").unlink()
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["numerics"]["torch"] = "1.0"
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    printed = segmint("build", config, "--set", f"output={copy}", check=2)
+    assert "against '1.0'" in printed
+    assert "Traceback" not in printed

@@ -1,6 +1,7 @@
 """The accounting: every row is written, rejected or left, and what is left is told."""
 
 from collections import Counter
+from dataclasses import replace
 
 from pipeline.accounting import Accounting
 
@@ -33,6 +34,8 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     text = "\n".join(run.lines())
     assert "3 rows in 1 shards, for a next run" in text
     assert "2.5 images/s, 15 masks/s" in text
+    idle = "\n".join(replace(run, built_rows=0).lines())
+    assert "nothing was left to do" not in idle
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
     assert "nothing is lost" in message
