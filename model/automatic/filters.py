@@ -12,7 +12,7 @@ EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Predicted IoU strictly over the threshold; 0 or less lets all pass. (N,) to (N,) bool."""
+    """Predicted IoU strictly over the threshold; 0 or less lets all pass. Any shape, to bool."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold

@@ -43,20 +43,20 @@ def propose(
     """Decodes points chunk by chunk: the masks over the IoU threshold, and how many were predicted in all.
 
     `points` is (P, 2), x, y in pixels of the crop. Every chunk has `points_per_chunk` prompts, the last one
-    padded by its last point, so that each prompt's arithmetic is the same wherever it stands.
+    padded by its last point, so that each prompt's arithmetic is the same wherever it stands. Only masks over
+    the threshold are drawn at all.
     """
     size = settings.points_per_chunk
+    plan = predictor.plan_points(embedding)
     for start in range(0, len(points), size):
         chunk = points[start : start + size]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-        masks = predictor.predict(
-            embedding, points=padded[:, None, :], labels=np.ones((size, 1), dtype=np.int64), multimask=True
-        )
-        logits = masks.low_res_logits[: len(chunk)].flatten(0, 1)
-        predicted_iou = masks.predicted_iou[: len(chunk)].flatten().float()
-        keep = over_iou(predicted_iou, settings.pred_iou_thresh)
-        each = np.repeat(chunk, len(predicted_iou) // len(chunk), axis=0)
-        yield Proposals(logits[keep], predicted_iou[keep], each[keep.cpu().numpy()]), len(predicted_iou)
+        masks = predictor.decode_points(embedding, plan, padded)
+        keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
+        keep[len(chunk) :] = False
+        asked = keep.nonzero()[:, 0].cpu().numpy()
+        logits = predictor.draw_masks(masks, keep)
+        yield Proposals(logits, masks.predicted_iou[keep], padded[asked]), keep[: len(chunk)].numel()
 
 
 def measure(

@@ -1,5 +1,7 @@
 """SAM's mask decoder: low-resolution masks and their predicted IoU, from an image embedding and prompts."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,17 @@ class MaskDecoder(nn.Module):
         self.output_hypernetworks_mlps = nn.ModuleList(Perceptron(width, width, width // 8) for _ in range(MASK_TOKENS))
         self.iou_prediction_head = Perceptron(width, width, MASK_TOKENS)
 
+    @property
+    def hypernetworks(self) -> list[Perceptron]:
+        """What makes a mask token into the mask's filter: (B, 256) to (B, 32), one a mask token."""
+        return [cast(Perceptron, mlp) for mlp in self.output_hypernetworks_mlps]
+
+    @property
+    def upscaling_steps(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
+        """The layers with weights that upscale the image embedding; a GELU follows the second and the third."""
+        first, norm, _, second, _ = self.output_upscaling
+        return cast(nn.ConvTranspose2d, first), cast(LayerNorm2d, norm), cast(nn.ConvTranspose2d, second)
+
     def forward(
         self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, multimask: bool
     ) -> tuple[Tensor, Tensor]:
@@ -47,7 +60,7 @@ class MaskDecoder(nn.Module):
 
         chosen = range(1, MASK_TOKENS) if multimask else range(1)
         ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        filters = torch.stack([self.output_hypernetworks_mlps[index](tokens[:, 1 + index]) for index in chosen], dim=1)
+        filters = torch.stack([self.hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
         logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
         return logits, ious

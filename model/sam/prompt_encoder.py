@@ -67,10 +67,14 @@ class PromptEncoder(nn.Module):
             dense = self.mask_downscaling(masks)
             tokens.append(dense.new_zeros(masks.shape[0], 0, EMBEDDING_CHANNELS))
         else:
-            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
+            dense = self.dense_without_mask()
         if not tokens:
             raise ValueError("no prompt was given: expected points with labels, boxes, or masks")
         return PromptEmbedding(torch.cat(tokens, dim=1), dense)
+
+    def dense_without_mask(self) -> Tensor:
+        """What is added to the image embedding where a prompt has no mask: (1, 256, 64, 64)."""
+        return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
 
     def dense_positions(self) -> Tensor:
         """The encoding of the image embedding's own positions: (1, 256, 64, 64), in the weights' dtype."""

@@ -5,6 +5,8 @@ image. Where the image side is the same for all prompts, its batch size is 1 and
 tokens' B.
 """
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,11 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(width, width // 2, heads)
         self.norm_final_attn = nn.LayerNorm(width)
 
+    @property
+    def blocks(self) -> list["TwoWayBlock"]:
+        """The two-way blocks, first to last."""
+        return [cast(TwoWayBlock, layer) for layer in self.layers]
+
     def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the tokens (B, T, 256) and the image (B, P, 256), each having seen the other.
 
@@ -27,8 +34,8 @@ class TwoWayTransformer(nn.Module):
         image is asked or answers, and so are the tokens as they came in.
         """
         token_positions = tokens
-        for layer in self.layers:
-            tokens, image = layer(tokens, image, token_positions, image_positions)
+        for block in self.blocks:
+            tokens, image = block(tokens, image, token_positions, image_positions)
         attended = self.final_attn_token_to_image(tokens + token_positions, image + image_positions, image)
         tokens = self.norm_final_attn(tokens + attended)
         return tokens, image
@@ -57,21 +64,29 @@ class TwoWayBlock(nn.Module):
         self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns the tokens (B, T, 256) and the image (B, P, 256) after one round."""
+        tokens = self.attend_among_tokens(tokens, token_positions)
+        placed_image = image + image_positions
+        attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        tokens = self.refine_tokens(tokens, attended)
+        image = image + self.cross_attn_image_to_token(placed_image, tokens + token_positions, tokens)
+        image = self.norm4(image)
+        return tokens, image
+
+    def attend_among_tokens(self, tokens: Tensor, token_positions: Tensor) -> Tensor:
+        """The first step: tokens (B, T, 256) that have seen one another."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_positions
             tokens = tokens + self.self_attn(placed, placed, tokens)
-        tokens = self.norm1(tokens)
+        normalized: Tensor = self.norm1(tokens)
+        return normalized
 
-        placed_image = image + image_positions
-        tokens = tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
-        tokens = self.norm2(tokens)
-        tokens = self.norm3(tokens + self.mlp(tokens))
-
-        image = image + self.cross_attn_image_to_token(placed_image, tokens + token_positions, tokens)
-        image = self.norm4(image)
-        return tokens, image
+    def refine_tokens(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """The second and third step: tokens with what they saw of the image, both (B, T, 256)."""
+        tokens = self.norm2(tokens + attended)
+        refined: Tensor = self.norm3(tokens + self.mlp(tokens))
+        return refined
 
 
 class Attention(nn.Module):

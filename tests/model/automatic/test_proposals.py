@@ -1,9 +1,10 @@
-"""One crop, step by step: chunks are padded, and upscaling mask by mask changes nothing."""
+"""One crop, step by step: chunks are padded, and what is faster finds the same masks."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model.automatic import proposals as steps
 from model.automatic.crops import Crop, crop_points
@@ -37,6 +38,22 @@ def test_every_chunk_decodes_the_same_number_of_prompts(predictor: Predictor, em
     assert [len(last[0].points), last[1]] == [3, 3]
     assert last[0].points.tolist() == [points[4].tolist()] * 3
     assert last[0].low_res_logits.shape == (3, 256, 256)
+
+
+def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, embedding: Embedding) -> None:
+    points = crop_points(CROP, 3)
+    settings = MaskSettings.sa1b(points_per_chunk=2, pred_iou_thresh=0.88)
+    plain = predictor.predict(embedding, points[:, None], np.ones((9, 1)))
+    over = (plain.predicted_iou > 0.88).numpy()
+
+    chunks = [proposals for proposals, _ in propose(predictor, embedding, points, settings)]
+
+    assert 5 < over.sum() < 25
+    logits = torch.cat([chunk.low_res_logits for chunk in chunks])
+    ious = torch.cat([chunk.predicted_iou for chunk in chunks])
+    torch.testing.assert_close(logits, plain.low_res_logits[over], atol=1e-3, rtol=0)
+    torch.testing.assert_close(ious, plain.predicted_iou[over], atol=1e-5, rtol=0)
+    assert np.array_equal(np.concatenate([chunk.points for chunk in chunks]), points[np.nonzero(over)[0]])
 
 
 def test_upscaling_in_small_parts_gives_the_same_masks(

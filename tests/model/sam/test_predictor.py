@@ -185,3 +185,20 @@ def test_an_empty_frame_and_flat_logits_are_refused(pair: Pair) -> None:
         pair.ours.embed(np.zeros((8, 8, 3), np.uint8), frame_size=(0, 5))
     with pytest.raises(ValueError, match=r"shape \(256, 256\): expected \(B, C, 256, 256\)"):
         pair.ours.upscale(torch.zeros(256, 256), pair.embedding)
+
+
+def test_single_points_decode_to_what_predict_gives(pair: Pair) -> None:
+    points = np.random.default_rng(2).uniform(0, 400, (3, 2))
+    expected = pair.ours.predict(pair.embedding, points[:, None], np.ones((3, 1)))
+
+    decoded = pair.ours.decode_points(pair.embedding, pair.ours.plan_points(pair.embedding), points)
+    drawn = pair.ours.draw_masks(decoded, torch.ones(3, 3, dtype=torch.bool))
+
+    torch.testing.assert_close(drawn, expected.low_res_logits.flatten(0, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded.predicted_iou, expected.predicted_iou, atol=1e-5, rtol=0)
+
+
+def test_several_points_a_prompt_are_not_single_points(pair: Pair) -> None:
+    plan = pair.ours.plan_points(pair.embedding)
+    with pytest.raises(ValueError, match=r"points have the shape \(3, 2, 2\): expected \(B, 2\), a point a prompt"):
+        pair.ours.decode_points(pair.embedding, plan, np.zeros((3, 2, 2)))

@@ -1,0 +1,88 @@
+"""Single points decoded by less arithmetic, against the plain decoder on random weights."""
+
+import pytest
+import torch
+
+from model.sam import point_decoder
+from model.sam.mask_decoder import MaskDecoder
+from model.sam.point_decoder import attend_from_few, attend_to_few, decode_points, draw_masks, plan_points
+from model.sam.prompt_encoder import PromptEmbedding
+from model.sam.transformer import Attention
+from tests.support.random_weights import randomize
+
+SIDE = 16
+
+
+def image_and_points(points: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features, positions, the embedding of no mask and B embedded points, all of them random."""
+    torch.manual_seed(1)
+    features, positions = torch.randn(2, 1, 256, SIDE, SIDE)
+    return features, positions, torch.randn(1, 256, 1, 1).expand(-1, -1, SIDE, SIDE), torch.randn(points, 2, 256)
+
+
+@pytest.mark.parametrize("points", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_masks_and_ious_are_the_plain_decoders(depth: int, points: int) -> None:
+    decoder = randomize(MaskDecoder(depth))
+    features, positions, no_mask, sparse = image_and_points(points)
+    with torch.inference_mode():
+        expected, expected_ious = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
+        decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
+        logits = draw_masks(decoder, decoded, torch.ones(points, 3, dtype=torch.bool))
+    assert expected.std() > 0.1, "masks of nearly nothing would compare nothing"
+    torch.testing.assert_close(logits, expected.flatten(0, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded.predicted_iou, expected_ious, atol=1e-5, rtol=0)
+
+
+def test_masks_are_drawn_where_they_are_wanted_in_the_order_of_points() -> None:
+    decoder = randomize(MaskDecoder())
+    features, positions, no_mask, sparse = image_and_points(3)
+    wanted = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    with torch.inference_mode():
+        decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
+        every = draw_masks(decoder, decoded, torch.ones_like(wanted))
+        some = draw_masks(decoder, decoded, wanted)
+        none = draw_masks(decoder, decoded, torch.zeros_like(wanted))
+    assert torch.equal(some, every[wanted.flatten()])
+    assert none.shape == (0, 4 * SIDE, 4 * SIDE)
+
+
+def test_drawing_in_bands_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = randomize(MaskDecoder())
+    features, positions, no_mask, sparse = image_and_points(1)
+    wanted = torch.ones(1, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
+        at_once = draw_masks(decoder, decoded, wanted)
+        monkeypatch.setattr(point_decoder, "_BAND", 100)
+        in_bands = draw_masks(decoder, decoded, wanted)
+    torch.testing.assert_close(in_bands, at_once, atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def attention() -> Attention:
+    return randomize(Attention(256, 128, 8), seed=2)
+
+
+def test_few_queries_see_what_plain_attention_shows_them(attention: Attention) -> None:
+    few, keys, values = torch.randn(2, 7, 256), torch.randn(2, 100, 256), torch.randn(2, 100, 256)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            attend_from_few(attention, few, keys, values), attention(few, keys, values), atol=1e-5, rtol=0
+        )
+
+
+def test_many_queries_get_from_few_what_plain_attention_gives_them(attention: Attention) -> None:
+    many, onto, keys, values = (
+        torch.randn(2, 100, 256),
+        torch.randn(2, 100, 256),
+        torch.randn(2, 7, 256),
+        torch.randn(2, 7, 256),
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            attend_to_few(attention, many, keys, values, onto),
+            onto + attention(many, keys, values),
+            atol=1e-5,
+            rtol=0,
+        )
