@@ -32,6 +32,12 @@ class Patch:
         height, width = window.shape
         return cls((x0 + offset[0], y0 + offset[1]), (height, width), np.packbits(window))
 
+    @property
+    def box(self) -> Box:
+        """The window as a box in the frame, both ends inclusive."""
+        (x, y), (height, width) = self.corner, self.shape
+        return x, y, x + width - 1, y + height - 1
+
     def window(self) -> NDArray[np.bool_]:
         """The pixels inside the window, (height, width) bool."""
         height, width = self.shape

@@ -13,6 +13,7 @@ from model.automatic.proposals import measure, propose
 from model.automatic.records import Funnel, Generated, MaskRecord
 from model.automatic.rle import Rle, encode_patch
 from model.automatic.settings import MaskSettings
+from model.automatic.upscaling import upscaling_of
 from model.sam.predictor import Predictor
 
 __all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
@@ -70,11 +71,12 @@ class MaskGenerator:
     ) -> tuple[Candidates, Funnel]:
         """What one crop's grid finds after its own suppression, best first, and the counts so far."""
         embedding = self.predictor.embed(np.ascontiguousarray(pixels), frame_size=crop.size)
+        upscaling = upscaling_of(self.predictor, embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
         parts: list[Candidates] = []
         funnel = Funnel()
         for proposals, predicted in propose(self.predictor, embedding, points, self.settings):
-            found, counts = measure(self.predictor, embedding, proposals, crop, frame_size, self.settings)
+            found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
             parts.append(found)
             funnel += Funnel(predicted=predicted, over_iou=len(proposals.points)) + counts
         candidates = concatenate(parts)

@@ -4,22 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic.boxes import mask_boxes
-from model.automatic.candidates import Candidates, Patch, concatenate
+from model.automatic.boxes import box_of
+from model.automatic.candidates import Candidates, Patch
 from model.automatic.crops import Crop
-from model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
+from model.automatic.filters import inside_crop, over_iou, under_max_area
 from model.automatic.records import Funnel
 from model.automatic.settings import MaskSettings
+from model.automatic.upscaling import Upscaling, Window
 from model.sam.predictor import Embedding, Predictor
-
-# Logits upscaled at once: 128 MB in float32, far from the 2^31 elements that kernels can index, however
-# large the image and however many masks a chunk gives. Masks are independent, so this changes no bit.
-_UPSCALE_ELEMENTS = 1 << 25
-_ENCODER_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,48 +55,35 @@ def propose(
 
 
 def measure(
-    predictor: Predictor,
-    embedding: Embedding,
-    proposals: Proposals,
-    crop: Crop,
-    frame_size: tuple[int, int],
-    settings: MaskSettings,
+    upscaling: Upscaling, proposals: Proposals, crop: Crop, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[Candidates, Funnel]:
     """Upscales proposals to the crop's size and keeps those that pass stability, size and crop-edge filters.
 
     `frame_size` is (height, width). The funnel counts `stable`, `under_max_area` and `inside_crop`.
     """
-    height, width = crop.size
-    step = max(1, _UPSCALE_ELEMENTS // max(_ENCODER_ELEMENTS, height * width))
-    parts: list[Candidates] = []
-    funnel = Funnel()
-    for start in range(0, len(proposals.points), step):
-        part = slice(start, start + step)
-        logits = predictor.upscale(proposals.low_res_logits[None, part], embedding)[0]
-        scores = stability_scores(logits, settings.stability_score_offset)
-        kept = torch.nonzero(stable(scores, settings.stability_score_thresh)).flatten()
-        masks = logits[kept] > 0
-        boxes = mask_boxes(masks).cpu().numpy()
-        areas = torch.count_nonzero(masks, dim=(1, 2)).cpu().numpy()
-        x, y = crop.box[:2]
-        framed = boxes + np.array([x, y, x, y])
-        under = under_max_area(areas, frame_size, settings.max_mask_area_ratio)
-        passed = np.flatnonzero(under & inside_crop(framed, crop.box, frame_size))
-        funnel += Funnel(stable=len(kept), under_max_area=int(under.sum()), inside_crop=len(passed))
-        source = kept.cpu().numpy()[passed]
-        pixels = masks[torch.as_tensor(passed, device=masks.device)].cpu().numpy()
-        x0, y0, x1, y1 = boxes[passed].T.tolist() if len(passed) else ([], [], [], [])
-        parts.append(
-            Candidates(
-                proposals.predicted_iou[part].cpu().numpy()[source],
-                scores.cpu().numpy()[source],
-                proposals.points[part][source] + np.array([x, y]),
-                framed[passed],
-                np.repeat(np.array([crop.box]), len(passed), axis=0),
-                tuple(
-                    Patch.pack(mask, box, (x, y))
-                    for mask, box in zip(pixels, zip(x0, y0, x1, y1, strict=True), strict=True)
-                ),
-            )
-        )
-    return concatenate(parts), funnel
+    found = upscaling.stable_masks(
+        proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
+    )
+    patches = [patch_of(window, crop) for window in found.windows]
+    areas = np.array([np.count_nonzero(window.pixels) for window in found.windows], dtype=np.int64)
+    boxes = np.array([patch.box for patch in patches], dtype=np.int64).reshape(-1, 4)
+    under = under_max_area(areas, frame_size, settings.max_mask_area_ratio)
+    passed = np.flatnonzero(under & inside_crop(boxes, crop.box, frame_size))
+    source = found.positions[passed]
+    candidates = Candidates(
+        proposals.predicted_iou.cpu().numpy()[source],
+        found.stability[passed],
+        proposals.points[source] + np.array(crop.box[:2]),
+        boxes[passed],
+        np.repeat(np.array([crop.box]), len(passed), axis=0),
+        tuple(patches[index] for index in passed),
+    )
+    counts = Funnel(stable=len(found.windows), under_max_area=int(under.sum()), inside_crop=len(passed))
+    return candidates, counts
+
+
+def patch_of(window: Window, crop: Crop) -> Patch:
+    """A window's mask in the frame, packed; an empty mask is the first pixel of its crop."""
+    box = box_of(window.pixels)
+    corner = window.corner if window.pixels.any() else (0, 0)
+    return Patch.pack(window.pixels, box, (corner[0] + crop.box[0], corner[1] + crop.box[1]))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.automatic import proposals as steps
 from model.automatic.crops import Crop, crop_points
 from model.automatic.proposals import measure, propose
 from model.automatic.settings import MaskSettings
+from model.automatic.upscaling import BoxedUpscaling, WholeUpscaling, upscaling_of
 from model.sam.load import load_sam
 from model.sam.predictor import Embedding, Predictor
 
@@ -56,22 +56,19 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
     assert np.array_equal(np.concatenate([chunk.points for chunk in chunks]), points[np.nonzero(over)[0]])
 
 
-def test_upscaling_in_small_parts_gives_the_same_masks(
-    predictor: Predictor, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 2), settings)
+def test_masks_upscaled_in_boxes_are_those_of_whole_masks(predictor: Predictor, embedding: Embedding) -> None:
+    settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 3), settings)
 
-    at_once, funnel = measure(predictor, embedding, proposals, CROP, FRAME, settings)
-    monkeypatch.setattr(steps, "_UPSCALE_ELEMENTS", 1)
-    one_by_one, again = measure(predictor, embedding, proposals, CROP, FRAME, settings)
+    whole, funnel = measure(WholeUpscaling(predictor, embedding), proposals, CROP, FRAME, settings)
+    boxed, again = measure(BoxedUpscaling(embedding, 1024), proposals, CROP, FRAME, settings)
 
-    assert len(at_once) > 1
+    assert len(whole) > 1
     assert funnel == again
-    assert at_once.boxes.tolist() == one_by_one.boxes.tolist()
-    assert at_once.stability.tolist() == one_by_one.stability.tolist()
-    assert at_once.points.tolist() == one_by_one.points.tolist()
-    for one, other in zip(at_once.patches, one_by_one.patches, strict=True):
+    assert whole.boxes.tolist() == boxed.boxes.tolist()
+    assert whole.stability.tolist() == boxed.stability.tolist()
+    assert whole.points.tolist() == boxed.points.tolist()
+    for one, other in zip(whole.patches, boxed.patches, strict=True):
         assert np.array_equal(one.full(FRAME), other.full(FRAME))
 
 
@@ -79,7 +76,7 @@ def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embeddin
     settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
     ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 2), settings)
 
-    found, _ = measure(predictor, embedding, proposals, CROP, FRAME, settings)
+    found, _ = measure(upscaling_of(predictor, embedding), proposals, CROP, FRAME, settings)
 
     x0, y0, x1, y1 = CROP.box
     for patch, box, point in zip(found.patches, found.boxes, found.points, strict=True):
