@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.automatic.boxes import Box, box_of
+from model.automatic.boxes import Box
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,13 @@ class Candidates:
             tuple(self.patches[index] for index in indices),
         )
 
-    def with_masks(self, masks: dict[int, NDArray[np.bool_]]) -> Self:
-        """The same candidates with new masks, and boxes to match, at some positions.
-
-        `masks` maps a position to a (height, width) bool mask over the frame.
-        """
+    def with_patches(self, replaced: dict[int, Patch]) -> Self:
+        """The same candidates with new masks, and boxes to match, at some positions."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
-        for index, mask in masks.items():
-            box = box_of(mask)
-            boxes[index] = box
-            patches[index] = Patch.pack(mask, box)
+        for index, patch in replaced.items():
+            boxes[index] = patch.box
+            patches[index] = patch
         return type(self)(self.predicted_iou, self.stability, self.points, boxes, self.crop_boxes, tuple(patches))
 
 

@@ -5,8 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.automatic.boxes import xyxy_to_xywh
-from model.automatic.candidates import Candidates, concatenate
-from model.automatic.cleanup import clean
+from model.automatic.candidates import Candidates, Patch, concatenate
+from model.automatic.cleanup import clean_patch
 from model.automatic.crops import Crop, crop_points, cut, generate_crops
 from model.automatic.nms import nms
 from model.automatic.proposals import measure, propose
@@ -101,24 +101,22 @@ def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: Mask
     """
     if settings.min_mask_region_area == 0:
         return candidates, 0
-    changed: dict[int, NDArray[np.bool_]] = {}
+    changed: dict[int, Patch] = {}
     dropped: list[int] = []
     cleaned = 0
     for index, patch in enumerate(candidates.patches):
-        result = clean(
-            patch.full(frame_size),
-            settings.min_mask_region_area,
-            keep_largest=settings.profile == "official",
+        clean, has_small = clean_patch(
+            patch, frame_size, settings.min_mask_region_area, keep_largest=settings.profile == "official"
         )
-        cleaned += result.changed
-        if result.mask is None:
+        cleaned += has_small
+        if clean is None:
             dropped.append(index)
-        elif result.changed:
-            changed[index] = result.mask
+        elif has_small:
+            changed[index] = clean
     untouched = np.ones(len(candidates), dtype=np.float32)
     untouched[list(changed)] = 0
     left = np.setdiff1d(np.arange(len(candidates)), dropped)
-    candidates = candidates.with_masks(changed).take(left)
+    candidates = candidates.with_patches(changed).take(left)
     keep = nms(candidates.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh))
     return candidates.take(keep), cleaned
 

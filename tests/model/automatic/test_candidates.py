@@ -53,7 +53,9 @@ def test_a_new_mask_brings_its_box() -> None:
     mask = np.zeros((9, 9), dtype=bool)
     mask[2:4, 5:8] = True
 
-    changed = candidates(np.ones((9, 9), dtype=bool), np.eye(9, dtype=bool)).with_masks({1: mask})
+    changed = candidates(np.ones((9, 9), dtype=bool), np.eye(9, dtype=bool)).with_patches(
+        {1: Patch.pack(mask, box_of(mask))}
+    )
 
     assert changed.boxes.tolist() == [[0, 0, 8, 8], [5, 2, 7, 3]]
     assert np.array_equal(changed.patches[1].full((9, 9)), mask)

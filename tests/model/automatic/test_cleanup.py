@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import remove_small_regions
 
-from model.automatic.cleanup import clean
+from model.automatic.boxes import box_of
+from model.automatic.candidates import Patch
+from model.automatic.cleanup import clean, clean_patch
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -37,6 +39,41 @@ def test_without_keeping_the_largest_a_mask_of_small_islands_is_dropped(mask: np
         assert cleaned.mask is not None
         assert np.array_equal(cleaned.mask, reference.mask)
     assert cleaned.changed == reference.changed
+
+
+@given(MASKS, st.integers(1, 40), st.tuples(*[st.integers(0, 30)] * 4), st.booleans())
+@settings(deadline=None, max_examples=600)
+def test_in_a_window_it_is_what_it_is_in_the_frame(
+    mask: np.ndarray, min_area: int, around: tuple[int, int, int, int], keep_largest: bool
+) -> None:
+    left, top, right, bottom = around
+    frame = np.pad(mask, ((top, bottom), (left, right)))
+    patch = Patch.pack(frame, box_of(frame))
+    expected = clean(frame, min_area, keep_largest)
+
+    cleaned, changed = clean_patch(patch, frame.shape, min_area, keep_largest)
+
+    assert changed == expected.changed
+    if expected.mask is None:
+        assert cleaned is None
+    else:
+        assert cleaned is not None
+        assert np.array_equal(cleaned.full(frame.shape), expected.mask)
+        if expected.mask.any():
+            assert cleaned.box == box_of(expected.mask)
+
+
+def test_a_strip_of_background_beside_a_mask_is_a_hole_when_it_is_small() -> None:
+    """The window must reach to the frame's border, or far enough to know that the strip is not small."""
+    for strip, filled in ((1, True), (3, False)):
+        frame = np.zeros((40, 60), dtype=bool)
+        frame[:, : 60 - strip] = True
+
+        cleaned, changed = clean_patch(Patch.pack(frame, box_of(frame)), frame.shape, 100, keep_largest=True)
+
+        assert changed == filled
+        assert cleaned is not None
+        assert bool(cleaned.full(frame.shape).all()) == filled
 
 
 def test_a_piece_of_background_cut_off_at_the_border_is_a_hole() -> None:
