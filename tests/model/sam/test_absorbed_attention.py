@@ -1,0 +1,51 @@
+"""Attention whose projections are absorbed by the few tokens, against plain attention."""
+
+import pytest
+import torch
+
+from model.sam import absorbed_attention
+from model.sam.absorbed_attention import absorb_keys, attend_from_few, bands, project_keys
+from model.sam.transformer import Attention
+from tests.support.random_weights import randomize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def attention() -> Attention:
+    return randomize(Attention(256, 128, 8), seed=2)
+
+
+@pytest.mark.parametrize("band", [30, 512])
+def test_few_queries_see_what_plain_attention_shows_them(
+    attention: Attention, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(absorbed_attention, "BAND", band)
+    few, image, places = torch.randn(2, 7, 256), torch.randn(2, 100, 256), torch.randn(1, 100, 256)
+    with torch.inference_mode():
+        found = attend_from_few(attention, few, image, places)
+        expected = attention(few, image + places, image)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_many_queries_get_from_few_what_plain_attention_gives_them(attention: Attention) -> None:
+    many, onto, keys, values = (torch.randn(2, count, 256) for count in (100, 100, 7, 7))
+    with torch.inference_mode():
+        expected = onto + attention(many, keys, values)
+        absorbed = absorb_keys(attention, keys, values).attend(many, onto)
+        projected = project_keys(attention, keys, values).attend(attention.q_proj(many), onto)
+    torch.testing.assert_close(absorbed, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected, expected, atol=1e-5, rtol=0)
+
+
+def test_one_image_serves_all_prompts(attention: Attention) -> None:
+    many, onto, keys, values = (torch.randn(rows, count, 256) for rows, count in ((1, 9), (1, 9), (3, 7), (3, 7)))
+    with torch.inference_mode():
+        found = absorb_keys(attention, keys, values).attend(many, onto)
+        expected = onto + attention(many, keys, values)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_bands_are_for_cpus() -> None:
+    assert bands(1200, CPU) == [slice(0, 512), slice(512, 1024), slice(1024, 1200)]
+    assert bands(1200, torch.device("cuda")) == [slice(0, 1200)]
