@@ -1,0 +1,116 @@
+"""The work of Segment Anything in floating-point operations, by plain algebra: what a hardware's ceiling is made of.
+
+Counted are the multiplications and additions of the network's matrix products, convolutions and attentions, two
+operations a multiply-add, done one prompt after another as the SAM paper's model describes them. Not counted are
+norms, activations, softmax, resizing, filters and everything outside the network. The count does not follow the
+implementation: one that shares products between prompts, or leaves out what nobody reads, does less work than this
+and comes nearer to the ceiling. All counts are whole numbers of operations for one input of 1024 x 1024 pixels.
+"""
+
+from dataclasses import dataclass
+
+from model.automatic.settings import MaskSettings
+from model.sam import image_encoder_tinyvit as tinyvit
+from model.sam.common import EMBEDDING_CHANNELS
+from model.sam.image_encoder_vit import PATCH, WINDOW, VitShape
+from model.sam.load import VIT_SHAPES, Architecture
+from model.sam.mask_decoder import MASK_TOKENS
+from model.sam.prompt_encoder import GRID, IMAGE_SIZE
+
+POINT_TOKENS = 2
+"""A single point and the token of no point that goes with it."""
+
+_DECODER_HIDDEN = 2048
+_FLOP = 2  # a multiply-add
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What one image asks of the network: `encodes` of the image and its crops, and `prompts` in all of them."""
+
+    encodes: int
+    prompts: int
+
+    def flop(self, architecture: Architecture, decoder_depth: int = 2) -> int:
+        """Operations of the whole image."""
+        return self.encodes * encode_flop(architecture) + self.prompts * prompt_flop(decoder_depth)
+
+
+def image_cost(settings: MaskSettings) -> ImageCost:
+    """Encodes and prompts of one image: layer L has 4^L crops, each with a grid of its own.
+
+    With the paper's settings (SAM paper, Appendix B) 21 encodes and 3,072 prompts. Images of a few pixels may have
+    fewer crops; they count as if they had all.
+    """
+    crops = [4**layer for layer in range(settings.crop_n_layers + 1)]
+    prompts = sum(count * settings.points_of_layer(layer) ** 2 for layer, count in enumerate(crops))
+    return ImageCost(sum(crops), prompts)
+
+
+def encode_flop(architecture: Architecture) -> int:
+    """Operations of one pass through the image encoder; ViT-H's are 5.96e12."""
+    if architecture == "mobile_sam":
+        return _FLOP * _tinyvit_madds()
+    return _FLOP * _vit_madds(VIT_SHAPES[architecture])
+
+
+def prompt_flop(decoder_depth: int = 2) -> int:
+    """Operations of one prompt, a point, through the mask decoder; 3.62e9 at a depth of 2."""
+    width, inner = EMBEDDING_CHANNELS, EMBEDDING_CHANNELS // 2
+    tokens, positions = 1 + MASK_TOKENS + POINT_TOKENS, GRID**2
+    to_image = _cross_attention(tokens, positions, width, inner)
+    block = (
+        _cross_attention(tokens, tokens, width, width)
+        + to_image
+        + 2 * tokens * width * _DECODER_HIDDEN
+        + _cross_attention(positions, tokens, width, inner)
+    )
+    # Two transposed convolutions of 2x2 at stride 2: each position of the input gives four of the output.
+    upscaling = 4 * positions * width * (width // 4) + 4 * (4 * positions) * (width // 4) * (width // 8)
+    perceptrons = MASK_TOKENS * (2 * width**2 + width * (width // 8)) + 2 * width**2 + width * MASK_TOKENS
+    masks = MASK_TOKENS * (width // 8) * 16 * positions
+    return _FLOP * (decoder_depth * block + to_image + upscaling + perceptrons + masks)
+
+
+def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
+    """Multiply-adds of an attention whose heads share `inner` channels, its four projections included."""
+    return 2 * (queries + keys) * width * inner + 2 * queries * keys * inner
+
+
+def _window_attention(grid: int, window: int, width: int) -> int:
+    """Multiply-adds of self-attention in square windows over grid² tokens, filled up to whole windows."""
+    tokens = (-(-grid // window) * window) ** 2
+    return 4 * tokens * width**2 + 2 * tokens * window**2 * width
+
+
+def _neck(grid: int, width: int) -> int:
+    return grid**2 * EMBEDDING_CHANNELS * (width + 9 * EMBEDDING_CHANNELS)
+
+
+def _vit_madds(shape: VitShape) -> int:
+    grid, width = IMAGE_SIZE // PATCH, shape.width
+    madds = grid**2 * 3 * PATCH**2 * width + _neck(grid, width)
+    for index in range(shape.depth):
+        side = grid if index in shape.global_blocks else WINDOW
+        tokens = (-(-grid // side) * side) ** 2
+        relative_positions = 2 * tokens * side * width
+        madds += _window_attention(grid, side, width) + relative_positions + 8 * grid**2 * width**2
+    return madds
+
+
+def _tinyvit_madds() -> int:
+    first = tinyvit.WIDTHS[0]
+    grid = IMAGE_SIZE // 4
+    madds = 9 * (2 * grid) ** 2 * 3 * (first // 2) + 9 * grid**2 * (first // 2) * first
+    for stage, (width, depth) in enumerate(zip(tinyvit.WIDTHS, tinyvit.DEPTHS, strict=True)):
+        if stage == 0:
+            madds += depth * grid**2 * (2 * width * 4 * width + 9 * 4 * width)
+        else:
+            attention = _window_attention(grid, tinyvit.WINDOWS[stage - 1], width)
+            madds += depth * (attention + grid**2 * (9 * width + 8 * width**2))
+        if stage + 1 < len(tinyvit.WIDTHS):
+            after = tinyvit.WIDTHS[stage + 1]
+            smaller = max(grid // 2, GRID)
+            madds += grid**2 * width * after + smaller**2 * (9 * after + after**2)
+            grid = smaller
+    return madds + _neck(grid, tinyvit.WIDTHS[-1])
