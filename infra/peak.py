@@ -1,0 +1,79 @@
+"""The peak of a device, measured: floating-point operations a second of matrix products."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from infra.device import Compute
+
+if TYPE_CHECKING:
+    import torch
+
+MEASURE_S = 0.3
+"""Seconds that the trials of one measurement take."""
+
+CPU_SIDE = 512
+"""Rows and columns of the matrices on a CPU: full speed on one core, over in milliseconds, at home in its cache."""
+
+CUDA_SIDE = 8192
+"""The same on a GPU, which smaller products do not fill."""
+
+
+def measure_peak(compute: Compute) -> float:
+    """Operations a second, two a multiply-add, of matrix products on this device in the precision of `compute`.
+
+    On a CPU `compute.threads` products run side by side, one a thread, and their rates add up. Of several trials
+    the fastest counts, in each thread by itself: whatever else runs on the machine can only slow a product down,
+    and a ceiling that sank with the load would flatter the run under it. Takes a fraction of a second, and leaves
+    torch's threads, random numbers and TF32 settings as they were.
+    """
+    import torch
+
+    if compute.kind == "cuda":
+        matrix = _noise(compute, CUDA_SIDE)
+        peak = _fastest_products(matrix)
+        del matrix
+        torch.cuda.empty_cache()
+        return peak
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(compute.threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            return sum(pool.map(_fastest_products, [_noise(compute, CPU_SIDE)] * compute.threads))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fastest_products(matrix: "torch.Tensor") -> float:
+    """Operations a second of the fastest product in `MEASURE_S` seconds, after one that sets things up."""
+    out = matrix.clone()
+    _product_s(matrix, out)
+    end = time.perf_counter() + MEASURE_S
+    fastest = _product_s(matrix, out)
+    while time.perf_counter() < end:
+        fastest = min(fastest, _product_s(matrix, out))
+    rows: int = matrix.shape[0]
+    return 2 * rows**3 / fastest
+
+
+def _product_s(matrix: "torch.Tensor", out: "torch.Tensor") -> float:
+    """Seconds of one product, until its result is there."""
+    import torch
+
+    with torch.inference_mode():
+        if matrix.is_cuda:
+            torch.cuda.synchronize(matrix.device)
+        started = time.perf_counter()
+        torch.mm(matrix, matrix, out=out)
+        if matrix.is_cuda:
+            torch.cuda.synchronize(matrix.device)
+        return time.perf_counter() - started
+
+
+def _noise(compute: Compute, side: int) -> "torch.Tensor":
+    """A square matrix of noise: zeros draw less power, and on a GPU their products run faster than any real ones."""
+    import torch
+
+    generator = torch.Generator(compute.device).manual_seed(0)
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    return torch.randn(side, side, generator=generator, device=compute.device).to(dtype)
