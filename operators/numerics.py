@@ -33,6 +33,11 @@ class Numerics:
     onnxruntime: str
 
     @property
+    def compute(self) -> Compute:
+        """Device, precision and threads alone, as a process is set up by them."""
+        return Compute(self.device, self.precision, self.threads)
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that stand for all fields; a commit names its numerics by them."""
         return fingerprint(asdict(self))

@@ -1,7 +1,7 @@
 """Segment: automatic mask generation for one released image, in an actor that holds the model once."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from infra.assets import resolve, sha256_of
-from infra.device import Compute
 from infra.errors import UsageError
+from infra.peak import measure_peak
 from infra.storage import Storage
 from model.automatic.generator import MaskGenerator, MaskRecord
 from model.automatic.settings import MaskSettings
@@ -105,25 +105,20 @@ def load_generator(settings: SegmentSettings) -> MaskGenerator:
 
     Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
     """
-    compute = _compute(settings.numerics)
     weights = _weights(settings)
     check_numerics(settings)
-    return MaskGenerator(Predictor(load_model(weights, compute)), settings.masks)
+    return MaskGenerator(Predictor(load_model(weights, settings.numerics.compute)), settings.masks)
 
 
 def check_numerics(settings: SegmentSettings) -> None:
     """Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with."""
     wanted = settings.numerics
-    here = observe_numerics(_compute(wanted), wanted.points_per_chunk, sha256_of(_weights(settings)))
+    here = observe_numerics(wanted.compute, wanted.points_per_chunk, sha256_of(_weights(settings)))
     if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
             f"this machine would give other bits than the dataset was begun with: {here.differences(wanted)}. "
             "Use the same machines and versions, or set allow_mixed_numerics: true"
         )
-
-
-def _compute(numerics: Numerics) -> Compute:
-    return Compute(numerics.device, numerics.precision, numerics.threads)
 
 
 def _weights(settings: SegmentSettings) -> Path:
@@ -134,10 +129,13 @@ class Segment:
     """The actor that Ray Data runs: a table of prepared rows in, the same rows with masks out.
 
     Two calls may run at once (`max_concurrent_calls_per_actor=2`): one decodes while the other computes.
+    `report_peak`, where given, is told the measured peak of the actor's device in FLOP/s, before the first image.
     """
 
-    def __init__(self, settings: SegmentSettings) -> None:
+    def __init__(self, settings: SegmentSettings, report_peak: Callable[[float], None] | None = None) -> None:
         self._generator = load_generator(settings)
+        if report_peak is not None:
+            report_peak(measure_peak(settings.numerics.compute))
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -1,11 +1,13 @@
 """The accounting at the end of a run: `in = written + rejected by reason`, and what is left to a next run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from catalogs.commits import CommitLog
 from catalogs.summaries import sum_commits
 from infra.storage import Storage
+from pipeline.ceiling import Ceiling
 from pipeline.dataset import OpenDataset
 
 
@@ -21,9 +23,11 @@ class Accounting:
     shards: int = 0  # committed, of those asked for
     missing: Sequence[int] = ()  # shards that are left to a next run
     missing_rows: int = 0
-    built_rows: int = 0  # rows that this run committed
+    built_rows: int = 0  # rows that this run committed, rejected ones included
+    built_images: int = 0
     built_masks: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the run from its start, Ray's and the model's included
+    ceiling: Ceiling | None = None  # None where the run had nothing to do, or measured nothing
 
     @property
     def complete(self) -> bool:
@@ -34,6 +38,31 @@ class Accounting:
     def balanced(self) -> bool:
         """The identity that every dataset keeps."""
         return self.rows == self.written + sum(self.rejected.values()) + self.missing_rows
+
+    @property
+    def images_per_s(self) -> float:
+        """Images that this run wrote, a second of the whole run; rejected rows are none."""
+        return self.built_images / self.seconds if self.seconds else 0.0
+
+    @property
+    def masks_per_s(self) -> float:
+        """Masks that this run wrote, a second of the whole run."""
+        return self.built_masks / self.seconds if self.seconds else 0.0
+
+    @property
+    def share_of_ceiling(self) -> float | None:
+        """What part of the hardware's ceiling the run reached, of images and, with these images, of masks alike."""
+        return self.images_per_s / self.ceiling.images_per_s if self.ceiling else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The accounting as JSON has it: all fields, the rates and the share of the ceiling."""
+        return {
+            **asdict(self),
+            "images_per_s": self.images_per_s,
+            "masks_per_s": self.masks_per_s,
+            "ceiling_images_per_s": self.ceiling.images_per_s if self.ceiling else None,
+            "share_of_ceiling": self.share_of_ceiling,
+        }
 
     def lines(self) -> list[str]:
         """The accounting as a person reads it."""
@@ -49,11 +78,21 @@ class Accounting:
         if self.built_rows:
             lines.append(
                 f"this run  {self.built_rows:>12,} rows in {self.seconds:,.1f} s: "
-                f"{self.built_rows / self.seconds:.3g} images/s, {self.built_masks / self.seconds:.3g} masks/s"
+                f"{self.images_per_s:.3g} images/s, {self.masks_per_s:.3g} masks/s"
             )
+            lines.extend(self._ceiling_lines())
         elif self.complete:
             lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
         return lines
+
+    def _ceiling_lines(self) -> list[str]:
+        share = self.share_of_ceiling
+        if self.ceiling is None or not share:
+            return []
+        return [
+            f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s on "
+            f"{self.ceiling.hardware}: this run reached {100 * share:.3g} %"
+        ]
 
     def unfinished_message(self, held_back: Mapping[int, str]) -> str:
         """Why the run is not complete, shard by shard, and what to do."""
@@ -71,9 +110,15 @@ class Accounting:
 
 
 def account(
-    storage: Storage, dataset: OpenDataset, wanted: range, *, seconds: float, built: Mapping[str, int]
+    storage: Storage,
+    dataset: OpenDataset,
+    wanted: range,
+    *,
+    seconds: float,
+    built: Mapping[str, int],
+    ceiling: Ceiling | None = None,
 ) -> Accounting:
-    """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added."""
+    """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
     standing = CommitLog(storage, dataset.uri).committed()
     sums = sum_commits(storage, dataset.uri, wanted)
     prefix = "rejected:"
@@ -88,6 +133,8 @@ def account(
         missing=missing,
         missing_rows=dataset.count_rows(missing),
         built_rows=built.get("rows", 0),
+        built_images=built.get("images", 0),
         built_masks=built.get("masks", 0),
         seconds=seconds,
+        ceiling=ceiling,
     )

@@ -27,6 +27,7 @@ from operators.prepare import Prepare
 from operators.segment import Segment, check_numerics
 from operators.write_shard import ShardResult
 from pipeline.accounting import Accounting, account
+from pipeline.ceiling import CeilingMeter
 from pipeline.config import Config
 from pipeline.dataset import OpenDataset, open_or_create
 from pipeline.shard_writers import ShardWriters
@@ -56,7 +57,7 @@ def mint(rows: pa.Table, stages: Stages) -> ray.data.Dataset:
         )
         .map_batches(
             Segment,
-            fn_constructor_args=(stages.segment,),
+            fn_constructor_args=(stages.segment, stages.report_peak),
             compute=stages.segment_pool.strategy(),
             num_cpus=stages.segment_pool.num_cpus,
             num_gpus=stages.segment_pool.num_gpus or None,
@@ -84,10 +85,12 @@ def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accou
     run = _Run(missing=sorted(set(wanted) - commits.committed().keys()))
     log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(run.missing))
 
+    ceiling = None
     if run.missing:
+        meter = CeilingMeter(config, dataset)
         resources = config.resources
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
-            stages = lay_out(config, dataset, cluster)
+            stages = lay_out(config, dataset, cluster, meter.reports(cluster))
             if cluster.local:
                 check_numerics(stages.segment)  # on a cluster each actor looks for itself
             with Progress() as progress:
@@ -101,8 +104,10 @@ def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accou
                     except (ray.exceptions.RayError, SegmintError, OSError) as error:
                         run.note_failure(window, error)
                     run.settle(window, commits, config.retry_wait_s)
+            ceiling = meter.read(cluster, stages.segment_pool)
 
-    accounting = account(storage, dataset, wanted, seconds=time.monotonic() - started, built=run.built)
+    seconds = time.monotonic() - started
+    accounting = account(storage, dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling)
     if not accounting.complete:
         raise UnfinishedError(accounting.unfinished_message(run.held_back))
     dataset.write_index(storage, commits)

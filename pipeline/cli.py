@@ -91,7 +91,7 @@ def build(
 
     accounting = run_build(loaded, shards=span)
     if as_json:
-        answer_json(asdict(accounting))
+        answer_json(accounting.to_dict())
     else:
         for line in accounting.lines():
             answer(line)
@@ -108,7 +108,7 @@ def demo(
 
     accounting = run_demo(folder, say if as_json else answer)
     if as_json:
-        answer_json(asdict(accounting))
+        answer_json(accounting.to_dict())
 
 
 @app.command()

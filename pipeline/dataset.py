@@ -44,6 +44,7 @@ class OpenDataset:
 
     uri: str
     manifest: DatasetManifest
+    weights: Path  # this machine's copy of the model's checkpoint
 
     @property
     def numerics(self) -> Numerics:
@@ -130,7 +131,7 @@ def open_or_create(config: Config, storage: Storage) -> OpenDataset:
     _check_identity(config, storage, standing, weights)
     _check_numerics(config, Numerics(**standing.numerics))
     _check_catalog(config, storage, standing)
-    return OpenDataset(config.output, standing)
+    return OpenDataset(config.output, standing, weights)
 
 
 def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:

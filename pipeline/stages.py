@@ -1,5 +1,6 @@
 """How the stages are laid out on the machines at hand: actors, CPUs, and what each stage is made from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,13 @@ class Stages:
     rows_per_block: int
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = WRITERS
+    report_peak: Callable[[float], None] | None = None  # told each segment actor's measured peak in FLOP/s
 
 
-def lay_out(config: Config, dataset: OpenDataset, cluster: Cluster) -> Stages:
-    """Sizes the actor pools for a cluster.
+def lay_out(
+    config: Config, dataset: OpenDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
+) -> Stages:
+    """Sizes the actor pools for a cluster; segment actors tell `report_peak` their device's measured peak in FLOP/s.
 
     Raises `UsageError`, with the numbers, when the smallest pools, one reader and one writer do not fit.
     """
@@ -88,6 +92,7 @@ def lay_out(config: Config, dataset: OpenDataset, cluster: Cluster) -> Stages:
         segment=_segment_settings(config, dataset),
         segment_pool=segment,
         rows_per_block=min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest)))),
+        report_peak=report_peak,
     )
 
 

@@ -49,8 +49,27 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
     Raises SamWeightsError when the file is not a SAM's checkpoint, and OSError when it cannot be read. Only
     tensors are unpickled: a file cannot run code.
     """
+    state = _read_state(path, "cpu")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return sam_from_state_dict(state).to(device)
+    except SamWeightsError as error:
+        raise SamWeightsError(f"{path}: {error}") from error
+
+
+def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
+    """The architecture and the mask decoder's depth of a checkpoint, from its names and shapes alone.
+
+    Raises as `load_sam` does.
+    """
+    try:
+        return detect_architecture(_read_state(path, "meta"))
+    except SamWeightsError as error:
+        raise SamWeightsError(f"{path}: {error}") from error
+
+
+def _read_state(path: str | Path, device: str) -> Any:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -58,10 +77,6 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
             f"{path} is not a PyTorch checkpoint of plain tensors ({type(error).__name__}): "
             "expected a file such as sam_vit_b_01ec64.pth or mobile_sam.pt"
         ) from error
-    try:
-        return sam_from_state_dict(state).to(device)
-    except SamWeightsError as error:
-        raise SamWeightsError(f"{path}: {error}") from error
 
 
 def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:

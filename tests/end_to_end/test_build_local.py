@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -37,6 +38,8 @@ def test_the_accounting_adds_up(built: tuple[Path, Path, str]) -> None:
     dataset, _, printed = built
     assert "license_not_allowed" in printed
     assert "not_found" in printed
+    assert re.search(r"8 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* on 1 x cpu \(", printed)
+    assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+ %", printed)
     commits = [json.loads(path.read_bytes()) for path in sorted((dataset / "commits").iterdir())]
     assert [commit["ordinals"] for commit in commits] == [[0, 3], [3, 6], [6, 8]]
     assert sum(commit["counts"]["images"] for commit in commits) == 6

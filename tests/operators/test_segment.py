@@ -98,3 +98,10 @@ def test_a_worker_with_other_numerics_is_refused_unless_mixtures_are_allowed(set
     with pytest.raises(MixedNumericsError, match="torch"):
         Segment(other)
     Segment(replace(other, allow_mixed_numerics=True))
+
+
+def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSettings) -> None:
+    reports: list[float] = []
+    Segment(settings, reports.append)
+    assert len(reports) == 1
+    assert reports[0] > 1e9

@@ -1,9 +1,13 @@
 """The accounting: every row is written, rejected or left, and what is left is told."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from pipeline.accounting import Accounting
+from pipeline.ceiling import Ceiling
 
 WHOLE = Accounting(
     dataset="d", rows=8, written=6, rejected={"not_found": 1, "truncated": 1}, masks=40, shards=3, seconds=2.0
@@ -28,14 +32,40 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
         missing=[2],
         missing_rows=3,
         built_rows=5,
+        built_images=4,
         built_masks=30,
         seconds=2.0,
     )
     text = "\n".join(run.lines())
     assert "3 rows in 1 shards, for a next run" in text
-    assert "2.5 images/s, 15 masks/s" in text
+    assert "5 rows in 2.0 s: 2 images/s, 15 masks/s" in text
     idle = "\n".join(replace(run, built_rows=0).lines())
     assert "nothing was left to do" not in idle
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
     assert "nothing is lost" in message
+
+
+CEILING = Ceiling("cpu", "AVX512", "fp32", threads=2, devices=1, flop_per_s=2e11, flop_per_image=10**10)
+
+
+def test_a_run_is_told_as_a_share_of_its_ceiling() -> None:
+    run = Accounting(
+        dataset="d", rows=8, written=8, built_rows=8, built_images=8, built_masks=40, seconds=2.0, ceiling=CEILING
+    )
+    assert run.share_of_ceiling == pytest.approx(4 / 20)
+    line = run.lines()[-1]
+    assert "20 images/s, 100 masks/s on 1 x cpu (AVX512, fp32, 2 threads, 200 GFLOP/s)" in line
+    assert line.endswith("this run reached 20 %")
+    told = run.to_dict()
+    assert (told["images_per_s"], told["masks_per_s"]) == (4.0, 20.0)
+    assert (told["ceiling_images_per_s"], told["share_of_ceiling"]) == (20.0, 0.2)
+    assert told["ceiling"]["flop_per_s"] == 2e11
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_run_that_made_no_image_has_no_share() -> None:
+    for run in (WHOLE, Accounting(dataset="d", rows=8, written=0, built_rows=8, seconds=2.0, ceiling=CEILING)):
+        assert not any("ceiling" in line for line in run.lines())
+        assert not run.share_of_ceiling
+        json.dumps(run.to_dict(), allow_nan=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.sam.load import Architecture, SamWeightsError, build_sam, load_sam, sam_from_state_dict
+from model.sam.load import Architecture, SamWeightsError, build_sam, inspect_checkpoint, load_sam, sam_from_state_dict
 from tests.support.random_weights import randomize
 
 
@@ -41,6 +41,13 @@ def test_the_published_mobile_sam_loads(mobile_sam_path: Path) -> None:
     sam = load_sam(str(mobile_sam_path))
     assert len(sam.mask_decoder.transformer.layers) == 2
     assert sam.image_encoder.layers[2].blocks[0].attn.attention_biases.abs().max() > 0
+
+
+def test_a_checkpoint_tells_its_architecture_without_being_loaded(mobile_sam_path: Path, tmp_path: Path) -> None:
+    assert inspect_checkpoint(mobile_sam_path) == ("mobile_sam", 2)
+    (tmp_path / "no.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(SamWeightsError, match=r"no\.pt"):
+        inspect_checkpoint(tmp_path / "no.pt")
 
 
 def test_weights_that_miss_or_add_a_part_are_refused_by_name() -> None:

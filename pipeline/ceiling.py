@@ -1,0 +1,99 @@
+"""The ceiling of a run: how many images a second its devices would make if they did nothing but matrix products.
+
+The one metric is the rate of the whole run, from its first second to its last, as a share of that. The work of an
+image is counted by plain algebra (`model.cost`) and the peak is measured (`infra.peak`), so that neither sinks with a
+slow implementation, and an implementation that does with less work comes nearer to the ceiling.
+"""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from infra.errors import UsageError
+from infra.peak import measure_peak
+from infra.peak_reports import PeakReports
+from infra.ray_session import Cluster
+from model.cost import image_cost
+from model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
+from pipeline.config import Config
+from pipeline.dataset import OpenDataset
+from pipeline.stages import Pool
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the devices of a run could do at the most, and what that is made of."""
+
+    device: str  # "cpu" or "cuda"
+    device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
+    precision: str
+    threads: int  # torch's threads for each device
+    devices: int
+    flop_per_s: float  # of one device, measured
+    flop_per_image: int  # of the network by plain algebra, all crops and prompts of one image
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second of all devices together."""
+        return self.devices * self.flop_per_s / self.flop_per_image
+
+    @property
+    def hardware(self) -> str:
+        """The devices in words: `1 x cpu (AVX512, fp32, 2 threads, 214 GFLOP/s)`."""
+        threads = [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.device == "cpu" else []
+        size, unit = (1e12, "TFLOP/s") if self.flop_per_s >= 1e12 else (1e9, "GFLOP/s")
+        parts = [self.device_kind, self.precision, *threads, f"{self.flop_per_s / size:.3g} {unit}"]
+        return f"{self.devices} x {self.device} ({', '.join(parts)})"
+
+
+class CeilingMeter:
+    """Measures the peak once a run, where and when it disturbs least.
+
+    A CPU is measured by the driver as this is made, before Ray starts, whose processes would be in the way; that
+    stands for a local Ray. Elsewhere each segment actor measures its own device as it starts, and reports.
+    """
+
+    def __init__(self, config: Config, dataset: OpenDataset) -> None:
+        """Raises `UsageError` where the weights are no SAM's."""
+        self._numerics = dataset.numerics
+        self._flop_per_image = image_cost(config.masks.settings()).flop(*_model(config.model.weights, dataset))
+        self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
+        self._reports: PeakReports | None = None
+
+    def reports(self, cluster: Cluster) -> PeakReports | None:
+        """What segment actors report to; None where the driver's own measurement stands."""
+        if not cluster.local or self._here is None:
+            self._reports = PeakReports()
+        return self._reports
+
+    def read(self, cluster: Cluster, pool: Pool) -> Ceiling | None:
+        """The ceiling of the pool's devices, taken to be alike; None where no actor ever came up.
+
+        Actors that share the cores of one machine are no more devices than there are cores for their threads.
+        """
+        numerics = self._numerics
+        peaks = self._reports.collect() if self._reports is not None else [self._here or 0.0]
+        if not peaks:
+            return None
+        devices = pool.largest
+        if cluster.local and numerics.device == "cpu":
+            devices = min(devices, max(1, cluster.cores // numerics.threads))
+        return Ceiling(
+            device=numerics.device,
+            device_kind=numerics.device_kind,
+            precision=numerics.precision,
+            threads=numerics.threads,
+            devices=devices,
+            flop_per_s=statistics.median(peaks),
+            flop_per_image=self._flop_per_image,
+        )
+
+
+def _model(weights: Any, dataset: OpenDataset) -> tuple[Architecture, int]:
+    """Architecture and decoder depth of the weights; a known name tells them without the file being read."""
+    if weights == "mobile_sam" or weights in VIT_SHAPES:
+        return weights, 2
+    try:
+        return inspect_checkpoint(dataset.weights)
+    except SamWeightsError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,24 @@
+"""Peaks that are measured in Ray's workers reach the driver."""
+
+import pytest
+import ray
+
+from infra.peak_reports import PeakReports
+from infra.ray_session import Cluster
+
+pytestmark = pytest.mark.ray
+
+
+def test_every_worker_s_report_arrives(local_ray: Cluster) -> None:
+    reports = PeakReports()
+    assert reports.collect() == []
+    tell = ray.remote(num_cpus=0)(lambda report, peak: report(peak))
+    ray.get([tell.remote(reports, peak) for peak in (1e12, 2e12)])
+    assert sorted(reports.collect()) == [1e12, 2e12]
+
+
+def test_reports_lost_with_their_node_are_none(local_ray: Cluster) -> None:
+    reports = PeakReports()
+    reports(1e12)
+    ray.kill(reports._box)
+    assert reports.collect() == []

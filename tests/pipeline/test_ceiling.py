@@ -1,0 +1,77 @@
+"""The ceiling: what is measured where, and how many devices count."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import UsageError
+from infra.ray_session import Cluster
+from infra.storage import Storage
+from model.automatic.settings import MaskSettings
+from model.cost import image_cost
+from pipeline.ceiling import Ceiling, CeilingMeter
+from pipeline.config import Config, load_config
+from pipeline.dataset import OpenDataset, open_or_create
+from pipeline.stages import Pool
+from tests.support.builds import write_catalog, write_config
+
+LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
+
+
+def opened(folder: Path, **changes: Any) -> tuple[Config, OpenDataset]:
+    catalog = write_catalog(folder / "c.jsonl", [{"uri": "0.jpg", "license": "CC0-1.0"}])
+    config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
+    return config, open_or_create(config, Storage())
+
+
+def pool(actors: int) -> Pool:
+    return Pool(actors, actors, num_cpus=1, num_gpus=0, calls_at_once=1)
+
+
+def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_cores_allow(tmp_path: Path) -> None:
+    meter = CeilingMeter(*opened(tmp_path))
+    assert meter.reports(LAPTOP) is None
+    one, many = meter.read(LAPTOP, pool(1)), meter.read(LAPTOP, pool(5))
+    assert one is not None
+    assert many is not None
+    assert (one.devices, many.devices, one.threads, one.precision) == (1, 2, 1, "fp32")
+    assert one.flop_per_s > 1e9
+    settings = MaskSettings.sa1b(points_per_side=3, crop_n_layers=0)
+    assert one.flop_per_image == image_cost(settings).flop("mobile_sam")
+    assert many.images_per_s == 2 * one.images_per_s
+
+
+@pytest.mark.ray
+def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path, local_ray: Cluster) -> None:
+    meter = CeilingMeter(*opened(tmp_path))
+    cluster = replace(local_ray, local=False)
+    reports = meter.reports(cluster)
+    assert reports is not None
+    assert meter.read(cluster, pool(3)) is None
+    for peak in (1e12, 3e12, 2e12):
+        reports(peak)
+    ceiling = meter.read(cluster, pool(3))
+    assert ceiling is not None
+    assert (ceiling.flop_per_s, ceiling.devices) == (2e12, 3)
+
+
+def test_weights_by_path_tell_their_own_cost_and_wrong_ones_are_refused(tmp_path: Path, mobile_sam_path: Path) -> None:
+    known = CeilingMeter(*opened(tmp_path)).read(LAPTOP, pool(1))
+    (tmp_path / "path").mkdir()
+    by_path = {"threads": 1, "device": "cpu", "weights": str(mobile_sam_path)}
+    config, dataset = opened(tmp_path / "path", model=by_path)
+    found = CeilingMeter(config, dataset).read(LAPTOP, pool(1))
+    assert known is not None
+    assert found is not None
+    assert found.flop_per_image == known.flop_per_image
+    (tmp_path / "wrong.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match=r"wrong\.pt"):
+        CeilingMeter(config, replace(dataset, weights=tmp_path / "wrong.pt"))
+
+
+def test_the_hardware_in_words() -> None:
+    gpus = Ceiling("cuda", "NVIDIA H200", "bf16", 1, devices=8, flop_per_s=7.9e14, flop_per_image=10**14)
+    assert gpus.hardware == "8 x cuda (NVIDIA H200, bf16, 790 TFLOP/s)"
+    assert gpus.images_per_s == pytest.approx(63.2)
