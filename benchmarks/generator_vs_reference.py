@@ -12,12 +12,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the result's file")
     arguments = parser.parse_args()
 
-    load = os.getloadavg()[0]
+    from benchmarks.machine import describe_machine
+
+    machine = describe_machine(arguments.threads, arguments.precision, packages=("segment-anything",))
     rows = []
     for name, source in photographs(arguments.photos, arguments.only).items():
         keys = (source, arguments.threads, arguments.points_per_side)
@@ -58,7 +58,7 @@ def main() -> None:
     result = {
         "benchmark": "generator_vs_reference",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(arguments.threads, load),
+        "machine": machine,
         "settings": {
             "weights": "mobile_sam",
             "profile": "official",
@@ -182,32 +182,6 @@ def summary(side: dict[str, Any]) -> dict[str, Any]:
         "peak_mib": side["peak"] // MIB,
         "masks": len(side["masks"]),
     }
-
-
-def machine(threads: int, load: float) -> dict[str, Any]:
-    """What the figures depend on beside the code."""
-    import torch
-
-    return {
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average_before": round(load, 2),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "segment_anything": version("segment-anything"),
-    }
-
-
-def processor() -> str:
-    """The CPU's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

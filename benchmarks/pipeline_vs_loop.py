@@ -1,0 +1,197 @@
+"""What the pipeline costs and gives: `segmint build` beside a plain loop over the same functions, on the same cores.
+
+    python benchmarks/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
+
+Both sides take the same photographs to the same annotations: prepare (with the detection of faces and plates),
+segment, describe. Each is a process of its own and is timed from its start to its end, imports and the model's loading
+included; the build has to start Ray, and to write and commit shards beside. Rounds alternate, and the ratio of
+throughputs is given with its spread. In each round every image's JSON must be the same on both sides, byte for byte.
+Photographs are repeated up to the number of images. The result goes to `benchmarks/results/` as JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
+
+
+def main() -> None:
+    """Measures round by round, compares, prints a line a round and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
+    parser.add_argument("--images", type=int, default=16, help="images in the catalog")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads in segmentation")
+    parser.add_argument("--points-per-side", type=int, default=16)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "pipeline_vs_loop.json")
+    arguments = parser.parse_args()
+
+    from benchmarks.machine import describe_machine
+
+    machine = describe_machine(arguments.threads, "fp32", packages=("ray", "pyarrow"))
+    with tempfile.TemporaryDirectory(prefix="segmint-benchmark-") as name:
+        folder = Path(name)
+        settings = write_catalog(folder, arguments)
+        rounds = [measure_round(folder, settings, index) for index in range(arguments.rounds)]
+    ratios = [each["ratio"] for each in rounds]
+    result = {
+        "benchmark": "pipeline_vs_loop",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "settings": {"images": arguments.images, "photos": arguments.photos is not None, **settings},
+        "rounds": rounds,
+        "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"throughput of the build over the loop's: {result['ratio']}; written to {arguments.output}")
+
+
+def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes photographs and catalog into `folder`; returns the configuration but for its paths."""
+    sources = photographs(arguments.photos, folder)
+    rows = [{"uri": str(sources[index % len(sources)]), "image_id": str(index)} for index in range(arguments.images)]
+    lines = (json.dumps({**row, "license": "CC0-1.0"}) + "\n" for row in rows)
+    (folder / "catalog.jsonl").write_text("".join(lines))
+    return {
+        "name": "benchmark",
+        "images_per_shard": 8,
+        "rows_per_block": 1,
+        "license": {"allow": ["CC0-1.0"]},
+        "masks": {"crop_n_layers": 0, "points_per_side": arguments.points_per_side},
+        "model": {"weights": "mobile_sam", "device": "cpu", "precision": "fp32", "threads": arguments.threads},
+    }
+
+
+def photographs(given: Path | None, folder: Path) -> list[Path]:
+    """The photographs' files: those of a folder, or scikit-image's, written as PNG."""
+    if given is not None:
+        found = [path.resolve() for path in sorted(given.iterdir()) if path.suffix.lower() in SUFFIXES]
+        if not found:
+            raise SystemExit(f"{given} has no photograph: expected files of {', '.join(sorted(SUFFIXES))}")
+        return found
+    from PIL import Image
+    from skimage import data
+
+    paths = [folder / f"{name}.png" for name in SCIKIT_IMAGE]
+    for path in paths:
+        Image.fromarray(getattr(data, path.stem)()).save(path)
+    return paths
+
+
+def measure_round(folder: Path, settings: dict[str, Any], index: int) -> dict[str, Any]:
+    """Both sides once, in an order that alternates; raises `SystemExit` where a single byte differs."""
+    paths = {"catalog": str(folder / "catalog.jsonl"), "output": str(folder / f"dataset-{index}")}
+    config = folder / f"build-{index}.yaml"
+    config.write_text(json.dumps({**settings, **paths}))  # JSON is YAML
+    found: dict[str, Any] = {}
+    for side in (run_loop, run_build) if index % 2 == 0 else (run_build, run_loop):
+        started = time.perf_counter()
+        found[side.__name__] = side(config)
+        found[f"{side.__name__}_s"] = time.perf_counter() - started
+    accounting, documents, looped = found["run_build"], read_annotations(Path(paths["output"])), found["run_loop"]
+    different = [name for name in {*documents, *looped} if documents.get(name) != looped.get(name)]
+    if different or not documents:
+        raise SystemExit(f"the build's annotations are not the loop's: {', '.join(sorted(different)) or 'none'}")
+    row = {
+        "loop_s": round(found["run_loop_s"], 2),
+        "build_s": round(found["run_build_s"], 2),
+        "ratio": round(found["run_loop_s"] / found["run_build_s"], 3),
+        "images": accounting["written"],
+        "masks": accounting["masks"],
+        "identical": len(documents),
+        "build_images_per_s": round(accounting["images_per_s"], 4),
+        "ceiling_images_per_s": round(accounting["ceiling_images_per_s"], 4),
+        "share_of_ceiling": round(accounting["share_of_ceiling"], 4),
+    }
+    print(
+        f"round {index}: loop {row['loop_s']} s, build {row['build_s']} s, ratio {row['ratio']}; "
+        f"{row['identical']} of {row['images']} images' annotations identical; "
+        f"{100 * row['share_of_ceiling']:.3g} % of the ceiling",
+        flush=True,
+    )
+    return row
+
+
+def run_build(config: Path) -> dict[str, Any]:
+    """`segmint build`: the accounting."""
+    command = [sys.executable, "-m", "segmint", "build", str(config), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the build ended with {done.returncode}:\n{done.stderr}")
+    accounting: dict[str, Any] = json.loads(done.stdout)
+    return accounting
+
+
+def run_loop(config: Path) -> dict[str, bytes]:
+    """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        documents: dict[str, bytes] = pool.apply(loop, (str(config),))
+        return documents
+
+
+def loop(config_path: str) -> dict[str, bytes]:
+    """One image after another through the stages' pure functions."""
+    import torch
+
+    from infra.assets import resolve
+    from infra.device import resolve_compute
+    from model.automatic.generator import MaskGenerator
+    from model.sam.predictor import Predictor
+    from operators.deidentify import build_detectors
+    from operators.describe import coverage, describe_mask
+    from operators.images import decode_jpeg
+    from operators.models import load_model
+    from operators.prepare import PrepareConfig, prepare_image
+    from operators.segment import segment_image
+    from operators.shard_files import annotations_json
+    from pipeline.config import load_config
+
+    config = load_config(config_path)
+    prepare = PrepareConfig(config.ingest, config.deidentify, config.release, keep_original=False)
+    detectors = build_detectors(config.deidentify, threads=1)
+    compute = resolve_compute(config.model.device, config.model.precision, config.model.threads)
+    generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())
+    documents = {}
+    rows = [json.loads(line) for line in Path(config.catalog).read_text().splitlines()]
+    for image_id, row in enumerate(rows, start=1):
+        torch.set_num_threads(1)  # as in the pipeline, where detectors compute beside the model
+        prepared = prepare_image(Path(row["uri"]).read_bytes(), prepare, detectors)
+        torch.set_num_threads(compute.threads)
+        masks = segment_image(generator, decode_jpeg(prepared.release), None)["masks"]
+        size = prepared.height, prepared.width
+        codes = [mask["segmentation"]["counts"] for mask in masks]
+        _ = [describe_mask(size, code) for code in codes], coverage(size, codes)
+        documents[f"sa_{image_id}.json"] = annotations_json(image_id, f"sa_{image_id}.jpg", size, masks)
+    return documents
+
+
+def read_annotations(dataset: Path) -> dict[str, bytes]:
+    """Every annotations file of a dataset's shards, by its name."""
+    documents = {}
+    for path in sorted((dataset / "shards").iterdir()):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.name.endswith(".json") else None
+                if stream is not None:
+                    documents[member.name] = stream.read()
+    return documents
+
+
+if __name__ == "__main__":
+    main()
