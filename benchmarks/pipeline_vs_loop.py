@@ -1,12 +1,14 @@
-"""What the pipeline costs and gives: `segmint build` beside a plain loop over the same functions, on the same cores.
+"""What the pipeline costs and gives: `segmint build` beside a plain loop over the same functions, on the same machine.
 
     python benchmarks/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
 Both sides take the same photographs to the same annotations: prepare (with the detection of faces and plates),
-segment, describe. Each is a process of its own and is timed from its start to its end, imports and the model's loading
-included; the build has to start Ray, and to write and commit shards beside. Rounds alternate, and the ratio of
-throughputs is given with its spread. In each round every image's JSON must be the same on both sides, byte for byte.
-Photographs are repeated up to the number of images. The result goes to `benchmarks/results/` as JSON.
+segment, describe. The model computes with the same threads on both, and the build prepares images meanwhile on what
+the machine has left: with as many threads as cores, the default, both have the same to compute with. Each side is a
+process of its own and is timed from its start to its end, imports and the model's loading included; the build has to
+start Ray, and to write and commit shards beside. Rounds alternate, and the ratio of throughputs is given with its
+spread. In each round every image's JSON must be the same on both sides, byte for byte. Photographs are repeated up to
+the number of images. The result goes to `benchmarks/results/` as JSON.
 """
 
 import argparse

@@ -90,8 +90,8 @@ class Accounting:
         if self.ceiling is None or not share:
             return []
         return [
-            f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s on "
-            f"{self.ceiling.hardware}: this run reached {100 * share:.3g} %"
+            f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s by plain "
+            f"algebra on {self.ceiling.hardware}: this run reached {100 * share:.3g} %"
         ]
 
     def unfinished_message(self, held_back: Mapping[int, str]) -> str:
