@@ -12,6 +12,10 @@ PATCH = 16
 WINDOW = 14
 NORM_EPS = 1e-6
 
+# Logits of a head that the position terms are written out for at once: 1 MB in float32, one row of 64 queries on
+# the full map. On a CPU twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
+BAND_ELEMENTS = 1 << 18
+
 
 @dataclass(frozen=True)
 class VitShape:
@@ -72,7 +76,6 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, grid: int, window: int | None) -> None:
         super().__init__()
-        self.window = window
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads, side=window or grid)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -80,54 +83,101 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        normed = self.norm1(x)
-        if self.window is None:
-            x = x + self.attn(normed)
-        else:
-            # The zeros that fill up the last windows come after the norm and are attended to like any token:
-            # the weights were trained so.
-            attended = self.attn(partition_windows(normed, self.window))
-            x = x + merge_windows(attended, x.shape[1], x.shape[2])
+        x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over a square of tokens, with decomposed relative positions.
+    """Multi-head self-attention within squares of tokens, with decomposed relative positions.
 
-    `side` is the square's side in tokens. The relative positions are those of MViTv2 (arXiv 2112.01526, eq.
-    4): one table for rows, one for columns, each of 2 * side - 1 vectors.
+    `side` is a square's side in tokens: a window's, or the whole map's. The relative positions are those of
+    MViTv2 (arXiv 2112.01526, eq. 4): one table for rows, one for columns, each of 2 * side - 1 vectors.
     """
 
     def __init__(self, width: int, heads: int, side: int) -> None:
         super().__init__()
         self.heads = heads
+        self.side = side
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, side, side, C) to the same shape."""
-        side = x.shape[1]
-        qkv = torch.unflatten(self.qkv(x).flatten(1, 2), -1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self._position_bias(q, side)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        out: Tensor = self.proj(join_heads(attended))
-        return torch.unflatten(out, 1, (side, side))
+        """(B, H, W, C) to the same shape."""
+        side = self.side
+        # The zeros that fill up the last windows are attended to like any token: the weights were trained so.
+        # Their q, k and v are the bias alone, so that the product leaves them out and the sum does not.
+        qkv = partition_windows(F.linear(x, self.qkv.weight), side) + self.qkv.bias
+        heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.contiguous().unbind(0)
+        rows, columns = self._position_logits(q)
+        # Neither wins everywhere: a CPU's kernel is at its best on short bands whose logits stay in the cache, and
+        # a GPU's on one call, without a mask.
+        attend = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
+        attended = torch.unflatten(join_heads(attend(q, k, v, rows, columns)), 1, (side, side))
+        out: Tensor = self.proj(merge_windows(attended, x.shape[1], x.shape[2]))
+        return out
 
-    def _position_bias(self, q: Tensor, side: int) -> Tensor:
-        """What to add to the scaled logits: (B, heads, side², side²), from q as (B, heads, side², D).
+    def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What a key's row and a key's column add to its logit: each (N, heads, side², side), for every query.
 
-        The products take q as it is, without the attention's 1/sqrt(D).
+        q is (N, heads, side², D). The products take it as it is, without the attention's 1/sqrt(D).
         """
-        offsets = relative_offsets(side, q.device)
-        q = torch.unflatten(q, 2, (side, side))
+        offsets = relative_offsets(self.side, q.device)
+        q = torch.unflatten(q, 2, (self.side, self.side))
         rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offsets])
         columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offsets])
-        bias = rows[..., :, None] + columns[..., None, :]
-        return bias.flatten(4, 5).flatten(2, 3)
+        return rows.flatten(2, 3), columns.flatten(2, 3)
+
+
+def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(D) + rows + columns) v, some rows of queries at a time.
+
+    q, k, v: (B, heads, side², D); `rows` and `columns` (B, heads, side², side): what the row and the column of
+    each key add to its logit. The sum of both takes (band, side²) for each head, never (side², side²). Bands
+    change no bit of the result, which is (B, heads, side², D).
+    """
+    side = rows.shape[-1]
+    band = side * max(1, BAND_ELEMENTS // side**3)
+    rows, columns = rows.contiguous()[..., :, None], columns.contiguous()[..., None, :]
+    attended = [
+        F.scaled_dot_product_attention(
+            q[:, :, start : start + band],
+            k,
+            v,
+            attn_mask=(rows[:, :, start : start + band] + columns[:, :, start : start + band]).flatten(3),
+        )
+        for start in range(0, side * side, band)
+    ]
+    return torch.cat(attended, dim=2)
+
+
+def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same as `attend_in_bands` in one call without a mask: positions as further inner dimensions.
+
+    With e(j) the one-hot vector of j, for a key in row y and column x:
+
+        q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
+
+    So D + 2 * side dimensions of q and k hold it all. They and v's D are filled up with zeros to one multiple of
+    8, which the fused kernels of GPUs ask for.
+    """
+    side, dimensions = rows.shape[-1], q.shape[-1]
+    one_hot = torch.eye(side, dtype=k.dtype, device=k.device)
+    places = torch.cat([one_hot.repeat_interleave(side, 0), one_hot.repeat(side, 1)], dim=1)
+    extended_q = torch.cat([q * dimensions**-0.5, rows, columns], dim=-1)
+    extended_k = torch.cat([k, places.expand(*k.shape[:2], -1, -1)], dim=-1)
+    inner = extended_q.shape[-1]
+    fill = -inner % 8
+    attended = F.scaled_dot_product_attention(
+        F.pad(extended_q, (0, fill)),
+        F.pad(extended_k, (0, fill)),
+        F.pad(v, (0, inner + fill - dimensions)),
+        scale=1.0,
+    )
+    return attended[..., :dimensions]
 
 
 def relative_offsets(side: int, device: torch.device) -> Tensor:
