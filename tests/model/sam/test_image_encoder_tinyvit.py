@@ -70,6 +70,22 @@ def test_norms_have_the_published_epsilon() -> None:
     assert {part.eps for part in parts if isinstance(part, norms)} == {1e-5}
 
 
+def test_folded_batch_norms_give_the_same_embedding_and_leave_the_encoder_alone() -> None:
+    encoder = randomize(ImageEncoderTinyViT())
+    names = list(encoder.state_dict())
+    image = torch.randn(1, 3, 128, 128)
+    with torch.inference_mode():
+        folded = encoder.folded()
+        torch.testing.assert_close(folded(image), encoder(image), atol=2e-5, rtol=0)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    assert list(encoder.state_dict()) == names
+
+
+def test_batch_norms_in_training_are_not_folded() -> None:
+    with pytest.raises(ValueError, match=r"training mode: expected \.eval\(\)"):
+        ImageEncoderTinyViT().train().folded()
+
+
 def test_several_images_at_once_give_what_each_gives_alone() -> None:
     encoder = randomize(ImageEncoderTinyViT())
     images = torch.randn(2, 3, 96, 96)
