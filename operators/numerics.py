@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from catalogs.layout import fingerprint
 from infra.device import Compute, Precision
+from infra.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Numerics:
     points_per_chunk: int  # prompts that go through the decoder together; the last chunk is padded
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
+    segmint: str
     torch: str
     torchvision: str
     numpy: str
@@ -65,6 +67,7 @@ def observe_numerics(compute: Compute, points_per_chunk: int, weights_sha256: st
         points_per_chunk=points_per_chunk,
         threads=compute.threads,
         weights_sha256=weights_sha256,
+        segmint=VERSION,
         torch=torch.__version__,
         torchvision=version("torchvision"),
         numpy=version("numpy"),
