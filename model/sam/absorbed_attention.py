@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.sam.common import join_heads, split_heads
+from model.sam.products import product
 from model.sam.transformer import Attention
 
 # Positions that a CPU takes at once: 512 KB of a prompt's image, so that what a step makes of them is still in the
@@ -25,6 +26,12 @@ def bands(positions: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + step, positions)) for start in range(0, positions, step)]
 
 
+def singly(prompts: int, device: torch.device) -> list[slice]:
+    """The prompts one by one on a CPU, for the same reason, and all at once on an accelerator."""
+    step = 1 if device.type == "cpu" else prompts
+    return [slice(start, start + step) for start in range(0, prompts, step)]
+
+
 def attend_from_few(attention: Attention, q: Tensor, image: Tensor, places: Tensor) -> Tensor:
     """`attention(q, image + places, image)` for queries (B, T, C), image (B, P, C) and places (1, P, C): (B, T, C).
 
@@ -33,13 +40,19 @@ def attend_from_few(attention: Attention, q: Tensor, image: Tensor, places: Tens
     """
     queries = _scaled(split_heads(attention.q_proj(q), attention.heads))
     absorbed = torch.einsum("bhtd,hdc->bhtc", queries, _by_head(attention.k_proj.weight, attention)).flatten(1, 2)
-    scores = absorbed.new_empty(*absorbed.shape[:2], image.shape[1])
-    for band in bands(image.shape[1], image.device):
-        scores[..., band] = absorbed @ (image[:, band] + places[:, band]).transpose(1, 2)
-    seen = torch.unflatten(scores.softmax(dim=-1) @ image, 1, (attention.heads, -1))
+    seen = torch.cat([_see(absorbed[one], image[one], places) for one in singly(len(q), q.device)])
+    seen = torch.unflatten(seen, 1, (attention.heads, -1))
     values = torch.einsum("bhtc,hdc->bhtd", seen, _by_head(attention.v_proj.weight, attention))
     out: Tensor = attention.out_proj(join_heads(values) + attention.v_proj.bias)
     return out
+
+
+def _see(queries: Tensor, image: Tensor, places: Tensor) -> Tensor:
+    """softmax(queries (image + places)^T) image: (B, N, C) from (B, N, C), (B, P, C) and (1, P, C)."""
+    scores = queries.new_empty(*queries.shape[:2], image.shape[1])
+    for band in bands(image.shape[1], image.device):
+        scores[..., band] = product(queries, (image[:, band] + places[:, band]).transpose(1, 2))
+    return product(scores.softmax(dim=-1), image)
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,11 @@ class FewKeys:
     bias: Tensor
     values: Tensor
 
-    def attend(self, features: Tensor, onto: Tensor) -> Tensor:
-        """`onto` (B or 1, n, C) with what the queries, (B or 1, n, F), attend to: (B, n, C)."""
-        prompts = len(self.keys)
-        scores = torch.baddbmm(self.bias, self.keys, features.transpose(1, 2).expand(prompts, -1, -1))
+    def attend(self, prompts: slice, features: Tensor, onto: Tensor) -> Tensor:
+        """`onto` (b, n, C) with what the queries, (b, n, F), attend to, for b of the prompts: (b, n, C)."""
+        scores = product(self.keys[prompts], features.transpose(1, 2)) + self.bias[prompts]
         weights = torch.unflatten(scores, 1, (self.heads, -1)).softmax(dim=2).flatten(1, 2)
-        return torch.baddbmm(onto.expand(prompts, -1, -1), weights.transpose(1, 2), self.values)
+        return onto + product(weights.transpose(1, 2), self.values[prompts])
 
 
 def absorb_keys(attention: Attention, k: Tensor, v: Tensor) -> FewKeys:

@@ -14,6 +14,7 @@ In the shapes are B points, T = 7 tokens, C = 256 channels, H = 8 heads of D = 1
 All is in the weights' dtype except the predicted IoU and the logits, which are float32.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import cast
@@ -22,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.absorbed_attention import absorb_keys, attend_from_few, bands, project_keys
+from model.sam.absorbed_attention import absorb_keys, attend_from_few, bands, project_keys, singly
 from model.sam.common import join_heads, split_heads
 from model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
+from model.sam.products import linear, product
 from model.sam.transformer import Attention, TwoWayBlock
 
 # Of the tokens (predicted IoU, single mask, three masks, prompt) those whose outcome is asked for.
@@ -106,10 +108,14 @@ def _answer(block: TwoWayBlock, plan: PointPlan, image: Tensor, k: Tensor, v: Te
     """The block's last step: the image (B, P, C) that has attended to tokens k and v (B, T, C)."""
     attention = block.cross_attn_image_to_token
     few = (project_keys if block.first else absorb_keys)(attention, k, v)
-    out = image.new_empty(k.shape[0], *image.shape[1:])
-    for band in bands(image.shape[1], image.device):
-        features = plan.queries[:, band] if block.first else image[:, band] + plan.places[:, band]
-        out[:, band] = block.norm4(few.attend(features, onto=image[:, band]))
+    prompts, positions = len(k), image.shape[1]
+    image, places, queries = (one.expand(prompts, -1, -1) for one in (image, plan.places, plan.queries))
+    # Later blocks may write where they read: a band's outcome depends on that band alone.
+    out = torch.empty_like(image, memory_format=torch.contiguous_format) if block.first else image
+    for one in singly(prompts, image.device):
+        for band in bands(positions, image.device):
+            features = queries[one, band] if block.first else image[one, band] + places[one, band]
+            out[one, band] = block.norm4(few.attend(one, features, onto=image[one, band]))
     return out
 
 
@@ -129,14 +135,16 @@ def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor, side: int) -> Te
     (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
     drawn = []
     for band in bands(len(image), image.device):
-        map_ = torch.addmm(bias1, image[band], weight1.T).view(-1, len(norm.weight))
+        map_ = linear(image[band], weight1, bias1).view(-1, len(norm.weight))
         map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        map_ = F.gelu(torch.addmm(bias2[:, None], weight2, map_.T))
-        drawn.append(filters @ map_.view(4, filters.shape[1], -1))
+        map_ = linear(map_, weight2, bias2, gelu=True)
+        drawn.append(product(filters, map_.view(-1, filters.shape[1]).T))
     # Each position became 2x2 pixels in the first step, (a, b), and each of these 2x2 in the second, (c, d).
-    logits = torch.cat(drawn, dim=2).view(2, 2, -1, side // 4, side // 4, 2, 2)
-    c, d, mask, y, x, a, b = range(7)
-    return logits.permute(mask, y, a, c, x, b, d).reshape(-1, side, side)
+    parts = torch.cat(drawn, dim=1).view(-1, side // 4, side // 4, 16)
+    logits = parts.new_empty(len(filters), side, side)
+    for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
+        logits[:, 2 * a + c :: 4, 2 * b + d :: 4] = part
+    return logits
 
 
 def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
@@ -144,8 +152,7 @@ def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
 
     Such a step is one linear map at each position; its four outcomes are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
     """
-    # Laid out for the product with the image, (in, out), which is the faster one.
-    return step.weight.permute(0, 2, 3, 1).flatten(1).T, cast(Tensor, step.bias).repeat(4)
+    return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)
 
 
 def _look_at_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> Tensor:

@@ -1,0 +1,34 @@
+"""Products by either library are torch's plain ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.sam import products
+from model.sam.products import linear, product
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_the_plain_ones(onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_ONEDNN", onednn and products._ONEDNN)
+    generator = torch.Generator().manual_seed(4)
+    a, b = (torch.randn(2, *size, generator=generator).to(dtype) for size in ((31, 16), (16, 47)))
+    bias = torch.randn(47, generator=generator).to(dtype)
+    near = {"atol": 1e-5 if dtype == torch.float32 else 0.1, "rtol": 0.02}
+
+    torch.testing.assert_close(product(a, b), a @ b, **near)
+    torch.testing.assert_close(product(a[:1], b[:1]), a[:1] @ b[:1], **near)
+    torch.testing.assert_close(product(a[0], b[0]), a[0] @ b[0], **near)
+    torch.testing.assert_close(product(b[0].T, a[0].T), b[0].T @ a[0].T, **near)
+    torch.testing.assert_close(linear(a[0], b[0].T), a[0] @ b[0], **near)
+    torch.testing.assert_close(linear(a[0], b[0].T, bias), a[0] @ b[0] + bias, **near)
+    torch.testing.assert_close(linear(a[0], b[0].T, bias, gelu=True), F.gelu(a[0] @ b[0] + bias), **near)
+
+
+def test_strided_and_cut_matrices_are_products_too() -> None:
+    whole = torch.randn(4, 60, 60)
+    a, b = whole[2, 3:20, 7:30], whole[3, 1:24, 5:60:2]
+    torch.testing.assert_close(product(a, b), a.double().mm(b.double()).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(product(a.T, a), a.double().T.mm(a.double()).float(), atol=1e-5, rtol=0)
+    assert product(a[:0], b).shape == (0, b.shape[1])
