@@ -15,9 +15,9 @@ from model.sam.common import join_heads, split_heads
 from model.sam.products import product
 from model.sam.transformer import Attention
 
-# Positions that a CPU takes at once: 512 KB of a prompt's image, so that what a step makes of them is still in the
-# core's cache when the next step asks for it.
-BAND = 512
+# Positions that a CPU takes at once: 1 MB of a prompt's image in float32, so that what a step makes of them is still in
+# the cores' caches when the next step asks for it. Of 512 and 1024 the faster on two cores of 1 MB each.
+BAND = 1024
 
 
 def bands(positions: int, device: torch.device) -> list[slice]:

@@ -17,7 +17,7 @@ def attention() -> Attention:
     return randomize(Attention(256, 128, 8), seed=2)
 
 
-@pytest.mark.parametrize("band", [30, 512])
+@pytest.mark.parametrize("band", [30, 1024])
 def test_few_queries_see_what_plain_attention_shows_them(
     attention: Attention, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,5 +50,5 @@ def test_some_of_the_prompts_attend_alone(attention: Attention) -> None:
 def test_bands_and_single_prompts_are_for_cpus() -> None:
     assert singly(2, CPU) == [slice(0, 1), slice(1, 2)]
     assert singly(2, torch.device("cuda")) == [slice(0, 2)]
-    assert bands(1200, CPU) == [slice(0, 512), slice(512, 1024), slice(1024, 1200)]
+    assert bands(2100, CPU) == [slice(0, 1024), slice(1024, 2048), slice(2048, 2100)]
     assert bands(1200, torch.device("cuda")) == [slice(0, 1200)]
