@@ -1,5 +1,7 @@
 """Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +16,8 @@ from model.automatic.records import Funnel, Generated, MaskRecord
 from model.automatic.rle import Rle, encode_patch
 from model.automatic.settings import MaskSettings
 from model.automatic.upscaling import upscaling_of
-from model.sam.predictor import Predictor
+from model.sam.batch_encoder import MAX_BATCH
+from model.sam.predictor import Embedding, Predictor
 
 __all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
 
@@ -22,9 +25,17 @@ __all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
 class MaskGenerator:
     """Finds all masks of an image (SAM paper, Section 4 and Appendix B)."""
 
-    def __init__(self, predictor: Predictor, settings: MaskSettings | None = None) -> None:
-        """Takes the model's predictor, and settings that default to `MaskSettings.sa1b()`."""
+    def __init__(self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int = 1) -> None:
+        """Takes the model's predictor, and settings that default to `MaskSettings.sa1b()`.
+
+        `crops_per_batch`: crops of an image that are encoded together, 1 to 64. One is right on a CPU; a GPU with
+        memory to spare takes all 21 of SA-1B's settings. It changes the last bits of the embeddings. Raises
+        ValueError for another number.
+        """
+        if not 1 <= crops_per_batch <= MAX_BATCH:
+            raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
         self.predictor = predictor
+        self.crops_per_batch = crops_per_batch
         self.settings = MaskSettings.sa1b() if settings is None else settings
 
     @torch.inference_mode()
@@ -49,11 +60,9 @@ class MaskGenerator:
         settings = self.settings
         parts: list[Candidates] = []
         funnel = Funnel()
-        for crop in generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio):
-            if crop.is_empty:
-                continue
-            source = image if crop.layer == 0 or original is None else original
-            found, counts = self._process_crop(crop, cut(crop, frame_size, source), frame_size)
+        crops = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        for crop, embedding in self._embed_crops([crop for crop in crops if not crop.is_empty], image, original):
+            found, counts = self._process_crop(crop, embedding, frame_size)
             parts.append(found)
             funnel += counts
         candidates = suppress_across_crops(concatenate(parts), settings)
@@ -66,11 +75,22 @@ class MaskGenerator:
         )
         return Generated(to_records(written, frame_size), funnel)
 
-    def _process_crop(
-        self, crop: Crop, pixels: NDArray[np.uint8], frame_size: tuple[int, int]
-    ) -> tuple[Candidates, Funnel]:
+    def _embed_crops(
+        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
+    ) -> Iterator[tuple[Crop, Embedding]]:
+        """Each crop with its embedding, a batch of them encoded at a time."""
+        frame_size = (image.shape[0], image.shape[1])
+        for start in range(0, len(crops), self.crops_per_batch):
+            batch = crops[start : start + self.crops_per_batch]
+            sources = [image if crop.layer == 0 or original is None else original for crop in batch]
+            pixels = [
+                np.ascontiguousarray(cut(crop, frame_size, source)) for crop, source in zip(batch, sources, strict=True)
+            ]
+            sizes = [crop.size for crop in batch]
+            yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
+
+    def _process_crop(self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]) -> tuple[Candidates, Funnel]:
         """What one crop's grid finds after its own suppression, best first, and the counts so far."""
-        embedding = self.predictor.embed(np.ascontiguousarray(pixels), frame_size=crop.size)
         upscaling = upscaling_of(self.predictor, embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
         parts: list[Candidates] = []

@@ -1,5 +1,6 @@
 """Masks for prompts, without hidden state: embed an image once, then ask for masks as often as needed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.sam import point_decoder
+from model.sam.batch_encoder import BatchEncoder, CompileMode
 from model.sam.point_decoder import PointMasks, PointPlan
-from model.sam.preprocess import normalize_and_pad, resize
+from model.sam.preprocess import resize
 from model.sam.prompt_encoder import PromptEmbedding
 from model.sam.prompts import Array, Prompts, check_prompts
 from model.sam.sam import Sam
@@ -45,10 +47,17 @@ class Masks:
 
 
 class Predictor:
-    """Masks for prompts from one SAM, on the device and in the dtype of its weights."""
+    """Masks for prompts from one SAM, on the device and in the dtype of its weights.
 
-    def __init__(self, sam: Sam) -> None:
+    Cast, move and load the model first: what the predictor prepares for speed does not follow later changes.
+    `compile_encoder` compiles the image encoder by `torch.compile` in that mode, at its first use and for each
+    batch size: minutes of work that pay off on a GPU. It changes the last bits. Where compilation fails, a
+    RuntimeWarning says so and the encoder runs eagerly.
+    """
+
+    def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None) -> None:
         self.sam = sam
+        self._encoder = BatchEncoder(sam, compile_encoder)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encodes an image, (H, W, 3) uint8 RGB.
@@ -57,16 +66,33 @@ class Predictor:
         pass it when the pixels are a larger or smaller version of the picture that the masks are for. Raises
         ValueError for another shape or type of image, or an empty frame.
         """
-        pixels = _checked_image(image)
-        frame_height, frame_width = frame_size or pixels.shape[:2]
-        if frame_height < 1 or frame_width < 1:
-            raise ValueError(f"frame_size is {frame_size}: expected a height and a width of 1 or more pixels")
-        resized = resize(pixels, self.sam.image_size)
+        return self.embed_many([image], [frame_size], batch_size=1)[0]
+
+    def embed_many(
+        self,
+        images: Sequence[npt.NDArray[np.uint8] | Tensor],
+        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        batch_size: int | None = None,
+    ) -> list[Embedding]:
+        """Encodes images, `batch_size` at a time, into what `embed` makes of each but for the last bits.
+
+        `frame_sizes` has a (height, width) or None for each image, as `embed` takes it. `batch_size` (default: 1 on
+        a CPU, 7 on CUDA) decides the last bits of the embeddings; the number of images does not, as the last batch
+        is filled up. Embeddings of one batch share its memory until all of them are gone. Raises ValueError as
+        `embed` does, and for another number of frames than images or a batch size that is not 1 to 64.
+        """
+        frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
+        if len(frames) != len(images):
+            raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one for each")
+        checked = [_checked_image(image) for image in images]
+        framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
+        resized = [resize(pixels, self.sam.image_size) for pixels in checked]
         with torch.inference_mode():
-            batch = normalize_and_pad(torch.from_numpy(resized).to(self.sam.device), self.sam.image_size)
-            features = self.sam.image_encoder(batch.to(self.sam.dtype))
-        height, width = resized.shape[:2]
-        return Embedding(features, (height, width), (int(frame_height), int(frame_width)))
+            features = self._encoder(resized, batch_size)
+        return [
+            Embedding(part, (pixels.shape[0], pixels.shape[1]), frame)
+            for part, pixels, frame in zip(features, resized, framed, strict=True)
+        ]
 
     def predict(
         self,
@@ -147,6 +173,13 @@ class Predictor:
             prompts.points, prompts.labels, prompts.boxes, prompts.masks
         )
         return embedded
+
+
+def _checked_frame(frame_size: tuple[int, int] | None, pixels: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    height, width = frame_size or pixels.shape[:2]
+    if height < 1 or width < 1:
+        raise ValueError(f"frame_size is {frame_size}: expected a height and a width of 1 or more pixels")
+    return int(height), int(width)
 
 
 def _checked_image(image: Any) -> npt.NDArray[np.uint8]:

@@ -216,3 +216,23 @@ def test_official_refuses_an_original(predictor: Predictor) -> None:
 
     with pytest.raises(ValueError, match="official profile cuts its crops from the image"):
         MaskGenerator(predictor, MaskSettings.official()).generate(image, image)
+
+
+def test_crops_encoded_together_give_the_masks_of_each_alone(predictor: Predictor, coffee: np.ndarray) -> None:
+    image = smaller(coffee, 300)
+    settings = MaskSettings.official(points_per_side=6, crop_n_layers=1)
+
+    alone = MaskGenerator(predictor, settings).generate(image)
+    together = MaskGenerator(predictor, settings, crops_per_batch=3).generate(image)
+
+    assert len(alone.records) > 3
+    assert [record.crop_box for record in together.records] == [record.crop_box for record in alone.records]
+    for one, other in zip(together.records, alone.records, strict=True):
+        assert one.bbox == pytest.approx(other.bbox, abs=1)
+        assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-3)
+
+
+@pytest.mark.parametrize("crops", [0, 65])
+def test_a_batch_of_crops_that_cannot_be_is_refused(predictor: Predictor, crops: int) -> None:
+    with pytest.raises(ValueError, match=f"crops_per_batch is {crops}: expected 1 to 64"):
+        MaskGenerator(predictor, crops_per_batch=crops)

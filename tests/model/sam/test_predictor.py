@@ -115,6 +115,17 @@ def test_the_frame_may_differ_from_the_pixels(pair: Pair, coffee: np.ndarray) ->
     assert pair.ours.upscale(found.low_res_logits, framed).shape == (1, 3, 128, 256)
 
 
+def test_many_images_are_embedded_as_each_is(pair: Pair, coffee: np.ndarray, astronaut: np.ndarray) -> None:
+    found = pair.ours.embed_many([coffee, astronaut], [(200, 300), None], batch_size=2)
+    expected = [pair.ours.embed(coffee, (200, 300)), pair.ours.embed(astronaut)]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.input_size, one.frame_size) == (other.input_size, other.frame_size)
+        torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=0)
+    assert pair.ours.embed_many([]) == []
+    with pytest.raises(ValueError, match="1 frames for 2 images: expected one for each"):
+        pair.ours.embed_many([coffee, astronaut], [None])
+
+
 def test_an_embedding_outlives_other_images(pair: Pair, astronaut: np.ndarray) -> None:
     box = np.array([[10, 10, 200, 200]])
     before = pair.ours.predict(pair.embedding, boxes=box)

@@ -1,0 +1,101 @@
+"""The image encoder as it is run: ready for inference, on batches of one size, compiled where that was asked for."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from model.sam.preprocess import normalize_and_pad
+from model.sam.sam import Sam
+
+CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+"""Modes of `torch.compile`; `reduce-overhead` replays CUDA graphs."""
+
+MAX_BATCH = 64
+"""Images encoded at once. Above about 100 a layer's output has over 2^31 elements, which kernels cannot index."""
+
+CUDA_BATCH = 7
+"""The default on a GPU, a third of the 21 crops that SA-1B's settings make of an image."""
+
+
+class BatchEncoder:
+    """Runs the image encoder of one SAM; made once the model has its device, dtype and weights.
+
+    Of MobileSAM's encoder it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`), of a ViT the
+    model's own. In bfloat16 the statistics of layer norms and of the attention's softmax are still computed in
+    float32, inside torch's kernels.
+    """
+
+    def __init__(self, sam: Sam, compile_mode: CompileMode | None = None) -> None:
+        encoder = sam.image_encoder
+        self.sam = sam
+        self._eager: nn.Module = encoder.folded() if isinstance(encoder, ImageEncoderTinyViT) else encoder
+        self._mode = compile_mode
+        self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
+
+    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], batch_size: int | None = None) -> list[Tensor]:
+        """An embedding (1, 256, 64, 64) for each image, in order.
+
+        `images` are (h, w, 3) uint8 RGB, neither side over the encoder's input. Every batch has exactly
+        `batch_size` images, the last one filled up with empty ones: shapes are static, and an image's arithmetic
+        depends on `batch_size` alone, not on how many came with it. Raises ValueError for a `batch_size` under 1 or
+        over `MAX_BATCH`.
+        """
+        size = default_batch_size(self.sam.device) if batch_size is None else batch_size
+        if not 1 <= size <= MAX_BATCH:
+            raise ValueError(f"batch_size is {size}: expected 1 to {MAX_BATCH} images")
+        embeddings: list[Tensor] = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            encoded = self._encode(self._batch(part, size))
+            embeddings += [encoded[index : index + 1] for index in range(len(part))]
+        return embeddings
+
+    def _batch(self, images: Sequence[npt.NDArray[np.uint8]], size: int) -> Tensor:
+        """(size, 3, side, side) on the model's device and in its dtype."""
+        side = self.sam.image_size
+        batch = torch.zeros(size, 3, side, side, dtype=self.sam.dtype, device=self.sam.device)
+        for place, image in zip(batch, images, strict=False):
+            place.copy_(normalize_and_pad(upload(image, self.sam.device), side)[0])
+        return batch
+
+    def _encode(self, batch: Tensor) -> Tensor:
+        if self._compiled is None:
+            embedding: Tensor = self._eager(batch)
+            return embedding
+        try:
+            embedding = self._compiled(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what Dynamo, Inductor and Triton raise; a fault of the model's comes again
+            self._compiled = None
+            embedding = self._eager(batch)
+            warnings.warn(
+                f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_line(error)}): "
+                "it runs eagerly, with the same results but slower",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return embedding
+        # A CUDA graph's next replay writes over its output.
+        return embedding.clone() if self._mode == "reduce-overhead" else embedding
+
+
+def default_batch_size(device: torch.device) -> int:
+    """1 on a CPU, whose cores a single image fills, and `CUDA_BATCH` on a GPU."""
+    return CUDA_BATCH if device.type == "cuda" else 1
+
+
+def upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Pixels on a device; to a GPU from pinned memory, so that the copy does not hold up the host."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
