@@ -22,6 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# Threads that wait by spinning take the core from those they wait for, as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea")
 MIB = 1 << 20
