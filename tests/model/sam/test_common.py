@@ -27,7 +27,7 @@ def test_perceptron_is_the_reference_one() -> None:
     ours = randomize(Perceptron(6, 10, 4))
     theirs = ReferenceMlp(6, 10, 4, 3)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(3, 6)
+    x = torch.randn(64, 6)
     torch.testing.assert_close(ours(x), theirs(x))
     assert (ours(x) < 0).any(), "nothing squashes or cuts the outputs"
 
