@@ -74,21 +74,13 @@ def scan(
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], destination: str, storage: Storage) -> int:
-    """Writes rows of `SOURCE` as a catalog, in the format of `destination`'s ending; returns their number.
-
-    Raises `UsageError`, and writes nothing, where there are no rows.
-    """
+    """Writes rows of `SOURCE` as a catalog, in the format of `destination`'s ending; returns their number."""
     kind = catalog_format(destination)
     if destination.lower().endswith(".gz"):
         raise UsageError(f"{destination}: a catalog is written without compression; leave out .gz")
     with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
         path = Path(folder) / "catalog"
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
-        if count == 0:
-            raise UsageError(
-                f"no image was found, so {destination} was not written: expected files that end with "
-                f"{', '.join(IMAGE_ENDINGS)} below the folder or prefix"
-            )
         storage.put_file(destination, path)
     return count
 

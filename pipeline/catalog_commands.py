@@ -1,5 +1,6 @@
 """`segmint catalog`: make a catalog from a folder or bucket of images, and look over one that is there."""
 
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,9 +37,14 @@ def scan(
     """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
     from catalogs.scan import scan as scan_images
     from catalogs.scan import write_catalog
+    from infra.errors import UsageError
 
     storage, _ = _from_config(config)
-    rows = write_catalog(scan_images(uri, storage, license=license, provider=provider), output, storage)
+    found = scan_images(uri, storage, license=license, provider=provider)
+    first = next(found, None)
+    if first is None:
+        raise UsageError(f"there is no image below {uri}, so {output} was not written: expected a folder or prefix")
+    rows = write_catalog(chain([first], found), output, storage)
     if as_json:
         answer_json({"catalog": output, "rows": rows})
     else:

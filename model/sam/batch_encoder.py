@@ -26,15 +26,17 @@ CUDA_BATCH = 7
 class BatchEncoder:
     """Runs the image encoder of one SAM; made once the model has its device, dtype and weights.
 
-    Of MobileSAM's encoder it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`), of a ViT the
-    model's own. In bfloat16 the statistics of layer norms and of the attention's softmax are still computed in
-    float32, inside torch's kernels.
+    Of MobileSAM's encoder in float32 it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
+    bfloat16 weights would be rounded twice. Else it runs the model's own. In bfloat16 the statistics of layer norms
+    and of the attention's softmax are still computed in float32, inside torch's kernels.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None) -> None:
         encoder = sam.image_encoder
         self.sam = sam
-        self._eager: nn.Module = encoder.folded() if isinstance(encoder, ImageEncoderTinyViT) else encoder
+        self._eager: nn.Module = encoder
+        if isinstance(encoder, ImageEncoderTinyViT) and sam.dtype == torch.float32:
+            self._eager = encoder.folded()
         self._mode = compile_mode
         self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
 

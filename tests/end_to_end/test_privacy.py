@@ -55,8 +55,9 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         catalog,
         folder / "dataset",
         release={"short_side": 200},
-        masks={"points_per_side": 2, "crop_n_layers": 1, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
+        masks={"points_per_side": 12, "crop_n_layers": 1, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
         resources={"object_store_memory": 80_000_000},
+        rows_per_block=1,  # blocks wait in the object store while an earlier one is segmented
     )
     spilling = {"RAY_TMPDIR": str(ray_folder), "RAY_object_spilling_threshold": "0.0001", "RAY_min_spilling_size": "0"}
     kept = Keeper(ray_folder, folder / "kept")
@@ -78,7 +79,7 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         self._destination.mkdir()
-        while not self._ended.wait(0.02):
+        while not self._ended.wait(0.005):
             for path in self._folder.rglob("*spilled_objects*/*"):
                 with contextlib.suppress(FileExistsError, FileNotFoundError):
                     os.link(path, self._destination / path.name)

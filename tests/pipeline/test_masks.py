@@ -171,15 +171,22 @@ def test_a_background_point_takes_away(predictor, coffee):
     assert masks[0].sum() != masks[1].sum()
 
 
-def test_bf16_gives_nearly_the_same_mask(predictor, coffee):
+def test_bf16_gives_nearly_the_same_masks(predictor, coffee):
+    """All three are compared: their predicted IoUs are so near one another that their order may change."""
     prompts = Prompts(points=(CUP,))
     reduced = Predictor(load_model(resolve("mobile_sam"), Compute("cpu", "bf16", 1)))
-    masks = []
-    for each in (predictor, reduced):
-        (found,) = prompted_masks(each, coffee, prompts, MasksOptions(prompts=prompts))
-        masks.append(decoded(document_of(1, "c", (400, 600), [found])["annotations"][0]))
-    assert overlap(*masks) > 0.97
-    assert (masks[0] != masks[1]).sum() < 2000
+    exact, rounded = (
+        [
+            decoded(document_of(1, "c", (400, 600), [found])["annotations"][0])
+            for found in prompted_masks(each, coffee, prompts, MasksOptions(prompts=prompts, all_masks=True))
+        ]
+        for each in (predictor, reduced)
+    )
+    assert len(exact) == len(rounded) == 3
+    for mask in rounded:
+        twin = max(exact, key=lambda other: overlap(mask, other))
+        assert overlap(mask, twin) > 0.97
+        assert (mask != twin).sum() < 2000
 
 
 def test_an_empty_mask_is_valid_json():
