@@ -1,10 +1,12 @@
 """What segment actors measure, collected for the driver. Imports Ray alone: its actor starts without the model."""
 
+import contextlib
+
 import ray
 import ray.exceptions
 
-COLLECT_TIMEOUT_S = 10.0
-"""How long the end of a run waits for what was reported long before."""
+TIMEOUT_S = 10.0
+"""How long a report, or the end of a run, waits for the actor that keeps the reports."""
 
 
 class PeakReports:
@@ -14,13 +16,17 @@ class PeakReports:
         self._box = ray.remote(num_cpus=0)(_Box).remote()
 
     def __call__(self, flop_per_s: float) -> None:
-        """Takes one device's peak, from any process, without waiting."""
-        self._box.put.remote(flop_per_s)
+        """Takes one device's peak, from any process, and returns when it is kept: Ray keeps no order between callers.
+
+        Where the node that keeps the reports is gone, this one is lost: no run fails for want of its metric.
+        """
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._box.put.remote(flop_per_s), timeout=TIMEOUT_S)
 
     def collect(self) -> list[float]:
         """All reports so far; none when the node that kept them is gone, for no run fails for want of its metric."""
         try:
-            reports: list[float] = ray.get(self._box.all.remote(), timeout=COLLECT_TIMEOUT_S)
+            reports: list[float] = ray.get(self._box.all.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
             return []
         return reports
