@@ -1,6 +1,6 @@
 """Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from model.automatic.candidates import Candidates, Patch, concatenate
 from model.automatic.cleanup import clean_patch
 from model.automatic.crops import Crop, crop_points, cut, generate_crops
 from model.automatic.nms import nms
-from model.automatic.proposals import measure, propose
+from model.automatic.proposals import chunks_of, measure, propose
 from model.automatic.records import Funnel, Generated, MaskRecord
 from model.automatic.rle import Rle, encode_patch
 from model.automatic.settings import MaskSettings
 from model.automatic.upscaling import upscaling_of
+from model.automatic.workers import Workers
 from model.sam.batch_encoder import MAX_BATCH
 from model.sam.predictor import Embedding, Predictor
 
@@ -30,10 +31,13 @@ class MaskGenerator:
 
         `crops_per_batch`: crops of an image that are encoded together, 1 to 64. One is right on a CPU; a GPU with
         memory to spare takes all 21 of SA-1B's settings. It changes the last bits of the embeddings. Raises
-        ValueError for another number.
+        ValueError for another number. On a CPU the generator starts as many threads as torch has, for itself.
         """
         if not 1 <= crops_per_batch <= MAX_BATCH:
             raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
+        self._map: Callable[..., Iterable[tuple[Candidates, Funnel]]] = map
+        if predictor.sam.device.type == "cpu" and torch.get_num_threads() > 1:
+            self._map = Workers(torch.get_num_threads()).map
         self.predictor = predictor
         self.crops_per_batch = crops_per_batch
         self.settings = MaskSettings.sa1b() if settings is None else settings
@@ -92,13 +96,20 @@ class MaskGenerator:
     def _process_crop(self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]) -> tuple[Candidates, Funnel]:
         """What one crop's grid finds after its own suppression, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
+        plan = self.predictor.plan_points(embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
+
+        @torch.inference_mode()
+        def process(chunk: NDArray[np.float64]) -> tuple[Candidates, Funnel]:
+            proposals, predicted = propose(self.predictor, embedding, plan, chunk, self.settings)
+            found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
+            return found, counts + Funnel(predicted=predicted, over_iou=len(proposals.points))
+
         parts: list[Candidates] = []
         funnel = Funnel()
-        for proposals, predicted in propose(self.predictor, embedding, points, self.settings):
-            found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
+        for found, counts in self._map(process, chunks_of(points, self.settings.points_per_chunk)):
             parts.append(found)
-            funnel += Funnel(predicted=predicted, over_iou=len(proposals.points)) + counts
+            funnel += counts
         candidates = concatenate(parts)
         # In the crop's own coordinates as in the frame's, a box has the same IoU with another.
         keep = nms(candidates.boxes, candidates.predicted_iou, self.settings.box_nms_thresh)

@@ -1,6 +1,5 @@
 """From one crop's embedding to masks in the frame: decode the grid's points, upscale, filter."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from model.automatic.filters import inside_crop, over_iou, under_max_area
 from model.automatic.records import Funnel
 from model.automatic.settings import MaskSettings
 from model.automatic.upscaling import Upscaling, Window
+from model.sam.point_decoder import PointPlan
 from model.sam.predictor import Embedding, Predictor
 
 
@@ -32,26 +32,27 @@ class Proposals:
     points: NDArray[np.float64]
 
 
-def propose(
-    predictor: Predictor, embedding: Embedding, points: NDArray[np.float64], settings: MaskSettings
-) -> Iterator[tuple[Proposals, int]]:
-    """Decodes points chunk by chunk: the masks over the IoU threshold, and how many were predicted in all.
+def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
+    """Points (P, 2) in chunks of `size`, the last of them shorter where that does not divide P."""
+    return [points[start : start + size] for start in range(0, len(points), size)]
 
-    `points` is (P, 2), x, y in pixels of the crop. Every chunk has `points_per_chunk` prompts, the last one
-    padded by its last point, so that each prompt's arithmetic is the same wherever it stands. Only masks over
-    the threshold are drawn at all.
+
+def propose(
+    predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: NDArray[np.float64], settings: MaskSettings
+) -> tuple[Proposals, int]:
+    """Decodes a chunk of points: the masks over the IoU threshold, and how many were predicted in all.
+
+    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop; `plan` the embedding's own. A shorter chunk
+    is padded by its last point, so that each prompt's arithmetic is the same wherever it stands. Only masks over the
+    threshold are drawn at all.
     """
-    size = settings.points_per_chunk
-    plan = predictor.plan_points(embedding)
-    for start in range(0, len(points), size):
-        chunk = points[start : start + size]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-        masks = predictor.decode_points(embedding, plan, padded)
-        keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
-        keep[len(chunk) :] = False
-        asked = keep.nonzero()[:, 0].cpu().numpy()
-        logits = predictor.draw_masks(masks, keep)
-        yield Proposals(logits, masks.predicted_iou[keep], padded[asked]), keep[: len(chunk)].numel()
+    padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.points_per_chunk - len(chunk), axis=0)])
+    masks = predictor.decode_points(embedding, plan, padded)
+    keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
+    keep[len(chunk) :] = False
+    asked = keep.nonzero()[:, 0].cpu().numpy()
+    logits = predictor.draw_masks(masks, keep)
+    return Proposals(logits, masks.predicted_iou[keep], padded[asked]), keep[: len(chunk)].numel()
 
 
 def measure(

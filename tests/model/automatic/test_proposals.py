@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.automatic.crops import Crop, crop_points
-from model.automatic.proposals import measure, propose
+from model.automatic.proposals import Proposals, chunks_of, measure, propose
 from model.automatic.settings import MaskSettings
 from model.automatic.upscaling import BoxedUpscaling, WholeUpscaling, upscaling_of
 from model.sam.load import load_sam
@@ -28,11 +28,20 @@ def embedding(predictor: Predictor, coffee: np.ndarray) -> Embedding:
     return predictor.embed(np.ascontiguousarray(coffee[40:340, 80:480]), frame_size=CROP.size)
 
 
+def proposed(
+    predictor: Predictor, embedding: Embedding, points: np.ndarray, settings: MaskSettings
+) -> list[tuple[Proposals, int]]:
+    plan = predictor.plan_points(embedding)
+    return [
+        propose(predictor, embedding, plan, chunk, settings) for chunk in chunks_of(points, settings.points_per_chunk)
+    ]
+
+
 def test_every_chunk_decodes_the_same_number_of_prompts(predictor: Predictor, embedding: Embedding) -> None:
     points = crop_points(CROP, 3)[:5]
     alone = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0)
 
-    first, last = propose(predictor, embedding, points, alone)
+    first, last = proposed(predictor, embedding, points, alone)
 
     assert [len(first[0].points), first[1]] == [12, 12]
     assert [len(last[0].points), last[1]] == [3, 3]
@@ -46,7 +55,7 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
     plain = predictor.predict(embedding, points[:, None], np.ones((9, 1)))
     over = (plain.predicted_iou > 0.88).numpy()
 
-    chunks = [proposals for proposals, _ in propose(predictor, embedding, points, settings)]
+    chunks = [proposals for proposals, _ in proposed(predictor, embedding, points, settings)]
 
     assert 5 < over.sum() < 25
     logits = torch.cat([chunk.low_res_logits for chunk in chunks])
@@ -58,7 +67,7 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
 
 def test_masks_upscaled_in_boxes_are_those_of_whole_masks(predictor: Predictor, embedding: Embedding) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 3), settings)
+    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
 
     whole, funnel = measure(WholeUpscaling(predictor, embedding), proposals, CROP, FRAME, settings)
     boxed, again = measure(BoxedUpscaling(embedding, 1024), proposals, CROP, FRAME, settings)
@@ -74,7 +83,7 @@ def test_masks_upscaled_in_boxes_are_those_of_whole_masks(predictor: Predictor, 
 
 def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embedding: Embedding) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
-    ((proposals, _),) = propose(predictor, embedding, crop_points(CROP, 2), settings)
+    ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 2), settings)
 
     found, _ = measure(upscaling_of(predictor, embedding), proposals, CROP, FRAME, settings)
 
