@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from infra.device import Compute, apply_compute
 from infra.errors import UsageError
+from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from model.sam.load import SamWeightsError, load_sam
 from model.sam.sam import Sam
 
@@ -13,12 +12,18 @@ from model.sam.sam import Sam
 def load_model(weights: Path, compute: Compute) -> Sam:
     """The model of a checkpoint on a resolved device; sets up torch in this process.
 
-    In bf16 the weights themselves are bf16; positional encodings, scores and masks stay in fp32. Raises `UsageError`
-    where the file is no SAM's checkpoint.
+    In bf16 the weights themselves are bf16. Positional encodings, scores and masks stay in fp32, and so does
+    MobileSAM's image encoder, whose rounding would change more masks than all the rest and spare a fiftieth of the
+    time. Raises `UsageError` where the file is no SAM's checkpoint.
     """
     apply_compute(compute)
     try:
         sam = load_sam(weights, device=compute.device)
     except SamWeightsError as error:
         raise UsageError(str(error)) from error
-    return sam.to(torch.bfloat16) if compute.precision == "bf16" else sam
+    if compute.precision == "bf16":
+        sam.prompt_encoder.bfloat16()
+        sam.mask_decoder.bfloat16()
+        if not isinstance(sam.image_encoder, ImageEncoderTinyViT):
+            sam.image_encoder.bfloat16()
+    return sam

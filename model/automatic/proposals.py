@@ -51,7 +51,7 @@ def propose(
     keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
     keep[len(chunk) :] = False
     asked = keep.nonzero()[:, 0].cpu().numpy()
-    logits = predictor.draw_masks(masks, keep)
+    logits = predictor.draw_masks(plan, masks, keep)
     return Proposals(logits, masks.predicted_iou[keep], padded[asked]), keep[: len(chunk)].numel()
 
 

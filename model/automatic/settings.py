@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 Profile = Literal["official", "sa1b"]
 
-# A CPU takes prompts one by one where the image is concerned, whose maps then stay in its cache; the tokens' small
-# products are shared by a chunk. From 4 on that gains little, and each prompt more holds another 4 MB map.
-DEFAULT_POINTS_PER_CHUNK = 4
+# A CPU takes few prompts at once where the image is concerned, whose maps then stay in its cache; the tokens' small
+# products are shared by a chunk. From 8 on that gains little, and each prompt more holds another 2 MB.
+DEFAULT_POINTS_PER_CHUNK = 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,13 +35,14 @@ class BatchEncoder:
         encoder = sam.image_encoder
         self.sam = sam
         self._eager: nn.Module = encoder
-        if isinstance(encoder, ImageEncoderTinyViT) and sam.dtype == torch.float32:
+        self._dtype = next(encoder.parameters()).dtype
+        if isinstance(encoder, ImageEncoderTinyViT) and self._dtype == torch.float32:
             self._eager = encoder.folded()
         self._mode = compile_mode
         self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], batch_size: int | None = None) -> list[Tensor]:
-        """An embedding (1, 256, 64, 64) for each image, in order.
+        """An embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
         `images` are (h, w, 3) uint8 RGB, neither side over the encoder's input. Every batch has exactly
         `batch_size` images, the last one filled up with empty ones: shapes are static, and an image's arithmetic
@@ -54,14 +55,14 @@ class BatchEncoder:
         embeddings: list[Tensor] = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            encoded = self._encode(self._batch(part, size))
+            encoded = self._encode(self._batch(part, size)).to(self.sam.dtype)
             embeddings += [encoded[index : index + 1] for index in range(len(part))]
         return embeddings
 
     def _batch(self, images: Sequence[npt.NDArray[np.uint8]], size: int) -> Tensor:
-        """(size, 3, side, side) on the model's device and in its dtype."""
+        """(size, 3, side, side) on the model's device and in the encoder's dtype."""
         side = self.sam.image_size
-        batch = torch.zeros(size, 3, side, side, dtype=self.sam.dtype, device=self.sam.device)
+        batch = torch.zeros(size, 3, side, side, dtype=self._dtype, device=self.sam.device)
         for place, image in zip(batch, images, strict=False):
             place.copy_(normalize_and_pad(upload(image, self.sam.device), side)[0])
         return batch

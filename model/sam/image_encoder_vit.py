@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.sam.common import Mlp, embedding_neck, join_heads, merge_windows, partition_windows
+from model.sam.products import Linear, linear
 
 PATCH = 16
 WINDOW = 14
@@ -99,8 +100,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.side = side
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
 
@@ -109,7 +110,8 @@ class Attention(nn.Module):
         side = self.side
         # The zeros that fill up the last windows are attended to like any token: the weights were trained so.
         # Their q, k and v are the bias alone, so that the product leaves them out and the sum does not.
-        qkv = partition_windows(F.linear(x, self.qkv.weight), side) + self.qkv.bias
+        qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
+        qkv = partition_windows(qkv, side) + self.qkv.bias
         heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().unbind(0)
         rows, columns = self._position_logits(q)

@@ -3,10 +3,10 @@
 A grid asks for hundreds of points on one image. Three facts make most of the plain formula's products
 unnecessary, and none of them approximates anything:
 
-1. *Shared image.* In the first block the image is the same for every point: what the block makes of it is
-   computed once an image, by `plan_points`.
-2. *Absorbed projections.* Later the image is each point's own, yet its 4096 positions need no projections: the few
-   tokens absorb them (`absorbed_attention`).
+1. *Shared image.* In the first block the image is the same for every point, and what the block's attentions make of it
+   is computed once an image, by `plan_points`.
+2. *Factored image.* Later the image is each point's own, but differs from the shared one by few vectors
+   (`factored_image`).
 3. *Scores first.* Predicted IoU comes from the tokens alone: `decode_points` gives it before any mask is drawn,
    and `draw_masks` draws those that are wanted.
 
@@ -23,43 +23,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.absorbed_attention import absorb_keys, attend_from_few, bands, project_keys, singly
 from model.sam.common import join_heads, split_heads
+from model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
 from model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
-from model.sam.products import linear, product
+from model.sam.products import linear, linear_onto, product
 from model.sam.transformer import Attention, TwoWayBlock
 
 # Of the tokens (predicted IoU, single mask, three masks, prompt) those whose outcome is asked for.
 _ASKED = [0, *range(2, 1 + MASK_TOKENS)]
+
+# Prompts whose images a CPU takes together. One is kindest to its caches, yet each of torch's operations has a price
+# too, which grows with the threads that ask for one at the same time. Of 1, 2 and 4 the fastest.
+GROUP = 4
+
+# Positions that a CPU draws at once: 1 MB of maps in float32, so that what a step makes of them is still in a core's
+# cache when the next step asks for it.
+BAND = 1024
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What all points on one image have in common in one two-way block.
+
+    Attributes:
+        view: of the image by the tokens; None in the first block, where they look at the shared image.
+        scores: of the image's queries.
+        norm: of the image that has attended to the tokens.
+    """
+
+    view: SharedView | None
+    scores: SharedScores
+    norm: SharedNorm
 
 
 @dataclass(frozen=True)
 class PointPlan:
     """What all points on one image have in common.
 
-    `image` (1, P, C) is the image embedding with the embedding of no mask, `places` (1, P, C) its positional encoding.
-    The others belong to the first block: `keys` and `values` (1, H, P, D) of the attention from tokens to image,
-    `queries` (1, P, H * D) of the attention from image to tokens.
+    Attributes:
+        keys: (1, H, P, D), the shared image to the attention from tokens to image in the first block; and
+        values: (1, H, P, D).
+        blocks: a plan for each block.
+        final: the view of the image by the last attention.
+        drawn: (P, 256), the shared image after the first step of upscaling, without bias.
     """
 
-    image: Tensor
-    places: Tensor
     keys: Tensor
     values: Tensor
-    queries: Tensor
+    blocks: tuple[BlockPlan, ...]
+    final: SharedView
+    drawn: Tensor
 
 
 @dataclass(frozen=True)
 class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
-    `predicted_iou` (B, 3) float32; `tokens` (B, 3, C) of the masks and `image` (B, P, C) are what
-    `draw_masks` makes them from.
+    `predicted_iou` (B, 3) float32; `tokens` (B, 3, C) of the masks and the points' `images` are what `draw_masks`
+    makes them from.
     """
 
     predicted_iou: Tensor
     tokens: Tensor
-    image: Tensor
+    images: tuple[FactoredImage, ...]
 
 
 def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> PointPlan:
@@ -67,17 +93,67 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
 
     `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask.
     """
-    image = (features + no_mask).flatten(2).transpose(1, 2).contiguous()
-    places = positions.flatten(2).transpose(1, 2).contiguous()
-    first = decoder.transformer.blocks[0]
-    look, answer = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+    image = (features + no_mask).flatten(2).transpose(1, 2)
+    places = positions.flatten(2).transpose(1, 2)
+    transformer = decoder.transformer
+    first = transformer.blocks[0].cross_attn_token_to_image
+    keys, values = first.k_proj(image + places), first.v_proj(image)
+
+    blocks: list[BlockPlan] = []
+    shared, places = image[0], places[0]
+    maps, constants = shared.new_empty(0, first.head_width, shared.shape[1]), shared.new_empty(0, shared.shape[1])
+    for block in transformer.blocks:
+        look, answer = block.cross_attn_token_to_image, block.cross_attn_image_to_token
+        if block.first:
+            view = None
+            scores = _shared_scores(answer.q_proj, shared + places, None, answer.heads)
+            shared = shared + answer.out_proj.bias
+        else:
+            view = _shared_view(look, shared, places)
+            scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
+            # The row of the norm before, whose coefficients are 1, takes the bias along.
+            constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
+        outward = torch.unflatten(answer.out_proj.weight.T, 0, (answer.heads, -1))
+        centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
+        norm = SharedNorm(
+            centred.square().sum(dim=1),
+            maps,
+            (maps @ centred.T).contiguous(),
+            constants,
+            constants @ centred.T,
+            block.norm4,
+        )
+        blocks.append(BlockPlan(view, scores, norm))
+        shared, maps = centred * block.norm4.weight, maps * block.norm4.weight
+        constants = torch.cat([constants * block.norm4.weight, block.norm4.bias[None]])
+    final = _shared_view(transformer.final_attn_token_to_image, shared, places)
+    weight, _ = _as_linear(decoder.upscaling_steps[0])
     return PointPlan(
-        image,
-        places,
-        split_heads(look.k_proj(image + places), look.heads),
-        split_heads(look.v_proj(image), look.heads),
-        answer.q_proj(image + places),
+        split_heads(keys, first.heads), split_heads(values, first.heads), tuple(blocks), final, shared @ weight.T
     )
+
+
+def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedView:
+    keys = _shared_scores(attention.k_proj, image, places, attention.heads, with_bias=False)
+    weight = torch.unflatten(attention.v_proj.weight, 0, (attention.heads, -1))
+    return SharedView(keys, (image @ weight.transpose(1, 2)).contiguous(), weight)
+
+
+def _shared_scores(
+    projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
+) -> SharedScores:
+    """Of the shared image (P, C) and positions (P, C); of their sum in `image`, where there are no positions."""
+    weight = torch.unflatten(projection.weight, 0, (heads, -1))
+    own = weight @ image.T
+    bias = torch.unflatten(projection.bias, 0, (heads, -1, 1)) if with_bias else 0
+    if places is None:
+        return SharedScores(own + bias, None, weight)
+    return SharedScores(own, weight @ places.T + bias, weight)
+
+
+def _without_mean(rows: Tensor) -> Tensor:
+    """(..., C) without its mean over the channels."""
+    return rows - rows.mean(dim=-1, keepdim=True)
 
 
 def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> PointMasks:
@@ -87,72 +163,42 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     """
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-    tokens, image = places, plan.image
-    for block in decoder.transformer.blocks:
+    groups = _groups(len(places), places.device)
+    tokens = places
+    images: list[FactoredImage] = []
+    for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):
         look = block.cross_attn_token_to_image
         tokens = block.attend_among_tokens(tokens, places)
-        if block.first:
+        if shared.view is None:
             seen = _look_at_shared_image(look, tokens + places, plan)
         else:
-            seen = attend_from_few(look, tokens + places, image, plan.places)
+            seen = _look(look, shared.view, tokens + places, images, groups)
         tokens = block.refine_tokens(tokens, seen)
-        image = _answer(block, plan, image, tokens + places, tokens)
+        images = [
+            _answer(block, shared, images[n] if images else None, tokens[group] + places[group], tokens[group])
+            for n, group in enumerate(groups)
+        ]
     final = decoder.transformer.final_attn_token_to_image
-    seen = attend_from_few(final, (tokens + places)[:, _ASKED], image, plan.places)
+    seen = _look(final, plan.final, (tokens + places)[:, _ASKED], images, groups)
     tokens = decoder.transformer.norm_final_attn(tokens[:, _ASKED] + seen)
     predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    return PointMasks(predicted_iou.float(), tokens[:, 1:], image)
+    points = [image.one(n) for image in images for n in range(len(image.scale))]
+    return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(points))
 
 
-def _answer(block: TwoWayBlock, plan: PointPlan, image: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The block's last step: the image (B, P, C) that has attended to tokens k and v (B, T, C)."""
-    attention = block.cross_attn_image_to_token
-    few = (project_keys if block.first else absorb_keys)(attention, k, v)
-    prompts, positions = len(k), image.shape[1]
-    image, places, queries = (one.expand(prompts, -1, -1) for one in (image, plan.places, plan.queries))
-    # Later blocks may write where they read: a band's outcome depends on that band alone.
-    out = torch.empty_like(image, memory_format=torch.contiguous_format) if block.first else image
-    for one in singly(prompts, image.device):
-        for band in bands(positions, image.device):
-            features = queries[one, band] if block.first else image[one, band] + places[one, band]
-            out[one, band] = block.norm4(few.attend(one, features, onto=image[one, band]))
-    return out
+def _groups(prompts: int, device: torch.device) -> list[slice]:
+    """Prompts whose images are one batch: few on a CPU, for its caches; all on an accelerator."""
+    step = GROUP if device.type == "cpu" else prompts
+    return [slice(start, min(start + step, prompts)) for start in range(0, prompts, step)]
 
 
-def draw_masks(decoder: MaskDecoder, masks: PointMasks, wanted: Tensor) -> Tensor:
-    """Logits of the masks wanted, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N true."""
-    filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
-    side = 4 * math.isqrt(masks.image.shape[1])
-    drawn = [masks.predicted_iou.new_zeros(0, side, side)]
-    for point in wanted.any(dim=1).nonzero().flatten().tolist():
-        drawn.append(_draw(decoder, masks.image[point], filters[point], side)[wanted[point]].float())
-    return torch.cat(drawn)
-
-
-def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor, side: int) -> Tensor:
-    """Logits (3, side, side) from one point's image (P, C) and its masks' filters (3, 32)."""
-    first, norm, second = decoder.upscaling_steps
-    (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
-    drawn = []
-    for band in bands(len(image), image.device):
-        map_ = linear(image[band], weight1, bias1).view(-1, len(norm.weight))
-        map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        map_ = linear(map_, weight2, bias2, gelu=True)
-        drawn.append(product(filters, map_.view(-1, filters.shape[1]).T))
-    # Each position became 2x2 pixels in the first step, (a, b), and each of these 2x2 in the second, (c, d).
-    parts = torch.cat(drawn, dim=1).view(-1, side // 4, side // 4, 16)
-    logits = parts.new_empty(len(filters), side, side)
-    for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
-        logits[:, 2 * a + c :: 4, 2 * b + d :: 4] = part
-    return logits
-
-
-def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
-    """Weight (4 * out, in) and bias (4 * out) of a transposed convolution whose stride is its kernel, 2x2.
-
-    Such a step is one linear map at each position; its four outcomes are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
-    """
-    return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)
+def _look(
+    attention: Attention, view: SharedView, queries: Tensor, images: list[FactoredImage], groups: list[slice]
+) -> Tensor:
+    """What queries (B, N, C) see of their images: (B, N, C)."""
+    return torch.cat(
+        [view.attend(attention, queries[group], image) for group, image in zip(groups, images, strict=True)]
+    )
 
 
 def _look_at_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> Tensor:
@@ -164,3 +210,60 @@ def _look_at_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> T
     seen = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
     out: Tensor = attention.out_proj(torch.unflatten(seen[0], 0, q.shape[:2]))
     return out
+
+
+def _answer(block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor) -> FactoredImage:
+    """The block's last step: the images that have attended to tokens k and v (B, T, C)."""
+    attention = block.cross_attn_image_to_token
+    keys = scaled(split_heads(attention.k_proj(k), attention.heads))
+    values = split_heads(attention.v_proj(v), attention.heads)
+    scores = torch.unflatten(plan.scores.between(keys, image), 1, keys.shape[1:3])
+    return plan.norm.after(image, scores.softmax(dim=2).flatten(1, 2), values)
+
+
+def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
+    """Logits of the masks wanted, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N true."""
+    filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
+    side = 4 * math.isqrt(len(plan.drawn))
+    drawn = [masks.predicted_iou.new_zeros(0, side, side)]
+    for point in wanted.any(dim=1).nonzero().flatten().tolist():
+        drawn.append(_draw(decoder, plan.drawn, masks.images[point], filters[point], side)[wanted[point]].float())
+    return torch.cat(drawn)
+
+
+def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
+    """Logits (3, side, side) from one point's image and its masks' filters (3, 32); `shared` is the plan's `drawn`.
+
+    The first step is linear, so that it takes the image in its factors.
+    """
+    first, norm, second = decoder.upscaling_steps
+    (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
+    vectors = weight1 @ image.vectors[0].T
+    coefficients, scale = image.coefficients[0].T.contiguous(), image.scale[0].T
+    drawn = []
+    for band in _bands(len(shared), shared.device):
+        map_ = linear_onto(shared[band] * scale[band], coefficients[band], vectors, bias1)
+        map_ = map_.view(-1, len(norm.weight))
+        map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        map_ = linear(map_, weight2, bias2, gelu=True)
+        drawn.append(product(filters, map_.view(-1, filters.shape[1]).T))
+    # Each position became 2x2 pixels in the first step, (a, b), and each of these 2x2 in the second, (c, d).
+    parts = torch.cat(drawn, dim=1).view(-1, side // 4, side // 4, 16)
+    logits = parts.new_empty(len(filters), side, side)
+    for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
+        logits[:, 2 * a + c :: 4, 2 * b + d :: 4] = part
+    return logits
+
+
+def _bands(positions: int, device: torch.device) -> list[slice]:
+    """The positions in bands on a CPU, and all in one on an accelerator."""
+    step = BAND if device.type == "cpu" else positions
+    return [slice(start, min(start + step, positions)) for start in range(0, positions, step)]
+
+
+def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """Weight (4 * out, in) and bias (4 * out) of a transposed convolution whose stride is its kernel, 2x2.
+
+    Such a step is one linear map at each position; its four outcomes are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
+    """
+    return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)

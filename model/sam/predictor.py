@@ -143,10 +143,13 @@ class Predictor:
             embedded = self._embed_prompts(prompts, embedding)
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
-    def draw_masks(self, masks: PointMasks, wanted: Tensor) -> Tensor:
-        """Low-resolution logits (N, 256, 256) float32 of those masks that are `wanted` (B, 3) bool."""
+    def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
+        """Low-resolution logits (N, 256, 256) float32 of those masks that are `wanted` (B, 3) bool.
+
+        `plan` is the one that the points were decoded with.
+        """
         with torch.inference_mode():
-            return point_decoder.draw_masks(self.sam.mask_decoder, masks, wanted)
+            return point_decoder.draw_masks(self.sam.mask_decoder, plan, masks, wanted)
 
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
         """Logits in the embedding's frame, (B, C, height, width), from low-resolution ones (B, C, 256, 256).

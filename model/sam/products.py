@@ -3,22 +3,26 @@
 `torch.mm` hands float32 to MKL, which uses half of the vector units of some CPUs (AMD's with AVX-512: 105 GFLOP/s a
 core where oneDNN has 215). torch has oneDNN for convolutions and reduced precision, and for `torch.compile`, whose
 operator is called here. Both libraries compute in float32; sums differ in their last bits. oneDNN compiles a kernel
-for each new shape, which takes milliseconds: these functions are for the few shapes that return with every prompt.
-Whatever is no float32 on a CPU, or is a batch of more than one, takes the plain product.
+for each new shape, which takes milliseconds: these functions are for the few shapes that return with every image.
+In bfloat16 both are oneDNN's, but only this operator adds or activates as it stores. Gradients, `torch.compile` and
+accelerators take the plain products.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for (N, K) and (K, M), or for a batch of both."""
+def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
+    """a @ b for (N, K) and (K, M), or for a batch of both; added to `onto` (N, M) if that is given."""
+    if not _suits_onednn(a):
+        return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
-        return product(a[0], b[0])[None] if len(a) == 1 else a @ b
-    return linear(a, b.T) if _suits_onednn(a) else a @ b
+        ontos = [None] * len(a) if onto is None else onto
+        return torch.stack([product(*one) for one in zip(a, b, ontos, strict=True)])
+    return linear(a, b.T) if onto is None else linear_onto(onto, a, b.T)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -30,5 +34,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     return F.gelu(result) if gelu else result
 
 
+def linear_onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`onto` (N, M) with `F.linear` of x (N, K), weight (M, K) and bias (M,) added: (N, M)."""
+    if _suits_onednn(x):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, onto, weight, bias, "add")
+        return result
+    return onto + F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by `linear`; for inference alone, as oneDNN's operator has no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in) to (..., out)."""
+        return torch.unflatten(linear(x.flatten(0, -2), self.weight, self.bias), 0, x.shape[:-1])
+
+
 def _suits_onednn(x: Tensor) -> bool:
-    return _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return _ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)

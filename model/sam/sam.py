@@ -28,5 +28,5 @@ class Sam(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' floating-point type."""
+        """The floating-point type of the decoder's weights; the image encoder may have another."""
         return self.mask_decoder.iou_token.weight.dtype

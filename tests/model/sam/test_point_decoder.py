@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.sam import absorbed_attention
+from model.sam import point_decoder
 from model.sam.mask_decoder import MaskDecoder
 from model.sam.point_decoder import decode_points, draw_masks, plan_points
 from model.sam.prompt_encoder import PromptEmbedding
@@ -19,15 +19,16 @@ def image_and_points(points: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return features, positions, torch.randn(1, 256, 1, 1).expand(-1, -1, SIDE, SIDE), torch.randn(points, 2, 256)
 
 
-@pytest.mark.parametrize("points", [1, 3])
+@pytest.mark.parametrize("points", [1, 6])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_masks_and_ious_are_the_plain_decoders(depth: int, points: int) -> None:
     decoder = randomize(MaskDecoder(depth))
     features, positions, no_mask, sparse = image_and_points(points)
     with torch.inference_mode():
         expected, expected_ious = decoder(features, positions, PromptEmbedding(sparse, no_mask), multimask=True)
-        decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
-        logits = draw_masks(decoder, decoded, torch.ones(points, 3, dtype=torch.bool))
+        plan = plan_points(decoder, features, positions, no_mask)
+        decoded = decode_points(decoder, plan, sparse)
+        logits = draw_masks(decoder, plan, decoded, torch.ones(points, 3, dtype=torch.bool))
     assert expected.std() > 0.1, "masks of nearly nothing would compare nothing"
     torch.testing.assert_close(logits, expected.flatten(0, 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(decoded.predicted_iou, expected_ious, atol=1e-5, rtol=0)
@@ -38,10 +39,11 @@ def test_masks_are_drawn_where_they_are_wanted_in_the_order_of_points() -> None:
     features, positions, no_mask, sparse = image_and_points(3)
     wanted = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
     with torch.inference_mode():
-        decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
-        every = draw_masks(decoder, decoded, torch.ones_like(wanted))
-        some = draw_masks(decoder, decoded, wanted)
-        none = draw_masks(decoder, decoded, torch.zeros_like(wanted))
+        plan = plan_points(decoder, features, positions, no_mask)
+        decoded = decode_points(decoder, plan, sparse)
+        every = draw_masks(decoder, plan, decoded, torch.ones_like(wanted))
+        some = draw_masks(decoder, plan, decoded, wanted)
+        none = draw_masks(decoder, plan, decoded, torch.zeros_like(wanted))
     assert torch.equal(some, every[wanted.flatten()])
     assert none.shape == (0, 4 * SIDE, 4 * SIDE)
 
@@ -52,9 +54,10 @@ def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = torch.ones(2, 3, dtype=torch.bool)
     found = []
     for band in (SIDE * SIDE, 100):
-        monkeypatch.setattr(absorbed_attention, "BAND", band)
+        monkeypatch.setattr(point_decoder, "BAND", band)
         with torch.inference_mode():
-            decoded = decode_points(decoder, plan_points(decoder, features, positions, no_mask), sparse)
-            found.append((draw_masks(decoder, decoded, wanted), decoded.predicted_iou))
+            plan = plan_points(decoder, features, positions, no_mask)
+            decoded = decode_points(decoder, plan, sparse)
+            found.append((draw_masks(decoder, plan, decoded, wanted), decoded.predicted_iou))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)

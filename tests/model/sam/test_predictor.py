@@ -202,8 +202,9 @@ def test_single_points_decode_to_what_predict_gives(pair: Pair) -> None:
     points = np.random.default_rng(2).uniform(0, 400, (3, 2))
     expected = pair.ours.predict(pair.embedding, points[:, None], np.ones((3, 1)))
 
-    decoded = pair.ours.decode_points(pair.embedding, pair.ours.plan_points(pair.embedding), points)
-    drawn = pair.ours.draw_masks(decoded, torch.ones(3, 3, dtype=torch.bool))
+    plan = pair.ours.plan_points(pair.embedding)
+    decoded = pair.ours.decode_points(pair.embedding, plan, points)
+    drawn = pair.ours.draw_masks(plan, decoded, torch.ones(3, 3, dtype=torch.bool))
 
     torch.testing.assert_close(drawn, expected.low_res_logits.flatten(0, 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(decoded.predicted_iou, expected.predicted_iou, atol=1e-5, rtol=0)

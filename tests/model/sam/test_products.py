@@ -5,13 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from model.sam import products
-from model.sam.products import linear, product
+from model.sam.products import Linear, linear, linear_onto, product
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_the_plain_ones(onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_ONEDNN", onednn and products._ONEDNN)
+    onto = torch.full((31, 47), 3.0, dtype=dtype)
     generator = torch.Generator().manual_seed(4)
     a, b = (torch.randn(2, *size, generator=generator).to(dtype) for size in ((31, 16), (16, 47)))
     bias = torch.randn(47, generator=generator).to(dtype)
@@ -23,12 +25,24 @@ def test_products_are_the_plain_ones(onednn: bool, dtype: torch.dtype, monkeypat
     torch.testing.assert_close(product(b[0].T, a[0].T), b[0].T @ a[0].T, **near)
     torch.testing.assert_close(linear(a[0], b[0].T), a[0] @ b[0], **near)
     torch.testing.assert_close(linear(a[0], b[0].T, bias), a[0] @ b[0] + bias, **near)
+    torch.testing.assert_close(product(a, b, torch.stack([onto, onto])), a @ b + onto, **near)
+    torch.testing.assert_close(linear_onto(onto, a[0], b[0].T, bias), a[0] @ b[0] + bias + onto, **near)
     torch.testing.assert_close(linear(a[0], b[0].T, bias, gelu=True), F.gelu(a[0] @ b[0] + bias), **near)
 
 
+@torch.inference_mode()
 def test_strided_and_cut_matrices_are_products_too() -> None:
     whole = torch.randn(4, 60, 60)
     a, b = whole[2, 3:20, 7:30], whole[3, 1:24, 5:60:2]
     torch.testing.assert_close(product(a, b), a.double().mm(b.double()).float(), atol=1e-5, rtol=0)
     torch.testing.assert_close(product(a.T, a), a.double().T.mm(a.double()).float(), atol=1e-5, rtol=0)
     assert product(a[:0], b).shape == (0, b.shape[1])
+
+
+def test_a_layer_is_the_plain_one_with_and_without_gradients() -> None:
+    layer, x = Linear(24, 8), torch.randn(2, 5, 3, 24)
+    expected = F.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None

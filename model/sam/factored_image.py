@@ -1,0 +1,168 @@
+"""The image of one prompt in factors: what all prompts share, scaled, and a few vectors of the prompt's own.
+
+A two-way block adds to each of the image's P = 4096 positions what it attends to among T = 7 tokens with H = 8 heads,
+and normalizes. From prompt to prompt the positions differ by those 56 vectors alone, so that no prompt needs products
+of 4096 x 256 matrices. Its image is kept as
+
+    x = s X + D^T U
+
+with a factor s for each position, the shared image X (P, C), which is the same for all prompts, coefficients D (R, P)
+and vectors U (R, C). Two facts keep it in this form, and neither approximates anything:
+
+1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), is more rows for D and U.
+2. *Layer norm scales them.* Be Y and each row of U without its mean over the C channels. Then y = s Y + D^T U has no
+   mean either, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
+   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta: one row more.
+
+What is multiplied with X is shared too, and so computed once an image: the projections X W of each attention, and
+U Y^T, as U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
+
+In the shapes are B prompts, C = 256 channels, D = 16 channels a head, R rows (56 and 1 more a block), N vectors a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.sam.common import join_heads, split_heads
+from model.sam.products import product
+from model.sam.transformer import Attention
+
+
+@dataclass(frozen=True)
+class FactoredImage:
+    """The images of B prompts after one block or more, x = scale * X + coefficients^T vectors.
+
+    Attributes:
+        scale: (B, 1, P).
+        coefficients: (B, R, P); rows of attended values, those of the last block first, then a row for each norm.
+        vectors: (B, R, C).
+        values: (B, blocks * H, T, D), what the first rows' vectors are made from, in their order.
+    """
+
+    scale: Tensor
+    coefficients: Tensor
+    vectors: Tensor
+    values: Tensor
+
+    def one(self, prompt: int) -> "FactoredImage":
+        """The image of one prompt, as B = 1."""
+        rows = slice(prompt, prompt + 1)
+        return FactoredImage(self.scale[rows], self.coefficients[rows], self.vectors[rows], self.values[rows])
+
+
+@dataclass(frozen=True)
+class SharedScores:
+    """What scores between a few vectors and the image have in common: one attention's projection of the image.
+
+    Attributes:
+        own: (H, D, P), the shared image projected; before the first block with positions and bias.
+        places: (H, D, P), the positional encoding projected, and the bias; None before the first block.
+        weight: (H, D, C) of the projection.
+    """
+
+    own: Tensor
+    places: Tensor | None
+    weight: Tensor
+
+    def between(self, few: Tensor, image: FactoredImage | None) -> Tensor:
+        """few (B, H, N, D) times the image's projections: (B, H * N, P).
+
+        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. No image stands for the shared one.
+        """
+        scores = by_head(few, self.own)
+        if image is None or self.places is None:
+            return scores
+        scores = scores.mul_(image.scale).add_(by_head(few, self.places))
+        absorbed = torch.einsum("bhnd,hdc->bhnc", few, self.weight).flatten(1, 2)
+        return product(absorbed @ image.vectors.transpose(1, 2), image.coefficients, onto=scores)
+
+
+@dataclass(frozen=True)
+class SharedView:
+    """What the attentions of tokens to the image have in common after one block or more.
+
+    Attributes:
+        scores: of the keys; without their bias, which adds the same to all scores of a query.
+        values: (H, P, D), the shared image projected.
+        weight: (H, D, C) of that projection.
+    """
+
+    scores: SharedScores
+    values: Tensor
+    weight: Tensor
+
+    def attend(self, attention: Attention, queries: Tensor, image: FactoredImage) -> Tensor:
+        """`attention(queries, image + positions, image)` for queries (B, N, C): (B, N, C).
+
+        A (x W + b) = (A s) (X W) + (A D^T) U W + b, as the weights A of a query add up to 1.
+        """
+        few = scaled(split_heads(attention.q_proj(queries), attention.heads))
+        weights = self.scores.between(few, image).softmax(dim=-1)
+        own = by_head(torch.unflatten(weights * image.scale, 1, few.shape[1:3]), self.values)
+        mixed = product(product(weights, image.coefficients.transpose(1, 2)), image.vectors)
+        values = torch.unflatten(own, 1, few.shape[1:3]) + torch.einsum(
+            "bhnc,hdc->bhnd", torch.unflatten(mixed, 1, few.shape[1:3]), self.weight
+        )
+        out: Tensor = attention.out_proj(join_heads(values) + attention.v_proj.bias)
+        return out
+
+
+@dataclass(frozen=True)
+class SharedNorm:
+    """What the images have in common where a block has added to them and normalizes.
+
+    Attributes:
+        squares: (P,), |Y|^2 of the centred shared image.
+        maps: (blocks * H, D, C), from values to their centred vectors, the last block first.
+        projected: (blocks * H, D, P), these maps times Y.
+        constants: (K, C), the centred rows that earlier norms have added; none at first.
+        projected_constants: (K, P), these rows times Y.
+        norm: the layer norm.
+    """
+
+    squares: Tensor
+    maps: Tensor
+    projected: Tensor
+    constants: Tensor
+    projected_constants: Tensor
+    norm: nn.LayerNorm
+
+    def after(self, image: FactoredImage | None, weights: Tensor, values: Tensor) -> FactoredImage:
+        """The normalized sum of the image and what attends with weights (B, H * T, P) to values (B, H, T, D)."""
+        prompts, _, positions = weights.shape
+        if image is None:
+            scale, coefficients = None, weights
+        else:
+            scale, coefficients = image.scale, torch.cat([weights, image.coefficients], dim=1)
+            values = torch.cat([values, image.values], dim=1)
+        vectors = torch.einsum("bhtd,hdc->bhtc", values, self.maps).flatten(1, 2)
+        vectors = torch.cat([vectors, self.constants.expand(prompts, -1, -1)], dim=1)
+        linear = by_head(values, self.projected)
+        squares = self.squares
+        if scale is not None:
+            linear = torch.cat([linear, self.projected_constants.expand(prompts, -1, -1)], dim=1).mul_(scale)
+            squares = scale.square() * squares
+        products = product(vectors @ vectors.transpose(1, 2), coefficients, onto=linear.mul_(2))
+        squares = squares + products.mul_(coefficients).sum(dim=1, keepdim=True)
+        shrink = (squares / vectors.shape[-1] + self.norm.eps).rsqrt()
+
+        rows = coefficients.shape[1]
+        normalized = coefficients.new_empty(prompts, rows + 1, positions)
+        torch.mul(coefficients, shrink, out=normalized[:, :rows])
+        normalized[:, rows] = 1
+        vectors = torch.cat([vectors * self.norm.weight, self.norm.bias.expand(prompts, 1, -1)], dim=1)
+        return FactoredImage(shrink if scale is None else scale * shrink, normalized, vectors, values)
+
+
+def by_head(few: Tensor, shared: Tensor) -> Tensor:
+    """few (B, H, N, K) times shared (H, K, M), head by head: (B, H * N, M)."""
+    prompts, heads = few.shape[:2]
+    together = torch.bmm(few.transpose(0, 1).reshape(heads, -1, few.shape[-1]), shared)
+    return torch.unflatten(together, 1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def scaled(heads: Tensor) -> Tensor:
+    """(B, H, N, D) with the factor of scaled dot-product attention, D^-0.5."""
+    return heads * float(heads.shape[-1] ** -0.5)
