@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
-from model.automatic.nms import nms
+from model.automatic import nms as module
+from model.automatic.nms import nms, nms_on_device
 
 COORDINATE = st.integers(0, 12)
 BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(
@@ -24,6 +25,10 @@ def check(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> None:
 
     as_boxes, as_scores = torch.from_numpy(boxes).float(), torch.from_numpy(scores)
     assert keep.tolist() == torchvision_nms(as_boxes, as_scores, threshold).tolist()
+    for block in (4096, 7 + len(boxes) // 5):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(module, "_BLOCK", block)
+            assert keep.tolist() == nms_on_device(torch.from_numpy(boxes), as_scores, threshold).tolist()
     one_class = torch.zeros(len(boxes))
     assert keep.tolist() == batched_nms(as_boxes, as_scores, one_class, threshold).tolist()
 
@@ -56,11 +61,32 @@ def test_more_boxes_than_torchvision_sorts_stably() -> None:
 
 def test_boxes_without_area_suppress_not_even_their_twins() -> None:
     line = [3, 3, 3, 9]
+    boxes, scores = np.array([line, line, [3, 3, 3, 3]]), np.ones(3, dtype=np.float32)
 
-    keep = nms(np.array([line, line, [3, 3, 3, 3]]), np.ones(3, dtype=np.float32), 0.0)
+    assert nms(boxes, scores, 0.0).tolist() == [0, 1, 2]
+    assert nms_on_device(torch.from_numpy(boxes), torch.from_numpy(scores), 0.0).tolist() == [0, 1, 2]
 
-    assert keep.tolist() == [0, 1, 2]
+
+def test_a_long_chain_of_boxes_is_settled_link_by_link() -> None:
+    """Each box overlaps the next alone: every other one stays, which a device finds in as many rounds as boxes."""
+    x = 10 * np.arange(60)
+    boxes = np.stack([x, np.zeros_like(x), x + 30, np.full_like(x, 9)], axis=1)
+    scores = np.linspace(1, 0, 60, dtype=np.float32)
+    check(boxes, scores, 0.4)
+    assert nms(boxes, scores, 0.4).tolist() == list(range(0, 60, 2))
 
 
 def test_no_boxes() -> None:
-    assert nms(np.zeros((0, 4), np.int64), np.zeros(0, np.float32), 0.7).tolist() == []
+    boxes, scores = np.zeros((0, 4), np.int64), np.zeros(0, np.float32)
+    assert nms(boxes, scores, 0.7).tolist() == []
+    assert nms_on_device(torch.from_numpy(boxes), torch.from_numpy(scores), 0.7).tolist() == []
+
+
+@pytest.mark.cuda
+def test_a_gpu_keeps_the_same_boxes() -> None:
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 50, 500, 6000):
+        corner = rng.integers(0, 1000, (count, 2))
+        boxes = np.concatenate([corner, corner + rng.integers(0, 300, (count, 2))], axis=1)
+        scores = rng.choice(np.float32([0.9, 0.95, 1.0]), count)
+        assert nms(boxes, scores, 0.5, torch.device("cuda")).tolist() == nms(boxes, scores, 0.5).tolist()
