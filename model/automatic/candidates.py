@@ -1,36 +1,36 @@
 """Masks on their way through the filters, small enough to hold hundreds of a large image."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.automatic.boxes import Box
+from model.automatic.rle import Rle, encode_patch, encode_runs
 
 
 @dataclass(frozen=True)
-class Patch:
-    """A mask by its pixels inside its box, a bit each; all outside is background.
+class Patch(ABC):
+    """A mask by its pixels inside its box; all outside is background.
 
     Attributes:
         corner: (x, y) of the top left pixel, in pixels of the frame.
         shape: (height, width) of the window.
-        bits: ceil(height * width / 8) bytes.
     """
 
     corner: tuple[int, int]
     shape: tuple[int, int]
-    bits: NDArray[np.uint8]
 
-    @classmethod
-    def pack(cls, mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> Self:
+    @staticmethod
+    def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "Patch":
         """Packs a (h, w) bool mask with the inclusive `box`; `offset` (x, y) is its corner in the frame."""
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
-        return cls((x0 + offset[0], y0 + offset[1]), (height, width), np.packbits(window))
+        return BitPatch((x0 + offset[0], y0 + offset[1]), (height, width), np.packbits(window))
 
     @property
     def box(self) -> Box:
@@ -38,10 +38,18 @@ class Patch:
         (x, y), (height, width) = self.corner, self.shape
         return x, y, x + width - 1, y + height - 1
 
+    @property
+    @abstractmethod
+    def area(self) -> int:
+        """Foreground pixels."""
+
+    @abstractmethod
     def window(self) -> NDArray[np.bool_]:
         """The pixels inside the window, (height, width) bool."""
-        height, width = self.shape
-        return np.unpackbits(self.bits, count=height * width).view(np.bool_).reshape(height, width)
+
+    @abstractmethod
+    def encode(self, frame_size: tuple[int, int]) -> Rle:
+        """The mask over the frame of (height, width). Raises ValueError when the window leaves the frame."""
 
     def full(self, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
         """The mask over the frame of (height, width), bool."""
@@ -49,6 +57,70 @@ class Patch:
         (x, y), (height, width) = self.corner, self.shape
         mask[y : y + height, x : x + width] = self.window()
         return mask
+
+    def moved(self, by: tuple[int, int]) -> Self:
+        """The mask shifted by (x, y) pixels."""
+        return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))
+
+
+@dataclass(frozen=True)
+class BitPatch(Patch):
+    """A mask with a bit for each pixel of its window.
+
+    Attributes:
+        bits: ceil(height * width / 8) bytes.
+    """
+
+    bits: NDArray[np.uint8]
+
+    @property
+    def area(self) -> int:
+        """See `Patch`."""
+        return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
+
+    def window(self) -> NDArray[np.bool_]:
+        """See `Patch`."""
+        height, width = self.shape
+        return np.unpackbits(self.bits, count=height * width).view(np.bool_).reshape(height, width)
+
+    def encode(self, frame_size: tuple[int, int]) -> Rle:
+        """See `Patch`."""
+        return encode_patch(self.window(), self.corner, frame_size)
+
+
+@dataclass(frozen=True)
+class RunPatch(Patch):
+    """A mask by where it begins and ends along the columns of its window, as an accelerator finds it.
+
+    Attributes:
+        changes: (2 R,) int64, increasing: the first pixel of a run of foreground, the pixel after its last, and so on.
+            The columns stand one after the other, each followed by one pixel of background, in which a run that
+            reaches the window's lower side ends: pixel (x, y) of the window is x * (height + 1) + y.
+    """
+
+    changes: NDArray[np.int64]
+
+    @property
+    def area(self) -> int:
+        """See `Patch`."""
+        return int((self.changes[1::2] - self.changes[0::2]).sum())
+
+    def window(self) -> NDArray[np.bool_]:
+        """See `Patch`."""
+        height, width = self.shape
+        lengths = np.diff(self.changes, prepend=0, append=width * (height + 1))
+        values = np.zeros(lengths.size, dtype=np.bool_)
+        values[1::2] = True
+        return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height + 1)[:, :height].T)
+
+    def encode(self, frame_size: tuple[int, int]) -> Rle:
+        """See `Patch`."""
+        (x, y), (height, width) = self.corner, self.shape
+        if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
+            raise ValueError(f"a window of {self.shape} at x={x}, y={y} leaves the frame of {frame_size}")
+        column, pixel = np.divmod(self.changes, height + 1)
+        places = (column + x) * frame_size[0] + y + pixel
+        return encode_runs(places[0::2], places[1::2], frame_size)
 
 
 @dataclass(frozen=True)

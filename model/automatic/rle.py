@@ -47,7 +47,18 @@ def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[
     height, width = size
     if x < 0 or y < 0 or y + patch.shape[0] > height or x + patch.shape[1] > width:
         raise ValueError(f"a window of {patch.shape} at x={x}, y={y} leaves the frame of {size}")
-    starts, ends = _column_runs(np.ascontiguousarray(patch.T), x * height + y, height)
+    return encode_runs(*_column_runs(np.ascontiguousarray(patch.T), x * height + y, height), size)
+
+
+def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> Rle:
+    """Encodes a mask given by runs of foreground in each column, in column-major order.
+
+    Args:
+        starts: (R,) positions y + x * height of the runs' first pixels in the frame.
+        ends: (R,) positions after the runs' last pixels.
+        size: (height, width) of the frame.
+    """
+    height, width = size
     # A run that ends at the bottom of a column and goes on at the top of the next is one run.
     joined = starts[1:] == ends[:-1]
     starts = starts[np.concatenate(([True], ~joined))[: starts.size]]

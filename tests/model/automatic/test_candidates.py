@@ -1,12 +1,14 @@
 """Masks keep their pixels, boxes and order while they are packed, taken and replaced."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from model.automatic.boxes import box_of
-from model.automatic.candidates import Candidates, Patch, concatenate
+from model.automatic.candidates import Candidates, Patch, RunPatch, concatenate
+from model.automatic.rle import encode
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20))
 
@@ -33,6 +35,26 @@ def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: i
     full = patch.full((height + y + 3, width + x + 2))
     assert np.array_equal(full[y : y + height, x : x + width], mask)
     assert full.sum() == mask.sum()
+
+
+@given(MASKS, st.integers(0, 5), st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
+@settings(deadline=None)
+def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
+    mask: np.ndarray, x: int, y: int, right: int, bottom: int
+) -> None:
+    bits = Patch.pack(mask, box_of(mask), (x, y))
+    columns = np.pad(bits.window(), ((0, 1), (0, 0))).T.ravel()
+    runs = RunPatch(bits.corner, bits.shape, np.flatnonzero(np.diff(columns, prepend=False)))
+    size = (mask.shape[0] + y + bottom, mask.shape[1] + x + right)
+
+    assert bits.area == runs.area == mask.sum()
+    assert bits.box == runs.box
+    assert np.array_equal(bits.window(), runs.window())
+    assert bits.encode(size) == runs.encode(size) == encode(bits.full(size))
+    assert runs.moved((2, 3)).corner == (runs.corner[0] + 2, runs.corner[1] + 3)
+    for patch in (bits, runs):
+        with pytest.raises(ValueError, match="leaves the frame"):
+            patch.moved((right + mask.shape[1] + 1, 0)).encode(size)
 
 
 def test_taking_and_joining_keep_rows_together() -> None:
