@@ -13,8 +13,11 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
     An empty mask's box is all zeros.
     """
-    rows = masks.any(dim=2)
-    columns = masks.any(dim=1)
+    return occupied_boxes(masks.any(dim=2), masks.any(dim=1))
+
+
+def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
+    """The same from the rows (N, h) and columns (N, w) that hold a pixel of the mask, both bool."""
     x0, x1 = _extremes(columns)
     y0, y1 = _extremes(rows)
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)

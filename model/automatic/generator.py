@@ -1,6 +1,7 @@
 """Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from model.automatic.candidates import Candidates, Patch, concatenate
 from model.automatic.cleanup import clean_patch
 from model.automatic.crops import Crop, crop_points, cut, generate_crops
 from model.automatic.nms import nms
-from model.automatic.proposals import chunks_of, measure, propose
+from model.automatic.proposals import Measured, chunks_of, measure, propose, suppress_and_draw
 from model.automatic.records import Funnel, Generated, MaskRecord
-from model.automatic.rle import Rle, encode_patch
+from model.automatic.rle import Rle
 from model.automatic.settings import MaskSettings
-from model.automatic.upscaling import upscaling_of
+from model.automatic.tiled_upscaling import upscaling_of
 from model.automatic.workers import Workers
 from model.sam.batch_encoder import MAX_BATCH
 from model.sam.predictor import Embedding, Predictor
@@ -35,7 +36,7 @@ class MaskGenerator:
         """
         if not 1 <= crops_per_batch <= MAX_BATCH:
             raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
-        self._map: Callable[..., Iterable[tuple[Candidates, Funnel]]] = map
+        self._map: Callable[..., Iterable[tuple[Measured[Any], Funnel]]] = map
         if predictor.sam.device.type == "cpu" and torch.get_num_threads() > 1:
             self._map = Workers(torch.get_num_threads()).map
         self.predictor = predictor
@@ -69,8 +70,9 @@ class MaskGenerator:
             found, counts = self._process_crop(crop, embedding, frame_size)
             parts.append(found)
             funnel += counts
-        candidates = suppress_across_crops(concatenate(parts), settings)
-        written, cleaned = clean_up(candidates, frame_size, settings)
+        device = self.predictor.sam.device
+        candidates = suppress_across_crops(concatenate(parts), settings, device)
+        written, cleaned = clean_up(candidates, frame_size, settings, device)
         funnel += Funnel(
             after_nms2=len(candidates),
             cleaned=cleaned,
@@ -100,34 +102,38 @@ class MaskGenerator:
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
 
         @torch.inference_mode()
-        def process(chunk: NDArray[np.float64]) -> tuple[Candidates, Funnel]:
+        def process(chunk: NDArray[np.float64]) -> tuple[Measured[Any], Funnel]:
             proposals, predicted = propose(self.predictor, embedding, plan, chunk, self.settings)
             found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
             return found, counts + Funnel(predicted=predicted, over_iou=len(proposals.points))
 
-        parts: list[Candidates] = []
+        parts: list[Measured[Any]] = []
         funnel = Funnel()
         for found, counts in self._map(process, chunks_of(points, self.settings.points_per_chunk)):
             parts.append(found)
             funnel += counts
-        candidates = concatenate(parts)
-        # In the crop's own coordinates as in the frame's, a box has the same IoU with another.
-        keep = nms(candidates.boxes, candidates.predicted_iou, self.settings.box_nms_thresh)
-        return candidates.take(keep), funnel + Funnel(after_nms1=len(keep))
+        device = self.predictor.sam.device
+        candidates = suppress_and_draw(upscaling, parts, crop, self.settings.box_nms_thresh, device)
+        return candidates, funnel + Funnel(after_nms1=len(candidates))
 
 
-def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Candidates:
+def suppress_across_crops(
+    candidates: Candidates, settings: MaskSettings, device: torch.device | None = None
+) -> Candidates:
     """Suppression among the masks of all crops, those of the smallest crop first; none without crops."""
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
     areas = ((x1 - x0) * (y1 - y0)).astype(np.float32)
-    return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
+    return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh, device))
 
 
-def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings) -> tuple[Candidates, int]:
+def clean_up(
+    candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings, device: torch.device | None = None
+) -> tuple[Candidates, int]:
     """Cleans masks of small holes and islands, then suppresses new duplicates, and counts those with any.
 
+    Connected components are found by OpenCV on the host, whichever the device, in windows made of the masks' runs.
     Masks that clean-up left alone come first and win over those that it changed; scores stay what they were.
     """
     if settings.min_mask_region_area == 0:
@@ -148,7 +154,7 @@ def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: Mask
     untouched[list(changed)] = 0
     left = np.setdiff1d(np.arange(len(candidates)), dropped)
     candidates = candidates.with_patches(changed).take(left)
-    keep = nms(candidates.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh))
+    keep = nms(candidates.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh), device)
     return candidates.take(keep), cleaned
 
 
@@ -156,12 +162,11 @@ def to_records(candidates: Candidates, frame_size: tuple[int, int]) -> tuple[Mas
     """The candidates as records, in their order; `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):
-        window = patch.window()
         x, y = candidates.points[index].tolist()
         records.append(
             MaskRecord(
-                segmentation=encode_patch(window, patch.corner, frame_size),
-                area=int(np.count_nonzero(window)),
+                segmentation=patch.encode(frame_size),
+                area=patch.area,
                 bbox=_floats(candidates.boxes[index]),
                 predicted_iou=float(candidates.predicted_iou[index]),
                 stability_score=float(candidates.stability[index]),

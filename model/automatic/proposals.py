@@ -1,18 +1,21 @@
-"""From one crop's embedding to masks in the frame: decode the grid's points, upscale, filter."""
+"""From one crop's embedding to masks in the frame: decode the grid's points, measure, filter, draw what is left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic.boxes import box_of
-from model.automatic.candidates import Candidates, Patch
+from model.automatic.candidates import Candidates
 from model.automatic.crops import Crop
 from model.automatic.filters import inside_crop, over_iou, under_max_area
+from model.automatic.nms import nms
 from model.automatic.records import Funnel
 from model.automatic.settings import MaskSettings
-from model.automatic.upscaling import Upscaling, Window
+from model.automatic.upscaling import Sketch, Upscaling
 from model.sam.point_decoder import PointPlan
 from model.sam.predictor import Embedding, Predictor
 
@@ -30,6 +33,25 @@ class Proposals:
     low_res_logits: Tensor
     predicted_iou: Tensor
     points: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured(Generic[Sketch]):
+    """N masks of one crop that passed its filters and are not drawn yet; coordinates are pixels of the frame.
+
+    Attributes:
+        predicted_iou: (N,) float32.
+        stability: (N,) float32.
+        points: (N, 2) float64, x, y.
+        boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
+        sketches: what the crop's upscaling draws the masks from.
+    """
+
+    predicted_iou: NDArray[np.float32]
+    stability: NDArray[np.float32]
+    points: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    sketches: tuple[Sketch, ...]
 
 
 def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
@@ -56,35 +78,56 @@ def propose(
 
 
 def measure(
-    upscaling: Upscaling, proposals: Proposals, crop: Crop, frame_size: tuple[int, int], settings: MaskSettings
-) -> tuple[Candidates, Funnel]:
-    """Upscales proposals to the crop's size and keeps those that pass stability, size and crop-edge filters.
+    upscaling: Upscaling[Sketch],
+    proposals: Proposals,
+    crop: Crop,
+    frame_size: tuple[int, int],
+    settings: MaskSettings,
+) -> tuple[Measured[Sketch], Funnel]:
+    """Measures proposals at the crop's size and keeps those that pass stability, size and crop-edge filters.
 
     `frame_size` is (height, width). The funnel counts `stable`, `under_max_area` and `inside_crop`.
     """
     found = upscaling.stable_masks(
         proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
     )
-    patches = [patch_of(window, crop) for window in found.windows]
-    areas = np.array([np.count_nonzero(window.pixels) for window in found.windows], dtype=np.int64)
-    boxes = np.array([patch.box for patch in patches], dtype=np.int64).reshape(-1, 4)
-    under = under_max_area(areas, frame_size, settings.max_mask_area_ratio)
+    boxes = found.boxes + np.array(crop.box[:2] * 2)
+    under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
     passed = np.flatnonzero(under & inside_crop(boxes, crop.box, frame_size))
     source = found.positions[passed]
-    candidates = Candidates(
+    measured = Measured(
         proposals.predicted_iou.cpu().numpy()[source],
         found.stability[passed],
         proposals.points[source] + np.array(crop.box[:2]),
         boxes[passed],
-        np.repeat(np.array([crop.box]), len(passed), axis=0),
-        tuple(patches[index] for index in passed),
+        tuple(found.sketches[index] for index in passed),
     )
-    counts = Funnel(stable=len(found.windows), under_max_area=int(under.sum()), inside_crop=len(passed))
-    return candidates, counts
+    counts = Funnel(stable=len(found.sketches), under_max_area=int(under.sum()), inside_crop=len(passed))
+    return measured, counts
 
 
-def patch_of(window: Window, crop: Crop) -> Patch:
-    """A window's mask in the frame, packed; an empty mask is the first pixel of its crop."""
-    box = box_of(window.pixels)
-    corner = window.corner if window.pixels.any() else (0, 0)
-    return Patch.pack(window.pixels, box, (corner[0] + crop.box[0], corner[1] + crop.box[1]))
+def suppress_and_draw(
+    upscaling: Upscaling[Sketch],
+    parts: Sequence[Measured[Sketch]],
+    crop: Crop,
+    threshold: float,
+    device: torch.device,
+) -> Candidates:
+    """Suppression within a crop, and the masks that it leaves, by predicted IoU descending.
+
+    Boxes and scores decide alone: what is suppressed is never drawn. `parts` are the crop's chunks in their order,
+    `threshold` is that of box IoU; an accelerator as `device` suppresses there.
+    """
+    boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
+    predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])
+    sketches = [sketch for part in parts for sketch in part.sketches]
+    keep = nms(boxes, predicted_iou, threshold, device)
+    patches = upscaling.draw([sketches[index] for index in keep])
+    return Candidates(
+        predicted_iou[keep],
+        np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)])[keep],
+        np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)])[keep],
+        boxes[keep],
+        np.repeat(np.array([crop.box]), len(keep), axis=0),
+        tuple(patch.moved(crop.box[:2]) for patch in patches),
+    )

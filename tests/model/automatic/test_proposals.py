@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from model.automatic.candidates import Candidates
 from model.automatic.crops import Crop, crop_points
-from model.automatic.proposals import Proposals, chunks_of, measure, propose
+from model.automatic.nms import nms
+from model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
+from model.automatic.records import Funnel
 from model.automatic.settings import MaskSettings
-from model.automatic.upscaling import BoxedUpscaling, WholeUpscaling, upscaling_of
+from model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
+from model.automatic.upscaling import BoxedUpscaling, Upscaling
 from model.sam.load import load_sam
 from model.sam.predictor import Embedding, Predictor
+from tests.support.whole_masks import WholeUpscaling
 
 CROP = Crop(1, (40, 20, 240, 170))
 FRAME = (200, 300)
@@ -65,27 +70,61 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
     assert np.array_equal(np.concatenate([chunk.points for chunk in chunks]), points[np.nonzero(over)[0]])
 
 
-def test_masks_upscaled_in_boxes_are_those_of_whole_masks(predictor: Predictor, embedding: Embedding) -> None:
-    settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+def found_by(upscaling: Upscaling, proposals: Proposals, settings: MaskSettings) -> tuple[Candidates, Funnel]:
+    measured, funnel = measure(upscaling, proposals, CROP, FRAME, settings)
+    return suppress_and_draw(upscaling, [measured], CROP, settings.box_nms_thresh, torch.device("cpu")), funnel
+
+
+def test_masks_upscaled_in_boxes_or_by_tiles_are_those_of_whole_masks(
+    predictor: Predictor, embedding: Embedding
+) -> None:
+    settings = MaskSettings.sa1b(points_per_chunk=9, pred_iou_thresh=0.5, stability_score_thresh=0.7, box_nms_thresh=1)
     ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 3), settings)
 
-    whole, funnel = measure(WholeUpscaling(predictor, embedding), proposals, CROP, FRAME, settings)
-    boxed, again = measure(BoxedUpscaling(embedding, 1024), proposals, CROP, FRAME, settings)
+    whole, funnel = found_by(WholeUpscaling(predictor, embedding), proposals, settings)
+    for upscaling in (BoxedUpscaling(embedding, 1024), TiledUpscaling(embedding, 1024)):
+        found, again = found_by(upscaling, proposals, settings)
 
-    assert len(whole) > 1
-    assert funnel == again
-    assert whole.boxes.tolist() == boxed.boxes.tolist()
-    assert whole.stability.tolist() == boxed.stability.tolist()
-    assert whole.points.tolist() == boxed.points.tolist()
-    for one, other in zip(whole.patches, boxed.patches, strict=True):
-        assert np.array_equal(one.full(FRAME), other.full(FRAME))
+        assert 1 < len(whole) == funnel.inside_crop
+        assert funnel == again
+        assert whole.boxes.tolist() == found.boxes.tolist() == [list(patch.box) for patch in found.patches]
+        assert whole.stability.tolist() == found.stability.tolist()
+        assert whole.predicted_iou.tolist() == found.predicted_iou.tolist()
+        assert whole.points.tolist() == found.points.tolist()
+        for one, other in zip(whole.patches, found.patches, strict=True):
+            assert np.array_equal(one.full(FRAME), other.full(FRAME))
+
+
+def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
+    predictor: Predictor, embedding: Embedding
+) -> None:
+    settings = MaskSettings.sa1b(points_per_chunk=3, pred_iou_thresh=0.5, stability_score_thresh=0.7)
+    upscaling = TiledUpscaling(embedding, 1024)
+    chunks = proposed(predictor, embedding, crop_points(CROP, 3), settings)
+    parts = [measure(upscaling, proposals, CROP, FRAME, settings)[0] for proposals, _ in chunks]
+    boxes = np.concatenate([part.boxes for part in parts])
+    keep = nms(boxes, np.concatenate([part.predicted_iou for part in parts]), 0.7)
+    drawn: list[int] = []
+
+    class Counting:
+        def draw(self, sketches: list) -> list:
+            drawn.append(len(sketches))
+            return upscaling.draw(sketches)
+
+    found = suppress_and_draw(Counting(), parts, CROP, 0.7, torch.device("cpu"))
+
+    assert drawn == [len(keep)] == [len(found)]
+    assert 1 < len(keep) < len(boxes)
+    assert found.boxes.tolist() == boxes[keep].tolist()
+    assert (found.crop_boxes == np.array(CROP.box)).all()
+    assert len(suppress_and_draw(upscaling, [], CROP, 0.7, torch.device("cpu"))) == 0
 
 
 def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embedding: Embedding) -> None:
     settings = MaskSettings.sa1b(points_per_chunk=4, pred_iou_thresh=0.5, stability_score_thresh=0.7)
     ((proposals, _),) = proposed(predictor, embedding, crop_points(CROP, 2), settings)
 
-    found, _ = measure(upscaling_of(predictor, embedding), proposals, CROP, FRAME, settings)
+    found, _ = found_by(upscaling_of(predictor, embedding), proposals, settings)
 
     x0, y0, x1, y1 = CROP.box
     for patch, box, point in zip(found.patches, found.boxes, found.points, strict=True):

@@ -3,56 +3,19 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.automatic import upscaling as steps
-from model.automatic.upscaling import BoxedUpscaling, StableMasks, WholeUpscaling, interpolation, upscaling_of
+from model.automatic.upscaling import BoxedUpscaling
 from model.sam.load import build_sam
-from model.sam.predictor import Embedding, Predictor
-from model.sam.preprocess import resized_size
+from model.sam.predictor import Predictor
+from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     return Predictor(build_sam("mobile_sam"))
-
-
-def embedding_of(height: int, width: int) -> Embedding:
-    return Embedding(torch.zeros(1, 256, 64, 64), resized_size(height, width, 1024), (height, width))
-
-
-def blobs(seed: int, masks: int, spread: int) -> torch.Tensor:
-    """Logits (masks, 256, 256) as a decoder gives them: smooth, -12 where nothing is, a few spots above 0."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(masks, 1, 2 + spread, 2 + spread, generator=generator)
-    smooth = F.interpolate(noise, (256, 256), mode="bicubic")[:, 0]
-    return (8 * smooth - 4 + 0.2 * torch.randn(masks, 256, 256, generator=generator)).clamp(min=-12)
-
-
-def in_full(found: StableMasks, size: tuple[int, int]) -> np.ndarray:
-    full = np.zeros((len(found.windows), *size), dtype=bool)
-    for mask, window in zip(full, found.windows, strict=True):
-        (x, y), (height, width) = window.corner, window.pixels.shape
-        mask[y : y + height, x : x + width] = window.pixels
-    return full
-
-
-@pytest.mark.parametrize("size", [(1200, 1800), (534, 800), (1500, 1000), (97, 211), (1, 3), (40, 3000)])
-def test_two_matrices_are_both_interpolations(predictor: Predictor, size: tuple[int, int]) -> None:
-    embedding = embedding_of(*size)
-    logits = 10 * torch.randn(256, 256)
-    rows, columns = (
-        interpolation(256, 1024, filled, pixels) for filled, pixels in zip(embedding.input_size, size, strict=True)
-    )
-
-    upscaled = rows.weights @ logits @ columns.weights.T
-
-    torch.testing.assert_close(upscaled, predictor.upscale(logits[None, None], embedding)[0, 0], atol=2e-5, rtol=0)
-    for weights in (rows.weights, columns.weights):
-        assert (weights >= 0).all()
-        torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(weights)), atol=1e-6, rtol=0)
 
 
 @given(
@@ -70,8 +33,11 @@ def test_masks_in_boxes_are_the_plain_ones(
     whole = WholeUpscaling(predictor, embedding).stable_masks(logits, offset, threshold=0)
 
     assert boxed.positions.tolist() == whole.positions.tolist() == [0, 1, 2]
-    assert np.array_equal(in_full(whole, (height, width)), (plain > 0).numpy())
-    different = torch.from_numpy(in_full(boxed, (height, width))) != (plain > 0)
+    assert np.array_equal(in_full(whole.sketches, (height, width)), (plain > 0).numpy())
+    masks = in_full(boxed.sketches, (height, width))
+    assert boxed.areas.tolist() == masks.sum(axis=(1, 2)).tolist()
+    assert boxed.boxes.tolist() == [list(patch.box) for patch in boxed.sketches]
+    different = torch.from_numpy(masks) != (plain > 0)
     assert (plain[different].abs() < 1e-5).all()
     near = ((plain.abs() - offset).abs() < 1e-5).sum(dim=(1, 2)).numpy()
     outer = (plain > -offset).sum(dim=(1, 2)).numpy()
@@ -91,12 +57,12 @@ def test_only_stable_masks_come_back_with_their_places(predictor: Predictor) -> 
 
         assert found.positions.tolist() == [2]
         assert found.stability.tolist() == pytest.approx([1], abs=0.05)
-        ys, xs = np.nonzero(in_full(found, (150, 200))[0])
+        ys, xs = np.nonzero(in_full(found.sketches, (150, 200))[0])
         assert [xs.min(), ys.min(), xs.max(), ys.max()] == pytest.approx([47, 39, 78, 70], abs=1)
         every = upscaling.stable_masks(logits, 1.0, 0)
         assert every.positions.tolist() == [0, 1, 2, 3]
         assert np.isnan(every.stability).tolist() == [False, True, False, True]
-        assert not in_full(every, (150, 200))[1].any()
+        assert not in_full(every.sketches, (150, 200))[1].any()
 
 
 def test_logits_over_the_padding_make_no_mask(predictor: Predictor) -> None:
@@ -106,26 +72,18 @@ def test_logits_over_the_padding_make_no_mask(predictor: Predictor) -> None:
 
     found = BoxedUpscaling(embedding, 1024).stable_masks(logits, 1.0, 0)
 
-    assert not in_full(found, (150, 200)).any()
+    assert not in_full(found.sketches, (150, 200)).any()
     assert np.isnan(found.stability).all()
 
 
-def test_a_step_of_any_size_gives_the_same_masks(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedding = embedding_of(150, 200)
+def test_a_step_of_any_size_gives_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = blobs(3, 5, 4)
-    boxed, whole = BoxedUpscaling(embedding, 1024), WholeUpscaling(predictor, embedding)
-    for upscaling, constant in ((boxed, "_BAND_PIXELS"), (whole, "_BATCH_ELEMENTS")):
-        at_once = upscaling.stable_masks(logits, 1.0, 0.5)
-        monkeypatch.setattr(steps, constant, 1)
-        little = upscaling.stable_masks(logits, 1.0, 0.5)
+    boxed = BoxedUpscaling(embedding_of(150, 200), 1024)
+    at_once = boxed.stable_masks(logits, 1.0, 0.5)
+    monkeypatch.setattr(steps, "_BAND_PIXELS", 1)
+    little = boxed.stable_masks(logits, 1.0, 0.5)
 
-        assert len(at_once.positions) > 1
-        assert at_once.positions.tolist() == little.positions.tolist()
-        assert at_once.stability.tolist() == little.stability.tolist()
-        assert np.array_equal(in_full(at_once, (150, 200)), in_full(little, (150, 200)))
-
-
-def test_the_device_decides_the_way(predictor: Predictor) -> None:
-    assert isinstance(upscaling_of(predictor, embedding_of(150, 200)), BoxedUpscaling)
-    elsewhere = Embedding(torch.zeros(1, 256, 64, 64, device="meta"), (768, 1024), (150, 200))
-    assert isinstance(upscaling_of(predictor, elsewhere), WholeUpscaling)
+    assert len(at_once.positions) > 1
+    assert at_once.positions.tolist() == little.positions.tolist()
+    assert at_once.stability.tolist() == little.stability.tolist()
+    assert np.array_equal(in_full(at_once.sketches, (150, 200)), in_full(little.sketches, (150, 200)))

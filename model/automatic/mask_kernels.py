@@ -1,0 +1,237 @@
+"""`mask_tiles.py` as Triton kernels, in which logits in the crop's pixels exist in registers alone.
+
+One program takes a tile of one mask: it computes a pixel's logit from its nine low-resolution ones, which stay in the
+first-level cache, compares it with the thresholds, and keeps counts and extremes. What it writes to memory is seven
+numbers a tile (`measure`), or the pixels inside a mask's box (`draw`). No tile outside `taps.reached` is computed. Sums
+follow the order of `taps.interpolate`, and fusing multiplications with additions is switched off, so that all bits are
+those of torch's operations.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.automatic.mask_tiles import Strip
+from model.automatic.taps import Taps, reached
+
+# Pixels of a program's tile, eight a thread with four warps; the longer side lies along what is written or added up.
+_SHORT = 8
+_LONG = 128
+
+
+def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+    """See `mask_tiles.measure`."""
+    tiles = triton.cdiv(rows.pixels, _SHORT)
+    found = torch.empty((len(low), tiles, 7), dtype=torch.int32, device=low.device)
+    if len(low):
+        bounds = reached(low, offset, rows, columns)
+        with _on(low.device):
+            measure_kernel[(len(low), tiles)](
+                low.contiguous(),
+                bounds,
+                rows.first,
+                rows.weights,
+                columns.first,
+                columns.weights,
+                found,
+                float(offset),
+                rows.pixels,
+                columns.pixels,
+                tiles,
+                SIDE=low.shape[2],
+                ROW_TAPS=len(rows.weights),
+                COLUMN_TAPS=len(columns.weights),
+                ROWS=_SHORT,
+                COLUMNS=_LONG,
+                enable_fp_fusion=False,
+            )
+    counts = found[:, :, :3].sum(dim=1)
+    boxes = torch.cat([found[:, :, 3:5].amin(dim=1), found[:, :, 5:].amax(dim=1)], dim=1)
+    return torch.cat([counts, boxes * (counts[:, 1:2] > 0)], dim=1)
+
+
+def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
+    """See `mask_tiles.draw`."""
+    tiles = triton.cdiv(max(strip.columns for strip in strips), _SHORT)
+    table = torch.tensor(strips, dtype=torch.int64).to(low.device)
+    with _on(low.device):
+        draw_kernel[(len(strips), tiles)](
+            low.contiguous(),
+            table,
+            rows.first,
+            rows.weights,
+            columns.first,
+            columns.weights,
+            flat,
+            rows.pixels,
+            columns.pixels,
+            SIDE=low.shape[2],
+            ROW_TAPS=len(rows.weights),
+            COLUMN_TAPS=len(columns.weights),
+            ROWS=_LONG,
+            COLUMNS=_SHORT,
+            enable_fp_fusion=False,
+        )
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whichever its tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@triton.jit
+def logits_of_tile(
+    low,
+    row_first,
+    row_weights,
+    column_first,
+    column_weights,
+    y,
+    y_inside,
+    x,
+    x_inside,
+    height,
+    width,
+    SIDE: tl.constexpr,
+    ROW_TAPS: tl.constexpr,
+    COLUMN_TAPS: tl.constexpr,
+):
+    """Logits (rows, columns) of the pixels y (rows,) and x (columns,) of one mask; what is not inside is arbitrary."""
+    i = tl.load(row_first + y, mask=y_inside, other=0)
+    j = tl.load(column_first + x, mask=x_inside, other=0)
+    across = tl.zeros((y.shape[0], x.shape[0]), tl.float32)
+    for b in tl.static_range(COLUMN_TAPS):
+        down = tl.zeros((y.shape[0], x.shape[0]), tl.float32)
+        for a in tl.static_range(ROW_TAPS):
+            weight = tl.load(row_weights + a * height + y, mask=y_inside, other=0.0)
+            down += tl.load(low + (i[:, None] + a) * SIDE + (j[None, :] + b)) * weight[:, None]
+        weight = tl.load(column_weights + b * width + x, mask=x_inside, other=0.0)
+        across += down * weight[None, :]
+    return across
+
+
+@triton.jit
+def measure_kernel(
+    low,
+    bounds,
+    row_first,
+    row_weights,
+    column_first,
+    column_weights,
+    found,
+    offset,
+    height,
+    width,
+    tiles,
+    SIDE: tl.constexpr,
+    ROW_TAPS: tl.constexpr,
+    COLUMN_TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Program (mask, tile): counts and box of ROWS rows of the mask, as far as they are in its bounds."""
+    mask = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    left = tl.load(bounds + mask * 4)
+    top = tl.load(bounds + mask * 4 + 1)
+    right = tl.load(bounds + mask * 4 + 2)
+    bottom = tl.load(bounds + mask * 4 + 3)
+    y = tile * ROWS + tl.arange(0, ROWS)
+    y_inside = (y >= top) & (y < bottom)
+    right = tl.where((tile * ROWS < bottom) & (tile * ROWS + ROWS > top), right, left)
+    inner = tl.zeros((ROWS, COLUMNS), tl.int32)
+    area = tl.zeros((ROWS, COLUMNS), tl.int32)
+    outer = tl.zeros((ROWS, COLUMNS), tl.int32)
+    first = tl.zeros((ROWS, COLUMNS), tl.int32) + width
+    last = tl.zeros((ROWS, COLUMNS), tl.int32) - 1
+    for start in range(left, right, COLUMNS):
+        x = start + tl.arange(0, COLUMNS)
+        x_inside = x < right
+        logits = logits_of_tile(
+            low + mask * (SIDE * SIDE),
+            row_first,
+            row_weights,
+            column_first,
+            column_weights,
+            y,
+            y_inside,
+            x,
+            x_inside,
+            height,
+            width,
+            SIDE,
+            ROW_TAPS,
+            COLUMN_TAPS,
+        )
+        inside = y_inside[:, None] & x_inside[None, :]
+        over = inside & (logits > 0)
+        inner += (inside & (logits > offset)).to(tl.int32)
+        area += over.to(tl.int32)
+        outer += (inside & (logits > -offset)).to(tl.int32)
+        first = tl.minimum(first, tl.where(over, x[None, :], width))
+        last = tl.maximum(last, tl.where(over, x[None, :], -1))
+    in_rows = tl.max(area, axis=1) > 0
+    found += (mask * tiles + tile) * 7
+    tl.store(found, tl.sum(tl.sum(inner, axis=1), axis=0))
+    tl.store(found + 1, tl.sum(tl.sum(area, axis=1), axis=0))
+    tl.store(found + 2, tl.sum(tl.sum(outer, axis=1), axis=0))
+    tl.store(found + 3, tl.min(tl.min(first, axis=1), axis=0))
+    tl.store(found + 4, tl.min(tl.where(in_rows, y, height), axis=0))
+    tl.store(found + 5, tl.max(tl.max(last, axis=1), axis=0))
+    tl.store(found + 6, tl.max(tl.where(in_rows, y, -1), axis=0))
+
+
+@triton.jit
+def draw_kernel(
+    low,
+    strips,
+    row_first,
+    row_weights,
+    column_first,
+    column_weights,
+    flat,
+    height,
+    width,
+    SIDE: tl.constexpr,
+    ROW_TAPS: tl.constexpr,
+    COLUMN_TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Program (strip, tile): COLUMNS columns of the strip, each with the pixel of background that follows it."""
+    strip = strips + tl.program_id(0).to(tl.int64) * 6
+    mask = tl.load(strip)
+    x0 = tl.load(strip + 1)
+    y0 = tl.load(strip + 2)
+    columns = tl.load(strip + 3)
+    rows = tl.load(strip + 4)
+    start = tl.load(strip + 5)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x_inside = column < columns
+    end = tl.where(tl.program_id(1) * COLUMNS < columns, rows + 1, 0)
+    for top in range(0, end, ROWS):
+        row = top + tl.arange(0, ROWS)
+        y_inside = row < rows
+        logits = logits_of_tile(
+            low + mask * (SIDE * SIDE),
+            row_first,
+            row_weights,
+            column_first,
+            column_weights,
+            y0 + row,
+            y_inside,
+            x0 + column,
+            x_inside,
+            height,
+            width,
+            SIDE,
+            ROW_TAPS,
+            COLUMN_TAPS,
+        )
+        pixels = (logits > 0) & y_inside[:, None]
+        place = flat + start + column[None, :] * (rows + 1) + row[:, None]
+        tl.store(place, pixels.to(tl.uint8), mask=(row <= rows)[:, None] & x_inside[None, :])

@@ -1,0 +1,74 @@
+"""What there is to know of masks in the crop's pixels, by torch's own operations on tiles of the crop.
+
+Masks of full size are never kept: a tile of logits is reduced to counts and extremes before the next one is made, and
+only the pixels inside a mask's box are drawn. `mask_kernels.py` does the same, to the last bit, without the tiles.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.automatic.boxes import occupied_boxes
+from model.automatic.taps import Taps, interpolate
+
+# Logits of a tile: 128 MB in float32, far from the 2^31 elements that kernels can index, however large the image and
+# however many masks a chunk gives. A pixel's bits do not depend on the tile it is in.
+_TILE_ELEMENTS = 1 << 25
+
+
+class Strip(NamedTuple):
+    """Columns of one mask inside its box, and where they are drawn.
+
+    Drawn columns stand one after the other, each followed by one pixel of background: the strip takes
+    `columns * (height + 1)` pixels from `start` on.
+    """
+
+    mask: int
+    x: int
+    y: int
+    columns: int
+    height: int
+    start: int
+
+
+def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+    """Counts and boxes of the masks of logits (N, S, S) float32, without the masks.
+
+    Gives (N, 7) int64: pixels over +offset, over 0 and over -offset, and the box x0, y0, x1, y1 of those over 0, ends
+    inclusive, all zeros where there are none.
+    """
+    step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
+    parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
+    return torch.cat([torch.zeros((0, 7), dtype=torch.int64, device=low.device), *parts])
+
+
+def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+    counts = torch.zeros((len(low), 3), dtype=torch.int64, device=low.device)
+    in_rows: list[Tensor] = []
+    in_columns = torch.zeros((len(low), columns.pixels), dtype=torch.bool, device=low.device)
+    for start, stop in _spans(rows.pixels, _TILE_ELEMENTS // (len(low) * max(columns.pixels, low.shape[2]))):
+        logits = interpolate(low, rows.part(start, stop), columns)
+        over = logits > 0
+        masks = (logits > offset, over, logits > -offset)
+        counts += torch.stack([torch.count_nonzero(mask, dim=(1, 2)) for mask in masks], dim=1)
+        in_rows.append(over.any(dim=2))
+        in_columns |= over.any(dim=1)
+    return torch.cat([counts, occupied_boxes(torch.cat(in_rows, dim=1), in_columns)], dim=1)
+
+
+def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
+    """Draws strips of masks, of logits (N, S, S) float32, into `flat` uint8, which they fill."""
+    for strip in strips:
+        x = columns.part(strip.x, strip.x + strip.columns)
+        y = rows.part(strip.y, strip.y + strip.height)
+        logits = interpolate(low[strip.mask : strip.mask + 1], y, x)[0]
+        drawn = flat[strip.start : strip.start + strip.columns * (strip.height + 1)].view(strip.columns, -1)
+        drawn[:, :-1] = logits.T > 0
+        drawn[:, -1] = 0
+
+
+def _spans(length: int, step: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, max(1, step)):
+        yield start, min(length, start + max(1, step))

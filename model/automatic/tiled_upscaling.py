@@ -1,0 +1,190 @@
+"""From low-resolution logits to masks on an accelerator, which never holds a mask of full size.
+
+1. *Measured first.* What filters and suppression ask of a mask are three counts and a box. One pass over a chunk's
+   masks reduces tiles of logits to these, and 56 bytes a mask are all that goes to the host.
+2. *Drawn last.* The few masks that are left are computed once more, inside their boxes alone and one behind the other
+   in one buffer. A pixel has the same bits in both passes (`taps.py`), so that boxes and counts are those of the
+   pixels.
+3. *Runs, not pixels.* Where drawn masks begin and end is found on the device for all of them at once (`runs.py`), and
+   is what the host gets of them: 8 bytes a run.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.automatic import mask_tiles
+from model.automatic.boxes import Box
+from model.automatic.candidates import Patch, RunPatch
+from model.automatic.filters import stable
+from model.automatic.mask_tiles import Strip
+from model.automatic.runs import changes
+from model.automatic.taps import Taps, taps_of
+from model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
+from model.sam.predictor import Embedding, Predictor
+
+# Pixels drawn at once, a byte each, and those of one mask among them, for which torch's operations take 4 bytes and
+# more. Masks drawn at once have their low-resolution logits copied, 256 KB each.
+_DRAWN_PIXELS = 1 << 26
+_STRIP_PIXELS = 1 << 24
+_DRAWN_MASKS = 256
+
+
+class Computing(Protocol):
+    """Who computes pixels: the functions of `mask_tiles`, or of `mask_kernels`, with the same bits."""
+
+    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+        """See `mask_tiles.measure`."""
+
+    def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
+        """See `mask_tiles.draw`."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A mask that is measured and not drawn: its logits (256, 256) on the device, and its box in the crop."""
+
+    logits: Tensor
+    box: Box
+
+
+def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
+    """The faster way on the embedding's device; both find the same masks."""
+    if embedding.features.device.type == "cpu":
+        return BoxedUpscaling(embedding, predictor.sam.image_size)
+    return TiledUpscaling(embedding, predictor.sam.image_size)
+
+
+class TiledUpscaling:
+    """Measures all masks of a chunk at once, and draws those that are asked for as runs."""
+
+    def __init__(
+        self, embedding: Embedding, image_size: int, low_side: int = 256, computing: Computing | None = None
+    ) -> None:
+        """Takes the side of the encoder's input (1024), and that of low-resolution masks.
+
+        `computing`: by default Triton's kernels on CUDA where Triton is there, else torch's operations.
+        """
+        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        device = embedding.features.device
+        self._rows = taps_of(low_side, image_size, height, frame_height, device)
+        self._columns = taps_of(low_side, image_size, width, frame_width, device)
+        self._computing = computing or (KERNELS if device.type == "cuda" else mask_tiles)
+
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Outline]:
+        """See `Upscaling`."""
+        found = self._computing.measure(logits, self._rows, self._columns, offset).cpu()
+        scores = found[:, 0].to(torch.float32) / found[:, 2].to(torch.float32)
+        kept = torch.nonzero(stable(scores, threshold)).flatten()
+        numbers = found[kept].numpy()
+        boxes = numbers[:, 3:]
+        # Of the others the device need not keep the logits.
+        outlines = zip(logits[kept.to(logits.device)], boxes.tolist(), strict=True)
+        return StableMasks(
+            kept.numpy(),
+            scores[kept].numpy(),
+            numbers[:, 1],
+            boxes,
+            tuple(Outline(one, (x0, y0, x1, y1)) for one, (x0, y0, x1, y1) in outlines),
+        )
+
+    def draw(self, sketches: Sequence[Outline]) -> list[Patch]:
+        """See `Upscaling`."""
+        found: list[list[NDArray[np.int64]]] = [[] for _ in sketches]
+        for first, strips in strips_of([sketch.box for sketch in sketches]):
+            last = strips[-1]
+            low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
+            pixels = last.start + last.columns * (last.height + 1)
+            flat = torch.empty(pixels, dtype=torch.uint8, device=low.device)
+            self._computing.draw(flat, low, self._rows, self._columns, strips)
+            places = changes(flat)
+            cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
+            for strip, runs in zip(strips, np.split(places, cuts), strict=True):
+                mask = first + strip.mask
+                before = (strip.x - sketches[mask].box[0]) * (strip.height + 1)
+                found[mask].append(runs - strip.start + before)
+        return [
+            RunPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
+            for (x0, y0, x1, y1), runs in zip((sketch.box for sketch in sketches), found, strict=True)
+        ]
+
+
+def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
+    """The masks with these boxes in strips, as many as are drawn at once, with the first mask's place.
+
+    Strips count masks from that first one on. A mask whose box is large has several, and may go on in the next ones.
+    """
+    first, strips, drawn = 0, list[Strip](), 0
+    for mask, (x0, y0, x1, y1) in enumerate(boxes):
+        height = y1 - y0 + 1
+        step = max(1, _STRIP_PIXELS // (height + 1))
+        for x in range(x0, x1 + 1, step):
+            columns = min(step, x1 + 1 - x)
+            if strips and (drawn + columns * (height + 1) > _DRAWN_PIXELS or mask - first >= _DRAWN_MASKS):
+                yield first, strips
+                strips, drawn = [], 0
+            if not strips:
+                first = mask
+            strips.append(Strip(mask - first, x, y0, columns, height, drawn))
+            drawn += columns * (height + 1)
+    if strips:
+        yield first, strips
+
+
+class KernelsUnlessTheyFail:
+    """Triton's kernels until one fails to compile or start, and from then on torch's operations."""
+
+    def __init__(self) -> None:
+        self._computing: Computing | None = None
+
+    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+        """See `mask_tiles.measure`."""
+        found: Tensor = self._call("measure", low, rows, columns, offset)
+        return found
+
+    def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
+        """See `mask_tiles.draw`."""
+        self._call("draw", flat, low, rows, columns, strips)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            self._computing = self._computing or kernels()
+            return getattr(self._computing, name)(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Compilers and drivers fail in many ways; a fault that is not theirs comes again below.
+            if self._computing is mask_tiles:
+                raise
+            self._computing = mask_tiles
+            found = getattr(mask_tiles, name)(*arguments)
+            warnings.warn(
+                f"Triton's kernels for upscaling masks failed ({type(error).__name__}: {_first_line(error)}): "
+                "torch's operations take their place, with the same results but slower",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return found
+
+
+def kernels() -> Computing:
+    """Triton's kernels where Triton is installed, else torch's operations."""
+    if find_spec("triton") is None:
+        return mask_tiles
+    from model.automatic import mask_kernels
+
+    return mask_kernels
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+KERNELS = KernelsUnlessTheyFail()

@@ -1,0 +1,111 @@
+"""Triton's kernels find and draw what torch's operations do, to the last bit; they compile for a GPU without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.automatic import mask_tiles
+from model.automatic.mask_tiles import Strip
+from model.automatic.taps import Taps, taps_of
+from model.sam.preprocess import resized_size
+from tests.support.whole_masks import blobs
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[3]
+SIZES = [(97, 211), (37, 20), (1, 3), (150, 129)]
+
+
+def both_taps(size: tuple[int, int], device: str) -> tuple[Taps, Taps]:
+    rows, columns = (
+        taps_of(256, 1024, filled, pixels, torch.device(device))
+        for filled, pixels in zip(resized_size(*size, 1024), size, strict=True)
+    )
+    return rows, columns
+
+
+def low_res_logits() -> torch.Tensor:
+    """Spots, a mask of nothing, a mask of all, one over the padding alone, one at the thresholds themselves."""
+    low = blobs(5, 6, 4)
+    low[1] = -12
+    low[2] = 12
+    low[3] = -12
+    low[3, 255] = 12
+    low[4] = low[4].round()
+    return low
+
+
+def check(size: tuple[int, int], device: str) -> None:
+    """Both ways on one device, and on the CPU."""
+    from model.automatic import mask_kernels
+
+    low, taps, there = low_res_logits(), both_taps(size, "cpu"), both_taps(size, device)
+    for offset in (1.0, 0.0):
+        expected = mask_tiles.measure(low, *taps, offset)
+        assert torch.equal(mask_kernels.measure(low.to(device), *there, offset).cpu(), expected)
+        assert torch.equal(mask_tiles.measure(low.to(device), *there, offset).cpu(), expected)
+    assert mask_kernels.measure(low[:0].to(device), *there, 1.0).shape == (0, 7)
+
+    height, width = size
+    strips, start = [], 0
+    for mask, (x0, y0, x1, y1) in ((4, (0, 0, width, height)), (0, (width // 3, height // 3, width, height))):
+        strips.append(Strip(mask, x0, y0, x1 - x0, y1 - y0, start))
+        start += (x1 - x0) * (y1 - y0 + 1)
+    drawn = []
+    for way, logits, both, where in (
+        (mask_tiles, low, taps, "cpu"),
+        (mask_tiles, low.to(device), there, device),
+        (mask_kernels, low.to(device), there, device),
+    ):
+        flat = torch.full((start,), 9, dtype=torch.uint8, device=where)
+        way.draw(flat, logits, *both, strips)
+        drawn.append(flat.cpu())
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
+def test_interpreted_kernels_have_the_bits_of_torchs_operations() -> None:
+    code = "\n".join(
+        [
+            "import runpy, sys",
+            f"sys.path.insert(0, {str(ROOT)!r})",
+            f"tests = runpy.run_path({__file__!r})",
+            "for size in tests['SIZES']: tests['check'](size, 'cpu')",
+        ]
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
+
+
+def test_the_kernels_compile_for_a_gpu_and_fuse_no_multiplication_with_an_addition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from model.automatic import mask_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    sides = {"ROWS": 8, "COLUMNS": 128, "SIDE": 256, "ROW_TAPS": 3, "COLUMN_TAPS": 3}
+    floats, integers = dict.fromkeys(("low", "row_weights", "column_weights"), "*fp32"), ("height", "width", "tiles")
+    types = {**floats, **dict.fromkeys(integers, "i32"), **dict.fromkeys(sides, "constexpr")}
+    types |= {"offset": "fp32", "strips": "*i64", "flat": "*u8"}
+    for kernel in (mask_kernels.measure_kernel, mask_kernels.draw_kernel):
+        signature = {name: types.get(name, "*i32") for name in kernel.arg_names}
+        source = ASTSource(kernel, signature=signature, constexprs=sides)
+        compiled = compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+
+        assert len(compiled.asm["cubin"]) > 1000
+        assert "mul" in compiled.asm["ptx"]
+        assert "fma" not in compiled.asm["ptx"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", [*SIZES, (1200, 1800)])
+def test_kernels_on_a_gpu_have_the_bits_of_torchs_operations_there_and_on_the_cpu(size: tuple[int, int]) -> None:
+    check(size, "cuda")
