@@ -314,10 +314,74 @@ def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
     return masks_rate(run, images, lambda image: len(generator.generate(image)))
 
 
+def measure_upscaling(run: Run) -> dict[str, Any]:
+    """One chunk's masks of a photograph, measured and drawn: whole masks, torch's tiles, Triton's kernels; and NMS.
+
+    Every way's counts and boxes are compared with those of torch's tiles, which have to be the same bit by bit.
+    """
+    from model.automatic import mask_tiles
+    from model.automatic.crops import Crop, crop_points
+    from model.automatic.nms import nms
+    from model.automatic.proposals import propose
+    from model.automatic.settings import MaskSettings
+    from model.automatic.tiled_upscaling import TiledUpscaling, kernels
+    from model.sam.load import load_sam
+    from model.sam.predictor import Predictor
+
+    image = next(iter(photographs(run.sizes.photo_side).values()))
+    predictor = Predictor(load_sam(weights(), run.device))
+    embedding = predictor.embed(image)
+    points = crop_points(Crop(0, (0, 0, image.shape[1], image.shape[0])), min(8, run.sizes.points_per_side))
+    settings = MaskSettings.official(points_per_chunk=len(points), pred_iou_thresh=0)
+    proposals, _ = propose(predictor, embedding, predictor.plan_points(embedding), points, settings)
+    low = proposals.low_res_logits
+    found: dict[str, Any] = {"masks": len(low), "frame": list(image.shape[:2])}
+
+    def whole() -> torch.Tensor:
+        """Area and stability's counts of whole masks, eight at a time."""
+        parts = [predictor.upscale(part[None], embedding)[0] for part in low.split(8)]
+        return torch.cat([torch.stack([(part > t).sum(dim=(1, 2)) for t in (1, 0, -1)], dim=1) for part in parts])
+
+    with memory(run) as peak:
+        found["whole"] = {**timed(whole, run)}
+    found["whole"] |= peak
+    ways = {"torch_tiles": mask_tiles}
+    if run.device.type == "cuda":
+        ways["triton"] = kernels()
+        found["triton_found"] = ways["triton"] is not mask_tiles
+    expected = None
+    for name, computing in ways.items():
+        tiled = TiledUpscaling(embedding, predictor.sam.image_size, computing=computing)
+        found[name] = attempt(upscaling_rate, run, tiled, low)
+        if "failed" not in found[name]:
+            numbers = found[name].pop("numbers")
+            expected = numbers if expected is None else expected
+            found[name]["same_bits"] = numbers == expected
+    boxes = np.array([[x, y, x + 60, y + 40] for x, y in (points * 0.7).astype(int)] * 8)
+    scores = np.linspace(0, 1, len(boxes), dtype=np.float32)
+    for name, device in (("host", None), ("device", run.device)):
+        found[f"nms_{name}"] = timed(partial(nms, boxes, scores, 0.7, device), run)
+    found["profile"] = profile(lambda: tiled.draw(tiled.stable_masks(low, 1.0, 0.95).sketches), run)
+    return found
+
+
+def upscaling_rate(run: Run, tiled: Any, low: Any) -> dict[str, Any]:
+    """Seconds of measuring a chunk's masks and of drawing the stable ones, with their numbers to compare."""
+    stable = tiled.stable_masks(low, 1.0, 0.95)
+    patches = tiled.draw(stable.sketches)
+    with memory(run) as peak:
+        measured = timed(lambda: tiled.stable_masks(low, 1.0, 0.95), run)
+        drawn = timed(lambda: tiled.draw(stable.sketches), run)
+    numbers = [stable.positions.tolist(), stable.stability.tolist(), stable.boxes.tolist(), stable.areas.tolist()]
+    runs = [patch.changes.tolist() for patch in patches]
+    return {"stable": len(patches), "measure": measured, "draw": drawn, **peak, "numbers": [*numbers, runs]}
+
+
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "peak": measure_peak,
     "attention": measure_attention,
     "encoder": measure_encoder,
+    "upscaling": measure_upscaling,
     "masks": measure_masks,
     "sa1b": measure_sa1b,
 }

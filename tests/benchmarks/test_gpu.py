@@ -42,6 +42,8 @@ def test_every_part_runs(tmp_path: Path) -> None:
     assert max(way["largest_difference"] for way in result["attention"].values()) < 0.1
     assert {"eager_batch_1", "compiled_batch_2", "reference", "times_the_reference"} <= result["encoder"].keys()
     assert result["encoder"]["reference"]["mean_difference"] < 0.05 * result["encoder"]["reference"]["std"]
+    assert result["upscaling"]["torch_tiles"]["stable"] > 0
+    assert result["upscaling"]["torch_tiles"]["same_bits"]
     assert result["masks"]["ours_fp32"]["masks"] == result["masks"]["reference"]["masks"]
     assert sum(result["sa1b"]["crops_per_batch_5"]["masks"].values()) > 0
 
