@@ -46,10 +46,12 @@ class FactoredImage:
     vectors: Tensor
     values: Tensor
 
-    def one(self, prompt: int) -> "FactoredImage":
-        """The image of one prompt, as B = 1."""
-        rows = slice(prompt, prompt + 1)
-        return FactoredImage(self.scale[rows], self.coefficients[rows], self.vectors[rows], self.values[rows])
+    def of(self, prompts: Tensor) -> "FactoredImage":
+        """The images of some of the prompts, given by their places (K,) int64."""
+        if len(prompts) == len(self.scale):
+            return self
+        parts = (self.scale, self.coefficients, self.vectors, self.values)
+        return FactoredImage(*(part[prompts] for part in parts))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from model.sam.common import join_heads, split_heads
 from model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
 from model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
-from model.sam.products import linear, linear_onto, product
+from model.sam.products import linear, product
 from model.sam.transformer import Attention, TwoWayBlock
 
 # Of the tokens (predicted IoU, single mask, three masks, prompt) those whose outcome is asked for.
@@ -79,8 +79,8 @@ class PointPlan:
 class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
-    `predicted_iou` (B, 3) float32; `tokens` (B, 3, C) of the masks and the points' `images` are what `draw_masks`
-    makes them from.
+    `predicted_iou` (B, 3) float32; `tokens` (B, 3, C) of the masks and the points' `images`, few or all of them
+    together, are what `draw_masks` makes them from.
     """
 
     predicted_iou: Tensor
@@ -182,8 +182,7 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     seen = _look(final, plan.final, (tokens + places)[:, _ASKED], images, groups)
     tokens = decoder.transformer.norm_final_attn(tokens[:, _ASKED] + seen)
     predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    points = [image.one(n) for image in images for n in range(len(image.scale))]
-    return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(points))
+    return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(images))
 
 
 def _groups(prompts: int, device: torch.device) -> list[slice]:
@@ -226,33 +225,46 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
-    for point in wanted.any(dim=1).nonzero().flatten().tolist():
-        drawn.append(_draw(decoder, plan.drawn, masks.images[point], filters[point], side)[wanted[point]].float())
+    start = 0
+    for image in masks.images:
+        group = slice(start, start + len(image.scale))
+        points = wanted[group].any(dim=1).nonzero().flatten()
+        for chosen in (points[each] for each in _draws(len(points), points.device)):
+            logits = _draw(decoder, plan.drawn, image.of(chosen), filters[group][chosen], side)
+            drawn.append(logits[wanted[group][chosen]].float())
+        start = group.stop
     return torch.cat(drawn)
 
 
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
-    """Logits (3, side, side) from one point's image and its masks' filters (3, 32); `shared` is the plan's `drawn`.
+    """Logits (B, 3, side, side) from B points' images and their masks' filters (B, 3, 32).
 
-    The first step is linear, so that it takes the image in its factors.
+    `shared` is the plan's `drawn`: the first step is linear, so that it takes the image in its factors.
     """
     first, norm, second = decoder.upscaling_steps
     (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
-    vectors = weight1 @ image.vectors[0].T
-    coefficients, scale = image.coefficients[0].T.contiguous(), image.scale[0].T
+    vectors = image.vectors @ weight1.T
+    vectors[:, -1] += bias1  # the row whose coefficients are 1
+    coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
     drawn = []
     for band in _bands(len(shared), shared.device):
-        map_ = linear_onto(shared[band] * scale[band], coefficients[band], vectors, bias1)
+        map_ = product(coefficients[:, band], vectors, onto=shared[band] * scale[:, band])
         map_ = map_.view(-1, len(norm.weight))
         map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        map_ = linear(map_, weight2, bias2, gelu=True)
-        drawn.append(product(filters, map_.view(-1, filters.shape[1]).T))
+        map_ = linear(map_, weight2, bias2, gelu=True).view(len(filters), -1, filters.shape[-1])
+        drawn.append(product(filters, map_.transpose(1, 2)))
     # Each position became 2x2 pixels in the first step, (a, b), and each of these 2x2 in the second, (c, d).
-    parts = torch.cat(drawn, dim=1).view(-1, side // 4, side // 4, 16)
-    logits = parts.new_empty(len(filters), side, side)
+    parts = torch.cat(drawn, dim=-1).view(*filters.shape[:2], side // 4, side // 4, 16)
+    logits = parts.new_empty(*filters.shape[:2], side, side)
     for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
-        logits[:, 2 * a + c :: 4, 2 * b + d :: 4] = part
+        logits[..., 2 * a + c :: 4, 2 * b + d :: 4] = part
     return logits
+
+
+def _draws(points: int, device: torch.device) -> list[slice]:
+    """Points that are drawn together: one on a CPU, for its caches; all on an accelerator."""
+    step = 1 if device.type == "cpu" else max(1, points)
+    return [slice(start, start + step) for start in range(0, points, step)]
 
 
 def _bands(positions: int, device: torch.device) -> list[slice]:

@@ -22,7 +22,10 @@ def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
     if a.ndim == 3:
         ontos = [None] * len(a) if onto is None else onto
         return torch.stack([product(*one) for one in zip(a, b, ontos, strict=True)])
-    return linear(a, b.T) if onto is None else linear_onto(onto, a, b.T)
+    if onto is None:
+        return linear(a, b.T)
+    added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(a, onto, b.T, None, "add")
+    return added
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -32,14 +35,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         return result
     result = F.linear(x, weight, bias)
     return F.gelu(result) if gelu else result
-
-
-def linear_onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`onto` (N, M) with `F.linear` of x (N, K), weight (M, K) and bias (M,) added: (N, M)."""
-    if _suits_onednn(x):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, onto, weight, bias, "add")
-        return result
-    return onto + F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):

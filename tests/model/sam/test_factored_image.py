@@ -100,4 +100,4 @@ def test_an_image_that_attended_and_was_normalized_is_still_in_factors(case: Cas
         found = Case(image, shared * block.norm4.weight, maps)
     assert image.coefficients.shape == (2, 2 * HEADS * TOKENS + 2, POSITIONS)
     torch.testing.assert_close(found.whole, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.whole[1:], Case(image.one(1), found.shared, maps).whole)
+    torch.testing.assert_close(found.whole[1:], Case(image.of(torch.tensor([1])), found.shared, maps).whole)
