@@ -2,8 +2,9 @@
 
     python benchmarks/bundle.py [FOLDER]
 
-Writes `mobile_sam.pt`, `photos/` and `segment_anything/` into the folder (default `bundle/`, which git ignores), under
-60 MiB in all. The photographs are scikit-image's, or those named dog.jpg and truck.jpg in `SEGMINT_TEST_PHOTOS`.
+Writes `mobile_sam.pt`, `photos/`, `segment_anything/` and `benchmarks/reference.py`, which builds the package's models,
+into the folder (default `bundle/`, which git ignores), under 60 MiB in all. The photographs are scikit-image's, or
+those named dog.jpg and truck.jpg in `SEGMINT_TEST_PHOTOS`.
 """
 
 import importlib.util
@@ -29,7 +30,7 @@ def main() -> None:
     (folder / "photos").mkdir(parents=True)
     shutil.copyfile(resolve("mobile_sam"), folder / "mobile_sam.pt")
     copy_photographs(folder / "photos")
-    copy_reference(folder / "segment_anything")
+    copy_reference(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT:
         sys.exit(f"{folder} takes {size / 2**20:.1f} MiB: expected at most {LIMIT >> 20}")
@@ -50,11 +51,15 @@ def copy_photographs(folder: Path) -> None:
 
 
 def copy_reference(folder: Path) -> None:
-    """The installed reference package's sources."""
+    """The installed reference package's sources, and beside them the module that builds its models for comparisons."""
     found = importlib.util.find_spec("segment_anything")
     if found is None or found.origin is None:
         sys.exit("segment-anything is not installed: run `make setup` first")
-    shutil.copytree(Path(found.origin).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(found.origin).parent, folder / "segment_anything", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (folder / "benchmarks").mkdir()
+    shutil.copyfile(ROOT / "benchmarks" / "reference.py", folder / "benchmarks" / "reference.py")
 
 
 if __name__ == "__main__":

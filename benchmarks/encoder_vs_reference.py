@@ -9,23 +9,16 @@ result goes to `benchmarks/results/` as JSON, with what the machine is.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
-import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, in_process, peak_mib, spread, write_result  # noqa: E402
 
 SIDE = 1024
 
@@ -36,10 +29,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["b", "l", "h"], default=["b"])
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, for both sides")
-    parser.add_argument("--output", type=Path, help="the result's file")
+    parser.add_argument("--output", type=Path, default=RESULTS / "encoder_vs_reference.json", help="the result's file")
     arguments = parser.parse_args()
 
-    load = os.getloadavg()[0]
+    machine = describe_machine(arguments.threads, "fp32", packages=("segment-anything",))
     rows = []
     for model in arguments.models:
         row = compare(model, arguments.runs, arguments.threads)
@@ -52,25 +45,20 @@ def main() -> None:
             f"{row['largest_difference']:.1e}",
             flush=True,
         )
-    result = {
-        "benchmark": "encoder_vs_reference",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(arguments.threads, load),
-        "settings": {"precision": "fp32", "side": SIDE, "runs": arguments.runs},
-        "models": rows,
-    }
-    output = arguments.output or ROOT / "benchmarks" / "results" / "encoder_vs_reference.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {output}")
+    settings = {"precision": "fp32", "side": SIDE, "runs": arguments.runs}
+    write_result(arguments.output, "encoder_vs_reference", machine, {"settings": settings, "models": rows})
+    print(f"written to {arguments.output}")
 
 
 def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
     """Times and differences of one model, and the peak memory of each side."""
     import torch
 
+    from benchmarks.reference import reference_vit
+    from model.sam.load import VIT_SHAPES
+
     torch.set_num_threads(threads)
-    ours, reference = our_encoder(model), reference_encoder(model)
+    ours, reference = our_encoder(model), reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE)
     # The reference's random weights, with position tables that are not its zeros; both sides share their memory.
     torch.manual_seed(0)
     state = reference.state_dict()
@@ -91,8 +79,8 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
     del ours, reference, state
     sides = {
         side: {
-            "wall_s": summary([wall for wall, _ in seconds]),
-            "cpu_s": summary([cpu for _, cpu in seconds]),
+            "wall_s": spread([wall for wall, _ in seconds]),
+            "cpu_s": spread([cpu for _, cpu in seconds]),
             "peak_mib": in_process(peak_memory, side, model, threads),
         }
         for side, seconds in times.items()
@@ -107,11 +95,6 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
     }
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    """The median with the least and the most beside it."""
-    return {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
-
-
 def our_encoder(model: str) -> Any:
     """Our encoder in evaluation mode, without weights."""
     import torch
@@ -123,63 +106,22 @@ def our_encoder(model: str) -> Any:
         return ImageEncoderViT(VIT_SHAPES[f"vit_{model}"], SIDE).eval()
 
 
-def reference_encoder(model: str) -> Any:
-    """The reference package's encoder with the random weights that it starts with."""
-    import torch
-    from segment_anything.modeling import ImageEncoderViT
-
-    from model.sam.load import VIT_SHAPES
-
-    shape = VIT_SHAPES[f"vit_{model}"]
-    return ImageEncoderViT(
-        img_size=SIDE,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=shape.global_blocks,
-    ).eval()
-
-
-def in_process(function: Callable[..., int], *arguments: Any) -> int:
-    """The function's answer from a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def peak_memory(side: str, model: str, threads: int) -> int:
     """MiB that a process holds at most while one side encodes an image, weights and libraries included."""
     import torch
 
+    from benchmarks.reference import reference_vit
+    from model.sam.load import VIT_SHAPES
+
     torch.set_num_threads(threads)
-    encoder = reference_encoder(model) if side == "reference" else our_encoder(model)
+    encoder = reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE) if side == "reference" else our_encoder(model)
     if side == "ours":
         encoder = encoder.to_empty(device="cpu")
         for parameter in encoder.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     with torch.inference_mode():
         encoder(torch.randn(1, 3, SIDE, SIDE))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def machine(threads: int, load: float) -> dict[str, Any]:
-    """What the numbers depend on; `load` is how busy the machine was before."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads,
-        "load_before": round(load, 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "segment_anything": version("segment-anything"),
-    }
+    return peak_mib()
 
 
 if __name__ == "__main__":

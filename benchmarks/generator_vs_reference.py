@@ -1,115 +1,100 @@
 """Automatic mask generation side by side: the reference package and ours, the same weights, the same photographs.
 
-    python benchmarks/generator_vs_reference.py [--photos FOLDER] [--precision fp32|bf16] [--threads N]
+    python benchmarks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
+        [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Both sides get the reference's defaults (32x32 points, no crops) and MobileSAM; the reference package, which has no
-TinyViT, runs with our image encoder. Every measurement is a process of its own, so that peak memory is its own too.
-Loading and one warming run on a small grid are not in the times. Without a folder the photographs are those of
-scikit-image. The result is written to `benchmarks/results/` as JSON, with what the machine is.
+Both sides get the reference's defaults (32x32 points; with `--crops`, layers of crops with half the points along a
+side of the layer before) and MobileSAM; the reference package, which has no TinyViT, runs with our image encoder, and
+in float32 as it comes. Ours runs in each precision. Every measurement is a process of its own, so that peak memory is
+its own too. Rounds alternate which side goes first: seconds are medians, and the ratio is the median of the rounds'
+ratios. What comes before the seconds count (libraries, weights, one warming run on a small grid) is `setup_s`.
+
+How many of the reference's masks are among ours is counted in each round, and the round with the fewest is told.
+Without a folder the photographs are those of scikit-image. The result goes to `benchmarks/results/` as JSON, after each
+photograph, with what the machine is.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
-import resource
+import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# Threads that wait by spinning take the core from those they wait for, as soon as anything else runs on the machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import (  # noqa: E402
+    RESULTS,
+    in_process,
+    peak_mib,
+    photographs,
+    read,
+    spread,
+    write_result,
+)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea")
-MIB = 1 << 20
+THRESHOLDS = (0.99, 0.95, 0.9)
+CROPS_DOWNSCALE = 2
+REFERENCE = "reference"
 
 
 def main() -> None:
-    """Measures, compares, prints a line a photograph and writes the result."""
+    """Measures, compares, prints a line a photograph and precision, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
-    parser.add_argument("--only", nargs="+", help="names of photographs, without their endings")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our side")
+    parser.add_argument("--only", nargs="+", help="names of the folder's photographs, without their endings")
+    parser.add_argument("--scikit-image", action="store_true", help="scikit-image's photographs beside the folder's")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"], help="of our side")
+    parser.add_argument("--crops", type=int, choices=[0, 1, 2], default=0, help="layers of crops, for both sides")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads, for both sides")
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--output", type=Path, help="the result's file")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds is {arguments.rounds}: expected 1 or more")
 
-    from benchmarks.machine import describe_machine
-
-    machine = describe_machine(arguments.threads, arguments.precision, packages=("segment-anything",))
-    rows = []
-    for name, source in photographs(arguments.photos, arguments.only).items():
-        keys = (source, arguments.threads, arguments.points_per_side)
-        ours = measure(run_ours, *keys, arguments.precision)
-        reference = measure(run_reference, *keys)
-        row = compared(name, ours, reference)
-        rows.append(row)
-        print(
-            f"{name}: {row['ours']['seconds']:.1f} s against {row['reference']['seconds']:.1f} s, "
-            f"{row['speedup']:.1f} times as fast; {row['ours']['masks']} masks against {row['reference']['masks']}, "
-            f"{row['matched']} of them at IoU 0.99 or more; {row['ours']['peak_mib']} MiB against "
-            f"{row['reference']['peak_mib']} MiB",
-            flush=True,
-        )
-    result = {
-        "benchmark": "generator_vs_reference",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine,
-        "settings": {
-            "weights": "mobile_sam",
-            "profile": "official",
-            "points_per_side": arguments.points_per_side,
-            "precision": arguments.precision,
-        },
-        "photographs": rows,
+    sources = photographs(arguments.photos, arguments.only, arguments.scikit_image)
+    precisions = list(dict.fromkeys(arguments.precision))
+    name = f"generator_vs_reference{f'-crops{arguments.crops}' if arguments.crops else ''}.json"
+    output = arguments.output or RESULTS / name
+    machine = describe_machine(arguments.threads, ", ".join(precisions), packages=("segment-anything",))
+    settings = {
+        "weights": "mobile_sam",
+        "profile": "official",
+        "points_per_side": arguments.points_per_side,
+        "crop_n_layers": arguments.crops,
+        "crop_n_points_downscale_factor": CROPS_DOWNSCALE if arguments.crops else 1,
+        "precisions": precisions,
+        "rounds": arguments.rounds,
     }
-    output = arguments.output or ROOT / "benchmarks" / "results" / f"generator_vs_reference-{arguments.precision}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    rows: list[dict[str, Any]] = []
+    for photograph, source in sources.items():
+        rounds = [measure_round(index, source, arguments.threads, settings) for index in range(arguments.rounds)]
+        rows.append(compared(photograph, rounds, precisions))
+        write_result(output, "generator_vs_reference", machine, {"settings": settings, "photographs": rows})
+        print(told(rows[-1]), flush=True)
     print(f"written to {output}")
 
 
-def photographs(folder: Path | None, only: list[str] | None) -> dict[str, str]:
-    """Where each photograph comes from, by its name: a file, or a name of scikit-image's."""
-    if folder is None:
-        found = {name: name for name in SCIKIT_IMAGE}
-    else:
-        found = {path.stem: str(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    chosen = {name: source for name, source in found.items() if only is None or name in only}
-    if not chosen:
-        raise SystemExit(f"no photograph to measure: expected one of {', '.join(sorted(found)) or 'some, found none'}")
-    return chosen
+def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The reference, and ours in each precision, once each, by name; even rounds begin with ours."""
+    sides = [*settings["precisions"], REFERENCE]
+    found = {}
+    for side in sides if index % 2 == 0 else reversed(sides):
+        if side == REFERENCE:
+            found[side] = in_process(run_reference, source, threads, settings)
+        else:
+            found[side] = in_process(run_ours, source, threads, settings, side)
+    return found
 
 
-def read(source: str) -> Any:
-    """(height, width, 3) uint8 RGB."""
-    import numpy as np
-    from PIL import Image
-
-    if source in SCIKIT_IMAGE:
-        from skimage import data
-
-        return np.asarray(getattr(data, source)())
-    with Image.open(source) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def measure(side: Any, *arguments: Any) -> dict[str, Any]:
-    """What `side` returns, from a fresh process, with the process's peak memory."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        result: dict[str, Any] = pool.apply(side, arguments)
-        return result
-
-
-def run_ours(source: str, threads: int, points_per_side: int, precision: str) -> dict[str, Any]:
+def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str) -> dict[str, Any]:
     """Our generator: seconds, peak memory, masks."""
+    started = time.perf_counter()
     from infra.assets import resolve
     from infra.device import Compute
     from model.automatic.generator import MaskGenerator
@@ -117,74 +102,120 @@ def run_ours(source: str, threads: int, points_per_side: int, precision: str) ->
     from model.sam.predictor import Predictor
     from operators.models import load_model
 
-    sam = load_model(resolve("mobile_sam"), Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads))
+    sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads))
     predictor, image = Predictor(sam), read(source)
     MaskGenerator(predictor, MaskSettings.official(points_per_side=2)).generate(image)
-    generator = MaskGenerator(predictor, MaskSettings.official(points_per_side=points_per_side))
-    started = time.perf_counter()
+    keys = ("points_per_side", "crop_n_layers", "crop_n_points_downscale_factor")
+    generator = MaskGenerator(predictor, MaskSettings.official(**{key: settings[key] for key in keys}))
+    ready = time.perf_counter()
     generated = generator.generate(image)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - ready
     masks = [
         {"size": list(record.segmentation.size), "counts": record.segmentation.counts} for record in generated.records
     ]
-    return {"seconds": seconds, "peak": peak_memory(), "masks": masks, "size": list(image.shape[:2])}
+    return {
+        "seconds": seconds,
+        "setup_s": ready - started,
+        "peak_mib": peak_mib(),
+        "masks": masks,
+        "size": list(image.shape[:2]),
+    }
 
 
-def run_reference(source: str, threads: int, points_per_side: int) -> dict[str, Any]:
-    """The reference generator with its defaults: seconds, peak memory, masks."""
+def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The reference generator: seconds, peak memory, masks."""
+    started = time.perf_counter()
     from segment_anything import SamAutomaticMaskGenerator
 
+    from benchmarks.reference import reference_sam
     from infra.assets import resolve
     from infra.device import Compute
     from operators.models import load_model
-    from tests.support.parity import reference_sam
 
-    sam = reference_sam(load_model(resolve("mobile_sam"), Compute("cpu", "fp32", threads)))
+    sam = reference_sam(load_model(resolve(settings["weights"]), Compute("cpu", "fp32", threads)))
     image = read(source)
     SamAutomaticMaskGenerator(sam, points_per_side=2).generate(image)
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=points_per_side, output_mode="coco_rle")
-    started = time.perf_counter()
+    generator = SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=settings["points_per_side"],
+        crop_n_layers=settings["crop_n_layers"],
+        crop_n_points_downscale_factor=settings["crop_n_points_downscale_factor"],
+        output_mode="coco_rle",
+    )
+    ready = time.perf_counter()
     records = generator.generate(image)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": peak_memory(), "masks": [record["segmentation"] for record in records]}
+    seconds = time.perf_counter() - ready
+    return {
+        "seconds": seconds,
+        "setup_s": ready - started,
+        "peak_mib": peak_mib(),
+        "masks": [record["segmentation"] for record in records],
+        "size": list(image.shape[:2]),
+    }
 
 
-def peak_memory() -> int:
-    """Bytes of this process at its largest."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: list[str]) -> dict[str, Any]:
+    """The row of one photograph: the reference, and for each precision ours with ratio and agreement."""
+    height, width = rounds[0][REFERENCE]["size"]
+    ours = {}
+    for precision in precisions:
+        ratios = [each[REFERENCE]["seconds"] / each[precision]["seconds"] for each in rounds]
+        found = [agreement(each[precision]["masks"], each[REFERENCE]["masks"]) for each in rounds]
+        worst = min(found, key=lambda one: (*one["matched"].values(), one["least_iou"]))
+        ours[precision] = {**summary(rounds, precision), "ratio": spread(ratios), **worst}
+    return {
+        "name": name,
+        "height": height,
+        "width": width,
+        REFERENCE: {**summary(rounds, REFERENCE), "masks": len(rounds[0][REFERENCE]["masks"])},
+        "ours": ours,
+        "rounds": [
+            {side: {key: round(one[key], 3) for key in ("seconds", "setup_s")} for side, one in each.items()}
+            for each in rounds
+        ],
+    }
 
 
-def compared(name: str, ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """The row of one photograph: both sides, and how many of the reference's masks are among ours."""
+def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any]:
+    """Median seconds of a side, and its largest memory."""
+    return {
+        "seconds": round(statistics.median(each[side]["seconds"] for each in rounds), 2),
+        "setup_s": round(statistics.median(each[side]["setup_s"] for each in rounds), 2),
+        "peak_mib": max(each[side]["peak_mib"] for each in rounds),
+    }
+
+
+def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many masks are ours, and how many of the reference's have one of ours over each IoU; the least such IoU.
+
+    A mask is COCO's compressed RLE, `size` and `counts`.
+    """
     from pycocotools import mask as coco
 
     def encoded(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**mask, "counts": mask["counts"].encode()} for mask in masks]
 
-    overlaps = [0.0] * len(reference["masks"])
-    if ours["masks"] and reference["masks"]:
-        theirs = encoded(reference["masks"])
-        overlaps = coco.iou(encoded(ours["masks"]), theirs, [0] * len(theirs)).max(axis=0).tolist()
+    overlaps = [0.0] * len(reference)
+    if ours and reference:
+        overlaps = coco.iou(encoded(ours), encoded(reference), [0] * len(reference)).max(axis=0).tolist()
     return {
-        "name": name,
-        "height": ours["size"][0],
-        "width": ours["size"][1],
-        "ours": summary(ours),
-        "reference": summary(reference),
-        "speedup": round(reference["seconds"] / ours["seconds"], 2),
-        "matched": sum(overlap >= 0.99 for overlap in overlaps),
-        "matched_at_0.9": sum(overlap >= 0.9 for overlap in overlaps),
+        "masks": len(ours),
+        "matched": {str(least): sum(overlap >= least for overlap in overlaps) for least in THRESHOLDS},
         "least_iou": round(min(overlaps, default=1.0), 5),
     }
 
 
-def summary(side: dict[str, Any]) -> dict[str, Any]:
-    """Seconds, MiB and the number of masks."""
-    return {
-        "seconds": round(side["seconds"], 2),
-        "peak_mib": side["peak"] // MIB,
-        "masks": len(side["masks"]),
-    }
+def told(row: dict[str, Any]) -> str:
+    """A photograph's row as lines for people."""
+    reference = row[REFERENCE]
+    return "\n".join(
+        f"{row['name']} {precision}: {ours['seconds']:.1f} s against {reference['seconds']:.1f} s, "
+        f"{ours['ratio']['median']:.1f} times as fast ({ours['ratio']['least']:.1f} to {ours['ratio']['most']:.1f}); "
+        f"{ours['masks']} masks against {reference['masks']}, of which "
+        f"{', '.join(f'{count} at IoU {least}' for least, count in ours['matched'].items())} or more; "
+        f"{ours['peak_mib']} MiB against {reference['peak_mib']} MiB"
+        for precision, ours in row["ours"].items()
+    )
 
 
 if __name__ == "__main__":

@@ -194,21 +194,11 @@ def encoder_rate(run: Run, encoder: Callable[[Any], Any], batch: int, flops: flo
 
 def reference_encoder_rate(run: Run, encoder: Any, shape: Any, flops: float) -> dict[str, Any]:
     """The reference package's encoder on the same weights, in bfloat16; one image, since it has no batches."""
-    from segment_anything.modeling import ImageEncoderViT as ReferenceEncoder
+    from benchmarks.reference import reference_vit
 
     with torch.device("meta"):
-        reference = ReferenceEncoder(
-            img_size=run.sizes.image_side,
-            embed_dim=shape.width,
-            depth=shape.depth,
-            num_heads=shape.heads,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=14,
-            global_attn_indexes=shape.global_blocks,
-        )
+        reference = reference_vit(shape, run.sizes.image_side)
     reference.load_state_dict(encoder.state_dict(), strict=True, assign=True)
-    reference.eval()
     images = noise(run, 1)
     expected, ours = reference(images).float(), encoder(images).float()
     found = encoder_rate(run, reference, 1, flops)
@@ -296,20 +286,12 @@ def embed_rate(run: Run, predictor: Any, image: Any) -> dict[str, Any]:
 
 def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
     """The reference generator, in float32 as it comes, around MobileSAM's encoder, which it does not have."""
-    from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
-    from segment_anything.modeling import Sam as ReferenceSam
+    from segment_anything import SamAutomaticMaskGenerator
 
+    from benchmarks.reference import reference_sam
     from model.sam.load import load_sam
 
-    ours = load_sam(weights(), run.device)
-    with torch.device("meta"):
-        parts = sam_model_registry["vit_b"]()
-    parts.to_empty(device=run.device)
-    parts.prompt_encoder.load_state_dict(ours.prompt_encoder.state_dict(), strict=True)
-    parts.mask_decoder.load_state_dict(ours.mask_decoder.state_dict(), strict=True)
-    encoder: Any = ours.image_encoder
-    encoder.img_size = 1024
-    sam = ReferenceSam(encoder, parts.prompt_encoder, parts.mask_decoder).to(run.device).eval()
+    sam = reference_sam(load_sam(weights(), run.device))
     generator = SamAutomaticMaskGenerator(sam, points_per_side=run.sizes.points_per_side)
     return masks_rate(run, images, lambda image: len(generator.generate(image)))
 

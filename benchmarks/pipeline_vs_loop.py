@@ -13,22 +13,21 @@ the number of images. The result goes to `benchmarks/results/` as JSON.
 
 import argparse
 import json
-import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, SUFFIXES, in_process, spread, write_result  # noqa: E402
+
 SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
 
@@ -40,28 +39,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads in segmentation")
     parser.add_argument("--points-per-side", type=int, default=16)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "pipeline_vs_loop.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "pipeline_vs_loop.json")
     arguments = parser.parse_args()
-
-    from benchmarks.machine import describe_machine
 
     machine = describe_machine(arguments.threads, "fp32", packages=("ray", "pyarrow"))
     with tempfile.TemporaryDirectory(prefix="segmint-benchmark-") as name:
         folder = Path(name)
         settings = write_catalog(folder, arguments)
         rounds = [measure_round(folder, settings, index) for index in range(arguments.rounds)]
-    ratios = [each["ratio"] for each in rounds]
-    result = {
-        "benchmark": "pipeline_vs_loop",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine,
+    parts = {
         "settings": {"images": arguments.images, "photos": arguments.photos is not None, **settings},
         "rounds": rounds,
-        "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "ratio": spread([each["ratio"] for each in rounds]),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"throughput of the build over the loop's: {result['ratio']}; written to {arguments.output}")
+    write_result(arguments.output, "pipeline_vs_loop", machine, parts)
+    print(f"throughput of the build over the loop's: {parts['ratio']}; written to {arguments.output}")
 
 
 def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -142,9 +134,8 @@ def run_build(config: Path) -> dict[str, Any]:
 
 def run_loop(config: Path) -> dict[str, bytes]:
     """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        documents: dict[str, bytes] = pool.apply(loop, (str(config),))
-        return documents
+    documents: dict[str, bytes] = in_process(loop, str(config))
+    return documents
 
 
 def loop(config_path: str) -> dict[str, bytes]:

@@ -1,49 +1,13 @@
-"""Comparing our masks with the reference generator's: ours wrapped for it, and records matched one by one."""
+"""Comparing our masks with the reference generator's: records matched one by one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools import mask as coco
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
-from segment_anything.modeling import Sam as ReferenceSam
 
 from model.automatic.records import MaskRecord
-from model.sam.sam import Sam
-
-
-class _Encoder(torch.nn.Module):
-    """Our image encoder with the one attribute that the reference code asks for."""
-
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.img_size = 1024
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.encoder(image)
-
-
-def reference_sam(sam: Sam) -> ReferenceSam:
-    """The reference implementation with our image encoder, and our weights in all else."""
-    reference = ReferenceSam(
-        image_encoder=_Encoder(sam.image_encoder),
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            transformer_dim=256,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
-    )
-    reference.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict())
-    reference.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
-    return reference.eval()
 
 
 @dataclass(frozen=True)

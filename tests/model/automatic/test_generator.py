@@ -11,6 +11,7 @@ import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
+from benchmarks.reference import reference_sam
 from model.automatic import generator, proposals
 from model.automatic.generator import Generated, MaskGenerator
 from model.automatic.nms import nms_on_device
@@ -19,7 +20,7 @@ from model.automatic.settings import MaskSettings
 from model.automatic.tiled_upscaling import TiledUpscaling
 from model.sam.load import load_sam
 from model.sam.predictor import Predictor
-from tests.support.parity import compare, reference_sam
+from tests.support.parity import compare
 
 
 @pytest.fixture(scope="module")

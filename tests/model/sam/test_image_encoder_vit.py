@@ -1,10 +1,9 @@
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT as ReferenceEncoder
 
+from benchmarks.reference import reference_vit
 from model.sam import image_encoder_vit
 from model.sam.image_encoder_vit import (
     VIT_B,
@@ -19,22 +18,9 @@ from model.sam.image_encoder_vit import (
 from tests.support.random_weights import randomize
 
 
-def reference_encoder(shape: VitShape, image_size: int) -> ReferenceEncoder:
-    return ReferenceEncoder(
-        img_size=image_size,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=shape.global_blocks,
-    ).eval()
-
-
 def largest_difference(shape: VitShape, image_size: int) -> float:
     ours = randomize(ImageEncoderViT(shape, image_size))
-    theirs = reference_encoder(shape, image_size)
+    theirs = reference_vit(shape, image_size)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     image = torch.randn(1, 3, image_size, image_size)
     with torch.inference_mode():
@@ -72,7 +58,7 @@ def test_several_images_at_once_give_what_each_gives_alone() -> None:
 def test_norms_have_the_reference_epsilon() -> None:
     """Too small to show in the outputs of random weights."""
     shape = VitShape(64, 1, 4, global_blocks=())
-    for encoder in (ImageEncoderViT(shape), reference_encoder(shape, 1024)):
+    for encoder in (ImageEncoderViT(shape), reference_vit(shape, 1024)):
         epsilons = {part.eps for part in encoder.blocks.modules() if isinstance(part, torch.nn.LayerNorm)}
         assert epsilons == {1e-6}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segment_anything import SamPredictor, sam_model_registry
-from segment_anything.modeling import Sam as ReferenceSam
+from segment_anything import SamPredictor
 
+from benchmarks.reference import reference_sam
 from model.sam.load import build_sam, load_sam
 from model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize
@@ -23,23 +23,11 @@ class Pair:
     theirs: SamPredictor
 
 
-def reference_sam(predictor: Predictor) -> ReferenceSam:
-    """The reference's SAM around our TinyViT, which it does not have; all other parts are its own."""
-    with torch.device("meta"):
-        parts = sam_model_registry["vit_b"]()
-    parts.to_empty(device="cpu")
-    encoder = predictor.sam.image_encoder
-    encoder.img_size = 1024
-    parts.prompt_encoder.load_state_dict(predictor.sam.prompt_encoder.state_dict(), strict=True)
-    parts.mask_decoder.load_state_dict(predictor.sam.mask_decoder.state_dict(), strict=True)
-    return ReferenceSam(encoder, parts.prompt_encoder, parts.mask_decoder).eval()
-
-
 @pytest.fixture(scope="module")
 def pair(coffee: np.ndarray) -> Pair:
     image = coffee[:, :501]
     ours = Predictor(randomize(build_sam("mobile_sam")))
-    theirs = SamPredictor(reference_sam(ours))
+    theirs = SamPredictor(reference_sam(ours.sam))
     theirs.set_image(image)
     return Pair(ours, ours.embed(image), theirs)
 

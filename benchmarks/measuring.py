@@ -1,0 +1,87 @@
+"""What the benchmarks share: their photographs, processes of their own, memory, spreads, and where results go."""
+
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning take the core from those they wait for, as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea")
+MIB = 1 << 20
+
+
+def photographs(
+    folder: Path | None = None, only: Sequence[str] | None = None, scikit_image: bool = False
+) -> dict[str, str]:
+    """Where each photograph comes from, by its name: a file, or a name of scikit-image's.
+
+    Those of the folder come first, of which `only` chooses by names without endings; then scikit-image's, if asked
+    for. Without a folder they are scikit-image's, and `only` chooses among these. Raises SystemExit for a name that
+    is not there, or is there twice.
+    """
+    own = {name: name for name in SCIKIT_IMAGE}
+    if folder is None:
+        found = own
+    else:
+        files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        found = {path.stem: str(path) for path in files}
+        if len(found) < len(files):
+            raise SystemExit(f"{folder} has photographs of one name with several endings: expected each name once")
+    chosen = {name: found[name] for name in (only or found) if name in found}
+    missing = set(only or ()) - set(found)
+    if missing or not chosen:
+        names = ", ".join(sorted(missing)) or "to measure"
+        raise SystemExit(f"no photograph {names}: expected names from {', '.join(sorted(found)) or 'an empty folder'}")
+    if folder is None or not scikit_image:
+        return chosen
+    if set(own) & set(chosen):
+        raise SystemExit(f"{', '.join(set(own) & set(chosen))}: both in {folder} and scikit-image's")
+    return {**chosen, **own}
+
+
+def read(source: str) -> Any:
+    """A photograph's pixels, (height, width, 3) uint8 RGB, from what `photographs` says."""
+    import numpy as np
+    from PIL import Image
+
+    if source in SCIKIT_IMAGE:
+        from skimage import data
+
+        return np.asarray(getattr(data, source)())
+    with Image.open(source) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's answer from a fresh process, so that its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_mib() -> int:
+    """MiB of this process at its largest, weights and libraries included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) // MIB
+
+
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """The median with the least and the most beside it, rounded to `digits` decimals."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, digits) for name, value in found.items()}
+
+
+def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Writes a benchmark's result as JSON: its name, the day (UTC), the machine, and the parts."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"benchmark": name, "date": datetime.now(UTC).date().isoformat(), "machine": machine, **parts}
+    output.write_text(json.dumps(result, indent=2) + "\n")

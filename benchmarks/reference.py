@@ -1,0 +1,73 @@
+"""The reference package's models as the benchmarks and the tests compare ours with them.
+
+Needs torch and the package `segment_anything` alone: `benchmarks/gpu.py` takes it to machines without a network.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import Sam as ReferenceSam
+
+if TYPE_CHECKING:
+    from model.sam.image_encoder_vit import VitShape
+    from model.sam.sam import Sam
+
+IMAGE_SIDE = 1024
+
+
+class _Encoder(torch.nn.Module):
+    """Our image encoder with the one attribute that the reference code asks for."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.img_size = IMAGE_SIDE
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        encoded: torch.Tensor = self.encoder(image)
+        return encoded
+
+
+def reference_sam(sam: "Sam") -> ReferenceSam:
+    """The reference's SAM in evaluation mode on our model's device: our image encoder, and our weights in all else.
+
+    The package has no TinyViT, so that MobileSAM's encoder has to be ours. The encoder is shared, not copied.
+    """
+    reference = ReferenceSam(
+        image_encoder=_Encoder(sam.image_encoder),
+        prompt_encoder=PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(64, 64),
+            input_image_size=(IMAGE_SIDE, IMAGE_SIDE),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+    )
+    reference.prompt_encoder.load_state_dict(sam.prompt_encoder.state_dict(), strict=True)
+    reference.mask_decoder.load_state_dict(sam.mask_decoder.state_dict(), strict=True)
+    return reference.to(sam.device).eval()
+
+
+def reference_vit(shape: "VitShape", image_side: int = IMAGE_SIDE) -> ImageEncoderViT:
+    """The reference's ViT encoder of our shape in evaluation mode, with the random weights that it starts with.
+
+    `image_side` is the side of its square input in pixels. Inside `torch.device("meta")` it has no weights.
+    """
+    return ImageEncoderViT(
+        img_size=image_side,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=shape.global_blocks,
+    ).eval()

@@ -1,0 +1,61 @@
+"""What the benchmarks share: which photographs they take, and what a spread says."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.measuring import SCIKIT_IMAGE, in_process, photographs, read, spread, write_result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("truck.png", "dog.png", "groceries.jpg"):
+        Image.new("RGB", (4, 3), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    return tmp_path
+
+
+def test_without_a_folder_the_photographs_are_those_of_scikit_image() -> None:
+    assert tuple(photographs()) == SCIKIT_IMAGE
+    assert photographs(only=["coffee"]) == {"coffee": "coffee"}
+    assert read("coffee").shape == (400, 600, 3)
+
+
+def test_a_folders_photographs_come_in_the_order_asked_for_and_scikit_images_after_them(folder: Path) -> None:
+    assert list(photographs(folder)) == ["dog", "groceries", "truck"]
+    assert list(photographs(folder, ["truck", "dog"], scikit_image=True)) == ["truck", "dog", *SCIKIT_IMAGE]
+    assert np.array_equal(read(photographs(folder)["dog"]), np.full((3, 4, 3), (255, 0, 0)))
+
+
+@pytest.mark.parametrize("only", [["truck", "lorry"], ["astronaut"]])
+def test_a_photograph_that_is_not_there_is_refused_by_name(folder: Path, only: list[str]) -> None:
+    with pytest.raises(SystemExit, match=rf"no photograph {only[-1]}: expected names from dog, groceries, truck"):
+        photographs(folder, only, scikit_image=True)
+
+
+def test_photographs_of_one_name_are_refused(folder: Path) -> None:
+    Image.new("RGB", (4, 3)).save(folder / "coffee.png")
+    with pytest.raises(SystemExit, match=r"coffee: both in .* and scikit-image's"):
+        photographs(folder, scikit_image=True)
+    Image.new("RGB", (4, 3)).save(folder / "dog.jpg")
+    with pytest.raises(SystemExit, match="expected each name once"):
+        photographs(folder)
+
+
+def test_a_spread_is_the_median_between_the_least_and_the_most() -> None:
+    assert spread([3.0, 1.0, 2.00049]) == {"median": 2.0, "least": 1.0, "most": 3.0}
+
+
+def test_a_measurement_has_a_process_of_its_own() -> None:
+    assert in_process(os.getpid) != os.getpid()
+
+
+def test_a_result_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> None:
+    write_result(tmp_path / "new" / "result.json", "something", {"cores": 2}, {"rows": []})
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert list(result) == ["benchmark", "date", "machine", "rows"]
+    assert (result["benchmark"], result["machine"]) == ("something", {"cores": 2})
