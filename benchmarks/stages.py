@@ -1,0 +1,273 @@
+"""Where the seconds of automatic mask generation go, stage by stage, and how they grow with the work.
+
+    python benchmarks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
+
+Two measurements in each precision, each in a process of its own, after one warming run:
+
+- *Stages.* Our generator runs as it is, with the functions that it calls timed from outside. It has one thread, so that
+  nothing overlaps and the stages add up to the whole; `other` is what none of them covers. Of several rounds the one of
+  median length is kept. The fraction of the peak is that of the network's operations by plain algebra
+  (`model/cost.py`) in the stages that do them, over what one thread was measured to do (`infra/peak.py`). The algebra
+  does not follow the implementation: ours needs fewer products for a prompt, so that over 100 % is possible there.
+- *Scaling.* Seconds of whole images with all threads: over the grid, over layers of crops, and over the photograph's
+  size. Each is the median of the rounds.
+
+The settings are the `sa1b` profile's, clean-up included, without crops unless `--crops` asks for them; MobileSAM's
+weights. Without a file the photograph is scikit-image's astronaut. The result goes to `benchmarks/results/stages.json`.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
+
+WEIGHTS = "mobile_sam"
+STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
+NETWORK = {"encode": ("encode",), "prompts": ("plan", "decode", "draw")}
+"""The stages that do the operations which `model/cost.py` counts for an encode and for a prompt."""
+
+
+def main() -> None:
+    """Measures each precision, prints its stages and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photo", default="astronaut", help="a file, or a name of scikit-image's")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--crops", type=int, choices=[0, 1, 2], default=0, help="layers of crops in the stages")
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads in the scaling")
+    parser.add_argument("--grids", nargs="*", type=int, default=[8, 16, 32], help="points per side in the scaling")
+    parser.add_argument("--layers", nargs="*", type=int, default=[0, 1, 2], help="layers of crops in the scaling")
+    parser.add_argument("--sides", nargs="*", type=int, default=[400, 800, 1600, 2400], help="long sides in pixels")
+    parser.add_argument("--output", type=Path, default=RESULTS / "stages.json", help="the result's file")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds is {arguments.rounds}: expected 1 or more")
+
+    machine = describe_machine(arguments.threads, ", ".join(arguments.precision))
+    image = read(arguments.photo)
+    base = {"points_per_side": arguments.points_per_side, "crop_n_layers": arguments.crops}
+    settings = {
+        "weights": WEIGHTS,
+        "profile": "sa1b",
+        **base,
+        "crop_n_points_downscale_factor": 2,
+        "photograph": {"name": Path(arguments.photo).stem, "height": image.shape[0], "width": image.shape[1]},
+        "rounds": arguments.rounds,
+        "stages_threads": 1,
+        "scaling_threads": arguments.threads,
+    }
+    work = {
+        "points_per_side": [{**base, "points_per_side": points} for points in arguments.grids],
+        "crop_n_layers": [{**base, "crop_n_layers": layers} for layers in arguments.layers],
+        "long_side": [{**base, "long_side": side} for side in arguments.sides],
+    }
+    found: dict[str, Any] = {}
+    for precision in dict.fromkeys(arguments.precision):
+        stages = in_process(measure_stages, arguments.photo, precision, base, arguments.rounds)
+        print(told(precision, stages), flush=True)
+        scaling = in_process(
+            measure_scaling, arguments.photo, precision, base, work, arguments.rounds, arguments.threads
+        )
+        print(
+            f"{precision}: {scaling['whole']['seconds']['median']:.2f} s with {arguments.threads} threads", flush=True
+        )
+        found[precision] = {**stages, **scaling}
+        write_result(arguments.output, "stages", machine, {"settings": settings, "precisions": found})
+    print(f"written to {arguments.output}")
+
+
+def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
+    """Seconds of each stage with one thread, and the fraction of the peak where the operations are known."""
+    from model.automatic.generator import MaskGenerator
+    from model.cost import encode_flop, image_cost, prompt_flop
+
+    predictor, peak = prepared(precision, threads=1)
+    image, settings = read(source), settings_of(keys)
+    generator = MaskGenerator(predictor, settings)
+    runs = []
+    for _ in range(rounds):
+        with timed_stages() as clock:
+            started = time.perf_counter()
+            generated = generator.generate(image)
+            total = time.perf_counter() - started
+        runs.append((total, dict(clock.seconds)))
+    total, seconds = sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
+    cost = image_cost(settings)
+    flop = {"encode": cost.encodes * encode_flop(WEIGHTS), "prompts": cost.prompts * prompt_flop()}
+    spent = {part: sum(seconds[stage] for stage in stages) for part, stages in NETWORK.items()}
+    rows = {**seconds, "other": total - sum(seconds.values())}
+    return {
+        "seconds": round(total, 3),
+        "masks": len(generated.records),
+        "encodes": cost.encodes,
+        "prompts": cost.prompts,
+        "stages": [
+            {"name": name, "seconds": round(value, 4), "share": round(value / total, 4)} for name, value in rows.items()
+        ],
+        "peak_gflops": round(peak / 1e9, 1),
+        "network": {
+            part: {
+                "stages": list(stages),
+                "seconds": round(spent[part], 4),
+                "gflop": round(flop[part] / 1e9, 2),
+                "of_peak": round(flop[part] / spent[part] / peak, 4),
+            }
+            for part, stages in NETWORK.items()
+        },
+    }
+
+
+def measure_scaling(
+    source: str,
+    precision: str,
+    base: dict[str, int],
+    work: dict[str, list[dict[str, int]]],
+    rounds: int,
+    threads: int,
+) -> dict[str, Any]:
+    """Seconds of whole images with all threads: of `base`, and of each piece of `work`, a piece only once."""
+    from model.automatic.generator import MaskGenerator
+    from model.cost import image_cost
+
+    predictor, peak = prepared(precision, threads)
+    image = read(source)
+    known: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
+
+    def measured(keys: dict[str, int]) -> dict[str, Any]:
+        key = tuple(sorted(keys.items()))
+        if key not in known:
+            settings = settings_of(keys)
+            pixels = image if "long_side" not in keys else resized(image, keys["long_side"])
+            generator = MaskGenerator(predictor, settings)
+            seconds, masks = [], 0
+            for _ in range(rounds):
+                started = time.perf_counter()
+                masks = len(generator.generate(pixels).records)
+                seconds.append(time.perf_counter() - started)
+            cost = image_cost(settings)
+            known[key] = {
+                "height": pixels.shape[0],
+                "width": pixels.shape[1],
+                "encodes": cost.encodes,
+                "prompts": cost.prompts,
+                "masks": masks,
+                "seconds": spread(seconds),
+                "of_peak": round(cost.flop(WEIGHTS) / statistics.median(seconds) / peak, 4),
+            }
+        return {**keys, **known[key]}
+
+    whole = {"threads": threads, "peak_gflops": round(peak / 1e9, 1), **measured(base)}
+    return {"whole": whole, "scaling": {over: [measured(keys) for keys in pieces] for over, pieces in work.items()}}
+
+
+def prepared(precision: str, threads: int) -> tuple[Any, float]:
+    """A predictor that has run once, and the peak in operations a second of these threads in this precision."""
+    from infra.assets import resolve
+    from infra.device import Compute
+    from infra.peak import measure_peak
+    from model.automatic.generator import MaskGenerator
+    from model.automatic.settings import MaskSettings
+    from model.sam.predictor import Predictor
+    from operators.models import load_model
+
+    compute = Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads)
+    predictor = Predictor(load_model(resolve(WEIGHTS), compute))
+    settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
+    MaskGenerator(predictor, settings).generate(read("astronaut"))
+    return predictor, measure_peak(compute)
+
+
+def settings_of(keys: dict[str, int]) -> Any:
+    """The `sa1b` profile with the grid and the layers of crops of `keys`."""
+    from model.automatic.settings import MaskSettings
+
+    return MaskSettings.sa1b(points_per_side=keys["points_per_side"], crop_n_layers=keys["crop_n_layers"])
+
+
+def resized(image: Any, long_side: int) -> Any:
+    """The image (H, W, 3) uint8 with a long side of so many pixels, larger or smaller."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = (max(1, round(side * long_side / max(image.shape[:2]))) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+class Clock:
+    """Seconds by stage; what one stage spends inside another counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its seconds counted for the stage."""
+
+        @wraps(function)
+        def timed(*arguments: Any, **keys: Any) -> Any:
+            self._turn()
+            self._open.append(stage)
+            try:
+                return function(*arguments, **keys)
+            finally:
+                self._turn()
+                self._open.pop()
+
+        return timed
+
+    def _turn(self) -> None:
+        """Closes what the innermost stage has spent since the last turn."""
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+@contextmanager
+def timed_stages() -> Iterator[Clock]:
+    """A clock of the functions that the generator calls, while the block runs; for one thread."""
+    from model.automatic import generator
+    from model.sam.predictor import Predictor
+
+    places: dict[str, list[tuple[Any, str]]] = {
+        "encode": [(Predictor, "embed_many")],
+        "plan": [(Predictor, "plan_points")],
+        "decode": [(Predictor, "decode_points")],
+        "draw": [(Predictor, "draw_masks")],
+        "upscale and filter": [(generator, "upscaling_of"), (generator, "measure")],
+        "suppression": [(generator, "nms"), (generator, "suppress_across_crops")],
+        "clean-up": [(generator, "clean_up")],
+        "RLE": [(generator, "to_records")],
+    }
+    clock = Clock()
+    with ExitStack() as stack:
+        for stage, owners in places.items():
+            for owner, name in owners:
+                stack.enter_context(patch.object(owner, name, clock.timing(stage, getattr(owner, name))))
+        yield clock
+
+
+def told(precision: str, found: dict[str, Any]) -> str:
+    """The stages as one line for people."""
+    shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
+    peaks = ", ".join(f"{part} {100 * one['of_peak']:.0f} %" for part, one in found["network"].items())
+    return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"
+
+
+if __name__ == "__main__":
+    main()

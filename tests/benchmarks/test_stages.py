@@ -1,0 +1,88 @@
+"""The benchmark of the stages: its clock adds up and times what the generator calls; all of it on a small grid."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.stages import NETWORK, STAGES, Clock, resized, timed_stages
+from model.automatic.generator import MaskGenerator
+from model.automatic.settings import MaskSettings
+from model.sam.load import load_sam
+from model.sam.predictor import Predictor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 4.0, 4.5, 10.0, 12.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    inner = clock.timing("suppression", lambda: "inner")
+    outer = clock.timing("clean-up", lambda: inner())
+    assert outer() == "inner"
+    assert clock.timing("RLE", len)("four") == 4
+    assert {stage: seconds for stage, seconds in clock.seconds.items() if seconds} == {
+        "suppression": 3.0,
+        "clean-up": 1.5,
+        "RLE": 2.0,
+    }
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_stage_of_the_generator_is_timed_and_nothing_of_it_changes(
+    mobile_sam_path: Path, coffee: np.ndarray
+) -> None:
+    settings = MaskSettings.sa1b(points_per_side=3, crop_n_layers=0)
+    generator = MaskGenerator(Predictor(load_sam(mobile_sam_path)), settings)
+    embed, plain = Predictor.embed_many, generator.generate(coffee)
+    started = time.perf_counter()
+    with timed_stages() as clock:
+        timed = generator.generate(coffee)
+    total = time.perf_counter() - started
+    assert timed == plain
+    assert plain.records
+    assert list(clock.seconds) == list(STAGES)
+    assert min(clock.seconds.values()) > 0
+    assert sum(clock.seconds.values()) <= total
+    assert Predictor.embed_many is embed
+
+
+def test_a_photograph_keeps_its_shape_at_every_size() -> None:
+    image = np.zeros((200, 300, 3), dtype=np.uint8)
+    assert [resized(image, side).shape for side in (30, 600)] == [(20, 30, 3), (400, 600, 3)]
+
+
+@pytest.mark.long
+def test_stages_and_scaling_are_recorded(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    options = ["--points-per-side=4", "--rounds=1", "--threads=1", f"--output={output}"]
+    scaling = ["--grids", "2", "4", "--layers", "0", "1", "--sides", "200"]
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "stages.py", *options, *scaling], check=True)
+    result = json.loads(output.read_text())
+    assert list(result["precisions"]) == ["fp32", "bf16"]
+    for found in result["precisions"].values():
+        assert [row["name"] for row in found["stages"]] == [*STAGES, "other"]
+        assert sum(row["share"] for row in found["stages"]) == pytest.approx(1, abs=0.001)
+        assert list(found["network"]) == list(NETWORK)
+        assert all(part["of_peak"] > 0 for part in found["network"].values())
+        assert (found["encodes"], found["prompts"]) == (1, 16)
+        assert [row["prompts"] for row in found["scaling"]["points_per_side"]] == [4, 16]
+        assert [(row["encodes"], row["prompts"]) for row in found["scaling"]["crop_n_layers"]] == [(1, 16), (5, 32)]
+        (small,) = found["scaling"]["long_side"]
+        assert (small["height"], small["width"], small["long_side"]) == (200, 200, 200)
+        assert found["whole"]["seconds"] == found["scaling"]["crop_n_layers"][0]["seconds"]
