@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-long test-gpu mutants check format bench bench-encoder bench-pipeline gpu-bundle clean
+.PHONY: setup demo test test-long test-gpu mutants check format bench bench-stages bench-encoder bench-pipeline bench-page gpu-bundle clean
 
 setup: $(STAMP)
 
@@ -51,8 +51,19 @@ test-gpu: setup
 mutants: setup
 	$(BIN)/python tests/mutants.py
 
+# The photographs are scikit-image's; where SEGMINT_TEST_PHOTOS names a folder, three of it go first.
+BENCH_PHOTOS = $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only truck dog groceries --scikit-image)
+BENCH_OPTIONS ?=
+
 bench: setup
-	$(BIN)/python benchmarks/generator_vs_reference.py
+	$(BIN)/python benchmarks/generator_vs_reference.py --precision fp32 bf16 $(BENCH_PHOTOS) $(BENCH_OPTIONS)
+
+bench-stages: setup
+	$(BIN)/python benchmarks/stages.py $(BENCH_OPTIONS)
+
+# Tables and pictures of docs/performance.md from benchmarks/results/.
+bench-page: setup
+	$(BIN)/python benchmarks/plots.py
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/pipeline_vs_loop.py

@@ -1,0 +1,208 @@
+"""Makes the figures of docs/performance.md from the recorded results: its tables, and the pictures that it shows.
+
+    python benchmarks/plots.py [--results FOLDER] [--page FILE]
+
+Tables go into the page between pairs of marker comments, pictures into the page's folder `images/`. Both are made from
+the JSON alone, so that no figure is typed by hand. A part whose result is missing says so, and loses its picture.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measuring import RESULTS  # noqa: E402
+from benchmarks.tables import (  # noqa: E402
+    GROUPS,
+    PRECISIONS,
+    Result,
+    alternative,
+    alternative_stages,
+    filled,
+    grid_of,
+    grouped,
+    percent,
+    read_results,
+    seconds,
+    side_of,
+)
+
+PAGE = ROOT / "docs" / "performance.md"
+
+# Okabe and Ito's colors, which people with any kind of color vision tell apart.
+INK, GRAY, BLUE, ORANGE, GREEN, SKY = "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9"
+SIDES = {"reference": GRAY, "fp32": BLUE, "bf16": ORANGE}
+STAGES = dict(zip(GROUPS, (BLUE, ORANGE, GREEN, SKY, GRAY), strict=True))
+
+
+def main() -> None:
+    """Writes the page's parts and its pictures anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the benchmarks' JSON")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    results = read_results(arguments.results)
+    arguments.page.write_text(filled(arguments.page.read_text(), results))
+    for name, (sources, draw) in PICTURES.items():
+        path = arguments.page.parent / "images" / name
+        path.unlink(missing_ok=True)
+        if sources[0] in results:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(results, path)
+    print(f"written to {arguments.page}")
+
+
+def digest(results: dict[str, Result], sources: Sequence[str]) -> str:
+    """What a picture bears to tell which results it was drawn from."""
+    shown = [results.get(source) for source in sources]
+    return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(picture: Path) -> str | None:
+    """What `digest` said when the picture was drawn."""
+    found = re.search(r"sha256:[0-9a-f]{64}", picture.read_text())
+    return found and found[0]
+
+
+def draw_performance(results: dict[str, Result], path: Path) -> None:
+    """Seconds a photograph as bars, without crops and with the most layers of them, ratios at their ends."""
+    pyplot = pyplot_styled()
+    shown = [results[name] for name in performance_sources() if name in results]
+    shown = [shown[0], *shown[1:][-1:]]
+    longest = max(len(result["photographs"]) for result in shown)
+    bars = 1 + max(len(result["settings"]["precisions"]) for result in shown)
+    figure, axes = pyplot.subplots(
+        1, len(shown), figsize=(8.6, 1.2 + 0.24 * bars * longest), squeeze=False, layout="constrained"
+    )
+    for axis, result in zip(axes[0], shown, strict=True):
+        sides = ["reference", *result["settings"]["precisions"]]
+        rows = result["photographs"]
+        most = max(side_of(row, side)["seconds"] for row in rows for side in sides)
+        step = 0.8 / len(sides)
+        for place, side in enumerate(sides):
+            heights = [index + (place - (len(sides) - 1) / 2) * step for index in range(len(rows))]
+            values = [side_of(row, side)["seconds"] for row in rows]
+            axis.barh(heights, values, height=0.9 * step, color=SIDES[side], label=label_of(side))
+            for height, value, row in zip(heights, values, rows, strict=True):
+                label = {"xy": (value, height), "textcoords": "offset points", "va": "center"}
+                axis.annotate(f"{seconds(value)} s", xytext=(4, 0), fontsize=8.5, color="#555555", **label)
+                if side != "reference":
+                    times = f"{row['ours'][side]['ratio']['median']:.1f}×"
+                    axis.annotate(times, xytext=(42, 0), fontsize=9.5, fontweight="bold", color=INK, **label)
+        axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axis.set_ylim(longest - 0.4, -0.6)
+        axis.set_xlim(0, most * (1.1 if len(shown) == 1 else 1.2))
+        axis.locator_params(axis="x", nbins=6)
+        axis.set_xlabel("seconds a photograph (shorter is better)")
+        axis.set_title(grid_of(result["settings"]), loc="left", fontsize=10, color=INK)
+        axis.grid(axis="x", color="#e5e5e5")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
+    save(figure, path, alternative(results), digest(results, performance_sources()))
+
+
+def draw_stages(results: dict[str, Result], path: Path) -> None:
+    """Seconds of the stages as a stacked bar for each precision."""
+    pyplot = pyplot_styled()
+    result = results["stages"]
+    found = result["precisions"]
+    figure, axis = pyplot.subplots(figsize=(8.6, 1.5 + 0.55 * len(found)), layout="constrained")
+    longest = max(each["seconds"] for each in found.values())
+    starts = dict.fromkeys(found, 0.0)
+    for group, color in STAGES.items():
+        values = {one: dict(grouped(each))[group] for one, each in found.items()}
+        places = range(len(found))
+        axis.barh(
+            places,
+            values.values(),
+            left=list(starts.values()),
+            height=0.62,
+            color=color,
+            label=group,
+            edgecolor="white",
+        )
+        for place, (one, value) in zip(places, values.items(), strict=True):
+            if value > 0.045 * longest:
+                axis.text(
+                    starts[one] + value / 2,
+                    place,
+                    percent(value / found[one]["seconds"]),
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if color in (BLUE, GREEN) else INK,
+                )
+            starts[one] += value
+    for place, (one, each) in enumerate(found.items()):
+        axis.text(starts[one] + 0.01 * longest, place, f"{seconds(each['seconds'])} s", va="center", color=INK)
+    axis.set_yticks(range(len(found)), [f"segmint\n{PRECISIONS[one]}" for one in found])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1 * longest)
+    settings = result["settings"]
+    axis.set_xlabel(f"seconds with one thread: {settings['photograph']['name']}, {grid_of(settings)}")
+    axis.grid(axis="x", color="#e5e5e5")
+    figure.legend(loc="outside upper left", ncols=len(GROUPS), frameon=False)
+    save(figure, path, alternative_stages(result), digest(results, ("stages",)))
+
+
+def performance_sources() -> tuple[str, ...]:
+    """The results that the picture of whole images may show."""
+    return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
+
+
+PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], None]]] = {
+    "performance.svg": (performance_sources(), draw_performance),
+    "stages.svg": (("stages",), draw_stages),
+}
+"""The pictures by their files' names: the results they show, the first of which they need, and what draws them."""
+
+
+def label_of(side: str) -> str:
+    """A side as the legend names it."""
+    return "segment-anything (reference)" if side == "reference" else f"segmint, {PRECISIONS[side]}"
+
+
+def pyplot_styled() -> Any:
+    """matplotlib's pyplot without a display, in the pictures' style; text is drawn as outlines, the same everywhere."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style = {
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.edgecolor": GRAY,
+        "axes.labelcolor": INK,
+        "axes.axisbelow": True,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "ytick.major.size": 0,
+        "figure.facecolor": "white",
+        "svg.fonttype": "path",
+        "svg.hashsalt": "segmint",
+    }
+    pyplot.rcParams.update(style)
+    return pyplot
+
+
+def save(figure: Any, path: Path, description: str, identifier: str) -> None:
+    """Writes the picture with its description, and without the hour at which it was drawn."""
+    from matplotlib import pyplot
+
+    metadata = {"Date": None, "Creator": None, "Description": description, "Identifier": identifier}
+    figure.savefig(path, format="svg", metadata=metadata)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""The parts of docs/performance.md that come from recorded results: from their JSON to Markdown, values to values."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+MISSING = "no result is recorded yet"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+GROUPS = {
+    "encode": ("encode",),
+    "decode": ("plan", "decode"),
+    "draw": ("draw",),
+    "upscale and filter": ("upscale and filter",),
+    "the rest": ("suppression", "clean-up", "RLE", "other"),
+}
+"""The stages as the picture shows them."""
+
+Result = dict[str, Any]
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """The recorded results by their files' names, without endings."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def filled(page: str, results: dict[str, Result]) -> str:
+    """The page with each part between its marker comments made anew; raises SystemExit where markers are missing."""
+    for name, (make, command) in PARTS.items():
+        begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
+        made = make(results) or f"*{MISSING}: `{command}` records one*"
+        before, after = page[: page.index(begin)], page[page.index(end) :]
+        page = f"{before}{begin}\n\n{made}\n\n{after}"
+    return page
+
+
+def generator_part(results: dict[str, Result]) -> str:
+    """Whole images without crops, and the picture of all."""
+    result = results.get("generator_vs_reference")
+    if result is None:
+        return ""
+    return f"![{alternative(results)}](images/performance.svg)\n\n{comparison(result)}"
+
+
+def crops_part(results: dict[str, Result]) -> str:
+    """Whole images with crops."""
+    found = [
+        results[name] for name in ("generator_vs_reference-crops1", "generator_vs_reference-crops2") if name in results
+    ]
+    return "\n\n".join(comparison(result) for result in found)
+
+
+def comparison(result: Result) -> str:
+    """A comparison in words, its speed, agreement and memory; where and how it was measured."""
+    settings, rows = result["settings"], result["photographs"]
+    precisions = settings["precisions"]
+    words = " ".join(in_words(precision, rows) for precision in precisions)
+    speed = table(
+        ["photograph", "pixels", "reference, s", *(f"{one}, {unit}" for one in precisions for unit in ("s", "ratio"))],
+        (
+            [
+                row["name"],
+                f"{row['width']} × {row['height']}",
+                seconds(row["reference"]["seconds"]),
+                *(
+                    cell
+                    for one in precisions
+                    for cell in (seconds(row["ours"][one]["seconds"]), ratio(row["ours"][one]["ratio"]))
+                ),
+            ]
+            for row in rows
+        ),
+    )
+    agreement = table(
+        [
+            "photograph",
+            "precision",
+            "our masks",
+            "reference's masks",
+            *(f"found at IoU ≥ {least}" for least in thresholds(rows)),
+            "least IoU",
+        ],
+        (
+            [
+                row["name"],
+                one,
+                row["ours"][one]["masks"],
+                row["reference"]["masks"],
+                *row["ours"][one]["matched"].values(),
+                f"{row['ours'][one]['least_iou']:.3f}",
+            ]
+            for row in rows
+            for one in precisions
+        ),
+    )
+    sides = ["reference", *precisions]
+    beside = table(
+        ["photograph", *(f"{side}, MiB" for side in sides), *(f"{side}, set-up s" for side in sides)],
+        (
+            [
+                row["name"],
+                *(f"{side_of(row, side)['peak_mib']:,}" for side in sides),
+                *(seconds(side_of(row, side)["setup_s"]) for side in sides),
+            ]
+            for row in rows
+        ),
+    )
+    return "\n\n".join(
+        [words, speed, agreement, beside, f"{grid_of(settings)}, {settings['rounds']} rounds. {where(result)}"]
+    )
+
+
+def in_words(precision: str, rows: Sequence[Result]) -> str:
+    """A sentence on one precision over all photographs."""
+    ours = [row["ours"][precision] for row in rows]
+    ratios = [one["ratio"]["median"] for one in ours]
+    best, *_, loosest = thresholds(rows)
+    total = sum(row["reference"]["masks"] for row in rows)
+    found = {least: sum(one["matched"][least] for one in ours) for least in (best, loosest)}
+    return (
+        f"In {PRECISIONS[precision]} ours is {span(ratios)} times as fast as the reference over these photographs "
+        f"(median {statistics.median(ratios):.1f}), and finds {found[best]} of its {total} masks at an IoU of {best} "
+        f"or more, {found[loosest]} at {loosest}."
+    )
+
+
+def stages_part(results: dict[str, Result]) -> str:
+    """Seconds of each stage with one thread."""
+    result = results.get("stages")
+    if result is None:
+        return ""
+    found = result["precisions"]
+    names = [row["name"] for row in next(iter(found.values()))["stages"]]
+    stages = table(
+        ["stage", *(f"{one}, {unit}" for one in found for unit in ("s", "share"))],
+        [
+            *(
+                [name, *(cell for one in found.values() for cell in stage_cells(one["stages"][index]))]
+                for index, name in enumerate(names)
+            ),
+            ["whole", *(cell for one in found.values() for cell in (f"{one['seconds']:.2f}", ""))],
+        ],
+    )
+    network = table(
+        ["part of the network", "precision", "stages", "s", "GFLOP", "measured peak, GFLOP/s", "of the peak"],
+        (
+            [
+                part,
+                one,
+                ", ".join(row["stages"]),
+                f"{row['seconds']:.2f}",
+                f"{row['gflop']:,.0f}",
+                f"{each['peak_gflops']:,.0f}",
+                percent(row["of_peak"]),
+            ]
+            for one, each in found.items()
+            for part, row in each["network"].items()
+        ),
+    )
+    whole = table(
+        ["whole image", "threads", "s", "of the peak"],
+        (
+            [
+                one,
+                each["whole"]["threads"],
+                seconds(each["whole"]["seconds"]["median"]),
+                percent(each["whole"]["of_peak"]),
+            ]
+            for one, each in found.items()
+        ),
+    )
+    photograph = result["settings"]["photograph"]
+    told = (
+        f"{photograph['name']}, {photograph['width']} × {photograph['height']} pixels; {grid_of(result['settings'])}; "
+        f"profile {result['settings']['profile']}; stages with one thread. {where(result)}"
+    )
+    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, told])
+
+
+def stage_cells(row: Result) -> tuple[str, str]:
+    """Seconds and share of a stage."""
+    return f"{row['seconds']:.3f}", percent(row["share"], 1)
+
+
+def scaling_part(results: dict[str, Result]) -> str:
+    """Seconds over the grid, the layers of crops and the size."""
+    result = results.get("stages")
+    if result is None:
+        return ""
+    found = result["precisions"]
+    first = next(iter(found.values()))["scaling"]
+    columns: dict[str, tuple[str, Callable[[Result], str]]] = {
+        "points_per_side": ("grid", lambda row: f"{row['points_per_side']} × {row['points_per_side']} points"),
+        "crop_n_layers": ("layers of crops", lambda row: str(row["crop_n_layers"])),
+        "long_side": ("pixels", lambda row: f"{row['width']} × {row['height']}"),
+    }
+    parts = [
+        table(
+            [head, "encodes", "prompts", *(f"{one}, s" for one in found)],
+            (
+                [
+                    label(row),
+                    row["encodes"],
+                    f"{row['prompts']:,}",
+                    *(seconds(each["scaling"][over][index]["seconds"]["median"]) for each in found.values()),
+                ]
+                for index, row in enumerate(first[over])
+            ),
+        )
+        for over, (head, label) in columns.items()
+        if first[over]
+    ]
+    settings = result["settings"]
+    told = (
+        f"{settings['photograph']['name']}, {grid_of(settings)} where the table does not say otherwise. {where(result)}"
+    )
+    return "\n\n".join([*parts, told])
+
+
+def pipeline_part(results: dict[str, Result]) -> str:
+    """A build beside a plain loop."""
+    result = results.get("pipeline_vs_loop")
+    if result is None:
+        return ""
+    settings = result["settings"]
+    rows = table(
+        ["round", "loop, s", "build, s", "ratio of throughputs", "annotations identical"],
+        (
+            [
+                str(index),
+                seconds(row["loop_s"]),
+                seconds(row["build_s"]),
+                f"{row['ratio']:.2f}",
+                f"{row['identical']} of {row['images']}",
+            ]
+            for index, row in enumerate(result["rounds"], start=1)
+        ),
+    )
+    points = settings["masks"]["points_per_side"]
+    told = f"{settings['images']} images, a grid of {points} × {points} points. {where(result)}"
+    return f"{rows}\n\n{told}"
+
+
+def encoder_part(results: dict[str, Result]) -> str:
+    """The ViT encoders."""
+    result = results.get("encoder_vs_reference")
+    if result is None:
+        return ""
+    rows = table(
+        ["encoder", "ours, s", "reference, s", "ours, CPU s", "reference, CPU s", "ours, MiB", "reference, MiB"],
+        (
+            [
+                row["model"],
+                *(seconds(row[side][key]["median"]) for key in ("wall_s", "cpu_s") for side in ("ours", "reference")),
+                *(f"{row[side]['peak_mib']:,}" for side in ("ours", "reference")),
+            ]
+            for row in result["models"]
+        ),
+    )
+    return f"{rows}\n\n{result['settings']['runs']} runs of each. {where(result)}"
+
+
+PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
+    "whole images": (generator_part, "make bench"),
+    "images with crops": (crops_part, "make bench BENCH_OPTIONS='--crops 2'"),
+    "stages": (stages_part, "make bench-stages"),
+    "scaling": (scaling_part, "make bench-stages"),
+    "pipeline": (pipeline_part, "make bench-pipeline"),
+    "encoder": (encoder_part, "make bench-encoder"),
+}
+"""The page's parts by the names in their markers: what makes each from the results, and what records the results."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def where(result: Result) -> str:
+    """When and on what a result was measured."""
+    machine = result["machine"]
+    threads = f"{machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}"
+    return (
+        f"Measured on {result['date']}: {machine['cpu']}, {machine['cores_usable']} cores ({machine['capability']}), "
+        f"{threads}, load {machine['load_average_before']} before, torch {machine['torch'].partition('+')[0]}, "
+        f"Python {machine['python']}."
+    )
+
+
+def grid_of(settings: Result) -> str:
+    """The grid and the crops in words."""
+    points, layers = settings["points_per_side"], settings["crop_n_layers"]
+    crops = {0: "no crops", 1: "a layer of crops"}.get(layers, f"{layers} layers of crops")
+    return f"{points} × {points} points, {crops}"
+
+
+def side_of(row: Result, side: str) -> Result:
+    """The reference's part of a photograph's row, or that of ours in a precision."""
+    found: Result = row["reference"] if side == "reference" else row["ours"][side]
+    return found
+
+
+def thresholds(rows: Sequence[Result]) -> list[str]:
+    """The IoUs at which masks count as found, the strictest first."""
+    return list(next(iter(rows[0]["ours"].values()))["matched"])
+
+
+def seconds(value: float) -> str:
+    """Seconds with three digits or more, two of them after the point at most."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def ratio(found: Result) -> str:
+    """A ratio with its spread."""
+    return f"**{found['median']:.1f}** ({found['least']:.1f}–{found['most']:.1f})"
+
+
+def span(values: Sequence[float]) -> str:
+    """The least and the most, or one of them where they look the same."""
+    least, most = f"{min(values):.1f}", f"{max(values):.1f}"
+    return least if least == most else f"{least} to {most}"
+
+
+def alternative(results: dict[str, Result]) -> str:
+    """The picture of whole images in words."""
+    result = results["generator_vs_reference"]
+    ratios = {
+        one: span([row["ours"][one]["ratio"]["median"] for row in result["photographs"]])
+        for one in result["settings"]["precisions"]
+    }
+    told = ", ".join(f"{times} times as fast in {PRECISIONS[one]}" for one, times in ratios.items())
+    return f"Seconds a photograph: segmint beside the reference package, {told}"
+
+
+def alternative_stages(result: Result) -> str:
+    """The picture of the stages in words."""
+    told = []
+    for precision, found in result["precisions"].items():
+        shares = ", ".join(f"{name} {percent(value / found['seconds'])}" for name, value in grouped(found))
+        told.append(f"{PRECISIONS[precision]} {shares}")
+    return f"Where the time of an image goes: {'; '.join(told)}"
+
+
+def grouped(found: Result) -> list[tuple[str, float]]:
+    """Seconds of the picture's groups of stages."""
+    by_name = {row["name"]: row["seconds"] for row in found["stages"]}
+    return [(name, sum(by_name[stage] for stage in stages)) for name, stages in GROUPS.items()]

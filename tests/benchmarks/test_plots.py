@@ -1,0 +1,201 @@
+"""The page's tables and pictures are what the recorded results give, and say so where there is none."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plots
+from benchmarks.measuring import RESULTS
+from benchmarks.plots import PAGE, PICTURES, digest, digest_of
+from benchmarks.tables import MISSING, PARTS, filled, read_results, seconds, span
+
+MACHINE = {
+    "cpu": "A CPU",
+    "cores_usable": 2,
+    "capability": "AVX2",
+    "threads": 1,
+    "load_average_before": 0.5,
+    "torch": "2.15.0+cu132",
+    "python": "3.11.7",
+}
+NOTHING = {"benchmark": "", "date": "2026-01-02", "machine": MACHINE}
+
+
+def ours(seconds: float, ratio: float, found: int) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "setup_s": 3.0,
+        "peak_mib": 1100,
+        "ratio": {"median": ratio, "least": ratio - 0.5, "most": ratio + 0.5},
+        "masks": 41,
+        "matched": {"0.99": found, "0.95": found + 1, "0.9": 40},
+        "least_iou": 0.9123,
+    }
+
+
+def comparison(layers: int) -> dict[str, Any]:
+    photograph = {"name": "dog", "height": 534, "width": 800}
+    reference = {"seconds": 100.4, "setup_s": 4.0, "peak_mib": 3200, "masks": 40}
+    both = {"fp32": ours(12.5, 8.0, 39), "bf16": ours(6.25, 16.0, 35)}
+    return {
+        **NOTHING,
+        "settings": {"points_per_side": 32, "crop_n_layers": layers, "precisions": ["fp32", "bf16"], "rounds": 3},
+        "photographs": [{**photograph, "reference": reference, "ours": both, "rounds": []}],
+    }
+
+
+def stages() -> dict[str, Any]:
+    names = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE", "other")
+    part = {"seconds": 1.0, "gflop": 1234.5, "of_peak": 1.25}
+
+    def scaled(key: str, value: int) -> dict[str, Any]:
+        size = {"height": 300, "width": 400, "encodes": 21, "prompts": 3072}
+        return {key: value, **size, "seconds": {"median": 7.0, "least": 6.0, "most": 8.0}}
+
+    found = {
+        "seconds": 10.0,
+        "stages": [{"name": name, "seconds": 10 / len(names), "share": 1 / len(names)} for name in names],
+        "peak_gflops": 110.0,
+        "network": {
+            "encode": {"stages": ["encode"], **part},
+            "prompts": {"stages": ["plan", "decode", "draw"], **part},
+        },
+        "whole": {"threads": 2, "of_peak": 0.5, "seconds": {"median": 5.5, "least": 5.0, "most": 6.0}},
+        "scaling": {key: [scaled(key, 2)] for key in ("points_per_side", "crop_n_layers", "long_side")},
+    }
+    settings = {"profile": "sa1b", "points_per_side": 32, "crop_n_layers": 0}
+    photograph = {"name": "astronaut", "height": 512, "width": 512}
+    return {**NOTHING, "settings": {**settings, "photograph": photograph}, "precisions": {"fp32": found, "bf16": found}}
+
+
+def encoder() -> dict[str, Any]:
+    side = {"wall_s": {"median": 9.5}, "cpu_s": {"median": 9.25}, "peak_mib": 900}
+    rows = [{"model": "vit_b", "ours": side, "reference": {**side, "peak_mib": 2900}}]
+    return {**NOTHING, "settings": {"runs": 3}, "models": rows}
+
+
+def pipeline() -> dict[str, Any]:
+    row = {"loop_s": 26.2, "build_s": 37.49, "ratio": 0.699, "images": 4, "identical": 4}
+    return {**NOTHING, "settings": {"images": 4, "masks": {"points_per_side": 8}}, "rounds": [row]}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A folder with one small result of each benchmark."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    results = {
+        "generator_vs_reference": comparison(0),
+        "generator_vs_reference-crops2": comparison(2),
+        "stages": stages(),
+        "encoder_vs_reference": encoder(),
+        "pipeline_vs_loop": pipeline(),
+    }
+    for name, result in results.items():
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    return folder
+
+
+def part(page: str, name: str) -> list[str]:
+    """The lines between a part's markers."""
+    return page.partition(f"<!-- {name}: ")[2].partition(f"<!-- end of {name} -->")[0].splitlines()
+
+
+def test_the_page_is_what_the_recorded_results_give() -> None:
+    page = PAGE.read_text()
+    assert filled(page, read_results(RESULTS)) == page, "run `make bench-page`"
+
+
+@pytest.mark.parametrize("name", list(PICTURES))
+def test_the_pictures_show_the_recorded_results(name: str) -> None:
+    results, (sources, _) = read_results(RESULTS), PICTURES[name]
+    picture = PAGE.parent / "images" / name
+    assert picture.is_file() == (sources[0] in results)
+    if picture.is_file():
+        assert digest_of(picture) == digest(results, sources), "run `make bench-page`"
+
+
+def test_without_results_every_part_names_the_command_that_records_one() -> None:
+    page = filled(PAGE.read_text(), {})
+    makefile = (PAGE.parents[1] / "Makefile").read_text()
+    for name, (_, command) in PARTS.items():
+        assert [line for line in part(page, name)[1:] if line] == [f"*{MISSING}: `{command}` records one*"]
+        assert f"\n{command.split()[1]}:" in makefile
+    assert filled(page, {}) == page
+    assert "images/" not in page
+
+
+def test_tables_have_the_results_figures(recorded: Path) -> None:
+    page = filled(PAGE.read_text(), read_results(recorded))
+    assert MISSING not in page
+    whole = part(page, "whole images")
+    assert "| dog | 800 × 534 | 100 | 12.5 | **8.0** (7.5–8.5) | 6.25 | **16.0** (15.5–16.5) |" in whole
+    assert "| dog | bf16 | 41 | 40 | 35 | 36 | 40 | 0.912 |" in whole
+    assert "| dog | 3,200 | 1,100 | 1,100 | 4.00 | 3.00 | 3.00 |" in whole
+    assert any("finds 39 of its 40 masks at an IoU of 0.99 or more, 40 at 0.9." in line for line in whole)
+    assert whole[-2] == (
+        "32 × 32 points, no crops, 3 rounds. Measured on 2026-01-02: A CPU, 2 cores (AVX2), 1 thread, load 0.5 before, "
+        "torch 2.15.0, Python 3.11.7."
+    )
+    assert any("32 × 32 points, 2 layers of crops" in line for line in part(page, "images with crops"))
+    assert "| decode | 1.111 | 11.1 % | 1.111 | 11.1 % |" in part(page, "stages")
+    assert "| prompts | fp32 | plan, decode, draw | 1.00 | 1,234 | 110 | 125 % |" in part(page, "stages")
+    assert "| fp32 | 2 | 5.50 | 50 % |" in part(page, "stages")
+    assert "| 2 × 2 points | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
+    assert "| 400 × 300 | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
+    assert "| 1 | 26.2 | 37.5 | 0.70 | 4 of 4 |" in part(page, "pipeline")
+    assert "| vit_b | 9.50 | 9.50 | 9.25 | 9.25 | 900 | 2,900 |" in part(page, "encoder")
+
+
+def test_tables_are_whole(recorded: Path) -> None:
+    page = filled(PAGE.read_text(), read_results(recorded))
+    for block in re.findall(r"(?:^\|.*\|\n)+", page, flags=re.MULTILINE):
+        lines = block.splitlines()
+        assert len({line.count("|") for line in lines}) == 1, lines[0]
+        assert set(lines[1]) <= set("|-: ")
+
+
+def test_one_command_makes_page_and_pictures_and_takes_away_those_without_results(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "docs" / "performance.md"
+    page.parent.mkdir()
+    page.write_text(PAGE.read_text())
+    monkeypatch.setattr("sys.argv", ["plots.py", "--results", str(recorded), "--page", str(page)])
+    plots.main()
+    results = read_results(recorded)
+    drawn = {name: (page.parent / "images" / name).read_bytes() for name in PICTURES}
+    assert page.read_text() == filled(PAGE.read_text(), results)
+    for name, (sources, _) in PICTURES.items():
+        assert f"(images/{name})" in page.read_text()
+        assert digest_of(page.parent / "images" / name) == digest(results, sources)
+        assert len(drawn[name]) < 300_000
+    plots.main()
+    assert {name: (page.parent / "images" / name).read_bytes() for name in PICTURES} == drawn
+
+    (recorded / "stages.json").unlink()
+    plots.main()
+    assert [path.name for path in (page.parent / "images").iterdir()] == ["performance.svg"]
+    assert "images/stages.svg" not in page.read_text()
+
+
+def test_a_picture_tells_when_its_results_have_changed(recorded: Path) -> None:
+    results = read_results(recorded)
+    before = digest(results, ("stages",))
+    results["stages"]["precisions"]["fp32"]["seconds"] = 10.1
+    assert digest(results, ("stages",)) != before
+    assert digest({}, ("stages",)) != before
+
+
+@pytest.mark.parametrize("gone", ["<!-- scaling: made by make bench-page -->", "<!-- end of scaling -->"])
+def test_a_page_without_its_markers_is_refused(gone: str) -> None:
+    with pytest.raises(SystemExit, match="lacks a pair of markers: expected <!-- scaling"):
+        filled(PAGE.read_text().replace(gone, ""), {})
+
+
+def test_figures_are_as_long_as_they_say_something() -> None:
+    assert [seconds(value) for value in (0.123, 9.876, 12.34, 158.4)] == ["0.12", "9.88", "12.3", "158"]
+    assert (span([8.04, 8.01]), span([8.04, 7.5])) == ("8.0", "7.5 to 8.0")
