@@ -176,7 +176,7 @@ def pyplot_styled() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 9.5,
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
 
-WEIGHTS = "mobile_sam"
+WEIGHTS: Literal["mobile_sam"] = "mobile_sam"
 STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
 NETWORK = {"encode": ("encode",), "prompts": ("plan", "decode", "draw")}
 """The stages that do the operations which `model/cost.py` counts for an encode and for a prompt."""

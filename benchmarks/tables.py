@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def comparison(result: Result) -> str:
     """A comparison in words, its speed, agreement and memory; where and how it was measured."""
     settings, rows = result["settings"], result["photographs"]
     precisions = settings["precisions"]
-    words = " ".join(in_words(precision, rows) for precision in precisions)
+    words = wrapped(" ".join(in_words(precision, rows) for precision in precisions))
     speed = table(
         ["photograph", "pixels", "reference, s", *(f"{one}, {unit}" for one in precisions for unit in ("s", "ratio"))],
         (
@@ -109,7 +110,7 @@ def comparison(result: Result) -> str:
         ),
     )
     return "\n\n".join(
-        [words, speed, agreement, beside, f"{grid_of(settings)}, {settings['rounds']} rounds. {where(result)}"]
+        [words, speed, agreement, beside, wrapped(f"{grid_of(settings)}, {settings['rounds']} rounds. {where(result)}")]
     )
 
 
@@ -175,9 +176,9 @@ def stages_part(results: dict[str, Result]) -> str:
     photograph = result["settings"]["photograph"]
     told = (
         f"{photograph['name']}, {photograph['width']} × {photograph['height']} pixels; {grid_of(result['settings'])}; "
-        f"profile {result['settings']['profile']}; stages with one thread. {where(result)}"
+        f"profile {result['settings']['profile']}; the stages with one thread, whatever the rest has. {where(result)}"
     )
-    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, told])
+    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(told)])
 
 
 def stage_cells(row: Result) -> tuple[str, str]:
@@ -217,7 +218,7 @@ def scaling_part(results: dict[str, Result]) -> str:
     told = (
         f"{settings['photograph']['name']}, {grid_of(settings)} where the table does not say otherwise. {where(result)}"
     )
-    return "\n\n".join([*parts, told])
+    return "\n\n".join([*parts, wrapped(told)])
 
 
 def pipeline_part(results: dict[str, Result]) -> str:
@@ -241,7 +242,7 @@ def pipeline_part(results: dict[str, Result]) -> str:
     )
     points = settings["masks"]["points_per_side"]
     told = f"{settings['images']} images, a grid of {points} × {points} points. {where(result)}"
-    return f"{rows}\n\n{told}"
+    return f"{rows}\n\n{wrapped(told)}"
 
 
 def encoder_part(results: dict[str, Result]) -> str:
@@ -260,7 +261,8 @@ def encoder_part(results: dict[str, Result]) -> str:
             for row in result["models"]
         ),
     )
-    return f"{rows}\n\n{result['settings']['runs']} runs of each. {where(result)}"
+    told = f"{result['settings']['runs']} runs of each. {where(result)}"
+    return f"{rows}\n\n{wrapped(told)}"
 
 
 PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
@@ -278,6 +280,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table, the first column to the left and the others to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of 120 characters at most."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def where(result: Result) -> str:
