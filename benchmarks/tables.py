@@ -176,7 +176,7 @@ def stages_part(results: dict[str, Result]) -> str:
     photograph = result["settings"]["photograph"]
     told = (
         f"{photograph['name']}, {photograph['width']} × {photograph['height']} pixels; {grid_of(result['settings'])}; "
-        f"profile {result['settings']['profile']}; the stages with one thread, whatever the rest has. {where(result)}"
+        f"profile {result['settings']['profile']}; the stages ran on one thread. {where(result)}"
     )
     return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(told)])
 
