@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.measuring import SCIKIT_IMAGE, in_process, photographs, read, spread, write_result
+from benchmarks.measuring import SCIKIT_IMAGE, in_process, peak_mib, photographs, read, spread, write_result
 
 
 @pytest.fixture
@@ -52,6 +52,13 @@ def test_a_spread_is_the_median_between_the_least_and_the_most() -> None:
 
 def test_a_measurement_has_a_process_of_its_own() -> None:
     assert in_process(os.getpid) != os.getpid()
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    large = np.ones(400 << 20, dtype=np.uint8)
+    assert large.nbytes >> 20 == 400
+    assert peak_mib() > 400
+    assert 0 < in_process(peak_mib) < 300
 
 
 def test_a_result_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> None:
