@@ -7,8 +7,9 @@ Two measurements in each precision, each in a process of its own, after one warm
 - *Stages.* Our generator runs as it is, with the functions that it calls timed from outside. It has one thread, so that
   nothing overlaps and the stages add up to the whole; `other` is what none of them covers. Of several rounds the one of
   median length is kept. The fraction of the peak is that of the network's operations by plain algebra
-  (`model/cost.py`) in the stages that do them, over what one thread was measured to do (`infra/peak.py`). The algebra
-  does not follow the implementation: ours needs fewer products for a prompt, so that over 100 % is possible there.
+  (`model/cost.py`) in the stages that do them, over what one thread was measured to do (`infra/peak.py`) in the
+  precision of that part's weights. The algebra does not follow the implementation: ours needs fewer products for a
+  prompt, so that over 100 % is possible there.
 - *Scaling.* Seconds of whole images with all threads: over the grid, over layers of crops, and over the photograph's
   size. Each is the median of the rounds.
 
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +95,8 @@ def main() -> None:
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
     """Seconds of each stage with one thread, and the fraction of the peak where the operations are known."""
     from model.automatic.generator import MaskGenerator
-    from model.cost import encode_flop, image_cost, prompt_flop
 
-    predictor, peak = prepared(precision, threads=1)
+    predictor, peaks = prepared(precision, threads=1)
     image, settings = read(source), settings_of(keys)
     generator = MaskGenerator(predictor, settings)
     runs = []
@@ -106,25 +107,26 @@ def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: in
             total = time.perf_counter() - started
         runs.append((total, dict(clock.seconds)))
     total, seconds = sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
-    cost = image_cost(settings)
-    flop = {"encode": cost.encodes * encode_flop(WEIGHTS), "prompts": cost.prompts * prompt_flop()}
+    work = Work.of(settings)
+    flop = work.flop
     spent = {part: sum(seconds[stage] for stage in stages) for part, stages in NETWORK.items()}
     rows = {**seconds, "other": total - sum(seconds.values())}
     return {
         "seconds": round(total, 3),
         "masks": len(generated.records),
-        "encodes": cost.encodes,
-        "prompts": cost.prompts,
+        "encodes": work.encodes,
+        "prompts": work.prompts,
         "stages": [
             {"name": name, "seconds": round(value, 4), "share": round(value / total, 4)} for name, value in rows.items()
         ],
-        "peak_gflops": round(peak / 1e9, 1),
         "network": {
             part: {
                 "stages": list(stages),
                 "seconds": round(spent[part], 4),
                 "gflop": round(flop[part] / 1e9, 2),
-                "of_peak": round(flop[part] / spent[part] / peak, 4),
+                "computes_in": peaks[part][0],
+                "peak_gflops": round(peaks[part][1] / 1e9, 1),
+                "of_peak": round(flop[part] / spent[part] / peaks[part][1], 4),
             }
             for part, stages in NETWORK.items()
         },
@@ -141,9 +143,8 @@ def measure_scaling(
 ) -> dict[str, Any]:
     """Seconds of whole images with all threads: of `base`, and of each piece of `work`, a piece only once."""
     from model.automatic.generator import MaskGenerator
-    from model.cost import image_cost
 
-    predictor, peak = prepared(precision, threads)
+    predictor, peaks = prepared(precision, threads)
     image = read(source)
     known: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
 
@@ -158,7 +159,8 @@ def measure_scaling(
                 started = time.perf_counter()
                 masks = len(generator.generate(pixels).records)
                 seconds.append(time.perf_counter() - started)
-            cost = image_cost(settings)
+            cost = Work.of(settings)
+            ceiling_s = sum(flop / peaks[part][1] for part, flop in cost.flop.items())
             known[key] = {
                 "height": pixels.shape[0],
                 "width": pixels.shape[1],
@@ -166,18 +168,41 @@ def measure_scaling(
                 "prompts": cost.prompts,
                 "masks": masks,
                 "seconds": spread(seconds),
-                "of_peak": round(cost.flop(WEIGHTS) / statistics.median(seconds) / peak, 4),
+                "of_peak": round(ceiling_s / statistics.median(seconds), 4),
             }
         return {**keys, **known[key]}
 
-    whole = {"threads": threads, "peak_gflops": round(peak / 1e9, 1), **measured(base)}
+    whole = {"threads": threads, **measured(base)}
     return {"whole": whole, "scaling": {over: [measured(keys) for keys in pieces] for over, pieces in work.items()}}
 
 
-def prepared(precision: str, threads: int) -> tuple[Any, float]:
-    """A predictor that has run once, and the peak in operations a second of these threads in this precision."""
+@dataclass(frozen=True)
+class Work:
+    """What an image asks of the network, and its operations for each part of `NETWORK`."""
+
+    encodes: int
+    prompts: int
+    flop: dict[str, int]
+
+    @classmethod
+    def of(cls, settings: Any) -> "Work":
+        """The work of an image with these mask settings."""
+        from model.cost import encode_flop, image_cost, prompt_flop
+
+        cost = image_cost(settings)
+        flop = {"encode": cost.encodes * encode_flop(WEIGHTS), "prompts": cost.prompts * prompt_flop()}
+        return cls(cost.encodes, cost.prompts, flop)
+
+
+def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
+    """A predictor that has run once; for each part of `NETWORK` what it computes in, and the threads' peak in that.
+
+    The peak is in operations a second. A part may compute in float32 where the precision is bf16.
+    """
+    import torch
+
     from infra.assets import resolve
-    from infra.device import Compute
+    from infra.device import Compute, Precision
     from infra.peak import measure_peak
     from model.automatic.generator import MaskGenerator
     from model.automatic.settings import MaskSettings
@@ -188,7 +213,13 @@ def prepared(precision: str, threads: int) -> tuple[Any, float]:
     predictor = Predictor(load_model(resolve(WEIGHTS), compute))
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
     MaskGenerator(predictor, settings).generate(read("astronaut"))
-    return predictor, measure_peak(compute)
+    sam = predictor.sam
+    parts = {"encode": sam.image_encoder, "prompts": sam.mask_decoder}
+    computes_in: dict[str, Precision] = {
+        name: "bf16" if next(part.parameters()).dtype == torch.bfloat16 else "fp32" for name, part in parts.items()
+    }
+    peaks = {one: measure_peak(replace(compute, precision=one)) for one in sorted({*computes_in.values()})}
+    return predictor, {name: (one, peaks[one]) for name, one in computes_in.items()}
 
 
 def settings_of(keys: dict[str, int]) -> Any:

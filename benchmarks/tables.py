@@ -146,15 +146,16 @@ def stages_part(results: dict[str, Result]) -> str:
         ],
     )
     network = table(
-        ["part of the network", "precision", "stages", "s", "GFLOP", "measured peak, GFLOP/s", "of the peak"],
+        ["part of the network", "precision", "stages", "computes in", "s", "GFLOP", "peak, GFLOP/s", "of the peak"],
         (
             [
                 part,
                 one,
                 ", ".join(row["stages"]),
+                row["computes_in"],
                 f"{row['seconds']:.2f}",
                 f"{row['gflop']:,.0f}",
-                f"{each['peak_gflops']:,.0f}",
+                f"{row['peak_gflops']:,.0f}",
                 percent(row["of_peak"]),
             ]
             for one, each in found.items()

@@ -75,11 +75,12 @@ def test_stages_and_scaling_are_recorded(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "stages.py", *options, *scaling], check=True)
     result = json.loads(output.read_text())
     assert list(result["precisions"]) == ["fp32", "bf16"]
-    for found in result["precisions"].values():
+    for precision, found in result["precisions"].items():
         assert [row["name"] for row in found["stages"]] == [*STAGES, "other"]
         assert sum(row["share"] for row in found["stages"]) == pytest.approx(1, abs=0.001)
         assert list(found["network"]) == list(NETWORK)
         assert all(part["of_peak"] > 0 for part in found["network"].values())
+        assert found["network"]["prompts"]["computes_in"] == precision
         assert (found["encodes"], found["prompts"]) == (1, 16)
         assert [row["prompts"] for row in found["scaling"]["points_per_side"]] == [4, 16]
         assert [(row["encodes"], row["prompts"]) for row in found["scaling"]["crop_n_layers"]] == [(1, 16), (5, 32)]
