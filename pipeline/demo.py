@@ -1,5 +1,7 @@
 """The demonstration: a small build of real photographs with real weights, in one folder, with pictures to open."""
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +10,13 @@ import yaml
 
 from catalogs.demo import write_demo
 from catalogs.reader import MaskAnnotation, open_dataset
+from infra.errors import SegmintError
 from model.automatic.records import MaskRecord
 from model.automatic.rle import Rle
 from pipeline.accounting import Accounting
 from pipeline.build import run_build
 from pipeline.config import load_config
+from pipeline.masks import MasksOptions, make_masks, masks_config
 from pipeline.overlay import draw_overlay, encode_png
 
 CONFIG = {
@@ -24,11 +28,18 @@ CONFIG = {
 }
 """The demonstration's configuration but for its paths: full 32x32 grids, no crops, so that it takes minutes."""
 
+CROPS_OF = "china.jpg"
+"""The photograph that is shown with crops: the one with the most small things in it."""
+
+CROPS_SETTINGS = ("crop_n_layers=1",)
+"""What its masks are made with, as `segmint masks --set` takes it: the first layer of crops alone, for the time."""
+
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
     """Writes a catalog and a configuration into `folder`, builds the dataset, and draws its masks.
 
-    A second call finds that nothing is left to do. `say` takes what is to be told, line by line.
+    Then it makes the masks of one photograph with a layer of crops. A second call finds that nothing is left to do.
+    `say` takes what is to be told, line by line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalog = write_demo(folder)
@@ -49,6 +60,8 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
     say("its masks, to look at:")
     for picture in draw_dataset(folder / "dataset", folder / "overlays"):
         say(f"  {picture}")
+    say("")
+    show_crops(folder / "photos" / CROPS_OF, folder / "overlays", say)
     return accounting
 
 
@@ -63,6 +76,33 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
             picture.write_bytes(encode_png(draw_overlay(sample.image, records)))
         pictures.append(picture)
     return pictures
+
+
+def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Makes the masks of a photograph with crops into `folder`, as `segmint masks` does, unless they are there.
+
+    Raises `SegmintError` where the photograph cannot be read or the masks cannot be written.
+    """
+    document = folder / f"{photograph.stem}.json"
+    picture = folder / f"{photograph.stem}.overlay.png"  # written after the document
+    say(crops_command(photograph, document))
+    if not (document.exists() and picture.exists()):
+        options = MasksOptions(masks=masks_config("sa1b", CROPS_SETTINGS), overlay=True)
+        (result,) = make_masks([str(photograph)], str(document), options, report=lambda _: None)
+        if result.error is not None:
+            raise SegmintError(f"{photograph}: {result.error}")
+    made = json.loads(document.read_text(encoding="utf-8"))
+    whole = [0, 0, made["image"]["width"], made["image"]["height"]]
+    from_image = sum(annotation["crop_box"] == whole for annotation in made["annotations"])
+    from_crops = len(made["annotations"]) - from_image
+    say(f"{from_image + from_crops} masks: {from_image} from the image, {from_crops} from its crops")
+    say(f"  {picture}")
+
+
+def crops_command(photograph: Path, document: Path) -> str:
+    """The command line that makes the same masks."""
+    settings = [word for setting in CROPS_SETTINGS for word in ("--set", setting)]
+    return shlex.join(["segmint", "masks", str(photograph), "-o", str(document), *settings, "--overlay"])
 
 
 def _record(annotation: MaskAnnotation) -> MaskRecord:

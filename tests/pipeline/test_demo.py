@@ -1,5 +1,6 @@
 """The demonstration with a small grid: the whole of it but the time that full grids take."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 from PIL import Image
 
 import pipeline.demo
+from infra.errors import SegmintError
 
-pytestmark = pytest.mark.ray
 
-
+@pytest.mark.ray
 def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {**pipeline.demo.CONFIG, "masks": {"profile": "sa1b", "crop_n_layers": 0, "points_per_side": 4}}
     monkeypatch.setattr(pipeline.demo, "CONFIG", small)
+    monkeypatch.setattr(pipeline.demo, "CROPS_SETTINGS", ("points_per_side=8", "crop_n_layers=1"))
     told: list[str] = []
     accounting = pipeline.demo.run_demo(tmp_path / "demo", told.append)
     assert accounting.written == 4
@@ -23,11 +25,46 @@ def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypat
         "truncated": 1,
         "duplicate_id": 1,
     }
-    pictures = sorted((tmp_path / "demo" / "overlays").iterdir())
-    assert [picture.name for picture in pictures] == ["sa_1.png", "sa_2.png", "sa_4.png", "sa_6.png"]
+    overlays = tmp_path / "demo" / "overlays"
+    pictures = sorted(overlays.glob("*.png"))
+    names = ["china.overlay.png", "sa_1.png", "sa_2.png", "sa_4.png", "sa_6.png"]
+    assert [picture.name for picture in pictures] == names
     for picture in pictures:
-        assert str(picture) in "\n".join(told)
+        assert f"  {picture}" in told
         assert np.asarray(Image.open(picture)).std() > 10
+
+    made = json.loads((overlays / "china.json").read_text(encoding="utf-8"))
+    assert (made["image"]["width"], made["image"]["height"]) == (640, 427)
+    widths = [annotation["crop_box"][2] for annotation in made["annotations"]]
+    from_image = sum(width == 640 for width in widths)
+    from_crops = sum(320 < width < 640 for width in widths)
+    assert from_image > 0
+    assert from_crops > 0
+    counts = f"{len(widths)} masks: {from_image} from the image, {from_crops} from its crops"
+    settings = "--set points_per_side=8 --set crop_n_layers=1"
+    command = f"segmint masks {tmp_path}/demo/photos/china.jpg -o {overlays}/china.json {settings} --overlay"
+    assert told[-3:] == [command, counts, f"  {overlays}/china.overlay.png"]
+
+    answer, before = list(told), {path: path.stat().st_mtime_ns for path in overlays.iterdir()}
     told.clear()
     pipeline.demo.run_demo(tmp_path / "demo", told.append)
     assert any("nothing was left to do" in line for line in told)
+    assert told[-3:] == answer[-3:]
+    assert {path: path.stat().st_mtime_ns for path in overlays.iterdir()} == before
+
+
+def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no photograph")
+    with pytest.raises(SegmintError, match=r"broken\.jpg: "):
+        pipeline.demo.show_crops(broken, tmp_path, lambda line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg"]
+
+
+def test_the_readme_shows_the_command_and_the_pictures() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    photograph = Path("demo/photos") / pipeline.demo.CROPS_OF
+    document = Path("demo/overlays") / f"{photograph.stem}.json"
+    assert f"\n{pipeline.demo.crops_command(photograph, document)}\n" in readme
+    for name in ("sa_1.png", "sa_2.png", "sa_4.png", "sa_6.png", f"{photograph.stem}.overlay.png"):
+        assert f"\n  demo/overlays/{name}\n" in readme

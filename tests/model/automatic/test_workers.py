@@ -44,6 +44,18 @@ def test_results_come_in_order_and_an_error_in_its_place() -> None:
         next(results)
 
 
+def test_what_is_done_first_waits_for_its_turn() -> None:
+    second = threading.Event()
+
+    def after_the_second(n: int) -> int:
+        if n == 1:
+            second.set()
+        assert second.wait(timeout=30)
+        return n
+
+    assert list(Workers(2).map(after_the_second, range(4))) == [0, 1, 2, 3]
+
+
 def test_the_number_of_threads_changes_no_bit(mobile_sam_path: Path, coffee: np.ndarray) -> None:
     predictor = Predictor(load_sam(mobile_sam_path))
     settings = MaskSettings.official(points_per_side=5, pred_iou_thresh=0.7, stability_score_thresh=0.8)
