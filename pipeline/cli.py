@@ -106,7 +106,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes; made if it is not there.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a small dataset of photographs that scikit-image and scikit-learn bring, and draw its masks."""
+    """Build a small dataset of photographs that scikit-image and scikit-learn bring, draw its masks, and show crops."""
     from pipeline.demo import run_demo
 
     accounting = run_demo(folder, say if as_json else answer)
