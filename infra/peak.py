@@ -1,6 +1,8 @@
 """The peak of a device, measured: floating-point operations a second of matrix products."""
 
+import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,10 +25,11 @@ CUDA_SIDE = 8192
 def measure_peak(compute: Compute) -> float:
     """Operations a second, two a multiply-add, of matrix products on this device in the precision of `compute`.
 
-    On a CPU `compute.threads` products run side by side, one a thread, and their rates add up. Of several trials
-    the fastest counts, in each thread by itself: whatever else runs on the machine can only slow a product down,
-    and a ceiling that sank with the load would flatter the run under it. Takes a fraction of a second, and leaves
-    torch's threads, random numbers and TF32 settings as they were.
+    On a CPU `compute.threads` products run side by side, one a thread, and their rates add up; both of torch's
+    libraries are tried (see `model/sam/products.py`). Of several trials the fastest counts, in each thread by itself:
+    whatever else runs on the machine can only slow a product down, and a ceiling that sank with the load would
+    flatter the run under it. Takes a fraction of a second, and leaves torch's threads, random numbers and TF32
+    settings as they were.
     """
     import torch
 
@@ -46,17 +49,30 @@ def measure_peak(compute: Compute) -> float:
 
 def _fastest_products(matrix: "torch.Tensor") -> float:
     """Operations a second of the fastest product in `MEASURE_S` seconds, after one that sets things up."""
-    out = matrix.clone()
-    _product_s(matrix, out)
+    products = _products(matrix)
+    for product in products:
+        _product_s(product, matrix)
     end = time.perf_counter() + MEASURE_S
-    fastest = _product_s(matrix, out)
-    while time.perf_counter() < end:
-        fastest = min(fastest, _product_s(matrix, out))
+    fastest = math.inf
+    while time.perf_counter() < end or math.isinf(fastest):
+        fastest = min(fastest, *(_product_s(product, matrix) for product in products))
     rows: int = matrix.shape[0]
     return 2 * rows**3 / fastest
 
 
-def _product_s(matrix: "torch.Tensor", out: "torch.Tensor") -> float:
+def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]]:
+    """The ways in which torch multiplies a matrix by itself."""
+    import torch
+
+    out = matrix.clone()
+    products: list[Callable[[torch.Tensor], object]] = [lambda one: torch.mm(one, one, out=out)]
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is not None and not matrix.is_cuda and torch._C._has_mkldnn:
+        products.append(lambda one: onednn(one, one, None, "none", [], "none"))
+    return products
+
+
+def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
     """Seconds of one product, until its result is there."""
     import torch
 
@@ -64,7 +80,7 @@ def _product_s(matrix: "torch.Tensor", out: "torch.Tensor") -> float:
         if matrix.is_cuda:
             torch.cuda.synchronize(matrix.device)
         started = time.perf_counter()
-        torch.mm(matrix, matrix, out=out)
+        product(matrix)
         if matrix.is_cuda:
             torch.cuda.synchronize(matrix.device)
         return time.perf_counter() - started

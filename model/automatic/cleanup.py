@@ -23,24 +23,14 @@ class Cleaned:
     changed: bool
 
 
-@dataclass(frozen=True)
-class OpenSides:
-    """Sides of a window beyond which there is more background, `min_area` pixels of it or more."""
-
-    left: bool = False
-    top: bool = False
-    right: bool = False
-    bottom: bool = False
-
-
 def clean_patch(
     patch: Patch, frame_size: tuple[int, int], min_area: int, keep_largest: bool
 ) -> tuple[Patch | None, bool]:
     """What `clean` makes of a mask in the frame of (height, width): the patch, and whether it changed.
 
     It works in a window around the patch. Where a side of the window is not the frame's, a margin of background lies
-    between it and the patch, in one piece that holds at least `min_area` pixels by itself: background that touches
-    such a side is no hole, however little of it lies in the window. The window begins at even pixels, because OpenCV
+    between it and the patch, in one piece that holds at least `min_area` pixels by itself: background that goes on
+    beyond such a side is no hole here, as it is none in the frame. The window begins at even pixels, because OpenCV
     orders its labels by squares of 2x2.
     """
     (x, y), (height, width) = patch.corner, patch.shape
@@ -49,38 +39,29 @@ def clean_patch(
     x1, y1 = min(frame_size[1], x + width + across), min(frame_size[0], y + height + down)
     mask = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
     mask[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = patch.window()
-    cleaned = clean(mask, min_area, keep_largest, OpenSides(x0 > 0, y0 > 0, x1 < frame_size[1], y1 < frame_size[0]))
+    cleaned = clean(mask, min_area, keep_largest)
     if cleaned.mask is None or not cleaned.changed:
         return (None if cleaned.mask is None else patch), cleaned.changed
     return Patch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), True
 
 
-def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool, sides: OpenSides | None = None) -> Cleaned:
+def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned:
     """Fills holes of fewer than `min_area` pixels, then removes islands of fewer.
 
     A piece of background cut off against the image's border is a hole. When every island is small,
     `keep_largest` leaves the largest (the first in OpenCV's label order), and otherwise the mask is dropped,
-    as SA-1B's were (SAM paper, Appendix B); without it an empty mask is dropped too. `mask` is a whole image, or a
-    window of one that ends in background wherever `sides` are open.
+    as SA-1B's were (SAM paper, Appendix B); without it an empty mask is dropped too.
     """
-    filled, holes = fill_holes(mask, min_area, sides or OpenSides())
+    filled, holes = _fill_holes(mask, min_area)
     kept, islands = _remove_islands(filled, min_area, keep_largest)
     return Cleaned(kept, holes or islands)
 
 
-def fill_holes(mask: NDArray[np.bool_], min_area: int, sides: OpenSides) -> tuple[NDArray[np.bool_], bool]:
+def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
     """The mask without its small holes, and whether there were any."""
     labels, areas = _components(~mask)
     small = areas < min_area
     small[0] = False
-    for is_open, along in (
-        (sides.left, labels[:, 0]),
-        (sides.top, labels[0]),
-        (sides.right, labels[:, -1]),
-        (sides.bottom, labels[-1]),
-    ):
-        if is_open:
-            small[along] = False
     if not small.any():
         return mask, False
     return mask | small[labels], True

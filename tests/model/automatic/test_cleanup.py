@@ -1,7 +1,6 @@
 """Clean-up against the reference code, and what the paper does otherwise."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -9,7 +8,7 @@ from segment_anything.utils.amg import remove_small_regions
 
 from model.automatic.boxes import box_of
 from model.automatic.candidates import Patch
-from model.automatic.cleanup import OpenSides, clean, clean_patch
+from model.automatic.cleanup import clean, clean_patch
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -75,19 +74,6 @@ def test_a_strip_of_background_beside_a_mask_is_a_hole_when_it_is_small() -> Non
         assert changed == filled
         assert cleaned is not None
         assert bool(cleaned.full(frame.shape).all()) == filled
-
-
-@pytest.mark.parametrize("side", ["left", "top", "right", "bottom"])
-def test_background_that_goes_on_beyond_a_window_is_no_hole(side: str) -> None:
-    holes = {"left": (10, 0), "top": (0, 15), "right": (10, 29), "bottom": (19, 15)}
-    window = np.ones((20, 30), dtype=bool)
-    for hole in holes.values():
-        window[hole] = False
-
-    cleaned = clean(window, 10, keep_largest=False, sides=OpenSides(**{side: True}))
-
-    assert cleaned.mask is not None
-    assert np.argwhere(~cleaned.mask).tolist() == [list(holes[side])]
 
 
 def test_a_piece_of_background_cut_off_at_the_border_is_a_hole() -> None:
