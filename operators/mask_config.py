@@ -53,7 +53,7 @@ class MasksConfig(BaseModel):
     """Pixels: smaller islands and holes are cleaned away; 0 switches the clean-up off."""
     max_mask_area_ratio: Share = 0.95
     """Masks of this share of the image or more are removed; 0 switches the filter off."""
-    points_per_chunk: int = Field(default=DEFAULT_POINTS_PER_CHUNK, ge=1)
+    points_per_chunk: AutoOrCount = "auto"
     """Prompts that go through the decoder together; changes the last bits, so it belongs to the numerics."""
 
     @model_validator(mode="before")
@@ -65,7 +65,8 @@ class MasksConfig(BaseModel):
         asked = {"crop_n_layers": layers} if type(layers) is int and layers in range(7) else {}
         # Checked by itself, so that the fields' own validators report wrong values.
         defaults = MaskSettings.of(data.get("profile", "sa1b"), points_per_side=2**40, **asked)
-        filled = {key: value for key, value in asdict(defaults).items() if key != "points_per_side"}
+        own = ("points_per_side", "points_per_chunk")
+        filled = {key: value for key, value in asdict(defaults).items() if key not in own}
         return {**filled, **data}
 
     @model_validator(mode="after")
@@ -76,9 +77,12 @@ class MasksConfig(BaseModel):
             raise ValueError(str(error).removeprefix("masks.")) from error
         return self
 
-    def settings(self) -> MaskSettings:
-        """The same as the value that `MaskGenerator` takes."""
-        return MaskSettings(**self.model_dump())
+    def settings(self, points_per_chunk: int = DEFAULT_POINTS_PER_CHUNK) -> MaskSettings:
+        """The same as the value that `MaskGenerator` takes, with this for `points_per_chunk: auto`."""
+        values = self.model_dump()
+        if self.points_per_chunk == "auto":
+            values["points_per_chunk"] = points_per_chunk
+        return MaskSettings(**values)
 
 
 class ModelConfig(BaseModel):

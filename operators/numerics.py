@@ -6,6 +6,8 @@ from importlib.metadata import version
 from catalogs.layout import fingerprint
 from infra.device import Compute, Precision
 from infra.version import VERSION
+from model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
+from operators.mask_config import MasksConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Numerics:
     device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
     precision: Precision
     points_per_chunk: int  # prompts that go through the decoder together; the last chunk is padded
+    crops_per_batch: int  # crops of an image that are encoded together; the last batch is filled up
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
     segmint: str
@@ -50,7 +53,19 @@ class Numerics:
         return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
 
 
-def observe_numerics(compute: Compute, points_per_chunk: int, weights_sha256: str) -> Numerics:
+def resolve_numerics(compute: Compute, masks: MasksConfig, weights_sha256: str) -> Numerics:
+    """The numerics that a dataset is begun with: what suits the device, where the configuration leaves it open."""
+    from model.sam.batch_encoder import CUDA_BATCH
+
+    on_gpu = compute.kind == "cuda"
+    chunk = masks.points_per_chunk
+    if chunk == "auto":
+        chunk = CUDA_POINTS_PER_CHUNK if on_gpu else DEFAULT_POINTS_PER_CHUNK
+    crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
+    return observe_numerics(compute, chunk, crops, weights_sha256)
+
+
+def observe_numerics(compute: Compute, points_per_chunk: int, crops_per_batch: int, weights_sha256: str) -> Numerics:
     """The numerics of this process with a resolved device, precision and number of threads."""
     import torch
     from PIL import features
@@ -65,6 +80,7 @@ def observe_numerics(compute: Compute, points_per_chunk: int, weights_sha256: st
         device_kind=kind,
         precision=compute.precision,
         points_per_chunk=points_per_chunk,
+        crops_per_batch=crops_per_batch,
         threads=compute.threads,
         weights_sha256=weights_sha256,
         segmint=VERSION,

@@ -107,13 +107,16 @@ def load_generator(settings: SegmentSettings) -> MaskGenerator:
     """
     weights = _weights(settings)
     check_numerics(settings)
-    return MaskGenerator(Predictor(load_model(weights, settings.numerics.compute)), settings.masks)
+    predictor = Predictor(load_model(weights, settings.numerics.compute))
+    return MaskGenerator(predictor, settings.masks, settings.numerics.crops_per_batch)
 
 
 def check_numerics(settings: SegmentSettings) -> None:
     """Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with."""
     wanted = settings.numerics
-    here = observe_numerics(wanted.compute, wanted.points_per_chunk, sha256_of(_weights(settings)))
+    here = observe_numerics(
+        wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings))
+    )
     if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
             f"this machine would give other bits than the dataset was begun with: {here.differences(wanted)}. "

@@ -32,7 +32,7 @@ from infra.errors import SegmintError, UsageError
 from infra.storage import Storage, join
 from infra.version import VERSION
 from operators.deidentify import BUNDLED_DETECTORS
-from operators.numerics import Numerics, observe_numerics
+from operators.numerics import Numerics, resolve_numerics
 from operators.write_shard import ShardTask
 from pipeline.config import Config, identity
 from pipeline.windows import ShardSpan
@@ -145,7 +145,7 @@ def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:
     tree = identity(config, _hashes(config, storage, weights))
     compute = resolve_compute(config.model.device, config.model.precision, config.model.threads)
     digest = sha256_of(weights)
-    numerics = observe_numerics(compute, config.masks.points_per_chunk, digest)
+    numerics = resolve_numerics(compute, config.masks, digest)
     part = CatalogPart(
         path=part_path(0),
         rows=catalog.rows,

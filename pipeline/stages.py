@@ -116,7 +116,7 @@ def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
 
 def _segment_settings(config: Config, dataset: OpenDataset) -> SegmentSettings:
     return SegmentSettings(
-        masks=config.masks.settings(),
+        masks=config.masks.settings(dataset.numerics.points_per_chunk),
         weights=config.model.weights,
         numerics=dataset.numerics,
         assets=config.assets,

@@ -10,6 +10,9 @@ Profile = Literal["official", "sa1b"]
 # products are shared by a chunk. From 8 on that gains little, and each prompt more holds another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
+# A GPU is filled by many prompts at once.
+CUDA_POINTS_PER_CHUNK = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:

@@ -19,7 +19,12 @@ def test_profile_sets_the_defaults_that_the_model_has(profile, layers):
 def test_defaults_in_the_class_are_those_of_sa1b():
     # What documentation and schemas show, and what a validator fills in, must not drift apart.
     declared = {name: field.default for name, field in MasksConfig.model_fields.items()}
-    assert declared == asdict(MaskSettings.sa1b())
+    assert declared == {**asdict(MaskSettings.sa1b()), "points_per_chunk": "auto"}
+
+
+def test_a_chunk_left_open_is_given_with_the_settings():
+    assert MasksConfig().settings(64).points_per_chunk == 64
+    assert MasksConfig(points_per_chunk=5).settings(64).points_per_chunk == 5
 
 
 def test_explicit_keys_override_the_profile():

@@ -8,12 +8,13 @@ import torch
 
 from infra.assets import sha256_of
 from infra.device import Compute
-from operators.numerics import Numerics, observe_numerics
+from operators.mask_config import MasksConfig
+from operators.numerics import Numerics, observe_numerics, resolve_numerics
 
 
 @pytest.fixture(scope="module")
 def here(mobile_sam_path: Path) -> Numerics:
-    return observe_numerics(Compute("cpu", "fp32", 1), 4, sha256_of(mobile_sam_path))
+    return observe_numerics(Compute("cpu", "fp32", 1), 4, 1, sha256_of(mobile_sam_path))
 
 
 def test_numerics_name_this_machine_and_these_weights(here: Numerics) -> None:
@@ -30,3 +31,20 @@ def test_every_field_is_in_the_fingerprint(here: Numerics) -> None:
         assert here.differences(other).startswith(name)
     assert len(fingerprints) == len(vars(here)) + 1
     assert here.differences(replace(here)) == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "masks", "expected"),
+    [
+        ("cpu", MasksConfig(), (8, 1)),
+        ("cpu", MasksConfig(points_per_chunk=3), (3, 1)),
+        ("cuda", MasksConfig(), (64, 7)),
+        ("cuda", MasksConfig(crop_n_layers=0, points_per_chunk=16), (16, 1)),
+    ],
+)
+def test_what_is_left_open_suits_the_device(
+    device: str, masks: MasksConfig, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    numerics = resolve_numerics(Compute(device, "fp32", 1), masks, "0" * 64)
+    assert (numerics.points_per_chunk, numerics.crops_per_batch) == expected

@@ -24,7 +24,7 @@ def settings(mobile_sam_path: Path) -> SegmentSettings:
     masks = MaskSettings.sa1b(
         points_per_side=2, crop_n_layers=1, pred_iou_thresh=0.6, stability_score_thresh=0.7, points_per_chunk=2
     )
-    numerics = observe_numerics(Compute("cpu", "fp32", 1), 2, sha256_of(mobile_sam_path))
+    numerics = observe_numerics(Compute("cpu", "fp32", 1), 2, 1, sha256_of(mobile_sam_path))
     return SegmentSettings(masks, "mobile_sam", numerics)
 
 
