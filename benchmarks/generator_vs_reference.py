@@ -33,6 +33,7 @@ from benchmarks.measuring import (  # noqa: E402
     photographs,
     read,
     spread,
+    waiting_as_shipped,
     write_result,
 )
 
@@ -86,7 +87,8 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
         if side == REFERENCE:
-            found[side] = in_process(run_reference, source, threads, settings)
+            with waiting_as_shipped():
+                found[side] = in_process(run_reference, source, threads, settings)
         else:
             found[side] = in_process(run_ours, source, threads, settings, side)
     return found

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.measuring import SCIKIT_IMAGE, in_process, peak_mib, photographs, read, spread, write_result
+from benchmarks.measuring import (
+    SCIKIT_IMAGE,
+    in_process,
+    peak_mib,
+    photographs,
+    read,
+    spread,
+    waiting_as_shipped,
+    write_result,
+)
 
 
 @pytest.fixture
@@ -17,6 +26,13 @@ def folder(tmp_path: Path) -> Path:
         Image.new("RGB", (4, 3), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").touch()
     return tmp_path
+
+
+def test_a_peer_waits_as_it_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    with waiting_as_shipped():
+        assert in_process(os.getenv, "OMP_WAIT_POLICY") is None
+    assert in_process(os.getenv, "OMP_WAIT_POLICY") == "PASSIVE"
 
 
 def test_without_a_folder_the_photographs_are_those_of_scikit_image() -> None:
