@@ -102,7 +102,7 @@ def stage_catalog(catalog_uri: str, storage: Storage, folder: Path, on_problem: 
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, NORMALIZED) as writer:
         for batch in read_catalog(catalog_uri, storage, on_problem):
-            writer.add([_normalized(batch, writer.rows)])
+            writer.add([number_rows(batch, writer.rows)])
     return staged, writer.rows
 
 
@@ -148,7 +148,8 @@ class _Ascending:
         return taken
 
 
-def _normalized(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+    """A batch of `SOURCE` as `NORMALIZED`, ordinals from `first` on; duplicates are not marked."""
     rows = batch.num_rows
     ordinals = np.arange(first, first + rows, dtype=np.int64)
     columns = {

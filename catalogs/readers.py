@@ -8,7 +8,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -69,46 +69,68 @@ def read_catalog(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> 
 
 
 def _read_parquet(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.RecordBatch]:
+    with open_parquet(uri, storage) as file:
+        yield from parquet_batches(uri, file, range(file.metadata.num_row_groups), on_problem)
+
+
+@contextmanager
+def open_parquet(uri: str, storage: Storage) -> Iterator[pq.ParquetFile]:
+    """A Parquet catalog of which only the footer has been read.
+
+    Raises `UsageError` where it is no Parquet, or its columns are not a catalog's.
+    """
     with storage.open(uri) as stream:
         try:
             # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
-        names = list(file.schema_arrow.names)
-        require_columns(uri, names)
+        require_columns(uri, list(file.schema_arrow.names))
         require_types(uri, file.schema_arrow)
-        row = 1
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[name for name in names if name in SOURCE.names])
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise UsageError(f"{uri}: the file is damaged after row {row - 1}: {error}") from error
-            if batch is None:
-                return
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield conform(uri, columns, batch.num_rows, row, on_problem)
-            row += batch.num_rows
+        yield file
+
+
+def parquet_batches(
+    uri: str, file: pq.ParquetFile, groups: Sequence[int], on_problem: OnProblem = refuse, first_row: int = 1
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups, in order, as batches of `SOURCE`; `first_row` is the number of their first row."""
+    row = first_row
+    names = [name for name in file.schema_arrow.names if name in SOURCE.names]
+    batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{uri}: the file is damaged after row {row - 1}: {error}") from error
+        if batch is None:
+            return
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        yield conform(uri, columns, batch.num_rows, row, on_problem)
+        row += batch.num_rows
 
 
 def _read_json_lines(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.RecordBatch]:
     row = 1
+    for block, lines in json_blocks(uri, storage):
+        if row == 1:
+            require_keys(uri, lines)
+        columns = _parse_json_fast(block, len(lines))
+        if columns is None:
+            columns = _parse_json_slowly(uri, lines, row, on_problem)
+        yield conform(uri, columns, len(lines), row, on_problem)
+        row += len(lines)
+
+
+def json_blocks(uri: str, storage: Storage) -> Iterator[tuple[bytes, list[bytes]]]:
+    """A JSON Lines catalog in blocks of whole lines, each with its lines but for blank ones: a row each."""
     with _open_text(uri, storage) as stream:
         for block in _lines(stream):
             lines = [line for line in block.splitlines() if line.strip()]
-            if not lines:
-                continue
-            if row == 1:
-                _require_keys(uri, lines)
-            columns = _parse_json_fast(block, len(lines))
-            if columns is None:
-                columns = _parse_json_slowly(uri, lines, row, on_problem)
-            yield conform(uri, columns, len(lines), row, on_problem)
-            row += len(lines)
+            if lines:
+                yield block, lines
 
 
-def _require_keys(uri: str, lines: list[bytes]) -> None:
+def require_keys(uri: str, lines: list[bytes]) -> None:
     """A row may leave a key out; a required one that no row of the first block has is a missing column."""
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
@@ -184,6 +206,15 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _read_csv(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.RecordBatch]:
+    row = 1
+    for batch in csv_batches(uri, storage):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        yield conform(uri, columns, batch.num_rows, row, on_problem)
+        row += batch.num_rows
+
+
+def csv_batches(uri: str, storage: Storage, only: Sequence[str] = SOURCE.names) -> Iterator[pa.RecordBatch]:
+    """The rows of a CSV catalog as text, those columns alone that are named in `only`, which decide no row's end."""
     with _open_text(uri, storage) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -191,14 +222,13 @@ def _read_csv(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.
         except (UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{uri}: the header is no CSV in UTF-8: {error}") from error
     require_columns(uri, names)
-    wanted = [name for name in names if name in SOURCE.names]
     bad: list[pacsv.InvalidRow] = []
 
     def remember(invalid: pacsv.InvalidRow) -> str:
         bad.append(invalid)
         return "error"
 
-    row = 1
+    rows = 0
     with _open_text(uri, storage) as stream:
         try:
             reader = pacsv.open_csv(
@@ -207,15 +237,14 @@ def _read_csv(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.
                 parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
                 convert_options=pacsv.ConvertOptions(
                     column_types={name: pa.string() for name in names},
-                    include_columns=wanted,
+                    include_columns=[name for name in names if name in only],
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
             )
             for batch in reader:
-                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-                yield conform(uri, columns, batch.num_rows, row, on_problem)
-                row += batch.num_rows
+                yield batch
+                rows += batch.num_rows
         except pa.ArrowInvalid as error:
             if bad:
                 raise UsageError(
@@ -224,7 +253,7 @@ def _read_csv(uri: str, storage: Storage, on_problem: OnProblem) -> Iterator[pa.
                 ) from error
             if "Empty CSV" in str(error):
                 return
-            raise UsageError(f"{uri}: no CSV that can be read after row {row - 1}: {error}") from error
+            raise UsageError(f"{uri}: no CSV that can be read after row {rows}: {error}") from error
 
 
 def _open_text(uri: str, storage: Storage) -> AbstractContextManager[BinaryIO]:

@@ -1,0 +1,103 @@
+"""How many rows a source catalog has, and a few of them from all over it, without keeping the others.
+
+A row counts as `catalogs.readers` counts it, so that the number is the one that a build will have.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.normalize import number_rows
+from catalogs.readers import (
+    catalog_format,
+    csv_batches,
+    json_blocks,
+    open_parquet,
+    parquet_batches,
+    read_catalog,
+    require_keys,
+)
+from catalogs.schema import NORMALIZED, REQUIRED
+from infra.storage import Storage
+
+COUNTED_BY = {
+    "Parquet": "its footer",
+    "JSON Lines": "its lines that are not blank",
+    "CSV": "its records, parsed: a quoted value may hold line breaks",
+}
+"""What `count_rows` reads of a catalog, by its format; each gives the exact number."""
+
+
+def count_rows(uri: str, storage: Storage) -> int:
+    """The exact number of rows of the catalog at `uri`; see `COUNTED_BY`.
+
+    Of a Parquet file only the footer is read. Text is read through once, a block at a time; values are not looked at.
+    Raises `UsageError` for a file that is no catalog, or whose columns are not one's.
+    """
+    kind = catalog_format(uri)
+    if kind == "Parquet":
+        with open_parquet(uri, storage) as file:
+            rows: int = file.metadata.num_rows
+            return rows
+    if kind == "CSV":
+        return sum(batch.num_rows for batch in csv_batches(uri, storage, only=REQUIRED[:1]))
+    rows = 0
+    for _, lines in json_blocks(uri, storage):
+        if rows == 0:
+            require_keys(uri, lines)
+        rows += len(lines)
+    return rows
+
+
+def spread_evenly(rows: int, wanted: int) -> list[int]:
+    """`wanted` positions out of `rows`, ascending and all different, in the middles of equal parts.
+
+    Always the same ones; all of them where `wanted` is `rows` or more.
+    """
+    wanted = min(rows, wanted)
+    return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
+
+
+def read_rows_at(uri: str, storage: Storage, ordinals: Sequence[int]) -> pa.Table:
+    """The rows of the source catalog with these ordinals (from 0, ascending), as `NORMALIZED`.
+
+    Of a Parquet file only the row groups that hold one are read; text is parsed up to the last. Duplicates are not
+    marked: that takes all rows. Raises `UsageError` where a row on the way cannot be used.
+    """
+    if catalog_format(uri) != "Parquet":
+        return _pick(_numbered(read_catalog(uri, storage), 0), ordinals)
+    with open_parquet(uri, storage) as file:
+        pieces = []
+        for group, (start, stop) in enumerate(pairwise(_starts(file))):
+            inside = [ordinal for ordinal in ordinals if start <= ordinal < stop]
+            if inside:
+                batches = parquet_batches(uri, file, [group], first_row=start + 1)
+                pieces.append(_pick(_numbered(batches, start), inside))
+        return pa.concat_tables([NORMALIZED.empty_table(), *pieces])
+
+
+def _starts(file: pq.ParquetFile) -> list[int]:
+    """The ordinal of each row group's first row, and the one after the last row."""
+    starts = [0]
+    for group in range(file.metadata.num_row_groups):
+        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    return starts
+
+
+def _numbered(batches: Iterator[pa.RecordBatch], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    for batch in batches:
+        yield first, number_rows(batch, first)
+        first += batch.num_rows
+
+
+def _pick(batches: Iterator[tuple[int, pa.RecordBatch]], ordinals: Sequence[int]) -> pa.Table:
+    pieces = []
+    for start, batch in batches:
+        inside = [ordinal - start for ordinal in ordinals if start <= ordinal < start + batch.num_rows]
+        if inside:
+            pieces.append(pa.Table.from_batches([batch.take(pa.array(inside, pa.int64()))]))
+        if not ordinals or start + batch.num_rows > ordinals[-1]:
+            break
+    return pa.concat_tables([NORMALIZED.empty_table(), *pieces])
