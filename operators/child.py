@@ -86,6 +86,11 @@ class Children(Generic[T]):
             with self._all_slots():
                 return self._run(data)
 
+    def wait_until_ready(self) -> None:
+        """Returns when a child has built its worker; where it could not, the first image's answer says so."""
+        with contextlib.suppress(pebble.ProcessExpired, BrokenExecutor):
+            self._living_pool().schedule(os.getpid).result()
+
     def close(self) -> None:
         """Ends the children; an image in work is lost. May be called again."""
         if self._closed:

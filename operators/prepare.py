@@ -186,6 +186,10 @@ class Prepare:
         rows = [{**unjudged, **row} for row in table.to_pylist()]
         return to_table(list(self._threads.map(self._row, rows)), PREPARED)
 
+    def wait_until_ready(self) -> None:
+        """Returns when the first image would not wait for a child process to start; for those who measure."""
+        self._children.wait_until_ready()
+
     def close(self) -> None:
         """Ends the child processes and threads."""
         self._threads.shutdown()

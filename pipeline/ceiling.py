@@ -6,18 +6,22 @@ slow implementation, and an implementation that does with less work comes nearer
 """
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra.errors import UsageError
 from infra.peak import measure_peak
-from infra.peak_reports import PeakReports
 from infra.ray_session import Cluster
 from model.cost import image_cost
 from model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
 from pipeline.config import Config
 from pipeline.dataset import OpenDataset
-from pipeline.stages import Pool
+
+if TYPE_CHECKING:  # both import Ray, which a plan does without
+    from infra.peak_reports import PeakReports
+    from pipeline.stages import Pool
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,19 @@ class CeilingMeter:
     def __init__(self, config: Config, dataset: OpenDataset) -> None:
         """Raises `UsageError` where the weights are no SAM's."""
         self._numerics = dataset.numerics
-        self._flop_per_image = image_cost(config.masks.settings()).flop(*_model(config.model.weights, dataset))
+        self._flop_per_image = flop_per_image(config, lambda: dataset.weights)
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._reports: PeakReports | None = None
 
-    def reports(self, cluster: Cluster) -> PeakReports | None:
+    def reports(self, cluster: Cluster) -> "PeakReports | None":
         """What segment actors report to; None where the driver's own measurement stands."""
         if not cluster.local or self._here is None:
+            from infra.peak_reports import PeakReports
+
             self._reports = PeakReports()
         return self._reports
 
-    def read(self, cluster: Cluster, pool: Pool) -> Ceiling | None:
+    def read(self, cluster: Cluster, pool: "Pool") -> Ceiling | None:
         """The ceiling of the pool's devices, taken to be alike; None where no actor ever came up.
 
         Actors that share the cores of one machine are no more devices than there are cores for their threads.
@@ -89,11 +95,19 @@ class CeilingMeter:
         )
 
 
-def _model(weights: Any, dataset: OpenDataset) -> tuple[Architecture, int]:
+def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
+    """Operations of one image; `weights` gives this machine's copy of the checkpoint, where only that can tell.
+
+    Raises `UsageError` where it is no SAM's.
+    """
+    return image_cost(config.masks.settings()).flop(*_model(config.model.weights, weights))
+
+
+def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
     """Architecture and decoder depth of the weights; a known name tells them without the file being read."""
-    if weights == "mobile_sam" or weights in VIT_SHAPES:
-        return weights, 2
+    if name == "mobile_sam" or name in VIT_SHAPES:
+        return name, 2  # type: ignore[return-value]
     try:
-        return inspect_checkpoint(dataset.weights)
+        return inspect_checkpoint(weights())
     except SamWeightsError as error:
         raise UsageError(str(error)) from error

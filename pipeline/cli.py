@@ -102,6 +102,46 @@ def build(
 
 @app.command()
 @guarded
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration, a path or URI.")],
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Measure N real rows, spread evenly over the catalog.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Plan for so many GPUs; those here without it.")] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="X", help="Price of a GPU-hour; of a core-hour on a CPU.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of the ceiling to assume where none is measured; 0.3.")
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Peak of a GPU that is not here, operations a second, as in 9.9e14."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Override a key, as in --set masks.points_per_side=16; repeatable."),
+    ] = None,
+    shards: Annotated[str | None, typer.Option(metavar="A:B", help="Only shards A to B-1, as in a build.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a build takes and gives, before anything is spent: images, bytes, hours, days and cost."""
+    from pipeline.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    span = parse_shards(shards) if shards is not None else None
+    from pipeline.plan import PlanOptions, make_plan
+
+    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
+    if as_json:
+        answer_json(planned.to_dict())
+    else:
+        for line in planned.lines():
+            answer(line)
+
+
+@app.command()
+@guarded
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes; made if it is not there.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,

@@ -33,9 +33,10 @@ from infra.storage import Storage, join
 from infra.version import VERSION
 from operators.deidentify import BUNDLED_DETECTORS
 from operators.numerics import Numerics, resolve_numerics
+from operators.prepare import PrepareConfig
 from operators.write_shard import ShardTask
 from pipeline.config import Config, identity
-from pipeline.windows import ShardSpan
+from pipeline.windows import ShardSpan, choose_shards
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,7 @@ class OpenDataset:
 
     def shards(self, wanted: tuple[int, int] | None = None) -> range:
         """The shards `[first, last)` that were asked for, or all; raises `UsageError` for an empty range."""
-        whole = range(self.manifest.shards)
-        if wanted is None:
-            return whole
-        chosen = range(max(wanted[0], 0), min(wanted[1], len(whole)))
-        if not chosen:
-            raise UsageError(
-                f"--shards {wanted[0]}:{wanted[1]} names no shard: the dataset has shards 0 to {len(whole) - 1}"
-            )
-        return chosen
+        return choose_shards(self.manifest.shards, wanted)
 
     def span(self, shard: int) -> ShardSpan:
         """A shard with its ordinals."""
@@ -119,27 +112,53 @@ def open_or_create(config: Config, storage: Storage) -> OpenDataset:
 
     Raises `UsageError`, with the differing keys, when it was begun by another configuration or from another catalog.
     """
-    if not storage.exists(config.catalog):
-        raise UsageError(
-            f"catalog is {config.catalog!r}, and there is no such object: expected Parquet, JSON Lines or CSV"
-        )
+    require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     standing = read_manifest(storage, config.output)
     if standing is None:
         storage.probe(config.output)
         standing = _begin(config, storage, weights)
-    _check_identity(config, storage, standing, weights)
-    _check_numerics(config, Numerics(**standing.numerics))
+    check_begun_alike(config, storage, standing, weights)
     _check_catalog(config, storage, standing)
     return OpenDataset(config.output, standing, weights)
+
+
+def require_catalog(config: Config, storage: Storage) -> None:
+    """Raises `UsageError` where there is no catalog."""
+    if not storage.exists(config.catalog):
+        raise UsageError(
+            f"catalog is {config.catalog!r}, and there is no such object: expected Parquet, JSON Lines or CSV"
+        )
+
+
+def require_rows(config: Config, rows: int) -> None:
+    """Raises `UsageError` where the catalog has no rows."""
+    if rows == 0:
+        raise UsageError(f"the catalog {config.catalog} has no rows")
+
+
+def check_begun_alike(config: Config, storage: Storage, standing: DatasetManifest, weights: Path) -> None:
+    """Raises `UsageError`, with the differing keys, where a dataset was begun with another identity or numerics."""
+    _check_identity(config, storage, standing, weights)
+    _check_numerics(config, Numerics(**standing.numerics))
+
+
+def prepare_config(config: Config) -> PrepareConfig:
+    """What the first stage is told. Originals are kept where crops are cut from them."""
+    masks = config.masks
+    return PrepareConfig(
+        ingest=config.ingest,
+        deidentify=config.deidentify,
+        release=config.release,
+        keep_original=masks.profile == "sa1b" and masks.crop_n_layers > 0,
+    )
 
 
 def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:
     """Pins catalog, configuration and numerics; of two drivers that begin at once one wins, and both read its pins."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         catalog = _normalize(config, storage, Path(folder))
-        if catalog.rows == 0:
-            raise UsageError(f"the catalog {config.catalog} has no rows")
+        require_rows(config, catalog.rows)
         storage.put_file(join(config.output, part_path(0)), catalog.path)
         licenses = _count_licenses(catalog.path)
     tree = identity(config, _hashes(config, storage, weights))

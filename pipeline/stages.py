@@ -9,10 +9,9 @@ from ray.data import ActorPoolStrategy
 from infra.errors import UsageError
 from infra.ray_session import Cluster
 from infra.storage import Storage
-from operators.prepare import PrepareConfig
 from operators.segment import SegmentSettings
 from pipeline.config import Config, PoolConfig
-from pipeline.dataset import OpenDataset
+from pipeline.dataset import OpenDataset, prepare_config
 
 DESCRIBE_CPUS = 0.5
 """Unlike the actors' CPUs, or Ray would fuse the stages into one."""
@@ -103,15 +102,8 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float, *, c
 
 
 def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
-    masks = config.masks
-    prepare = PrepareConfig(
-        ingest=config.ingest,
-        deidentify=config.deidentify,
-        release=config.release,
-        keep_original=masks.profile == "sa1b" and masks.crop_n_layers > 0,
-    )
     policy = config.license.policy(dataset.manifest.policy_date)
-    return prepare, Storage(config.storage), policy, config.catalog, config.assets
+    return prepare_config(config), Storage(config.storage), policy, config.catalog, config.assets
 
 
 def _segment_settings(config: Config, dataset: OpenDataset) -> SegmentSettings:

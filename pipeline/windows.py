@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import SegmintError
+from infra.errors import SegmintError, UsageError
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,17 @@ class ShardSpan:
     def rows(self) -> int:
         """How many rows the shard takes."""
         return self.stop - self.start
+
+
+def choose_shards(count: int, wanted: tuple[int, int] | None) -> range:
+    """The shards `[first, last)` that were asked for out of `count`, or all; `UsageError` for an empty range."""
+    whole = range(count)
+    if wanted is None:
+        return whole
+    chosen = range(max(wanted[0], 0), min(wanted[1], count))
+    if not chosen:
+        raise UsageError(f"--shards {wanted[0]}:{wanted[1]} names no shard: the dataset has shards 0 to {count - 1}")
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,253 @@
+"""The sample behind a plan: a few real rows of the catalog through the real stages, one after another, without Ray.
+
+The stages are the callables that Ray Data runs in a build. An original lives in this process and in the child process
+that decodes it, as in a build; what is written is written to a temporary folder, and removed.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from catalogs.commits import CommitLog
+from catalogs.licenses import LicensePolicy
+from infra.errors import SegmintError
+from infra.storage import Storage
+from model.automatic.generator import MaskGenerator
+from operators.describe import describe_table
+from operators.images import decode_jpeg
+from operators.numerics import Numerics
+from operators.prepare import Prepare
+from operators.rows import Row, is_live, map_rows
+from operators.segment import SEGMENTED, SegmentSettings, load_generator, segment_image
+from operators.shard_files import annotations_json, build_shard_files
+from operators.write_shard import ShardTask, write_shard
+from pipeline.config import Config
+from pipeline.dataset import prepare_config
+
+STAGES = ("prepare", "segment", "describe", "write")
+"""The stages that are timed; `prepare` reads, too."""
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """What one row of the catalog took and gave. A refused row has no bytes out but its line in `rejects`."""
+
+    ordinal: int  # from 0
+    image_id: str
+    prepare_s: float  # reading included
+    read_s: float
+    segment_s: float
+    describe_s: float
+    write_s: float  # an equal part of what its shard took
+    bytes_in: int  # read from storage
+    released_bytes: int  # the released JPEG
+    annotation_bytes: int  # the JSON beside it
+    table_bytes: float  # an equal part of its shard's tables, tar headers and commit
+    masks: int
+    stage: str | None = None  # with reason and detail, where the row was refused
+    reason: str | None = None
+    detail: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, one after another."""
+        return self.prepare_s + self.segment_s + self.describe_s + self.write_s
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of a sample, and what does not grow with them."""
+
+    rows: tuple[SampledRow, ...]
+    start_s: float  # seconds until model and detectors were ready
+    seconds: float  # of the whole sample, start included
+    shard_bytes: int  # of a shard's files without any row
+    device: str  # "cpu" or "cuda"
+    threads: int  # torch's, in `segment`
+
+    @property
+    def accepted(self) -> int:
+        """Rows that became images."""
+        return sum(row.reason is None for row in self.rows)
+
+    @property
+    def rejected(self) -> Mapping[str, list[SampledRow]]:
+        """Refused rows by reason."""
+        found: dict[str, list[SampledRow]] = {}
+        for row in self.rows:
+            if row.reason is not None:
+                found.setdefault(row.reason, []).append(row)
+        return dict(sorted(found.items()))
+
+
+def run_sample(
+    config: Config,
+    rows: pa.Table,
+    numerics: Numerics,
+    policy: LicensePolicy,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Sample:
+    """Takes `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measures.
+
+    `numerics` are those of this machine. `tell` hears a line a row. Raises `SegmintError` where a row can be neither
+    accepted nor refused (an outage, a bug), and what loading the model raises.
+    """
+    started = time.perf_counter()
+    storage = _MeteredStorage(config.storage)
+    prepare = Prepare(prepare_config(config), storage, policy, config.catalog, config.assets)
+    try:
+        settings = SegmentSettings(
+            masks=config.masks.settings(numerics.points_per_chunk),
+            weights=config.model.weights,
+            numerics=numerics,
+            assets=config.assets,
+            storage_options=config.storage,
+        )
+        generator = load_generator(settings)
+        _warm_up(generator)
+        prepare.wait_until_ready()
+        start_s = time.perf_counter() - started
+        tell(f"ready after {start_s:.1f} s")
+        sampled: list[SampledRow] = []
+        with_images = config.release.format == "images"
+        for begin in range(0, len(rows), config.images_per_shard):
+            described, measured = [], []
+            for index in range(begin, min(begin + config.images_per_shard, len(rows))):
+                table, row = _take_row(rows.slice(index, 1), prepare, generator, storage, with_images=with_images)
+                described.append(table)
+                measured.append(row)
+                tell(f"row {row.ordinal + 1}: {row.reason or f'{row.masks} masks'} in {row.seconds:.1f} s")
+            sampled += _write(pa.concat_tables(described), measured, with_images=with_images)
+    finally:
+        prepare.close()
+    return Sample(
+        rows=tuple(sampled),
+        start_s=start_s,
+        seconds=time.perf_counter() - started,
+        shard_bytes=_shard_bytes(with_images=with_images),
+        device=numerics.device,
+        threads=numerics.threads,
+    )
+
+
+class _MeteredStorage(Storage):
+    """Storage that knows what the last row's reading took; in a child process it is a plain one."""
+
+    def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(options)
+        self.reset()
+
+    def reset(self) -> None:
+        self.bytes_read = 0
+        self.read_s = 0.0
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        with _timed() as clock:
+            data = super().read(uri, max_bytes)
+        self.bytes_read += len(data)
+        self.read_s += clock.seconds
+        return data
+
+
+class _Clock:
+    seconds = 0.0
+
+
+@contextmanager
+def _timed() -> Iterator[_Clock]:
+    clock, started = _Clock(), time.perf_counter()
+    yield clock
+    clock.seconds = time.perf_counter() - started
+
+
+def _warm_up(generator: MaskGenerator) -> None:
+    """One small image: the first one sets up kernels and memory, which a build does once an actor."""
+    small = replace(generator.settings, points_per_side=2, crop_n_layers=0)
+    MaskGenerator(generator.predictor, small, generator.crops_per_batch).generate(np.full((64, 64, 3), 128, np.uint8))
+
+
+def _take_row(
+    source: pa.Table, prepare: Prepare, generator: MaskGenerator, storage: _MeteredStorage, *, with_images: bool
+) -> tuple[pa.Table, SampledRow]:
+    """One row, described, and what it took so far: all but its writing."""
+    storage.reset()
+    with _timed() as preparing:
+        prepared = prepare(source)
+    with _timed() as segmenting:
+        segmented = map_rows(prepared, "segment", lambda row: _segment(row, generator), SEGMENTED)
+    with _timed() as describing:
+        described = describe_table(segmented)
+    row = described.to_pylist()[0]
+    if row["fault"] is not None:
+        raise SegmintError(
+            f"row {row['ordinal'] + 1} of the sample ({row['image_id']}) can be neither accepted nor refused: "
+            f"{row['fault']}. A build would hold its shard back; see to it, and plan again"
+        )
+    live = is_live(row)
+    size = (row["height"], row["width"])
+    name = f"sa_{row['id']}.jpg"
+    sampled = SampledRow(
+        ordinal=row["ordinal"],
+        image_id=row["image_id"],
+        prepare_s=preparing.seconds,
+        read_s=storage.read_s,
+        segment_s=segmenting.seconds if live else 0.0,
+        describe_s=describing.seconds,
+        write_s=0.0,
+        bytes_in=storage.bytes_read,
+        released_bytes=len(row["release"]) if live and with_images else 0,
+        annotation_bytes=len(annotations_json(row["id"], name, size, row["masks"])) if live else 0,
+        table_bytes=0.0,
+        masks=len(row["masks"]) if live else 0,
+        stage=row["stage"],
+        reason=row["reason"],
+        detail=row["detail"],
+    )
+    return described, sampled
+
+
+def _segment(row: Row, generator: MaskGenerator) -> Row:
+    image = decode_jpeg(row["release"])
+    original = None if row["original"] is None else decode_jpeg(row["original"])
+    return {**row, **segment_image(generator, image, original)}
+
+
+def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) -> list[SampledRow]:
+    """Writes and commits the rows as a shard in a temporary folder; returns them with their parts of it."""
+    ordinals = list(range(len(rows)))  # a shard's are neighbors
+    for name, values in (("ordinal", ordinals), ("id", [ordinal + 1 for ordinal in ordinals])):
+        index = described.schema.get_field_index(name)
+        described = described.set_column(index, described.schema.field(index), pa.array(values, pa.int64()))
+    with tempfile.TemporaryDirectory(prefix="segmint-plan-") as folder:
+        task = ShardTask(
+            shard=0,
+            start=0,
+            stop=len(rows),
+            dataset_uri=str(Path(folder)),
+            storage_options={},
+            numerics="",
+            with_images=with_images,
+            max_reject_ratio=1.0,
+        )
+        with _timed() as writing:
+            write_shard(task, [(0, len(rows))], described)
+        commit = CommitLog(Storage(), folder).read(0, 1)
+        if commit is None:
+            raise SegmintError(f"the sample's shard could not be read back from {folder}")
+        written = sum(file.size for file in commit.files)
+    known = sum(row.released_bytes + row.annotation_bytes for row in rows)
+    rest = max(0, written - known - _shard_bytes(with_images=with_images)) / len(rows)
+    return [replace(row, write_s=writing.seconds / len(rows), table_bytes=rest) for row in rows]
+
+
+def _shard_bytes(*, with_images: bool) -> int:
+    """Bytes of a shard without rows: schemas, footers and the tar's end."""
+    files = build_shard_files([], with_images=with_images)
+    return sum(map(len, (files.tar, files.images, files.masks, files.rejects)))

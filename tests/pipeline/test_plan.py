@@ -1,0 +1,287 @@
+"""A plan: what is counted, what is assumed and said to be, and what a sample of real photographs measures."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from catalogs.layout import read_manifest
+from infra.errors import SegmintError, UsageError
+from infra.storage import Storage
+from pipeline.cli import app
+from pipeline.config import Config, load_config
+from pipeline.dataset import open_or_create
+from pipeline.plan import DEFAULT_SHARE, Estimate, Plan, PlanOptions, _Extrapolation, make_plan
+from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
+
+GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
+
+
+def configured(folder: Path, catalog: Path, **changes: Any) -> Config:
+    changes = {"masks": GRID, **changes}
+    return load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Path:
+    """A catalog of 1,000 rows whose images do not exist."""
+    return write_catalog(tmp_path / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(1000)])
+
+
+def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Path, unread: Path) -> None:
+    plan = make_plan(configured(tmp_path, unread), PlanOptions(price=0.5))
+    assert (plan.catalog_rows, plan.rows, plan.shards, plan.committed) == (1000, 1000, 334, 0)
+    assert (plan.encodes_per_image, plan.prompts_per_image) == (1, 16)
+    assert (plan.bytes_in, plan.bytes_out, plan.sample, plan.measured) == (None, None, None, False)
+    assert (plan.share_of_ceiling, plan.hours_of) == (DEFAULT_SHARE, "core")
+    one_core_s = 1000 / (DEFAULT_SHARE * plan.ceiling.images_per_s)
+    assert plan.device_hours.value == pytest.approx(one_core_s / 3600)
+    assert plan.days.value == pytest.approx(one_core_s / 86400)
+    assert plan.cost is not None
+    assert plan.cost.value == pytest.approx(plan.device_hours.value * 0.5)
+    text = "\n".join(plan.lines())
+    assert "1,000 rows, by its lines that are not blank" in text
+    assert "30 % of the ceiling: an assumption (--share), not a measurement" in text
+    assert text.count("unknown without --sample") == 3
+    assert not (tmp_path / "dataset").exists()
+    json.dumps(plan.to_dict(), allow_nan=False)
+
+
+def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
+    """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/architecture.md)."""
+    config = configured(tmp_path, unread, masks={}, model=ANYWHERE)
+    plan = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=1.0, price=2))
+    assert (plan.encodes_per_image, plan.prompts_per_image) == (21, 3072)
+    assert plan.ceiling.images_per_s == pytest.approx(8 * 5.8, rel=0.01)
+    assert plan.device_hours.value == pytest.approx(1000 * 0.172 / 3600, rel=0.01)
+    assert plan.days.value == pytest.approx(plan.device_hours.value / 8 / 24)
+    assert plan.hours_of == "GPU"
+    text = "\n".join(plan.lines())
+    assert "on 8 x GPU (not measured: --flops 7.9e+14)" in text
+    assert "21,000 at the most, at 21 an image" in text
+    assert "at 2 a GPU-hour" in text
+    half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
+    assert half.device_hours.value == pytest.approx(2 * plan.device_hours.value)
+    assert half.cost is None
+
+
+def test_shards_choose_what_is_planned(tmp_path: Path, unread: Path) -> None:
+    config = configured(tmp_path, unread)
+    assert make_plan(config, PlanOptions(shards=(2, 4))).rows == 6
+    last = make_plan(config, PlanOptions(shards=(333, 900)))
+    assert (last.rows, last.shards, last.catalog_rows) == (1, 1, 1000)
+    with pytest.raises(UsageError, match="has shards 0 to 333"):
+        make_plan(config, PlanOptions(shards=(334, 400)))
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    """A plan from all eight rows of a catalog with one forbidden license and one absent image."""
+    folder = tmp_path_factory.mktemp("plan")
+    config = configured(folder, small_catalog(folder / "photos"))
+    heard: list[str] = []
+    plan = make_plan(config, PlanOptions(sample=50, price=1), heard.append)
+    assert len(heard) == 1 + 8
+    return folder, plan
+
+
+def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, Plan]) -> None:
+    folder, plan = sampled
+    sample = plan.sample
+    assert sample is not None
+    assert [row.ordinal for row in sample.rows] == list(range(8))
+    assert {reason: [row.ordinal for row in rows] for reason, rows in sample.rejected.items()} == {
+        "license_not_allowed": [2],
+        "not_found": [7],
+    }
+    assert plan.images == Estimate(6, 6, 6)
+    sizes = [path.stat().st_size for path in sorted((folder / "photos").glob("*.jpg"))]
+    assert [row.bytes_in for row in sample.rows] == [*sizes[:2], 0, *sizes[3:], 0]
+    for row in sample.rows:
+        assert (row.reason is None) == (row.segment_s > 0) == (row.released_bytes > 0) == (row.annotation_bytes > 0)
+        assert row.prepare_s >= row.read_s
+        assert row.write_s > 0
+    assert plan.measured
+    assert plan.device_hours.value == pytest.approx(sum(row.seconds for row in sample.rows) / 3600)
+    assert plan.masks is not None
+    assert plan.masks.value == sum(row.masks for row in sample.rows) > 6
+    assert 0 < plan.share_of_ceiling < 3
+    text = "\n".join(plan.lines())
+    assert "2 of the sample's 8 rows" in text
+    assert "not_found                       1  row 8: the store answers, and there is no such object" in text
+    assert "an assumption" not in text
+    assert "unknown" not in text
+    told = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
+    assert told["rejected"] == {"license_not_allowed": 1, "not_found": 1}
+    assert told["sample"]["rows"][7]["detail"]
+    assert sorted(path.name for path in folder.iterdir()) == ["build.yaml", "photos"]
+
+
+@pytest.mark.ray
+def test_the_build_writes_what_the_plan_said(sampled: tuple[Path, Plan]) -> None:
+    folder, plan = sampled
+    done = CliRunner().invoke(app, ["build", str(folder / "build.yaml"), "--json"])
+    assert done.exit_code == 0, done.stderr
+    built = json.loads(done.stdout)
+    assert plan.masks is not None
+    assert built["masks"] == plan.masks.value
+    assert built["rejected"] == plan.to_dict()["rejected"]
+    kinds = ("shards", "images", "masks", "rejects")
+    written = sum(path.stat().st_size for kind in kinds for path in (folder / "dataset" / kind).iterdir())
+    assert plan.bytes_out is not None
+    assert plan.bytes_out.value == pytest.approx(written, rel=0.05)
+
+    # What is committed is not planned again, and the plan changes no byte of the dataset.
+    (folder / "dataset" / "commits" / "000001.g1.json").unlink()
+    before = digests(folder / "dataset")
+    config = load_config(str(folder / "build.yaml"))
+    left = make_plan(config, PlanOptions(sample=2))
+    assert (left.rows, left.shards, left.committed) == (3, 1, 2)
+    assert left.sample is not None
+    assert [row.ordinal for row in left.sample.rows] == [3, 5]
+    assert "beside 2 that are committed" in left.lines()[1]
+    assert digests(folder / "dataset") == before
+    nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
+    assert nothing.lines()[-1] == "nothing is left to do"
+    with pytest.raises(UsageError, match=r"masks\.points_per_side: 4 before, 5 now"):
+        make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
+
+
+def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), release={"format": "annotations"})
+    plan = make_plan(config, PlanOptions(sample=1))
+    assert plan.sample is not None
+    assert plan.sample.rows[0].ordinal == 3
+    assert plan.sample.rows[0].released_bytes == 0
+    assert plan.sample.rows[0].annotation_bytes > 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), model={"threads": 1})
+    plan = make_plan(config, PlanOptions(sample=2, flops=1e15))
+    assert plan.sample is not None
+    assert (plan.measured, plan.share_of_ceiling, plan.hours_of) == (False, DEFAULT_SHARE, "GPU")
+    # The second row is a photograph, and the fourth is missing.
+    assert [row.reason for row in plan.sample.rows] == [None, "not_found"]
+    assert plan.images.value == 2
+    assert plan.images.low < 2 < plan.images.high <= 4
+    assert plan.device_hours.value == pytest.approx(2 / (0.3 * plan.ceiling.images_per_s) / 3600)
+    assert plan.cpu_core_hours is not None
+    assert plan.cpu_core_hours.value > 0
+    assert any("the GPUs' time is not from it" in note for note in plan.notes)
+
+
+def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -> None:
+    plan = make_plan(configured(tmp_path, unread), PlanOptions(sample=2))
+    assert plan.images.value == 0
+    assert plan.images.high > 500
+    assert any("no row of the sample was accepted" in note for note in plan.notes)
+    json.dumps(plan.to_dict(), allow_nan=False)
+
+
+def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "broken.pt").write_bytes(b"no detector")
+    detectors = {"faces": {"detector": str(tmp_path / "broken.pt")}}
+    config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), deidentify=detectors)
+    with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor refused"):
+        make_plan(config, PlanOptions(sample=1))
+    (tmp_path / "broken.pt").unlink()
+    with pytest.raises(UsageError, match=r"broken\.pt"):
+        make_plan(config, PlanOptions())
+
+
+def test_the_spread_narrows_with_the_sample_and_holds_its_value() -> None:
+    random = np.random.default_rng(1)
+    few, many = random.lognormal(size=5), random.lognormal(size=500)
+    wide, narrow = _Extrapolation(10**6, 5).total(few), _Extrapolation(10**6, 500).total(many)
+    for estimate in (wide, narrow):
+        assert estimate.low < estimate.value < estimate.high
+    assert (narrow.high - narrow.low) / narrow.value < (wide.high - wide.low) / wide.value / 2
+    # The normal interval of a mean, which the bootstrap's must be close to for many rows.
+    half = 1.96 * many.std() / math.sqrt(500) * 10**6
+    assert narrow.high - narrow.low == pytest.approx(2 * half, rel=0.1)
+    two = _Extrapolation(100, 2).total(np.array([1.0, 3.0]))
+    assert (two.low, two.value, two.high) == (100, 200, 300)
+    assert _Extrapolation(2, 2).total(np.array([1.0, 3.0])) == Estimate(4, 4, 4)
+
+
+def test_a_share_of_rows_is_never_certain_from_a_few() -> None:
+    """Wilson's interval of 8 in 10, as in Brown, Cai and DasGupta (2001): 0.490 to 0.943."""
+    found = _Extrapolation(1000, 10).count(np.array([1.0] * 8 + [0.0] * 2))
+    assert (found.low, found.value, found.high) == pytest.approx((490.2, 800, 943.3), abs=0.2)
+    assert _Extrapolation(1000, 3).count(np.ones(3)).low == pytest.approx(438.5, abs=0.1)
+    assert _Extrapolation(3, 3).count(np.ones(3)) == Estimate(3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sample": 0}, "--sample is 0"),
+        ({"gpus": 0}, "--gpus is 0"),
+        ({"price": -1.0}, "--price is -1"),
+        ({"price": math.nan}, "--price is nan"),
+        ({"share": 1.5}, "--share is 1.5"),
+        ({"share": 0.0}, "--share is 0"),
+        ({"flops": math.inf}, "--flops is inf"),
+        ({"share": 0.5, "sample": 3}, "an assumption about what --sample measures"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        PlanOptions(**options)
+
+
+def test_what_a_build_refuses_a_plan_refuses(tmp_path: Path, unread: Path) -> None:
+    config = configured(tmp_path, unread)
+    absent = config.model_copy(update={"catalog": str(tmp_path / "absent.csv")})
+    (tmp_path / "empty.csv").write_text("uri,license\n")
+    (tmp_path / "folder.parquet").mkdir()
+    empty = config.model_copy(update={"catalog": str(tmp_path / "empty.csv")})
+    folder = config.model_copy(update={"catalog": str(tmp_path / "folder.parquet")})
+    for wrong in (absent, empty, folder):
+        with pytest.raises(SegmintError) as building:
+            open_or_create(wrong, Storage())
+        with pytest.raises(SegmintError) as planning:
+            make_plan(wrong, PlanOptions())
+        assert str(planning.value) == str(building.value)
+        assert planning.value.exit_code == building.value.exit_code
+    for options in (PlanOptions(gpus=2), PlanOptions(flops=1e15)):
+        with pytest.raises(UsageError, match=r"model\.device is cpu"):
+            make_plan(config, options)
+    assert read_manifest(Storage(), config.output) is None
+
+
+def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) -> None:
+    path = write_config(tmp_path / "build.yaml", unread, tmp_path / "dataset", masks=GRID)
+    run = CliRunner().invoke
+    lines = run(app, ["plan", str(path), "--shards", "0:2", "--set", "masks.points_per_side=8"])
+    assert lines.exit_code == 0, lines.stderr
+    assert "384 at the most, at 64 an image" in lines.stdout
+    answer = json.loads(run(app, ["plan", str(path), "--json", "--share", "0.5"]).stdout)
+    assert (answer["rows"], answer["share_of_ceiling"], answer["measured"]) == (1000, 0.5, False)
+    assert answer["prompts"] == {"value": 16000, "low": 16000, "high": 16000}
+    wrong = run(app, ["plan", str(path), "--set", "masks.points=3"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr == run(app, ["build", str(path), "--set", "masks.points=3"]).stderr
+
+
+def test_a_plan_needs_no_ray(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", masks=GRID)
+    script = (
+        "import sys; from pipeline.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script, "plan", str(config), "--sample", "1"], check=True, cwd=ROOT)
