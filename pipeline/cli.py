@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.errors import UsageError
-from pipeline import assets_commands, catalog_commands
+from pipeline import assets_commands, audit_command, catalog_commands
 from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, guarded, say
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ def _tell(result: "ImageResult") -> None:
     else:
         count = "1 mask" if result.masks == 1 else f"{result.masks} masks"
         say(f"{result.image}: {count} in {result.seconds:.1f} s → {result.output}")
+
+
+app.command()(audit_command.audit)
 
 
 @app.command()

@@ -45,7 +45,7 @@ def test_help_comes_in_half_a_second_of_work():
     done = command("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    for name in ("build", "plan", "demo", "masks", "catalog", "assets", "version"):
+    for name in ("build", "plan", "demo", "masks", "audit", "catalog", "assets", "version"):
         assert f"  {name} " in done.stdout
     # Time of the processor and not of the clock: other tests may run beside this one.
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5

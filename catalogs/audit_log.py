@@ -1,0 +1,252 @@
+"""Audits what a dataset says of itself: its manifest, the parts of its catalog, its commits, its files' names.
+
+Nothing here looks into a shard's files; `operators.audit_rows` and its neighbors do.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import cast
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.findings import Code, Finding, Place
+from catalogs.layout import (
+    COMMITS,
+    DATA_KINDS,
+    MANIFEST,
+    CatalogPart,
+    DamagedDatasetError,
+    DatasetManifest,
+    commit_name,
+    config_sha256,
+    data_path,
+    parse_commit_name,
+    parse_data_path,
+    part_path,
+)
+from catalogs.rows import NormalizedRows
+from infra.errors import UsageError
+from infra.retry import NotFoundError
+from infra.storage import TEMPORARY_PREFIX, Storage
+from infra.uris import base_name, join
+
+CATALOG = "catalog"
+AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
+"""The folders in which every file must be accounted for."""
+
+REJECTED = "rejected:"
+_READ_AHEAD = 512
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as a listing has it: its size in bytes, and when it was written."""
+
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class AuditedCommit:
+    """A commit's file with what is wrong with it; `commit` is None where it cannot be used at all."""
+
+    shard: int
+    generation: int
+    commit: Commit | None
+    findings: tuple[Finding, ...]
+
+    def has(self, code: Code) -> bool:
+        """Whether a finding of this code is among them."""
+        return any(finding.code is code for finding in self.findings)
+
+
+def list_files(storage: Storage, dataset_uri: str) -> dict[str, Listed]:
+    """Every file in the audited folders, at any depth, by its path below the dataset."""
+    return {
+        f"{folder}/{entry.name}": Listed(entry.size, entry.modified)
+        for folder in AUDITED_FOLDERS
+        for entry in storage.walk(join(dataset_uri, folder), include_temporary=True)
+    }
+
+
+def audit_manifest(manifest: DatasetManifest) -> Iterator[Finding]:
+    """Whether `dataset.json` agrees with itself."""
+    place = Place(MANIFEST)
+    digest = config_sha256(manifest.config)
+    if digest != manifest.config_sha256:
+        yield place.finding(Code.BAD_MANIFEST, f"config_sha256 {digest}", manifest.config_sha256)
+    if manifest.config.get("images_per_shard") != manifest.images_per_shard:
+        expected = f"images_per_shard {manifest.config.get('images_per_shard')}, as in config"
+        yield place.finding(Code.BAD_MANIFEST, expected, manifest.images_per_shard)
+    first_shard = 0
+    for number, part in enumerate(manifest.catalog):
+        if (part.path, part.first_shard) != (part_path(number), first_shard):
+            expected = f"part {number} at {part_path(number)} from shard {first_shard}"
+            yield place.finding(Code.BAD_MANIFEST, expected, f"{part.path} from shard {part.first_shard}")
+        first_shard = part.first_shard + -(-part.rows // manifest.images_per_shard)
+
+
+def audit_catalog_part(
+    storage: Storage, dataset_uri: str, part: CatalogPart, images_per_shard: int
+) -> Iterator[Finding]:
+    """Whether a part of the catalog is the file that was pinned, and holds the ordinals that it should."""
+    place = Place(part.path)
+    uri = join(dataset_uri, part.path)
+    try:
+        with storage.open(uri) as stream:
+            # BinaryIO lacks readinto in the type, though every stream of ours has it.
+            digest = hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
+    except NotFoundError:
+        yield place.finding(Code.MISSING_CATALOG, f"the catalog's part with {part.rows} rows", "no such file")
+        return
+    if digest != part.sha256:
+        yield place.finding(Code.CATALOG_DIGEST, f"SHA-256 {part.sha256}", digest)
+        return
+    try:
+        with NormalizedRows(storage, uri) as rows:
+            first, end = rows.ordinals
+    except UsageError as error:
+        yield place.finding(Code.CATALOG_ROWS, "a normalized catalog", error)
+        return
+    start = part.first_shard * images_per_shard
+    if (first, end) != (start, start + part.rows):
+        expected = f"ordinals {start} to {start + part.rows - 1}"
+        yield place.finding(Code.CATALOG_ROWS, expected, f"{first} to {end - 1}")
+
+
+def audit_commits(
+    storage: Storage,
+    dataset_uri: str,
+    manifest: DatasetManifest,
+    pairs: Iterable[tuple[int, int]],
+    threads: int = 16,
+) -> Iterator[AuditedCommit]:
+    """Reads and judges the commits of (shard, generation) pairs, in that order; one that has vanished is passed over.
+
+    At most a few hundred are in memory at a time.
+    """
+    log = CommitLog(storage, dataset_uri)
+
+    def audit(pair: tuple[int, int]) -> AuditedCommit | None:
+        try:
+            data = storage.read(log.uri(*pair))
+        except NotFoundError:
+            return None
+        return audit_commit(data, *pair, manifest)
+
+    waiting = iter(pairs)
+    with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
+        while ahead := list(islice(waiting, _READ_AHEAD)):
+            for audited in pool.map(audit, ahead):
+                if audited is not None:
+                    yield audited
+
+
+def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
+    """Judges the bytes of a commit by its name (shard and generation), by itself, and by the manifest."""
+    place = Place(f"{COMMITS}/{commit_name(shard, generation)}", shard)
+
+    def unusable(expected: str, found: object) -> AuditedCommit:
+        return AuditedCommit(shard, generation, None, (place.finding(Code.BAD_COMMIT, expected, found),))
+
+    try:
+        commit = Commit.from_json(data, "the file")
+    except DamagedDatasetError as error:
+        return unusable("a commit's JSON", error)
+    if commit.to_json() != data:
+        return unusable(
+            "a commit's fields and no others, of the right types, as canonical JSON",
+            f"{len(data)} bytes where the same values take {len(commit.to_json())}, or in another order",
+        )
+    if (commit.shard, commit.generation) != (shard, generation):
+        return unusable(
+            f"shard {shard}, generation {generation}, as in its name",
+            f"shard {commit.shard}, generation {commit.generation}",
+        )
+    wrong = _wrong_files(commit)
+    if wrong:
+        return unusable(*wrong)
+    try:
+        ordinals = manifest.ordinals(shard)
+    except ValueError as error:
+        finding = place.finding(Code.UNKNOWN_SHARD, f"one of {manifest.shards} shards", error)
+        return AuditedCommit(shard, generation, None, (finding,))
+    return AuditedCommit(shard, generation, commit, tuple(_commit_findings(commit, ordinals, manifest, place)))
+
+
+def _wrong_files(commit: Commit) -> tuple[str, str] | None:
+    """What is wrong with the files that a commit names: expected and found; None where nothing is."""
+    kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
+    if kinds != sorted(DATA_KINDS):
+        return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"
+    for entry in commit.files:
+        if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
+            return f"size and SHA-256 of {entry.path}", f"{entry.size} and {entry.sha256!r}"
+        named = parse_data_path(entry.path)
+        right = data_path(entry.path.partition("/")[0], commit.shard, entry.sha256)
+        if named is None or entry.path != right:
+            return f"the path {right}", entry.path
+    return None
+
+
+def _commit_findings(
+    commit: Commit, ordinals: tuple[int, int], manifest: DatasetManifest, place: Place
+) -> Iterator[Finding]:
+    if commit.ordinals != ordinals:
+        yield place.finding(Code.WRONG_ORDINALS, f"ordinals {list(ordinals)}", list(commit.ordinals))
+    if commit.numerics != manifest.numerics_fingerprint:
+        yield place.finding(Code.OTHER_NUMERICS, f"numerics {manifest.numerics_fingerprint}", commit.numerics)
+    counts = commit.counts
+    reasons = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
+    totals = {name: count for name, count in counts.items() if name not in reasons}
+    rows = ordinals[1] - ordinals[0]
+    if sorted(totals) != ["images", "masks", "rejected", "rows"] or min(counts.values()) < 0:
+        yield place.finding(Code.BAD_COUNTS, "rows, images, masks and rejected, none below 0", dict(counts))
+    elif counts["rows"] != rows or counts["images"] + counts["rejected"] != rows:
+        found = f"{counts['rows']} rows, {counts['images']} images, {counts['rejected']} rejected"
+        yield place.finding(Code.BAD_COUNTS, f"{rows} rows = images + rejected", found)
+    elif sum(reasons.values()) != counts["rejected"]:
+        yield place.finding(Code.BAD_COUNTS, f"{counts['rejected']} rejected in all reasons together", reasons)
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """Files that no commit names: what is wrong, and how many may yet be of a writer at work."""
+
+    findings: tuple[Finding, ...]
+    young: tuple[str, ...]
+
+
+def audit_unnamed(paths: dict[str, Listed], manifest: DatasetManifest, limit: datetime, doubtful: set[int]) -> Unnamed:
+    """Sorts files that no commit names into left-overs, strangers, and those of writers that may be at work.
+
+    A name of ours is a left-over once it is older than `limit`; a build's sweep deletes such files, and these alone.
+    Of shards in `doubtful`, whose commits could not be read, nothing is said: what they name is not known.
+    """
+    findings: list[Finding] = []
+    young: list[str] = []
+    parts = {part.path for part in manifest.catalog}
+    for path, listed in sorted(paths.items()):
+        named = parse_data_path(path)
+        if named is not None and named.shard in doubtful:
+            continue
+        if named is not None or base_name(path).startswith(TEMPORARY_PREFIX):
+            if listed.modified >= limit:
+                young.append(path)
+                continue
+            place = Place(path, None if named is None else named.shard)
+            found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
+            findings.append(place.finding(Code.LEFTOVER_FILE, "no file that no commit names", found))
+        elif path not in parts and not _is_commit(path):
+            findings.append(Place(path).finding(Code.STRAY_FILE, "no file with a foreign name", f"{listed.size} bytes"))
+    return Unnamed(tuple(findings), tuple(young))
+
+
+def _is_commit(path: str) -> bool:
+    folder, _, name = path.partition("/")
+    return folder == COMMITS and parse_commit_name(name) is not None

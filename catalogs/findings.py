@@ -1,0 +1,183 @@
+"""What an audit can find wrong with a dataset: one list of codes with a sentence each, and findings that add up."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+EXAMPLES = 100
+"""How many findings of a code are kept and named; all are counted."""
+
+
+class Code(StrEnum):
+    """What is wrong, in a word; `SENTENCES` explains each."""
+
+    BAD_MANIFEST = "bad_manifest"
+    MISSING_CATALOG = "missing_catalog"
+    CATALOG_DIGEST = "catalog_digest"
+    CATALOG_ROWS = "catalog_rows"
+    BAD_COMMIT = "bad_commit"
+    UNKNOWN_SHARD = "unknown_shard"
+    WRONG_ORDINALS = "wrong_ordinals"
+    REPLACED_GENERATION = "replaced_generation"
+    OTHER_NUMERICS = "other_numerics"
+    BAD_COUNTS = "bad_counts"
+    MISSING_FILE = "missing_file"
+    FILE_SIZE = "file_size"
+    FILE_DIGEST = "file_digest"
+    LEFTOVER_FILE = "leftover_file"
+    STRAY_FILE = "stray_file"
+    BAD_TABLE = "bad_table"
+    TABLE_COUNTS = "table_counts"
+    ROW_IDENTITY = "row_identity"
+    OTHER_CATALOG_ROW = "other_catalog_row"
+    DUPLICATE_IMAGE = "duplicate_image"
+    MASK_COUNT = "mask_count"
+    UNKNOWN_REASON = "unknown_reason"
+    INCOMPLETE_REJECT = "incomplete_reject"
+    BAD_TAR = "bad_tar"
+    TAR_MEMBERS = "tar_members"
+    OTHER_JSON = "other_json"
+    BAD_JPEG = "bad_jpeg"
+    JPEG_SIZE = "jpeg_size"
+    JPEG_METADATA = "jpeg_metadata"
+    BAD_RLE = "bad_rle"
+    RLE_SIZE = "rle_size"
+    MASK_AREA = "mask_area"
+    MASK_BOX = "mask_box"
+    MASK_PIXELS = "mask_pixels"
+    BOX_OUTSIDE = "box_outside"
+    CROP_OUTSIDE = "crop_outside"
+    POINT_OUTSIDE = "point_outside"
+    SCORE_RANGE = "score_range"
+    UNDER_THRESHOLD = "under_threshold"
+
+
+SENTENCES = {
+    Code.BAD_MANIFEST: "`dataset.json` contradicts itself, in its hash of the configuration or in the catalog's parts.",
+    Code.MISSING_CATALOG: "A part of the catalog that `dataset.json` names is not there.",
+    Code.CATALOG_DIGEST: "A part of the catalog has other bytes than those that were pinned.",
+    Code.CATALOG_ROWS: "A part of the catalog is no table of a catalog, or has other ordinals than were pinned.",
+    Code.BAD_COMMIT: "A commit's file is no commit: JSON, fields, file names or canonical form are wrong.",
+    Code.UNKNOWN_SHARD: "A commit is of a shard that the dataset does not have.",
+    Code.WRONG_ORDINALS: "A commit's ordinals are not those of its shard: rows would be missing, or there twice.",
+    Code.REPLACED_GENERATION: "An older commit still stands beside the one that replaced it.",
+    Code.OTHER_NUMERICS: "A shard was computed with other numerics than the dataset's.",
+    Code.BAD_COUNTS: "A commit's counts do not add up: rows = images + rejected, and rejected = the sum over reasons.",
+    Code.MISSING_FILE: "A file that a commit names is not there.",
+    Code.FILE_SIZE: "A file has another size than its commit says.",
+    Code.FILE_DIGEST: "A file has other bytes than its commit says, by their SHA-256.",
+    Code.LEFTOVER_FILE: "No commit names this file of a writer that died, or of a replaced commit; a build deletes it.",
+    Code.STRAY_FILE: "This file in a folder of the dataset has no name of ours, and no commit names it.",
+    Code.BAD_TABLE: "A table cannot be read as Parquet, or has other columns.",
+    Code.TABLE_COUNTS: "A table has another number of rows than its commit counts.",
+    Code.ROW_IDENTITY: "Ordinals or ids are missing, there twice, out of order, or do not belong together.",
+    Code.OTHER_CATALOG_ROW: "A row says something else of its image than the catalog's row of that ordinal.",
+    Code.DUPLICATE_IMAGE: "An image was accepted though an earlier row of the catalog has its `image_id`.",
+    Code.MASK_COUNT: "An image's row counts other masks than the table of masks has for it.",
+    Code.UNKNOWN_REASON: "An image was refused for a reason that is none of the known ones.",
+    Code.INCOMPLETE_REJECT: "A refused image's row lacks its uri, stage or detail.",
+    Code.BAD_TAR: "A shard's tar cannot be read to its end.",
+    Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
+    Code.OTHER_JSON: "An image's JSON is not what the tables say.",
+    Code.BAD_JPEG: "A JPEG cannot be read, or cannot be decoded to its end.",
+    Code.JPEG_SIZE: "A JPEG has another width or height than its image's row.",
+    Code.JPEG_METADATA: "A JPEG holds EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
+    Code.BAD_RLE: "A mask's run lengths are damaged, or do not cover its size.",
+    Code.RLE_SIZE: "A mask has another size than its image.",
+    Code.MASK_AREA: "A mask has another area than its row says, or none.",
+    Code.MASK_BOX: "A mask's box is not the one around its pixels.",
+    Code.MASK_PIXELS: "A decoded mask has another area or box than its row says.",
+    Code.BOX_OUTSIDE: "A mask's box leaves its image.",
+    Code.CROP_OUTSIDE: "A mask's crop leaves its image, or is empty.",
+    Code.POINT_OUTSIDE: "A mask's point lies outside of its crop or image.",
+    Code.SCORE_RANGE: "A score is no number, or not of the size that such a score can have.",
+    Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
+}
+"""A sentence for each code."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, and where.
+
+    `file` is a path below the dataset, `where` a row, an image or a mask in it by ordinal or id (empty: the file as
+    a whole). `shard` is None for what belongs to none.
+    """
+
+    code: Code
+    file: str
+    expected: str
+    found: str
+    shard: int | None = None
+    where: str = ""
+
+    def line(self) -> str:
+        """The finding as a person reads it."""
+        shard = "" if self.shard is None else f"shard {self.shard}: "
+        where = f", {self.where}" if self.where else ""
+        return f"{self.code}: {shard}{self.file}{where}: expected {self.expected}; found {self.found}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON has it."""
+        return {
+            "code": str(self.code),
+            "shard": self.shard,
+            "file": self.file,
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file of a shard, or of none, in which findings are made."""
+
+    file: str
+    shard: int | None = None
+
+    def finding(self, code: Code, expected: object, found: object, where: str = "") -> Finding:
+        """A finding in this file; `where` names a row, an image or a mask in it."""
+        return Finding(code, self.file, str(expected), str(found), self.shard, where)
+
+
+@dataclass
+class Findings:
+    """Findings as they are collected: all counted by code, the first `EXAMPLES` of each code kept.
+
+    So memory does not grow with the damage.
+    """
+
+    counts: dict[Code, int] = field(default_factory=dict)
+    kept: dict[Code, list[Finding]] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Counts a finding, and keeps it while few of its code are kept."""
+        self._count(finding.code, 1, [finding])
+
+    def extend(self, findings: "Iterable[Finding] | Findings") -> None:
+        """Adds many, in order, or those that were collected elsewhere."""
+        if isinstance(findings, Findings):
+            for code, count in findings.counts.items():
+                self._count(code, count, findings.kept[code])
+            return
+        for finding in findings:
+            self.add(finding)
+
+    @property
+    def total(self) -> int:
+        """How many there are, kept or not."""
+        return sum(self.counts.values())
+
+    def __iter__(self) -> Iterator[Finding]:
+        for code in Code:
+            yield from self.kept.get(code, [])
+
+    def __contains__(self, code: object) -> bool:
+        return code in self.counts
+
+    def _count(self, code: Code, count: int, findings: list[Finding]) -> None:
+        self.counts[code] = self.counts.get(code, 0) + count
+        kept = self.kept.setdefault(code, [])
+        kept.extend(findings[: EXAMPLES - len(kept)])

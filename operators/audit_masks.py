@@ -1,0 +1,147 @@
+"""Audits the masks of one image: their run lengths against area, box, scores, crop and point."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from catalogs.findings import Code, Finding, Place
+from model.automatic import rle
+
+PLAUSIBLE_IOU = (-0.5, 1.5)
+"""A predicted IoU is a regression without bounds; beyond these it is no estimate of an IoU."""
+
+Numbers = list[float]
+
+
+@dataclass(frozen=True)
+class MaskLimits:
+    """The thresholds that a dataset was built with; one of 0 or less was switched off."""
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+
+
+def audit_masks(
+    size: tuple[int, int], masks: Sequence[Mapping[str, Any]], limits: MaskLimits | None, place: Place, *, decode: bool
+) -> Iterator[Finding]:
+    """Findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
+
+    pycocotools measures every mask. With `decode` each that agrees so far is decoded to pixels too, and these are
+    counted. Without `limits` scores are held to no threshold. Only the first thing that is wrong with a mask's pixels
+    is told, and the first with its scores.
+    """
+    sound: list[Mapping[str, Any]] = []
+    for row in masks:
+        findings = list(_code_findings(size, row, place))
+        yield from findings
+        yield from _frame_findings(size, row, place)
+        yield from _score_findings(row, limits, place)
+        if not findings:
+            sound.append(row)
+    codes = [_coco(row) for row in sound]
+    if not codes:
+        return
+    for row, code, area, box in zip(sound, codes, coco.area(codes), coco.toBbox(codes), strict=True):
+        findings = list(_pixel_findings(size, row, int(area), box.tolist(), place))
+        yield from findings
+        if decode and not findings:
+            yield from _decoded_findings(row, code, place)
+
+
+def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    segmentation = row["segmentation"] or {}
+    found = segmentation.get("size")
+    if found != list(size):
+        yield place.finding(Code.RLE_SIZE, f"[height, width] {list(size)}", found, _where(row))
+        return
+    try:
+        # pycocotools trusts what it is given; run lengths that it may not see are found here.
+        rle.area(rle.Rle(size, segmentation.get("counts") or ""))
+    except ValueError as error:
+        yield place.finding(Code.BAD_RLE, f"run lengths of {size[0] * size[1]} pixels", error, _where(row))
+
+
+def _pixel_findings(
+    size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: Place
+) -> Iterator[Finding]:
+    if area != row["area"] or area == 0:
+        yield place.finding(Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"], _where(row))
+        return
+    x, y, width, height = coco_box
+    around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels, SA-1B's reach from the first to the last
+    box = _numbers(row["bbox"], 4)
+    if box is not None and not _inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
+        yield place.finding(Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"], _where(row))
+    elif box != around:
+        yield place.finding(Code.MASK_BOX, f"bbox {around}", row["bbox"], _where(row))
+
+
+def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Place) -> Iterator[Finding]:
+    pixels = np.asarray(coco.decode(code)).astype(bool)
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    box = [float(v) for v in (columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])]
+    ours = rle.decode(rle.Rle((pixels.shape[0], pixels.shape[1]), code["counts"].decode("ascii")))
+    if int(pixels.sum()) != row["area"] or box != row["bbox"] or not np.array_equal(ours, pixels):
+        expected = f"{row['area']} pixels in the box {row['bbox']}"
+        yield place.finding(Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}", _where(row))
+
+
+def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    image = f"{size[1]} x {size[0]} pixels"
+    crop = _numbers(row["crop_box"], 4)
+    if crop is None or min(crop[2:]) <= 0 or not _inside(crop, size):
+        yield place.finding(Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"], _where(row))
+        return
+    points = row["point_coords"]
+    for point in points or [None]:
+        x_y = _numbers(point, 2)
+        if x_y is None or not all(low <= v <= low + n for v, low, n in zip(x_y, crop[:2], crop[2:], strict=True)):
+            yield place.finding(Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points, _where(row))
+
+
+def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Place) -> Iterator[Finding]:
+    iou, stability = row["predicted_iou"], row["stability_score"]
+    if not _between(iou, *PLAUSIBLE_IOU) or not _between(stability, 0.0, 1.0):
+        low, high = PLAUSIBLE_IOU
+        expected = f"predicted_iou from {low} to {high}, stability_score from 0 to 1"
+        yield place.finding(Code.SCORE_RANGE, expected, f"{iou} and {stability}", _where(row))
+    elif limits is not None:
+        # Scores were held against the thresholds in float32.
+        least = float(np.float32(limits.pred_iou_thresh))
+        if limits.pred_iou_thresh > 0 and not iou > least:
+            expected = f"predicted_iou over {limits.pred_iou_thresh}"
+            yield place.finding(Code.UNDER_THRESHOLD, expected, iou, _where(row))
+        least = float(np.float32(limits.stability_score_thresh))
+        if limits.stability_score_thresh > 0 and not stability >= least:
+            expected = f"stability_score of at least {limits.stability_score_thresh}"
+            yield place.finding(Code.UNDER_THRESHOLD, expected, stability, _where(row))
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return f"mask {row['annotation_id']}"
+
+
+def _coco(row: Mapping[str, Any]) -> dict[str, Any]:
+    segmentation = row["segmentation"]
+    return {"size": list(segmentation["size"]), "counts": segmentation["counts"].encode("ascii")}
+
+
+def _numbers(value: Any, count: int) -> Numbers | None:
+    """`count` finite numbers, or None for anything else."""
+    if value is None or len(value) != count or not all(v is not None and math.isfinite(v) for v in value):
+        return None
+    return [float(v) for v in value]
+
+
+def _inside(box: Numbers, size: tuple[int, int]) -> bool:
+    """Whether a box [x, y, width, height] lies in an image of (height, width)."""
+    x, y, width, height = box
+    return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
+
+
+def _between(value: float | None, low: float, high: float) -> bool:
+    return value is not None and low <= value <= high

@@ -1,0 +1,180 @@
+"""Audits the three tables of one shard: against its commit, against one another, and against the catalog."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from catalogs.audit_log import REJECTED
+from catalogs.findings import Code, Finding, Place
+from catalogs.layout import DamagedDatasetError
+from catalogs.reasons import Reason
+from operators.rows import Row
+from operators.shard_files import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, REJECTS
+
+Ints = NDArray[np.int64]
+
+SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
+"""The tables of a shard, by the folder that they are in."""
+
+_SAME_IN_IMAGES = ("image_id", "uri", "license", "attribution", "provider", "source_url", "country")
+_SAME_IN_REJECTS = ("image_id", "uri")
+
+
+@dataclass(frozen=True)
+class ShardTables:
+    """The three tables of a shard, each with the place that findings in it name."""
+
+    images: pa.Table
+    masks: pa.Table
+    rejects: pa.Table
+    places: Mapping[str, Place]  # by folder
+
+    def masks_of(self, ordinal: int) -> list[Row]:
+        """The rows of an image's masks; right where `audit_identity` found nothing."""
+        start, stop = np.searchsorted(_column(self.masks, "ordinal"), [ordinal, ordinal + 1])
+        rows: list[Row] = self.masks.slice(int(start), int(stop - start)).to_pylist()
+        return rows
+
+
+def read_table(data: bytes, kind: str) -> pa.Table:
+    """A table of a shard from its file's bytes; raises `DamagedDatasetError` for another file, or other columns."""
+    schema = SCHEMAS[kind]
+    try:
+        table = pq.ParquetFile(io.BytesIO(data)).read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedDatasetError(f"no Parquet that can be read: {error}") from error
+    if not table.schema.equals(schema):
+        different = [f.name for f in schema if f.name not in table.schema.names or table.schema.field(f.name) != f]
+        more = [name for name in table.schema.names if name not in schema.names]
+        raise DamagedDatasetError(f"other columns: {', '.join([*different, *more]) or 'in another order'}")
+    return table
+
+
+def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
+    """Whether the tables have as many rows as the commit counts, refused ones by reason."""
+    for kind, key in (("images", "images"), ("masks", "masks"), ("rejects", "rejected")):
+        rows = getattr(tables, kind).num_rows
+        if rows != counts[key]:
+            yield tables.places[kind].finding(Code.TABLE_COUNTS, f"{counts[key]} rows, as in the commit", rows)
+    found = Counter(f"{REJECTED}{reason}" for reason in tables.rejects.column("reason").to_pylist())
+    expected = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
+    if tables.rejects.num_rows == counts["rejected"] and dict(found) != expected:
+        yield tables.places["rejects"].finding(Code.TABLE_COUNTS, f"{expected}, as in the commit", dict(found))
+
+
+def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[Finding]:
+    """Whether each ordinal of the shard [a, b) is there once, accepted or refused, and all ids follow from them.
+
+    Shards' ordinals are disjoint, so that ids that follow from them are unique in the dataset.
+    """
+    seen: list[Ints] = []
+    for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
+        found = _column(table, "ordinal")
+        seen.append(found)
+        place = tables.places[kind]
+        for row in np.flatnonzero(np.diff(found) <= 0):
+            expected = f"an ordinal over {found[row]}"
+            yield place.finding(Code.ROW_IDENTITY, expected, found[row + 1], f"row {row + 1}")
+        ids = _column(table, "id")
+        for row in np.flatnonzero(ids != found + 1):
+            yield place.finding(Code.ROW_IDENTITY, f"id {found[row] + 1}", ids[row], f"ordinal {found[row]}")
+    values, times = np.unique(np.concatenate(seen), return_counts=True)
+    images, start, stop = tables.places["images"], *ordinals
+    for ordinal in np.setdiff1d(np.arange(start, stop), values):
+        yield images.finding(Code.ROW_IDENTITY, "a row here or in rejects", "none", f"ordinal {ordinal}")
+    for ordinal in values[(values < start) | (values >= stop)]:
+        expected = f"ordinals {start} to {stop - 1} here and in rejects"
+        yield images.finding(Code.ROW_IDENTITY, expected, ordinal, f"ordinal {ordinal}")
+    # A row that stands twice in one table was told above, by its order.
+    for ordinal in values[times > 1]:
+        if all(np.count_nonzero(each == ordinal) <= 1 for each in seen):
+            expected = "one row in images or rejects"
+            yield images.finding(Code.ROW_IDENTITY, expected, "one in each", f"ordinal {ordinal}")
+    yield from _audit_mask_identity(tables)
+
+
+def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
+    place = tables.places["masks"]
+    owners = _column(tables.masks, "ordinal")
+    for row in np.flatnonzero(np.diff(owners) < 0):
+        expected = f"ordinal {owners[row]} or over"
+        yield place.finding(Code.ROW_IDENTITY, expected, owners[row + 1], f"row {row + 1}")
+    accepted = _column(tables.images, "ordinal")
+    for ordinal in np.setdiff1d(owners, accepted):
+        yield place.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
+    ids = _column(tables.masks, "id")
+    for row in np.flatnonzero(ids != owners + 1):
+        yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
+    if np.all(np.diff(owners) >= 0):
+        index = np.arange(len(owners)) - np.searchsorted(owners, owners)
+        expected_ids = (owners + 1) * MASKS_PER_IMAGE_LIMIT + index
+        found = _column(tables.masks, "annotation_id")
+        for row in np.flatnonzero(found != expected_ids):
+            yield place.finding(Code.ROW_IDENTITY, f"annotation_id {expected_ids[row]}", found[row], f"row {row}")
+    names = dict(zip(accepted.tolist(), tables.images.column("image_id").to_pylist(), strict=True))
+    said = zip(owners.tolist(), tables.masks.column("image_id").to_pylist(), strict=True)
+    for row, (ordinal, name) in enumerate(said):
+        if ordinal in names and names[ordinal] != name:
+            yield place.finding(Code.ROW_IDENTITY, f"image_id {names[ordinal]!r}", repr(name), f"row {row}")
+
+
+def audit_mask_count(row: Row, masks: int, place: Place) -> Iterator[Finding]:
+    """Whether an image's row counts its masks as the table of masks does."""
+    said = {
+        "masks": row["masks"],
+        "statistics.mask_count": (row["statistics"] or {}).get("mask_count"),
+        "funnel.written": (row["funnel"] or {}).get("written"),
+    }
+    wrong = {name: count for name, count in said.items() if count != masks}
+    if wrong:
+        found = ", ".join(f"{name} {count}" for name, count in wrong.items())
+        yield place.finding(Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found, f"id {row['id']}")
+
+
+def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
+    """Whether every refused row has a known reason, and says what, where and why."""
+    known = frozenset(Reason)
+    for row in rejects:
+        where = f"id {row['id']}"
+        if row["reason"] not in known:
+            yield place.finding(Code.UNKNOWN_REASON, "a reason of `catalogs.reasons`", repr(row["reason"]), where)
+        empty = [name for name in ("image_id", "uri", "stage", "detail") if not row[name]]
+        if empty:
+            yield place.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
+
+
+def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
+    """Whether rows say of their images what the catalog's rows, by ordinal, say.
+
+    Two accepted images never share an `image_id`: the catalog marks all but the first, and those are refused.
+    """
+    for kind, columns in (("images", _SAME_IN_IMAGES), ("rejects", _SAME_IN_REJECTS)):
+        names = ["ordinal", "id", *columns, *(["source_sha256"] if kind == "images" else [])]
+        for row in getattr(tables, kind).select(names).to_pylist():
+            source = catalog.get(row["ordinal"])
+            if source is None:
+                continue
+            expected = {name: source[name] for name in columns}
+            if kind == "images" and source["sha256"] is not None:
+                expected["source_sha256"] = source["sha256"]
+            different = {name: row[name] for name in expected if row[name] != expected[name]}
+            place, where = tables.places[kind], f"id {row['id']}"
+            if different:
+                wanted = {name: expected[name] for name in different}
+                yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog", different, where)
+            if kind == "images" and source["duplicate_of"] is not None:
+                expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"
+                yield place.finding(Code.DUPLICATE_IMAGE, expected_verdict, "accepted", where)
+
+
+def _column(table: pa.Table, name: str) -> Ints:
+    values: Any = table.column(name).to_numpy()
+    return np.asarray(values, dtype=np.int64)

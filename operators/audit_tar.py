@@ -1,0 +1,143 @@
+"""Audits a shard's tar, as one stream: its members, each JSON against the tables, each JPEG against its image's row."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import simplejpeg
+
+from catalogs.findings import Code, Finding, Place
+from operators.jpeg_parts import jpeg_parts
+from operators.rows import Row
+from operators.shard_files import annotations_json
+
+_PIECE = 1 << 20
+
+
+class HashedStream:
+    """A stream that hashes what is read from it, so that a file is read once."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+    def digest(self) -> str:
+        """Reads what is left, and gives the SHA-256 of all, 64 hexadecimal digits."""
+        while self.read(_PIECE):
+            pass
+        return self._hash.hexdigest()
+
+
+def audit_tar(
+    stream: HashedStream,
+    images: Iterable[Row],
+    masks_of: Callable[[int], list[Row]],
+    place: Place,
+    *,
+    with_images: bool,
+    decode: Container[int],
+) -> Iterator[Finding]:
+    """Findings in a tar that should hold these rows of `images/*.parquet`, in their order.
+
+    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded. Nothing is said
+    of members behind the first one that is not the one expected.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
+            members = _members(archive)
+            for row in images:
+                names = [f"sa_{row['id']}.jpg"] if with_images else []
+                for name in [*names, f"sa_{row['id']}.json"]:
+                    found, data = next(members, ("the end", b""))
+                    if found != name:
+                        yield place.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
+                        return
+                    if name.endswith(".jpg"):
+                        yield from audit_jpeg(data, row, place, decode=row["id"] in decode)
+                    else:
+                        yield from audit_json(data, row, masks_of(row["ordinal"]), place)
+            more = next(members, None)
+            if more is not None:
+                yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
+    except (tarfile.TarError, EOFError) as error:
+        yield place.finding(Code.BAD_TAR, "a tar of plain files", error)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        file = archive.extractfile(member) if member.isfile() else None
+        yield member.name if file is not None else f"{member.name}, no plain file", file.read() if file else b""
+
+
+def audit_json(data: bytes, row: Row, masks: list[Row], place: Place) -> Iterator[Finding]:
+    """Whether an image's JSON is, byte for byte, what the rows of image and masks give."""
+    name = f"sa_{row['id']}.json"
+    try:
+        expected = annotations_json(row["id"], f"sa_{row['id']}.jpg", (row["height"], row["width"]), masks)
+    except (ValueError, TypeError):
+        return  # the tables have values that no JSON can have; `operators.audit_masks` names them
+    if data == expected:
+        return
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        yield place.finding(Code.OTHER_JSON, "JSON", error, name)
+        return
+    path, wanted, got = _first_difference(json.loads(expected), found) or ("", "canonical JSON", "other bytes")
+    yield place.finding(Code.OTHER_JSON, f"{wanted}, as in the tables", got, f"{name}: {path}" if path else name)
+
+
+def audit_jpeg(data: bytes, row: Row, place: Place, *, decode: bool) -> Iterator[Finding]:
+    """Whether a JPEG has its row's size and nothing beside the picture; with `decode`, whether all of it decodes."""
+    name = f"sa_{row['id']}.jpg"
+    try:
+        parts = jpeg_parts(data)
+    except ValueError as error:
+        yield place.finding(Code.BAD_JPEG, "a JPEG", error, name)
+        return
+    size = row["width"], row["height"]
+    if (parts.width, parts.height) != size:
+        yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{parts.width} x {parts.height}", name)
+    if parts.metadata:
+        yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
+    if not decode:
+        return
+    try:
+        height, width = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True).shape[:2]
+    except ValueError as error:
+        yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
+        return
+    if (width, height) != (parts.width, parts.height):
+        yield place.finding(Code.JPEG_SIZE, f"{parts.width} x {parts.height} pixels", f"{width} x {height}", name)
+
+
+def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:
+    """Where two JSON values differ first, as (path, expected, found), each shortened; None where they are equal."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        if list(expected) != list(found):
+            return path or "keys", _short(list(expected)), _short(list(found))
+        pairs = [(f"{path}.{key}".lstrip("."), expected[key], found[key]) for key in expected]
+    elif isinstance(expected, list) and isinstance(found, list):
+        if len(expected) != len(found):
+            return path, f"{len(expected)} entries", f"{len(found)}"
+        pairs = [(f"{path}[{i}]", one, other) for i, (one, other) in enumerate(zip(expected, found, strict=True))]
+    else:
+        return None if expected == found else (path, _short(expected), _short(found))
+    for inner, one, other in pairs:
+        difference = _first_difference(one, other, inner)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,77 @@
+"""`segmint audit` as a user meets it: exit codes, lines, JSON, files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.storage import Storage
+from pipeline.cli import app
+from tests.support.committed import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    """Three committed shards of made-up rows, whose manifest has no configuration of masks and no catalog."""
+    uri = str(tmp_path / "dataset")
+    write_dataset(Storage(), uri, shards=3)
+    return uri
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["audit", *arguments])
+
+
+def test_integrity_must_be_asked_for(dataset: str) -> None:
+    done = run(dataset)
+    assert done.exit_code == 2
+    assert "not at licenses, privacy or statistics" in done.stderr
+    assert "--integrity-only" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--integrity-only"], "DATASET"),
+        (["{folder}/nowhere", "--integrity-only"], "is no dataset"),
+        (["{folder}", "--integrity-only", "--sample", "-1"], "-1"),
+        (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = run(*(argument.format(folder=tmp_path) for argument in arguments))
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+def test_findings_are_exit_code_1_and_the_totals_stand_last(dataset: str) -> None:
+    done = run(dataset, "--integrity-only")
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("checked 3 commits, 1 catalog part, 12 files (")
+    assert lines[-1].endswith("findings")
+    assert any(line.startswith("  missing_catalog: catalog/part-0.parquet: expected") for line in lines)
+    assert "clean" not in done.stdout
+
+
+def test_json_for_programs(dataset: str) -> None:
+    done = run(dataset, "--integrity-only", "--json", "--sample", "2")
+    assert done.exit_code == 1
+    value = json.loads(done.stdout)
+    assert value["scope"] == "integrity"
+    assert value["findings_total"] == sum(value["findings_by_code"].values()) == len(value["findings"])
+    assert value["findings_by_code"]["missing_catalog"] == 1
+    assert set(value["findings"][0]) == {"code", "shard", "file", "where", "expected", "found"}
+    assert value["checked"]["jpegs_decoded"] == 2
+    assert value["sample"] == 2
+
+
+def test_the_answer_goes_to_a_file(dataset: str, tmp_path: Path) -> None:
+    plain = run(dataset, "--integrity-only").stdout
+    done = run(dataset, "--integrity-only", "-o", str(tmp_path / "audit.txt"))
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert (tmp_path / "audit.txt").read_text() == plain
+    assert "written to" in done.stderr

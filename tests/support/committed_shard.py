@@ -1,0 +1,95 @@
+"""A committed shard taken apart, so that a test can change it and commit it again as a writer with a fault would."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from catalogs.commits import Commit, CommitLog, FileEntry
+from catalogs.layout import COMMITS, MANIFEST, DatasetManifest, commit_name, data_path
+from catalogs.parquet import table_bytes
+from infra.storage import Storage
+from operators.audit_rows import SCHEMAS
+from operators.rows import Row, to_table
+from operators.shard_files import annotations_json
+
+
+class CommittedShard:
+    """The rows of a shard's tables and the members of its tar; `write` commits them under right names and digests."""
+
+    def __init__(self, dataset: Path, shard: int) -> None:
+        commit = CommitLog(Storage(), str(dataset)).latest(shard)
+        assert commit is not None
+        self.dataset = dataset
+        self.commit = commit
+        self.rows: dict[str, list[Row]] = {
+            kind: pq.read_table(dataset / commit.file(kind).path).to_pylist() for kind in SCHEMAS
+        }
+        self.raw: dict[str, bytes] = {}  # files written as they are, by folder
+        self.members: list[tuple[str, bytes]] = []
+        with tarfile.open(dataset / commit.file("shards").path) as archive:
+            for member in archive:
+                stream = archive.extractfile(member)
+                assert stream is not None
+                self.members.append((member.name, stream.read()))
+
+    def edit_member(self, index: int, edit: Callable[[bytes], bytes]) -> None:
+        """Changes the bytes of a member of the tar."""
+        name, data = self.members[index]
+        self.members[index] = name, edit(data)
+
+    def write_json(self) -> None:
+        """Makes the JSONs what the rows say."""
+        by_name = {f"sa_{row['id']}.json": row for row in self.rows["images"]}
+        for index, (name, _) in enumerate(self.members):
+            if name in by_name:
+                row = by_name[name]
+                masks = [mask for mask in self.rows["masks"] if mask["ordinal"] == row["ordinal"]]
+                size = row["height"], row["width"]
+                self.members[index] = name, annotations_json(row["id"], f"sa_{row['id']}.jpg", size, masks)
+
+    def write(self) -> None:
+        """Puts the files and the commit in the place of those that stood there."""
+        files = {kind: table_bytes(to_table(self.rows[kind], SCHEMAS[kind]), SCHEMAS[kind]) for kind in SCHEMAS}
+        files |= {"shards": self._tar(), **self.raw}
+        for entry in self.commit.files:
+            (self.dataset / entry.path).unlink()
+        entries = []
+        for kind, data in files.items():
+            digest = hashlib.sha256(data).hexdigest()
+            entries.append(FileEntry(data_path(kind, self.commit.shard, digest), len(data), digest))
+            (self.dataset / entries[-1].path).write_bytes(data)
+        reasons = [f"rejected:{row['reason']}" for row in self.rows["rejects"]]
+        counts = {
+            "rows": len(self.rows["images"]) + len(self.rows["rejects"]),
+            "images": len(self.rows["images"]),
+            "masks": len(self.rows["masks"]),
+            "rejected": len(self.rows["rejects"]),
+            **{reason: reasons.count(reason) for reason in reasons},
+        }
+        write_commit(self.dataset, replace(self.commit, files=tuple(entries), counts=counts))
+
+    def _tar(self) -> bytes:
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, data in self.members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return tar.getvalue()
+
+
+def write_commit(dataset: Path, commit: Commit) -> None:
+    """Puts a commit over any that has its name."""
+    (dataset / COMMITS / commit_name(commit.shard, commit.generation)).write_bytes(commit.to_json())
+
+
+def change_manifest(dataset: Path, **changes: Any) -> None:
+    """Writes `dataset.json` anew with other values of these fields."""
+    path = dataset / MANIFEST
+    path.write_bytes(DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes).to_json())

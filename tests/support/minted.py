@@ -1,0 +1,34 @@
+"""A small real dataset in seconds: the stages that a build runs, with real weights, one after another without Ray."""
+
+from pathlib import Path
+
+from catalogs.commits import CommitLog
+from infra.ray_session import Cluster
+from infra.storage import Storage
+from operators.describe import describe_table
+from operators.prepare import Prepare
+from operators.segment import Segment
+from operators.write_shard import write_shard
+from pipeline.config import load_config
+from pipeline.dataset import open_or_create
+from pipeline.stages import lay_out
+
+
+def mint(config_path: Path) -> str:
+    """Builds and commits every shard of a configuration's dataset, and its index; returns the dataset's URI."""
+    config = load_config(str(config_path))
+    storage = Storage(config.storage)
+    dataset = open_or_create(config, storage)
+    stages = lay_out(config, dataset, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
+    prepare = Prepare(*stages.prepare_arguments)
+    try:
+        segment = Segment(stages.segment)
+        for span in dataset.spans(dataset.shards()):
+            rows = describe_table(segment(prepare(dataset.read_rows(storage, [span.shard]))))
+            result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
+            if result.status != "committed":
+                raise AssertionError(result.detail)
+    finally:
+        prepare.close()
+    dataset.write_index(storage, CommitLog(storage, dataset.uri))
+    return dataset.uri
