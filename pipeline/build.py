@@ -7,7 +7,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,15 @@ from catalogs.commits import CommitLog
 from catalogs.sweep import sweep
 from infra.errors import SegmintError, UnfinishedError
 from infra.log import get_logger
+from infra.metrics import (
+    FAULTS,
+    IMAGES_WRITTEN,
+    MASKS_WRITTEN,
+    ROWS_REJECTED,
+    SHARDS_COMMITTED,
+    SHARDS_MISSING,
+    RunMetrics,
+)
 from infra.progress import Progress
 from infra.ray_session import ray_session
 from infra.storage import Storage
@@ -82,7 +91,7 @@ def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accou
         sweep(storage, config.output)
     commits = CommitLog(storage, config.output)
     wanted = dataset.shards(shards)
-    run = _Run(missing=sorted(set(wanted) - commits.committed().keys()))
+    run = _Run(RunMetrics(config.name), missing=sorted(set(wanted) - commits.committed().keys()))
     log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(run.missing))
 
     ceiling = None
@@ -93,11 +102,13 @@ def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accou
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
             if cluster.local:
                 check_numerics(stages.segment)  # on a cluster each actor looks for itself
+            run.metrics.set(SHARDS_MISSING, len(run.missing))
             with Progress() as progress:
                 while run.missing and run.barren < BARREN_WINDOWS:
                     window = run.missing[: config.window_shards]
                     try:
-                        with watched(progress, dataset.count_rows(window), config.stall_timeout) as watch:
+                        rows = dataset.count_rows(window)
+                        with watched(progress, rows, config.stall_timeout, run.metrics) as watch:
                             for result in _run_window(config, storage, dataset, window, stages):
                                 run.note(result)
                                 watch.moved()
@@ -136,6 +147,7 @@ def _blocks(described: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
 class _Run:
     """What a run has still to do, and what it has done."""
 
+    metrics: RunMetrics
     missing: list[int]
     barren: int = 0  # windows in a row without a new commit
     built: Counter[str] = field(default_factory=Counter)
@@ -147,10 +159,20 @@ class _Run:
         if result.status == "committed":
             self.built.update(result.counts)
             self.held_back.pop(result.shard, None)
+            self._count(result.counts)
             log.info("committed", shard=result.shard, **result.counts)
         else:
             self.held_back[result.shard] = result.detail
+            self.metrics.add(FAULTS, kind="shard")
             log.warning("held back", shard=result.shard, why=result.detail)
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self.metrics.add(SHARDS_COMMITTED)
+        self.metrics.add(IMAGES_WRITTEN, counts.get("images", 0))
+        self.metrics.add(MASKS_WRITTEN, counts.get("masks", 0))
+        for name, count in counts.items():
+            if name.startswith("rejected:"):
+                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix("rejected:"))
 
     def note_failure(self, window: list[int], error: Exception) -> None:
         """Takes in that a window ended before its last shard."""
@@ -158,6 +180,7 @@ class _Run:
         cause = lines[-1] if lines else type(error).__name__
         for shard in window:
             self.held_back[shard] = cause
+        self.metrics.add(FAULTS, kind="window")
         get_logger("build").warning("window ended early", error=cause)
 
     def settle(self, window: list[int], commits: CommitLog, wait_s: float) -> None:
@@ -170,6 +193,7 @@ class _Run:
         left = [shard for shard in window if shard not in standing]
         rest = [shard for shard in self.missing[len(window) :] if shard not in standing]
         self.missing = rest + left
+        self.metrics.set(SHARDS_MISSING, len(self.missing))
         self.barren = self.barren + 1 if len(left) == len(window) else 0
         if left and not rest and self.barren < BARREN_WINDOWS:
             time.sleep(wait_s * 2**self.barren)

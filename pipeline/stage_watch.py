@@ -1,4 +1,4 @@
-"""Watches over an execution of Ray Data: a progress bar a stage, and an end to one that has stalled."""
+"""Watches over an execution of Ray Data: a progress bar and metrics a stage, and an end to one that has stalled."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from infra.errors import SegmintError
+from infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from infra.progress import Progress
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
@@ -28,8 +29,10 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """
 
     progress: ClassVar[Progress | None] = None
+    metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
     rows_seen: ClassVar[dict[str, int]] = {}
+    seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
 
     @classmethod
@@ -45,18 +48,28 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
             for name, stage in STAGES.items():
                 rows = operator.metrics.row_outputs_taken
                 if name in operator.name and rows != self.rows_seen.get(stage):
+                    self._count(stage, rows, operator.metrics.block_generation_time)
                     self.rows_seen[stage] = rows
                     self.progress.update(stage, rows)
                     self.moved()
         if time.monotonic() - self.last_move > self.stall_timeout:
             raise StalledError(f"no row left any stage for stall_timeout = {self.stall_timeout:g} seconds")
 
+    def _count(self, stage: str, rows: int, seconds: float) -> None:
+        if self.metrics is not None:
+            self.metrics.add(STAGE_ROWS, rows - self.rows_seen.get(stage, 0), stage=stage)
+            self.metrics.add(STAGE_SECONDS, seconds - self.seconds_seen.get(stage, 0.0), stage=stage)
+            self.seconds_seen[stage] = seconds
+
 
 @contextmanager
-def watched(progress: Progress, rows: int, stall_timeout: float) -> Iterator[type[StageWatch]]:
+def watched(
+    progress: Progress, rows: int, stall_timeout: float, metrics: RunMetrics | None = None
+) -> Iterator[type[StageWatch]]:
     """Sets up Ray Data's context for one window of so many rows, and watches over it.
 
-    Yields the watch, which wants to be told of each shard written. `stall_timeout` in seconds.
+    Yields the watch, which wants to be told of each shard written. `stall_timeout` in seconds; `metrics` are told of
+    the rows and seconds of each stage.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -67,10 +80,10 @@ def watched(progress: Progress, rows: int, stall_timeout: float) -> Iterator[typ
     context.custom_execution_callback_classes = [StageWatch]
     for stage in STAGES.values():
         progress.stage(stage, rows)
-    StageWatch.progress, StageWatch.stall_timeout = progress, stall_timeout
-    StageWatch.rows_seen = {}
+    StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
+    StageWatch.rows_seen, StageWatch.seconds_seen = {}, {}
     StageWatch.moved()
     try:
         yield StageWatch
     finally:
-        StageWatch.progress = None
+        StageWatch.progress = StageWatch.metrics = None

@@ -1,0 +1,93 @@
+"""What a run tells Ray's metrics: the one place where each metric's name, kind and labels stand.
+
+Every Ray node has an agent that collects what the processes on it count and serves it to Prometheus, at the port of
+`ray start --metrics-export-port`; KubeRay's is 8080. There a counter `segmint_images_written` is called
+`ray_segmint_images_written_total`. Nobody needs to ask for it: a count costs microseconds, and is dropped where no
+agent runs. Counters begin at 0 in each run, as Prometheus expects of a process that was started anew.
+`infra/grafana/segmint.json` shows all of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from infra.log import get_logger
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as Ray knows it; `labels` come beside `dataset`, which all have."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def exported_name(self) -> str:
+        """The name that Prometheus sees."""
+        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
+
+
+IMAGES_WRITTEN = Metric("segmint_images_written", "counter", "Images in the shards that this run committed.")
+MASKS_WRITTEN = Metric("segmint_masks_written", "counter", "Masks in the shards that this run committed.")
+ROWS_REJECTED = Metric(
+    "segmint_rows_rejected", "counter", "Rows refused, by reason, in the shards that this run committed.", ("reason",)
+)
+SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
+SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards asked for that no commit names yet.")
+FAULTS = Metric(
+    "segmint_faults",
+    "counter",
+    "What has to be tried again: shards held back (kind=shard) and windows that ended early (kind=window).",
+    ("kind",),
+)
+STAGE_ROWS = Metric("segmint_stage_rows", "counter", "Rows that left a stage, accepted or refused.", ("stage",))
+STAGE_SECONDS = Metric(
+    "segmint_stage_seconds", "counter", "Seconds that a stage's workers spent on blocks, all workers added.", ("stage",)
+)
+
+METRICS = (
+    IMAGES_WRITTEN,
+    MASKS_WRITTEN,
+    ROWS_REJECTED,
+    SHARDS_COMMITTED,
+    SHARDS_MISSING,
+    FAULTS,
+    STAGE_ROWS,
+    STAGE_SECONDS,
+)
+
+
+class RunMetrics:
+    """The metrics of one run, on its driver. No run fails for want of them: the first error switches them off."""
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = dataset
+        self._handles: dict[str, Any] = {}
+        self._works = True
+
+    def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
+        """Adds to a counter; 0 and less are left out, for a counter only grows."""
+        if value > 0:
+            self._tell(metric, "inc", value, labels)
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        """Sets a gauge."""
+        self._tell(metric, "set", value, labels)
+
+    def _tell(self, metric: Metric, verb: str, value: float, labels: dict[str, str]) -> None:
+        if not self._works:
+            return
+        try:
+            getattr(self._handle(metric), verb)(value, tags={"dataset": self._dataset, **labels})
+        except Exception as error:  # noqa: BLE001 - Ray's metrics are no public interface: whatever they raise
+            self._works = False
+            get_logger("metrics").warning("switched off", metric=metric.name, error=str(error))
+
+    def _handle(self, metric: Metric) -> Any:
+        if metric.name not in self._handles:
+            from ray.util.metrics import Counter, Gauge
+
+            kind = Counter if metric.kind == "counter" else Gauge
+            self._handles[metric.name] = kind(metric.name, metric.description, ("dataset", *metric.labels))
+        return self._handles[metric.name]

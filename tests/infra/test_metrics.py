@@ -1,0 +1,116 @@
+"""Metrics as Prometheus gets them: a real Ray counts, and its export port is read."""
+
+import io
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+
+from infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metric, RunMetrics
+from infra.progress import Progress
+from infra.ray_session import ray_session
+from operators.write_shard import ShardResult
+from pipeline.build import _Run
+from pipeline.stage_watch import watched
+
+pytestmark = pytest.mark.ray
+
+Scraped = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def export_port() -> Iterator[int]:
+    """The port at which a local Ray, that reports twice a second, exports its metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "RAY_metrics_report_interval_ms", "500")
+        with ray_session("local", object_store_memory=200_000_000):
+            yield ray.nodes()[0]["MetricsExportPort"]
+
+
+def scrape(port: int, dataset: str) -> Scraped:
+    """Our metrics of one dataset by exported name and our own labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found: Scraped = {}
+    for line in lines:
+        match = re.fullmatch(r"(ray_segmint_\w+)\{(.*)\} (\S+)", line)
+        if match:
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
+            ours = frozenset((key, labels[key]) for key in ("reason", "kind", "stage") if key in labels)
+            if labels["dataset"] == dataset:
+                found[match[1], ours] = float(match[3])
+    return found
+
+
+def scraped_until(port: int, dataset: str, enough: Callable[[Scraped], bool]) -> Scraped:
+    """What the port says as soon as it is enough, and at the latest after a minute."""
+    for _ in range(120):
+        found = scrape(port, dataset)
+        if enough(found):
+            break
+        time.sleep(0.5)
+    return found
+
+
+def value(found: Scraped, metric: Metric, **labels: str) -> float | None:
+    return found.get((metric.exported_name, frozenset(labels.items())))
+
+
+def describe_rows(table: pa.Table) -> pa.Table:
+    time.sleep(0.05)
+    return table
+
+
+def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
+    run = _Run(RunMetrics("street"), missing=[0, 1, 2])
+    with (
+        Progress(stream=io.StringIO(), bars=False) as progress,
+        watched(progress, 10, stall_timeout=60, metrics=run.metrics),
+    ):
+        rows = ray.data.from_arrow(pa.table({"ordinal": list(range(10))})).repartition(target_num_rows_per_block=2)
+        blocks = rows.map_batches(describe_rows, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
+        assert sum(bundle.num_rows() for bundle in blocks.iter_internal_ref_bundles()) == 10
+    counts = {"rows": 6, "images": 3, "masks": 70, "rejected:not_found": 2, "rejected:truncated": 1}
+    run.note(ShardResult(0, "committed", counts))
+    run.note(ShardResult(1, "committed", {"rows": 2, "images": 2, "masks": 8}))
+    run.note(ShardResult(2, "held_back", {}, "an outage"))
+    run.note_failure([2], OSError("gone"))
+    run.metrics.set(SHARDS_MISSING, 1)
+
+    expected = {
+        ("ray_segmint_images_written_total", frozenset()): 5.0,
+        ("ray_segmint_masks_written_total", frozenset()): 78.0,
+        ("ray_segmint_shards_committed_total", frozenset()): 2.0,
+        ("ray_segmint_rows_rejected_total", frozenset({("reason", "not_found")})): 2.0,
+        ("ray_segmint_rows_rejected_total", frozenset({("reason", "truncated")})): 1.0,
+        ("ray_segmint_faults_total", frozenset({("kind", "shard")})): 1.0,
+        ("ray_segmint_faults_total", frozenset({("kind", "window")})): 1.0,
+        ("ray_segmint_shards_missing", frozenset()): 1.0,
+        ("ray_segmint_stage_rows_total", frozenset({("stage", "describe")})): 10.0,
+    }
+    seconds = ("ray_segmint_stage_seconds_total", frozenset({("stage", "describe")}))
+    found = scraped_until(export_port, "street", lambda found: {*expected, seconds} <= found.keys())
+    assert found.pop(seconds) >= 5 * 0.05, "five blocks slept for 0.05 seconds each"
+    assert found == expected
+    assert {name for name, _ in [*expected, seconds]} == {metric.exported_name for metric in METRICS}
+
+
+def test_a_second_run_in_the_same_process_counts_on_its_own(export_port: int) -> None:
+    for dataset, count in (("first", 3), ("second", 4), ("second", 5)):
+        RunMetrics(dataset).add(IMAGES_WRITTEN, count)
+    found = scraped_until(export_port, "second", lambda found: value(found, IMAGES_WRITTEN) == 9)
+    assert value(found, IMAGES_WRITTEN) == 9
+    assert value(scrape(export_port, "first"), IMAGES_WRITTEN) == 3
+
+
+def test_metrics_never_stop_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = RunMetrics("street")
+    metrics.add(FAULTS)  # the label is missing, which Ray raises for
+    metrics.add(FAULTS, kind="shard")
+    assert capsys.readouterr().err.count("switched off") == 1
