@@ -1,6 +1,7 @@
 """The one place that starts or joins Ray."""
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -33,6 +34,17 @@ def cores_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def joins_cluster(address: str) -> bool:
+    """Whether `ray_session(address)` joins a Ray that somebody else started."""
+    import ray
+
+    return ray.is_initialized() or _target(address) != "local"
+
+
+def _target(address: str) -> str:
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
 @contextlib.contextmanager
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
     """Joins the cluster at `address`, or starts a local Ray; leaves it as it was found.
@@ -50,7 +62,7 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     if ray.is_initialized():
         yield _observe(local=False)
         return
-    target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+    target = _target(address)
     local = target == "local"
     with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
@@ -83,6 +95,9 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     finally:
         ray.shutdown()
 
+
+_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""In the environment of a driver that `ray job submit` started: what its job was given."""
 
 _EXCLUDES = [
     ".git",
@@ -121,11 +136,17 @@ def _check_answers(address: str) -> None:
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """What a cluster's workers run: this checkout as it stands; None where segmint is installed, as it is there."""
+    """What a cluster's workers run: this checkout as it stands; None where segmint is installed, as it is there.
+
+    A driver that `ray job submit --working-dir` started runs in that folder, and so do its workers: Ray refuses to be
+    told a folder twice.
+    """
     checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "pyproject.toml").is_file():
+    submitted = json.loads(os.environ.get(_SUBMITTED_JOB) or "{}").get("runtime_env") or {}
+    if not (checkout / "pyproject.toml").is_file() or "working_dir" in submitted:
         return None
-    return {"working_dir": str(checkout), "excludes": _EXCLUDES, "env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    wait_policy = {} if "OMP_WAIT_POLICY" in submitted.get("env_vars", {}) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {"working_dir": str(checkout), "excludes": _EXCLUDES, "env_vars": wait_policy}
 
 
 def _observe(*, local: bool) -> Cluster:

@@ -27,15 +27,15 @@ from catalogs.normalize import NormalizedCatalog, normalize
 from catalogs.rows import read_rows
 from catalogs.shards_index import write_shards_index
 from infra.assets import resolve, sha256_of
-from infra.device import resolve_compute
 from infra.errors import SegmintError, UsageError
 from infra.storage import Storage, join
 from infra.version import VERSION
 from operators.deidentify import BUNDLED_DETECTORS
-from operators.numerics import Numerics, resolve_numerics
+from operators.numerics import Numerics
 from operators.prepare import PrepareConfig
 from operators.write_shard import ShardTask
 from pipeline.config import Config, identity
+from pipeline.first_numerics import first_numerics
 from pipeline.windows import ShardSpan, choose_shards
 
 
@@ -162,9 +162,8 @@ def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:
         storage.put_file(join(config.output, part_path(0)), catalog.path)
         licenses = _count_licenses(catalog.path)
     tree = identity(config, _hashes(config, storage, weights))
-    compute = resolve_compute(config.model.device, config.model.precision, config.model.threads)
     digest = sha256_of(weights)
-    numerics = resolve_numerics(compute, config.masks, digest)
+    numerics = first_numerics(config, digest)
     part = CatalogPart(
         path=part_path(0),
         rows=catalog.rows,

@@ -1,0 +1,54 @@
+"""Where a dataset's numerics are resolved: here, or beside a GPU of the cluster. The GPUs are slots of a local Ray."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from infra.errors import UsageError
+from pipeline.config import Config, load_config
+from pipeline.first_numerics import _ask_beside_a_gpu, _resolve, first_numerics
+from tests.support.builds import write_config
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="where this process sees a GPU, no cluster is asked"),
+]
+SHA = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def one_gpu_slot() -> Iterator[None]:
+    """A Ray that believes it has one GPU."""
+    ray.init(address="local", num_cpus=4, num_gpus=1, object_store_memory=100_000_000, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def config(folder: Path, **changes: Any) -> Config:
+    return load_config(str(write_config(folder / "build.yaml", "/catalog.jsonl", folder / "dataset", **changes)))
+
+
+def test_without_a_cluster_this_machine_answers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^device 'cuda' was asked for, but torch sees no CUDA device here"):
+        first_numerics(config(tmp_path, model={"device": "cuda"}), SHA)
+
+
+def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None) -> None:
+    with pytest.raises(UsageError, match=r"^on a worker of the cluster: device 'cuda' was asked for"):
+        first_numerics(config(tmp_path, model={"device": "cuda"}), SHA)
+
+
+def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
+    wanted = config(tmp_path, model={"device": "cpu", "threads": 3})
+    assert _ask_beside_a_gpu(wanted, SHA) == _resolve(wanted.model, wanted.masks, SHA)
+    assert _ask_beside_a_gpu(wanted, SHA).threads == 3
+
+
+def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(tmp_path: Path, one_gpu_slot: None) -> None:
+    greedy = config(tmp_path, model={"device": "cuda"}, resources={"segment": {"num_gpus": 2}}, stall_timeout=0.5)
+    with pytest.raises(UsageError, match=r"no node with 2 GPUs and 2 CPUs was free .* the cluster has 1 GPUs"):
+        first_numerics(greedy, SHA)
