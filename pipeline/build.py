@@ -42,7 +42,7 @@ from pipeline.dataset import OpenDataset, open_or_create
 from pipeline.shard_writers import ShardWriters
 from pipeline.stage_watch import watched
 from pipeline.stages import Stages, lay_out
-from pipeline.windows import cut_at_borders
+from pipeline.windows import ShardPart, cut_at_borders
 
 BARREN_WINDOWS = 3
 """After so many windows in a row without a new commit, the run ends unfinished."""
@@ -76,12 +76,12 @@ def mint(rows: pa.Table, stages: Stages) -> ray.data.Dataset:
     )
 
 
-def run_build(config: Config, *, shards: tuple[int, int] | None = None) -> Accounting:
+def run_build(config: Config, *, shards: tuple[int, int] | ShardPart | None = None) -> Accounting:
     """Builds what is missing of the dataset at `config.output`; returns the accounting of all that stands there.
 
-    `shards` limits the run to the shards `[first, last)`. Raises `UsageError` before anything is started where the
-    configuration, the catalog or the dataset does not fit, and `UnfinishedError` where shards are left that another
-    run may finish. Nothing is lost either way.
+    `shards` limits the run to the shards `[first, last)`, or to a part of all. Raises `UsageError` before anything is
+    started where the configuration, the catalog or the dataset does not fit, and `UnfinishedError` where shards are
+    left that another run may finish. Nothing is lost either way.
     """
     started = time.monotonic()
     log = get_logger("build")

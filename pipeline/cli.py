@@ -15,6 +15,7 @@ from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, guarde
 
 if TYPE_CHECKING:
     from pipeline.masks import Box, ImageResult, Point
+    from pipeline.windows import ShardPart
 
 app = typer.Typer(
     name="segmint",
@@ -81,7 +82,10 @@ def build(
     ] = None,
     shards: Annotated[
         str | None,
-        typer.Option(metavar="A:B", help="Only shards A to B-1; disjoint ranges may be built at the same time."),
+        typer.Option(
+            metavar="A:B|K/N",
+            help="Only shards A to B-1, or part K of N from 0; disjoint ranges may be built at the same time.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
@@ -122,7 +126,7 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="K=V", help="Override a key, as in --set masks.points_per_side=16; repeatable."),
     ] = None,
-    shards: Annotated[str | None, typer.Option(metavar="A:B", help="Only shards A to B-1, as in a build.")] = None,
+    shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a build takes and gives, before anything is spent: images, bytes, hours, days and cost."""
@@ -263,12 +267,18 @@ def version(
     answer_json(found)
 
 
-def parse_shards(text: str) -> tuple[int, int]:
-    """Shards A to B-1 from "A:B"; raises `UsageError` for anything else."""
-    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
-    if match is None or int(match[1]) >= int(match[2]):
-        raise UsageError(f"--shards {text!r}: expected A:B with A < B, such as 0:10 for the first ten shards")
-    return int(match[1]), int(match[2])
+def parse_shards(text: str) -> "tuple[int, int] | ShardPart":
+    """Shards A to B-1 from "A:B", part K of N from "K/N"; raises `UsageError` for anything else."""
+    from pipeline.windows import ShardPart
+
+    match = re.fullmatch(r"(\d+)([:/])(\d+)", text.strip())
+    if match is None or int(match[1]) >= int(match[3]):
+        raise UsageError(
+            f"--shards {text!r}: expected A:B with A < B, such as 0:10 for the first ten shards, or K/N with K < N, "
+            "such as 0/4 for the first quarter"
+        )
+    first, second = int(match[1]), int(match[3])
+    return (first, second) if match[2] == ":" else ShardPart(first, second)
 
 
 def parse_point(text: str) -> "Point":

@@ -36,7 +36,7 @@ from operators.prepare import PrepareConfig
 from operators.write_shard import ShardTask
 from pipeline.config import Config, identity
 from pipeline.first_numerics import first_numerics
-from pipeline.windows import ShardSpan, choose_shards
+from pipeline.windows import ShardPart, ShardSpan, choose_shards
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class OpenDataset:
         """Rows of the normalized catalog, all parts together."""
         return sum(part.rows for part in self.manifest.catalog)
 
-    def shards(self, wanted: tuple[int, int] | None = None) -> range:
-        """The shards `[first, last)` that were asked for, or all; raises `UsageError` for an empty range."""
+    def shards(self, wanted: tuple[int, int] | ShardPart | None = None) -> range:
+        """The shards `[first, last)` that were asked for, a part of all, or all; see `choose_shards`."""
         return choose_shards(self.manifest.shards, wanted)
 
     def span(self, shard: int) -> ShardSpan:

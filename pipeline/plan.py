@@ -30,7 +30,7 @@ from pipeline.ceiling import Ceiling, flop_per_image
 from pipeline.config import Config
 from pipeline.dataset import check_begun_alike, require_catalog, require_rows
 from pipeline.plan_sample import STAGES, Sample, run_sample
-from pipeline.windows import choose_shards
+from pipeline.windows import ShardPart, choose_shards
 
 DEFAULT_SHARE = 0.3
 """Share of the ceiling that is assumed where nothing is measured and no `--share` given."""
@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 class PlanOptions:
     """What a plan is asked for beside the configuration. Raises `UsageError` for numbers that make no sense."""
 
-    shards: tuple[int, int] | None = None
+    shards: tuple[int, int] | ShardPart | None = None
     sample: int | None = None  # rows
     gpus: int | None = None  # None: those of this machine
     price: float | None = None  # of a GPU-hour; of a core-hour where the device is a CPU

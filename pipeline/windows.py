@@ -21,11 +21,28 @@ class ShardSpan:
         return self.stop - self.start
 
 
-def choose_shards(count: int, wanted: tuple[int, int] | None) -> range:
-    """The shards `[first, last)` that were asked for out of `count`, or all; `UsageError` for an empty range."""
+@dataclass(frozen=True)
+class ShardPart:
+    """Part `index`, from 0, of all shards in `parts` parts: disjoint, whole together, and alike but for one shard."""
+
+    index: int
+    parts: int
+
+    def of(self, shards: int) -> range:
+        """The part of so many shards; empty where there are fewer shards than parts."""
+        return range(shards * self.index // self.parts, shards * (self.index + 1) // self.parts)
+
+
+def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> range:
+    """The shards `[first, last)` that were asked for out of `count`, a part of all, or all.
+
+    Raises `UsageError` for a range without a shard; a part may be empty, where there are more parts than shards.
+    """
     whole = range(count)
     if wanted is None:
         return whole
+    if isinstance(wanted, ShardPart):
+        return wanted.of(count)
     chosen = range(max(wanted[0], 0), min(wanted[1], count))
     if not chosen:
         raise UsageError(f"--shards {wanted[0]}:{wanted[1]} names no shard: the dataset has shards 0 to {count - 1}")

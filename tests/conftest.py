@@ -41,6 +41,12 @@ def reference_results() -> Path:
 
 
 @pytest.fixture(scope="session")
+def crds() -> Path:
+    """The folder of KubeRay's custom resource definitions (`SEGMINT_CRDS`); skips by name without it."""
+    return _folder("SEGMINT_CRDS")
+
+
+@pytest.fixture(scope="session")
 def mobile_sam_path() -> Path:
     """MobileSAM's published checkpoint, verified by its hash."""
     from infra.assets import resolve

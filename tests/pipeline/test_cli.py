@@ -17,6 +17,7 @@ from infra.errors import SegmintError, UnfinishedError, UsageError
 from infra.version import VERSION
 from pipeline.cli import app, parse_box, parse_point, parse_shards
 from pipeline.console import guarded
+from pipeline.windows import ShardPart
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -274,6 +275,7 @@ def test_debug_shows_where_a_usage_error_came_from(tmp_path):
 
 def test_numbers_of_options():
     assert parse_shards("0:10") == (0, 10)
+    assert parse_shards("3/16") == ShardPart(3, 16)
     assert parse_point("1.5, -2") == (1.5, -2.0, 1)
     assert parse_point("1,2,0") == (1.0, 2.0, 0)
     assert parse_box("-1,2,3.5,4") == (-1.0, 2.0, 3.5, 4.0)

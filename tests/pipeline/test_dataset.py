@@ -10,6 +10,7 @@ from infra.errors import UsageError
 from infra.storage import Storage
 from pipeline.config import Config, load_config
 from pipeline.dataset import open_or_create
+from pipeline.windows import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 
 
@@ -85,3 +86,9 @@ def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) 
     assert dataset.shards((1, 99)) == range(1, 3)
     with pytest.raises(UsageError, match="names no shard"):
         dataset.shards((3, 5))
+    assert [dataset.shards(ShardPart(index, 4)) for index in range(4)] == [
+        range(0),
+        range(1),
+        range(1, 2),
+        range(2, 3),
+    ]

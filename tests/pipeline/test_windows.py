@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import ShardSpan, StreamLengthError, cut_at_borders
+from pipeline.windows import ShardPart, ShardSpan, StreamLengthError, cut_at_borders
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))
@@ -42,3 +42,10 @@ def test_a_stream_of_another_length_is_an_error(rows: int, words: str) -> None:
     spans = [ShardSpan(0, 0, 3), ShardSpan(1, 3, 6)]
     with pytest.raises(StreamLengthError, match=words):
         list(cut_at_borders([("block", rows)], spans))
+
+
+@given(st.integers(0, 500), st.integers(1, 60))
+def test_parts_are_disjoint_and_whole_and_alike(shards: int, parts: int) -> None:
+    ranges = [ShardPart(index, parts).of(shards) for index in range(parts)]
+    assert [shard for part in ranges for shard in part] == list(range(shards))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
