@@ -123,7 +123,8 @@ def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, s
     """Where two JSON values differ first, as (path, expected, found), each shortened; None where they are equal."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         if list(expected) != list(found):
-            return path or "keys", _short(list(expected)), _short(list(found))
+            missing, more = [k for k in expected if k not in found], [k for k in found if k not in expected]
+            return path, f"keys {missing or 'in their order'}", f"keys {more or list(found)}"
         pairs = [(f"{path}.{key}".lstrip("."), expected[key], found[key]) for key in expected]
     elif isinstance(expected, list) and isinstance(found, list):
         if len(expected) != len(found):
