@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -107,6 +108,13 @@ def test_a_second_run_in_the_same_process_counts_on_its_own(export_port: int) ->
     found = scraped_until(export_port, "second", lambda found: value(found, IMAGES_WRITTEN) == 9)
     assert value(found, IMAGES_WRITTEN) == 9
     assert value(scrape(export_port, "first"), IMAGES_WRITTEN) == 3
+
+
+def test_the_page_lists_every_metric_with_its_labels() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(ray_segmint_\w+)` \| (.*?)\| ", page, re.MULTILINE)
+    listed = {name: tuple(re.findall(r"\w+", labels)) for name, labels in rows}
+    assert listed == {metric.exported_name: metric.labels for metric in METRICS}
 
 
 def test_metrics_never_stop_a_run(capsys: pytest.CaptureFixture[str]) -> None:
