@@ -182,7 +182,7 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     catalog = write_catalog(folder / "c.jsonl", rows)
     here = [f"catalog={catalog}", f"output={folder / 'dataset'}", "model.device=cpu", "model.precision=fp32"]
     begun = open_or_create(load_config(str(path), [*overrides, *here]), Storage())
-    manifest = dataclasses.replace(begun.manifest, numerics={**begun.manifest.numerics, "device": "cuda"})
+    manifest = begun.manifest.model_copy(update={"numerics": {**begun.manifest.numerics, "device": "cuda"}})
     return lay_out(loaded, OpenDataset(begun.uri, manifest, begun.weights), cluster)
 
 
