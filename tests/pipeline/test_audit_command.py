@@ -36,7 +36,7 @@ def test_integrity_must_be_asked_for(dataset: str) -> None:
     [
         (["--integrity-only"], "DATASET"),
         (["{folder}/nowhere", "--integrity-only"], "is no dataset"),
-        (["{folder}", "--integrity-only", "--sample", "-1"], "-1"),
+        (["{folder}", "--integrity-only", "--sample", "-1"], "greater than or equal to 0"),
         (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),
     ],
 )
