@@ -130,7 +130,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["demo"], "FOLDER"),
         (["plan"], "CONFIG"),
         (["plan", "absent.yaml", "--sample", "3"], "no such file"),
-        (["plan", "absent.yaml", "--gpus", "many"], "many"),
+        (["plan", "absent.yaml", "--gpus", "many"], "valid integer"),
         (["build", "absent.yaml"], "no such file"),
         (["build", "absent.yaml", "--shards", "3"], "no such file"),
         (["catalog", "check", "absent.csv"], "absent.csv"),
