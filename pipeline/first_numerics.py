@@ -1,11 +1,10 @@
-"""The numerics that a dataset is begun with, resolved on a machine of the kind that will compute it."""
+"""The numerics that a dataset is begun with, resolved on a machine of the kind that will compute it.
 
-import ray
-import ray.exceptions
+Ray is imported only where it is asked: a plan needs none.
+"""
 
 from infra.device import resolve_compute
 from infra.errors import SegmintError, UsageError
-from infra.ray_session import joins_cluster, ray_session
 from operators.mask_config import MasksConfig, ModelConfig
 from operators.numerics import Numerics, resolve_numerics
 from pipeline.config import Config
@@ -20,11 +19,11 @@ def first_numerics(config: Config, weights_sha256: str) -> Numerics:
     """
     import torch
 
-    elsewhere = (
-        config.model.device == "cuda" and not torch.cuda.is_available() and joins_cluster(config.resources.address)
-    )
-    if elsewhere:
-        return _ask_beside_a_gpu(config, weights_sha256)
+    if config.model.device == "cuda" and not torch.cuda.is_available():
+        from infra.ray_session import joins_cluster
+
+        if joins_cluster(config.resources.address):
+            return _ask_beside_a_gpu(config, weights_sha256)
     return _resolve(config.model, config.masks, weights_sha256)
 
 
@@ -33,6 +32,11 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 
 def _ask_beside_a_gpu(config: Config, weights_sha256: str) -> Numerics:
+    import ray
+    import ray.exceptions
+
+    from infra.ray_session import ray_session
+
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
     with ray_session(config.resources.address) as cluster:
