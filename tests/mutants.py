@@ -159,14 +159,14 @@ MUTANTS = (
     ),
     Mutant(
         "upscaling in a box not dilated",
-        "model/automatic/upscaling.py",
+        "model/automatic/interpolation.py",
         "_spans(used.T)",
         "_spans(weights.numpy().T > 0.5)",
         "tests/model/automatic/test_upscaling.py",
     ),
     Mutant(
         "upscaling reaches a logit less",
-        "model/automatic/upscaling.py",
+        "model/automatic/interpolation.py",
         "spans = self.reached[first : last + 1]",
         "spans = self.reached[first : max(last, first + 1)]",
         "tests/model/automatic/test_upscaling.py",
