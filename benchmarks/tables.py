@@ -1,13 +1,10 @@
 """The parts of docs/performance.md that come from recorded results: from their JSON to Markdown, values to values."""
 
-import json
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-MISSING = "no result is recorded yet"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 GROUPS = {
     "encode": ("encode",),
@@ -19,23 +16,6 @@ GROUPS = {
 """The stages as the picture shows them."""
 
 Result = dict[str, Any]
-
-
-def read_results(folder: Path) -> dict[str, Result]:
-    """The recorded results by their files' names, without endings."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-
-
-def filled(page: str, results: dict[str, Result]) -> str:
-    """The page with each part between its marker comments made anew; raises SystemExit where markers are missing."""
-    for name, (make, command) in PARTS.items():
-        begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
-        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-            raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
-        made = make(results) or f"*{MISSING}: `{command}` records one*"
-        before, after = page[: page.index(begin)], page[page.index(end) :]
-        page = f"{before}{begin}\n\n{made}\n\n{after}"
-    return page
 
 
 def generator_part(results: dict[str, Result]) -> str:
@@ -194,6 +174,8 @@ def scaling_part(results: dict[str, Result]) -> str:
         return ""
     found = result["precisions"]
     first = next(iter(found.values()))["scaling"]
+    if not any(first.values()):
+        return ""
     columns: dict[str, tuple[str, Callable[[Result], str]]] = {
         "points_per_side": ("grid", lambda row: f"{row['points_per_side']} × {row['points_per_side']} points"),
         "crop_n_layers": ("layers of crops", lambda row: str(row["crop_n_layers"])),
@@ -264,17 +246,6 @@ def encoder_part(results: dict[str, Result]) -> str:
     )
     told = f"{result['settings']['runs']} runs of each. {where(result)}"
     return f"{rows}\n\n{wrapped(told)}"
-
-
-PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
-    "whole images": (generator_part, "make bench"),
-    "images with crops": (crops_part, "make bench BENCH_OPTIONS='--crops 2'"),
-    "stages": (stages_part, "make bench-stages"),
-    "scaling": (scaling_part, "make bench-stages"),
-    "pipeline": (pipeline_part, "make bench-pipeline"),
-    "encoder": (encoder_part, "make bench-encoder"),
-}
-"""The page's parts by the names in their markers: what makes each from the results, and what records the results."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

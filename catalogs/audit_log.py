@@ -1,40 +1,35 @@
-"""Audits what a dataset says of itself: its manifest, the parts of its catalog, its commits, its files' names.
+"""Audits what a dataset says of itself: the parts of its catalog, its commits, its files' names.
 
 Nothing here looks into a shard's files; `operators.audit_rows` and its neighbors do.
 """
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import cast
 
 from catalogs.commits import Commit, CommitLog
 from catalogs.findings import Code, Finding, Place
 from catalogs.layout import (
+    CATALOG,
     COMMITS,
     DATA_KINDS,
-    MANIFEST,
-    CatalogPart,
     DamagedDatasetError,
-    DatasetManifest,
     commit_name,
-    config_sha256,
     data_path,
+    is_part_path,
     parse_commit_name,
     parse_data_path,
-    part_path,
 )
+from catalogs.manifest import CatalogPart, DatasetManifest
 from catalogs.rows import NormalizedRows
 from infra.errors import UsageError
 from infra.retry import NotFoundError
 from infra.storage import TEMPORARY_PREFIX, Storage
 from infra.uris import base_name, join
 
-CATALOG = "catalog"
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
 """The folders in which every file must be accounted for."""
 
@@ -74,23 +69,6 @@ def list_files(storage: Storage, dataset_uri: str) -> dict[str, Listed]:
     }
 
 
-def audit_manifest(manifest: DatasetManifest) -> Iterator[Finding]:
-    """Whether `dataset.json` agrees with itself."""
-    place = Place(MANIFEST)
-    digest = config_sha256(manifest.config)
-    if digest != manifest.config_sha256:
-        yield place.finding(Code.BAD_MANIFEST, f"config_sha256 {digest}", manifest.config_sha256)
-    if manifest.config.get("images_per_shard") != manifest.images_per_shard:
-        expected = f"images_per_shard {manifest.config.get('images_per_shard')}, as in config"
-        yield place.finding(Code.BAD_MANIFEST, expected, manifest.images_per_shard)
-    first_shard = 0
-    for number, part in enumerate(manifest.catalog):
-        if (part.path, part.first_shard) != (part_path(number), first_shard):
-            expected = f"part {number} at {part_path(number)} from shard {first_shard}"
-            yield place.finding(Code.BAD_MANIFEST, expected, f"{part.path} from shard {part.first_shard}")
-        first_shard = part.first_shard + -(-part.rows // manifest.images_per_shard)
-
-
 def audit_catalog_part(
     storage: Storage, dataset_uri: str, part: CatalogPart, images_per_shard: int
 ) -> Iterator[Finding]:
@@ -98,9 +76,7 @@ def audit_catalog_part(
     place = Place(part.path)
     uri = join(dataset_uri, part.path)
     try:
-        with storage.open(uri) as stream:
-            # BinaryIO lacks readinto in the type, though every stream of ours has it.
-            digest = hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
+        digest = storage.sha256(uri)
     except NotFoundError:
         yield place.finding(Code.MISSING_CATALOG, f"the catalog's part with {part.rows} rows", "no such file")
         return
@@ -216,34 +192,44 @@ def _commit_findings(
 
 @dataclass(frozen=True)
 class Unnamed:
-    """Files that no commit names: what is wrong, and how many may yet be of a writer at work."""
+    """Files that nothing names: what is wrong, and how many may yet be of a writer at work."""
 
     findings: tuple[Finding, ...]
     young: tuple[str, ...]
 
 
-def audit_unnamed(paths: dict[str, Listed], manifest: DatasetManifest, limit: datetime, doubtful: set[int]) -> Unnamed:
-    """Sorts files that no commit names into left-overs, strangers, and those of writers that may be at work.
+def audit_unnamed(
+    paths: dict[str, Listed], manifest: DatasetManifest, limit: datetime, committed: Container[int], doubtful: set[int]
+) -> Unnamed:
+    """Sorts files that nothing names into left-overs, strangers, and those of writers that may be at work.
 
-    A name of ours is a left-over once it is older than `limit`; a build's sweep deletes such files, and these alone.
-    Of shards in `doubtful`, whose commits could not be read, nothing is said: what they name is not known.
+    A name of ours is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes such
+    files, and these alone. Of shards in `doubtful`, whose commits could not be read, nothing is said: what they name
+    is not known.
     """
     findings: list[Finding] = []
     young: list[str] = []
     parts = {part.path for part in manifest.catalog}
     for path, listed in sorted(paths.items()):
+        if path in parts or _is_commit(path):
+            continue
         named = parse_data_path(path)
         if named is not None and named.shard in doubtful:
             continue
-        if named is not None or base_name(path).startswith(TEMPORARY_PREFIX):
-            if listed.modified >= limit:
+        if named is None:
+            is_ours = is_part_path(path) or base_name(path).startswith(TEMPORARY_PREFIX)
+        else:
+            is_ours = named.shard < manifest.shards
+        if is_ours:
+            if listed.modified >= limit or (named is not None and named.shard not in committed):
                 young.append(path)
                 continue
             place = Place(path, None if named is None else named.shard)
             found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
-            findings.append(place.finding(Code.LEFTOVER_FILE, "no file that no commit names", found))
-        elif path not in parts and not _is_commit(path):
-            findings.append(Place(path).finding(Code.STRAY_FILE, "no file with a foreign name", f"{listed.size} bytes"))
+            findings.append(place.finding(Code.LEFTOVER_FILE, "no file that nothing names", found))
+        else:
+            expected = "no file with a foreign name or shard"
+            findings.append(Place(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))
     return Unnamed(tuple(findings), tuple(young))
 
 

@@ -4,7 +4,7 @@ A commit is put if absent and never changed; of one shard the highest generation
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -77,7 +77,7 @@ class Commit:
                 counts={str(key): int(count) for key, count in value["counts"].items()},
                 files=tuple(FileEntry(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in value["files"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedDatasetError(f"{where} is no commit: {type(error).__name__}: {error}") from error
 
 
@@ -95,12 +95,7 @@ class CommitLog:
 
     def generations(self) -> dict[int, list[int]]:
         """Each committed shard with its generations, ascending; files with foreign names are passed over."""
-        found: dict[int, list[int]] = {}
-        for entry in self._storage.list(self._folder):
-            parsed = parse_commit_name(entry.name)
-            if parsed is not None:
-                found.setdefault(parsed[0], []).append(parsed[1])
-        return {shard: sorted(numbers) for shard, numbers in found.items()}
+        return generations_of(entry.name for entry in self._storage.list(self._folder))
 
     def uri(self, shard: int, generation: int) -> str:
         """Where a commit stands."""
@@ -123,23 +118,23 @@ class CommitLog:
     def latest(self, shard: int) -> Commit | None:
         """The commit that holds for a shard; None when the shard is not committed."""
         generation = self.committed().get(shard)
-        return None if generation is None else self.read(shard, generation)
+        return None if generation is None else self._read_holding(shard, generation)
 
     def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """The commits of (shard, generation) pairs, in that order; one that has vanished is passed over.
 
         At most a few hundred are in memory at a time.
         """
-        pairs = iter(wanted)
-        with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
-            while ahead := list(islice(pairs, _READ_AHEAD)):
-                for commit in pool.map(lambda pair: self.read(*pair), ahead):
-                    if commit is not None:
-                        yield commit
+        return self._read_ahead(self.read, wanted, threads)
 
-    def read_all(self, threads: int = 16) -> Iterator[Commit]:
-        """The commits that hold, in order of shards."""
-        return self.read_many(self.committed().items(), threads)
+    def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
+        """The commits that hold, in order of shards; of one that is replaced meanwhile, the newer.
+
+        `only` are the shards to read; all without it.
+        """
+        standing = self.committed().items()
+        wanted = (pair for pair in standing if only is None or pair[0] in only)
+        return self._read_ahead(self._read_holding, wanted, threads)
 
     def put(self, commit: Commit) -> bool:
         """Puts a commit if none of its shard and generation stands there.
@@ -147,3 +142,34 @@ class CommitLog:
         True: this very commit stands there now, by this call or an equal one. False: another one does.
         """
         return self._storage.put_if_absent(self.uri(commit.shard, commit.generation), commit.to_json())
+
+    def _read_holding(self, shard: int, generation: int) -> Commit | None:
+        """A commit that was listed, or that which replaced it since: a reader must not miss a shard for that."""
+        commit = self.read(shard, generation)
+        while commit is None:
+            newer = self.committed().get(shard, generation)
+            if newer <= generation:
+                return None
+            generation = newer
+            commit = self.read(shard, generation)
+        return commit
+
+    def _read_ahead(
+        self, read: Callable[[int, int], Commit | None], wanted: Iterable[tuple[int, int]], threads: int
+    ) -> Iterator[Commit]:
+        pairs = iter(wanted)
+        with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
+            while ahead := list(islice(pairs, _READ_AHEAD)):
+                for commit in pool.map(lambda pair: read(*pair), ahead):
+                    if commit is not None:
+                        yield commit
+
+
+def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
+    """The committed shards with their generations, ascending, by the names of the files in `commits/`."""
+    found: dict[int, list[int]] = {}
+    for name in names:
+        parsed = parse_commit_name(name)
+        if parsed is not None:
+            found.setdefault(parsed[0], []).append(parsed[1])
+    return {shard: sorted(numbers) for shard, numbers in found.items()}

@@ -35,9 +35,13 @@ class Code(StrEnum):
     MASK_COUNT = "mask_count"
     UNKNOWN_REASON = "unknown_reason"
     INCOMPLETE_REJECT = "incomplete_reject"
+    BAD_TOMBSTONE = "bad_tombstone"
+    STILL_THERE = "still_there"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
     OTHER_JSON = "other_json"
+    MISSING_PAIR = "missing_pair"
+    BAD_JSON = "bad_json"
     BAD_JPEG = "bad_jpeg"
     JPEG_SIZE = "jpeg_size"
     JPEG_METADATA = "jpeg_metadata"
@@ -51,11 +55,18 @@ class Code(StrEnum):
     POINT_OUTSIDE = "point_outside"
     SCORE_RANGE = "score_range"
     UNDER_THRESHOLD = "under_threshold"
+    LICENSE_NOT_ALLOWED = "license_not_allowed"
+    LICENSE_EXPIRED = "license_expired"
+    NOT_REDISTRIBUTABLE = "not_redistributable"
+    MISSING_ATTRIBUTION = "missing_attribution"
+    STILL_DETECTED = "still_detected"
+    REPEATED_SOURCE = "repeated_source"
+    SIMILAR_IMAGE = "similar_image"
 
 
 SENTENCES = {
-    Code.BAD_MANIFEST: "`dataset.json` contradicts itself, in its hash of the configuration or in the catalog's parts.",
-    Code.MISSING_CATALOG: "A part of the catalog that `dataset.json` names is not there.",
+    Code.BAD_MANIFEST: "The manifest contradicts itself (its hash, the catalog's parts), or the generation before it.",
+    Code.MISSING_CATALOG: "A part of the catalog that the manifest names is not there.",
     Code.CATALOG_DIGEST: "A part of the catalog has other bytes than those that were pinned.",
     Code.CATALOG_ROWS: "A part of the catalog is no table of a catalog, or has other ordinals than were pinned.",
     Code.BAD_COMMIT: "A commit's file is no commit: JSON, fields, file names or canonical form are wrong.",
@@ -67,8 +78,8 @@ SENTENCES = {
     Code.MISSING_FILE: "A file that a commit names is not there.",
     Code.FILE_SIZE: "A file has another size than its commit says.",
     Code.FILE_DIGEST: "A file has other bytes than its commit says, by their SHA-256.",
-    Code.LEFTOVER_FILE: "No commit names this file of a writer that died, or of a replaced commit; a build deletes it.",
-    Code.STRAY_FILE: "This file in a folder of the dataset has no name of ours, and no commit names it.",
+    Code.LEFTOVER_FILE: "Nothing names this file of a writer that died, or of a replaced commit; a build deletes it.",
+    Code.STRAY_FILE: "A file with a foreign name, or of a shard that the dataset does not have, is in its folders.",
     Code.BAD_TABLE: "A table cannot be read as Parquet, or has other columns.",
     Code.TABLE_COUNTS: "A table has another number of rows than its commit counts.",
     Code.ROW_IDENTITY: "Ordinals or ids are missing, there twice, out of order, or do not belong together.",
@@ -77,9 +88,13 @@ SENTENCES = {
     Code.MASK_COUNT: "An image's row counts other masks than the table of masks has for it.",
     Code.UNKNOWN_REASON: "An image was refused for a reason that is none of the known ones.",
     Code.INCOMPLETE_REJECT: "A refused image's row lacks its uri, stage or detail.",
+    Code.BAD_TOMBSTONE: "A file in `tombstones/` cannot be read: what it took down is not known.",
+    Code.STILL_THERE: "A tombstone says that this row was taken down, and it still says something of its image.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
     Code.OTHER_JSON: "An image's JSON is not what the tables say.",
+    Code.MISSING_PAIR: "In data that segmint did not write, a JPEG has no JSON of its name, or a JSON no JPEG.",
+    Code.BAD_JSON: "In data that segmint did not write, a JSON is not that of an image with annotations.",
     Code.BAD_JPEG: "A JPEG cannot be read, or cannot be decoded to its end.",
     Code.JPEG_SIZE: "A JPEG has another width or height than its image's row.",
     Code.JPEG_METADATA: "A JPEG holds EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
@@ -93,8 +108,27 @@ SENTENCES = {
     Code.POINT_OUTSIDE: "A mask's point lies outside of its crop or image.",
     Code.SCORE_RANGE: "A score is no number, or not of the size that such a score can have.",
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
+    Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
+    Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
+    Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",
+    Code.MISSING_ATTRIBUTION: "An image's license asks for attribution, and its row names nobody.",
+    Code.STILL_DETECTED: "A detector of the build finds a face or a plate outside of what was obliterated.",
+    Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
+    Code.SIMILAR_IMAGE: "An image looks like an earlier one, by their perceptual hashes.",
 }
 """A sentence for each code."""
+
+INTEGRITY = "integrity"
+AREAS = {
+    Code.LICENSE_NOT_ALLOWED: "licenses",
+    Code.LICENSE_EXPIRED: "licenses",
+    Code.NOT_REDISTRIBUTABLE: "licenses",
+    Code.MISSING_ATTRIBUTION: "licenses",
+    Code.STILL_DETECTED: "privacy",
+    Code.REPEATED_SOURCE: "duplicates",
+    Code.SIMILAR_IMAGE: "duplicates",
+}
+"""What a code is about, where that is not integrity."""
 
 
 @dataclass(frozen=True)

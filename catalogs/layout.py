@@ -1,8 +1,8 @@
-"""A dataset's files: how each is named, and `dataset.json`, which says what the dataset is.
+"""A dataset's files: how each is named. What is in `dataset.json` is in `catalogs.manifest`.
 
 ```
-dataset.json                     what the dataset is: written once, extended when it grows
-catalog/part-0.parquet           the normalized catalog
+dataset.json                     what the dataset is; dataset.g2.json and on once it grew
+catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and on once it grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           names the files of one generation of one shard; written last
@@ -15,19 +15,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from datetime import date
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from infra.errors import SegmintError, UsageError
-from infra.retry import NotFoundError
-from infra.storage import Storage
-from infra.uris import join
+from infra.errors import SegmintError
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"
+CATALOG = "catalog"
 COMMITS = "commits"
 SUMMARIES = "summaries"
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
@@ -35,6 +30,7 @@ DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects
 
 _DIGEST_DIGITS = 12
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
+_PART = re.compile(r"catalog/part-(0|[1-9]\d*)-[0-9a-f]{12}\.parquet")
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json")
 
 
@@ -69,9 +65,18 @@ def shard_name(shard: int) -> str:
     return f"{shard:06d}"
 
 
-def part_path(part: int) -> str:
-    """The path of a part of the normalized catalog, below the dataset."""
-    return f"catalog/part-{part}.parquet"
+def part_path(part: int, sha256: str) -> str:
+    """The path of a part of the normalized catalog, below the dataset; `sha256` is of its bytes.
+
+    As all data files it is named by its content, so that two builds that begin or grow a dataset at once never write
+    over one another's.
+    """
+    return f"{CATALOG}/part-{part}-{sha256[:_DIGEST_DIGITS]}.parquet"
+
+
+def is_part_path(path: str) -> bool:
+    """Whether a path below the dataset is named like a part of the normalized catalog."""
+    return _PART.fullmatch(path) is not None
 
 
 def data_path(kind: str, shard: int, sha256: str) -> str:
@@ -102,88 +107,6 @@ def parse_commit_name(name: str) -> tuple[int, int] | None:
     return int(match["shard"]), int(match["generation"])
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CatalogPart(_Frozen):
-    """One part of the normalized catalog: its ordinals begin at `first_shard` · `images_per_shard`.
-
-    `sha256` is that of the part itself, `source_sha256` that of the catalog's file it was made from.
-    """
-
-    path: str
-    rows: int = Field(ge=0)
-    sha256: str
-    source_sha256: str
-    first_shard: int = Field(ge=0)
-
-
-class Weights(_Frozen):
-    """The weights of the model that made the masks."""
-
-    name: str
-    sha256: str
-
-
-class DatasetManifest(_Frozen):
-    """`dataset.json`: what a dataset is, fixed at its first start but for `catalog`, which grows by parts.
-
-    `config` holds the identity keys of the configuration as a tree; `numerics` all that decides the last bits
-    of the results; `policy_date` is the day by which licenses are judged.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    config: dict[str, Any]
-    config_sha256: str
-    numerics: dict[str, Any]
-    code_version: str
-    weights: Weights
-    licenses: dict[str, Any] = Field(default_factory=dict)
-    catalog: tuple[CatalogPart, ...]
-    images_per_shard: int = Field(gt=0)
-    policy_date: date
-
-    @property
-    def numerics_fingerprint(self) -> str:
-        """What a commit names its numerics by: twelve hexadecimal digits."""
-        return fingerprint(self.numerics)
-
-    @property
-    def shards(self) -> int:
-        """How many shards the whole dataset has, committed or not."""
-        if not self.catalog:
-            return 0
-        last = self.catalog[-1]
-        return last.first_shard + -(-last.rows // self.images_per_shard)
-
-    def ordinals(self, shard: int) -> tuple[int, int]:
-        """The ordinals [a, b) of a shard; raises `ValueError` for a shard that the dataset has not."""
-        for part in self.catalog:
-            first = part.first_shard * self.images_per_shard
-            start = shard * self.images_per_shard
-            if first <= start < first + part.rows:
-                return start, min(start + self.images_per_shard, first + part.rows)
-        raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
-
-    def to_json(self) -> bytes:
-        """The manifest's file."""
-        return canonical_json(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Reads a manifest's file; raises `UsageError`, which names `where`, for a foreign or a newer one."""
-        try:
-            value = json.loads(data)
-            version = value.get("schema_version") if isinstance(value, dict) else None
-            if version != SCHEMA_VERSION:
-                raise UsageError(f"{where}: its schema_version is {version!r}; this segmint reads {SCHEMA_VERSION}")
-            return cls.model_validate(value)
-        except (ValidationError, ValueError) as error:
-            raise UsageError(f"{where} is no dataset's manifest: {error}") from error
-
-
 def config_sha256(config: Mapping[str, Any]) -> str:
     """The hash of a configuration's identity keys, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(config)).hexdigest()
@@ -200,21 +123,3 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         elif canonical_json(old[key]) != canonical_json(new[key]):
             keys.append(key)
     return keys
-
-
-def read_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest | None:
-    """The manifest of the dataset at `dataset_uri`; None when no dataset was begun there."""
-    uri = join(dataset_uri, MANIFEST)
-    try:
-        data = storage.read(uri)
-    except NotFoundError:
-        return None
-    return DatasetManifest.from_json(data, uri)
-
-
-def load_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest:
-    """The manifest of the dataset at `dataset_uri`; raises `UsageError` when no dataset was begun there."""
-    manifest = read_manifest(storage, dataset_uri)
-    if manifest is None:
-        raise UsageError(f"{dataset_uri} is no dataset: it has no {MANIFEST}; check the path, or build one there")
-    return manifest

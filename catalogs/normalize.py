@@ -3,9 +3,8 @@
 Everything is a stream or is left to DuckDB, which spills to disk: memory does not grow with the catalog.
 """
 
-import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalogs.conform import OnProblem, refuse
-from catalogs.parquet import RowGroupWriter
+from catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from catalogs.readers import read_catalog
 from catalogs.schema import NORMALIZED
+from infra.assets import sha256_of
+from infra.errors import UsageError
 from infra.storage import Storage
+from infra.uris import fit_to_keep, redact
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-_MARK_ROWS = 65_536
+MARK_ROWS = 65_536
+"""Rows that are looked at together."""
+
+MOST_WAITING = 512 << 20
+"""Bytes that the rows of one row group may take: 8 KB a row."""
+
+_PUBLISHED_TEXT = ("uri", "image_id", "attribution", "provider", "source_url")
+_SUSPICIOUS = "(?s)://.*[@=]"
 
 # A hash takes eight bytes, an id often fifty: only the few ids whose hash stands there twice are compared as text.
 _DUPLICATES = """
@@ -33,11 +42,6 @@ WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY
                     WHERE hash(image_id) IN (SELECT h FROM suspects)),
      firsts AS (SELECT image_id, min(ordinal) AS first FROM candidates GROUP BY image_id HAVING count(*) > 1)
 SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal <> first ORDER BY ordinal
-"""
-
-_KNOWN = """
-SELECT ordinal FROM read_parquet($staged)
-WHERE image_id IN (SELECT image_id FROM read_parquet($known)) ORDER BY ordinal
 """
 
 
@@ -49,7 +53,6 @@ class NormalizedCatalog:
     rows: int
     duplicates: int  # rows whose image_id an earlier row has
     sha256: str  # of the file, 64 hexadecimal digits
-    known: int = 0  # rows left out because an earlier part has their image_id
 
 
 def normalize(
@@ -57,8 +60,6 @@ def normalize(
     storage: Storage,
     destination: Path,
     *,
-    first_ordinal: int = 0,
-    earlier_parts: Sequence[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
@@ -68,30 +69,14 @@ def normalize(
     stood earlier points at the first; their verdicts come later. A `uri` stays as it is written, so that the same
     rows give the same bytes wherever the catalog lies and whatever its format.
 
-    For a dataset that grows, `earlier_parts` are the URIs of its normalized parts: rows with an image_id
-    known there are left out, and ordinals begin at `first_ordinal`. `temporary` is where intermediate files
-    go (about the size of the catalog; default: beside `destination`), `memory_limit` bounds DuckDB. Raises
-    `UsageError` for a catalog that cannot be read as one.
+    `temporary` is where intermediate files go (about the size of the catalog; default: beside `destination`),
+    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read as one.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
         folder = Path(name)
-        staged, rows = stage_catalog(catalog_uri, storage, folder)
-        known = 0
-        if earlier_parts:
-            ids = _earlier_ids(earlier_parts, storage, folder)
-            staged, kept = _without_known(staged, ids, folder, memory_limit)
-            known, rows = rows - kept, kept
-        result = folder / "result.parquet"
-        duplicates = 0
-        with RowGroupWriter(result, NORMALIZED) as writer:
-            for batch in marked_batches(staged, folder, memory_limit):
-                duplicates += batch.num_rows - batch.column("duplicate_of").null_count
-                writer.add([_shifted(batch, first_ordinal)])
-        result.replace(destination)
-    with destination.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return NormalizedCatalog(destination, rows, duplicates, digest, known)
+        staged, _ = stage_catalog(catalog_uri, storage, folder)
+        return write_marked(staged, destination, folder, memory_limit=memory_limit)
 
 
 def stage_catalog(catalog_uri: str, storage: Storage, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
@@ -103,27 +88,48 @@ def stage_catalog(catalog_uri: str, storage: Storage, folder: Path, on_problem: 
     with RowGroupWriter(staged, NORMALIZED) as writer:
         for batch in read_catalog(catalog_uri, storage, on_problem):
             writer.add([number_rows(batch, writer.rows)])
+            if writer.waiting_bytes > MOST_WAITING:
+                raise UsageError(
+                    f"{catalog_uri}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
+                    f"{MOST_WAITING:,} bytes: no catalog has texts as long as that"
+                )
     return staged, writer.rows
+
+
+def write_marked(
+    staged: Path, destination: Path, folder: Path, *, first_ordinal: int = 0, memory_limit: str = "1GB"
+) -> NormalizedCatalog:
+    """Writes the rows of a staged file to `destination`, which appears whole: duplicates marked, ordinals from
+    `first_ordinal` on; intermediate files go to `folder`.
+    """
+    result = folder / "result.parquet"
+    duplicates = 0
+    with RowGroupWriter(result, NORMALIZED) as writer:
+        for batch in marked_batches(staged, folder, memory_limit):
+            duplicates += batch.num_rows - batch.column("duplicate_of").null_count
+            writer.add([_shifted(batch, first_ordinal)])
+    result.replace(destination)
+    return NormalizedCatalog(destination, writer.rows, duplicates, sha256_of(destination))
 
 
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
     """The rows of a staged file in order, `duplicate_of` filled in; DuckDB spills into `folder`."""
-    with _database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
-        reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(_MARK_ROWS)
-        marks = _Ascending(reader)
+    with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
+        reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS)
+        marks = Ascending(reader)
         start = 0
-        for batch in file.iter_batches(batch_size=_MARK_ROWS):
+        for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows
             ordinals, firsts = marks.until(stop)
             duplicate_of = np.zeros(batch.num_rows, np.int64)
             absent = np.ones(batch.num_rows, bool)
             duplicate_of[ordinals - start] = firsts
             absent[ordinals - start] = False
-            yield _with_column(batch, "duplicate_of", pa.array(duplicate_of, mask=absent))
+            yield with_column(batch, "duplicate_of", pa.array(duplicate_of, mask=absent))
             start = stop
 
 
-class _Ascending:
+class Ascending:
     """A stream of batches of two int64 columns, sorted by the first, taken piece by piece."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
@@ -149,8 +155,13 @@ class _Ascending:
 
 
 def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """A batch of `SOURCE` as `NORMALIZED`, ordinals from `first` on; duplicates are not marked."""
+    """A batch of `SOURCE` as `NORMALIZED`, ordinals from `first` on; duplicates are not marked.
+
+    Credentials inside of URLs are blotted out, for what stands here is published with the dataset. Only a `uri` that
+    no catalog may name can hold one, so that no image is lost by it.
+    """
     rows = batch.num_rows
+    batch = _without_credentials(batch)
     ordinals = np.arange(first, first + rows, dtype=np.int64)
     columns = {
         "ordinal": pa.array(ordinals),
@@ -162,54 +173,37 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
 
 
-def _without_known(staged: Path, ids: Path, folder: Path, memory_limit: str) -> tuple[Path, int]:
-    """The staged rows without those whose image_id stands in the file `ids`, numbered anew from 0."""
-    result = folder / "new.parquet"
-    parameters = {"staged": str(staged), "known": str(ids)}
-    with (
-        _database(folder, memory_limit) as database,
-        pq.ParquetFile(staged) as file,
-        RowGroupWriter(result, NORMALIZED) as writer,
-    ):
-        known = _Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(_MARK_ROWS))
-        start = 0
-        for batch in file.iter_batches(batch_size=_MARK_ROWS):
-            stop = start + batch.num_rows
-            keep = np.ones(batch.num_rows, bool)
-            keep[known.until(stop)[0] - start] = False
-            kept = batch.filter(pa.array(keep))
-            ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)
-            writer.add([_with_column(_with_column(kept, "ordinal", ordinals), "id", ordinals + 1)])
-            start = stop
-    return result, writer.rows
-
-
-def _earlier_ids(parts: Sequence[str], storage: Storage, folder: Path) -> Path:
-    """A local file with the image_id of every row of the earlier parts."""
-    path = folder / "known.parquet"
-    schema = pa.schema([NORMALIZED.field("image_id")])
-    with RowGroupWriter(path, schema) as writer:
-        for uri in parts:
-            with storage.open(uri) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as file:
-                for batch in file.iter_batches(batch_size=_MARK_ROWS, columns=["image_id"]):
-                    writer.add([batch.cast(schema)])
-    return path
+def _without_credentials(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for name in _PUBLISHED_TEXT:
+        column = batch.column(name)
+        # Few texts are suspicious, so that Python looks at few of them.
+        suspects = pc.indices_nonzero(pc.match_substring_regex(column, _SUSPICIOUS).fill_null(False))
+        if len(suspects):
+            clean = fit_to_keep if name in ("uri", "image_id") else redact
+            texts = column.to_pylist()
+            for index in suspects.to_pylist():
+                texts[index] = clean(texts[index])
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, batch.schema.field(place), pa.array(texts, pa.string()))
+    return batch
 
 
 def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
     if by == 0:
         return batch
     for name in ("ordinal", "id", "duplicate_of"):
-        batch = _with_column(batch, name, pc.add(batch.column(name), by))
+        batch = with_column(batch, name, pc.add(batch.column(name), by))
     return batch
 
 
-def _with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
+def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
+    """A batch of `NORMALIZED` with other values in one column."""
     arrays = [pa.array(values) if n == name else batch.column(n) for n in NORMALIZED.names]
     return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
 
 
-def _database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB that spills into `folder`; to be used as a context manager."""
     database = duckdb.connect(
         config={
             "temp_directory": str(folder / "spill"),

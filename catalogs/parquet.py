@@ -47,6 +47,11 @@ class RowGroupWriter:
         self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
         self.rows = 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the rows that wait in memory for their row group to be full."""
+        return sum(batch.nbytes for batch in self._waiting)
+
     def add(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Takes batches of the writer's schema; a row group is written as soon as it is full."""
         for batch in batches:

@@ -2,20 +2,24 @@
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalogs.commits import Commit, CommitLog
-from catalogs.layout import DamagedDatasetError, DatasetManifest, load_manifest
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import DatasetManifest, load_manifest
 from infra.errors import SegmintError
 from infra.storage import Storage
 from infra.uris import join
+
+if TYPE_CHECKING:
+    from catalogs.torch_dataset import TorchDataset
 
 
 class NoPixelsError(SegmintError):
@@ -104,9 +108,14 @@ class Dataset:
         self.storage = storage
         self.log = CommitLog(storage, uri)
 
-    def commits(self) -> Iterator[Commit]:
-        """The commits that hold, in order of shards."""
-        return self.log.read_all()
+    @classmethod
+    def open(cls, uri: str, storage: Storage) -> Self:
+        """The dataset at `uri`; raises `UsageError` when none stands there."""
+        return cls(uri, storage, load_manifest(storage, uri))
+
+    def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
+        """The commits that hold, in order of shards: of all of them, or `only` of these shards."""
+        return self.log.read_all(only=only)
 
     def __iter__(self) -> Iterator[Sample]:
         for commit in self.commits():
@@ -116,50 +125,65 @@ class Dataset:
         """How many images the committed shards hold, from their commits."""
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
-    def table(self, commit: Commit, kind: str) -> pa.Table:
-        """The shard's table `kind`: images, masks or rejects."""
+    def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
+        """The shard's table `kind` (images, masks or rejects), whole or with these `columns` alone."""
         uri = join(self.uri, commit.file(kind).path)
         try:
             with self.storage.open(uri) as stream:
-                return pq.read_table(stream)
+                return pq.read_table(stream, columns=columns)
         except pa.ArrowInvalid as error:
             raise DamagedDatasetError(f"{uri} is no Parquet file that can be read: {error}") from error
 
-    def shard(self, commit: Commit) -> Iterator[Sample]:
-        """The samples of one committed shard, in order, as a stream over its tar."""
+    def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
+        """The samples of one committed shard, in order, as a stream over its tar: all, or those with these `ids`.
+
+        The tar is read up to the last one that is wanted.
+        """
         rows = self.table(commit, "images").to_pylist()
+        wanted = [ids is None or row["id"] in ids for row in rows]
         path = commit.file("shards").path
         pairs = self._pairs(path)
-        for row in rows:
-            jpeg, annotations = next(pairs, (None, None))
-            if annotations is None or annotations["image"]["image_id"] != row["id"]:
-                raise DamagedDatasetError(f"{self.uri}: {path} does not hold image {row['id']} where it should be")
-            masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
-            yield Sample(row, masks, jpeg)
+        for index in range(len(rows) - wanted[::-1].index(True) if any(wanted) else 0):
+            jpeg, document = next(pairs, (None, None))
+            if wanted[index]:
+                yield self._sample(rows[index], jpeg, document, path)
 
-    def _pairs(self, path: str) -> Iterator[tuple[bytes | None, dict[str, Any]]]:
+    def _sample(self, row: dict[str, Any], jpeg: bytes | None, document: bytes | None, path: str) -> Sample:
+        try:
+            annotations = None if document is None else json.loads(document)
+        except (ValueError, RecursionError) as error:
+            raise DamagedDatasetError(f"{join(self.uri, path)} is no shard that can be read: {error}") from error
+        if annotations is None or annotations["image"]["image_id"] != row["id"]:
+            raise DamagedDatasetError(f"{self.uri}: {path} does not hold image {row['id']} where it should be")
+        return Sample(row, [MaskAnnotation.from_json(value) for value in annotations["annotations"]], jpeg)
+
+    def _pairs(self, path: str) -> Iterator[tuple[bytes | None, bytes]]:
         """JPEG (None where there is none) and JSON of each image of a tar, in its order."""
         uri = join(self.uri, path)
         jpeg: bytes | None = None
         try:
             with self.storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
+                    if not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
+                        raise DamagedDatasetError(f"{uri} is no shard: {member.name} is no plain file")
                     file = archive.extractfile(member)
                     data = file.read() if file is not None else b""
                     if member.name.endswith(".jpg"):
                         jpeg = data
                     elif member.name.endswith(".json"):
-                        yield jpeg, json.loads(data)
+                        yield jpeg, data
                         jpeg = None
         except (tarfile.TarError, ValueError) as error:
             raise DamagedDatasetError(f"{uri} is no shard that can be read: {error}") from error
 
 
-def open_dataset(uri: str, storage: Storage | None = None) -> Dataset:
+def open_dataset(uri: str, storage: Storage | None = None) -> "TorchDataset":
     """Opens the dataset at `uri`, a folder or an S3 prefix, for reading; what is not committed is not there.
 
-    Iterating gives a `Sample` an image. `storage` is needed where a store has options (an endpoint, a
-    profile). Raises `UsageError` when no dataset stands there.
+    Iterating gives a `Sample` an image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
+    the images. `storage` is needed where a store has options (an endpoint, a profile). Raises `UsageError` when no
+    dataset stands there.
     """
-    storage = storage or Storage()
-    return Dataset(uri, storage, load_manifest(storage, uri))
+    from catalogs.torch_dataset import TorchDataset
+
+    return TorchDataset.open(uri, storage or Storage())

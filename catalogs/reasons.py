@@ -1,6 +1,9 @@
 """Why an image was refused: the one list of verdicts, and the exception that carries one."""
 
+from collections.abc import Collection
 from enum import StrEnum
+
+from infra.errors import UsageError
 
 
 class Reason(StrEnum):
@@ -26,6 +29,7 @@ class Reason(StrEnum):
     KILLED_WORKER = "killed_worker"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
+    TAKEN_DOWN = "taken_down"
 
 
 LICENSE_REASONS = frozenset(
@@ -36,6 +40,9 @@ LICENSE_REASONS = frozenset(
         Reason.NOT_REDISTRIBUTABLE,
     }
 )
+
+DELIBERATE_REASONS = LICENSE_REASONS | {Reason.TAKEN_DOWN}
+"""Refusals by somebody's decision: no number of them looks like an outage."""
 
 
 class RejectedError(Exception):
@@ -52,3 +59,12 @@ class RejectedError(Exception):
     def __reduce__(self) -> tuple[type["RejectedError"], tuple[Reason, str]]:
         """Lets the verdict cross a process border."""
         return type(self), (self.reason, self.detail)
+
+
+def reasons_to_retry(names: Collection[str]) -> frozenset[Reason]:
+    """The reasons of these names, for `--retry-rejected`; raises `UsageError`, with the list, for another name."""
+    known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--retry-rejected {unknown[0]!r}: expected one of {', '.join(known)}")
+    return frozenset(Reason(name) for name in names)

@@ -1,5 +1,7 @@
 """Rows of a normalized catalog by their ordinals, without reading those before them."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from types import TracebackType
 
 import pyarrow as pa
@@ -48,6 +50,15 @@ class NormalizedRows:
         ]
         table = self._file.read_row_groups(groups)
         return table.slice(low - self._starts[groups[0]], high - low)
+
+    def take(self, ordinals: Sequence[int]) -> pa.Table:
+        """The rows with these ordinals, ascending; those that the part has not are left out."""
+        pieces = [NORMALIZED.empty_table()]
+        for group, (begin, end) in enumerate(pairwise(self._starts)):
+            inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
+            if inside:
+                pieces.append(self._file.read_row_group(group).take(inside))
+        return pa.concat_tables(pieces)
 
     def close(self) -> None:
         """Lets go of the file."""

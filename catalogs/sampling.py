@@ -9,16 +9,11 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalogs.csv_reader import csv_batches
+from catalogs.json_lines_reader import json_blocks
 from catalogs.normalize import number_rows
-from catalogs.readers import (
-    catalog_format,
-    csv_batches,
-    json_blocks,
-    open_parquet,
-    parquet_batches,
-    read_catalog,
-    require_keys,
-)
+from catalogs.parquet_reader import open_parquet, parquet_batches
+from catalogs.readers import catalog_format, read_catalog
 from catalogs.schema import NORMALIZED, REQUIRED
 from infra.storage import Storage
 
@@ -43,12 +38,7 @@ def count_rows(uri: str, storage: Storage) -> int:
             return rows
     if kind == "CSV":
         return sum(batch.num_rows for batch in csv_batches(uri, storage, only=REQUIRED[:1]))
-    rows = 0
-    for _, lines in json_blocks(uri, storage):
-        if rows == 0:
-            require_keys(uri, lines)
-        rows += len(lines)
-    return rows
+    return sum(rows for _, rows in json_blocks(uri, storage))
 
 
 def spread_evenly(rows: int, wanted: int) -> list[int]:

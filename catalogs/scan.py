@@ -114,7 +114,7 @@ def _row(base: str, image: _Found, common: Mapping[str, Any], storage: Storage) 
 def _from_json(where: str, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: expected a JSON object with columns of a catalog")

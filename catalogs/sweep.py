@@ -1,15 +1,20 @@
-"""Deletes what no commit names: left-overs of writers that died, and generations that were replaced."""
+"""Deletes what nothing names: left-overs of writers and builds that died, and generations that were replaced."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-from catalogs.commits import CommitLog
-from catalogs.layout import COMMITS, DATA_KINDS, DataFile, parse_data_path
+from catalogs.commits import CommitLog, generations_of
+from catalogs.layout import CATALOG, COMMITS, DATA_KINDS, SUMMARIES, DataFile, is_part_path, parse_data_path
+from catalogs.manifest import read_manifest
+from catalogs.tombstones import TOMBSTONES
 from infra.storage import TEMPORARY_PREFIX, ObjectInfo, Storage
 from infra.uris import join
 
 GRACE = timedelta(hours=24)
-"""How old an unnamed file must be: longer than any writer takes from its first file to its commit."""
+"""How old a file must be that no commit names: longer than any correction takes from its first file to its commit.
+
+A writer of a first generation needs none: nothing of a shard is swept before that is committed."""
 
 
 def sweep(
@@ -21,22 +26,31 @@ def sweep(
 ) -> list[str]:
     """Deletes what does not belong to a dataset; returns the paths, relative to it, in order.
 
-    That is: data files that no holding commit names, once they are older than `grace`, or at once where a
-    commit that was replaced names them; the commits that were replaced; temporary files older than `grace`.
-    Files with foreign names stay. `now` is the time to count from (default: this machine's clock).
+    That is, of shards that are committed: data files that the holding commit does not name, once they are older than
+    `grace`, or at once where a commit that was replaced names them; the commits that were replaced. And parts of the
+    catalog that the manifest does not name, and temporary files, once they are older than `grace`. What lies there of a
+    shard without a commit stays until it has one, however old: it may be of a writer that sleeps, or be named by one
+    that writes the same bytes again. Files with foreign names stay.
+    `now` is the time to count from (default: this machine's clock).
     """
     limit = (now or datetime.now(UTC)) - grace
-    # Files are listed before commits: one whose commit is put in between is then seen to be named.
     files: dict[int, list[tuple[str, DataFile, datetime]]] = {}
     doomed: list[str] = []
+    old_parts: list[str] = []
+    commit_names: list[str] = []
     for path, entry in _entries(storage, dataset_uri):
+        if path.startswith(f"{COMMITS}/"):
+            commit_names.append(entry.name)
         data_file = parse_data_path(path)
         if data_file is not None:
             files.setdefault(data_file.shard, []).append((path, data_file, entry.modified))
+        elif is_part_path(path) and entry.modified < limit:
+            old_parts.append(path)
         elif entry.name.startswith(TEMPORARY_PREFIX) and entry.modified < limit:
             doomed.append(path)
+    doomed.extend(_unnamed_parts(storage, dataset_uri, old_parts))
     log = CommitLog(storage, dataset_uri)
-    generations = log.generations()
+    generations = generations_of(commit_names)
 
     # Where a shard has one generation and one file of each kind, those are its commit's: no need to read it.
     doubtful = {
@@ -52,10 +66,10 @@ def sweep(
         names.setdefault(commit.shard, set()).update(entry.path for entry in commit.files)
 
     for shard, entries in sorted(files.items()):
-        if shard in generations and shard not in held:
-            continue  # nothing doubtful, or its commit vanished while we looked
+        if shard not in held:
+            continue  # not committed, or nothing doubtful, or its commit vanished while we looked
         for path, _, modified in entries:
-            unnamed = path not in held.get(shard, set())
+            unnamed = path not in held[shard]
             if unnamed and (modified < limit or path in replaced.get(shard, set())):
                 doomed.append(path)
     for path in doomed:
@@ -69,7 +83,23 @@ def sweep(
     return sorted(doomed)
 
 
+def _unnamed_parts(storage: Storage, dataset_uri: str, paths: list[str]) -> list[str]:
+    manifest = read_manifest(storage, dataset_uri) if paths else None
+    if manifest is None:
+        return []
+    named = {part.path for part in manifest.catalog}
+    return [path for path in paths if path not in named]
+
+
 def _entries(storage: Storage, dataset_uri: str) -> Iterator[tuple[str, ObjectInfo]]:
-    for folder in (*DATA_KINDS, COMMITS):
-        for entry in storage.list(join(dataset_uri, folder), include_temporary=True):
-            yield f"{folder}/{entry.name}", entry
+    """What lies in the dataset's folders, side by side: a store gives a thousand names at a time."""
+
+    def listed(folder: str) -> list[ObjectInfo]:
+        return storage.list(join(dataset_uri, folder), include_temporary=True)
+
+    # Files are listed before what names them: one that is named in between is then seen to be.
+    for folders in (tuple(DATA_KINDS), (COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")):
+        with ThreadPoolExecutor(len(folders), thread_name_prefix="sweep") as pool:
+            for folder, entries in zip(folders, pool.map(listed, folders), strict=True):
+                for entry in entries:
+                    yield join(folder, entry.name), entry

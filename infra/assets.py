@@ -134,13 +134,14 @@ ASSETS: dict[str, Asset] = {
     )
 }
 
-_hashes: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, remembered while its size and time of change stay the same."""
+    """The SHA-256 of a file in hexadecimal, remembered while its inode, size and times stay the same."""
     status = path.stat()
-    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    # The time of change is the system's own: unlike that of modification, nobody can set it back.
+    key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -151,8 +152,26 @@ def sha256_of(path: Path) -> str:
 
 
 def settled(name_or_path: str) -> str:
-    """A known name or a URI as it stands, a path made absolute: the same file from every current folder."""
-    return name_or_path if name_or_path in ASSETS or "://" in name_or_path else absolute(name_or_path)
+    """A known name or a URI as it stands, a path made absolute: the same file from every current folder.
+
+    Raises `UsageError` for a URI that holds credentials.
+    """
+    if name_or_path in ASSETS:
+        return name_or_path
+    if _WEB_ADDRESS.match(name_or_path):
+        _refuse_credentials(name_or_path)
+        return name_or_path
+    return absolute(name_or_path)
+
+
+def pinned(path: Path, sha256: str | None) -> Path:
+    """`path`, once its SHA-256 has been compared; None: with nothing. Raises `AssetError`, naming both hashes."""
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise AssetError(
+            f"{path} is not the file that the dataset was begun with: expected SHA-256 {sha256}, "
+            f"found {sha256_of(path)}. Put that file back, on every machine"
+        )
+    return path
 
 
 def verify(path: Path, asset: Asset) -> None:
@@ -165,6 +184,13 @@ def verify(path: Path, asset: Asset) -> None:
             f"{path} is not {asset.name}: expected SHA-256 {asset.sha256} ({asset.size} bytes), "
             f"found {found} ({path.stat().st_size} bytes)"
         )
+
+
+def plain_name(name_or_path: str) -> str:
+    """What a file is called: the last part of its path or URI, without a web address's query and hash."""
+    if _WEB_ADDRESS.match(name_or_path):
+        name_or_path = name_or_path.partition("#")[0].partition("?")[0]
+    return base_name(name_or_path)
 
 
 def cache_folder() -> Path:
@@ -289,6 +315,7 @@ def _from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path)
 def _from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
     from infra.storage import Storage
 
+    _make_private(cache)
     temporary = cache / f".tmp-{uuid.uuid4().hex}"
     try:
         (storage or Storage()).get_file(uri, temporary)
@@ -302,11 +329,26 @@ def _from_pinned_address(address: str, cache: Path) -> Path:
     match = _PINNED_ADDRESS.match(address)
     if match is None:
         raise AssetError(f"{redact(address)} is not pinned: append #sha256=<the file's 64 hexadecimal digits>")
+    _refuse_credentials(address)
     url, sha256 = match.group(1), match.group(2).lower()
     try:
-        return _download(url, sha256, f"{sha256[:12]}-{base_name(url.partition('?')[0])}", cache)
+        return _download(url, sha256, f"{sha256[:12]}-{plain_name(url)}", cache)
     except (OSError, ValueError) as error:
         raise AssetError(f"cannot fetch {redact(address)}: {redact(str(error))}") from error
+
+
+def _refuse_credentials(address: str) -> None:
+    if redact(address) != address:
+        raise AssetError(
+            f"{redact(address)} carries a credential, which a configuration must not: fetch the file and name its "
+            "path, or name its bucket (s3://…), whose credentials come by the standard chain"
+        )
+
+
+def _make_private(folder: Path) -> None:
+    """Makes the cache where it is missing, for its owner alone: weights may be somebody's own."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
@@ -316,6 +358,7 @@ def _download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
+    _make_private(cache)
     keeper = pooch.create(
         path=cache,
         base_url="",

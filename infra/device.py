@@ -1,5 +1,6 @@
 """Which device, precision and number of threads a process computes with: `auto` made a plain choice."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +66,38 @@ def physical_cores() -> int:
 
 
 def apply_compute(compute: Compute) -> None:
-    """Sets torch's threads in this process, OpenCV's to 1, and full fp32 products: others have other bits."""
+    """Sets torch's threads in this process, OpenCV's to 1, and full fp32 products: others have other bits.
+
+    On a CPU it also has the C library keep freed memory, see `keep_freed_memory`.
+    """
     import cv2
     import torch
 
+    if compute.kind == "cpu":
+        keep_freed_memory()
     torch.set_num_threads(compute.threads)
     cv2.setNumThreads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for what is asked for next in this process; does nothing with another C library.
+
+    Matrices of up to 64 MB come and go by the thousand with each image. glibc maps such memory anew each time and hands
+    it back at once, and the kernel's fresh pages take a fifth of an encoder's time.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
+
+
+# Of malloc.h: mallopt(3).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def _resolve_precision(precision: str, kind: str) -> Precision:

@@ -86,6 +86,13 @@ class FsspecStore:
             "remove them with the tools of the store"
         )
 
+    def versioned(self, uri: str) -> set[str]:
+        """Refuses: older versions cannot be seen through fsspec."""
+        raise UsageError(
+            f"older versions of what is in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
+            "look for them with the tools of the store"
+        )
+
     def ping(self, uri: str) -> None:
         """Asks for an object's or folder's information; that it is absent is an answer."""
         with suppress(FileNotFoundError):

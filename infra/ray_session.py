@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import warnings
@@ -25,7 +26,7 @@ class Cluster:
     local: bool  # whether we started it, on this machine alone
     cpus: float  # logical CPUs of all nodes
     gpus: float
-    nodes: int
+    nodes: int  # that have CPUs; the head of a cluster often has none
     cores: int  # CPU cores that this process may run on; on a cluster, those of the driver's node
 
 
@@ -35,10 +36,9 @@ def cores_here() -> int:
 
 
 def joins_cluster(address: str) -> bool:
-    """Whether `ray_session(address)` joins a Ray that somebody else started."""
-    import ray
-
-    return ray.is_initialized() or _target(address) != "local"
+    """Whether `ray_session(address)` joins a Ray that somebody else started; imports none to find out."""
+    ray = sys.modules.get("ray")
+    return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
 
 def _target(address: str) -> str:
@@ -55,12 +55,17 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's core writes its own log lines to the terminal; its folder of logs keeps what matters.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if _target(address) == "local":
+        # Ray's control store would keep what became of each task, 4 KB for up to 100,000 of them, for a dashboard.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
     # Ray Data prints the traceback of an error that it also raises.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Nothing else bounds how often Ray Data starts an actor anew; a newer Ray, which is pinned, will have to say how.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     if ray.is_initialized():
-        yield _observe(local=False)
+        yield observe(local=False)
         return
     target = _target(address)
     local = target == "local"
@@ -68,15 +73,17 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         warnings.simplefilter("ignore")
         try:
             if local:
-                ray.init(
-                    address="local",
-                    num_cpus=max(MIN_LOCAL_CPUS, cores_here()),
-                    object_store_memory=object_store_memory,
-                    include_dashboard=False,
-                    configure_logging=True,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                _keep_token_private()
+                with _on_loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=max(MIN_LOCAL_CPUS, cores_here()),
+                        object_store_memory=object_store_memory,
+                        include_dashboard=False,
+                        configure_logging=True,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                    )
             else:
                 _check_answers(target)
                 ray.init(
@@ -91,9 +98,46 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
                 "Start one, name another, or use 'local'"
             ) from error
     try:
-        yield _observe(local=local)
+        yield observe(local=local)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started meanwhile listens on 127.0.0.1 alone.
+
+    That is what Ray does on laptops' systems. The switch is read when Ray is imported, here and in its processes.
+    """
+    from ray._private import ray_constants
+
+    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(switch)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before[1]
+
+
+def _keep_token_private() -> None:
+    """Makes the token of a local Ray, for its owner alone to read: Ray would make it for everybody on the machine.
+
+    Whoever has it may run code in that Ray. What the environment says of Ray's authentication is left as it is.
+    """
+    if any(name.startswith("RAY_AUTH_") for name in os.environ):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # Ray says what is wrong with the folder
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        if not path.stat().st_size:
+            path.write_text(secrets.token_hex(32), encoding="ascii")
 
 
 _SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -149,7 +193,8 @@ def _runtime_env() -> dict[str, Any] | None:
     return {"working_dir": str(checkout), "excludes": _EXCLUDES, "env_vars": wait_policy}
 
 
-def _observe(*, local: bool) -> Cluster:
+def observe(*, local: bool) -> Cluster:
+    """What the Ray that we are connected to has now: nodes come and go."""
     import ray
 
     resources = ray.cluster_resources()
@@ -157,6 +202,13 @@ def _observe(*, local: bool) -> Cluster:
         local=local,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
-        nodes=sum(node["Alive"] for node in ray.nodes()),
+        nodes=sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()),
         cores=cores_here(),
     )
+
+
+def alive_nodes() -> frozenset[str]:
+    """Ids of the nodes of the Ray that we are connected to."""
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])

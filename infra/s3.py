@@ -1,13 +1,16 @@
 """S3 and what speaks its protocol, through s3fs: conditional puts, paged listings, older versions."""
 
+import asyncio
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from infra import s3_parts
 from infra.errors import UsageError
-from infra.retry import Meaning, meaning, service_code
+from infra.meaning import Meaning, meaning, service_code
+from infra.s3_session import make_session
 from infra.stores import ObjectInfo, check_length, check_size
 from infra.uris import parent, split_bucket
 
@@ -23,6 +26,14 @@ OPTIONS: dict[str, str] = {
     "read_timeout": "seconds without a byte, 60",
     "max_connections": "connections of a process, 64",
 }
+
+T = TypeVar("T")
+
+_CONNECT_TIMEOUT_S = 5
+_READ_TIMEOUT_S = 60
+_SLOWEST = 100_000
+"""Bytes a second: a body that is slower, be it that it drips, counts as stalled."""
+_PING_S = 10.0
 
 
 def check_options(prefix: str, options: Mapping[str, Any]) -> None:
@@ -43,8 +54,8 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
     import s3fs
 
     config: dict[str, Any] = {
-        "connect_timeout": options.get("connect_timeout", 5),
-        "read_timeout": options.get("read_timeout", 60),
+        "connect_timeout": options.get("connect_timeout", _CONNECT_TIMEOUT_S),
+        "read_timeout": options.get("read_timeout", _READ_TIMEOUT_S),
         "max_pool_connections": options.get("max_connections", 64),
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
@@ -53,7 +64,6 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
     client = {
         name: options[key] for key, name in {"region": "region_name", "verify": "verify"}.items() if key in options
     }
-    session = {"profile": options["profile"]} if options.get("profile") else {}
     filesystem = s3fs.S3FileSystem(
         anon=bool(options.get("anon", False)),
         endpoint_url=options.get("endpoint_url"),
@@ -62,17 +72,19 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
         config_kwargs=config,
         use_listings_cache=False,
         skip_instance_cache=True,
-        **session,
+        session=make_session(options.get("profile") or None),
     )
     filesystem.retries = 1
     return filesystem
 
 
 class S3Store:
-    """Objects in S3 buckets."""
+    """Objects in S3 buckets. Every exchange ends in time: time-outs of a socket alone do not end a put that stalls."""
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
+        config = filesystem.config_kwargs
+        self._exchange_s = float(config["connect_timeout"]) + float(config["read_timeout"])
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """The whole object in one request."""
@@ -87,17 +99,19 @@ class S3Store:
     def create(self, uri: str, data: bytes) -> None:
         """One put with `If-None-Match: *`, up to 5 GB; the loser gets `PreconditionFailed`."""
         bucket, key = _object(uri)
-        self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
     def put(self, uri: str, data: bytes) -> None:
         """One put; S3 shows an object only when it is whole."""
         bucket, key = _object(uri)
-        self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+        self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
 
     def put_file(self, uri: str, path: Path) -> None:
         """One put, or a multipart upload for a large file."""
-        bucket, key = _object(uri)
-        self._fs.put_file(str(path), f"{bucket}/{key}")
+        if path.stat().st_size <= s3_parts.PART_BYTES:
+            self.put(uri, path.read_bytes())
+        else:
+            s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri))
 
     def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page, each page asked for once."""
@@ -112,28 +126,39 @@ class S3Store:
         """The size in bytes, by a HEAD request."""
         bucket, key = _object(uri)
         try:
-            answer = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+            answer = self._call("head_object", Bucket=bucket, Key=key)
         except OSError as error:
             if meaning(error) is Meaning.ABSENT:
                 self._require_bucket(bucket)
+            elif (service_code(error) or ("",))[0] == "400":
+                self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)  # whose answer says why: an expired token does
             raise
         return int(answer["ContentLength"])
 
     def delete(self, uri: str) -> None:
         """Removes the object; on a versioned bucket older versions stay (see `purge`)."""
         bucket, key = _object(uri)
-        self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        self._call("delete_object", Bucket=bucket, Key=key)
 
     def purge(self, uri: str) -> None:
         """Removes the object, its older versions and its delete markers."""
         bucket, key = _object(uri)
         self.delete(uri)
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": key}
+        for entry in self._versions(bucket, key):
+            if entry["Key"] == key and entry.get("VersionId"):
+                self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
+
+    def versioned(self, uri: str) -> set[str]:
+        """Names below a prefix of which the bucket keeps any version or delete marker."""
+        bucket, key = split_bucket(uri)
+        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        return {entry["Key"][len(prefix) :] for entry in self._versions(bucket, prefix)} - {""}
+
+    def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         while True:
-            page = self._fs.call_s3("list_object_versions", **request)
-            for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
-                if entry["Key"] == key and entry.get("VersionId") not in {None, "null"}:
-                    self._fs.call_s3("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
+            page = self._call("list_object_versions", **request)
+            yield from (*page.get("Versions", []), *page.get("DeleteMarkers", []))
             if not page.get("IsTruncated"):
                 return
             request["KeyMarker"] = page.get("NextKeyMarker", "")
@@ -142,11 +167,11 @@ class S3Store:
     def ping(self, uri: str) -> None:
         """Asks for one entry of the prefix."""
         bucket, key = split_bucket(parent(uri))
-        self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
     def _pages(self, request: dict[str, Any], skip: int) -> Iterator[ObjectInfo]:
         while True:
-            page = self._fs.call_s3("list_objects_v2", **request)
+            page = self._call("list_objects_v2", **request)
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
                 if name and not name.endswith("/"):  # some tools mark folders by empty objects
@@ -156,29 +181,38 @@ class S3Store:
             request = request | {"ContinuationToken": page["NextContinuationToken"]}
 
     def _get(self, uri: str, max_bytes: int | None, **conditions: str) -> bytes:
-        from fsspec.asyn import sync
-
         bucket, key = _object(uri)
 
         async def fetch() -> bytes:
-            answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **conditions)
+            request = self._fs._call_s3("get_object", Bucket=bucket, Key=key, **conditions)
+            answer = await _within(self._exchange_s, request)
             body = answer["Body"]
             try:
                 announced = int(answer["ContentLength"])
                 check_size(uri, announced, max_bytes)
-                data: bytes = await body.read()
+                data: bytes = await _within(self._exchange_s + announced / _SLOWEST, body.read())
             finally:
                 body.close()
             check_length(len(data), announced)
             return data
 
-        result: bytes = sync(self._fs.loop, fetch)
+        return self._run(fetch)
+
+    def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
+        """One request; `size` is that of its body in bytes."""
+        limit = self._exchange_s + size / _SLOWEST if within_s is None else within_s
+        return self._run(lambda: _within(limit, self._fs._call_s3(method, **request)))
+
+    def _run(self, exchange: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        from fsspec.asyn import sync
+
+        result: T = sync(self._fs.loop, exchange)
         return result
 
     def _require_bucket(self, bucket: str) -> None:
         # The answer to a HEAD has no body, so an absent key and an absent bucket look the same.
         try:
-            self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+            self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
             # One who may not list the bucket is told about the key alone.
             if meaning(error) is not Meaning.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
@@ -190,3 +224,13 @@ def _object(uri: str) -> tuple[str, str]:
     if not key:
         raise FileNotFoundError(errno.ENOENT, "names a bucket, not an object", uri)
     return bucket, key
+
+
+async def _within(seconds: float, exchange: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await exchange
+    except TimeoutError as error:
+        if limit.expired():
+            raise TimeoutError(f"no whole answer within {seconds:.3g} seconds") from error
+        raise

@@ -1,25 +1,27 @@
 """Objects in local folders, S3 buckets and other fsspec stores: read, put if absent, list, delete."""
 
+import hashlib
 import io
-import threading
-import uuid
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from infra.connections import check_options, connect
-from infra.errors import SegmintError, UsageError
+from infra.errors import UsageError
+from infra.outages import outlast
 from infra.retry import (
     AccessRefusedError,
     NotFoundError,
     ObjectTooLargeError,
+    PassingFaultError,
     RetryPolicy,
     StorageFaultError,
+    UnavailableError,
     with_retries,
 )
-from infra.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store
+from infra.store_probe import probe
+from infra.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store, open_file
 from infra.uris import (
     LOCAL,
     UriNotAllowedError,
@@ -30,6 +32,7 @@ from infra.uris import (
     redact,
     relative_to,
     scheme,
+    store_name,
 )
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "RetryPolicy",
     "Storage",
     "StorageFaultError",
+    "UnavailableError",
     "UriNotAllowedError",
     "base_name",
     "join",
@@ -50,9 +54,10 @@ __all__ = [
     "scheme",
 ]
 
+T = TypeVar("T")
+
 _HEALTH_POLICY = RetryPolicy(attempts=2, first_wait_s=0.2, max_wait_s=1.0, deadline_s=10)
 _READ_AHEAD = 4 << 20
-_RACERS = 8
 
 
 class Storage:
@@ -60,7 +65,8 @@ class Storage:
 
     `options` are by URI prefix and the longest prefix wins: `{"s3://bucket": {"endpoint_url": …}}`; for S3
     the keys are `infra.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials are
-    refused as values (`UsageError`): they come by the standard chain.
+    refused as values (`UsageError`): they come by the standard chain. A store that does not answer is waited for up to
+    `outage_s` seconds, after the attempts of `retry`; see `infra.outages`.
 
     Every method raises `NotFoundError` for an absent object where that matters, `StorageFaultError` for a
     fault that stayed, and `UriNotAllowedError` for a URI off the allow-list.
@@ -70,26 +76,38 @@ class Storage:
         self,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (a frozen value)
+        outage_s: float = 0.0,
     ) -> None:
         self._options = {prefix: dict(values) for prefix, values in (options or {}).items()}
         self._retry = retry
+        self._outage_s = outage_s
         for prefix, values in self._options.items():
             check_options(prefix, values)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Storage, (self._options, self._retry)
+        return Storage, (self._options, self._retry, self._outage_s)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """The bytes of an object. Raises `ObjectTooLargeError`, before they come, when over `max_bytes`."""
         store = self._store(uri)
-        return with_retries(self._retry, "read", uri, lambda: store.read(uri, max_bytes))
+        return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable stream of an object's bytes; each piece is read with retries."""
         if scheme(uri) == LOCAL:
-            return with_retries(self._retry, "open", uri, lambda: local_path(uri).open("rb"))
-        raw = _RangeReader(self._store(uri), self._retry, uri, self.size(uri))
+            return self._try("open", uri, lambda: open_file(uri))
+        raw = _RangeReader(self._read_range, uri, self.size(uri))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+
+    def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
+        """The same for a reader that knows which pieces it wants: a read is a request, and nothing is read ahead.
+
+        The store is not asked for the size in bytes where it is given.
+        """
+        if scheme(uri) == LOCAL:
+            return self.open(uri)
+        raw = _RangeReader(self._read_range, uri, self.size(uri) if size is None else size)
+        return cast(BinaryIO, raw)
 
     def get_file(self, uri: str, path: Path) -> None:
         """Copies an object to a local file, which appears only when it is whole."""
@@ -106,7 +124,7 @@ class Storage:
         store = self._store(uri)
         for _ in range(self._retry.attempts):
             try:
-                with_retries(self._retry, "put", uri, lambda: store.create(uri, data))
+                self._try("put", uri, lambda: store.create(uri, data))
             except FileExistsError:
                 try:
                     return self.read(uri, max_bytes=len(data)) == data
@@ -120,14 +138,14 @@ class Storage:
     def put(self, uri: str, data: bytes) -> None:
         """Writes a whole object over any that stands there; readers see the old one or the new one."""
         store = self._store(uri)
-        with_retries(self._retry, "put", uri, lambda: store.put(uri, data))
+        self._try("put", uri, lambda: store.put(uri, data))
 
     def put_file(self, uri: str, path: Path) -> None:
         """The same from a local file."""
         if not path.is_file():
             raise UsageError(f"{path} is no file, so it cannot be put to {redact(uri)}")
         store = self._store(uri)
-        with_retries(self._retry, "put", uri, lambda: store.put_file(uri, path))
+        self._try("put", uri, lambda: store.put_file(uri, path))
 
     def list(self, uri: str, include_temporary: bool = False) -> list[ObjectInfo]:
         """The objects directly in a folder or prefix, sorted by name; none when it is absent.
@@ -135,7 +153,7 @@ class Storage:
         Folders are left out, and so are temporary files of writers that died (`.tmp-…`), unless asked for.
         """
         store = self._store(uri)
-        found = with_retries(self._retry, "list", uri, lambda: list(store.walk(uri, recursive=False)))
+        found = self._try("list", uri, lambda: list(store.walk(uri, recursive=False)))
         return [entry for entry in found if include_temporary or not _is_temporary(entry.name)]
 
     def walk(self, uri: str, include_temporary: bool = False) -> Iterator[ObjectInfo]:
@@ -160,7 +178,7 @@ class Storage:
                 raise
             return None
 
-        while (found := with_retries(self._retry, "list", uri, advance)) is not None:
+        while (found := self._try("list", uri, advance)) is not None:
             given.add(found.name)
             if include_temporary or not _is_temporary(found.name):
                 yield found
@@ -168,7 +186,13 @@ class Storage:
     def size(self, uri: str) -> int:
         """The size of an object in bytes."""
         store = self._store(uri)
-        return with_retries(self._retry, "look at", uri, lambda: store.size(uri))
+        return self._try("look at", uri, lambda: store.size(uri))
+
+    def sha256(self, uri: str) -> str:
+        """The SHA-256 of an object's bytes in hexadecimal; they are read as a stream."""
+        with self.open(uri) as stream:
+            # BinaryIO lacks readinto in the type, though every stream of ours has it.
+            return hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
 
     def exists(self, uri: str) -> bool:
         """Whether an object is there; a folder is none."""
@@ -178,11 +202,21 @@ class Storage:
             return False
         return True
 
+    def walk_ever(self, uri: str) -> tuple[str, ...]:
+        """Names of the objects below a folder or prefix, relative to it, sorted, temporary ones too.
+
+        With those that were deleted, where a bucket keeps their older versions. Raises `UsageError` for a store whose
+        versions cannot be seen.
+        """
+        store = self._store(uri)
+        found = with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
+        return tuple(sorted(found | {entry.name for entry in self.walk(uri, include_temporary=True)}))
+
     def delete(self, uri: str) -> None:
         """Removes an object; absent is fine."""
         store = self._store(uri)
         with suppress(NotFoundError):
-            with_retries(self._retry, "delete", uri, lambda: store.delete(uri))
+            self._try("delete", uri, lambda: store.delete(uri))
 
     def purge(self, uri: str) -> None:
         """Removes an object with all its older versions, where a bucket keeps them; absent is fine.
@@ -191,58 +225,42 @@ class Storage:
         """
         store = self._store(uri)
         with suppress(NotFoundError):
-            with_retries(self._retry, "purge", uri, lambda: store.purge(uri))
+            self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Whether the store of this URI answers at all, by a quick look: tells a verdict from a fault."""
+        """Whether the store of this URI answers, and lets us in, by a quick look: tells a verdict from a fault."""
+        return self._ask(uri) is None
+
+    def answers(self, uri: str) -> bool:
+        """Whether the store of this URI answers at all, be it that it refuses us: tells an outage from other faults."""
+        return not isinstance(self._ask(uri), PassingFaultError)
+
+    def _ask(self, uri: str) -> StorageFaultError | None:
+        """What a quick look at the store says against it."""
         store = self._store(uri)
         try:
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
         except NotFoundError:
-            return True
-        except StorageFaultError:
-            return False
-        return True
+            return None
+        except StorageFaultError as fault:
+            return fault
+        return None
 
     def probe(self, uri: str) -> None:
-        """Tries, in the folder `uri`, all that a dataset needs of its store, and leaves nothing behind.
+        """Tries, in the folder `uri`, all that a dataset needs of its store; see `infra.store_probe`."""
+        probe(self, uri)
 
-        Writes, reads back, is refused a second put of other bytes, has several writers race for one name,
-        lists and deletes. Raises `UsageError` where a store is not exclusive, `StorageFaultError` where it
-        fails or refuses us.
-        """
-        name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
-        once, raced = join(uri, f"{name}-once"), join(uri, f"{name}-raced")
-        try:
-            self._probe_once(once)
-            self._probe_race(raced)
-            listed = {entry.name for entry in self.list(uri, include_temporary=True)}
-            if not {base_name(once), base_name(raced)} <= listed:
-                raise UsageError(f"the store of {redact(uri)} does not list what was just written there")
-        finally:
-            with suppress(SegmintError):
-                self.delete(once)
-                self.delete(raced)
-        if self.exists(once) or self.exists(raced):
-            raise UsageError(f"the store of {redact(uri)} still shows what was deleted there")
+    def _try(self, action: str, uri: str, attempt: Callable[[], T]) -> T:
+        def all_attempts() -> T:
+            return with_retries(self._retry, action, uri, attempt)
 
-    def _probe_once(self, uri: str) -> None:
-        if not self.put_if_absent(uri, b"first") or self.read(uri) != b"first":
-            raise UsageError(f"the store does not give back what was written to {redact(uri)}")
-        if self.put_if_absent(uri, b"second") or self.read(uri) != b"first":
-            raise _not_exclusive(uri)
+        if self._outage_s <= 0:
+            return all_attempts()
+        return outlast(all_attempts, store_name(uri), lambda: self.answers(uri), self._outage_s)
 
-    def _probe_race(self, uri: str) -> None:
-        start = threading.Barrier(_RACERS)
-
-        def contend(index: int) -> bool:
-            start.wait()
-            return self.put_if_absent(uri, b"racer %d" % index)
-
-        with ThreadPoolExecutor(_RACERS) as pool:
-            won = list(pool.map(contend, range(_RACERS)))
-        if won.count(True) != 1 or self.read(uri) != b"racer %d" % won.index(True):
-            raise _not_exclusive(uri)
+    def _read_range(self, uri: str, start: int, stop: int) -> bytes:
+        store = self._store(uri)
+        return self._try("read", uri, lambda: store.read_range(uri, start, stop))
 
     def _store(self, uri: str) -> Store:
         return connect(scheme(uri), self._options_of(uri))
@@ -253,8 +271,9 @@ class Storage:
 
 
 class _RangeReader(io.RawIOBase):
-    def __init__(self, store: Store, retry: RetryPolicy, uri: str, size: int) -> None:
-        self._source = (store, retry, uri)
+    def __init__(self, read_range: Callable[[str, int, int], bytes], uri: str, size: int) -> None:
+        self._read_range = read_range
+        self._uri = uri
         self._size = size
         self._position = 0
 
@@ -278,8 +297,7 @@ class _RangeReader(io.RawIOBase):
         start, stop = self._position, min(self._position + len(buffer), self._size)
         if stop <= start:
             return 0
-        store, retry, uri = self._source
-        buffer[: stop - start] = with_retries(retry, "read", uri, lambda: store.read_range(uri, start, stop))
+        buffer[: stop - start] = self._read_range(self._uri, start, stop)
         self._position = stop
         return stop - start
 
@@ -292,10 +310,3 @@ def _is_below(uri: str, prefix: str) -> bool:
 
 def _is_temporary(name: str) -> bool:
     return base_name(name).startswith(TEMPORARY_PREFIX)
-
-
-def _not_exclusive(uri: str) -> UsageError:
-    return UsageError(
-        f"the store of {redact(uri)} let a second writer replace an object that was put if absent, so shards "
-        "could be written twice there: choose a store with conditional puts (If-None-Match) or hard links"
-    )

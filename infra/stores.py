@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -59,6 +60,9 @@ class Store(Protocol):
     def purge(self, uri: str) -> None:
         """Removes the object and every older version of it."""
 
+    def versioned(self, uri: str) -> set[str]:
+        """Names of the objects below a folder or prefix of which versions are kept, deleted ones included."""
+
     def ping(self, uri: str) -> None:
         """Asks the store for next to nothing; returns where it answers, raises where it does not."""
 
@@ -75,18 +79,37 @@ def check_length(got: int, expected: int) -> None:
         raise ShortBodyError(errno.EIO, f"{got} bytes came where {expected} were announced")
 
 
+def open_file(uri: str) -> BinaryIO:
+    """A local file, opened to be read. Raises `FileNotFoundError` for what is no file: a pipe, a device, a socket."""
+    path = local_path(uri)
+    _regular(path)
+    return path.open("rb")
+
+
+def _regular(path: Path) -> os.stat_result:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "is no regular file", str(path))
+    return status
+
+
 class LocalStore:
     """Files of this machine, written so that a crash leaves either the whole file or none."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole file."""
-        with local_path(uri).open("rb") as file:
-            check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
-            return file.read()
+        """The whole file, and no byte more than its size: some files have no end."""
+        with open_file(uri) as file:
+            size = os.fstat(file.fileno()).st_size
+            check_size(uri, size, max_bytes)
+            data = file.read(size + 1)
+        check_length(len(data), size)
+        return data
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """The bytes [start, stop)."""
-        with local_path(uri).open("rb") as file:
+        with open_file(uri) as file:
             file.seek(start)
             data = file.read(stop - start)
         check_length(len(data), stop - start)
@@ -136,11 +159,7 @@ class LocalStore:
 
     def size(self, uri: str) -> int:
         """The size in bytes."""
-        path = local_path(uri)
-        status = path.stat()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-        return status.st_size
+        return _regular(local_path(uri)).st_size
 
     def delete(self, uri: str) -> None:
         """Removes the file; its folder stays."""
@@ -152,6 +171,10 @@ class LocalStore:
     def purge(self, uri: str) -> None:
         """Local files have no older versions."""
         self.delete(uri)
+
+    def versioned(self, uri: str) -> set[str]:
+        """Local files have no older versions."""
+        return set()
 
     def ping(self, uri: str) -> None:
         """Lists the nearest folder above that exists."""

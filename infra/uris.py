@@ -10,14 +10,21 @@ from infra.errors import UsageError
 LOCAL = "file"
 ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})
 
+_CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account names a container, no user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+_LONGEST = 8192  # twice the longest path of Linux, eight times the longest key of S3
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{1,255}$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+# A secret may hold slashes (those of AWS do) and @; a port with its slash is none. Bounded, because a catalog writes
+# what is searched.
+_PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
+_USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
-    r"(?i)\b(X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token|secret|password)"
-    r"=[^&\s\"']+"
+    r"(?i)(?<![\w-])((?:[\w-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|"
+    r"access[_-]?key(?:[_-]?id)?|account[_-]?key))|sig)=[^&\s\"']+"
 )
+_PRESIGNED = re.compile(r"(?i)[?&](?:X-(?:Amz|Goog)-(?:Signature|Credential)|AWSAccessKeyId)=")
+_HIDDEN = "[redacted]"
 _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
@@ -27,17 +34,19 @@ class UriNotAllowedError(UsageError):
 
 def redact(text: str) -> str:
     """`text` without what looks like a credential: user parts of URLs, signed queries, AWS access key ids."""
-    text = _USERINFO.sub("[redacted]@", text)
-    text = _SIGNED_QUERY.sub(r"\1=[redacted]", text)
-    return _ACCESS_KEY_ID.sub("[redacted]", text)
+    text = _USERINFO.sub(f"{_HIDDEN}@", text)
+    text = _SIGNED_QUERY.sub(rf"\1={_HIDDEN}", text)
+    return _ACCESS_KEY_ID.sub(_HIDDEN, text)
 
 
 def scheme(uri: str) -> str:
     """The scheme of a URI in lower case; `file` for a plain path. Raises `UriNotAllowedError` for others."""
     if not uri:
         raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
+    if len(uri) > _LONGEST:
+        raise UriNotAllowedError(f"a URI of {len(uri):,} characters; expected at most {_LONGEST:,}")
     if _CONTROL.search(uri):
-        raise UriNotAllowedError(f"the URI {uri!r} holds a control character")
+        raise UriNotAllowedError(f"the URI {redact(uri)!r} holds a control character")
     match = _SCHEME.match(uri)
     if match is None:
         if "://" in uri:
@@ -49,12 +58,26 @@ def scheme(uri: str) -> str:
             f"the scheme {name}:// of {redact(uri)!r} is not allowed; "
             f"expected one of {', '.join(sorted(ALLOWED_SCHEMES))}, or a local path"
         )
-    if name not in {"abfs", "abfss"} and _USERINFO.search(uri):  # abfs://container@account is no user part
+    if _holds_credential(uri, name):
         raise UriNotAllowedError(
-            f"the URI {redact(uri)!r} carries a user part: credentials come by the standard chain "
+            f"the URI {redact(uri)!r} carries a user part or a signature: credentials come by the standard chain "
             "(environment, profile, instance or pod role), never inside a URI"
         )
     return name
+
+
+def _holds_credential(uri: str, name: str) -> bool:
+    user_part = _PASSWORD if name in _CONTAINER_FIRST else _USERINFO
+    return bool(user_part.search(uri) or _PRESIGNED.search(uri)) or f"{_HIDDEN}@" in uri
+
+
+def fit_to_keep(uri: str) -> str:
+    """A catalog's URI as a dataset keeps it: as written; redacted where no catalog may name it anyway."""
+    try:
+        scheme(uri)
+    except UriNotAllowedError:
+        return redact(uri)
+    return uri
 
 
 def local_path(uri: str) -> Path:
@@ -66,7 +89,7 @@ def local_path(uri: str) -> Path:
         return Path(uri)
     rest = uri[match.end() :].removeprefix("localhost")
     if not rest.startswith("/"):
-        raise UriNotAllowedError(f"{uri!r} names a host: expected file:///absolute/path")
+        raise UriNotAllowedError(f"{redact(uri)!r} names a host: expected file:///absolute/path")
     return Path(unquote(rest))
 
 
@@ -75,8 +98,14 @@ def split_bucket(uri: str) -> tuple[str, str]:
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
     if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
-        raise UriNotAllowedError(f"{uri!r} names no valid bucket: expected {protocol}://bucket/key")
+        raise UriNotAllowedError(f"{redact(uri)!r} names no valid bucket: expected {protocol}://bucket/key")
     return bucket, key
+
+
+def store_name(uri: str) -> str:
+    """The store that holds a URI, as people call it: `s3://bucket`; `local files` for all of these."""
+    protocol = scheme(uri)
+    return "local files" if protocol == LOCAL else f"{protocol}://{split_bucket(uri)[0]}"
 
 
 def absolute(uri: str) -> str:
@@ -129,12 +158,12 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if _SCHEME.match(uri) or uri.startswith("/"):
         if not catalog_is_local:
             raise UriNotAllowedError(
-                f"{uri!r} is a local path, but its catalog {redact(catalog_uri)!r} is not a local file: "
+                f"{redact(uri)!r} is a local path, but its catalog {redact(catalog_uri)!r} is not a local file: "
                 "give a URI of a store, or a path relative to the catalog"
             )
         return os.path.normpath(local_path(uri))
     if ".." in uri.split("/"):
-        raise UriNotAllowedError(f"{uri!r} climbs out of its catalog's folder by '..'")
+        raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
         return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
     return join(parent(catalog_uri), uri)

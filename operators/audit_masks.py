@@ -42,11 +42,10 @@ def audit_masks(
         yield from _score_findings(row, limits, place)
         if not findings:
             sound.append(row)
-    codes = [_coco(row) for row in sound]
-    if not codes:
-        return
-    for row, code, area, box in zip(sound, codes, coco.area(codes), coco.toBbox(codes), strict=True):
-        findings = list(_pixel_findings(size, row, int(area), box.tolist(), place))
+    for row in sound:
+        code = _coco(row)
+        # One at a time: of over 255 masks pycocotools 2.0.11 gives no areas.
+        findings = list(_pixel_findings(size, row, int(coco.area(code)), coco.toBbox(code).tolist(), place))
         yield from findings
         if decode and not findings:
             yield from _decoded_findings(row, code, place)

@@ -88,16 +88,19 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
             yield place.finding(Code.ROW_IDENTITY, f"id {found[row] + 1}", ids[row], f"ordinal {found[row]}")
     values, times = np.unique(np.concatenate(seen), return_counts=True)
     images, start, stop = tables.places["images"], *ordinals
-    for ordinal in np.setdiff1d(np.arange(start, stop), values):
-        yield images.finding(Code.ROW_IDENTITY, "a row here or in rejects", "none", f"ordinal {ordinal}")
-    for ordinal in values[(values < start) | (values >= stop)]:
-        expected = f"ordinals {start} to {stop - 1} here and in rejects"
-        yield images.finding(Code.ROW_IDENTITY, expected, ordinal, f"ordinal {ordinal}")
+    expected = f"ordinals {start} to {stop - 1} here and in rejects"
+    surplus = [(ordinal, expected, f"{ordinal}") for ordinal in values[(values < start) | (values >= stop)]]
     # A row that stands twice in one table was told above, by its order.
     for ordinal in values[times > 1]:
         if all(np.count_nonzero(each == ordinal) <= 1 for each in seen):
-            expected = "one row in images or rejects"
-            yield images.finding(Code.ROW_IDENTITY, expected, "one in each", f"ordinal {ordinal}")
+            surplus.append((ordinal, "one row in images or rejects", "one in each"))
+    # A row with a wrong ordinal is one too many there and one too few elsewhere, and is told once.
+    missing = np.setdiff1d(np.arange(start, stop), values).tolist()
+    for ordinal, expected, found_there in surplus:
+        absent = f", and none of ordinal {missing.pop(0)}" if missing else ""
+        yield images.finding(Code.ROW_IDENTITY, expected, found_there + absent, f"ordinal {ordinal}")
+    for ordinal in missing:
+        yield images.finding(Code.ROW_IDENTITY, "a row here or in rejects", "none", f"ordinal {ordinal}")
     yield from _audit_mask_identity(tables)
 
 
@@ -146,9 +149,21 @@ def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
         where = f"id {row['id']}"
         if row["reason"] not in known:
             yield place.finding(Code.UNKNOWN_REASON, "a reason of `catalogs.reasons`", repr(row["reason"]), where)
-        empty = [name for name in ("image_id", "uri", "stage", "detail") if not row[name]]
+        names = ["stage", "detail", *([] if row["reason"] == Reason.TAKEN_DOWN else ["image_id", "uri"])]
+        empty = [name for name in names if not row[name]]
         if empty:
             yield place.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
+
+
+def audit_taken_down(tables: ShardTables, taken: frozenset[int]) -> Iterator[Finding]:
+    """Whether nothing but a refusal is left of the rows whose ordinals tombstones name."""
+    for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
+        for row in table.to_pylist() if taken else []:
+            blank = row.get("reason") == Reason.TAKEN_DOWN and not row["image_id"] and not row["uri"]
+            if row["ordinal"] in taken and not blank:
+                expected = f"a refusal as {Reason.TAKEN_DOWN} without image_id and uri"
+                found = row.get("reason", "an image")
+                yield tables.places[kind].finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from operators.rows import Row
 from operators.shard_files import annotations_json
 
 _PIECE = 1 << 20
+_NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
 class HashedStream:
@@ -44,11 +45,13 @@ def audit_tar(
     *,
     with_images: bool,
     decode: Container[int],
+    look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Findings in a tar that should hold these rows of `images/*.parquet`, in their order.
 
-    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded. Nothing is said
-    of members behind the first one that is not the one expected.
+    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded; `look` finds
+    more in those that are of their row's size and not torn. Nothing is said of members behind the first one that is not
+    the one expected.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
@@ -61,7 +64,10 @@ def audit_tar(
                         yield place.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                         return
                     if name.endswith(".jpg"):
-                        yield from audit_jpeg(data, row, place, decode=row["id"] in decode)
+                        findings = list(audit_jpeg(data, row, place, decode=row["id"] in decode))
+                        yield from findings
+                        if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
+                            yield from look(row, data)
                     else:
                         yield from audit_json(data, row, masks_of(row["ordinal"]), place)
             more = next(members, None)
@@ -73,7 +79,8 @@ def audit_tar(
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     for member in archive:
-        file = archive.extractfile(member) if member.isfile() else None
+        # A sparse file of a few bytes may stand for terabytes.
+        file = archive.extractfile(member) if member.isfile() and not member.issparse() else None
         yield member.name if file is not None else f"{member.name}, no plain file", file.read() if file else b""
 
 
@@ -88,7 +95,7 @@ def audit_json(data: bytes, row: Row, masks: list[Row], place: Place) -> Iterato
         return
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield place.finding(Code.OTHER_JSON, "JSON", error, name)
         return
     path, wanted, got = _first_difference(json.loads(expected), found) or ("", "canonical JSON", "other bytes")

@@ -204,6 +204,12 @@ class _BareContext(SpawnContext):
     Process = _BareProcess
 
 
+def forbid_core_dumps() -> None:
+    """No crash of this process, or of one that it starts from now on, writes its memory to a disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
 # What follows runs in the child.
 
 _worker: Worker[Any] | None = None
@@ -231,12 +237,12 @@ def _work(data: bytes) -> Any:
     try:
         return _worker(data)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             os._exit(_OUT_OF_MEMORY_EXIT)
         raise
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, in the words of Python, NumPy and Pillow, torch, ONNX or OpenCV."""
     text = str(error)
     return isinstance(error, MemoryError) or any(

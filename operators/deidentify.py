@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.assets import settled
 from infra.errors import UsageError
+from infra.uris import redact
 from model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from model.detectors.plates import Network, PlateDetector
 from operators.obliterate import Patch, ellipse, obliterate, polygon
@@ -46,10 +47,13 @@ def _check_detector(value: str, bundled: str) -> str:
     if value in (bundled, "none"):
         return value
     if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
-        return settled(value)
+        try:
+            return settled(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
     endings = ", ".join(_TORCHSCRIPT_ENDINGS)
     raise ValueError(
-        f"expected {bundled!r}, 'none', or the path or URI of a TorchScript file ({endings}), got {value!r}"
+        f"expected {bundled!r}, 'none', or the path or URI of a TorchScript file ({endings}), got {redact(value)!r}"
     )
 
 

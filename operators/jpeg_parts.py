@@ -63,6 +63,27 @@ def jpeg_parts(data: bytes) -> JpegParts:
     return JpegParts(*size, tuple(metadata))
 
 
+def frame_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels by the first bytes of a JPEG file; None where its frame lies behind these.
+
+    Raises ValueError where the bytes are no JPEG, or a picture begins without a frame.
+    """
+    if not head.startswith(_START):
+        raise ValueError("it does not begin like a JPEG")
+    position = 2
+    while position + 9 < len(head):
+        marker, position = _next_marker(head, position)
+        if marker in _BARE:
+            continue
+        if marker in {_SCAN, _END}:
+            raise ValueError("it has no frame")
+        if marker in _FRAMES:
+            frame = head[position + 3 : position + 7]
+            return (int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")) if len(frame) == 4 else None
+        position += max(2, int.from_bytes(head[position : position + 2], "big"))
+    return None
+
+
 def _next_marker(data: bytes, position: int) -> tuple[int, int]:
     """The marker at `position`, and the position after it."""
     if position >= len(data):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from infra.assets import settled
+from infra.errors import UsageError
 from model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -17,6 +18,13 @@ def auto_or_count(value: Any) -> Any:
     if value == "auto" or whole:
         return value
     raise ValueError("expected auto or a whole number from 1")
+
+
+def _weights(value: str) -> str:
+    try:
+        return settled(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)]
@@ -90,7 +98,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Annotated[str, AfterValidator(settled)] = Field(default="mobile_sam", min_length=1)
+    weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
     """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""

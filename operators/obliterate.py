@@ -105,15 +105,20 @@ def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -
     return Patch(left, top, np.ones((bottom - top, right - left), bool))
 
 
+def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
+    """How many columns and rows of cells the mosaic of a window of `width` x `height` pixels has."""
+    longest = max(height, width)
+    columns, rows = (min(max(round(cells * side / longest), 1), max(side // 2, 1)) for side in (width, height))
+    return columns, rows
+
+
 def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     """Reduces `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then smooths them to its size.
 
-    Nothing but those means goes into the result.
+    Nothing but those means goes into the result. A cell has two pixels or more a side, where the window has.
     """
     height, width = window.shape[:2]
-    longest = max(height, width)
-    size = tuple(min(max(round(cells * side / longest), 1), side) for side in (width, height))
-    means = cv2.resize(window, size, interpolation=cv2.INTER_AREA)
+    means = cv2.resize(window, mosaic_size(width, height, cells), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 

@@ -5,11 +5,11 @@ The original's bytes live in an actor and its child process alone: never in the 
 
 import contextlib
 import functools
-import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,19 +17,14 @@ import pyarrow as pa
 from catalogs.licenses import LicensePolicy
 from catalogs.reasons import Reason, RejectedError
 from catalogs.schema import NORMALIZED
-from infra.assets import resolve
-from infra.storage import (
-    AccessRefusedError,
-    NotFoundError,
-    ObjectTooLargeError,
-    Storage,
-    StorageFaultError,
-    UriNotAllowedError,
-    relative_to,
-)
-from operators.child import Children, SuspectError, Worker
+from catalogs.tombstones import DETAIL, is_taken_down
+from infra.assets import pinned, resolve
+from infra.device import keep_freed_memory
+from infra.storage import Storage, StorageFaultError
+from operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from operators.deidentify import REGION, DeidentifyConfig, Region, build_detectors, deidentify
 from operators.ingest import IngestConfig, ingest
+from operators.read_image import ImageReader, checked_digest
 from operators.release import ReleaseConfig, encode_original, release
 from operators.rows import VERDICT, Row, faulted, is_live, rejected, to_table, with_fields
 
@@ -53,6 +48,9 @@ PREPARED = with_fields(
 )
 """Rows after this stage: the normalized catalog's, with the released image or a verdict."""
 
+MOST_READS = 4
+"""Of one image, until two in a row give the same bytes, where these would be refused."""
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -63,6 +61,7 @@ class PrepareConfig:
     release: ReleaseConfig
     keep_original: bool  # whether crops are cut from the original where it is larger than the released image
     device: str = "cpu"  # where face and plate detectors run
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,20 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
 def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) -> Worker[Prepared]:
     """`prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
 
+    Raises `AssetError` for a detector's file with another hash than `config` expects: such a file is code.
+
     One thread each for torch and OpenCV: a sum on another number of threads has other bits.
     """
     import cv2
 
+    keep_freed_memory()
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news among millions of photographs
-    detectors = build_detectors(
-        config.deidentify, config.device, functools.partial(resolve, mirror=assets, storage=storage), threads=1
-    )
+
+    def find(detector: str) -> Path:
+        return pinned(resolve(detector, mirror=assets, storage=storage), config.detector_sha256.get(detector))
+
+    detectors = build_detectors(config.deidentify, config.device, find, threads=1)
     if detectors:  # else nothing needs torch, whose import takes seconds
         import torch
 
@@ -167,10 +171,9 @@ class Prepare:
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
     ) -> None:
-        self._config = config
-        self._storage = storage
+        forbid_core_dumps()  # the bytes of originals are in this process too
+        self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
         self._policy = policy
-        self._catalog_uri = catalog_uri
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._children = Children(
             functools.partial(build_worker, config, storage, assets),
@@ -206,10 +209,7 @@ class Prepare:
         try:
             with _stage("catalog"):
                 self._judge(row)
-            with _stage("read"):
-                data = self._read(row)
-                digest = _checked_digest(data, row["sha256"])
-            prepared = self._children.run(data)
+            digest, prepared = self._read_and_prepare(row)
         except RefusedError as verdict:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:
@@ -218,49 +218,38 @@ class Prepare:
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 
+    def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
+        """SHA-256 of the object's bytes, and what became of them; bytes that are refused are read again first."""
+        with _stage("read"):
+            data = self._reader.read(row)
+        for _ in range(MOST_READS - 1):
+            try:
+                return self._prepare(data, row)
+            except RefusedError:
+                if self._reader.is_sure_of(data, row):
+                    raise
+                with _stage("read"):
+                    again = self._reader.read(row)
+                if again == data:
+                    raise
+                data = again
+        raise StorageFaultError(f"reading {row['uri']} gives other bytes each time")
+
+    def _prepare(self, data: bytes, row: Row) -> tuple[str, Prepared]:
+        with _stage("read"):
+            digest = checked_digest(data, row["sha256"])
+        return digest, self._children.run(data)
+
     def _judge(self, row: Row) -> None:
         """Raises `RejectedError` for what the catalog alone decides."""
+        if is_taken_down(row):
+            raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
         verdict = self._policy.judge(row["license"], row["redistributable"], row["valid_until"])
         if verdict is not None:
             raise RejectedError(*verdict)
-
-    def _read(self, row: Row) -> bytes:
-        """The object's bytes. Raises `RejectedError`, or `StorageFaultError` for a store in trouble."""
-        limit = self._config.ingest.max_bytes
-        try:
-            uri = relative_to(self._catalog_uri, row["uri"])
-            return self._read_object(uri, limit)
-        except UriNotAllowedError as error:
-            raise RejectedError(Reason.URI_NOT_ALLOWED, str(error)) from None
-        except NotFoundError:
-            raise RejectedError(Reason.NOT_FOUND, "the store answers, and there is no such object") from None
-        except ObjectTooLargeError:
-            raise RejectedError(Reason.TOO_LARGE, f"over the limit ingest.max_bytes of {limit:,} bytes") from None
-
-    def _read_object(self, uri: str, limit: int) -> bytes:
-        try:
-            return self._storage.read(uri, max_bytes=limit)
-        except AccessRefusedError:
-            raise  # about the credentials, whatever else the store answers
-        except StorageFaultError:
-            if not self._storage.healthy(uri):
-                raise
-            raise RejectedError(
-                Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers"
-            ) from None
-
-
-def _checked_digest(data: bytes, expected: str | None) -> str:
-    """SHA-256 of the bytes that were read; raises `RejectedError` when the catalog expects another."""
-    digest = hashlib.sha256(data).hexdigest()
-    if expected is not None and expected.lower() != digest:
-        raise RejectedError(
-            Reason.HASH_MISMATCH, f"the catalog says SHA-256 {expected.lower()}, the object has {digest}"
-        )
-    return digest
 
 
 def _columns(prepared: Prepared) -> Row:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from catalogs.reasons import RejectedError
+from infra.uris import redact
 
 Row = dict[str, Any]
 """One row of an Arrow table, as `pa.Table.to_pylist` gives it; its keys are those of the stage's schema."""
@@ -49,8 +50,8 @@ def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
 
 
 def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
-    """The row with a fault of the world, named by its type and message."""
-    fault = f"{stage}: {type(error).__name__}: {error}"
+    """The row with a fault of the world, named by its type and message, without credentials."""
+    fault = redact(f"{stage}: {type(error).__name__}: {error}")
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
 
 

@@ -1,25 +1,32 @@
 """Segment: automatic mask generation for one released image, in an actor that holds the model once."""
 
+import functools
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from infra.assets import resolve, sha256_of
+from infra.deadline import Deadline
 from infra.errors import UsageError
 from infra.peak import measure_peak
 from infra.storage import Storage
-from model.automatic.generator import MaskGenerator, MaskRecord
 from model.automatic.settings import MaskSettings
-from model.sam.predictor import Predictor
+from operators.child import is_out_of_memory
 from operators.images import Pixels, decode_jpeg
-from operators.models import load_model
 from operators.numerics import Numerics, observe_numerics
 from operators.prepare import PREPARED
 from operators.rows import Row, map_rows, with_fields
+
+# The schemas below are everybody's: those who describe and write shards start without torch, and single photographs
+# without Ray.
+if TYPE_CHECKING:
+    from infra.row_ledger import RowLedger, Visit
+    from model.automatic.generator import MaskGenerator, MaskRecord
 
 MASK = pa.struct(
     [
@@ -77,7 +84,7 @@ class MixedNumericsError(UsageError):
     """A machine would give other bits than the dataset was begun with."""
 
 
-def segment_image(generator: MaskGenerator, image: Pixels, original: Pixels | None) -> dict[str, Any]:
+def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
     """The columns `masks` and `funnel` of one image, both given as (H, W, 3) uint8 RGB.
 
     `image` is the released one, in whose pixels all coordinates are; `original` the larger de-identified one that
@@ -87,7 +94,7 @@ def segment_image(generator: MaskGenerator, image: Pixels, original: Pixels | No
     return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
 
 
-def mask_row(record: MaskRecord) -> dict[str, Any]:
+def mask_row(record: "MaskRecord") -> dict[str, Any]:
     """A mask as a value of `MASK`."""
     return {
         "segmentation": {"size": list(record.segmentation.size), "counts": record.segmentation.counts},
@@ -100,11 +107,15 @@ def mask_row(record: MaskRecord) -> dict[str, Any]:
     }
 
 
-def load_generator(settings: SegmentSettings) -> MaskGenerator:
+def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     """The model on its device with torch set to the dataset's numerics.
 
     Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
     """
+    from model.automatic.generator import MaskGenerator
+    from model.sam.predictor import Predictor
+    from operators.models import load_model
+
     weights = _weights(settings)
     check_numerics(settings)
     predictor = Predictor(load_model(weights, settings.numerics.compute))
@@ -128,25 +139,82 @@ def _weights(settings: SegmentSettings) -> Path:
     return resolve(settings.weights, mirror=settings.assets, storage=Storage(settings.storage_options))
 
 
+def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
+    """The released image of a prepared row and, where it has one, the original that crops are cut from."""
+    return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
+
+
+def segment_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
+    """`segment_image`, and once more with an emptied cache where a GPU's memory ran out: the same sums both times."""
+    import torch
+
+    try:
+        return segment_image(generator, image, original)
+    except torch.OutOfMemoryError:
+        pass  # the second try stands outside of this block, which holds the tensors of the first
+    torch.cuda.empty_cache()
+    return segment_image(generator, image, original)
+
+
+def device_failure(device: str) -> str | None:
+    """What keeps a GPU from answering this process ever again, or None: after a fault each later call reports it."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 class Segment:
     """The actor that Ray Data runs: a table of prepared rows in, the same rows with masks out.
 
     Two calls may run at once (`max_concurrent_calls_per_actor=2`): one decodes while the other computes.
     `report_peak`, where given, is told the measured peak of the actor's device in FLOP/s, before the first image.
+    With a `ledger` each row is named there before it is touched, and what makes this process unfit for further rows
+    ends it: an image that takes over `timeout_s` seconds to decode or to segment, memory that runs out, a broken GPU.
     """
 
-    def __init__(self, settings: SegmentSettings, report_peak: Callable[[float], None] | None = None) -> None:
-        self._generator = load_generator(settings)
+    def __init__(
+        self,
+        settings: SegmentSettings,
+        report_peak: Callable[[float], None] | None = None,
+        ledger: "RowLedger | None" = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._device = settings.numerics.device
+        self.generator = load_generator(settings)
         if report_peak is not None:
             report_peak(measure_peak(settings.numerics.compute))
+        self._ledger = ledger
+        self._deadline = Deadline(timeout_s)
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segments each live row; the rest passes through."""
-        return map_rows(table, "segment", self._segment_row, SEGMENTED)
+        if self._ledger is None:
+            return map_rows(table, "segment", self._segment_row, SEGMENTED)
+        with self._ledger.visit() as visit:
+            return map_rows(table, "segment", functools.partial(self._watched_row, visit), SEGMENTED)
+
+    def _watched_row(self, visit: "Visit", row: Row) -> Row:
+        visit.begin(row["ordinal"])
+        try:
+            return self._segment_row(row)
+        except Exception as error:
+            if is_out_of_memory(error):
+                os._exit(1)  # little is sure in this process now, and the ledger has the row
+            failure = device_failure(self._device)
+            if failure is not None:
+                visit.excuse(f"the GPU failed, and its worker was ended: {failure}")
+                os._exit(1)
+            raise
 
     def _segment_row(self, row: Row) -> Row:
-        image = decode_jpeg(row["release"])
-        original = None if row["original"] is None else decode_jpeg(row["original"])
-        with self._one_at_a_time:
-            return {**row, **segment_image(self._generator, image, original)}
+        with self._deadline.running():
+            image, original = decode_row(row)
+        with self._one_at_a_time, self._deadline.running():
+            return {**row, **segment_frugally(self.generator, image, original)}

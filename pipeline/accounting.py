@@ -23,6 +23,9 @@ class Accounting:
     shards: int = 0  # committed, of those asked for
     missing: Sequence[int] = ()  # shards that are left to a next run
     missing_rows: int = 0
+    retried_rows: int = 0  # refused before, and taken again by this run
+    retried_images: int = 0  # of these, images now
+    not_retried: Sequence[int] = ()  # shards whose refused rows were to be taken again, and are left to a next run
     built_rows: int = 0  # rows that this run committed, rejected ones included
     built_images: int = 0
     built_masks: int = 0
@@ -31,8 +34,8 @@ class Accounting:
 
     @property
     def complete(self) -> bool:
-        """Whether every row asked for is in a committed shard."""
-        return not self.missing
+        """Whether every row asked for is in a committed shard, and was taken again where that was asked for."""
+        return not self.missing and not self.not_retried
 
     @property
     def balanced(self) -> bool:
@@ -75,13 +78,17 @@ class Accounting:
         ]
         if self.missing:
             lines.append(f"left      {self.missing_rows:>12,} rows in {len(self.missing):,} shards, for a next run")
+        if self.retried_rows:
+            lines.append(f"retried   {self.retried_rows:>12,} refused rows: {self.retried_images:,} are images now")
+        if self.not_retried:
+            lines.append(f"left      refused rows in {len(self.not_retried):,} shards, to be taken again by a next run")
         if self.built_rows:
             lines.append(
                 f"this run  {self.built_rows:>12,} rows in {self.seconds:,.1f} s: "
                 f"{self.images_per_s:.3g} images/s, {self.masks_per_s:.3g} masks/s"
             )
             lines.extend(self._ceiling_lines())
-        elif self.complete:
+        elif self.complete and not self.retried_rows:
             lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
         return lines
 
@@ -96,17 +103,25 @@ class Accounting:
 
     def unfinished_message(self, held_back: Mapping[int, str]) -> str:
         """Why the run is not complete, shard by shard, and what to do."""
-        shown = [f"  shard {shard}: {held_back.get(shard, 'not reached')}" for shard in self.missing[:10]]
-        more = [f"  and {len(self.missing) - 10} more"] if len(self.missing) > 10 else []
-        return "\n".join(
-            [
+        parts = []
+        if self.missing:
+            parts.append(
                 f"{len(self.missing)} shards with {self.missing_rows} rows could not be finished; nothing is lost, and "
-                "the same command goes on with them:",
-                *shown,
-                *more,
-                *self.lines(),
-            ]
-        )
+                "the same command goes on with them:"
+            )
+            parts += _shards(self.missing, held_back)
+        if self.not_retried:
+            parts.append(
+                f"{len(self.not_retried)} shards have refused rows that could not be judged again; they stay as they "
+                "are, and the same command tries again:"
+            )
+            parts += _shards(self.not_retried, held_back)
+        return "\n".join([*parts, *self.lines()])
+
+
+def _shards(shards: Sequence[int], held_back: Mapping[int, str]) -> list[str]:
+    shown = [f"  shard {shard}: {held_back.get(shard, 'not reached')}" for shard in shards[:10]]
+    return [*shown, *([f"  and {len(shards) - 10} more"] if len(shards) > 10 else [])]
 
 
 def account(

@@ -4,31 +4,29 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from catalogs.audit_log import (
-    Listed,
-    audit_catalog_part,
-    audit_commits,
-    audit_manifest,
-    audit_unnamed,
-    list_files,
-)
+from catalogs.audit_log import audit_catalog_part, audit_unnamed, list_files
+from catalogs.audit_manifest import audit_manifest
 from catalogs.commits import Commit, CommitLog
 from catalogs.findings import Code, Findings, Place
-from catalogs.layout import COMMITS, MANIFEST, DatasetManifest, commit_name, load_manifest
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
 from catalogs.sweep import GRACE
-from infra.storage import NotFoundError, Storage, join
+from catalogs.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
+from infra.storage import Storage
 from operators.audit_masks import MaskLimits
 from operators.mask_config import MasksConfig
 from operators.release import ReleaseConfig
 from pipeline.audit_catalog import CatalogRows
+from pipeline.audit_content import ContentAudit, ShardContent
 from pipeline.audit_report import AuditReport
 from pipeline.audit_shard import ShardAudit, ShardPlan, audit_shard
+from pipeline.audit_standing import Standing, audit_standing
 
 _SHARDS_AT_ONCE = 4
 
@@ -36,23 +34,31 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def audit_integrity(dataset_uri: str, storage: Storage, sample: int = 100, now: datetime | None = None) -> AuditReport:
+def audit_integrity(
+    dataset_uri: str,
+    storage: Storage,
+    sample: int = 100,
+    now: datetime | None = None,
+    content: ContentAudit | None = None,
+) -> AuditReport:
     """Reads every file of the dataset at `dataset_uri` once, and says what is wrong with it; changes nothing.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
-    `now` is the time by which unnamed files are old (default: this machine's clock). Memory holds a few shards and
-    the names of all files. Raises `UsageError` when no dataset stands there, and storage faults as they come.
+    `now` is the time by which unnamed files are old (default: this machine's clock). `content` looks at more of
+    what is read. Memory holds a few shards and the names of all files. Raises `UsageError` when no dataset stands
+    there, and storage faults as they come.
     """
-    manifest = load_manifest(storage, dataset_uri)
-    report = AuditReport(dataset_uri, sample, manifest.shards)
-    report.findings.extend(audit_manifest(manifest))
-    settings = _settings(manifest, report.findings)
-    # Files are listed before commits: one whose commit is put in between is then seen to be named.
+    # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
     listed = list_files(storage, dataset_uri)
     generations = CommitLog(storage, dataset_uri).generations()
-    standing = _audit_log(storage, dataset_uri, manifest, listed, generations, report)
+    pinned = load_standing(storage, dataset_uri)
+    manifest = pinned.manifest
+    report = AuditReport(dataset_uri, sample, manifest.shards)
+    report.findings.extend(audit_manifest(storage, dataset_uri, pinned))
+    settings = _settings(pinned, report.findings)
+    standing = audit_standing(storage, dataset_uri, manifest, listed, generations, report)
     limit = (now or datetime.now(UTC)) - GRACE
-    unnamed = audit_unnamed(listed, manifest, limit, standing.doubtful)
+    unnamed = audit_unnamed(listed, manifest, limit, generations, standing.doubtful)
     report.findings.extend(unnamed.findings)
     report.young = unnamed.young
     report.not_built = _gaps(generations, manifest.shards)
@@ -63,7 +69,8 @@ def audit_integrity(dataset_uri: str, storage: Storage, sample: int = 100, now: 
         report.checked.catalog_parts += 1
         if findings:
             catalog.leave_out(part)
-    _audit_shards(storage, dataset_uri, manifest, settings, standing, catalog, report)
+    report.doubtful = sorted(standing.doubtful)
+    _audit_shards(storage, dataset_uri, manifest, settings, standing, catalog, report, content)
     return report
 
 
@@ -75,83 +82,17 @@ class _Settings:
     with_images: bool
 
 
-@dataclass
-class _Standing:
-    """The commits that hold, and what is known of them before their files are read."""
-
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations whose commits can be used
-    doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
-    bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)
-    bad_counts: set[int] = field(default_factory=set)
-    images: int = 0
-
-
-def _settings(manifest: DatasetManifest, findings: Findings) -> _Settings:
+def _settings(pinned: StandingManifest, findings: Findings) -> _Settings:
+    config = pinned.manifest.config
     try:
-        masks = MasksConfig.model_validate(manifest.config.get("masks"))
-        release = ReleaseConfig.model_validate(manifest.config.get("release"))
+        masks = MasksConfig.model_validate(config.get("masks"))
+        release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        findings.add(Place(MANIFEST).finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
+        place = Place(manifest_name(pinned.generation))
+        findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
         return _Settings(None, with_images=True)
     return _Settings(MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), release.format == "images")
-
-
-def _audit_log(
-    storage: Storage,
-    dataset_uri: str,
-    manifest: DatasetManifest,
-    listed: dict[str, Listed],
-    generations: dict[int, list[int]],
-    report: AuditReport,
-) -> _Standing:
-    """Audits the commits that hold, and takes the files that they name from `listed`."""
-    standing = _Standing()
-    held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
-    for audited in audit_commits(storage, dataset_uri, manifest, held):
-        report.findings.extend(audited.findings)
-        report.checked.commits += 1
-        if audited.commit is None:
-            standing.doubtful.add(audited.shard)
-            continue
-        standing.pairs.append((audited.shard, audited.generation))
-        standing.images += audited.commit.counts.get("images", 0)
-        if audited.has(Code.BAD_COUNTS):
-            standing.bad_counts.add(audited.shard)
-        bad = _audit_named(storage, dataset_uri, audited.commit, listed, report.findings)
-        if bad:
-            standing.bad_kinds[audited.shard] = bad
-    replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
-    for audited in audit_commits(storage, dataset_uri, manifest, replaced):
-        entries = audited.commit.files if audited.commit is not None else ()
-        left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
-        place = Place(f"{COMMITS}/{commit_name(audited.shard, audited.generation)}", audited.shard)
-        found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
-        expected = f"generation {generations[audited.shard][-1]} alone"
-        report.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
-        report.checked.commits += 1
-    return standing
-
-
-def _audit_named(
-    storage: Storage, dataset_uri: str, commit: Commit, listed: dict[str, Listed], findings: Findings
-) -> frozenset[str]:
-    """The folders in which a commit's file is missing or of a wrong size."""
-    bad = set()
-    for entry in commit.files:
-        place = Place(entry.path, commit.shard)
-        known = listed.pop(entry.path, None)
-        try:
-            # A file that was put after the listing is not in it.
-            size = storage.size(join(dataset_uri, entry.path)) if known is None else known.size
-        except NotFoundError:
-            findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
-            bad.add(entry.path.partition("/")[0])
-            continue
-        if size != entry.size:
-            findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", size))
-            bad.add(entry.path.partition("/")[0])
-    return frozenset(bad)
 
 
 def _audit_shards(
@@ -159,13 +100,22 @@ def _audit_shards(
     dataset_uri: str,
     manifest: DatasetManifest,
     settings: _Settings,
-    standing: _Standing,
+    standing: Standing,
     catalog: CatalogRows,
     report: AuditReport,
+    content: ContentAudit | None,
 ) -> None:
+    taken = _taken_down(storage, dataset_uri, manifest, report.findings)
+
     def audit(work: tuple[Commit, ShardPlan]) -> ShardAudit:
         commit, plan = work
         return audit_shard(storage, dataset_uri, commit, plan, catalog.read(*plan.ordinals))
+
+    def begin(start: int, stop: int) -> ShardContent | None:
+        if content is None:
+            return None
+        wanted = standing.images if content.privacy_sample is None else content.privacy_sample
+        return content.begin(sampled(wanted, standing.images, start, stop))
 
     def planned() -> Iterator[tuple[Commit, ShardPlan]]:
         seen = 0
@@ -180,6 +130,8 @@ def _audit_shards(
                     bad_kinds=standing.bad_kinds.get(commit.shard, frozenset()),
                     counts_hold=commit.shard not in standing.bad_counts,
                     decoded=sampled(report.sample, standing.images, seen, seen + images),
+                    taken=taken.get(commit.shard, frozenset()),
+                    content=begin(seen, seen + images),
                 ),
             )
             seen += images
@@ -189,6 +141,21 @@ def _audit_shards(
         report.checked.add(result.checked)
         if not result.compared:
             report.not_compared.append(result.shard)
+        if content is not None and result.content is not None:
+            first_id = manifest.ordinals(result.shard)[0] + 1
+            content.add(result.shard, first_id, result.places, result.content)
+
+
+def _taken_down(
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, findings: Findings
+) -> dict[int, frozenset[int]]:
+    """Ordinals that tombstones name, by shard."""
+    try:
+        tombstones = read_tombstones(storage, dataset_uri)
+    except DamagedDatasetError as error:
+        findings.add(Place(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
+        return {}
+    return by_shard(taken_images(tombstones), manifest.images_per_shard)
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:

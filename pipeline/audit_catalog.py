@@ -4,7 +4,7 @@ import threading
 
 import pyarrow as pa
 
-from catalogs.layout import CatalogPart, DatasetManifest
+from catalogs.manifest import CatalogPart, DatasetManifest
 from catalogs.rows import read_rows
 from catalogs.schema import NORMALIZED
 from infra.storage import Storage, join

@@ -1,4 +1,4 @@
-"""`segmint audit`: whether what stands in a dataset is whole and agrees with itself."""
+"""`segmint audit`: whether what stands in a dataset is whole, may be used, and shows nobody; and what it holds."""
 
 import json
 from typing import Annotated
@@ -8,45 +8,75 @@ import typer
 from pipeline.console import FINDINGS, answer, guarded, say
 
 _SAMPLE = 100
+_PRIVACY_SAMPLE = 20
+_ALL = "all"
 
 
 @guarded
 def audit(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, a folder or a bucket's prefix.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="A dataset, or data of SA-1B's kind: a folder or a bucket's prefix."),
+    ],
     integrity_only: Annotated[
-        bool,
-        typer.Option("--integrity-only", help="Whether its files are whole and agree with one another; required."),
+        bool, typer.Option("--integrity-only", help="Only whether its files are whole and agree with one another.")
     ] = False,
     sample: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Images whose JPEG and masks are decoded, spread evenly.")
+        int,
+        typer.Option(metavar="N", min=0, help="Images whose JPEG and masks are decoded to pixels, spread evenly."),
     ] = _SAMPLE,
+    privacy_sample: Annotated[
+        str, typer.Option(metavar="N|all", help="Images that the build's detectors search again, spread evenly.")
+    ] = str(_PRIVACY_SAMPLE),
+    attributions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write whom to credit for each image there: .csv, .jsonl or .md."),
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what the detectors still find there, for `segmint redact`."),
+    ] = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Write a picture of each of these there, unrecognizable all around it."),
+    ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="CONFIG", help="A build's configuration, whose storage options count here."),
+        typer.Option(
+            "--config", metavar="CONFIG", help="A build's configuration: its storage options and detectors count here."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, a path or URI.")
     ] = None,
 ) -> None:
-    """Read a dataset's files and name what is missing, damaged or in contradiction; exit code 1 when anything is."""
+    """Read a dataset and name what is wrong with its files, licenses and privacy; exit code 1 when anything is."""
     from infra.errors import UsageError
     from infra.storage import Storage
 
-    if not integrity_only:
-        raise UsageError(
-            "audit looks at a dataset's integrity alone so far, and not at licenses, privacy or statistics: "
-            "say so with --integrity-only"
-        )
-    options = {}
+    if privacy_sample != _ALL and not privacy_sample.isdecimal():
+        raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
+    wanted = {"--attributions": attributions, "--regions": regions, "--pictures": pictures}
+    needless = [name for name, value in wanted.items() if value is not None]
+    if integrity_only and needless:
+        raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
+    build = None
     if config is not None:
         from pipeline.config import load_config
 
-        options = load_config(config).storage
-    from pipeline.audit import audit_integrity
+        build = load_config(config)
+    storage = Storage(build.storage if build is not None else {})
+    if integrity_only:
+        from pipeline.audit import audit_integrity
 
-    storage = Storage(options)
-    report = audit_integrity(dataset, storage, sample)
+        report = audit_integrity(dataset, storage, sample)
+    else:
+        from pipeline.audit_dataset import AuditOptions, audit_dataset
+
+        searched = None if privacy_sample == _ALL else int(privacy_sample)
+        options = AuditOptions(sample, searched, attributions, regions, pictures, build)
+        report = audit_dataset(dataset, storage, options)
     lines = report.lines()
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines)
     if output is None:

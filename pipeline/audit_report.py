@@ -1,12 +1,12 @@
-"""What an audit answers: its findings, and what it looked at to make them."""
+"""What an audit answers: its findings, what it looked at to make them, and what it counted on the way."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from catalogs.findings import SENTENCES, Findings
-
-_SHOWN = 10
+from catalogs.findings import AREAS, INTEGRITY, SENTENCES, Findings
+from pipeline.audit_lines import area_lines, counted, some
 
 
 @dataclass
@@ -34,11 +34,13 @@ class Checked:
 
 @dataclass
 class AuditReport:
-    """The answer of an audit of integrity.
+    """The answer of an audit.
 
     `not_built` are ranges [first, last] of shards without a commit: a build's rest, and no finding. `young` are files
     that no commit names and that a writer may yet name. `not_compared` are shards in which a file is damaged or rows
-    are out of place, so that what stands on these was not compared.
+    are out of place, so that what stands on these was not compared; `doubtful` those whose commit cannot be used.
+    `areas` is None where integrity alone was asked for: else what was counted of licenses, privacy, duplicates and
+    statistics as JSON has it, each None where it cannot be known.
     """
 
     dataset: str
@@ -49,12 +51,17 @@ class AuditReport:
     not_built: Sequence[tuple[int, int]] = ()
     young: Sequence[str] = ()
     not_compared: list[int] = field(default_factory=list)
+    doubtful: Sequence[int] = ()
+    kind: str = "segmint"
+    areas: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)  # what else a person should know of this audit
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON has it. All findings are counted; of each code the first are listed."""
         return {
             "dataset": self.dataset,
-            "scope": "integrity",
+            "scope": "integrity" if self.areas is None else "all",
+            "kind": self.kind,
             "shards": self.shards,
             "sample": self.sample,
             "findings_total": self.findings.total,
@@ -64,6 +71,8 @@ class AuditReport:
             "not_built": [list(span) for span in self.not_built],
             "files_of_writers": list(self.young),
             "not_compared": self.not_compared,
+            "notes": list(self.notes),
+            **(self.areas or {}),
         }
 
     def lines(self) -> list[str]:
@@ -75,43 +84,57 @@ class AuditReport:
             lines += [f"  {finding.line()}" for finding in kept]
             if count > len(kept):
                 lines.append(f"  and {count - len(kept):,} more")
-        return [*lines, *self._notes(), self._totals()]
+        lines += self._notes()
+        if self.areas is None:
+            return [*lines, f"{self._totals()}; {self._sum()}"]
+        if lines:
+            lines.append("")
+        found = self._by_area()
+        lines += area_lines(self._totals(), self.checked.images, self.areas, found)
+        return [*lines, self._verdict(found)]
 
     def _notes(self) -> list[str]:
         notes = []
         if self.not_built:
             spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in self.not_built]
             missing = sum(b - a + 1 for a, b in self.not_built)
-            notes.append(f"not yet built: {missing:,} of {self.shards:,} shards ({_some(spans)})")
+            notes.append(f"not yet built: {missing:,} of {self.shards:,} shards ({some(spans)})")
         if self.young:
             notes.append(
-                f"{_counted(len(self.young), 'file')} less than a day old that no commit names, of a writer that is "
-                f"at work or was killed: {_some(self.young)}"
+                f"{counted(len(self.young), 'file')} that no commit names, of a writer that is at work or was killed "
+                f"(less than a day old, or of shards that have no commit): {some(self.young)}"
             )
         if self.not_compared:
-            shards = _some([str(shard) for shard in self.not_compared])
+            shards = some([str(shard) for shard in self.not_compared])
             notes.append(f"files not compared with one another, for what is named above, in shards: {shards}")
-        return notes
+        return [*notes, *self.notes]
 
     def _totals(self) -> str:
         checked = self.checked
+        if self.kind != "segmint":
+            return f"measured {counted(checked.images, 'image')} and {counted(checked.masks, 'mask')}"
         parts = [
-            _counted(checked.commits, "commit"),
-            _counted(checked.catalog_parts, "catalog part"),
-            f"{_counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
-            _counted(checked.images, "image"),
-            _counted(checked.rejects, "refused row"),
-            _counted(checked.masks, "mask"),
-            f"{_counted(checked.jpegs_decoded, 'JPEG')} and {_counted(checked.masks_decoded, 'mask')} decoded",
+            counted(checked.commits, "commit"),
+            counted(checked.catalog_parts, "catalog part"),
+            f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
+            counted(checked.images, "image"),
+            counted(checked.rejects, "refused row"),
+            counted(checked.masks, "mask"),
+            f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
         ]
+        return f"checked {', '.join(parts)}"
+
+    def _sum(self) -> str:
         total = self.findings.total
-        return f"checked {', '.join(parts)}; {_counted(total, 'finding') if total else 'no finding'}"
+        return counted(total, "finding") if total else "no finding"
 
+    def _by_area(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for code, count in self.findings.counts.items():
+            found[AREAS.get(code, INTEGRITY)] += count
+        return found
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f", and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
+    def _verdict(self, found: "Counter[str]") -> str:
+        if not found:
+            return "verdict: no finding"
+        return f"verdict: {self._sum()} ({', '.join(f'{count:,} in {area}' for area, count in found.most_common())})"

@@ -19,10 +19,12 @@ from operators.audit_rows import (
     audit_identity,
     audit_mask_count,
     audit_rejects,
+    audit_taken_down,
     read_table,
 )
 from operators.audit_tar import HashedStream, audit_tar
 from operators.rows import Row
+from pipeline.audit_content import ShardContent
 from pipeline.audit_report import Checked
 
 
@@ -36,6 +38,8 @@ class ShardPlan:
     bad_kinds: frozenset[str]  # folders whose file is known to be missing or of a wrong size
     counts_hold: bool  # whether the commit's counts agree with themselves
     decoded: frozenset[int]  # positions in the table of images: these are decoded
+    taken: frozenset[int] = frozenset()  # ordinals that tombstones name
+    content: ShardContent | None = None  # looks at more than integrity, where that is asked for
 
 
 @dataclass
@@ -46,6 +50,8 @@ class ShardAudit:
     findings: Findings = field(default_factory=Findings)
     checked: Checked = field(default_factory=Checked)
     compared: bool = True  # whether the files could be compared with one another
+    places: Mapping[str, Place] = field(default_factory=dict)  # of its files, by folder
+    content: ShardContent | None = None  # what it was planned with
 
 
 def audit_shard(
@@ -56,8 +62,8 @@ def audit_shard(
     In memory are its three tables and one image of its tar. A file with other bytes than its commit says is not
     looked into, and where rows are out of place nothing is compared by them. `catalog` None: its part is damaged.
     """
-    result = ShardAudit(commit.shard, compared=not plan.bad_kinds)
     places = {kind: Place(commit.file(kind).path, commit.shard) for kind in ("shards", *SCHEMAS)}
+    result = ShardAudit(commit.shard, compared=not plan.bad_kinds, places=places, content=plan.content)
     read: dict[str, pa.Table] = {}
     for kind in SCHEMAS:
         if kind not in plan.bad_kinds:
@@ -111,6 +117,7 @@ def _read_table(
 def _audit_rows(
     tables: ShardTables, images: list[Row], plan: ShardPlan, catalog: Mapping[int, Row] | None, result: ShardAudit
 ) -> None:
+    result.findings.extend(audit_taken_down(tables, plan.taken))
     if catalog is not None:
         result.findings.extend(audit_catalog_rows(tables, catalog))
         result.checked.catalog_rows += len(catalog)
@@ -123,6 +130,8 @@ def _audit_rows(
         result.checked.masks += len(masks)
         result.checked.masks_decoded += len(masks) if decode else 0
     result.checked.images += len(images)
+    if plan.content is not None:
+        result.findings.extend(plan.content.look_at_rows(images, catalog, tables.places["images"]))
 
 
 def _audit_tar(
@@ -136,14 +145,22 @@ def _audit_tar(
     result: ShardAudit,
 ) -> None:
     inside = Findings()
+    content = plan.content
     decoded = frozenset(images[position]["id"] for position in plan.decoded if position < len(images))
     try:
         with storage.open(join(dataset_uri, entry.path)) as opened:
             stream = HashedStream(opened)
             if tables is not None:
-                inside.extend(
-                    audit_tar(stream, images, tables.masks_of, place, with_images=plan.with_images, decode=decoded)
+                members = audit_tar(
+                    stream,
+                    images,
+                    tables.masks_of,
+                    place,
+                    with_images=plan.with_images,
+                    decode=decoded,
+                    look=None if content is None else lambda row, data: content.look_at_jpeg(row, data, place),
                 )
+                inside.extend(members)
             digest = stream.digest()
     except NotFoundError:
         result.findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
@@ -154,6 +171,8 @@ def _audit_tar(
     if digest != entry.sha256:
         result.findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
         result.compared = False
+        if content is not None:
+            content.forget_jpegs()
         return
     result.findings.extend(inside)
     if tables is not None:

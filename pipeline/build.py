@@ -7,8 +7,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,20 +17,14 @@ import ray.data
 import ray.exceptions
 
 from catalogs.commits import CommitLog
+from catalogs.reasons import Reason
 from catalogs.sweep import sweep
 from infra.errors import SegmintError, UnfinishedError
 from infra.log import get_logger
-from infra.metrics import (
-    FAULTS,
-    IMAGES_WRITTEN,
-    MASKS_WRITTEN,
-    ROWS_REJECTED,
-    SHARDS_COMMITTED,
-    SHARDS_MISSING,
-    RunMetrics,
-)
+from infra.metrics import SHARDS_MISSING, RunMetrics
 from infra.progress import Progress
-from infra.ray_session import ray_session
+from infra.ray_session import Cluster, ray_session
+from infra.row_ledger import RowLedger
 from infra.storage import Storage
 from operators.describe import describe_table
 from operators.prepare import Prepare
@@ -39,21 +34,26 @@ from pipeline.accounting import Accounting, account
 from pipeline.ceiling import CeilingMeter
 from pipeline.config import Config
 from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.shard_writers import ShardWriters
-from pipeline.stage_watch import watched
-from pipeline.stages import Stages, lay_out
+from pipeline.outages import Outages, resumable
+from pipeline.quarantine import Quarantine
+from pipeline.run_record import RunRecord
+from pipeline.shard_writers import ShardWriter, ShardWriters
+from pipeline.stage_watch import StageWatch, watched
+from pipeline.stages import Stages, lay_out, lay_out_again
 from pipeline.windows import ShardPart, cut_at_borders
+from pipeline.work import MissingShards, RejectedRows, WindowRows, Work
 
 BARREN_WINDOWS = 3
-"""After so many windows in a row without a new commit, the run ends unfinished."""
+"""After so many windows in a row without a new commit, while the stores answered, the run ends unfinished."""
 
 
-def mint(rows: pa.Table, stages: Stages) -> ray.data.Dataset:
+def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
     """From catalog rows to described rows: every row comes out, in order, accepted or with its reason.
 
     Only encoded bytes travel between the stages, and never those of an original.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
+    actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
     return (
         ray.data.from_arrow(rows)
         .repartition(target_num_rows_per_block=stages.rows_per_block)
@@ -62,78 +62,145 @@ def mint(rows: pa.Table, stages: Stages) -> ray.data.Dataset:
             fn_constructor_args=stages.prepare_arguments,
             compute=stages.prepare_pool.strategy(),
             num_cpus=stages.prepare_pool.num_cpus,
-            **blocks,
+            **actors,
         )
         .map_batches(
             Segment,
-            fn_constructor_args=(stages.segment, stages.report_peak),
+            fn_constructor_args=(stages.segment, stages.report_peak, ledger, stages.segment_timeout_s),
             compute=stages.segment_pool.strategy(),
             num_cpus=stages.segment_pool.num_cpus,
             num_gpus=stages.segment_pool.num_gpus or None,
-            **blocks,
+            **actors,
         )
-        .map_batches(describe_table, num_cpus=stages.describe_num_cpus, **blocks)
+        .map_batches(describe_table, num_cpus=stages.describe_num_cpus, max_retries=stages.retries, **blocks)
     )
 
 
-def run_build(config: Config, *, shards: tuple[int, int] | ShardPart | None = None) -> Accounting:
+@resumable()
+def run_build(
+    config: Config,
+    *,
+    shards: tuple[int, int] | ShardPart | None = None,
+    grow: bool = False,
+    retry_rejected: Collection[Reason] = (),
+) -> Accounting:
     """Builds what is missing of the dataset at `config.output`; returns the accounting of all that stands there.
 
-    `shards` limits the run to the shards `[first, last)`, or to a part of all. Raises `UsageError` before anything is
-    started where the configuration, the catalog or the dataset does not fit, and `UnfinishedError` where shards are
-    left that another run may finish. Nothing is lost either way.
+    `shards` limits the run to the shards `[first, last)`, or to a part of all. With `grow` new rows of the catalog
+    become new shards. Rows that were refused for one of the reasons in `retry_rejected` before this run, in committed
+    shards, are taken again. Raises `UsageError` before anything is started where the configuration, the catalog or the
+    dataset does not fit, and `UnfinishedError` where something is left that another run may finish. Nothing is lost
+    either way.
     """
     started = time.monotonic()
     log = get_logger("build")
-    storage = Storage(config.storage)
-    dataset = open_or_create(config, storage)
+    dataset = open_or_create(config, Storage(config.storage), grow=grow)
+    # From here on there is something to lose: an outage is waited for.
+    storage = Storage(config.storage, outage_s=config.outage_timeout_s)
+    others = [config.output, *([config.assets] if config.assets else [])]
+    outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     if shards is None:
         sweep(storage, config.output)
-    commits = CommitLog(storage, config.output)
     wanted = dataset.shards(shards)
-    run = _Run(RunMetrics(config.name), missing=sorted(set(wanted) - commits.committed().keys()))
-    log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(run.missing))
+    run = RunRecord(RunMetrics(config.name))
+    missing = MissingShards(config, storage, dataset, wanted, run.metrics)
+    refused = RejectedRows(config, storage, dataset, wanted, retry_rejected)
+    log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(missing.left))
 
     ceiling = None
-    if run.missing:
+    retried: Counter[str] = Counter()
+    if missing.left or refused.left:
         meter = CeilingMeter(config, dataset)
         resources = config.resources
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
             if cluster.local:
                 check_numerics(stages.segment)  # on a cluster each actor looks for itself
-            run.metrics.set(SHARDS_MISSING, len(run.missing))
+            quarantine = Quarantine(stages, start_timeout_s=config.stall_timeout)
+            run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
-                while run.missing and run.barren < BARREN_WINDOWS:
-                    window = run.missing[: config.window_shards]
-                    try:
-                        rows = dataset.count_rows(window)
-                        with watched(progress, rows, config.stall_timeout, run.metrics) as watch:
-                            for result in _run_window(config, storage, dataset, window, stages):
-                                run.note(result)
-                                watch.moved()
-                    except (ray.exceptions.RayError, SegmintError, OSError) as error:
-                        run.note_failure(window, error)
-                    run.settle(window, commits, config.retry_wait_s)
+                loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run)
+                loop.go_through(missing)
+                retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
+        if retried:
+            sweep(storage, config.output)  # of the generations that were replaced
 
     seconds = time.monotonic() - started
-    accounting = account(storage, dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling)
+    accounting = replace(
+        account(storage, dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling),
+        retried_rows=retried["rows"],
+        retried_images=retried["images"],
+        not_retried=refused.left,
+    )
     if not accounting.complete:
         raise UnfinishedError(accounting.unfinished_message(run.held_back))
-    dataset.write_index(storage, commits)
+    dataset.write_index(storage, CommitLog(storage, config.output))
     return accounting
 
 
-def _run_window(
-    config: Config, storage: Storage, dataset: OpenDataset, window: list[int], stages: Stages
+@dataclass
+class _OuterLoop:
+    """Windows of shards, one after another, until none is left or nothing comes any more."""
+
+    config: Config
+    dataset: OpenDataset
+    cluster: Cluster
+    stages: Stages
+    quarantine: Quarantine
+    outages: Outages
+    progress: Progress
+    run: RunRecord
+
+    def go_through(self, work: Work) -> Counter[str]:
+        """Does what is left of a work; returns the sums over the shards that ended well."""
+        config, run = self.config, self.run
+        sums: Counter[str] = Counter()
+        barren = 0
+        while work.left and barren < BARREN_WINDOWS:
+            window = work.left[: config.window_shards]
+            done: set[int] = set()
+            try:
+                taken = work.read(window)
+                self.outages.expect(taken.rows.column("uri").to_pylist())
+                rows, silent = taken.rows.num_rows, self.outages.silent
+                with watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch:
+                    for result in run_rows(taken, self.stages, work.write, self.quarantine):
+                        run.note(result)
+                        if result.status != "held_back":
+                            done.add(result.shard)
+                            sums.update(result.counts)
+                        watch.moved()
+            except (ray.exceptions.RayError, SegmintError, OSError) as error:
+                run.note_failure(window, error)
+            trials = self.quarantine.try_suspects(self.dataset.spans(window))
+            run.held_back |= trials.held_back
+            held = work.settle(window, done)
+            # A verdict on a suspect is as good as a commit: what it held back is tried again at once.
+            if held < len(window) or trials.verdicts:
+                barren = 0
+            elif not self.outages.outlast(work.left):
+                barren += 1
+            if 0 < held == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
+                time.sleep(config.retry_wait_s * 2**barren)
+            self.stages = lay_out_again(config, self.dataset, self.cluster, self.stages)
+        return sums
+
+
+def run_rows(
+    taken: WindowRows, stages: Stages, write: ShardWriter, quarantine: Quarantine | None = None
 ) -> Iterator[ShardResult]:
-    """One Ray Data execution over the rows of some shards; yields each shard's result as it is written."""
-    rows = dataset.read_rows(storage, window)
-    writers = ShardWriters(stages.writers)
-    for span, cuts in cut_at_borders(_blocks(mint(rows, stages)), dataset.spans(window)):
-        yield from writers.submit(dataset.shard_task(config, span), cuts)
-    yield from writers.drain()
+    """One Ray Data execution over a window's rows; yields each shard's result as `write` gives it.
+
+    `quarantine`, where given, keeps the ledger of rows that kill a worker.
+    """
+    if not taken.spans:
+        return
+    rows, ledger = (taken.rows, None) if quarantine is None else quarantine.open_window(taken.rows)
+    with closing(ShardWriters(stages.writers, StageWatch.check, write)) as writers:
+        for span, cuts in cut_at_borders(_blocks(mint(rows, stages, ledger)), taken.spans):
+            yield from writers.submit(taken.tasks[span.shard], cuts)
+        yield from writers.drain()
 
 
 def _blocks(described: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
@@ -141,59 +208,3 @@ def _blocks(described: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
     for bundle in described.iter_internal_ref_bundles():
         for entry in bundle.blocks:
             yield entry.ref, entry.metadata.num_rows
-
-
-@dataclass
-class _Run:
-    """What a run has still to do, and what it has done."""
-
-    metrics: RunMetrics
-    missing: list[int]
-    barren: int = 0  # windows in a row without a new commit
-    built: Counter[str] = field(default_factory=Counter)
-    held_back: dict[int, str] = field(default_factory=dict)  # why, by shard
-
-    def note(self, result: ShardResult) -> None:
-        """Takes in how a shard ended."""
-        log = get_logger("build")
-        if result.status == "committed":
-            self.built.update(result.counts)
-            self.held_back.pop(result.shard, None)
-            self._count(result.counts)
-            log.info("committed", shard=result.shard, **result.counts)
-        else:
-            self.held_back[result.shard] = result.detail
-            self.metrics.add(FAULTS, kind="shard")
-            log.warning("held back", shard=result.shard, why=result.detail)
-
-    def _count(self, counts: Mapping[str, int]) -> None:
-        self.metrics.add(SHARDS_COMMITTED)
-        self.metrics.add(IMAGES_WRITTEN, counts.get("images", 0))
-        self.metrics.add(MASKS_WRITTEN, counts.get("masks", 0))
-        for name, count in counts.items():
-            if name.startswith("rejected:"):
-                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix("rejected:"))
-
-    def note_failure(self, window: list[int], error: Exception) -> None:
-        """Takes in that a window ended before its last shard."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if lines else type(error).__name__
-        for shard in window:
-            self.held_back[shard] = cause
-        self.metrics.add(FAULTS, kind="window")
-        get_logger("build").warning("window ended early", error=cause)
-
-    def settle(self, window: list[int], commits: CommitLog, wait_s: float) -> None:
-        """Finds what is still missing after a window, by the listing of commits, the only truth.
-
-        What was held back goes to the end, for it may be an outage that passes; where nothing else is left, waits
-        `wait_s` seconds, twice as long each time.
-        """
-        standing = commits.committed()
-        left = [shard for shard in window if shard not in standing]
-        rest = [shard for shard in self.missing[len(window) :] if shard not in standing]
-        self.missing = rest + left
-        self.metrics.set(SHARDS_MISSING, len(self.missing))
-        self.barren = self.barren + 1 if len(left) == len(window) else 0
-        if left and not rest and self.barren < BARREN_WINDOWS:
-            time.sleep(wait_s * 2**self.barren)

@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.errors import UsageError
-from pipeline import assets_commands, audit_command, catalog_commands
+from pipeline import (
+    assets_commands,
+    audit_command,
+    catalog_commands,
+    correction_commands,
+    export_command,
+    report_command,
+    study_commands,
+    view_command,
+)
 from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, guarded, say
+from pipeline.windows import parse_shards
 
 if TYPE_CHECKING:
     from pipeline.masks import Box, ImageResult, Point
-    from pipeline.windows import ShardPart
 
 app = typer.Typer(
     name="segmint",
@@ -28,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(catalog_commands.app)
 app.add_typer(assets_commands.app)
+app.add_typer(study_commands.app)
 
 
 class Profile(StrEnum):
@@ -87,16 +97,28 @@ def build(
             help="Only shards A to B-1, or part K of N from 0; disjoint ranges may be built at the same time.",
         ),
     ] = None,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Add the catalog's new rows to a dataset that was begun, as new shards.")
+    ] = False,
+    retry_rejected: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REASON",
+            help="Take rows again that committed shards refused for this reason, such as not_found; repeatable.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
     """Build a dataset, or go on with what is missing of it."""
+    from catalogs.reasons import reasons_to_retry
     from pipeline.config import load_config
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
+    reasons = reasons_to_retry(retry_rejected or [])
     from pipeline.build import run_build
 
-    accounting = run_build(loaded, shards=span)
+    accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
     if as_json:
         answer_json(accounting.to_dict())
     else:
@@ -234,6 +256,12 @@ def _tell(result: "ImageResult") -> None:
 
 
 app.command()(audit_command.audit)
+app.command()(report_command.report)
+app.command()(export_command.export)
+app.command()(view_command.view)
+app.command()(correction_commands.takedown)
+app.command()(correction_commands.redact)
+app.command()(correction_commands.repair)
 
 
 @app.command()
@@ -265,20 +293,6 @@ def version(
         except PackageNotFoundError:
             found[package] = None
     answer_json(found)
-
-
-def parse_shards(text: str) -> "tuple[int, int] | ShardPart":
-    """Shards A to B-1 from "A:B", part K of N from "K/N"; raises `UsageError` for anything else."""
-    from pipeline.windows import ShardPart
-
-    match = re.fullmatch(r"(\d+)([:/])(\d+)", text.strip())
-    if match is None or int(match[1]) >= int(match[3]):
-        raise UsageError(
-            f"--shards {text!r}: expected A:B with A < B, such as 0:10 for the first ten shards, or K/N with K < N, "
-            "such as 0/4 for the first quarter"
-        )
-    first, second = int(match[1]), int(match[3])
-    return (first, second) if match[2] == ":" else ShardPart(first, second)
 
 
 def parse_point(text: str) -> "Point":

@@ -9,8 +9,8 @@ Every key is of one kind of three:
   `masks.points_per_chunk`, `model.device`, `model.precision`, `model.threads`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
   `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
-  `stall_timeout`, `retry_wait_s`, `max_reject_ratio`, `window_shards`, `rows_per_block`,
-  `allow_mixed_numerics`.
+  `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,
+  `rows_per_block`, `allow_mixed_numerics`.
 """
 
 import json
@@ -94,6 +94,8 @@ class SegmentPoolConfig(PoolConfig):
     num_cpus: float = Field(default=2, gt=0)
     num_gpus: Gpus = "auto"
     """GPUs of one actor; auto: 1 where the device is cuda, else 0."""
+    timeout_s: float = Field(default=600, gt=0)
+    """Seconds for decoding one image, and again for segmenting it; a worker that takes longer is ended."""
 
 
 class ResourcesConfig(_Part):
@@ -138,7 +140,10 @@ class Config(_Part):
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
     """A shard of 100 rows or more is held back when over this share is refused for one reason but a license."""
     stall_timeout: float = Field(default=1800, gt=0)
-    """Seconds in which no row leaves any stage, after which a window is ended and its rest tried again."""
+    """Seconds in which no row leaves any stage while the stores answer, after which a window is ended and its rest
+    tried again."""
+    outage_timeout_s: float = Field(default=1800, ge=0)
+    """Seconds for which a store that does not answer is waited for; then the run ends unfinished."""
     window_shards: int = Field(default=200, ge=1)
     """Shards in one Ray Data execution."""
     rows_per_block: int = Field(default=16, ge=1)

@@ -18,6 +18,7 @@ from infra.uris import redact
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
+_MAX_VALUES = 100_000  # of a configuration, its aliases unfolded: nobody writes so many
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
 
@@ -76,6 +77,8 @@ def parse_yaml(text: str, source: str) -> Document:
         node = loader.get_single_node()
         if node is None:
             return Document({}, {}, source)
+        if _unfolded(node, {}) > _MAX_VALUES:
+            raise UsageError(f"{source}: over {_MAX_VALUES:,} values, its aliases unfolded: that is no configuration")
         places, wrong = _places(node, source)
         if wrong:
             raise UsageError(_report(source, wrong))
@@ -91,6 +94,19 @@ def parse_yaml(text: str, source: str) -> Document:
     if not isinstance(data, dict):
         raise UsageError(f"{source}:1: expected keys and values (name: …), found {type(data).__name__}")
     return Document(data, places, source)
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node has where each alias counts as what it stands for; one inside of itself counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]]:
@@ -134,7 +150,7 @@ def apply_override(document: Document, override: str) -> None:
         raise UsageError(f"--set {name!r}: expected KEY=VALUE, such as --set masks.points_per_side=16")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {name}: the value is not valid YAML; put it in quotes") from error
     tree = document.data
     for depth, part in enumerate(key[:-1], start=1):
@@ -168,7 +184,7 @@ def _report(source: str, problems: list[Problem]) -> str:
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     ordered = sorted(problems, key=lambda problem: (_line(problem.where), problem.key))
     lines = [f"  {problem.where}: {problem.key} {problem.message}" for problem in ordered]
-    return "\n".join([f"{source} has {count}:", *lines])
+    return redact("\n".join([f"{source} has {count}:", *lines]))
 
 
 def _line(where: str) -> int:

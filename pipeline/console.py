@@ -7,6 +7,7 @@ unfinished.
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from infra.errors import SegmintError
+from infra.log import without_secrets
+from infra.uris import redact
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,6 +25,8 @@ R = TypeVar("R")
 FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and newline
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -70,14 +75,20 @@ def _maybe_traceback() -> None:
 
 def say(text: str) -> None:
     """A line for a person, on standard error."""
-    typer.echo(text, err=True)
+    typer.echo(_fit_to_print(text), err=True)
 
 
 def answer(text: str) -> None:
     """A line of the answer, on standard output."""
-    typer.echo(text)
+    typer.echo(_fit_to_print(text))
 
 
 def answer_json(value: Any) -> None:
     """The answer as one JSON value on standard output, for programs."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def _fit_to_print(text: str) -> str:
+    """Without credentials, and without what a terminal would obey: catalogs and file names may hold either."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))

@@ -1,41 +1,30 @@
 """Opens the dataset that a build works on: begins it, or checks that it is the one that was begun."""
 
-import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from catalogs.commits import CommitLog
-from catalogs.layout import (
-    MANIFEST,
-    CatalogPart,
-    DatasetManifest,
-    Weights,
-    config_sha256,
-    differing_keys,
-    part_path,
-    read_manifest,
-)
-from catalogs.normalize import NormalizedCatalog, normalize
+from catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
+from catalogs.manifest import DatasetManifest, StandingManifest, Weights, put_manifest, read_standing
+from catalogs.normalize import normalize
 from catalogs.rows import read_rows
 from catalogs.shards_index import write_shards_index
-from infra.assets import resolve, sha256_of
+from infra.assets import plain_name, resolve, sha256_of
 from infra.errors import SegmintError, UsageError
 from infra.storage import Storage, join
 from infra.version import VERSION
 from operators.deidentify import BUNDLED_DETECTORS
 from operators.numerics import Numerics
-from operators.prepare import PrepareConfig
 from operators.write_shard import ShardTask
 from pipeline.config import Config, identity
 from pipeline.first_numerics import first_numerics
+from pipeline.growth import catalog_part, count_licenses, fit_catalog
 from pipeline.windows import ShardPart, ShardSpan, choose_shards
 
 
@@ -99,6 +88,7 @@ class OpenDataset:
             numerics=self.numerics.fingerprint,
             with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
+            outage_timeout_s=config.outage_timeout_s,
         )
 
     def write_index(self, storage: Storage, commits: CommitLog) -> None:
@@ -107,20 +97,20 @@ class OpenDataset:
             write_shards_index(storage, self.uri, self.manifest.name)
 
 
-def open_or_create(config: Config, storage: Storage) -> OpenDataset:
+def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> OpenDataset:
     """The dataset at `config.output`: begun now, or begun earlier by the same configuration and catalog.
 
-    Raises `UsageError`, with the differing keys, when it was begun by another configuration or from another catalog.
+    With `grow` the catalog may have new rows, which the dataset then takes in. Raises `UsageError`, with the differing
+    keys or rows, when it was begun by another configuration or from another catalog.
     """
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
-    standing = read_manifest(storage, config.output)
+    standing = read_standing(storage, config.output)
     if standing is None:
         storage.probe(config.output)
         standing = _begin(config, storage, weights)
-    check_begun_alike(config, storage, standing, weights)
-    _check_catalog(config, storage, standing)
-    return OpenDataset(config.output, standing, weights)
+    check_begun_alike(config, storage, standing.manifest, weights)
+    return OpenDataset(config.output, fit_catalog(config, storage, standing, grow=grow), weights)
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
@@ -143,49 +133,33 @@ def check_begun_alike(config: Config, storage: Storage, standing: DatasetManifes
     _check_numerics(config, Numerics(**standing.numerics))
 
 
-def prepare_config(config: Config) -> PrepareConfig:
-    """What the first stage is told. Originals are kept where crops are cut from them."""
-    masks = config.masks
-    return PrepareConfig(
-        ingest=config.ingest,
-        deidentify=config.deidentify,
-        release=config.release,
-        keep_original=masks.profile == "sa1b" and masks.crop_n_layers > 0,
-    )
-
-
-def _begin(config: Config, storage: Storage, weights: Path) -> DatasetManifest:
+def _begin(config: Config, storage: Storage, weights: Path) -> StandingManifest:
     """Pins catalog, configuration and numerics; of two drivers that begin at once one wins, and both read its pins."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        catalog = _normalize(config, storage, Path(folder))
+        catalog = normalize(config.catalog, storage, Path(folder) / "part.parquet")
         require_rows(config, catalog.rows)
-        storage.put_file(join(config.output, part_path(0)), catalog.path)
-        licenses = _count_licenses(catalog.path)
+        path = part_path(0, catalog.sha256)
+        storage.put_file(join(config.output, path), catalog.path)
+        licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, storage, weights))
     digest = sha256_of(weights)
     numerics = first_numerics(config, digest)
-    part = CatalogPart(
-        path=part_path(0),
-        rows=catalog.rows,
-        sha256=catalog.sha256,
-        source_sha256=_source_sha256(storage, config.catalog),
-        first_shard=0,
-    )
+    part = catalog_part(path, catalog, storage.sha256(config.catalog), first_shard=0)
     manifest = DatasetManifest(
         name=config.name,
         config=tree,
         config_sha256=config_sha256(tree),
         numerics=asdict(numerics),
         code_version=VERSION,
-        weights=Weights(name=config.model.weights.rpartition("/")[2], sha256=digest),
+        weights=Weights(name=plain_name(config.model.weights), sha256=digest),
         licenses=licenses,
         catalog=(part,),
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
     )
-    if storage.put_if_absent(join(config.output, MANIFEST), manifest.to_json()):
-        return manifest
-    standing = read_manifest(storage, config.output)
+    if put_manifest(storage, config.output, manifest, 1):
+        return StandingManifest(manifest, 1)
+    standing = read_standing(storage, config.output)
     if standing is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read; build again to retry")
     return standing
@@ -232,30 +206,6 @@ def _check_numerics(config: Config, standing: Numerics) -> None:
         )
 
 
-def _check_catalog(config: Config, storage: Storage, standing: DatasetManifest) -> None:
-    """Compares the source by its bytes, and only where these differ by its rows."""
-    part = standing.catalog[0]
-    if _source_sha256(storage, config.catalog) == part.source_sha256:
-        return
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        catalog = _normalize(config, storage, Path(folder))
-    if catalog.sha256 != part.sha256:
-        raise UsageError(
-            f"the catalog {config.catalog} has {catalog.rows} rows and is not the one that {config.output} was begun "
-            f"from, with {part.rows}: name that one again, or another output"
-        )
-
-
-def _normalize(config: Config, storage: Storage, folder: Path) -> NormalizedCatalog:
-    return normalize(config.catalog, storage, folder / "part.parquet")
-
-
-def _source_sha256(storage: Storage, uri: str) -> str:
-    with storage.open(uri) as stream:
-        # BinaryIO lacks readinto in the type, though every stream of ours has it.
-        return hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
-
-
 def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
     """SHA-256 of each model or detector file, by how the configuration names it."""
     known = {config.model.weights: sha256_of(weights)}
@@ -263,12 +213,3 @@ def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
         if detector not in BUNDLED_DETECTORS:
             known[detector] = sha256_of(resolve(detector, mirror=config.assets, storage=storage))
     return known
-
-
-def _count_licenses(path: Path) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["license"]):
-            for entry in batch.column("license").value_counts().to_pylist():
-                counts[entry["values"] or "missing"] += entry["counts"]
-    return dict(sorted(counts.items()))

@@ -14,45 +14,64 @@ def first_numerics(config: Config, weights_sha256: str) -> Numerics:
     """What `model.*` and `masks.points_per_chunk` come to here or, on a cluster, where a GPU is.
 
     A cluster's driver runs on a head node, which seldom has a GPU: where `model.device` is cuda and this process sees
-    none, a task beside a GPU answers. Raises `UsageError` where there is no such device either, or none becomes free
-    within `stall_timeout`.
+    none, a task beside a GPU answers. On a cluster `auto` looks at the cluster alone: it is cuda where that has GPUs,
+    else cpu. Raises `UsageError` where there is no such device either, or none becomes free within `stall_timeout`.
     """
-    import torch
-
-    if config.model.device == "cuda" and not torch.cuda.is_available():
+    if config.model.device != "cpu":
         from infra.ray_session import joins_cluster
 
-        if joins_cluster(config.resources.address):
-            return _ask_beside_a_gpu(config, weights_sha256)
+        if joins_cluster(config.resources.address) and not (config.model.device == "cuda" and _sees_cuda()):
+            return _ask_cluster(config, weights_sha256)
     return _resolve(config.model, config.masks, weights_sha256)
+
+
+def _sees_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
     return resolve_numerics(resolve_compute(model.device, model.precision, model.threads), masks, weights_sha256)
 
 
-def _ask_beside_a_gpu(config: Config, weights_sha256: str) -> Numerics:
+def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
+    """The answer of a node of the kind that `model.device`, auto or cuda, means on this cluster."""
+    from infra.ray_session import ray_session
+
+    with ray_session(config.resources.address) as cluster:
+        if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):
+            model = config.model.model_copy(update={"device": "cuda"})
+            return _ask_beside_a_gpu(config, model, weights_sha256, cluster.gpus)
+    return _resolve(config.model.model_copy(update={"device": "cpu"}), config.masks, weights_sha256)
+
+
+def _counts_on_gpus(config: Config, gpus: float) -> bool:
+    wanted = config.resources.segment.num_gpus
+    return gpus > 0 if wanted == "auto" else wanted > 0
+
+
+def _ask_beside_a_gpu(config: Config, model: ModelConfig, weights_sha256: str, gpus: float) -> Numerics:
+    """What `model` comes to in a task beside a GPU of a cluster that has so many, of which Ray is connected to."""
     import ray
     import ray.exceptions
 
-    from infra.ray_session import ray_session
-
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
-    with ray_session(config.resources.address) as cluster:
-        task = ray.remote(num_gpus=num_gpus, num_cpus=config.resources.segment.num_cpus, max_retries=3)(_resolve)
-        try:
-            numerics: Numerics = ray.get(
-                task.remote(config.model, config.masks, weights_sha256), timeout=config.stall_timeout
-            )
-        except ray.exceptions.GetTimeoutError as error:
-            raise UsageError(
-                f"model.device is cuda, and no node with {num_gpus:g} GPUs and {config.resources.segment.num_cpus:g} "
-                f"CPUs was free within stall_timeout = {config.stall_timeout:g} seconds; the cluster has "
-                f"{cluster.gpus:g} GPUs: add GPU nodes, lower resources.segment.*, or set model.device: cpu"
-            ) from error
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, SegmintError):
-                raise UsageError(f"on a worker of the cluster: {error.cause}") from error
-            raise
+    num_cpus = config.resources.segment.num_cpus
+    told = config.model.device
+    task = ray.remote(num_gpus=num_gpus, num_cpus=num_cpus, max_retries=3)(_resolve)
+    try:
+        numerics: Numerics = ray.get(task.remote(model, config.masks, weights_sha256), timeout=config.stall_timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        raise UsageError(
+            f"model.device is {told}, and no node with {num_gpus:g} GPUs and {num_cpus:g} CPUs was free within "
+            f"stall_timeout = {config.stall_timeout:g} seconds; the cluster has {gpus:g} GPUs: add GPU nodes, lower "
+            "resources.segment.*, or set model.device: cpu"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegmintError):
+            meaning = f" (model.device is {told}, and the cluster has {gpus:g} GPUs; cpu leaves them alone)"
+            raise UsageError(f"on a worker of the cluster: {error.cause}{meaning if told == 'auto' else ''}") from error
+        raise
     return numerics

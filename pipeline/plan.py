@@ -11,18 +11,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from catalogs.commits import CommitLog
-from catalogs.layout import DatasetManifest, read_manifest
+from catalogs.manifest import DatasetManifest, read_manifest
 from catalogs.readers import catalog_format
+from catalogs.rows import NormalizedRows
 from catalogs.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
 from infra.assets import resolve, sha256_of
 from infra.device import Compute, resolve_compute
 from infra.errors import UsageError
 from infra.peak import measure_peak
 from infra.ray_session import cores_here
-from infra.storage import Storage
+from infra.storage import Storage, join
 from model.cost import image_cost
 from operators.deidentify import BUNDLED_DETECTORS
 from operators.numerics import resolve_numerics
@@ -226,9 +228,17 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         here = compute or _compute_for_sample(config)
         pinned = standing.policy_date if standing is not None else config.license.policy_date
         policy = config.license.policy(pinned or datetime.now(UTC).date())
-        rows = read_rows_at(config.catalog, storage, ordinals)
+        rows = _sample_rows(config, storage, standing, ordinals)
         sample = run_sample(config, rows, resolve_numerics(here, config.masks, digest), policy, tell)
     return _assemble(config, options, catalog_rows, work, ceiling, sample)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Shards of one part of the catalog: all are full but the last of the part."""
+
+    shards: Sequence[int]  # ascending
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -236,27 +246,60 @@ class _Work:
     """The shards that a run would build."""
 
     images_per_shard: int
-    shards: Sequence[int]  # ascending
-    rows: int
+    pieces: Sequence[_Piece]  # a part of the catalog each, in order
     committed: int
+    pinned_rows: int | None  # that the dataset holds; None where it was not begun
 
     @classmethod
     def of(
         cls, config: Config, storage: Storage, options: PlanOptions, rows: int, standing: DatasetManifest | None
     ) -> "_Work":
-        """All shards asked for, without those that are committed."""
+        """All shards asked for, without those that are committed; of a catalog of so many rows, or of a dataset's."""
         size = config.images_per_shard
-        wanted = choose_shards(-(-rows // size), options.shards)
+        parts = [(0, rows)] if standing is None else [(part.first_shard, part.rows) for part in standing.catalog]
+        wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), options.shards)
         done = CommitLog(storage, config.output).committed() if standing is not None else {}
-        shards: Sequence[int] = [shard for shard in wanted if shard not in done] if done else wanted
-        last = -(-rows // size) - 1
-        short = (last + 1) * size - rows if shards and shards[-1] == last else 0
-        return cls(size, shards, len(shards) * size - short, len(wanted) - len(shards))
+        pieces = []
+        for first, count in parts:
+            stop = first - (-count // size)
+            inside = range(max(first, wanted.start), min(stop, wanted.stop))
+            shards: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
+            short = (stop - first) * size - count if shards and shards[-1] == stop - 1 else 0
+            pieces.append(_Piece(shards, len(shards) * size - short))
+        pinned = None if standing is None else sum(part.rows for part in standing.catalog)
+        return cls(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
+
+    @property
+    def shards(self) -> int:
+        """How many shards are left."""
+        return sum(len(piece.shards) for piece in self.pieces)
+
+    @property
+    def rows(self) -> int:
+        """How many rows they take."""
+        return sum(piece.rows for piece in self.pieces)
 
     def ordinal(self, position: int) -> int:
-        """The ordinal of the row at a position among those to build."""
-        shard, row = divmod(position, self.images_per_shard)
-        return self.shards[shard] * self.images_per_shard + row
+        """The ordinal of the row at a position among those to build; raises `IndexError` where there is none."""
+        for piece in self.pieces:
+            if position < piece.rows:
+                shard, row = divmod(position, self.images_per_shard)
+                return piece.shards[shard] * self.images_per_shard + row
+            position -= piece.rows
+        raise IndexError("there are not so many rows")
+
+
+def _sample_rows(
+    config: Config, storage: Storage, standing: DatasetManifest | None, ordinals: Sequence[int]
+) -> pa.Table:
+    """The rows with these ordinals: of the catalog, or of the dataset's own copy where it was begun."""
+    if standing is None:
+        return read_rows_at(config.catalog, storage, ordinals)
+    tables = []
+    for part in standing.catalog:
+        with NormalizedRows(storage, join(config.output, part.path)) as rows:
+            tables.append(rows.take(ordinals))
+    return pa.concat_tables(tables)
 
 
 def _ceiling(
@@ -320,7 +363,7 @@ def _assemble(
     bytes_out = None
     if sample is not None:
         each = _column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
-        bytes_out = _shifted(per_row.total(each), sample.shard_bytes * len(work.shards))
+        bytes_out = _shifted(per_row.total(each), sample.shard_bytes * work.shards)
     beside = _column([row.seconds - row.segment_s for row in rows])
     cost = None if options.price is None else _scaled(hours, options.price)
     per_image = image_cost(config.masks.settings())
@@ -331,7 +374,7 @@ def _assemble(
         counted_by=COUNTED_BY[kind],
         committed=work.committed,
         rows=work.rows,
-        shards=len(work.shards),
+        shards=work.shards,
         encodes_per_image=per_image.encodes,
         prompts_per_image=per_image.prompts,
         images=images,
@@ -348,12 +391,17 @@ def _assemble(
         price=options.price,
         cost=cost,
         sample=sample,
-        notes=tuple(_notes(config, work, ceiling, sample)),
+        notes=tuple(_notes(config, catalog_rows, work, ceiling, sample)),
     )
 
 
-def _notes(config: Config, work: _Work, ceiling: Ceiling, sample: Sample | None) -> list[str]:
+def _notes(config: Config, catalog_rows: int, work: _Work, ceiling: Ceiling, sample: Sample | None) -> list[str]:
     notes = []
+    if work.pinned_rows is not None and catalog_rows > work.pinned_rows:
+        notes.append(
+            f"the dataset holds {work.pinned_rows:,} rows of this catalog, and they are planned; what is new comes "
+            "with `segmint build --grow`"
+        )
     if sample is None:
         notes.append("nothing was read but the catalog; --sample N measures N of its rows")
     else:

@@ -21,15 +21,14 @@ from infra.errors import SegmintError
 from infra.storage import Storage
 from model.automatic.generator import MaskGenerator
 from operators.describe import describe_table
-from operators.images import decode_jpeg
 from operators.numerics import Numerics
 from operators.prepare import Prepare
-from operators.rows import Row, is_live, map_rows
-from operators.segment import SEGMENTED, SegmentSettings, load_generator, segment_image
+from operators.rows import is_live
+from operators.segment import Segment
 from operators.shard_files import annotations_json, build_shard_files
 from operators.write_shard import ShardTask, write_shard
 from pipeline.config import Config
-from pipeline.dataset import prepare_config
+from pipeline.stage_settings import prepare_config, segment_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
 """The stages that are timed; `prepare` reads, too."""
@@ -103,15 +102,8 @@ def run_sample(
     storage = _MeteredStorage(config.storage)
     prepare = Prepare(prepare_config(config), storage, policy, config.catalog, config.assets)
     try:
-        settings = SegmentSettings(
-            masks=config.masks.settings(numerics.points_per_chunk),
-            weights=config.model.weights,
-            numerics=numerics,
-            assets=config.assets,
-            storage_options=config.storage,
-        )
-        generator = load_generator(settings)
-        _warm_up(generator)
+        segment = Segment(segment_settings(config, numerics))
+        _warm_up(segment.generator)
         prepare.wait_until_ready()
         start_s = time.perf_counter() - started
         tell(f"ready after {start_s:.1f} s")
@@ -120,7 +112,7 @@ def run_sample(
         for begin in range(0, len(rows), config.images_per_shard):
             described, measured = [], []
             for index in range(begin, min(begin + config.images_per_shard, len(rows))):
-                table, row = _take_row(rows.slice(index, 1), prepare, generator, storage, with_images=with_images)
+                table, row = _take_row(rows.slice(index, 1), prepare, segment, storage, with_images=with_images)
                 described.append(table)
                 measured.append(row)
                 tell(f"row {row.ordinal + 1}: {row.reason or f'{row.masks} masks'} in {row.seconds:.1f} s")
@@ -174,14 +166,14 @@ def _warm_up(generator: MaskGenerator) -> None:
 
 
 def _take_row(
-    source: pa.Table, prepare: Prepare, generator: MaskGenerator, storage: _MeteredStorage, *, with_images: bool
+    source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
 ) -> tuple[pa.Table, SampledRow]:
     """One row, described, and what it took so far: all but its writing."""
     storage.reset()
     with _timed() as preparing:
         prepared = prepare(source)
     with _timed() as segmenting:
-        segmented = map_rows(prepared, "segment", lambda row: _segment(row, generator), SEGMENTED)
+        segmented = segment(prepared)
     with _timed() as describing:
         described = describe_table(segmented)
     row = described.to_pylist()[0]
@@ -211,12 +203,6 @@ def _take_row(
         detail=row["detail"],
     )
     return described, sampled
-
-
-def _segment(row: Row, generator: MaskGenerator) -> Row:
-    image = decode_jpeg(row["release"])
-    original = None if row["original"] is None else decode_jpeg(row["original"])
-    return {**row, **segment_image(generator, image, original)}
 
 
 def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) -> list[SampledRow]:

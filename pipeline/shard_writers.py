@@ -8,16 +8,25 @@ import ray
 from operators.write_shard import ShardResult, ShardTask, write_shard
 from pipeline.windows import Cut
 
+ShardWriter = Callable[..., ShardResult]
+"""What writes one shard: `operators.write_shard.write_shard`, or another function that takes the same."""
+
+LOOK_S = 5.0
+"""Seconds between two looks at a writer that is waited for, and for it to end in when its window ends early."""
+
 
 class ShardWriters:
     """At most `limit` shard writers in flight: the object store holds the blocks of no more shards than that.
 
     A writer that a dead node takes along is retried by Ray; one that raises is not, and its error ends the window.
+    While a writer is waited for, `check` is asked every `LOOK_S` seconds, and raises where that takes too long: the
+    blocks of a shard may be gone with a node, and Ray waits for ever for one that could make them again.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
         self._limit = limit
-        self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write_shard).remote
+        self._check = check
+        self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write).remote
         self._in_flight: list[Any] = []
 
     def submit(self, task: ShardTask, cuts: list[Cut]) -> Iterator[ShardResult]:
@@ -34,12 +43,27 @@ class ShardWriters:
         while self._in_flight:
             yield self._next()
 
+    def close(self) -> None:
+        """Lets those in flight end within `LOOK_S` seconds and gives the others up; does nothing after `drain`.
+
+        When a window ends early, one may wait for lost blocks, and Ray would make them again beside the next window.
+        """
+        if self._in_flight:
+            _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)
+            for writer in late:
+                ray.cancel(writer)
+            self._in_flight = []
+
     def _finished(self) -> Iterator[ShardResult]:
         if self._in_flight:
             done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
             yield from ray.get(done)
 
     def _next(self) -> ShardResult:
-        (done, *_), self._in_flight = ray.wait(self._in_flight, num_returns=1)
-        result: ShardResult = ray.get(done)
+        done: list[Any] = []
+        while not done:
+            done, self._in_flight = ray.wait(self._in_flight, num_returns=1, timeout=LOOK_S)
+            if not done:
+                self._check()
+        result: ShardResult = ray.get(done[0])
         return result

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,13 +12,26 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from infra.errors import SegmintError
 from infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from infra.progress import Progress
+from infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
 """What an operator's name in Ray Data contains, and the stage that it is."""
 
+LOST_NODE_WAIT_S = 120.0
+"""Seconds without a row or shard, since a node was lost, that end a window: what was pinned to it may wait for ever."""
+
+NODES_EVERY_S = 10.0
+"""Seconds between two looks at the nodes."""
+
+STORES_EVERY_S = 20.0
+"""Seconds without a row after which, and then again and again, the stores are looked at."""
+
 
 class StalledError(SegmintError):
-    """No row left any stage for longer than `stall_timeout`: the window is ended, and the rest is tried again."""
+    """No row left any stage for too long, while the stores answered.
+
+    The window is ended, and the rest is tried again on the nodes there are.
+    """
 
 
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
@@ -34,11 +47,17 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
+    next_look: ClassVar[float] = 0.0  # at the stores
+    outage: ClassVar[Callable[[], object]] = lambda: False
+    last_look: ClassVar[float] = 0.0  # at the nodes
+    nodes: ClassVar[frozenset[str]] = frozenset()  # that the window began with
+    node_lost: ClassVar[float] = math.inf  # when the loss of one of them was seen
 
     @classmethod
     def moved(cls) -> None:
         """Starts the time without progress anew."""
         cls.last_move = time.monotonic()
+        cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
 
     def on_execution_step(self, executor: Any) -> None:
         """Reads how many rows have left each stage. Raises `StalledError`, which ends the execution."""
@@ -52,8 +71,30 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
                     self.rows_seen[stage] = rows
                     self.progress.update(stage, rows)
                     self.moved()
-        if time.monotonic() - self.last_move > self.stall_timeout:
-            raise StalledError(f"no row left any stage for stall_timeout = {self.stall_timeout:g} seconds")
+        self.check()
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises `StalledError` where nothing moved for `stall_timeout`, or `LOST_NODE_WAIT_S` since a node went.
+
+        An outage of a store starts the time anew.
+        """
+        now = time.monotonic()
+        if now - cls.last_look > NODES_EVERY_S:
+            cls.last_look = now
+            if cls.nodes - alive_nodes():
+                cls.node_lost = min(cls.node_lost, now)
+        node_missed = now - max(cls.last_move, cls.node_lost) > LOST_NODE_WAIT_S
+        if now < cls.next_look and not node_missed:
+            return
+        if cls.outage():
+            cls.moved()
+        elif now - cls.last_move >= cls.stall_timeout:
+            raise StalledError(f"no row left any stage for stall_timeout = {cls.stall_timeout:g} seconds")
+        elif node_missed:
+            raise StalledError(f"a node was lost, and no row left any stage in {LOST_NODE_WAIT_S:g} seconds since")
+        else:
+            cls.next_look = min(now + STORES_EVERY_S, cls.last_move + cls.stall_timeout)
 
     def _count(self, stage: str, rows: int, seconds: float) -> None:
         if self.metrics is not None:
@@ -64,12 +105,16 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
 @contextmanager
 def watched(
-    progress: Progress, rows: int, stall_timeout: float, metrics: RunMetrics | None = None
+    progress: Progress,
+    rows: int,
+    stall_timeout: float,
+    metrics: RunMetrics | None = None,
+    outage: Callable[[], object] = lambda: False,
 ) -> Iterator[type[StageWatch]]:
     """Sets up Ray Data's context for one window of so many rows, and watches over it.
 
     Yields the watch, which wants to be told of each shard written. `stall_timeout` in seconds; `metrics` are told of
-    the rows and seconds of each stage.
+    the rows and seconds of each stage; `outage` says, when nothing moves, whether a store does not answer.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -81,7 +126,8 @@ def watched(
     for stage in STAGES.values():
         progress.stage(stage, rows)
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
-    StageWatch.rows_seen, StageWatch.seconds_seen = {}, {}
+    StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
+    StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf
     StageWatch.moved()
     try:
         yield StageWatch

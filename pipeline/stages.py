@@ -7,17 +7,21 @@ from typing import Any
 from ray.data import ActorPoolStrategy
 
 from infra.errors import UsageError
-from infra.ray_session import Cluster
+from infra.ray_session import Cluster, observe
 from infra.storage import Storage
 from operators.segment import SegmentSettings
 from pipeline.config import Config, PoolConfig
-from pipeline.dataset import OpenDataset, prepare_config
+from pipeline.dataset import OpenDataset
+from pipeline.stage_settings import detector_hashes, prepare_config, segment_settings
 
 DESCRIBE_CPUS = 0.5
 """Unlike the actors' CPUs, or Ray would fuse the stages into one."""
 
 WRITERS = 2
 """Shards that are written at once."""
+
+RETRIES = 16
+"""So often Ray starts an actor anew and tries a block again; without a bound it would do so for ever."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,10 @@ class Stages:
     segment: SegmentSettings
     segment_pool: Pool
     rows_per_block: int
+    segment_timeout_s: float  # for one image
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = WRITERS
+    retries: int = RETRIES
     report_peak: Callable[[float], None] | None = None  # told each segment actor's measured peak in FLOP/s
 
 
@@ -88,11 +94,22 @@ def lay_out(
     return Stages(
         prepare_arguments=_prepare_arguments(config, dataset),
         prepare_pool=prepare,
-        segment=_segment_settings(config, dataset),
+        segment=segment_settings(config, dataset.numerics),
         segment_pool=segment,
         rows_per_block=min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest)))),
+        segment_timeout_s=config.resources.segment.timeout_s,
         report_peak=report_peak,
     )
+
+
+def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages: Stages) -> Stages:
+    """The layout for the nodes that a cluster has now; where these do not hold it, as it is: others may come."""
+    if cluster.local:
+        return stages
+    try:
+        return lay_out(config, dataset, observe(local=False), stages.report_peak)
+    except UsageError:
+        return stages
 
 
 def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float, *, calls_at_once: int) -> Pool:
@@ -103,15 +120,6 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float, *, c
 
 def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
     policy = config.license.policy(dataset.manifest.policy_date)
-    return prepare_config(config), Storage(config.storage), policy, config.catalog, config.assets
-
-
-def _segment_settings(config: Config, dataset: OpenDataset) -> SegmentSettings:
-    return SegmentSettings(
-        masks=config.masks.settings(dataset.numerics.points_per_chunk),
-        weights=config.model.weights,
-        numerics=dataset.numerics,
-        assets=config.assets,
-        storage_options=config.storage,
-        allow_mixed_numerics=config.allow_mixed_numerics,
-    )
+    prepare = prepare_config(config, detector_hashes(config, dataset.manifest))
+    storage = Storage(config.storage, outage_s=config.outage_timeout_s)
+    return prepare, storage, policy, config.catalog, config.assets

@@ -1,5 +1,6 @@
 """Cutting a stream of blocks at the borders of shards, by row counts alone."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,18 @@ def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> ran
     if not chosen:
         raise UsageError(f"--shards {wanted[0]}:{wanted[1]} names no shard: the dataset has shards 0 to {count - 1}")
     return chosen
+
+
+def parse_shards(text: str) -> tuple[int, int] | ShardPart:
+    """Shards A to B-1 from "A:B", part K of N from "K/N"; raises `UsageError` for anything else."""
+    match = re.fullmatch(r"(\d+)([:/])(\d+)", text.strip())
+    if match is None or int(match[1]) >= int(match[3]):
+        raise UsageError(
+            f"--shards {text!r}: expected A:B with A < B, such as 0:10 for the first ten shards, or K/N with K < N, "
+            "such as 0/4 for the first quarter"
+        )
+    first, second = int(match[1]), int(match[3])
+    return (first, second) if match[2] == ":" else ShardPart(first, second)
 
 
 @dataclass(frozen=True)

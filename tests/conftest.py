@@ -5,9 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
-pytest_plugins = ["tests.support.ray_fixtures", "tests.support.s3_fixtures"]
+# How long an example takes is the machine's affair: a deadline would fail tests where others compute beside.
+settings.register_profile("segmint", deadline=None)
+settings.load_profile("segmint")
+
+pytest_plugins = [
+    "tests.support.browser",
+    "tests.support.minted_fixtures",
+    "tests.support.report_fixtures",
+    "tests.support.ray_fixtures",
+    "tests.support.s3_fixtures",
+]
 
 
 def _folder(variable: str) -> Path:

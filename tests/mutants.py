@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "the last, shorter band is dropped",
         "model/sam/point_decoder.py",
-        "for start in range(0, positions, step)",
-        "for start in range(0, positions // step * step, step)",
+        "for start in range(0, length, step)]",
+        "for start in range(0, length // step * step, step)]",
         "tests/model/sam/test_point_decoder.py",
     ),
     Mutant(
@@ -245,8 +245,8 @@ MUTANTS = (
     Mutant(
         "a shard with a fault is committed",
         "operators/write_shard.py",
-        "    if len(faults):",
-        "    if len(faults) > 1:",
+        'as_py()}" if len(found) else ""',
+        'as_py()}" if len(found) > 1 else ""',
         "tests/operators/test_write_shard.py",
     ),
     Mutant(
@@ -258,8 +258,8 @@ MUTANTS = (
     ),
     Mutant(
         "committed shards are built again",
-        "pipeline/build.py",
-        "sorted(set(wanted) - commits.committed().keys())",
+        "pipeline/work.py",
+        "sorted(set(wanted) - self._commits.committed().keys())",
         "sorted(set(wanted))",
         "tests/end_to_end/test_build_local.py",
     ),
@@ -272,10 +272,10 @@ MUTANTS = (
     ),
     Mutant(
         "any hash will do",
-        "operators/prepare.py",
+        "operators/read_image.py",
         "if expected is not None and expected.lower() != digest:",
         "if expected is not None and not digest:",
-        "tests/operators/test_prepare.py",
+        "tests/operators/test_read_image.py",
     ),
     Mutant(
         "local files are overwritten",

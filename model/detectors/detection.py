@@ -52,6 +52,10 @@ class Detector(Protocol):
     def kind(self) -> Kind:
         """What this detector looks for."""
 
+    @property
+    def score(self) -> float:
+        """The lowest score that counts."""
+
     def detect(self, image: Pixels) -> list[Detection]:
         """Searches `image`, (H, W, 3) uint8 RGB; answers in its pixels, best score first."""
 

@@ -44,7 +44,7 @@ class FaceDetector:
     ) -> None:
         self.name = name
         self._cascade = cascade
-        self._score = score
+        self.score = score
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
         self._max_pixels = max_pixels
@@ -71,5 +71,5 @@ class FaceDetector:
         return [
             Detection("face", round(score, 4), (x0, y0, x1, y1), None, self.name)
             for (x0, y0, x1, y1), score in zip(places, np.asarray(scores, np.float64).tolist(), strict=True)
-            if score >= self._score
+            if score >= self.score
         ]

@@ -92,7 +92,7 @@ class PlateDetector:
     ) -> None:
         self.name = name
         self._network = network
-        self._score = score
+        self.score = score
         self._scales = scales
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
@@ -108,14 +108,14 @@ class PlateDetector:
             if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels:
                 found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap)
                 views.append(merge(whole_first(found)))
-        return agreed(views, self._score)
+        return agreed(views, self.score)
 
     def _find(self, window: Pixels) -> list[Detection]:
         height, width = window.shape[:2]
         bgr = window[..., ::-1].astype(np.float32) - _MEAN_BGR
         loc, conf, landms = self._network(np.ascontiguousarray(bgr.transpose(2, 0, 1)[None]))
         scores = conf[0, :, 1]
-        likely = np.flatnonzero(scores >= self._score / 2)
+        likely = np.flatnonzero(scores >= self.score / 2)
         boxes, corners = decode(loc[0, likely], landms[0, likely], anchors(height, width)[likely])
         found = [
             Detection("plate", round(score, 4), _box(box), _quad(quad), self.name)

@@ -23,7 +23,7 @@ class TorchScriptDetector:
         """Loads the module from `path` onto `device`; raises RuntimeError or ValueError if it is none."""
         self.kind: Kind = kind
         self.name = path.name
-        self._score = score
+        self.score = score
         self._device = torch.device(device)
         self._module = torch.jit.load(path, map_location=self._device).eval()  # type: ignore[no-untyped-call]
 
@@ -40,7 +40,7 @@ class TorchScriptDetector:
         found = [
             Detection(self.kind, round(score, 4), (x0, y0, x1, y1), None, self.name)
             for (x0, y0, x1, y1), score in zip(boxes, scores, strict=True)
-            if score >= self._score and all(map(math.isfinite, (x0, y0, x1, y1)))
+            if score >= self.score and all(map(math.isfinite, (x0, y0, x1, y1)))
         ]
         return merge(by_score(found))
 

@@ -1,7 +1,5 @@
 """What several parts of SAM share: norms over channels, perceptrons, windows, heads, the encoders' neck."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,17 +21,17 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them, as in a transformer's block."""
+    """Two linear layers with GELU or ReLU between them, as in a transformer's block."""
 
-    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
+    def __init__(self, width: int, hidden: int, relu: bool = False) -> None:
         super().__init__()
         self.lin1 = Linear(width, hidden)
         self.lin2 = Linear(hidden, width)
-        self.activation = activation
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., width) to (..., width)."""
-        out: Tensor = self.lin2(self.activation(self.lin1(x)))
+        out: Tensor = self.lin2(F.relu(self.lin1(x)) if self.relu else self.lin1(x, gelu=True))
         return out
 
 

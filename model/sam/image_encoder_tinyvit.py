@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
-from model.sam.products import Linear
+from model.sam.products import GeluConv2d, Linear
 
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)
@@ -66,20 +66,28 @@ class ImageEncoderTinyViT(nn.Module):
         return folded.to(memory_format=torch.channels_last)
 
 
-class ConvNorm(nn.Sequential):
-    """A convolution without bias, followed by batch norm."""
+class ConvNorm(nn.Module):
+    """A convolution without bias, followed by batch norm, and by GELU where that is asked for."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
-        super().__init__(OrderedDict(c=convolution, bn=nn.BatchNorm2d(outputs)))
-        self.c: nn.Conv2d
-        self.bn: nn.BatchNorm2d
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, gelu: bool = False
+    ) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.gelu = gelu
 
-    def folded(self) -> nn.Conv2d:
-        """One convolution with a bias that maps as the two do in evaluation mode; made in float32."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        out: Tensor = self.bn(self.c(x))
+        return F.gelu(out) if self.gelu else out
+
+    def folded(self) -> nn.Module:
+        """One convolution with a bias, and GELU, that maps as all do in evaluation mode; made in float32."""
         dtype = self.c.weight.dtype
         exact = copy.deepcopy(self).float()
-        return fuse_conv_bn_eval(exact.c, exact.bn).to(dtype)
+        fused = fuse_conv_bn_eval(exact.c, exact.bn).to(dtype)
+        return GeluConv2d(fused) if self.gelu else fused
 
 
 class Stem(nn.Module):
@@ -87,11 +95,10 @@ class Stem(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(
-            ConvNorm(3, width // 2, kernel=3, stride=2),
-            nn.GELU(),
-            ConvNorm(width // 2, width, kernel=3, stride=2),
-        )
+        # The checkpoint counts the GELU between them as a layer of its own.
+        first = ConvNorm(3, width // 2, kernel=3, stride=2, gelu=True)
+        second = ConvNorm(width // 2, width, kernel=3, stride=2)
+        self.seq = nn.Sequential(OrderedDict([("0", first), ("2", second)]))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) to (B, width, S / 4, S / 4)."""
@@ -105,14 +112,13 @@ class MBConv(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = 4 * width
-        self.conv1 = ConvNorm(width, hidden)
-        self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
+        self.conv1 = ConvNorm(width, hidden, gelu=True)
+        self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden, gelu=True)
         self.conv3 = ConvNorm(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        inner = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        return F.gelu(x + self.conv3(inner))
+        return F.gelu(x + self.conv3(self.conv2(self.conv1(x))))
 
 
 class PatchMerging(nn.Module):
@@ -120,13 +126,13 @@ class PatchMerging(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, outputs)
-        self.conv2 = ConvNorm(outputs, outputs, kernel=3, stride=stride, groups=outputs)
+        self.conv1 = ConvNorm(inputs, outputs, gelu=True)
+        self.conv2 = ConvNorm(outputs, outputs, kernel=3, stride=stride, groups=outputs, gelu=True)
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        out: Tensor = self.conv3(self.conv2(self.conv1(x)))
         return out
 
 
@@ -215,7 +221,7 @@ class NormedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        out: Tensor = self.fc2(self.fc1(self.norm(x), gelu=True))
         return out
 
 

@@ -36,6 +36,9 @@ _ASKED = [0, *range(2, 1 + MASK_TOKENS)]
 # too, which grows with the threads that ask for one at the same time. Of 1, 2 and 4 the fastest.
 GROUP = 4
 
+# Prompts that a CPU draws together: the bands of one are what its caches hold.
+DRAWN = 1
+
 # Positions that a CPU draws at once: 1 MB of maps in float32, so that what a step makes of them is still in a core's
 # cache when the next step asks for it.
 BAND = 1024
@@ -113,7 +116,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
             # The row of the norm before, whose coefficients are 1, takes the bias along.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
-        outward = torch.unflatten(answer.out_proj.weight.T, 0, (answer.heads, -1))
+        outward = _by_heads(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
         norm = SharedNorm(
             centred.square().sum(dim=1),
@@ -135,7 +138,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
 
 def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedView:
     keys = _shared_scores(attention.k_proj, image, places, attention.heads, with_bias=False)
-    weight = torch.unflatten(attention.v_proj.weight, 0, (attention.heads, -1))
+    weight = _by_heads(attention.v_proj.weight, attention.heads)
     return SharedView(keys, (image @ weight.transpose(1, 2)).contiguous(), weight)
 
 
@@ -143,12 +146,17 @@ def _shared_scores(
     projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
 ) -> SharedScores:
     """Of the shared image (P, C) and positions (P, C); of their sum in `image`, where there are no positions."""
-    weight = torch.unflatten(projection.weight, 0, (heads, -1))
+    weight = _by_heads(projection.weight, heads)
     own = weight @ image.T
-    bias = torch.unflatten(projection.bias, 0, (heads, -1, 1)) if with_bias else 0
+    bias = _by_heads(projection.bias[:, None], heads) if with_bias else 0
     if places is None:
         return SharedScores(own + bias, None, weight)
     return SharedScores(own, weight @ places.T + bias, weight)
+
+
+def _by_heads(rows: Tensor, heads: int) -> Tensor:
+    """(H * D, N) to (H, D, N)."""
+    return torch.unflatten(rows, 0, (heads, -1))
 
 
 def _without_mean(rows: Tensor) -> Tensor:
@@ -163,7 +171,7 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     """
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-    groups = _groups(len(places), places.device)
+    groups = _slices(len(places), GROUP, places.device)
     tokens = places
     images: list[FactoredImage] = []
     for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):
@@ -185,10 +193,10 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(images))
 
 
-def _groups(prompts: int, device: torch.device) -> list[slice]:
-    """Prompts whose images are one batch: few on a CPU, for its caches; all on an accelerator."""
-    step = GROUP if device.type == "cpu" else prompts
-    return [slice(start, min(start + step, prompts)) for start in range(0, prompts, step)]
+def _slices(length: int, step: int, device: torch.device) -> list[slice]:
+    """A length in steps on a CPU, for its caches; in one, if any, on an accelerator."""
+    step = step if device.type == "cpu" else max(1, length)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _look(
@@ -229,7 +237,7 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     for image in masks.images:
         group = slice(start, start + len(image.scale))
         points = wanted[group].any(dim=1).nonzero().flatten()
-        for chosen in (points[each] for each in _draws(len(points), points.device)):
+        for chosen in (points[each] for each in _slices(len(points), DRAWN, points.device)):
             logits = _draw(decoder, plan.drawn, image.of(chosen), filters[group][chosen], side)
             drawn.append(logits[wanted[group][chosen]].float())
         start = group.stop
@@ -247,7 +255,7 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
     vectors[:, -1] += bias1  # the row whose coefficients are 1
     coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
     drawn = []
-    for band in _bands(len(shared), shared.device):
+    for band in _slices(len(shared), BAND, shared.device):
         map_ = product(coefficients[:, band], vectors, onto=shared[band] * scale[:, band])
         map_ = map_.view(-1, len(norm.weight))
         map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
@@ -259,18 +267,6 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
     for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
         logits[..., 2 * a + c :: 4, 2 * b + d :: 4] = part
     return logits
-
-
-def _draws(points: int, device: torch.device) -> list[slice]:
-    """Points that are drawn together: one on a CPU, for its caches; all on an accelerator."""
-    step = 1 if device.type == "cpu" else max(1, points)
-    return [slice(start, start + step) for start in range(0, points, step)]
-
-
-def _bands(positions: int, device: torch.device) -> list[slice]:
-    """The positions in bands on a CPU, and all in one on an accelerator."""
-    step = BAND if device.type == "cpu" else positions
-    return [slice(start, min(start + step, positions)) for start in range(0, positions, step)]
 
 
 def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Products of matrices in float32 on a CPU, by the faster of torch's two libraries.
+"""Products of matrices, and convolutions with what follows them, on a CPU by the faster of torch's two libraries.
 
 `torch.mm` hands float32 to MKL, which uses half of the vector units of some CPUs (AMD's with AVX-512: 105 GFLOP/s a
 core where oneDNN has 215). torch has oneDNN for convolutions and reduced precision, and for `torch.compile`, whose
@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = torch._C._has_mkldnn and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
+)
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -38,11 +40,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`; for inference alone, as oneDNN's operator has no gradient."""
+    """`nn.Linear`, computed by `linear`."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """Maps (..., in) to (..., out), with the exact GELU of that if asked for."""
+        return torch.unflatten(linear(x.flatten(0, -2), self.weight, self.bias, gelu), 0, x.shape[:-1])
+
+
+class GeluConv2d(nn.Module):
+    """The exact GELU of a convolution, which oneDNN computes as it stores: a map of 64 MB is written once."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., in) to (..., out)."""
-        return torch.unflatten(linear(x.flatten(0, -2), self.weight, self.bias), 0, x.shape[:-1])
+        """Maps (B, in, H, W) to (B, out, H', W')."""
+        conv = self.convolution
+        if not _suits_onednn(x):
+            return F.gelu(conv(x))
+        sizes = conv.padding, conv.stride, conv.dilation, conv.groups
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *sizes, "gelu", [], "none")
+        return result
 
 
 def _suits_onednn(x: Tensor) -> bool:

@@ -56,7 +56,7 @@ class TwoWayBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.cross_attn_token_to_image = Attention(width, width // 2, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, hidden, activation=F.relu)
+        self.mlp = Mlp(width, hidden, relu=True)
         self.norm3 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = Attention(width, width // 2, heads)
         self.norm4 = nn.LayerNorm(width)

@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import plots
 from benchmarks.measuring import RESULTS
+from benchmarks.page import MISSING, PARTS, filled, read_results
 from benchmarks.plots import PAGE, PICTURES, digest, digest_of
-from benchmarks.tables import MISSING, PARTS, filled, read_results, seconds, span
+from benchmarks.tables import seconds, span
 
 MACHINE = {
     "cpu": "A CPU",
@@ -81,6 +82,48 @@ def pipeline() -> dict[str, Any]:
     return {**NOTHING, "settings": {"images": 4, "masks": {"points_per_side": 8}}, "rounds": [row]}
 
 
+def scale() -> dict[str, Any]:
+    def role(name: str, rise: float) -> dict[str, Any]:
+        curve = {"seconds": [0.0, 30.0, 60.0], "rss_mib": [90.0, 120.0, 121.0], "own_mib": [80.0, 100.0, 101.0]}
+        sizes = {"rss": [120.0, 121.0], "own": [100.0, 101.0]}
+        grown = {"rss": rise + 1, "own": rise}
+        return {
+            "role": name,
+            "processes": 1,
+            "cpu_ms_a_row": 0.25,
+            "rise_mib": grown,
+            "most_mib": sizes,
+            "curve": curve,
+        }
+
+    build = {
+        "seconds": 1234.0,
+        "rows_per_s": 810.4,
+        "ms_a_row": 1.234,
+        "cpu_ms_a_row": 2.468,
+        "shards": 2000,
+        "masks": 9,
+    }
+    roles = [role("driver", 1.5), role("raylet", 2.5)]
+    return {**NOTHING, "build": {"rows": 1_000_000, **build}, "roles": roles}
+
+
+def streams() -> dict[str, Any]:
+    figures = {"seconds": 50.2, "rows_per_s": 2_000_000, "rows_per_cpu_s": 1_900_000}
+    row = {
+        "ending": ".jsonl",
+        "bytes": 12_340_000_000,
+        **figures,
+        "most_mib": {"first_half": 210.4, "second_half": 211.0},
+    }
+    return {**NOTHING, "settings": {"rows": 100_000_000, "columns": ["uri", "license"]}, "formats": [row]}
+
+
+def resume() -> dict[str, Any]:
+    found = {"opened_s": 12.34, "first_commit_s": 20.0, "seconds": 61.06}
+    return {**NOTHING, "settings": {"commits": 40_000}, "builds": {"without summaries": found}}
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A folder with one small result of each benchmark."""
@@ -92,6 +135,9 @@ def recorded(tmp_path: Path) -> Path:
         "stages": stages(),
         "encoder_vs_reference": encoder(),
         "pipeline_vs_loop": pipeline(),
+        "scale": scale(),
+        "catalog_streams": streams(),
+        "resume": resume(),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(result))
@@ -148,6 +194,13 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| 2 × 2 points | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
     assert "| 400 × 300 | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
     assert "| 1 | 26.2 | 37.5 | 0.70 | 4 of 4 |" in part(page, "pipeline")
+    assert "| driver | 1 | 0.250 | 100 | 101 | 1.5 | 2.5 |" in part(page, "rows")
+    assert "1,000,000 rows became 2,000 shards with 9 masks in 21 minutes: 810 rows/s, 1.23 ms a row" in " ".join(
+        part(page, "rows")
+    )
+    assert "none grew by more than 2.5 MiB (raylet)" in " ".join(part(page, "rows"))
+    assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
+    assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
     assert "| vit_b | 9.50 | 9.50 | 9.25 | 9.25 | 900 | 2,900 |" in part(page, "encoder")
 
 
@@ -179,7 +232,8 @@ def test_one_command_makes_page_and_pictures_and_takes_away_those_without_result
 
     (recorded / "stages.json").unlink()
     plots.main()
-    assert [path.name for path in (page.parent / "images").iterdir()] == ["performance.svg"]
+    left = sorted(path.name for path in (page.parent / "images").iterdir())
+    assert left == ["performance.svg", "scale.svg"]
     assert "images/stages.svg" not in page.read_text()
 
 

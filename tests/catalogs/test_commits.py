@@ -95,3 +95,24 @@ def test_a_commit_under_another_name_is_damage(tmp_path: Path) -> None:
     storage.put(f"{uri}/commits/000001.g1.json", commit_of(2).to_json())
     with pytest.raises(DamagedDatasetError, match="is the commit of shard 2"):
         CommitLog(storage, uri).read(1, 1)
+
+
+def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_newer_generation(tmp_path: Path) -> None:
+    log = CommitLog(Storage(), str(tmp_path))
+    for shard in range(3):
+        log.put(commit_of(shard))
+
+    class Replaced(CommitLog):
+        """Another process replaces shard 1 twice after this one has listed the commits."""
+
+        def committed(self) -> dict[int, int]:
+            listed = super().committed()
+            if listed[1] < 3:
+                log.put(commit_of(1, listed[1] + 1))
+                Storage().delete(log.uri(1, listed[1]))
+            return listed
+
+    replaced = Replaced(Storage(), str(tmp_path))
+    assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]
+    Storage().delete(log.uri(1, 3))
+    assert [commit.shard for commit in log.read_all()] == [0, 2]

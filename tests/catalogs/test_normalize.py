@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalogs.normalize import normalize
-from catalogs.rows import read_rows
 from catalogs.scan import write_catalog
 from catalogs.schema import NORMALIZED
-from infra.storage import Storage
+from infra.errors import UsageError
+from infra.storage import Storage, UriNotAllowedError, relative_to
 
 STORAGE = Storage()
 ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b", "1", "01"]), max_size=30)
@@ -104,23 +104,6 @@ def test_where_a_catalog_lies_does_not_matter(tmp_path: Path) -> None:
     assert one.sha256 == other.sha256
 
 
-def test_growth_takes_new_ids_alone_and_goes_on_numbering(tmp_path: Path) -> None:
-    def row(id: str) -> dict[str, Any]:
-        return {"uri": f"{id}.jpg", "license": "CC0-1.0", "image_id": id}
-
-    one = catalog_of(tmp_path / "one.parquet", [row(i) for i in ("a", "b", "a")])
-    two = catalog_of(tmp_path / "two.parquet", [row(i) for i in ("b", "c", "a", "d", "c")])
-    part = normalize(one, STORAGE, tmp_path / "part-0.parquet")
-    new = normalize(two, STORAGE, tmp_path / "part-1.parquet", first_ordinal=10, earlier_parts=[str(part.path)])
-    assert (new.rows, new.known, new.duplicates) == (3, 2, 1)
-    rows = read_rows(STORAGE, str(new.path), 0, 100).to_pylist()
-    assert [(r["ordinal"], r["id"], r["image_id"], r["duplicate_of"]) for r in rows] == [
-        (10, 11, "c", None),
-        (11, 12, "d", None),
-        (12, 13, "c", 10),
-    ]
-
-
 def test_an_empty_catalog_has_no_rows_but_all_columns(tmp_path: Path) -> None:
     empty = normalize(catalog_of(tmp_path / "c.csv", []), STORAGE, tmp_path / "n.parquet")
     assert (empty.rows, empty.duplicates) == (0, 0)
@@ -152,3 +135,52 @@ def test_memory_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
     large, duplicates = peak_megabytes(2_500_000, tmp_path)
     assert duplicates == 2_500
     assert large - small < 150, f"{small} MB at 250,000 rows, {large} MB at ten times as many"
+
+
+def test_credentials_in_a_catalog_reach_no_dataset_and_cost_no_image(tmp_path: Path) -> None:
+    secret = "wJalr/XUtnFEMI/K7MDENG"
+    readable = [
+        "s3://b/token=3/photo@2x.jpg",
+        "photo@home.jpg",
+        "a?X-Amz-Signature=of-a-file-name",
+        "abfs://c@account/k",
+    ]
+    hostile = [
+        f"s3://AKIAIOSFODNN7EXAMPLE:{secret}@bucket/a.jpg",
+        f"https://user:{secret}@host/a.jpg",
+        f"https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE&X-Amz-Signature={secret}",
+        f"s3://b/a.jpg?X-Amz-Signature={secret}",
+    ]
+    rows: list[dict[str, Any]] = [{"uri": uri, "license": "CC0-1.0"} for uri in readable + hostile]
+    rows += [
+        {
+            "uri": "b.jpg",
+            "license": "CC0-1.0",
+            "image_id": f"https://user:{secret}@host/b",
+            "attribution": f"Jo, https://jo:{secret}@host",
+            "provider": f"https://host/?api_key={secret}",
+            "source_url": f"https://host/b?size=2&access_token={secret}",
+        }
+    ]
+    found = rows_of(catalog_of(tmp_path / "c.jsonl", rows), tmp_path / "n.parquet")
+    assert [row["uri"] for row in found[: len(readable)]] == readable
+    assert [row["image_id"] for row in found[: len(readable)]] == readable
+    assert found[-1]["uri"] == "b.jpg"
+    assert found[-1]["image_id"] == "https://[redacted]@host/b"
+    assert found[-1]["source_url"] == "https://host/b?size=2&access_token=[redacted]"
+    for row in found:
+        for part in (*secret.split("/"), "AKIA"):
+            assert part not in str(row)
+        assert row["duplicate_of"] is None
+    for row in found[len(readable) : -1]:
+        with pytest.raises(UriNotAllowedError):
+            relative_to("/data/c.jsonl", row["uri"])
+
+
+def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalogs.normalize.MOST_WAITING", 20 << 20)
+    texts = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "attribution": "a" * (1 << 20)} for i in range(25)]
+    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row \d+ would take more memory"):
+        normalize(catalog_of(tmp_path / "c.jsonl", texts), STORAGE, tmp_path / "n.parquet")
+    captions = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "a" * (1 << 20)} for i in range(25)]
+    assert len(rows_of(catalog_of(tmp_path / "c.jsonl", captions), tmp_path / "n.parquet")) == 25

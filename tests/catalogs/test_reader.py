@@ -1,5 +1,6 @@
 """A dataset is read back as it was written: committed shards alone, in order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from catalogs.commits import CommitLog
 from catalogs.layout import DamagedDatasetError
 from catalogs.reader import Dataset, NoPixelsError, open_dataset
 from infra.errors import UsageError
-from infra.storage import Storage
+from infra.storage import Storage, UriNotAllowedError
+from tests.support.bombs import hostile_tar
 from tests.support.committed import masks, pixels, write_dataset, write_generation
 
 
@@ -93,3 +95,61 @@ def test_a_tar_of_another_shard_is_damage(dataset: str) -> None:
     Path(dataset, one.file("shards").path).write_bytes(Path(dataset, two.file("shards").path).read_bytes())
     with pytest.raises(DamagedDatasetError, match="does not hold image 1"):
         list(open_dataset(dataset))
+
+
+@pytest.mark.parametrize("kind", [b"2", b"S"])
+def test_a_tar_of_links_or_holes_is_not_followed(dataset: str, kind: bytes) -> None:
+    commit = CommitLog(Storage(), dataset).latest(0)
+    assert commit is not None
+    Path(dataset, commit.file("shards").path).write_bytes(hostile_tar("sa_1.json", kind))
+    with pytest.raises(DamagedDatasetError, match="is no plain file"):
+        list(open_dataset(dataset))
+
+
+@pytest.mark.parametrize("path", ["shards/../../../etc/passwd", "shards/../dataset.json"])
+def test_a_commit_that_climbs_out_of_its_dataset_is_refused(dataset: str, path: str) -> None:
+    log = CommitLog(Storage(), dataset)
+    commit = log.latest(0)
+    assert commit is not None
+    entry = replace(commit.file("shards"), path=path)
+    hostile = replace(commit, files=(entry, *(file for file in commit.files if not file.path.startswith("shards/"))))
+    Path(dataset, "commits/000000.g1.json").write_bytes(hostile.to_json())
+    with pytest.raises(UriNotAllowedError, match="not allowed"):
+        list(open_dataset(dataset))
+
+
+def test_json_nested_without_end_is_damage(dataset: str) -> None:
+    deep = b"[" * 200_000
+    Path(dataset, "commits/000000.g1.json").write_bytes(deep)
+    with pytest.raises(DamagedDatasetError, match="is no commit"):
+        list(open_dataset(dataset))
+    Path(dataset, "dataset.json").write_bytes(deep)
+    with pytest.raises(UsageError, match="no dataset's manifest"):
+        open_dataset(dataset)
+
+
+def test_some_images_of_a_shard_are_read_and_no_further(dataset: str) -> None:
+    opened = open_dataset(dataset)
+    first, *_ = opened.commits()
+    assert [sample.id for sample in opened.shard(first, {2})] == [2]
+    assert [sample.id for sample in opened.shard(first, range(1, 2))] == [1]
+    path = Path(dataset, first.file("shards").path)
+    whole = path.read_bytes()
+    second = whole.index(b"sa_2.jpg")
+    path.write_bytes(whole[:second])
+    assert [sample.id for sample in opened.shard(first, {1})] == [1]
+    with pytest.raises(DamagedDatasetError):
+        list(opened.shard(first, {2}))
+    path.unlink()
+    assert list(opened.shard(first, {4})) == []
+
+
+def test_some_shards_and_some_columns(dataset: str) -> None:
+    opened = open_dataset(dataset)
+    assert [commit.shard for commit in opened.commits({2, 0, 9})] == [0, 2]
+    commit = next(opened.commits())
+    assert opened.table(commit, "images", ["id", "country"]).to_pydict() == {"id": [1, 2], "country": [None, None]}
+
+
+def test_without_torch_it_is_the_same(dataset: str) -> None:
+    check(Dataset.open(dataset, Storage()))

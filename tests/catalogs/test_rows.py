@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogs.normalize import normalize
+from catalogs.normalize import stage_catalog, write_marked
 from catalogs.parquet import RowGroupWriter
 from catalogs.rows import NormalizedRows, count_rows, read_rows
 from catalogs.scan import write_catalog
@@ -27,7 +27,8 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("rows")
     source = ({"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(ROWS))
     write_catalog(source, str(folder / "c.parquet"), STORAGE)
-    whole = normalize(str(folder / "c.parquet"), STORAGE, folder / "n.parquet", first_ordinal=request.param)
+    staged, _ = stage_catalog(str(folder / "c.parquet"), STORAGE, folder)
+    whole = write_marked(staged, folder / "n.parquet", folder, first_ordinal=request.param)
     with RowGroupWriter(folder / "small-groups.parquet", NORMALIZED, row_group_rows=64) as writer:
         writer.add(pq.read_table(whole.path).to_batches())
     return str(folder / "small-groups.parquet"), request.param
@@ -44,6 +45,16 @@ def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int])
     assert whole.schema.equals(NORMALIZED)
     assert whole.column("ordinal").to_pylist() == list(range(first, first + ROWS))
     assert whole.equals(pq.read_table(uri))
+
+
+def test_single_rows_are_taken_from_wherever_they_are(part: tuple[str, int]) -> None:
+    uri, first = part
+    with NormalizedRows(STORAGE, uri) as rows:
+        wanted = [first - 1, first, first + 63, first + 64, first + 65, first + ROWS - 1, first + ROWS]
+        taken = rows.take(wanted)
+        assert taken.column("ordinal").to_pylist() == wanted[1:-1]
+        assert taken.slice(2, 1).equals(rows.read(first + 64, first + 65))
+        assert rows.take([]).equals(NORMALIZED.empty_table())
 
 
 def test_ordinals_beyond_the_part_give_nothing(part: tuple[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""The sweep deletes what no commit names, once it is old, and nothing else."""
+"""The sweep deletes what nothing names, once it is old, and nothing else."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalogs.commits import CommitLog
-from catalogs.layout import data_path
+from catalogs.layout import data_path, part_path
 from catalogs.reader import open_dataset
 from catalogs.sweep import sweep
 from infra.storage import Storage
@@ -33,13 +33,38 @@ def test_a_whole_dataset_loses_nothing(dataset: str) -> None:
 def test_left_overs_go_when_they_are_old(dataset: str) -> None:
     before = files_of(dataset)
     unnamed = put(dataset, data_path("shards", 1, "0" * 64))
-    uncommitted = put(dataset, data_path("masks", 77, "1" * 64))
-    temporary = put(dataset, "images/.tmp-0123")
+    temporary = {
+        put(dataset, f"{folder}.tmp-0123")
+        for folder in ("images/", "commits/", "catalog/", "summaries/", "tombstones/", "")
+    }
     foreign = {put(dataset, "shards/README.txt"), put(dataset, "report/sa_000001-000000000000.tar")}
 
     assert sweep(Storage(), dataset) == [], "a writer may be at work"
-    assert sweep(Storage(), dataset, now=LATER) == sorted([unnamed, uncommitted, temporary])
+    assert sweep(Storage(), dataset, now=LATER) == sorted([unnamed, *temporary])
     assert files_of(dataset) == before | foreign
+
+
+def test_parts_of_the_catalog_that_the_manifest_does_not_name_go_when_they_are_old(dataset: str) -> None:
+    """A build that died as the dataset grew left its part, and no manifest that names it."""
+    named = put(dataset, part_path(0, "0" * 64))
+    unnamed = put(dataset, part_path(1, "ab" * 32))
+    assert sweep(Storage(), dataset) == [], "a build may be at work"
+    assert sweep(Storage(), dataset, now=LATER) == [unnamed]
+    assert named in files_of(dataset)
+
+
+def test_nothing_of_a_shard_goes_before_it_is_committed(dataset: str) -> None:
+    """Its writer may sleep for days before it puts the commit, and another may write the same bytes again."""
+    commit = CommitLog(Storage(), dataset).latest(1)
+    assert commit is not None
+    Storage().delete(f"{dataset}/commits/000001.g1.json")
+    unnamed = put(dataset, data_path("shards", 1, "0" * 64))
+    before = files_of(dataset)
+    assert sweep(Storage(), dataset, now=LATER) == []
+    assert files_of(dataset) == before
+
+    CommitLog(Storage(), dataset).put(commit)
+    assert sweep(Storage(), dataset, now=LATER) == [unnamed]
 
 
 def test_a_replaced_generation_goes_at_once(dataset: str) -> None:

@@ -8,23 +8,10 @@ import pytest
 
 from infra.storage import Storage
 from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
-
-
-def upload(storage: Storage, folder: Path, uri: str) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            storage.put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
-
-
-def download(storage: Storage, uri: str, folder: Path) -> Path:
-    for entry in storage.walk(uri):
-        target = folder / entry.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(storage.read(f"{uri}/{entry.name}"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +44,7 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
     assert "nothing was left to do" in segmint("build", config, timeout=60)
 
 
+@pytest.mark.long
 def test_an_outage_in_the_middle_commits_no_false_reject(
     photos_folder: Path,
     local: dict[str, str],

@@ -1,15 +1,11 @@
 """The same bytes for any number of actors, after a SIGKILL, and from ranges of shards."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.builds import ROOT, digests, segmint, small_catalog, write_config
+from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.runs import assert_gone, assert_whole, finish, running, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -36,28 +32,18 @@ def test_three_segment_actors_write_what_one_writes(catalog: Path, undisturbed: 
 
 def test_a_killed_run_is_finished_by_the_next(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "segmint", "build", str(config)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     commits = tmp_path / "dataset" / "commits"
-    deadline = time.monotonic() + 180
-    while not (commits.is_dir() and any(commits.glob("*.json"))):
-        assert driver.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline, "no shard was committed"
-        time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert len(list(commits.glob("*.json"))) < 4, "the run was already whole when it was killed"
-    segmint("build", config)
-    finished = digests(tmp_path / "dataset")
-    assert {path: digest for path, digest in finished.items() if path in undisturbed} == undisturbed
-    assert set(finished) == set(undisturbed)
+    with running(config) as run:
+        wait_for("commit", lambda: commits.is_dir() and any(commits.glob("*.json")), run)
+        run.kill()
+        run.wait()
+        assert len(list(commits.glob("*.json"))) < 4, "the run was already whole when it was killed"
+        assert_gone(run)
+    assert finish(config) == 1
+    assert_whole(tmp_path / "dataset", undisturbed)
 
 
+@pytest.mark.long
 def test_ranges_of_shards_make_up_the_whole(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
     segmint("build", config, "--shards", "2:4")
@@ -67,4 +53,18 @@ def test_ranges_of_shards_make_up_the_whole(catalog: Path, undisturbed: dict[str
     ]
     segmint("build", config, "--shards", "0:2")
     segmint("build", config)
+    assert digests(tmp_path / "dataset") == undisturbed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranges", [((), ()), (("--shards", "0:2"), ("--shards", "2:4")), (("--shards", "0/2"), ())])
+def test_two_drivers_at_once_write_what_one_writes(
+    catalog: Path, undisturbed: dict[str, str], tmp_path: Path, ranges: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    """On the same shards, on shares of them, and on both; a last run finds nothing but the index to write."""
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    first, second = ranges
+    with running(config, *first) as one, running(config, *second) as other:
+        assert (one.wait(), other.wait()) == (0, 0)
+    assert "nothing was left to do" in segmint("build", config)
     assert digests(tmp_path / "dataset") == undisturbed

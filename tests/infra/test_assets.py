@@ -1,6 +1,8 @@
 import hashlib
 import http.server
+import os
 import shutil
+import stat
 import sys
 import threading
 from dataclasses import replace
@@ -10,7 +12,19 @@ from pathlib import Path
 import pytest
 
 from infra import assets
-from infra.assets import ASSETS, AssetError, PinnedUrl, describe, locate, resolve, sha256_of, verify
+from infra.assets import (
+    ASSETS,
+    AssetError,
+    PinnedUrl,
+    describe,
+    locate,
+    pinned,
+    plain_name,
+    resolve,
+    settled,
+    sha256_of,
+    verify,
+)
 from infra.storage import Storage
 
 CONTENT = b"weights of a very small model"
@@ -175,3 +189,40 @@ def test_the_cache_folder_comes_from_the_environment(known, tmp_path: Path, monk
     (tmp_path / "source").write_bytes(CONTENT)
     shutil.copy(tmp_path / "source", tmp_path / "given" / "small.pt")
     assert resolve("small") == tmp_path / "given" / "small.pt"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://me:hunter2@host/own.pt", "https://host/own.pt?X-Amz-Signature=hunter2", "http://h/x.pt?sig=hunter2"],
+)
+def test_a_web_address_with_a_credential_is_refused_and_not_repeated(tmp_path: Path, address: str) -> None:
+    for door in (settled, lambda given: resolve(given, cache=tmp_path)):
+        with pytest.raises(AssetError, match="carries a credential") as caught:
+            door(f"{address}#sha256={'0' * 64}")
+        assert "hunter2" not in str(caught.value)
+
+
+def test_the_name_of_weights_is_that_of_the_file() -> None:
+    for given in ("own.pt", "/a/own.pt", "s3://b/a/own.pt", f"https://h/a/own.pt?x=/y#sha256={'0' * 64}"):
+        assert plain_name(given) == "own.pt"
+
+
+def test_the_cache_is_its_owners_alone(known, tmp_path: Path, web) -> None:
+    address, folder = web
+    (folder / "own.ts").write_bytes(CONTENT)
+    resolve(f"{address}/own.ts#sha256={SMALL.sha256}", cache=tmp_path / "a" / "segmint")
+    assert stat.S_IMODE((tmp_path / "a" / "segmint").stat().st_mode) == 0o700
+
+
+def test_a_file_exchanged_behind_its_times_is_hashed_anew(tmp_path: Path) -> None:
+    path = tmp_path / "own.ts"
+    path.write_bytes(b"mine")
+    before = path.stat()
+    mine = sha256_of(path)
+    path.write_bytes(b"evil")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert sha256_of(path) != mine
+    with pytest.raises(AssetError, match="begun with"):
+        pinned(path, mine)
+    assert pinned(path, None) == path

@@ -1,12 +1,18 @@
 """Resolving device, precision and threads on the machine that runs the tests."""
 
 import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from infra.device import Compute, apply_compute, physical_cores, resolve_compute
 from infra.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_auto_becomes_a_plain_choice():
@@ -55,3 +61,31 @@ def test_applied_threads_are_torchs():
         assert not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_num_threads(before)
+
+
+FAULTS_OF_MATRICES = """
+import resource, sys, torch
+from concurrent.futures import ThreadPoolExecutor
+from infra.device import keep_freed_memory
+
+def make(count):
+    for _ in range(count):
+        [torch.ones(2 << 18) for _ in range(10)]
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(make, 10).result()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pool.submit(make, 100).result()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_kept() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS_OF_MATRICES, how]
+        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < faults("given back") / 100

@@ -38,3 +38,5 @@ def test_another_fsspec_store_reads_lists_and_deletes(memory_store, tmp_path) ->
         memory_store.size("/d/b")
     with pytest.raises(UsageError, match="older versions"):
         memory_store.purge("/d/a")
+    with pytest.raises(UsageError, match="older versions"):
+        memory_store.versioned("/d")

@@ -139,6 +139,7 @@ def test_no_manifest_holds_a_credential() -> None:
             if not line.lstrip().startswith("#"):
                 assert "AWS_" not in line, f"{path.name}: {line}"
     for spec in (cluster_spec("rayjob.yaml"), cluster_spec("raycluster.yaml")):
+        assert spec["authOptions"] == {"mode": "token"}
         assert all("env" not in container for pod in pods(spec) for container in pod["containers"])
 
 

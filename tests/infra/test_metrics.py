@@ -17,7 +17,7 @@ from infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metri
 from infra.progress import Progress
 from infra.ray_session import ray_session
 from operators.write_shard import ShardResult
-from pipeline.build import _Run
+from pipeline.run_record import RunRecord
 from pipeline.stage_watch import watched
 
 pytestmark = pytest.mark.ray
@@ -69,7 +69,7 @@ def describe_rows(table: pa.Table) -> pa.Table:
 
 
 def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
-    run = _Run(RunMetrics("street"), missing=[0, 1, 2])
+    run = RunRecord(RunMetrics("street"))
     with (
         Progress(stream=io.StringIO(), bars=False) as progress,
         watched(progress, 10, stall_timeout=60, metrics=run.metrics),

@@ -31,15 +31,72 @@ def test_a_local_ray_has_slots_for_every_stage_and_is_gone_afterwards() -> None:
     assert not ray.is_initialized()
 
 
+LOCAL_RAY = """
+import os, stat, subprocess, sys
+from pathlib import Path
+import psutil, ray
+from infra.ray_session import ray_session
+
+INTRUDER = "import ray, sys; ray.init(address=sys.argv[1]); print('inside')"
+
+with ray_session("local", object_store_memory=100_000_000):
+    token = Path.home() / ".ray" / "auth_token"
+    print("token", oct(stat.S_IMODE(token.stat().st_mode)), len(token.read_text()))
+    us = psutil.Process()
+    for process in [us, *us.children(recursive=True)]:
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                print("listens", connection.laddr.ip.removeprefix("::ffff:"))
+    if sys.argv[1:]:
+        address = ray.get_runtime_context().gcs_address
+        for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            print(subprocess.run(
+                [sys.executable, "-c", INTRUDER, address], env=os.environ | mode, capture_output=True, text=True
+            ).stdout)
+"""
+
+
+def local_ray(home: Path, *arguments: str) -> list[str]:
+    """What a local Ray says of itself that a user with this home starts."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL_RAY, *arguments],
+        env={**kept, "HOME": str(home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_local_ray_listens_to_this_machine_alone_and_asks_for_its_users_token(tmp_path: Path) -> None:
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o644)  # as Ray itself makes it
+    told = local_ray(tmp_path)
+    assert "token 0o600 64" in told
+    assert token.read_text() == "0123456789abcdef" * 4
+    listening = [line for line in told if line.startswith("listens")]
+    assert len(listening) > 3
+    assert set(listening) == {"listens 127.0.0.1"}
+
+
+@pytest.mark.long
+def test_nobody_enters_a_local_ray_without_its_token(tmp_path: Path) -> None:
+    told = local_ray(tmp_path, "intrude")
+    assert "token 0o600 64" in told
+    assert "listens 127.0.0.1" in told
+    assert "inside" not in told
+
+
 def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1"), ray_session("127.0.0.1:1"):
         pass
 
 
-def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted_with(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted_with() -> None:
     started = ray.init(
         address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=True, dashboard_port=0
     )
@@ -78,3 +135,17 @@ with ray_session("auto") as cluster:
 def test_importing_the_session_does_not_import_ray() -> None:
     code = "import infra.ray_session, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+UNTOLD = """
+import os, ray
+from infra.ray_session import ray_session
+with ray_session("local", object_store_memory=100_000_000):
+    print("reports", ray.get(ray.remote(lambda: os.environ["RAY_task_events_report_interval_ms"]).remote()))
+"""
+
+
+def test_a_local_ray_keeps_no_events_of_tasks() -> None:
+    own = {name: value for name, value in os.environ.items() if name != "RAY_task_events_report_interval_ms"}
+    done = subprocess.run([sys.executable, "-c", UNTOLD], env=own, capture_output=True, text=True, check=True)
+    assert "reports 0" in done.stdout

@@ -63,6 +63,25 @@ def test_a_task_is_told_its_part_and_all_further_options(tmp_path: Path) -> None
     assert told_to_build(1, tmp_path) == ["build", "build.yaml", "--shards", "1/2 --set name=x y\n"]
 
 
+def test_a_signal_reaches_the_command_and_its_folder_goes(tmp_path: Path) -> None:
+    command = tmp_path / "segmint"
+    command.write_text(
+        """#!/usr/bin/env bash
+trap 'echo told to end; exit 7' TERM
+echo "$RAY_TMPDIR" > "$0.folder"
+sleep 0.5
+kill -TERM "$PPID"
+for _ in {1..600}; do sleep 0.1; done
+"""
+    )
+    command.chmod(0o755)
+    status, told = task(0, "build.yaml", SEGMINT=str(command))
+    assert (status, told) == (7, "told to end\n")
+    folder = Path((tmp_path / "segmint.folder").read_text().strip())
+    assert folder.name.startswith("segmint-")
+    assert not folder.exists()
+
+
 def test_some_tasks_of_an_array_need_to_know_the_number_of_parts(tmp_path: Path) -> None:
     status, told = task(3, "build.yaml", first=3, count=1)
     assert (status, "this array is not 0-0: set SEGMINT_PARTS" in told) == (2, True)

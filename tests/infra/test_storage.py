@@ -312,6 +312,47 @@ def test_purge_removes_older_versions(s3_server: S3Server, s3_bucket: str, s3_op
     assert left.get("DeleteMarkers", []) == []
 
 
+@pytest.mark.s3
+def test_purge_removes_what_was_put_before_versions_were_kept(s3_server: S3Server, s3_bucket: str, s3_options) -> None:
+    client = s3_server.client()
+    storage = Storage(s3_options, QUICK)
+    storage.put(f"s3://{s3_bucket}/d/x", b"1")
+    client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
+    storage.put(f"s3://{s3_bucket}/d/x", b"22")
+    assert {e["Size"] for e in client.list_object_versions(Bucket=s3_bucket)["Versions"]} == {1, 2}
+    storage.purge(f"s3://{s3_bucket}/d/x")
+    left = client.list_object_versions(Bucket=s3_bucket)
+    assert (left.get("Versions", []), left.get("DeleteMarkers", [])) == ([], [])
+
+
+@pytest.mark.s3
+def test_walk_ever_also_names_what_was_deleted(s3_server: S3Server, s3_bucket: str, s3_options) -> None:
+    client = s3_server.client()
+    storage = Storage(s3_options, QUICK)
+    base = f"s3://{s3_bucket}/d"
+    for name in ("a", "b", "sub/c", ".tmp-x"):
+        storage.put(f"{base}/{name}", b"1")
+    storage.delete(f"{base}/b")
+    assert storage.walk_ever(base) == (".tmp-x", "a", "sub/c")
+    client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
+    storage.put(f"{base}/e", b"1")
+    for name in ("a", "e", "sub/c"):
+        storage.delete(f"{base}/{name}")
+    assert storage.walk_ever(base) == (".tmp-x", "a", "e", "sub/c")
+    storage.purge(f"{base}/e")
+    assert storage.walk_ever(base) == (".tmp-x", "a", "sub/c")
+    assert storage.walk_ever(f"s3://{s3_bucket}/none") == ()
+
+
+def test_walk_ever_of_local_files_is_what_stands_there(local) -> None:
+    storage, base = local
+    for name in ("b", "a", "sub/c", ".tmp-x"):
+        storage.put(f"{base}/{name}", b"1")
+    storage.delete(f"{base}/b")
+    assert storage.walk_ever(base) == (".tmp-x", "a", "sub/c")
+    assert storage.walk_ever(f"{base}/none") == ()
+
+
 def test_an_unreadable_file_is_a_fault_of_a_healthy_store(local) -> None:
     storage, base = local
     if os.geteuid() == 0:
@@ -358,6 +399,26 @@ def test_uris_off_the_list_are_refused_by_every_door() -> None:
             storage.read(uri)
         with pytest.raises(UriNotAllowedError):
             storage.put_if_absent(uri, b"")
+
+
+@pytest.mark.s3
+def test_a_bucket_named_like_an_address_leads_to_the_endpoint_and_nowhere_else(s3_options) -> None:
+    storage = Storage(s3_options, QUICK)
+    for uri in ("s3://169.254.169.254/latest/meta-data", "s3://localhost/x", "s3://metadata.google.internal/x"):
+        with pytest.raises(StorageFaultError, match=r"no such bucket|InvalidBucketName"):
+            storage.read(uri)
+
+
+@pytest.mark.s3
+def test_dots_in_a_key_lead_to_no_other_bucket(s3_options, s3_bucket: str, make_bucket) -> None:
+    storage, other = Storage(s3_options, QUICK), make_bucket("other")
+    storage.put(f"s3://{other}/secret", b"secret")
+    for key in (f"../{other}/secret", f"x/../../{other}/secret", f"%2e%2e/{other}/secret", f"..%2f{other}/secret"):
+        try:
+            data = storage.read(f"s3://{s3_bucket}/{key}")
+        except (NotFoundError, StorageFaultError):
+            continue
+        raise AssertionError(f"{key} gave {data!r}")
 
 
 def test_a_scheme_without_its_package_says_so() -> None:

@@ -1,10 +1,12 @@
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from infra.errors import UsageError
-from infra.stores import LocalStore, ObjectInfo
+from infra.retry import ShortBodyError
+from infra.stores import LocalStore, ObjectInfo, open_file
 
 
 def test_local_files_have_the_usual_mode_and_leave_nothing_behind(tmp_path) -> None:
@@ -41,3 +43,38 @@ def test_local_listing_is_in_the_order_of_whole_names(tmp_path) -> None:
     names = [entry.name for entry in LocalStore().walk(str(tmp_path), recursive=True)]
     assert names == sorted(["a-b", "a/x", "a.b", "a/é", "b"])
     assert isinstance(next(LocalStore().walk(str(tmp_path), recursive=True)), ObjectInfo)
+
+
+def test_what_is_no_file_is_not_read(tmp_path) -> None:
+    """A pipe would be waited for, and a device read, for ever."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    store = LocalStore()
+    for path in (tmp_path / "pipe.jpg", tmp_path / "zero.jpg", Path("/dev/zero")):
+        for read in (
+            lambda uri: store.read(uri, None),
+            lambda uri: store.read_range(uri, 0, 10),
+            store.size,
+            open_file,
+        ):
+            with pytest.raises(FileNotFoundError):
+                read(str(path))
+    assert list(store.walk(str(tmp_path), recursive=True)) == []
+
+
+def test_a_file_that_hides_its_size_gives_no_more_than_it_says() -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc, whose files say that they are empty")
+    with pytest.raises(ShortBodyError, match="1 bytes came where 0 were announced"):
+        LocalStore().read("/proc/self/status", 1000)
+
+
+def test_a_catalogs_link_is_followed_and_a_folders_is_not(tmp_path) -> None:
+    """Who may write beside a local catalog may name any file in it anyway; see SECURITY.md."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.jpg").write_bytes(b"1")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "file.jpg").symlink_to(tmp_path / "outside" / "x.jpg")
+    (tmp_path / "photos" / "folder").symlink_to(tmp_path / "outside")
+    names = [entry.name for entry in LocalStore().walk(str(tmp_path / "photos"), recursive=True)]
+    assert names == ["file.jpg"]

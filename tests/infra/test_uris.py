@@ -1,8 +1,11 @@
+import re
+
 import pytest
 
 from infra.uris import (
     UriNotAllowedError,
     base_name,
+    fit_to_keep,
     join,
     local_path,
     parent,
@@ -110,8 +113,119 @@ def test_relative_catalogs_give_absolute_uris(tmp_path, monkeypatch) -> None:
         ("s3://b/c.parquet", "http://169.254.169.254/latest"),
         ("s3://b/c.parquet", ""),
         ("s3://b/c.parquet", "s3://"),
+        ("s3://b/c.parquet", "FILE:///etc/passwd"),
+        ("s3://b/c.parquet", "file://localhost/etc/passwd"),
+        ("s3://b/c.parquet", " file:///etc/passwd"),
+        ("s3://b/c.parquet", "//etc/passwd"),
+        ("s3://b/c.parquet", "a/../../other-bucket/x.jpg"),
+        ("s3://b/c.parquet", "HTTP://169.254.169.254/latest/meta-data"),
+        ("s3://b/c.parquet", "https://169.254.169.254/latest/meta-data"),
+        ("s3://b/c.parquet", "simplecache::file:///etc/passwd"),
+        ("s3://b/c.parquet", "zip://x.jpg::file:///etc/passwd.zip"),
+        ("s3://b/c.parquet", "zip://*.jpg::http://169.254.169.254/"),
+        ("s3://b/c.parquet", "local:///etc/passwd"),
+        ("s3://b/c.parquet", "reference://x::memory://y"),
+        ("s3://b/c.parquet", "s3://b/x\r\nHost: elsewhere"),
+        ("s3://b/c.parquet", "s3://user@elsewhere/x.jpg"),
+        ("/data/c.csv", "file://elsewhere/x.jpg"),
+        ("/data/c.csv", "/etc/x\0.jpg"),
+        ("/data/c.csv", "x" * 8193),
     ],
 )
 def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:
     with pytest.raises(UriNotAllowedError):
         relative_to(catalog, uri)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "uri", "expected"),
+    [
+        # None of these is decoded: an encoded dot or slash is a letter of a name.
+        ("s3://b/sets/c.parquet", "%2e%2e/secret.jpg", "s3://b/sets/%2e%2e/secret.jpg"),
+        ("s3://b/sets/c.parquet", "..%2fsecret.jpg", "s3://b/sets/..%2fsecret.jpg"),
+        ("s3://b/sets/c.parquet", "..\\secret.jpg", "s3://b/sets/..\\secret.jpg"),
+        ("/data/c.csv", "%2e%2e/secret.jpg", "/data/%2e%2e/secret.jpg"),
+        ("file:///data/c.csv", "%2e%2e%2fsecret.jpg", "/data/%2e%2e%2fsecret.jpg"),
+        # A chain without slashes is a name, and so is a scheme without them.
+        ("s3://b/c.parquet", "simplecache::x.jpg", "s3://b/simplecache::x.jpg"),
+        ("s3://b/c.parquet", "file:x.jpg", "s3://b/file:x.jpg"),
+        # A key may hold what a user part would, behind the bucket.
+        ("s3://b/c.parquet", "s3://b/photo@2x.jpg", "s3://b/photo@2x.jpg"),
+        ("s3://b/c.parquet", "s3://b/token=3/a.jpg", "s3://b/token=3/a.jpg"),
+        ("s3://b/c.parquet", "hdfs://namenode:8020/photo@2x.jpg", "hdfs://namenode:8020/photo@2x.jpg"),
+        ("s3://b/c.parquet", "s3://b/x.jpg::zip://y", "s3://b/x.jpg::zip://y"),
+    ],
+)
+def test_what_looks_like_an_escape_is_a_name(catalog: str, uri: str, expected: str) -> None:
+    assert relative_to(catalog, uri) == expected
+
+
+# Half of all AWS secrets hold a slash.
+SECRETS = ("hunter2", "wJalr/XUtnFEMI/K7MDENG+bPxRfiCYz", "hunter3@hunter4:hunter5/hunter6")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAIOSFODNN7EXAMPLE:{}@bucket/key.jpg",
+        "S3://user:{}@bucket",
+        "gs://user:{}@bucket/key",
+        "abfs://user:{}@account.dfs.core.windows.net/key",
+        "file://user:{}@host/x.jpg",
+        "https://user:{}@host/x.jpg",
+        "zip://x::https://user:{}@host/x.zip",
+        "s3://user:{}@bucket/line\nbreak",
+        "s3://bucket/key?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE&X-Amz-Signature={}",
+        "gs://bucket/key?X-Goog-Signature={}",
+    ],
+)
+def test_no_door_takes_a_credential_or_repeats_it(uri: str, secret: str) -> None:
+    uri = uri.format(secret)
+    for door in (scheme, local_path, split_bucket, lambda uri: relative_to("s3://b/c.csv", uri)):
+        with pytest.raises(UriNotAllowedError) as caught:
+            door(uri)
+        assert not leaked(str(caught.value), secret)
+    assert not leaked(fit_to_keep(uri), secret)
+    with pytest.raises(UriNotAllowedError):
+        scheme(fit_to_keep(uri))
+
+
+def leaked(text: str, secret: str) -> bool:
+    return any(part in text for part in ("AKIA", *re.split("[/]", secret)))
+
+
+def test_a_uri_that_can_be_read_is_kept_as_it_is() -> None:
+    for uri in ("s3://b/token=3/photo@2x.jpg", "abfs://container@account/k", "a photo@home?token=3.jpg"):
+        assert fit_to_keep(uri) == uri
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET https://h/x?access_token={0}&a=1",
+        "https://h/x?X-Goog-Signature={0}",
+        "https://account.blob.core.windows.net/c/x?sv=2024&sig={0}",
+        "AccountKey={0};EndpointSuffix=core.windows.net",
+        "AWS_SECRET_ACCESS_KEY={0} AWS_SESSION_TOKEN={0}",
+        "https://h/x?api-key={0}",
+        "two: https://u:{0}@h/a and s3://k:{0}@b/c",
+    ],
+)
+def test_redact_knows_the_signatures_of_several_stores(text: str) -> None:
+    assert "t0psecret" not in redact(text.format("t0psecret"))
+
+
+def test_redact_leaves_plain_text_alone() -> None:
+    for text in (
+        "see http://127.0.0.1:8333/a@b",
+        "expected KEY=VALUE, such as --set masks.points_per_side=16",
+        "a@b.c",
+    ):
+        assert redact(text) == text
+
+
+def test_redaction_of_a_hostile_text_takes_no_time_to_speak_of() -> None:
+    # A pattern that backtracks would take hours.
+    for text in ("://a:" * 5_000, "://" + "a" * 100_000, "token" * 20_000, "-" * 100_000 + "@"):
+        redact(text)

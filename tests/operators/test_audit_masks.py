@@ -1,5 +1,7 @@
 """What no damage to a file brings about: two decoders that disagree about the same run lengths."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,8 @@ from model.automatic import rle
 from operators import audit_masks
 
 
-def test_a_mask_that_two_decoders_see_otherwise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.zeros((20, 30), dtype=bool)
-    pixels[4:9, 10:16] = True
-    row = {
+def row_of(pixels: np.ndarray) -> dict[str, Any]:
+    return {
         "segmentation": {"size": [20, 30], "counts": rle.encode(pixels).counts},
         "area": 30,
         "bbox": [10.0, 4.0, 5.0, 4.0],
@@ -21,6 +21,22 @@ def test_a_mask_that_two_decoders_see_otherwise_is_told(monkeypatch: pytest.Monk
         "stability_score": 0.97,
         "annotation_id": 7,
     }
+
+
+def test_images_with_hundreds_of_masks_are_measured() -> None:
+    pixels = np.zeros((20, 30), dtype=bool)
+    pixels[4:9, 10:16] = True
+    rows = [row_of(pixels) for _ in range(300)]
+    rows[299]["area"] = 31
+    place = Place("masks/sa_000001.parquet", 1)
+    (finding,) = audit_masks.audit_masks((20, 30), rows, None, place, decode=False)
+    assert finding.code == Code.MASK_AREA
+
+
+def test_a_mask_that_two_decoders_see_otherwise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((20, 30), dtype=bool)
+    pixels[4:9, 10:16] = True
+    row = row_of(pixels)
     place = Place("masks/sa_000001.parquet", 1)
     assert list(audit_masks.audit_masks((20, 30), [row], None, place, decode=True)) == []
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from catalogs.commits import Commit
-from catalogs.layout import DATA_KINDS, MANIFEST, SHARDS_INDEX, SUMMARIES, DatasetManifest
+from catalogs.layout import DATA_KINDS, MANIFEST, SHARDS_INDEX, SUMMARIES
+from catalogs.manifest import DatasetManifest
 from operators.shard_files import IMAGES, MASKS, REJECTS, annotations_json
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from operators.jpeg_parts import jpeg_parts
+from operators.jpeg_parts import frame_size, jpeg_parts
 from operators.release import ReleaseConfig, release
 from tests.support.builds import photograph
 
@@ -72,3 +72,21 @@ def test_every_cut_is_an_error() -> None:
 def test_what_is_no_jpeg_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"it |marker"):
         jpeg_parts(data)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"x" * 300}, {"exif": b"Exif\0\0" + bytes(99)}]
+)
+def test_the_frame_is_found_in_the_first_bytes(options: dict[str, Any]) -> None:
+    data = jpeg(**options)
+    assert frame_size(data) == (241, 160)
+    known = [frame_size(data[:length]) for length in range(2, len(data))]
+    first = known.index((241, 160))
+    assert set(known[:first]) == {None}
+    assert set(known[first:]) == {(241, 160)}
+
+
+def test_what_has_no_frame_is_no_jpeg() -> None:
+    for data in (b"", b"GIF89a", b"\xff\xd8\xff\xda" + bytes(20), b"\xff\xd8abcdefghijkl"):
+        with pytest.raises(ValueError, match=r"frame|begin|marker"):
+            frame_size(data)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.obliterate import CELLS, Patch, ellipse, mosaic, obliterate, polygon, rectangle
@@ -33,7 +33,6 @@ def test_a_polygon_covers_its_corners_and_a_margin_in_whatever_order_they_come()
     assert not first[10, 70]
 
 
-@settings(deadline=None)
 @given(st.tuples(*[st.floats(-200, 300)] * 4))
 def test_patches_lie_inside_the_image_and_are_tight(values: tuple[float, float, float, float]) -> None:
     x, y, w, h = values

@@ -1,5 +1,6 @@
 """From a catalog's row to a released image or a verdict: every row comes out, in order, and no original leaks."""
 
+import functools
 import hashlib
 import io
 import os
@@ -18,15 +19,29 @@ from PIL import Image
 
 from catalogs.licenses import LicensePolicy
 from catalogs.normalize import normalize
-from catalogs.reasons import Reason
+from catalogs.reasons import Reason, RejectedError
 from catalogs.schema import NORMALIZED
+from infra.assets import sha256_of
+from infra.errors import UsageError
 from infra.storage import RetryPolicy, Storage, StorageFaultError
+from operators.child import Children
 from operators.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from operators.ingest import IngestConfig
-from operators.prepare import PREPARED, Prepare, PrepareConfig, PrepareResources, RefusedError, build_worker
+from operators.prepare import (
+    PREPARED,
+    Prepare,
+    PrepareConfig,
+    Prepared,
+    PrepareResources,
+    RefusedError,
+    build_worker,
+)
 from operators.release import ReleaseConfig
 from tests.support import bad_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
+from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round
+from tests.support.faulty_proxy import SHORT_LENGTH, faulty_proxy
+from tests.support.s3_server import S3Server
 
 FACES_ONLY = DeidentifyConfig(plates=PlatesConfig(detector="none"))
 NOTHING = DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none"))
@@ -211,6 +226,30 @@ def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(answers: bool) 
         assert "503 Slow Down" in row["fault"]
 
 
+@pytest.mark.s3
+def test_bytes_from_afar_are_refused_only_when_they_came_twice(s3_server: S3Server, s3_bucket: str) -> None:
+    whole = encode(photograph(), "JPEG")
+    with faulty_proxy(s3_server.port) as proxy:
+        storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST)
+        for name, data in {"whole.jpg": whole, "cut.jpg": whole[: len(whole) // 2]}.items():
+            storage.put(f"s3://{s3_bucket}/{name}", data)
+        stage = Prepare(config(), storage, POLICY, f"s3://{s3_bucket}/catalog.jsonl")
+        try:
+            proxy.plan = [("GET", SHORT_LENGTH)]
+            (row,) = stage(table({"uri": "whole.jpg"})).to_pylist()
+            assert (row["reason"], row["fault"]) == (None, None)
+            assert row["source_sha256"] == hashlib.sha256(whole).hexdigest()
+            proxy.plan = [("GET", SHORT_LENGTH)]
+            (row,) = stage(table({"uri": "whole.jpg", "sha256": row["source_sha256"]})).to_pylist()
+            assert (row["reason"], row["fault"]) == (None, None)
+            proxy.requests.clear()
+            (row,) = stage(table({"uri": "cut.jpg"})).to_pylist()
+            assert (row["stage"], row["reason"]) == ("ingest", "truncated")
+            assert proxy.requests == ["GET", "GET"]
+        finally:
+            stage.close()
+
+
 def test_a_child_that_cannot_start_is_a_fault(portrait_file: Path) -> None:
     broken = DeidentifyConfig(faces=FacesConfig(detector="/nowhere/faces.ts"), plates=PlatesConfig(detector="none"))
     stage = Prepare(config(broken), Storage(retry=FAST), POLICY, CATALOG)
@@ -261,3 +300,100 @@ def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: P
     assert [row["ordinal"] for row in rows] == list(range(len(expected)))
     assert all(row["fault"] is None for row in rows)
     assert sum(row["reason"] is None for row in rows) == 23
+
+
+@pytest.fixture(scope="module")
+def cramped() -> Iterator[Children[Prepared]]:
+    """A child as builds have it, with a fourth of their memory."""
+    factory = functools.partial(build_worker, config(), Storage(), None)
+    with Children(factory, timeout_s=120, memory_limit=2**30) as children:
+        yield children
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Children[Prepared]]:
+    """The same with a second for an image."""
+    factory = functools.partial(build_worker, config(), Storage(), None)
+    with Children(factory, timeout_s=1, memory_limit=2**30) as children:
+        yield children
+
+
+@pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if not bomb.endless], ids=lambda bomb: bomb.name)
+def test_a_bomb_costs_itself_alone(cramped: Children[Prepared], bomb: Bomb) -> None:
+    data = bomb.make()
+    assert len(data) < 1 << 20
+    with pytest.raises(RejectedError) as verdict:
+        cramped.run(data)
+    assert verdict.value.reason in bomb.reasons
+    assert len(verdict.value.detail) < 500
+    assert cramped.run(bad_images.jpeg()).width == 301
+
+
+@pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if bomb.endless], ids=lambda bomb: bomb.name)
+def test_work_without_end_is_ended(impatient: Children[Prepared], bomb: Bomb) -> None:
+    data = bomb.make()
+    assert len(data) < 10 << 20
+    with pytest.raises(RejectedError) as verdict:
+        impatient.run(data)
+    assert verdict.value.reason in bomb.reasons
+
+
+def test_pages_that_go_round_end(cramped: Children[Prepared]) -> None:
+    assert cramped.run(tiff_whose_pages_go_round()).source_width == 100
+
+
+def nothing_found(path: Path) -> Path:
+    """A detector of the TorchScript contract, which is imported here alone: it takes a second."""
+    import torch
+
+    class Nothing(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+            return torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0), torch.zeros(2)
+
+    torch.jit.script(Nothing()).save(path)
+    return path
+
+
+def test_a_detectors_file_that_was_exchanged_is_not_loaded(tmp_path: Path, portrait_file: Path) -> None:
+    path = nothing_found(tmp_path / "faces.ts")
+    pinned = DeidentifyConfig(faces=FacesConfig(detector=str(path)), plates=PlatesConfig(detector="none"))
+    settings = config(pinned, detector_sha256={str(path): sha256_of(path)})
+    assert build_worker(settings, Storage(), None)(portrait_file.read_bytes()).regions == ()
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(UsageError, match=r"faces\.ts is not the file that the dataset was begun with"):
+        build_worker(settings, Storage(), None)
+
+
+CORE_LIMIT = """
+import resource
+from infra.storage import Storage
+from operators.prepare import Prepare
+from tests.operators import test_prepare as given
+
+_, most = resource.getrlimit(resource.RLIMIT_CORE)
+resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+Prepare(given.config(), Storage(), given.POLICY, given.CATALOG).close()
+print(most, resource.getrlimit(resource.RLIMIT_CORE)[0])
+"""
+
+
+def test_a_process_that_reads_originals_leaves_no_core_dump() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", CORE_LIMIT],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    most, now = done.stdout.split()
+    assert most != "0", "this machine allows no core dumps at all: this shows nothing"
+    assert now == "0"
+
+
+def test_a_catalog_of_devices_and_pipes_ends(prepare: Prepare, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    rows = prepare(
+        table(*({"uri": uri} for uri in ("/dev/zero", "/dev/random", str(tmp_path / "pipe.jpg"))))
+    ).to_pylist()
+    assert [(row["stage"], row["reason"]) for row in rows] == [("read", "not_found")] * 3

@@ -1,5 +1,7 @@
 """Segment: masks of real photographs from our own JPEGs, the same for one image as for a table of them."""
 
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -14,7 +16,14 @@ from operators.numerics import observe_numerics
 from operators.prepare import PREPARED
 from operators.release import ReleaseConfig, encode_original, release
 from operators.rows import to_table
-from operators.segment import FUNNEL_STEPS, SEGMENTED, MixedNumericsError, Segment, SegmentSettings
+from operators.segment import (
+    FUNNEL_STEPS,
+    SEGMENTED,
+    MixedNumericsError,
+    Segment,
+    SegmentSettings,
+    device_failure,
+)
 from tests.support.builds import photograph
 from tests.support.described_rows import faulted_row, rejected_row
 
@@ -105,3 +114,30 @@ def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSetti
     Segment(settings, reports.append)
     assert len(reports) == 1
     assert reports[0] > 1e9
+
+
+BROKEN_GPU = """
+import torch
+from operators.segment import device_failure
+
+assert device_failure("cuda") is None
+try:
+    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")].cpu()
+except RuntimeError:
+    pass
+assert "CUDA error" in device_failure("cuda")
+"""
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_answers_no_more_is_told_from_one_that_does() -> None:
+    subprocess.run([sys.executable, "-c", BROKEN_GPU], check=True, timeout=120)
+
+
+def test_a_cpu_never_fails_as_a_device() -> None:
+    assert device_failure("cpu") is None
+
+
+def test_whoever_describes_and_writes_masks_starts_without_torch() -> None:
+    code = "import operators.describe, operators.write_shard, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

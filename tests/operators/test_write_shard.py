@@ -11,6 +11,7 @@ from infra.storage import Storage
 from operators.write_shard import ShardTask, WrongRowsError, held_back, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
+from tests.support.stepped import Stepped, stepping
 
 
 def task(folder: Path, **changes: object) -> ShardTask:
@@ -119,4 +120,40 @@ def test_writers_at_the_same_time_leave_one_whole_shard(tmp_path: Path) -> None:
     commit = CommitLog(Storage(), str(tmp_path)).read(1, 1)
     assert {path for path in digests(tmp_path) if not path.startswith("commits/")} == {
         entry.path for entry in commit.files
+    }
+
+
+def test_a_writer_that_loses_spares_what_a_later_generation_names(tmp_path: Path) -> None:
+    """The late writer has what the correction came to; the commit that beat it is about to be deleted."""
+    block = described([accepted_row(3), accepted_row(4), accepted_row(5)])
+    with stepping():
+        late = Stepped(lambda: write_shard(task(tmp_path), [(0, 3)], block))
+        while not late.next_call.startswith("create"):
+            late.step()
+        write_shard(task(tmp_path), CUTS, *BLOCKS)
+        write_shard(task(tmp_path, generation=2), [(0, 3)], block)
+        before = digests(tmp_path)
+        late.finish()
+    assert late.error is None
+    assert digests(tmp_path) == before
+
+
+def test_a_writer_that_loses_to_a_commit_that_is_gone_again_has_lost(tmp_path: Path) -> None:
+    block = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
+    with stepping():
+        late = Stepped(lambda: write_shard(task(tmp_path), [(0, 3)], block))
+        while not late.next_call.startswith("create"):
+            late.step()
+        write_shard(task(tmp_path), CUTS, *BLOCKS)
+        while not late.next_call.startswith("walk"):  # beaten: it looks what the shard's commits name
+            late.step()
+        write_shard(task(tmp_path, generation=2), CUTS, *BLOCKS)
+        (tmp_path / "commits/000001.g1.json").unlink()
+        before = digests(tmp_path)
+        late.finish()
+    assert late.error is None
+    commit = CommitLog(Storage(), str(tmp_path)).read(1, 2)
+    named = {entry.path for entry in commit.files}
+    assert digests(tmp_path) == {
+        path: digest for path, digest in before.items() if path in named | {"commits/000001.g2.json"}
     }

@@ -46,6 +46,20 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     assert "nothing is lost" in message
 
 
+def test_rows_that_were_taken_again_are_told() -> None:
+    """Whether anything came of them or not."""
+    run = replace(WHOLE, retried_rows=3, retried_images=2, built_rows=3, built_images=2)
+    assert "retried              3 refused rows: 2 are images now" in run.lines()
+    none = replace(WHOLE, retried_rows=3)
+    assert not any("nothing was left" in line for line in none.lines())
+    left = replace(WHOLE, not_retried=[4, 5])
+    assert not left.complete
+    message = left.unfinished_message({4: "the store does not answer"})
+    assert message.startswith("2 shards have refused rows that could not be judged again; they stay as they are")
+    assert "shard 4: the store does not answer\n  shard 5: not reached\n" in message
+    assert "could not be finished" not in message
+
+
 CEILING = Ceiling("cpu", "AVX512", "fp32", threads=2, devices=1, flop_per_s=2e11, flop_per_image=10**10)
 
 

@@ -23,18 +23,32 @@ def run(*arguments: str):
     return CliRunner().invoke(app, ["audit", *arguments])
 
 
-def test_integrity_must_be_asked_for(dataset: str) -> None:
-    done = run(dataset)
-    assert done.exit_code == 2
-    assert "not at licenses, privacy or statistics" in done.stderr
-    assert "--integrity-only" in done.stderr
-    assert done.stdout == ""
+def test_all_is_audited_without_options(minted: Path) -> None:
+    done = run(str(minted))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "verdict: no finding"
+    areas = [line.split()[0] for line in lines[:-1] if not line.startswith(" ")]
+    assert areas == ["integrity", "licenses", "privacy", "duplicates", "statistics"]
+    assert "faces found by mtcnn at score 0.7 or over in 0 of 6 images" in done.stdout
+
+
+def test_the_whole_answer_as_json(minted: Path) -> None:
+    done = run(str(minted), "--privacy-sample", "1", "--json")
+    value = json.loads(done.stdout)
+    assert value["scope"] == "all"
+    assert {"licenses", "privacy", "duplicates", "statistics"} <= set(value)
+    assert value["privacy"]["images_checked"] == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--integrity-only"], "DATASET"),
+        ([], "DATASET"),
+        (["{folder}/nowhere"], "nowhere"),
+        (["{folder}", "--privacy-sample", "some"], "expected a whole number from 0, or all"),
+        (["{folder}", "--attributions", "a.txt"], ".csv, .jsonl, .md"),
+        (["{folder}", "--integrity-only", "--regions", "a.jsonl"], "--regions and --integrity-only"),
         (["{folder}/nowhere", "--integrity-only"], "is no dataset"),
         (["{folder}", "--integrity-only", "--sample", "-1"], "greater than or equal to 0"),
         (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),
@@ -52,7 +66,7 @@ def test_findings_are_exit_code_1_and_the_totals_stand_last(dataset: str) -> Non
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("checked 3 commits, 1 catalog part, 12 files (")
     assert lines[-1].endswith("findings")
-    assert any(line.startswith("  missing_catalog: catalog/part-0.parquet: expected") for line in lines)
+    assert any(line.startswith("  missing_catalog: catalog/part-0-") for line in lines)
     assert "clean" not in done.stdout
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from infra.errors import SegmintError, UnfinishedError, UsageError
 from infra.version import VERSION
 from pipeline.cli import app, parse_box, parse_point, parse_shards
-from pipeline.console import guarded
+from pipeline.console import answer, answer_json, guarded, say
 from pipeline.windows import ShardPart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,13 @@ def test_wrong_shards_are_refused_before_anything_starts(tmp_path):
     assert "expected A:B with A < B" in done.stderr
 
 
+def test_a_wrong_reason_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "c.yaml").write_text(GOOD)
+    done = run("build", tmp_path / "c.yaml", "--retry-rejected", "not_found", "--retry-rejected", "gone")
+    assert done.exit_code == 2
+    assert "--retry-rejected 'gone': expected one of license_not_allowed" in done.stderr
+
+
 def test_catalog_scan_and_check(tmp_path, coffee):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -279,3 +286,25 @@ def test_numbers_of_options():
     assert parse_point("1.5, -2") == (1.5, -2.0, 1)
     assert parse_point("1,2,0") == (1.0, 2.0, 0)
     assert parse_box("-1,2,3.5,4") == (-1.0, 2.0, 3.5, 4.0)
+
+
+def test_what_is_printed_holds_no_credential_and_commands_no_terminal(monkeypatch):
+    small = typer.Typer()
+    title = "\x1b]0;owned\x07\x9b2J\rhello"
+
+    @small.command()
+    @guarded
+    def fail() -> None:
+        say(f"read {title}")
+        answer(f"{title} from https://me:hunter2@host/x?X-Amz-Signature=hunter2")
+        answer_json({"uri": "s3://me:hunter2/hunter3@bucket", "name": title, "secret_key": "hunter2"})
+        raise ZeroDivisionError(f"https://me:hunter2@host, {title}")
+
+    monkeypatch.setenv("SEGMINT_DEBUG", "1")
+    done = CliRunner().invoke(small, [])
+    assert done.stdout.count("hello") == 2
+    assert "Traceback" in done.stderr
+    for printed in (done.stdout, done.stderr):
+        assert "hunter" not in printed
+        assert not {"\x1b", "\x07", "\x9b", "\r"} & set(printed)
+    assert json.loads(done.stdout[done.stdout.index("{") :])["name"] == title

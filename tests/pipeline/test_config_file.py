@@ -165,3 +165,53 @@ def test_a_configuration_is_read_by_uri(tmp_path):
     assert load_config(f"file://{tmp_path}/c.yaml").name == "street"
     with pytest.raises(UsageError, match="cannot be read"):
         load_config(f"file://{tmp_path}/absent.yaml")
+
+
+LAUGHS = {
+    "mappings": "a0: &a0 {k: v}\n" + "".join(
+        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 12)
+    ),
+    "lists": "a0: &a0 [lol]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+    ) + "images_per_shard: *a11\n",
+    "merges": "a0: &a0 {k: v}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}], k{i}: v}}\n" for i in range(1, 12)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAUGHS)
+def test_a_billion_laughs_are_not_unfolded(tmp_path, kind):
+    (line,) = problems(tmp_path, GOOD + LAUGHS[kind])
+    assert "c.yaml: over 100,000 values" in line
+
+
+def test_deep_nesting_ends_in_a_message(tmp_path):
+    assert "not valid YAML" in problems(tmp_path, "[" * 2_000)[0]
+    assert "--set name" in problems(tmp_path, GOOD, "name=" + "[" * 2_000)[0]
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.getcwd []", "2026-13-45", "!!binary x"])
+def test_an_override_is_plain_yaml(tmp_path, value):
+    assert "--set name" in problems(tmp_path, GOOD, f"name={value}")[0]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["model.weights", "deidentify.faces.detector", "deidentify.plates.detector", "catalog", "output", "assets"],
+)
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:hunter2@host/own.pt#sha256=" + "0" * 64,
+        "https://b.s3.amazonaws.com/own.pt?X-Amz-Signature=hunter2#sha256=" + "0" * 64,
+        "https://host/own.pt?token=hunter2",
+        "s3://AKIAIOSFODNN7EXAMPLE:hunter2/hunter3@bucket/own.pt",
+        "ftp://me:hunter2@host/own.exe",
+    ],
+)
+def test_no_key_takes_a_uri_with_a_credential_or_repeats_it(tmp_path, key, uri):
+    told = "\n".join(problems(tmp_path, GOOD, f"{key}={uri}"))
+    assert f"--set {key}: {key} is " in told
+    assert "hunter" not in told
+    assert "AKIA" not in told

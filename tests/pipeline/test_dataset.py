@@ -1,15 +1,17 @@
 """Opening a dataset: begun once, the same ever after, or refused by the name of what differs."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catalogs.layout import read_manifest
+from catalogs.manifest import read_manifest
 from infra.errors import UsageError
 from infra.storage import Storage
 from pipeline.config import Config, load_config
-from pipeline.dataset import open_or_create
+from pipeline.dataset import _begin, open_or_create
+from pipeline.stage_settings import detector_hashes, prepare_config
 from pipeline.windows import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 
@@ -63,6 +65,17 @@ def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str,
     assert digests(tmp_path / "dataset") == before
 
 
+def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(tmp_path: Path, catalog: Path) -> None:
+    """Both found nothing there; each has normalized a catalog of its own before one of them puts the manifest."""
+    winner = open_or_create(config(tmp_path, catalog), Storage())
+    before = digests(tmp_path / "dataset")
+    other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
+    given = config(tmp_path, other)
+    standing = _begin(given, Storage(), winner.weights)
+    assert standing.manifest == winner.manifest
+    assert before.items() <= digests(tmp_path / "dataset").items()
+
+
 def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
     rewritten = tmp_path / "rewritten.csv"
@@ -70,7 +83,7 @@ def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, cata
     rewritten.write_text("uri,license\n" + "\n".join(lines) + "\n")
     open_or_create(config(tmp_path, rewritten), Storage())
     rewritten.write_text("uri,license\n" + "\n".join(lines[:-1]) + "\n")
-    with pytest.raises(UsageError, match="has 7 rows and is not the one"):
+    with pytest.raises(UsageError, match="1 of 8 rows are gone"):
         open_or_create(config(tmp_path, rewritten), Storage())
 
 
@@ -92,3 +105,30 @@ def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) 
         range(1, 2),
         range(2, 3),
     ]
+
+
+def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -> None:
+    path = tmp_path / "faces.ts"
+    path.write_bytes(b"the first build's")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
+    given = config(tmp_path, catalog, deidentify=detectors)
+    dataset = open_or_create(given, Storage())
+    assert dataset.manifest.config["deidentify"]["faces"]["detector"] == digest
+    assert str(tmp_path) not in (tmp_path / "dataset" / "dataset.json").read_text()
+    assert detector_hashes(given, dataset.manifest) == {str(path): digest}
+    assert prepare_config(given, detector_hashes(given, dataset.manifest)).detector_sha256 == {str(path): digest}
+
+    path.write_bytes(b"somebody else's")
+    with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
+        open_or_create(given, Storage())
+    moved = path.rename(tmp_path / "other.ts")
+    moved.write_bytes(b"the first build's")
+    detectors["faces"]["detector"] = str(moved)
+    open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "a\nb", ""])
+def test_a_name_is_no_path(tmp_path: Path, catalog: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        config(tmp_path, catalog, name=name)

@@ -10,7 +10,7 @@ import torch
 
 from infra.errors import UsageError
 from pipeline.config import Config, load_config
-from pipeline.first_numerics import _ask_beside_a_gpu, _resolve, first_numerics
+from pipeline.first_numerics import _ask_beside_a_gpu, _counts_on_gpus, _resolve, first_numerics
 from tests.support.builds import write_config
 
 pytestmark = [
@@ -44,8 +44,30 @@ def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None)
 
 def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
     wanted = config(tmp_path, model={"device": "cpu", "threads": 3})
-    assert _ask_beside_a_gpu(wanted, SHA) == _resolve(wanted.model, wanted.masks, SHA)
-    assert _ask_beside_a_gpu(wanted, SHA).threads == 3
+    answer = _ask_beside_a_gpu(wanted, wanted.model, SHA, gpus=1)
+    assert answer == _resolve(wanted.model, wanted.masks, SHA)
+    assert answer.threads == 3
+
+
+def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot: None) -> None:
+    words = r"device 'cuda' was asked for.*model\.device is auto, and the cluster has 1 GPUs; cpu leaves them alone"
+    with pytest.raises(UsageError, match=words):
+        first_numerics(config(tmp_path, model={}), SHA)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": {"device": "cpu"}}, {"resources": {"segment": {"num_gpus": 0}}}], ids=["cpu", "no GPUs"]
+)
+def test_who_asks_for_no_gpu_of_a_cluster_gets_none(
+    tmp_path: Path, one_gpu_slot: None, changes: dict[str, Any]
+) -> None:
+    assert first_numerics(config(tmp_path, **{"model": {}, **changes}), SHA).device == "cpu"
+
+
+def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:
+    for wanted, gpus, expected in (("auto", 0, False), ("auto", 2, True), (0, 2, False), (1, 0, True)):
+        asked = config(tmp_path, resources={"segment": {"num_gpus": wanted}})
+        assert _counts_on_gpus(asked, gpus) == expected, (wanted, gpus)
 
 
 def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(tmp_path: Path, one_gpu_slot: None) -> None:

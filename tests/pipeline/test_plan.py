@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from catalogs.layout import read_manifest
+from catalogs.manifest import read_manifest
 from infra.errors import SegmintError, UsageError
 from infra.storage import Storage
 from pipeline.cli import app
@@ -79,6 +79,25 @@ def test_shards_choose_what_is_planned(tmp_path: Path, unread: Path) -> None:
     assert (last.rows, last.shards, last.catalog_rows) == (1, 1, 1000)
     with pytest.raises(UsageError, match="has shards 0 to 333"):
         make_plan(config, PlanOptions(shards=(334, 400)))
+
+
+def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
+    """Four rows in shards 0 and 1, then five in shards 2 and 3; the first of each part is committed."""
+    rows = [{"uri": f"{i}.jpg", "license": "MIT", "image_id": f"i{i}"} for i in range(9)]
+    for known in (4, 9):
+        config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows[-known:]))
+        open_or_create(config, Storage(), grow=True)
+    for shard in (0, 2):
+        Storage().put(f"{config.output}/commits/00000{shard}.g1.json", b"")
+    plan = make_plan(config, PlanOptions())
+    assert (plan.catalog_rows, plan.rows, plan.shards, plan.committed) == (9, 3, 2, 2)
+    assert not any("--grow" in note for note in plan.notes)
+    sampled = make_plan(config, PlanOptions(sample=10)).sample
+    assert sampled is not None
+    assert [(row.ordinal, row.image_id) for row in sampled.rows] == [(3, "i8"), (9, "i3"), (10, "i4")]
+    assert make_plan(config, PlanOptions(shards=(1, 3))).rows == 1
+    write_catalog(tmp_path / "c.jsonl", [*rows, {**rows[0], "image_id": "new"}])
+    assert any("comes with `segmint build --grow`" in note for note in make_plan(config, PlanOptions()).notes)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import typer.main
 from pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shown_commands() -> list[str]:
@@ -51,3 +51,18 @@ def test_the_photograph_is_the_only_one_and_small() -> None:
     assert [path.name for path in pictures] == ["overlay.jpg"]
     assert pictures[0].stat().st_size < 300_000
     assert "CC0-1.0" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_promise_of_security_names_files_that_are_there() -> None:
+    """A row is a promise, how it is kept, where, and what attacks it."""
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promises = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count("|") == 5]
+    assert len(promises) > 10
+    folders = ("infra", "catalogs", "model", "operators", "pipeline", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for promise, _, where, attacks in promises[1:]:
+        for cell, word in ((where, ".py"), (attacks, "test")):
+            names = re.findall(r"`([\w/]+\.py)`", cell)
+            assert any(word in name for name in names), promise
+            for name in names:
+                assert any(path.match(f"*/{name}") for path in files), name

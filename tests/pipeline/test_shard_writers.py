@@ -7,6 +7,7 @@ import ray
 
 from infra.ray_session import Cluster
 from operators.write_shard import ShardTask
+from pipeline import shard_writers
 from pipeline.shard_writers import ShardWriters
 from pipeline.windows import Cut
 from tests.support.described_rows import accepted_row, described
@@ -22,7 +23,7 @@ def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluste
     # Two blocks of three rows for three shards of two: the middle shard is cut out of both.
     blocks = [ray.put(described([accepted_row(i) for i in rows])) for rows in ((0, 1, 2), (3, 4, 5))]
     cuts = [[Cut(blocks[0], 0, 2)], [Cut(blocks[0], 2, 3), Cut(blocks[1], 0, 1)], [Cut(blocks[1], 1, 3)]]
-    writers = ShardWriters(limit=1)
+    writers = ShardWriters(limit=1, check=lambda: None)
     results = []
     for shard, pieces in enumerate(cuts):
         results.extend(writers.submit(shard_task(tmp_path, shard, 2), pieces))
@@ -35,7 +36,39 @@ def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluste
 
 def test_a_writer_s_error_reaches_the_driver(local_ray: Cluster, tmp_path: Path) -> None:
     block = ray.put(described([accepted_row(5)]))
-    writers = ShardWriters(limit=2)
+    writers = ShardWriters(limit=2, check=lambda: None)
     list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(block, 0, 1)]))
     with pytest.raises(ray.exceptions.RayTaskError, match="takes the ordinals 0 to 0"):
         list(writers.drain())
+
+
+@ray.remote(num_cpus=1000)
+def never() -> None:
+    """A block that no node can make."""
+
+
+def test_a_writer_whose_blocks_never_come_is_looked_at_and_given_up(
+    local_ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writers, "LOOK_S", 0.1)
+    looks = iter(["patience", "patience", "none"])
+
+    def check() -> None:
+        if next(looks) == "none":
+            raise TimeoutError("nothing moves")
+
+    writers = ShardWriters(limit=1, check=check)
+    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(never.remote(), 0, 1)]))
+    (writer,) = writers._in_flight
+    with pytest.raises(TimeoutError, match="nothing moves"):
+        list(writers.drain())
+    writers.close()
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(writer, timeout=30)
+
+
+def test_a_writer_that_can_end_is_let_to_end(local_ray: Cluster, tmp_path: Path) -> None:
+    writers = ShardWriters(limit=1, check=lambda: None)
+    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(ray.put(described([accepted_row(0)])), 0, 1)]))
+    writers.close()
+    assert [path.name for path in (tmp_path / "commits").iterdir()] == ["000000.g1.json"]

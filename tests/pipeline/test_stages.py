@@ -5,22 +5,26 @@ from typing import Any
 
 import pytest
 
+from infra.assets import sha256_of
 from infra.errors import UsageError
 from infra.ray_session import Cluster
 from infra.storage import Storage
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.stages import Stages, lay_out
+from pipeline.stages import Stages, lay_out, lay_out_again
 from tests.support.builds import write_catalog, write_config
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
 
-def laid_out(folder: Path, cluster: Cluster, **changes: Any) -> Stages:
+def opened(folder: Path, **changes: Any) -> tuple[Config, OpenDataset]:
     catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
     config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
-    dataset: OpenDataset = open_or_create(config, Storage())
-    return lay_out(config, dataset, cluster)
+    return config, open_or_create(config, Storage())
+
+
+def laid_out(folder: Path, cluster: Cluster, **changes: Any) -> Stages:
+    return lay_out(*opened(folder, **changes), cluster)
 
 
 def test_a_laptop_gets_one_actor_of_each(tmp_path: Path) -> None:
@@ -62,3 +66,30 @@ def test_originals_are_kept_only_where_crops_are_cut_from_them(tmp_path: Path) -
         (tmp_path / name).mkdir()
         stages = laid_out(tmp_path / name, LAPTOP, masks=masks)
         assert stages.prepare_arguments[0].keep_original == kept
+
+
+@pytest.mark.ray
+def test_pools_follow_the_nodes_that_a_cluster_has_now(tmp_path: Path, local_ray: Cluster) -> None:
+    config, dataset = opened(tmp_path)
+    four_nodes = Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2)
+    before = lay_out(config, dataset, four_nodes)
+    now = lay_out_again(config, dataset, four_nodes, before)
+    assert (before.segment_pool.largest, now.segment_pool.largest) == (4, 1)
+    assert now.prepare_pool.largest == local_ray.cpus - 1
+    assert lay_out_again(config, dataset, LAPTOP, before) is before, "a local Ray has one node for ever"
+
+
+@pytest.mark.ray
+def test_pools_that_no_longer_fit_wait_for_other_nodes(tmp_path: Path, local_ray: Cluster) -> None:
+    config, dataset = opened(tmp_path, resources={"segment": {"actors": 2, "num_cpus": 16}})
+    four_nodes = Cluster(local=False, cpus=64, gpus=0, nodes=4, cores=2)
+    before = lay_out(config, dataset, four_nodes)
+    assert lay_out_again(config, dataset, four_nodes, before) is before
+
+
+def test_the_first_stage_knows_the_hash_of_a_detectors_file(tmp_path: Path) -> None:
+    path = tmp_path / "faces.ts"
+    path.write_bytes(b"a module")
+    detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
+    stages = laid_out(tmp_path, LAPTOP, deidentify=detectors)
+    assert stages.prepare_arguments[0].detector_sha256 == {str(path): sha256_of(path)}

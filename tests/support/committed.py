@@ -9,7 +9,8 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco
 
-from catalogs.layout import MANIFEST, CatalogPart, DatasetManifest, Weights, config_sha256, part_path
+from catalogs.layout import MANIFEST, config_sha256, part_path
+from catalogs.manifest import CatalogPart, DatasetManifest, Weights
 from infra.storage import Storage, join
 from operators.describe import DESCRIBED
 from operators.write_shard import ShardTask, write_shard
@@ -70,7 +71,13 @@ def write_dataset(storage: Storage, uri: str, shards: int, with_images: bool = T
         code_version="0",
         weights=Weights(name="none", sha256="0" * 64),
         catalog=(
-            CatalogPart(path=part_path(0), rows=shards * ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0),
+            CatalogPart(
+                path=part_path(0, "0" * 64),
+                rows=shards * ROWS,
+                sha256="0" * 64,
+                source_sha256="0" * 64,
+                first_shard=0,
+            ),
         ),
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import COMMITS, MANIFEST, DatasetManifest, commit_name, data_path
+from catalogs.layout import COMMITS, MANIFEST, commit_name, data_path
+from catalogs.manifest import DatasetManifest
 from catalogs.parquet import table_bytes
 from infra.storage import Storage
 from operators.audit_rows import SCHEMAS
@@ -53,10 +54,14 @@ class CommittedShard:
                 size = row["height"], row["width"]
                 self.members[index] = name, annotations_json(row["id"], f"sa_{row['id']}.jpg", size, masks)
 
+    def files(self) -> dict[str, bytes]:
+        """The files as the rows and members make them, by folder."""
+        files = {kind: table_bytes(to_table(self.rows[kind], SCHEMAS[kind]), SCHEMAS[kind]) for kind in SCHEMAS}
+        return files | {"shards": self._tar(), **self.raw}
+
     def write(self) -> None:
         """Puts the files and the commit in the place of those that stood there."""
-        files = {kind: table_bytes(to_table(self.rows[kind], SCHEMAS[kind]), SCHEMAS[kind]) for kind in SCHEMAS}
-        files |= {"shards": self._tar(), **self.raw}
+        files = self.files()
         for entry in self.commit.files:
             (self.dataset / entry.path).unlink()
         entries = []

@@ -12,7 +12,7 @@ STACKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=3, max_dims=3, max
 
 
 @given(STACKS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_boxes_are_the_reference_codes(masks: np.ndarray) -> None:
     expected = batched_mask_to_box(torch.from_numpy(masks))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -27,7 +27,6 @@ def candidates(*masks: np.ndarray) -> Candidates:
 
 
 @given(MASKS, st.integers(0, 7), st.integers(0, 7))
-@settings(deadline=None)
 def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: int) -> None:
     patch = Patch.pack(mask, box_of(mask), (x, y))
 
@@ -38,7 +37,6 @@ def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: i
 
 
 @given(MASKS, st.integers(0, 5), st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
-@settings(deadline=None)
 def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
     mask: np.ndarray, x: int, y: int, right: int, bottom: int
 ) -> None:

@@ -14,7 +14,7 @@ MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_
 
 
 @given(MASKS, st.integers(1, 30))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_it_is_the_reference_codes_holes_first(mask: np.ndarray, min_area: int) -> None:
     expected, holes = remove_small_regions(mask, min_area, mode="holes")
     expected, islands = remove_small_regions(expected, min_area, mode="islands")
@@ -27,7 +27,7 @@ def test_it_is_the_reference_codes_holes_first(mask: np.ndarray, min_area: int) 
 
 
 @given(MASKS, st.integers(1, 30))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_without_keeping_the_largest_a_mask_of_small_islands_is_dropped(mask: np.ndarray, min_area: int) -> None:
     reference = clean(mask, min_area, keep_largest=True)
     cleaned = clean(mask, min_area, keep_largest=False)
@@ -42,7 +42,7 @@ def test_without_keeping_the_largest_a_mask_of_small_islands_is_dropped(mask: np
 
 
 @given(MASKS, st.integers(1, 40), st.tuples(*[st.integers(0, 30)] * 4), st.booleans())
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 def test_in_a_window_it_is_what_it_is_in_the_frame(
     mask: np.ndarray, min_area: int, around: tuple[int, int, int, int], keep_largest: bool
 ) -> None:

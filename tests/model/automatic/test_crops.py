@@ -16,7 +16,7 @@ from model.automatic.settings import MaskSettings
     st.integers(0, 3),
     st.sampled_from([512 / 1500, 0.0, 0.2, 1.0]),
 )
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_crops_are_the_reference_codes(height: int, width: int, layers: int, ratio: float) -> None:
     boxes, layer_of = generate_crop_boxes((height, width), layers, ratio)
 
@@ -27,7 +27,6 @@ def test_crops_are_the_reference_codes(height: int, width: int, layers: int, rat
 
 
 @given(st.integers(1, 64), st.integers(0, 3), st.integers(1, 3))
-@settings(deadline=None)
 def test_grids_are_the_reference_codes(per_side: int, layers: int, factor: int) -> None:
     if per_side < factor**layers:
         with pytest.raises(ValueError, match="points_per_side"):
@@ -65,7 +64,6 @@ def test_windows_beyond_a_tiny_image_are_empty() -> None:
 
 
 @given(st.integers(20, 300), st.integers(20, 300))
-@settings(deadline=None)
 def test_cut_from_the_frame_itself_is_a_plain_slice(height: int, width: int) -> None:
     pixels = np.arange(height * width, dtype=np.uint32).view(np.uint8).reshape(height, width, 4)[..., :3]
     for crop in generate_crops((height, width), 2, 512 / 1500):
@@ -87,7 +85,6 @@ def test_cut_from_a_larger_original_shows_the_same_part_of_the_scene_on_each_axi
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-@settings(deadline=None)
 def test_cut_always_gives_pixels(height: int, width: int, rows: int, columns: int) -> None:
     pixels = np.zeros((rows, columns, 3), dtype=np.uint8)
     for crop in generate_crops((height, width), 2, 512 / 1500):

@@ -18,7 +18,7 @@ LOGITS = arrays.arrays(
 
 
 @given(LOGITS, st.sampled_from([0.0, 0.5, 1.0]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_stability_is_the_reference_codes(logits: np.ndarray, offset: float) -> None:
     expected = calculate_stability_score(torch.from_numpy(logits), 0.0, offset)
 
@@ -54,7 +54,7 @@ def test_a_mask_of_the_largest_share_is_too_large() -> None:
 
 
 @given(st.integers(30, 1500), st.integers(30, 1500), st.integers(0, 20), st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_crop_edges_are_the_reference_codes(height: int, width: int, index: int, data: st.DataObject) -> None:
     crop_box = generate_crops((height, width), 2, 512 / 1500)[index].box
     x0, y0, x1, y1 = crop_box

@@ -39,7 +39,7 @@ class Largest(TorchDispatchMode):
 @given(
     st.integers(1, 250), st.integers(1, 250), st.integers(0, 2**20), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0])
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_counts_and_boxes_are_those_of_whole_masks(
     height: int, width: int, seed: int, spread: int, offset: float
 ) -> None:

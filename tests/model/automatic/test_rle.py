@@ -27,7 +27,7 @@ def smooth_mask(seed: int, height: int, width: int) -> np.ndarray:
 
 
 @given(MASKS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_encoding_is_that_of_pycocotools(mask: np.ndarray) -> None:
     rle = encode(mask)
 
@@ -56,7 +56,7 @@ def test_masks_of_one_value(value: bool) -> None:
 
 
 @given(MASKS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_patch_is_encoded_as_the_whole_mask_would_be(
     patch: np.ndarray, left: int, top: int, right: int, bottom: int
 ) -> None:

@@ -22,7 +22,7 @@ def drawn(masks: list[np.ndarray]) -> torch.Tensor:
 
 
 @given(st.lists(st.tuples(MASKS, MARGIN, MARGIN, MARGIN, MARGIN), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_runs_of_many_masks_are_those_of_pycocotools(items: list[tuple[np.ndarray, int, int, int, int]]) -> None:
     found = changes(drawn([mask for mask, *_ in items]))
 

@@ -43,7 +43,7 @@ def test_logits_are_those_of_both_interpolations(size: tuple[int, int]) -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_pixel_has_the_same_bits_in_any_part(height: int, width: int, data: st.DataObject) -> None:
     rows, columns = both_taps(height, width)
     low = blobs(height + width, 3, 5)
@@ -56,7 +56,7 @@ def test_a_pixel_has_the_same_bits_in_any_part(height: int, width: int, data: st
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**20), st.integers(1, 30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_nothing_is_over_the_threshold_beyond_what_is_reached(height: int, width: int, seed: int, spread: int) -> None:
     rows, columns = both_taps(height, width)
     low = blobs(seed, 4, spread)

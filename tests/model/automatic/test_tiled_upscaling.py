@@ -53,7 +53,7 @@ def test_stable_masks_are_those_found_in_boxes(size: tuple[int, int]) -> None:
 @given(
     st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**20), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0])
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_masks_are_the_plain_ones(
     predictor: Predictor, height: int, width: int, seed: int, spread: int, offset: float
 ) -> None:
@@ -111,7 +111,6 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
     st.integers(50, 2000),
     st.integers(1, 5),
 )
-@settings(deadline=None)
 def test_strips_cover_each_box_once_and_keep_to_the_limits(boxes: list, pixels: int, masks: int) -> None:
     covered = [np.zeros((100, 100), int) for _ in boxes]
     with pytest.MonkeyPatch.context() as patched:

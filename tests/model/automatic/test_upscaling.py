@@ -21,7 +21,7 @@ def predictor() -> Predictor:
 @given(
     st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**20), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0])
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_masks_in_boxes_are_the_plain_ones(
     predictor: Predictor, height: int, width: int, seed: int, spread: int, offset: float
 ) -> None:

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.detectors.detection import Detection, by_score, iou, merge, search, tiles, whole_first
@@ -13,7 +13,6 @@ def face(score: float, *box: float) -> Detection:
     return Detection("face", score, (x0, y0, x1, y1), None, "test")
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(20, 150), st.integers(0, 19))
 def test_tiles_cover_the_image_and_overlap_enough(height: int, width: int, side: int, overlap: int) -> None:
     cover = np.zeros((height, width), int)

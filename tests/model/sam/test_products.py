@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model.sam import products
-from model.sam.products import Linear, linear, product
+from model.sam.products import GeluConv2d, Linear, linear, product
 
 
 @torch.inference_mode()
@@ -46,3 +46,15 @@ def test_a_layer_is_the_plain_one_with_and_without_gradients() -> None:
         torch.testing.assert_close(layer(x), expected)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+    torch.testing.assert_close(layer(x, gelu=True), F.gelu(expected))
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_convolution_with_gelu_is_the_plain_one_with_and_without_gradients(groups: int) -> None:
+    convolution = torch.nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 21, 20).to(memory_format=torch.channels_last)
+    expected = F.gelu(convolution(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(GeluConv2d(convolution)(x), expected, atol=1e-5, rtol=0)
+    GeluConv2d(convolution)(x).sum().backward()
+    assert convolution.weight.grad is not None

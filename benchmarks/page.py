@@ -1,0 +1,48 @@
+"""The parts of docs/performance.md between its marker comments: which results make each, and how they get there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.scale_tables import resume_part, scale_part, streams_part
+from benchmarks.tables import (
+    Result,
+    crops_part,
+    encoder_part,
+    generator_part,
+    pipeline_part,
+    scaling_part,
+    stages_part,
+)
+
+MISSING = "no result is recorded yet"
+
+PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
+    "whole images": (generator_part, "make bench"),
+    "images with crops": (crops_part, "make bench BENCH_OPTIONS='--crops 2'"),
+    "stages": (stages_part, "make bench-stages"),
+    "scaling": (scaling_part, "make bench-stages"),
+    "pipeline": (pipeline_part, "make bench-pipeline"),
+    "rows": (scale_part, "make bench-scale"),
+    "catalogs": (streams_part, "make bench-scale"),
+    "resume": (resume_part, "make bench-scale"),
+    "encoder": (encoder_part, "make bench-encoder"),
+}
+"""The page's parts by the names in their markers: what makes each from the results, and what records the results."""
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """The recorded results by their files' names, without endings."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def filled(page: str, results: dict[str, Result]) -> str:
+    """The page with each part between its marker comments made anew; raises SystemExit where markers are missing."""
+    for name, (make, command) in PARTS.items():
+        begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
+        made = make(results) or f"*{MISSING}: `{command}` records one*"
+        before, after = page[: page.index(begin)], page[page.index(end) :]
+        page = f"{before}{begin}\n\n{made}\n\n{after}"
+    return page

@@ -1,0 +1,75 @@
+"""Memory and CPU of a program and of all that it started, looked at again and again while it runs."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+MIB = 1 << 20
+
+_ROLES = {
+    r"stubbed_build\.py": "driver",
+    r"/gcs_server": "gcs_server",
+    r"/raylet/raylet": "raylet",
+    r"dashboard/agent\.py|ray::DashboardAgent": "dashboard agent",
+    r"runtime_env.*/main\.py|ray::RuntimeEnvAgent": "runtime environment agent",
+    r"_private/log_monitor\.py": "log monitor",
+    r"dashboard/dashboard\.py": "dashboard",
+    r"ray::.*Prepare": "prepare actor",
+    r"ray::.*Segment": "segment actor",
+    r"ray::.*_Book": "ledger actor",
+    r"ray::(_StatsActor|ActorLocationTracker|_AutoscalingCoordinator)": "Ray Data's own actors",
+    r"spawn_main": "prepare child",
+    r"ray::.*": "task worker",
+}
+"""What a process is called here, by what its command line holds; the first that fits."""
+
+
+@dataclass
+class Traced:
+    """One process: what it is, and its size at each look."""
+
+    role: str
+    seconds: list[float] = field(default_factory=list)  # since the trace began
+    rss_mib: list[float] = field(default_factory=list)  # shared pages of the object store included
+    own_mib: list[float] = field(default_factory=list)  # without these
+    cpu_s: float = 0.0  # at the last look
+
+
+class Trace:
+    """All processes below one, by their ids."""
+
+    def __init__(self, root: int) -> None:
+        self._root = psutil.Process(root)
+        self._began = time.monotonic()
+        self.processes: dict[tuple[int, float], Traced] = {}
+
+    def look(self) -> None:
+        """Takes in every process that runs now; one that ends meanwhile is passed over."""
+        now = time.monotonic() - self._began
+        for process in self._living():
+            with suppress(psutil.Error):
+                key = process.pid, process.create_time()
+                role = role_of(" ".join(process.cmdline()))
+                memory, times = process.memory_info(), process.cpu_times()
+                traced = self.processes.setdefault(key, Traced(role or "other"))
+                # A worker is started before Ray tells it what it is for, and is named anew for each task.
+                if traced.role in ("other", "task worker") and role is not None:
+                    traced.role = role
+                traced.seconds.append(round(now, 1))
+                traced.rss_mib.append(round(memory.rss / MIB, 1))
+                traced.own_mib.append(round((memory.rss - memory.shared) / MIB, 1))
+                traced.cpu_s = times.user + times.system
+
+    def _living(self) -> Iterator[psutil.Process]:
+        with suppress(psutil.Error):
+            yield self._root
+            yield from self._root.children(recursive=True)
+
+
+def role_of(command: str) -> str | None:
+    """The role of a process by its command line; None where nothing is known of it."""
+    return next((role for pattern, role in _ROLES.items() if re.search(pattern, command)), None)

@@ -1,0 +1,139 @@
+"""How long a build takes to go on with a dataset of many commits on S3: 40,000 of them, on a server on this machine.
+
+    python benchmarks/resume.py [--commits N] [--folder FOLDER] [--output FILE]
+
+The dataset is begun by a build whose pixel stages are stubs (see `stubs.py`), with a shard an image. Shards but for the
+first and the last are then put with the files of the first, under their own names and with a commit each. A build goes
+on with it twice: as it stands, and once the summaries are there that the first has left. The seconds are those from
+the start of the command to its first look at the shards that are missing, to its first commit, and to its end.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, write_result  # noqa: E402
+from benchmarks.scale import write_build  # noqa: E402
+from catalogs.commits import CommitLog  # noqa: E402
+from catalogs.layout import data_path  # noqa: E402
+from infra.storage import Storage, join  # noqa: E402
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server  # noqa: E402
+
+THREADS = 32
+
+
+def main() -> None:
+    """Makes the dataset, goes on with it twice and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commits", type=int, default=40_000)
+    parser.add_argument("--folder", type=Path, help="where the server keeps its objects")
+    parser.add_argument("--output", type=Path, default=RESULTS / "resume.json")
+    arguments = parser.parse_args()
+    machine = describe_machine(1, "fp32", packages=("ray", "s3fs"))
+    with tempfile.TemporaryDirectory(prefix="segmint-resume-", dir=arguments.folder) as name:
+        parts = measure(Path(name), arguments.commits)
+    write_result(arguments.output, "resume", machine, parts)
+    for title, told in parts["builds"].items():
+        print(f"{title}: {told}")
+
+
+def measure(folder: Path, commits: int) -> dict[str, Any]:
+    """Goes on with a dataset of so many commits, twice."""
+    with s3_server(folder) as server:
+        options = {"s3://": {"endpoint_url": server.endpoint_url}}
+        dataset = f"s3://{server.make_bucket()}/dataset"
+        storage = Storage(options)
+        keys = {"images_per_shard": 1, "output": dataset, "storage": options}
+        config = write_build(folder, commits + 1, **keys)
+        build(config, "--shards", "0:1")
+        began = time.perf_counter()
+        put_commits(storage, dataset, range(1, commits))
+        made = time.perf_counter() - began
+        first = build(config)
+        log = CommitLog(storage, dataset)
+        storage.delete(log.uri(commits, 1))
+        return {
+            "settings": {"commits": commits},
+            "builds": {"without summaries": first, "with summaries": build(config)},
+            "putting_s": round(made, 1),
+        }
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """A real S3 server, whose credentials stand in the environment."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    server = S3Server(folder / "s3")
+    server.folder.mkdir()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def put_commits(storage: Storage, dataset: str, shards: range) -> None:
+    """Puts and commits shards with the files of shard 0, each under its own name."""
+    log = CommitLog(storage, dataset)
+    first = log.read(0, 1)
+    if first is None:
+        raise SystemExit("the first shard is not committed")
+    data = {entry.path: storage.read(join(dataset, entry.path)) for entry in first.files}
+
+    def put(shard: int) -> None:
+        files = []
+        for entry in first.files:
+            path = data_path(entry.path.partition("/")[0], shard, entry.sha256)
+            storage.put(join(dataset, path), data[entry.path])
+            files.append(replace(entry, path=path))
+        if not log.put(replace(first, shard=shard, ordinals=(shard, shard + 1), files=tuple(files))):
+            raise SystemExit(f"shard {shard} is committed already")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(put, shards, chunksize=64):
+            pass
+
+
+def build(config: Path, *options: str) -> dict[str, Any]:
+    """Runs a build; the seconds from its start to what its log tells, and to its end."""
+    answer = config.with_name("accounting.json")
+    command = [sys.executable, str(ROOT / "benchmarks" / "stubbed_build.py"), str(config), str(answer), *options]
+    began, clock = datetime.now(UTC), time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    seconds = time.perf_counter() - clock
+    if done.returncode:
+        raise SystemExit(f"the build ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    told = {"opened": [], "committed": []}
+    for line in done.stderr.splitlines():
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("event") in told:
+            after = datetime.fromisoformat(event["timestamp"]) - began
+            told[event["event"]].append(round(after.total_seconds(), 1))
+    accounting = json.loads(answer.read_text())
+    return {
+        "opened_s": told["opened"][0],
+        "first_commit_s": told["committed"][0],
+        "seconds": round(seconds, 1),
+        "shards": accounting["shards"],
+        "built_rows": accounting["built_rows"],
+    }
+
+
+if __name__ == "__main__":
+    main()

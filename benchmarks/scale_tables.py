@@ -1,0 +1,99 @@
+"""The parts of docs/performance.md on what grows with rows, commits and catalogs: from recorded results to Markdown."""
+
+from benchmarks.tables import Result, table, where, wrapped
+
+FORMATS = {".parquet": "Parquet", ".jsonl": "JSON Lines", ".csv": "CSV"}
+
+
+def scale_part(results: dict[str, Result]) -> str:
+    """What a row costs beside its image, and how much each kind of process grew."""
+    result = results.get("scale")
+    if result is None:
+        return ""
+    build = result["build"]
+    told = (
+        f"{build['rows']:,} rows became {build['shards']:,} shards with {build['masks']:,} masks in "
+        f"{build['seconds'] / 60:,.0f} minutes: {build['rows_per_s']:,.0f} rows/s, {build['ms_a_row']:.2f} ms a row, "
+        f"of CPU {build['cpu_ms_a_row']:.2f} ms, all processes together."
+    )
+    rows = table(
+        [
+            "process",
+            "how many",
+            "CPU ms a row",
+            "most in the first half, MiB",
+            "most in the second half, MiB",
+            "rise, MiB",
+            "rise of RSS, MiB",
+        ],
+        (
+            [
+                each["role"],
+                f"{each['processes']:,}",
+                f"{each['cpu_ms_a_row']:.3f}",
+                *(f"{size:,.0f}" for size in each["most_mib"]["own"]),
+                f"{each['rise_mib']['own']:.1f}",
+                f"{each['rise_mib']['rss']:.1f}",
+            ]
+            for each in result["roles"]
+        ),
+    )
+    picture = f"![{alternative_scale(result)}](images/scale.svg)"
+    return "\n\n".join([picture, wrapped(told), rows, wrapped(where(result))])
+
+
+def streams_part(results: dict[str, Result]) -> str:
+    """How fast catalogs stream."""
+    result = results.get("catalog_streams")
+    if result is None:
+        return ""
+    rows = table(
+        [
+            "format",
+            "size, GB",
+            "s",
+            "rows/s",
+            "rows a CPU second",
+            "most in the first half, MiB",
+            "most in the second half, MiB",
+        ],
+        (
+            [
+                FORMATS[each["ending"]],
+                f"{each['bytes'] / 1e9:.1f}",
+                f"{each['seconds']:.0f}",
+                f"{each['rows_per_s']:,}",
+                f"{each['rows_per_cpu_s']:,}",
+                *(f"{size:,.0f}" for size in each["most_mib"].values()),
+            ]
+            for each in result["formats"]
+        ),
+    )
+    settings = result["settings"]
+    told = f"{settings['rows']:,} rows each, with the columns {', '.join(settings['columns'])}. {where(result)}"
+    return f"{rows}\n\n{wrapped(told)}"
+
+
+def resume_part(results: dict[str, Result]) -> str:
+    """How long it takes to go on with many commits."""
+    result = results.get("resume")
+    if result is None:
+        return ""
+    rows = table(
+        ["build", "until it knows what is missing, s", "until its first commit, s", "until its end, s"],
+        (
+            [name, *(f"{each[key]:.1f}" for key in ("opened_s", "first_commit_s", "seconds"))]
+            for name, each in result["builds"].items()
+        ),
+    )
+    told = f"{result['settings']['commits']:,} commits, one shard left to build. {where(result)}"
+    return f"{rows}\n\n{wrapped(told)}"
+
+
+def alternative_scale(result: Result) -> str:
+    """The picture of memory over the rows in words."""
+    grown = max(result["roles"], key=lambda each: each["rise_mib"]["own"])
+    return (
+        f"Memory of each kind of process while {result['build']['rows']:,} rows go through a build: over "
+        f"the second half of its life none grew by more than {grown['rise_mib']['own']:.1f} MiB ({grown['role']})"
+    )

@@ -1,0 +1,36 @@
+"""`segmint build` with stubs in the place of the two stages that look at pixels, and nothing else replaced.
+
+    python benchmarks/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
+
+Reads the configuration, builds, and writes the accounting as JSON. What it logs goes to standard error.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
+from pipeline.build import run_build  # noqa: E402
+from pipeline.cli import parse_shards  # noqa: E402
+from pipeline.config import load_config  # noqa: E402
+
+
+def main() -> None:
+    """Builds what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("accounting", type=Path)
+    parser.add_argument("--shards", type=parse_shards)
+    arguments = parser.parse_args()
+    with mock.patch.multiple("pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
+        accounting = run_build(load_config(arguments.config), shards=arguments.shards)
+    arguments.accounting.write_text(json.dumps(accounting.to_dict(), default=list) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The two stages that look at pixels, without doing so: what is left of a build is what the rows themselves cost.
+
+Each is the real stage but for the one function that works on an image: rows are judged, handed over threads, noted in
+the ledger, turned into tables and back as in any build.
+"""
+
+import functools
+import io
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from infra.deadline import Deadline
+from model.automatic.rle import encode
+from operators.prepare import Prepare, Prepared
+from operators.rows import Row
+from operators.segment import FUNNEL_STEPS, Segment, SegmentSettings
+
+RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
+"""In the environment: how many bytes each released image has; without it a small JPEG's."""
+
+SIZE = (48, 64)
+"""Height and width of the stub image in pixels."""
+
+MASKS = 3
+
+
+class StubbedPrepare(Prepare):
+    """Prepare, but that no image is read, decoded or de-identified: all rows get the same small one."""
+
+    def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
+        return f"{row['ordinal']:064x}", _prepared(released(row["ordinal"]))
+
+
+class StubbedSegment(Segment):
+    """Segment without a model: all images have the same masks."""
+
+    def __init__(
+        self,
+        settings: SegmentSettings,
+        report_peak: Callable[[float], None] | None = None,
+        ledger: Any = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._device = settings.numerics.device
+        self._ledger = ledger
+        self._deadline = Deadline(timeout_s)
+        self._one_at_a_time = threading.Lock()
+
+    def _segment_row(self, row: Row) -> Row:
+        with self._one_at_a_time, self._deadline.running():
+            return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, MASKS)}
+
+
+def released(ordinal: int) -> bytes:
+    """The bytes of a row's released image: a small JPEG, and behind it what the environment asks for, row by row."""
+    image = _jpeg()
+    missing = int(os.environ.get(RELEASE_BYTES, "0")) - len(image)
+    return image + np.random.default_rng(ordinal).bytes(missing) if missing > 0 else image
+
+
+@functools.cache
+def _jpeg() -> bytes:
+    from PIL import Image
+
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    stream = io.BytesIO()
+    Image.fromarray(np.stack([4 * x, 5 * y, x + y], axis=-1).astype(np.uint8)).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+def _prepared(release: bytes) -> Prepared:
+    height, width = SIZE
+    return Prepared(
+        source_width=width,
+        source_height=height,
+        regions=(),
+        width=width,
+        height=height,
+        release=release,
+        original=None,
+    )
+
+
+@functools.cache
+def masks() -> list[dict[str, Any]]:
+    """Rectangles as values of `operators.segment.MASK`."""
+    return [_rectangle(4 + 6 * index, 30 - 4 * index) for index in range(MASKS)]
+
+
+def _rectangle(start: int, side: int) -> dict[str, Any]:
+    mask = np.zeros(SIZE, bool)
+    mask[start : start + side, start : start + side] = True
+    height, width = (int(mask.any(axis=1).sum()), int(mask.any(axis=0).sum()))
+    rle = encode(mask)
+    return {
+        "segmentation": {"size": list(rle.size), "counts": rle.counts},
+        "bbox": [float(start), float(start), width - 1.0, height - 1.0],
+        "area": int(mask.sum()),
+        "predicted_iou": 0.93,
+        "stability_score": 0.97,
+        "crop_box": [0.0, 0.0, float(SIZE[1]), float(SIZE[0])],
+        "point_coords": [[start + 1.5, start + 1.5]],
+    }

@@ -1,0 +1,127 @@
+"""Which licenses ask to name the author, where their texts stand, and the file that names the author of each image."""
+
+import csv
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from catalogs.licenses import canonical_identifier
+from infra.errors import UsageError
+from infra.storage import Storage
+
+COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
+"""What a file of attributions says of an image; `image` is its name in the tar, `image_id` the catalog's."""
+
+ATTRIBUTION_FAMILIES = (
+    "CC-BY-",
+    "DL-DE-BY-",
+    "etalab-",
+    "GFDL-",
+    "LAL-",
+    "NLOD-",
+    "ODC-By-",
+    "OGDL-Taiwan-",
+    "OGL-",
+)
+"""Beginnings of the SPDX identifiers of licenses for works and data under which a copy must name its author."""
+
+_CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
+_PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+_CHANGES = (
+    "The images were encoded anew; large ones were scaled down, and in some of them regions were made unrecognizable."
+)
+
+Row = Mapping[str, Any]
+
+
+def asks_for_attribution(license: str | None) -> bool:
+    """Whether a license, by its SPDX identifier, asks to name the author. Of `LicenseRef-…` nothing is known: False."""
+    identifier = canonical_identifier((license or "").strip())
+    return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
+
+
+def license_url(license: str | None) -> str | None:
+    """Where a license's text stands: at Creative Commons for its own, else in SPDX's list; None for `LicenseRef-…`."""
+    identifier = canonical_identifier((license or "").strip())
+    if identifier is None or identifier.startswith("LicenseRef-"):
+        return None
+    if identifier in _PUBLIC_DOMAIN:
+        return f"https://creativecommons.org/publicdomain/{_PUBLIC_DOMAIN[identifier]}/"
+    match = _CREATIVE_COMMONS.fullmatch(identifier)
+    if match is None:
+        return f"https://spdx.org/licenses/{identifier}.html"
+    parts = [part.lower() for part in match.groups() if part is not None]
+    return f"https://creativecommons.org/licenses/{'/'.join(parts)}/"
+
+
+def check_ending(uri: str) -> None:
+    """Raises `UsageError` for a file of attributions whose ending names no format."""
+    if not uri.lower().endswith(tuple(_WRITERS)):
+        raise UsageError(f"a file of attributions ends in {', '.join(_WRITERS)}; got {uri!r}")
+
+
+def write_attributions(rows: Iterable[Row], uri: str, storage: Storage) -> int:
+    """Writes a file that names the author, the license and the source of each image; returns how many it names.
+
+    `rows` are of `images`, as a stream; they need the columns id, image_id, attribution, provider, license and
+    source_url. CSV, JSON Lines or Markdown by the file's ending: raises `UsageError` for another one.
+    """
+    check_ending(uri)
+    write = _WRITERS["." + uri.lower().rpartition(".")[2]]
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        path = Path(folder) / "attributions"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            count = write(map(_entry, rows), file)
+        storage.put_file(uri, path)
+    return count
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    entry = {**row, "image": f"sa_{row['id']}.jpg", "license_url": license_url(row["license"])}
+    return {name: entry[name] for name in COLUMNS}
+
+
+def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    return sum(1 for entry in entries if writer.writerow(entry) is not None)
+
+
+def _write_json_lines(entries: Iterable[Row], file: TextIO) -> int:
+    return sum(1 for entry in entries if file.write(json.dumps(entry, ensure_ascii=False) + "\n"))
+
+
+def _write_markdown(entries: Iterable[Row], file: TextIO) -> int:
+    file.write(f"# Attributions\n\n{_CHANGES}\n\n")
+    return sum(1 for entry in entries if file.write(f"- {_sentence(entry)}\n"))
+
+
+def _sentence(entry: Row) -> str:
+    """Title, author, source and license, as Creative Commons recommends."""
+    title = _link(entry["image_id"], entry["source_url"])
+    author = f" by {_plain(entry['attribution'])}" if entry["attribution"] else ""
+    provider = f", from {_plain(entry['provider'])}" if entry["provider"] else ""
+    license = _link(entry["license"] or "no license", entry["license_url"])
+    return f"`{entry['image']}`: {title}{author}{provider}, {license}"
+
+
+def _link(text: str, url: str | None) -> str:
+    if url is None or not re.fullmatch(r"https?://[^\s<>\\]+", url):
+        return _plain(text)
+    return f"[{_plain(text)}](<{url}>)"
+
+
+def _plain(text: str) -> str:
+    """A catalog's text, without line breaks and without what Markdown would obey."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+_WRITERS: dict[str, Callable[[Iterable[Row], TextIO], int]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_json_lines,
+    ".md": _write_markdown,
+}

@@ -1,0 +1,55 @@
+"""A part of the normalized catalog without what it says of images that were taken down."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalogs.parquet import RowGroupWriter
+from catalogs.schema import NORMALIZED
+from catalogs.tombstones import BLANK
+from infra.assets import sha256_of
+
+_ROWS = 65_536
+_KEPT = ("ordinal", "id")
+
+
+@dataclass(frozen=True)
+class BlankedPart:
+    """A part on the local disk, and what identifies it."""
+
+    path: Path
+    sha256: str  # of the file, 64 hexadecimal digits
+    licenses: Counter[str | None]  # of the rows that were blanked now, before they were
+
+
+def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
+    """Writes the local part `part` to `destination`; rows of these ordinals keep nothing but ordinal and id.
+
+    Rows stay where they are, and the bytes depend on the rows alone: who blanks the same rows gets the same file.
+    """
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    licenses: Counter[str | None] = Counter()
+    with pq.ParquetFile(part) as file, RowGroupWriter(destination, NORMALIZED) as writer:
+        for batch in file.iter_batches(batch_size=_ROWS):
+            taken = pc.is_in(batch.column("ordinal"), value_set=wanted)
+            named = pc.and_(taken, pc.not_equal(batch.column("image_id"), BLANK))
+            licenses.update(batch.column("license").filter(named).to_pylist())
+            writer.add([blank_rows(batch, taken)])
+    return BlankedPart(destination, sha256_of(destination), licenses)
+
+
+def blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
+    """A batch of `NORMALIZED` in which the rows that `taken` marks say nothing any more."""
+    arrays = []
+    for field in NORMALIZED:
+        column = batch.column(field.name)
+        if field.name not in _KEPT:
+            blank = pa.scalar(BLANK if not field.nullable else None, field.type)
+            column = pc.if_else(taken, blank, column)
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)

@@ -1,0 +1,101 @@
+"""Data in the manner of SA-1B that segmint did not write: JPEGs and JSONs of one name, loose in folders or in tars.
+
+Names need not begin with `sa_`. A tar is a shard; what lies loose is cut into shards in order of names.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from catalogs.tables import DatasetTables
+from infra.storage import Storage
+
+PAIRS_IN_SHARD = 1_000
+"""Pairs of loose files that make a shard."""
+
+JPEGS = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # of the JPEG, or of the tar that it is in
+        pa.field("offset", pa.int64(), nullable=False),  # its first byte there
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+    ]
+)
+"""The view `jpegs`: where the JPEG of each image lies that has one."""
+
+_ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
+
+
+@dataclass(frozen=True)
+class LooseFile:
+    """A file below the data: its name from there, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The JPEG and the JSON of one name; one of them may be missing."""
+
+    stem: str  # the name without its ending
+    jpeg: LooseFile | None = None
+    json: LooseFile | None = None
+
+
+@dataclass(frozen=True)
+class ForeignShard:
+    """A tar by its name, or pairs of loose files."""
+
+    shard: int
+    tar: str | None = None
+    pairs: tuple[Pair, ...] = ()
+
+
+def find_shards(storage: Storage, uri: str) -> Iterator[ForeignShard]:
+    """What there is below a folder or prefix, as a stream; its shards are numbered as they come.
+
+    In a listing that is sorted by names, pairs are found while only those are kept whose other half is missing.
+    """
+    shard = 0
+    halves: dict[str, Pair] = {}
+    whole: list[Pair] = []
+    for entry in storage.walk(uri):
+        if entry.name.lower().endswith(".tar"):
+            yield ForeignShard(shard, tar=entry.name)
+            shard += 1
+        kind = kind_of(entry.name)
+        if kind is None:
+            continue
+        stem = entry.name.rpartition(".")[0]
+        file = LooseFile(entry.name, entry.size)
+        other = halves.pop(stem, None) or Pair(stem)
+        pair = Pair(stem, file, other.json) if kind == "jpeg" else Pair(stem, other.jpeg, file)
+        if pair.jpeg is None or pair.json is None:
+            halves[stem] = pair
+            continue
+        whole.append(pair)
+        if len(whole) == PAIRS_IN_SHARD:
+            yield ForeignShard(shard, pairs=tuple(whole))
+            shard, whole = shard + 1, []
+    whole.extend(halves[stem] for stem in sorted(halves))
+    for start in range(0, len(whole), PAIRS_IN_SHARD):
+        yield ForeignShard(shard, pairs=tuple(whole[start : start + PAIRS_IN_SHARD]))
+        shard += 1
+
+
+def kind_of(name: str) -> str | None:
+    """`jpeg` or `json` by the ending of a name; None for other files."""
+    dot = name.rfind(".")
+    return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
+
+
+def read_jpeg(storage: Storage, tables: DatasetTables, ordinal: int) -> bytes | None:
+    """The JPEG of an image in foreign data, as it stands; None where there is none."""
+    found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
+    if not found:
+        return None
+    with storage.open_ranges(found[0]["uri"]) as stream:
+        stream.seek(found[0]["offset"])
+        return stream.read(found[0]["size"])

@@ -1,0 +1,162 @@
+"""A source catalog beside the catalog that a dataset has pinned: what is new in it, what is gone, what has changed.
+
+As in `catalogs.normalize`, everything is a stream or is left to DuckDB.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.normalize import (
+    MARK_ROWS,
+    Ascending,
+    NormalizedCatalog,
+    open_database,
+    stage_catalog,
+    with_column,
+    write_marked,
+)
+from catalogs.parquet import RowGroupWriter
+from catalogs.schema import NORMALIZED
+from catalogs.tombstones import BLANK, TakenImage
+from infra.storage import Storage
+
+PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
+"""What a dataset pins of an image beside its id: these columns of a known image must not change."""
+
+_NAMES = pa.schema([NORMALIZED.field("image_id"), NORMALIZED.field("uri")])
+
+# A row counts as unchanged by its id and a hash of its other columns: 8 bytes in place of some hundred.
+_CONTENT = f"hash({', '.join(PINNED)})"
+
+_MISSING = f"""
+WITH now AS (SELECT image_id, {_CONTENT} AS content FROM read_parquet($staged)),
+     pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($known)
+                WHERE image_id <> '{BLANK}'),
+     missing AS MATERIALIZED (SELECT ordinal, image_id FROM pinned ANTI JOIN now USING (image_id, content)),
+     gone AS MATERIALIZED (SELECT ordinal, image_id FROM missing ANTI JOIN now USING (image_id))
+"""
+
+_COUNT = f"""
+{_MISSING}
+SELECT (SELECT count(*) FROM missing), (SELECT count(*) FROM gone), (SELECT arg_min(image_id, ordinal) FROM gone)
+"""
+
+_CHANGED = f"""
+{_MISSING},
+     before AS (SELECT * FROM read_parquet($known) WHERE ordinal IN (SELECT ordinal FROM missing)),
+     firsts AS (SELECT min(ordinal) AS ordinal FROM read_parquet($staged)
+                WHERE image_id IN (SELECT image_id FROM missing) GROUP BY image_id),
+     after AS (SELECT * FROM read_parquet($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
+SELECT count(*), arg_min(before.image_id, before.ordinal),
+       arg_min(coalesce(before.{{column}}::VARCHAR, ''), before.ordinal),
+       arg_min(coalesce(after.{{column}}::VARCHAR, ''), before.ordinal)
+FROM before JOIN after USING (image_id) WHERE before.{{column}} IS DISTINCT FROM after.{{column}}
+"""
+
+_KNOWN = """
+SELECT ordinal FROM read_parquet($staged)
+WHERE image_id IN (SELECT image_id FROM read_parquet($known))
+   OR image_id IN (SELECT image_id FROM read_parquet($taken)) OR uri IN (SELECT uri FROM read_parquet($taken))
+ORDER BY ordinal
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Known rows that have another value in a column, and the first of them; a value that is absent is empty."""
+
+    rows: int
+    image_id: str
+    before: str
+    now: str
+
+
+@dataclass(frozen=True)
+class CatalogGrowth:
+    """A source catalog beside a pinned one."""
+
+    new: NormalizedCatalog  # the rows whose image_id is not pinned; perhaps none
+    known: int  # rows of the source whose image_id is pinned
+    gone: int  # pinned rows whose image_id the source does not have any more
+    first_gone: str | None  # the image_id of the first of them
+    changed: Mapping[str, Change]  # by column of `PINNED`
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every pinned row still stands in the source as it was pinned."""
+        return not self.gone and not self.changed
+
+
+def compare_catalog(
+    catalog_uri: str,
+    storage: Storage,
+    destination: Path,
+    *,
+    parts: Sequence[str],
+    first_ordinal: int,
+    taken: Iterable[TakenImage] = (),
+    temporary: Path | None = None,
+    memory_limit: str = "1GB",
+) -> CatalogGrowth:
+    """Compares the catalog at `catalog_uri` with the pinned `parts` (URIs), and writes what is new to `destination`.
+
+    The order of rows does not matter, nor where new ones stand. A row whose image_id is pinned is that image and no
+    new one; a pinned row is unchanged where the source has one of its image_id with the same `PINNED` columns. New
+    rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked.
+    Rows that name what was taken down, by image_id or uri, are known and not new, and need not stand in the source.
+    `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
+    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read as one.
+    """
+    with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
+        folder = Path(name)
+        staged, rows = stage_catalog(catalog_uri, storage, folder)
+        known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
+        for uri, path in zip(parts, known, strict=True):
+            storage.get_file(uri, path)
+        gone_for_good = folder / "taken.parquet"
+        rows_taken = [{"image_id": image.image_id, "uri": image.uri} for image in taken]
+        pq.write_table(pa.Table.from_pylist(rows_taken, schema=_NAMES), gone_for_good)
+        parameters = {"staged": str(staged), "known": [str(path) for path in known]}
+        with open_database(folder, memory_limit) as database:
+            missing, gone, first_gone = _one_row(database, _COUNT, parameters)
+            changed = _changes(database, parameters) if missing > gone else {}
+            fresh, kept = _without_known(database, {**parameters, "taken": str(gone_for_good)}, staged, folder)
+        new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
+    return CatalogGrowth(new, rows - kept, gone, first_gone, changed)
+
+
+def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, Change]:
+    found = {column: Change(*_one_row(database, _CHANGED.format(column=column), parameters)) for column in PINNED}
+    return {column: change for column, change in found.items() if change.rows}
+
+
+def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
+    (row,) = database.sql(query, params=parameters).fetchall()
+    return tuple(row)
+
+
+def _without_known(
+    database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path
+) -> tuple[Path, int]:
+    """The staged rows without those whose image_id is known, numbered anew from 0: a file, and how many they are."""
+    result = folder / "fresh.parquet"
+    with pq.ParquetFile(staged) as file, RowGroupWriter(result, NORMALIZED) as writer:
+        known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
+        start = 0
+        for batch in file.iter_batches(batch_size=MARK_ROWS):
+            stop = start + batch.num_rows
+            keep = np.ones(batch.num_rows, bool)
+            keep[known.until(stop)[0] - start] = False
+            kept = batch.filter(pa.array(keep))
+            ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)
+            writer.add([with_column(with_column(kept, "ordinal", ordinals), "id", ordinals + 1)])
+            start = stop
+    return result, writer.rows

@@ -1,0 +1,179 @@
+"""`dataset.json`: what a dataset is, in generations that are put if absent and never changed.
+
+Generation 1 is `dataset.json`, put at the first start. Where the parts of the catalog change, `dataset.g2.json`,
+`dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ in `catalog` and `licenses`
+alone: what decides the bytes of a shard is fixed at the first start.
+"""
+
+import json
+import re
+from datetime import date
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
+from infra.errors import UsageError
+from infra.retry import NotFoundError
+from infra.storage import Storage
+from infra.uris import join
+
+GROWING_FIELDS = frozenset({"catalog", "licenses"})
+"""The fields in which a later generation may differ from the first."""
+
+_LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CatalogPart(_Frozen):
+    """One part of the normalized catalog: its ordinals begin at `first_shard` · `images_per_shard`.
+
+    `sha256` is that of the part itself, `source_sha256` that of the catalog's file it was made from.
+    """
+
+    path: str
+    rows: int = Field(ge=0)
+    sha256: str
+    source_sha256: str
+    first_shard: int = Field(ge=0)
+
+
+class Weights(_Frozen):
+    """The weights of the model that made the masks."""
+
+    name: str
+    sha256: str
+
+
+class DatasetManifest(_Frozen):
+    """`dataset.json`: what a dataset is, fixed at its first start but for `catalog`, which grows by parts.
+
+    `config` holds the identity keys of the configuration as a tree; `numerics` all that decides the last bits
+    of the results; `policy_date` is the day by which licenses are judged.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    config: dict[str, Any]
+    config_sha256: str
+    numerics: dict[str, Any]
+    code_version: str
+    weights: Weights
+    licenses: dict[str, Any] = Field(default_factory=dict)
+    catalog: tuple[CatalogPart, ...]
+    images_per_shard: int = Field(gt=0)
+    policy_date: date
+
+    @property
+    def numerics_fingerprint(self) -> str:
+        """What a commit names its numerics by: twelve hexadecimal digits."""
+        return fingerprint(self.numerics)
+
+    @property
+    def shards(self) -> int:
+        """How many shards the whole dataset has, committed or not."""
+        if not self.catalog:
+            return 0
+        last = self.catalog[-1]
+        return last.first_shard + -(-last.rows // self.images_per_shard)
+
+    def ordinals(self, shard: int) -> tuple[int, int]:
+        """The ordinals [a, b) of a shard; raises `ValueError` for a shard that the dataset has not."""
+        for part in self.catalog:
+            first = part.first_shard * self.images_per_shard
+            start = shard * self.images_per_shard
+            if first <= start < first + part.rows:
+                return start, min(start + self.images_per_shard, first + part.rows)
+        raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
+
+    def to_json(self) -> bytes:
+        """The manifest's file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
+        """Reads a manifest's file; raises `UsageError`, which names `where`, for a foreign or a newer one."""
+        try:
+            value = json.loads(data)
+            version = value.get("schema_version") if isinstance(value, dict) else None
+            if version != SCHEMA_VERSION:
+                raise UsageError(f"{where}: its schema_version is {version!r}; this segmint reads {SCHEMA_VERSION}")
+            return cls.model_validate(value)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise UsageError(f"{where} is no dataset's manifest: {error}") from error
+
+
+class StandingManifest(NamedTuple):
+    """A manifest with the number of its generation, from 1."""
+
+    manifest: DatasetManifest
+    generation: int
+
+
+def manifest_name(generation: int) -> str:
+    """The name of a generation's file, directly below the dataset: `dataset.json`, then `dataset.g2.json`."""
+    return MANIFEST if generation == 1 else f"dataset.g{generation}.json"
+
+
+def parse_manifest_name(name: str) -> int | None:
+    """The generation of a manifest's file; None when the name is none of ours."""
+    if name == MANIFEST:
+        return 1
+    match = _LATER.fullmatch(name)
+    return None if match is None else int(match["generation"])
+
+
+def manifest_generations(storage: Storage, dataset_uri: str) -> list[int]:
+    """The generations of the manifest that stand in a dataset, ascending; from one listing."""
+    numbers = (parse_manifest_name(entry.name) for entry in storage.list(dataset_uri))
+    return sorted(number for number in numbers if number is not None)
+
+
+def read_generation(storage: Storage, dataset_uri: str, generation: int) -> DatasetManifest | None:
+    """One generation of a dataset's manifest; None when it is not there."""
+    uri = join(dataset_uri, manifest_name(generation))
+    try:
+        data = storage.read(uri)
+    except NotFoundError:
+        return None
+    return DatasetManifest.from_json(data, uri)
+
+
+def read_standing(storage: Storage, dataset_uri: str) -> StandingManifest | None:
+    """The manifest that holds, with its generation; None when no dataset was begun at `dataset_uri`."""
+    for generation in reversed(manifest_generations(storage, dataset_uri)):
+        manifest = read_generation(storage, dataset_uri, generation)
+        if manifest is not None:
+            return StandingManifest(manifest, generation)
+    return None
+
+
+def read_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest | None:
+    """The manifest that holds for the dataset at `dataset_uri`; None when no dataset was begun there."""
+    standing = read_standing(storage, dataset_uri)
+    return None if standing is None else standing.manifest
+
+
+def load_standing(storage: Storage, dataset_uri: str) -> StandingManifest:
+    """The manifest that holds, with its generation; raises `UsageError` when no dataset was begun there."""
+    standing = read_standing(storage, dataset_uri)
+    if standing is None:
+        raise UsageError(f"{dataset_uri} is no dataset: it has no {MANIFEST}; check the path, or build one there")
+    return standing
+
+
+def load_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest:
+    """The manifest that holds for the dataset at `dataset_uri`; raises `UsageError` when none was begun there."""
+    return load_standing(storage, dataset_uri).manifest
+
+
+def put_manifest(storage: Storage, dataset_uri: str, manifest: DatasetManifest, generation: int) -> bool:
+    """Puts a generation of a dataset's manifest if none stands there.
+
+    True: this very manifest stands there now, by this call or an equal one. False: another one does. What the
+    manifest names must stand there before.
+    """
+    return storage.put_if_absent(join(dataset_uri, manifest_name(generation)), manifest.to_json())

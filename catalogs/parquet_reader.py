@@ -1,0 +1,88 @@
+"""Parquet catalogs, read piece by piece."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalogs.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
+from catalogs.schema import SOURCE
+from infra.errors import UsageError
+from infra.storage import Storage
+
+BATCH_ROWS = 131_072
+"""How many rows of a Parquet catalog are read at a time: each reading copies all texts so far of its row group."""
+
+_PIECE_BYTES = 64 << 20
+
+
+def read_parquet(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """The rows of the Parquet catalog at `uri`, in order; see `catalogs.readers.read_catalog`."""
+    rows = 0
+    with open_parquet(uri, storage) as file:
+        for batch in parquet_batches(uri, file, range(file.metadata.num_row_groups), on_problem):
+            rows += batch.num_rows
+            yield batch
+        if rows != file.metadata.num_rows:
+            raise UsageError(
+                f"{uri}: the file is damaged: its footer tells of {file.metadata.num_rows} rows, {rows} came"
+            )
+
+
+@contextmanager
+def open_parquet(uri: str, storage: Storage) -> Iterator[pq.ParquetFile]:
+    """A Parquet catalog of which only the footer has been read.
+
+    Raises `UsageError` where it is no Parquet, or its columns are not a catalog's.
+    """
+    with storage.open(uri) as stream:
+        try:
+            # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
+            file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
+        require_columns(uri, list(file.schema_arrow.names))
+        require_types(uri, file.schema_arrow)
+        # Read as dictionaries, a long text that a few bytes repeat stands in memory once.
+        texts = [field.name for field in file.schema_arrow if field.name in SOURCE.names and is_text(field.type)]
+        yield pq.ParquetFile(
+            stream, metadata=file.metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
+        )
+
+
+def parquet_batches(
+    uri: str, file: pq.ParquetFile, groups: Sequence[int], on_problem: OnProblem = refuse, first_row: int = 1
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups, in order, as batches of `SOURCE`; `first_row` is the number of their first row."""
+    row = first_row
+    names = [name for name in file.schema_arrow.names if name in SOURCE.names]
+    batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{uri}: the file is damaged after row {row - 1}: {error}") from error
+        if batch is None:
+            return
+        for piece in _pieces(batch):
+            columns = dict(zip(piece.schema.names, piece.columns, strict=True))
+            yield conform(uri, columns, piece.num_rows, row, on_problem)
+            row += piece.num_rows
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces that take at most `_PIECE_BYTES` once their dictionaries are unfolded, or have one row."""
+    ends = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices).fill_null(0)
+            ends += lengths.to_numpy(zero_copy_only=False)
+    ends = np.cumsum(ends)
+    start, taken = 0, 0
+    while start < batch.num_rows:
+        stop = max(start + 1, int(np.searchsorted(ends, taken + _PIECE_BYTES, side="right")))
+        yield batch.slice(start, stop - start)
+        start, taken = stop, int(ends[stop - 1])

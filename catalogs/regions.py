@@ -1,0 +1,101 @@
+"""Files of regions to be obliterated in released images: JSON Lines, or Parquet by its ending."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.errors import UsageError, raise_problems
+from infra.storage import NotFoundError, Storage
+
+_PARQUET = ".parquet"
+
+
+class WantedRegion(BaseModel):
+    """A box in an image of a dataset, in whole pixels of the **released** image, and where it was asked for."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    id: int = Field(ge=1)  # the image's number in the dataset, as in sa_<id>.jpg
+    kind: Literal["face", "plate", "other"]
+    x: int = Field(ge=0)  # left edge
+    y: int = Field(ge=0)  # top edge
+    w: int = Field(ge=1)
+    h: int = Field(ge=1)
+    where: str = ""  # file and row, for messages
+
+    @property
+    def ordinal(self) -> int:
+        """The image's position in the catalog."""
+        return self.id - 1
+
+
+def read_regions(uri: str, storage: Storage) -> list[WantedRegion]:
+    """The regions of a file, in its order; other columns than those of `WantedRegion` are passed over.
+
+    Raises `UsageError`, which names file, row and column of up to ten mistakes, for a file that holds anything else,
+    or nothing.
+    """
+    regions: list[WantedRegion] = []
+    problems: list[str] = []
+    for row, value in _values(uri, storage):
+        where = f"{uri}, row {row}"
+        try:
+            regions.append(WantedRegion.model_validate({**value, "where": where}))
+        except ValidationError as error:
+            for found in error.errors():
+                name = ".".join(map(str, found["loc"]))
+                shown = "" if found["type"] == "missing" else f", got {found['input']!r}"
+                problems.append(f"{where}, {name}: {found['msg']}{shown}")
+    raise_problems(problems)
+    if not regions:
+        raise UsageError(f"{uri} holds no region: expected rows with id, kind, x, y, w and h")
+    return regions
+
+
+def _values(uri: str, storage: Storage) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of the file with its number from 1; of a text file that is the number of its line."""
+    try:
+        data = storage.read(uri)
+    except NotFoundError as error:
+        raise UsageError(f"{uri}: there is no such file of regions") from error
+    if uri.lower().endswith(_PARQUET):
+        try:
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        except pa.ArrowException as error:
+            raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
+        yield from enumerate(rows, 1)
+        return
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{uri} is no text in UTF-8: expected JSON Lines, or Parquet by the ending {_PARQUET}"
+        ) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{uri}, row {number}: no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise UsageError(f"{uri}, row {number}: expected an object with id, kind, x, y, w and h, got {line[:80]}")
+        yield number, value
+
+
+def write_regions(uri: str, storage: Storage, regions: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file that `read_regions` takes: rows with id, kind, x, y, w, h and any more, such as a score.
+
+    JSON Lines, or Parquet by its ending. Without regions the file is empty, and `read_regions` refuses it.
+    """
+    if uri.lower().endswith(_PARQUET):
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([dict(region) for region in regions]), sink)
+        storage.put(uri, sink.getvalue())
+        return
+    storage.put(uri, "".join(json.dumps(region, ensure_ascii=False) + "\n" for region in regions).encode())

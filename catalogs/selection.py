@@ -1,0 +1,166 @@
+"""Which rows of a dataset's catalog a takedown is about, with every other row that names the same image."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import reduce
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import DatasetManifest
+from catalogs.tombstones import Asked, TakenImage, is_taken_down
+from infra.errors import UsageError
+from infra.storage import NotFoundError, Storage
+from infra.uris import join
+
+_ROWS = 65_536
+_THREADS = 16
+_READ_AHEAD = 512
+_NUMBER = re.compile(r"(?:sa_)?([1-9]\d{0,17})")
+_COLUMNS = ["ordinal", "image_id", "uri", "license", "provider", "sha256"]
+
+
+@dataclass
+class Selection:
+    """Rows that are to be taken down, by ordinal; names that no row has; and names that two images have, explained."""
+
+    rows: dict[int, TakenImage] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    ambiguous: dict[str, str] = field(default_factory=dict)
+
+
+def read_ids(uri: str, storage: Storage) -> dict[str, int]:
+    """The names in a text file, one a line, each with the number of its line; raises `UsageError` for none."""
+    try:
+        text = storage.read(uri).decode("utf-8")
+    except NotFoundError as error:
+        raise UsageError(f"{uri}: there is no such file of ids") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{uri} is no text in UTF-8: expected one image_id or id a line") from error
+    found: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            found.setdefault(line.strip(), number)
+    if not found:
+        raise UsageError(f"{uri} names no image: expected one image_id or id a line")
+    return found
+
+
+def number_of(name: str) -> int | None:
+    """The number that `17` or `sa_17` gives an image; None for other names."""
+    match = _NUMBER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, asked: Asked) -> Selection:
+    """The rows that were asked for, and those alone; what was taken down before is not found any more.
+
+    A name is an image_id of the catalog, or the number of an image in the dataset. One that is both, of two images, is
+    ambiguous. The catalog is read as a stream.
+    """
+    if asked.ids is None:
+        column, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
+        chosen = {
+            image.ordinal: image
+            for batch in _batches(storage, dataset_uri, manifest)
+            for image in _images(batch, pc.equal(batch.column(column), value))
+        }
+        return Selection(chosen)
+    names = pa.array(asked.ids, pa.string())
+    numbers = {name: number for name in asked.ids if (number := number_of(name)) is not None}
+    ordinals = pa.array([number - 1 for number in numbers.values()], pa.int64())
+    by_name: dict[str, list[TakenImage]] = {}
+    by_ordinal: dict[int, TakenImage] = {}
+    for batch in _batches(storage, dataset_uri, manifest):
+        for image in _images(batch, pc.is_in(batch.column("image_id"), value_set=names)):
+            by_name.setdefault(image.image_id, []).append(image)
+        for image in _images(batch, pc.is_in(batch.column("ordinal"), value_set=ordinals)):
+            by_ordinal[image.ordinal] = image
+    result = Selection()
+    for name in asked.ids:
+        named = by_name.get(name, [])
+        numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
+        if named and numbered is not None and numbered.image_id != name:
+            result.ambiguous[name] = (
+                f"{name!r} is the image_id of image {named[0].id} (write sa_{named[0].id}), and the number of another "
+                f"one, with the image_id {numbered.image_id!r} (write sa_{numbered.id})"
+            )
+        elif named:
+            result.rows |= {image.ordinal: image for image in named}
+        elif numbered is not None:
+            result.rows[numbered.ordinal] = numbered
+        else:
+            result.unknown.append(name)
+    return result
+
+
+def with_copies(
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, rows: Mapping[int, TakenImage], tables: Sequence[str]
+) -> dict[int, TakenImage]:
+    """These rows with all others that have the image_id, the uri or the bytes of one of them, and so on, in order.
+
+    `tables` are the paths of the committed tables of images, which know the bytes that a build read. Catalog and tables
+    are read until nothing more is found, three times as a rule. Raises `DamagedDatasetError` for a damaged table.
+    """
+    found = dict(rows)
+    digests: dict[int, str] = {}  # of the bytes that were read, by ordinal
+    before = None
+    while before != (len(found), len(digests)):
+        before = len(found), len(digests)
+        same = {
+            "ordinal": pa.array(sorted(digests), pa.int64()),
+            "image_id": _values(image.image_id for image in found.values()),
+            "uri": _values(image.uri for image in found.values()),
+            "sha256": _values([*(image.sha256 for image in found.values()), *digests.values()]),
+        }
+        for batch in _batches(storage, dataset_uri, manifest):
+            hits = [pc.is_in(batch.column(name), value_set=values) for name, values in same.items()]
+            found |= {image.ordinal: image for image in _images(batch, reduce(pc.or_, hits))}
+        ordinals = pa.array(sorted(found), pa.int64())
+        for table in _digest_tables(storage, dataset_uri, tables):
+            by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
+            by_bytes = pc.is_in(table.column("source_sha256"), value_set=same["sha256"])
+            for row in table.filter(pc.or_(by_row, by_bytes)).to_pylist():
+                if row["source_sha256"] is not None:
+                    digests[row["ordinal"]] = row["source_sha256"]
+    return {
+        ordinal: image.model_copy(update={"sha256": digests.get(ordinal, image.sha256)})
+        for ordinal, image in sorted(found.items())
+    }
+
+
+def _values(values: Iterable[str | None]) -> pa.StringArray:
+    return pa.array(sorted({value for value in values if value is not None}), pa.string())
+
+
+def _batches(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
+    """The catalog's columns that name an image, all parts one after another."""
+    for part in manifest.catalog:
+        with storage.open(join(dataset_uri, part.path)) as stream, pq.ParquetFile(stream) as file:
+            yield from file.iter_batches(batch_size=_ROWS, columns=_COLUMNS)
+
+
+def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[TakenImage]:
+    """The rows that were chosen, without those that say nothing any more."""
+    for row in batch.filter(chosen).to_pylist():
+        if not is_taken_down(row):
+            named = {name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")}
+            yield TakenImage(id=row["ordinal"] + 1, **named)
+
+
+def _digest_tables(storage: Storage, dataset_uri: str, tables: Sequence[str]) -> Iterator[pa.Table]:
+    def read(path: str) -> pa.Table:
+        uri = join(dataset_uri, path)
+        try:
+            with storage.open(uri) as stream:
+                return pq.read_table(stream, columns=["ordinal", "source_sha256"])
+        except (pa.ArrowInvalid, OSError, NotFoundError) as error:
+            raise DamagedDatasetError(f"{uri} cannot be read: {error}; `segmint repair` may restore it") from error
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="digests") as pool:
+        for start in range(0, len(tables), _READ_AHEAD):
+            yield from pool.map(read, tables[start : start + _READ_AHEAD])

@@ -1,0 +1,192 @@
+"""A dataset's Parquet as views of DuckDB: read where it lies, only the columns that are asked for, flat in memory."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalogs.commits import CommitLog
+from catalogs.findings import Findings
+from catalogs.layout import DamagedDatasetError, shard_name
+from infra.errors import last_line
+from infra.fsspec_files import StorageFiles
+from infra.storage import NotFoundError, Storage, StorageFaultError
+from infra.uris import LOCAL, join, local_path, scheme
+
+MEMORY_LIMIT = "2GB"
+"""What DuckDB may hold by default; beyond that it spills to the scratch folder."""
+
+Kind = Literal["segmint", "sa1b"]
+BoxConvention = Literal["inclusive", "pixels"]
+
+_SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BIGINT"
+
+
+class TableFile(NamedTuple):
+    """A Parquet file of a view; its name says its shard, as `catalogs.layout.data_path` has it."""
+
+    uri: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What was found out about data that segmint did not write, while it was measured.
+
+    `boxes` is what its boxes are: from the first to the last pixel as SA-1B's, or counts of pixels as COCO's; None
+    where no mask tells. In the view `masks` they are SA-1B's in any case.
+    """
+
+    boxes: BoxConvention | None = None
+    findings: Findings = field(default_factory=Findings)
+
+
+class DatasetTables:
+    """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
+
+    They have the columns of docs/dataset.md and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
+    it has the view `jpegs` too (see `catalogs.foreign`), and `foreign` says more of it. `query` may be called from
+    threads; who uses `connection` itself takes a `cursor()` of it in each thread.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        files: Mapping[str, Sequence[TableFile]],
+        schemas: Mapping[str, pa.Schema],
+        storage: Storage,
+        folder: "tempfile.TemporaryDirectory[str]",
+        memory_limit: str = MEMORY_LIMIT,
+        foreign: Foreign | None = None,
+    ) -> None:
+        self.uri = uri
+        self.kind: Kind = "segmint" if foreign is None else "sa1b"
+        self.foreign = foreign
+        self._folder = folder
+        self.connection = duckdb.connect(
+            config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
+        )
+        try:
+            self.connection.execute("SET enable_progress_bar = false")  # it would go to standard output
+            self.connection.execute("SET python_enable_replacements = false")  # no name but a view's is a table
+            self._register(files, storage)
+            for kind, schema in schemas.items():
+                self._create_view(kind, list(files.get(kind, ())) or [self._empty(kind, schema)])
+        except BaseException:
+            self.close()
+            raise
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
+        """The answer to a query as an Arrow table.
+
+        Raises `DamagedDatasetError` where a file is not there or no Parquet that can be read, and `StorageFaultError`
+        where its store fails.
+        """
+        with self.connection.cursor() as cursor:
+            return read_query(cursor, sql, parameters)
+
+    def close(self) -> None:
+        """Ends the database, and deletes its scratch folder."""
+        self.connection.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> "DatasetTables":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _register(self, files: Mapping[str, Sequence[TableFile]], storage: Storage) -> None:
+        """Lets DuckDB read what is not local through our storage."""
+        sizes: dict[str, dict[str, int]] = {}
+        for entry in (entry for entries in files.values() for entry in entries):
+            sizes.setdefault(scheme(entry.uri), {})[entry.uri] = entry.size
+        for protocol in sizes.keys() - {LOCAL}:
+            self.connection.register_filesystem(StorageFiles(storage, protocol, sizes[protocol]))
+
+    def _empty(self, kind: str, schema: pa.Schema) -> TableFile:
+        path = Path(self._folder.name) / scratch_path(kind, 0)
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(schema.empty_table(), path)
+        return TableFile(str(path), path.stat().st_size)
+
+    def _create_view(self, kind: str, files: Sequence[TableFile]) -> None:
+        paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
+        self.connection.execute(
+            f"CREATE VIEW {kind} AS SELECT * EXCLUDE (filename), {_SHARD} AS shard "
+            f"FROM read_parquet([{paths}], filename = true)"
+        )
+
+
+def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
+    """What `DatasetTables.query` answers, on a connection of one's own, which may have temporary tables."""
+    with damage_named():
+        return connection.sql(sql, params=list(parameters)).to_arrow_table()
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """Raises `DamagedDatasetError` for what DuckDB says of a file that is not there or no Parquet.
+
+    And `StorageFaultError` where a store failed.
+    """
+    try:
+        yield
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        raise DamagedDatasetError(f"the dataset's Parquet cannot be read: {error}") from error
+    except duckdb.Error as error:
+        if type(error) is not duckdb.Error:
+            raise
+        # So come exceptions of our storage, with their traceback as text.
+        kind = DamagedDatasetError if NotFoundError.__name__ in str(error) else StorageFaultError
+        raise kind(f"the dataset's Parquet cannot be read: {last_line(error)}") from error
+
+
+def open_committed(
+    uri: str,
+    storage: Storage,
+    schemas: Mapping[str, pa.Schema],
+    memory_limit: str = MEMORY_LIMIT,
+    scratch: Path | None = None,
+    leave_out: frozenset[int] = frozenset(),
+) -> DatasetTables:
+    """The tables of a segmint dataset: the files that the highest commit of each shard names, and no others.
+
+    `schemas` are those of the tables, by folder; `leave_out` names shards that are known to be damaged. Raises
+    `DamagedDatasetError` for a commit that cannot be read.
+    """
+    files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
+    log = CommitLog(storage, uri)
+    wanted = log.committed().keys() - leave_out if leave_out else None
+    for commit in log.read_all(only=wanted):
+        for kind, found in files.items():
+            entry = commit.file(kind)
+            found.append(TableFile(join(uri, entry.path), entry.size))
+    return DatasetTables(uri, files, schemas, storage, make_folder(scratch), memory_limit)
+
+
+def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
+    """A folder of its own for a `DatasetTables`, below `scratch` where that is given."""
+    return tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=scratch)
+
+
+def scratch_path(view: str, shard: int) -> str:
+    """The path below a scratch folder of a Parquet file that no commit names, with its shard in its name."""
+    return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
+
+
+def _path(uri: str) -> str:
+    return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,53 @@
+"""Catalogs of lines of text, packed by gzip or not, as blocks of whole lines."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, cast
+
+from infra.errors import UsageError
+from infra.storage import Storage
+
+BLOCK_BYTES = 4 << 20
+"""How much of a text catalog is parsed at a time."""
+
+ROW_BYTES = 4 << 20
+"""How long one row of a text catalog may be. Whatever is longer is no catalog, and would fill the memory."""
+
+
+def open_text(uri: str, storage: Storage) -> AbstractContextManager[BinaryIO]:
+    """A stream of the catalog's bytes, unpacked where its name ends in `.gz`; raises `UsageError` for a bad gzip."""
+    return _unpacked(uri, storage) if uri.lower().endswith(".gz") else storage.open(uri)
+
+
+def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream in blocks of about `BLOCK_BYTES` that end where a line ends; without a byte-order mark.
+
+    A line without an end is cut where its block is too long for any row.
+    """
+    rest = stream.read(3)
+    rest = b"" if rest == b"\xef\xbb\xbf" else rest
+    while True:
+        block = stream.read(BLOCK_BYTES)
+        if not block:
+            break
+        head, newline, tail = block.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        else:
+            rest += block
+            if len(rest) > BLOCK_BYTES + ROW_BYTES:
+                break
+    if rest:
+        yield rest
+
+
+@contextmanager
+def _unpacked(uri: str, storage: Storage) -> Iterator[BinaryIO]:
+    with storage.open(uri) as packed, gzip.open(packed) as stream:
+        try:
+            yield cast(BinaryIO, stream)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UsageError(f"{uri} is no gzip file that can be read: {error}") from error

@@ -1,0 +1,96 @@
+"""`tombstones/`: what was taken down, why and when. Nothing else of a dataset names an image that was taken down."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from catalogs.layout import DamagedDatasetError, canonical_json, fingerprint
+from infra.storage import Storage
+from infra.uris import join
+
+TOMBSTONES = "tombstones"
+
+BLANK = ""
+"""What stands in place of an image's `image_id` and `uri` where it was taken down; no other row has that."""
+
+DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
+"""The detail of a row that was taken down: of all such rows the same."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TakenImage(_Frozen):
+    """An image as the dataset named it."""
+
+    ordinal: int = Field(ge=0)
+    id: int = Field(ge=1)
+    image_id: str
+    uri: str
+    sha256: str | None  # of the source's bytes, where the catalog or the build knew it
+
+
+class Asked(_Frozen):
+    """What a person asked for; exactly one of `ids`, `license` and `provider`."""
+
+    ids: tuple[str, ...] | None = None
+    license: str | None = None
+    provider: str | None = None
+
+
+class Tombstone(_Frozen):
+    """One takedown."""
+
+    schema_version: Literal[1] = 1
+    asked: Asked
+    reason: str
+    when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was asked for
+    images: tuple[TakenImage, ...]  # in order of ordinals
+
+    @property
+    def name(self) -> str:
+        """The file's name, which follows from all but `when`: asking again finds it."""
+        value = self.model_dump(mode="json", exclude={"when"})
+        return f"{fingerprint(value)}.json"
+
+    def to_json(self) -> bytes:
+        """The tombstone's file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def put_tombstone(storage: Storage, dataset_uri: str, tombstone: Tombstone) -> None:
+    """Puts a tombstone if the same takedown has none; one that stands keeps the time at which it was asked for."""
+    storage.put_if_absent(join(dataset_uri, TOMBSTONES, tombstone.name), tombstone.to_json())
+
+
+def read_tombstones(storage: Storage, dataset_uri: str) -> list[Tombstone]:
+    """All tombstones of a dataset, by name; raises `DamagedDatasetError` for a file that is none."""
+    found = []
+    for entry in storage.list(join(dataset_uri, TOMBSTONES)):
+        uri = join(dataset_uri, TOMBSTONES, entry.name)
+        try:
+            found.append(Tombstone.model_validate(json.loads(storage.read(uri))))
+        except (ValidationError, ValueError) as error:
+            raise DamagedDatasetError(f"{uri} is no tombstone: {error}") from error
+    return found
+
+
+def taken_images(tombstones: Iterable[Tombstone]) -> dict[int, TakenImage]:
+    """What was taken down, by ordinal."""
+    return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
+
+
+def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:
+    """Ordinals by the shard that they are in, in order of shards."""
+    found: dict[int, set[int]] = {}
+    for ordinal in sorted(ordinals):
+        found.setdefault(ordinal // images_per_shard, set()).add(ordinal)
+    return {shard: frozenset(each) for shard, each in found.items()}
+
+
+def is_taken_down(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the normalized catalog was blanked by a takedown."""
+    return bool(row["image_id"] == BLANK)

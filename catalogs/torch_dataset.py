@@ -1,0 +1,109 @@
+"""A dataset as torch's `DataLoader` takes it: its workers, and the ranks of a distributed run, share the images.
+
+Shares are ranges of ordinals over the committed shards, equal in rows. A reader of one opens its own shards alone, and
+at most two of them in part, be there more shards than readers or fewer.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import distributed
+from torch.utils.data import IterableDataset, get_worker_info
+
+from catalogs.manifest import DatasetManifest
+from catalogs.reader import Dataset, Sample
+from infra.errors import UsageError
+from infra.storage import Storage
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of `parts` readers that share a dataset, from 0."""
+
+    part: int
+    parts: int
+
+
+def share(shards: Mapping[int, tuple[int, int]], place: Place) -> dict[int, range]:
+    """What a reader takes: the ordinals of each of its shards.
+
+    `shards` are the ordinals [start, stop) of each shard that is shared, in order. The shares of all places are
+    disjoint, whole together, and differ by one row at most.
+    """
+    rows = sum(stop - start for start, stop in shards.values())
+    first, last = rows * place.part // place.parts, rows * (place.part + 1) // place.parts
+    taken: dict[int, range] = {}
+    before = 0
+    for shard, (start, stop) in shards.items():
+        ordinals = range(max(start, start + first - before), min(stop, start + last - before))
+        if ordinals:
+            taken[shard] = ordinals
+        before += stop - start
+    return taken
+
+
+class TorchDataset(Dataset, IterableDataset[Sample]):
+    """A dataset that splits over the workers of a `DataLoader` and the ranks of a distributed run.
+
+    Each image goes to exactly one of them. The rank is that of `torch.distributed` where it is initialized, else that
+    of the variables `RANK` and `WORLD_SIZE`, else there is one. What is split are the shards that were committed when
+    the dataset was opened; without workers and ranks each iteration reads the commits anew, as in `Dataset`.
+    """
+
+    def __init__(self, uri: str, storage: Storage, manifest: DatasetManifest) -> None:
+        super().__init__(uri, storage, manifest)
+        known = range(manifest.shards)  # more are committed where the dataset has grown since its manifest was read
+        self._opened = {shard: manifest.ordinals(shard) for shard in self.log.committed() if shard in known}
+        self._rank: Place | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the rank, which a worker process that was spawned cannot ask for."""
+        return {**self.__dict__, "_rank": self._rank or _current_rank()}
+
+    def __iter__(self) -> Iterator[Sample]:
+        place = self._rank or _current_rank()
+        worker = get_worker_info()
+        if worker is not None:
+            place = Place(place.part * worker.num_workers + worker.id, place.parts * worker.num_workers)
+        if place.parts == 1 and worker is None:
+            yield from super().__iter__()
+            return
+        taken = share(self._opened, place)
+        for commit in self.commits(taken):
+            yield from self.shard(commit, _ids(taken[commit.shard]))
+
+    def __len__(self) -> int:
+        """How many images an iteration gives on this rank, all of its workers together; from commits and tables."""
+        place = self._rank or _current_rank()
+        if place.parts == 1:
+            return super().__len__()
+        taken = share(self._opened, place)
+        images = 0
+        for commit in self.commits(taken):
+            if range(*commit.ordinals) == taken[commit.shard]:
+                images += commit.counts.get("images", 0)
+            else:
+                ids = self.table(commit, "images", ["id"])["id"].to_pylist()
+                images += _inside(ids, _ids(taken[commit.shard]))
+        return images
+
+
+def _ids(ordinals: range) -> range:
+    return range(ordinals.start + 1, ordinals.stop + 1)
+
+
+def _inside(ids: Sequence[int], wanted: range) -> int:
+    return sum(number in wanted for number in ids)
+
+
+def _current_rank() -> Place:
+    if distributed.is_available() and distributed.is_initialized():
+        return Place(distributed.get_rank(), distributed.get_world_size())
+    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
+        raise UsageError(
+            f"RANK={rank} and WORLD_SIZE={ranks} in the environment: expected a rank from 0 below the size"
+        )
+    return Place(int(rank), int(ranks))

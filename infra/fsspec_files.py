@@ -1,0 +1,53 @@
+"""Objects of a `Storage` as a read-only file system of fsspec's, for libraries that take one."""
+
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+
+from infra.storage import Storage
+
+
+class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
+    """Reads URIs of one scheme through a `Storage`: with its options, its retries and its patience.
+
+    Nothing is listed: a pattern stands for itself. `sizes` are bytes by URI, and spare a request each. Objects are
+    taken not to change while they are read.
+    """
+
+    cachable = False
+
+    def __init__(self, storage: Storage, protocol: str, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self._storage = storage
+        self._sizes = sizes
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return path
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        """A stream of an object's bytes that asks the store for what is read, and for no more."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{path}: opened as {mode!r}, and can be read alone")
+        return self._storage.open_ranges(path, self._sizes.get(path))
+
+    def size(self, path: str) -> int:
+        """The size of an object in bytes."""
+        known = self._sizes.get(path)
+        return self._storage.size(path) if known is None else known
+
+    def isfile(self, path: str) -> bool:
+        """Whether an object is there."""
+        return path in self._sizes or self._storage.exists(path)
+
+    def modified(self, path: str) -> datetime:
+        """Always the same moment."""
+        return datetime.fromtimestamp(0, UTC)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The path itself: names of objects may hold any character."""
+        return [path]

@@ -1,0 +1,162 @@
+"""What an error of a store says: the object, our rights, a trouble that may pass, or a request that cannot succeed."""
+
+import errno
+from collections.abc import Iterator
+from enum import Enum
+
+from infra.uris import redact
+
+
+class Meaning(Enum):
+    """What an error of a store says."""
+
+    ABSENT = "the object is not there"
+    EXISTS = "an object is already there"
+    REFUSED = "the store refuses us, or the bucket is not there: waiting rarely helps"
+    UNAVAILABLE = "the store cannot be reached, or says that it has too much to do: about no object"
+    TRANSIENT = "the store, the way to it or the object is in trouble: worth another try"
+    PERMANENT = "the request cannot succeed"
+
+
+PASSING = frozenset({Meaning.UNAVAILABLE, Meaning.TRANSIENT})
+"""What is worth another try."""
+
+_ABSENT_CODES = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
+_EXISTS_CODES = {"PreconditionFailed", "412"}
+_REFUSED_CODES = {
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "NoSuchBucket",
+    "NoSuchUpload",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "TokenRefreshRequired",
+}
+# An archived object: its status is that of a refusal, and its owner alone can bring it back.
+_PERMANENT_CODES = {"InvalidObjectState"}
+_UNAVAILABLE_CODES = {
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+}
+_TRANSIENT_CODES = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "XAmzContentSHA256Mismatch",
+}
+_UNAVAILABLE_STATUS = {429, 502, 503, 504}
+_TRANSIENT_STATUS = {408, 409, 425}
+
+# Class names, so that a process that only touches local files need not import botocore to know its errors.
+_UNAVAILABLE_CLASSES = {"ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError"}
+_TRANSIENT_CLASSES = {
+    "ChecksumError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionError",
+    "FSTimeoutError",
+    "FlexibleChecksumError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseParserError",
+    "ShortBodyError",
+    "TimeoutError",
+}
+_REFUSED_CLASSES = {
+    "CredentialRetrievalError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "PermissionError",
+    "ProfileNotFound",
+    "TokenRetrievalError",
+}
+_ABSENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_PERMANENT_ERRNO = {
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EINVAL,
+    errno.EMLINK,
+    errno.ENOSPC,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EROFS,
+}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__
+
+
+def service_code(error: BaseException) -> tuple[str, int] | None:
+    """Error code and HTTP status of the answer behind an error, through fsspec's translation; else None."""
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response["Error"].get("Code", "")), int(status or 0)
+    return None
+
+
+def meaning(error: BaseException) -> Meaning:
+    """What an error of a file system, of s3fs or of another fsspec implementation says."""
+    answer = service_code(error)
+    if answer is not None:
+        return _meaning_of_answer(*answer)
+    if isinstance(error, FileExistsError):
+        return Meaning.EXISTS
+    names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+    if names & _REFUSED_CLASSES:
+        return Meaning.REFUSED
+    if "SSLError" in names and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return Meaning.PERMANENT
+    if names & _UNAVAILABLE_CLASSES:
+        return Meaning.UNAVAILABLE
+    if names & _TRANSIENT_CLASSES:
+        return Meaning.TRANSIENT
+    if isinstance(error, OSError):
+        if error.errno in _ABSENT_ERRNO or isinstance(error, FileNotFoundError):
+            return Meaning.ABSENT
+        return Meaning.PERMANENT if error.errno in _PERMANENT_ERRNO else Meaning.TRANSIENT
+    return Meaning.PERMANENT
+
+
+def _meaning_of_answer(code: str, status: int) -> Meaning:
+    if code in _ABSENT_CODES:
+        return Meaning.ABSENT
+    if code in _EXISTS_CODES or status == 412:
+        return Meaning.EXISTS
+    if code in _PERMANENT_CODES:
+        return Meaning.PERMANENT
+    if code in _REFUSED_CODES or code.startswith("KMS.") or status in {401, 403}:
+        return Meaning.REFUSED
+    if code in _UNAVAILABLE_CODES or status in _UNAVAILABLE_STATUS:
+        return Meaning.UNAVAILABLE
+    if code in _TRANSIENT_CODES or status >= 500 or status in _TRANSIENT_STATUS:
+        return Meaning.TRANSIENT
+    return Meaning.PERMANENT
+
+
+def describe(error: BaseException) -> str:
+    """One line on the cause of a failure, without credentials."""
+    answer = service_code(error)
+    text = next((" ".join(str(link).split()) for link in _chain(error) if str(link)), type(error).__name__)
+    if answer is not None and answer[0] not in text:
+        text = f"{text} ({answer[0]})"
+    elif answer is None and not isinstance(error, OSError):
+        text = f"{type(error).__name__}: {text}"
+    return redact(text)

@@ -1,0 +1,152 @@
+"""Which row each worker is at, kept beside the driver, so that a row that a worker dies with is known.
+
+A worker names a row before it touches it, and waits until that is noted; the row has left when the worker names the
+next one or ends its visit. Ray runs the block of a dead worker again, and a row that begins anew there without having
+left is a suspect: it is barred for the rest of the window, and the rows around it go on. Imports Ray alone: the actor
+that keeps the ledger starts without the model.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from infra.errors import SegmintError
+
+MAX_SUSPECTS = 8
+"""After so many suspects a window is ended: the cause may be the machines, and each death costs a worker's start."""
+
+TIMEOUT_S = 60.0
+"""How long a worker or the driver waits for the actor that keeps the ledger."""
+
+_SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a worker of its own"
+
+
+class BarredRowError(SegmintError):
+    """A row that must not be touched in this window. It is no verdict on its image: its shard waits."""
+
+
+class DeadlyWindowError(SegmintError):
+    """Too many images of one window ended their workers."""
+
+
+class RowLedger:
+    """The ledger of one window; made by the driver on its own node, and used from any process."""
+
+    def __init__(self) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # A call a row would push all other tasks out of what a cluster's control store keeps of the last 100,000.
+        alone: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
+        self._book = ray.remote(**alone)(_Book).remote()
+
+    @contextmanager
+    def visit(self) -> Iterator["Visit"]:
+        """The stay of one block in this process. Raises `DeadlyWindowError` where the window is at its end."""
+        visit = Visit(self._book)
+        try:
+            yield visit
+        finally:
+            visit.end()
+
+    def suspects(self) -> list[int]:
+        """Ordinals of the rows that workers died with, on nodes that were alive afterwards, as they were found.
+
+        None where the actor that keeps the ledger is gone: its node was the driver's.
+        """
+        try:
+            suspects: list[int] = ray.get(self._book.suspects.remote(), timeout=TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return []
+        return suspects
+
+
+class Visit:
+    """One block's stay in this process, which is at one row at a time."""
+
+    def __init__(self, book: Any) -> None:
+        self._book = book
+        node = ray.get_runtime_context().get_node_id()
+        number = ray.get(book.open.remote(node, os.getpid()), timeout=TIMEOUT_S)
+        if number is None:
+            raise DeadlyWindowError(
+                f"{MAX_SUSPECTS} images ended the workers that segmented them: these are tried alone before others are"
+            )
+        self._number: int = number
+
+    def begin(self, ordinal: int) -> None:
+        """Notes that the row before has left, and that this one begins; returns when that is known for sure.
+
+        Raises `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
+        """
+        why = ray.get(self._book.begin.remote(self._number, ordinal), timeout=TIMEOUT_S)
+        if why is not None:
+            raise BarredRowError(why)
+
+    def excuse(self, why: str) -> None:
+        """Notes that this process ends for no image's fault: the row it is at is barred, and none is a suspect."""
+        ray.get(self._book.excuse.remote(self._number, why), timeout=TIMEOUT_S)
+
+    def end(self) -> None:
+        """Notes that all rows of the block have left; does not wait."""
+        self._book.end.remote(self._number)
+
+
+class _Book:
+    """The actor that keeps the ledger. A worker is a node and a process there."""
+
+    def __init__(self) -> None:
+        self._opened = 0
+        self._workers: dict[int, tuple[str, int]] = {}  # by visit
+        self._rows: dict[int, int] = {}  # the ordinal that a visit is at
+        self._visits: dict[int, int] = {}  # the visit that an ordinal is in
+        self._suspects: list[int] = []
+        self._barred: dict[int, str] = {}  # why, by ordinal
+
+    def open(self, node: str, process: int) -> int | None:
+        if len(self._suspects) >= MAX_SUSPECTS:
+            return None
+        self._opened += 1
+        self._workers[self._opened] = node, process
+        return self._opened
+
+    def begin(self, visit: int, ordinal: int) -> str | None:
+        """Why the row is barred, or None, and then it is inside."""
+        self._leave(visit)
+        earlier = self._visits.get(ordinal)
+        if earlier is not None:  # that worker died: Ray runs no block twice at a time
+            node, _ = self._workers[earlier]
+            self.end(earlier)
+            if _is_alive(node):
+                self._suspects.append(ordinal)
+                self._barred[ordinal] = _SUSPECT
+        why = self._barred.get(ordinal)
+        if why is None:
+            self._rows[visit] = ordinal
+            self._visits[ordinal] = visit
+        return why
+
+    def excuse(self, visit: int, why: str) -> None:
+        self._barred[self._rows[visit]] = why
+        worker = self._workers[visit]
+        for other in [other for other, its_worker in self._workers.items() if its_worker == worker]:
+            self._leave(other)
+
+    def end(self, visit: int) -> None:
+        self._leave(visit)
+        self._workers.pop(visit, None)
+
+    def suspects(self) -> list[int]:
+        return self._suspects
+
+    def _leave(self, visit: int) -> None:
+        ordinal = self._rows.pop(visit, None)
+        if ordinal is not None:
+            del self._visits[ordinal]
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())

@@ -1,0 +1,65 @@
+"""A large file put to S3 in parts: each part is tried again by itself, and what fails leaves nothing behind."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from infra.errors import SegmintError
+from infra.meaning import service_code
+from infra.retry import RetryPolicy, with_retries
+
+PART_BYTES = 64 << 20
+"""Bytes of a part; a file of more than 10,000 such parts, which is all that S3 takes, has larger ones."""
+
+_AT_ONCE = 4
+_MOST_PARTS = 10_000
+_POLICY = RetryPolicy()
+
+
+def put_parts(call: Callable[..., Any], uri: str, bucket: str, key: str, path: Path, stands: Callable[[], int]) -> None:
+    """Uploads the file at `path`; `call` makes one request of S3, `stands` gives the size of the object at `uri`.
+
+    Raises what `with_retries` raises for the part that failed, after the upload was aborted.
+    """
+    size = path.stat().st_size
+    step = max(PART_BYTES, -(-size // _MOST_PARTS))
+    # Where this answer is lost, an upload without a part is left, and nobody knows its name.
+    begun = call("create_multipart_upload", Bucket=bucket, Key=key)
+    upload = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
+
+    def put_part(number: int) -> dict[str, Any]:
+        with path.open("rb") as file:
+            file.seek((number - 1) * step)
+            data = file.read(step)
+        answer = with_retries(
+            _POLICY,
+            "put",
+            uri,
+            lambda: call("upload_part", size=len(data), **upload, PartNumber=number, Body=data),
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    try:
+        pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="parts")
+        try:
+            parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
+        finally:
+            pool.shutdown(cancel_futures=True)  # and waits: a part that comes after the abort would stay
+        with_retries(_POLICY, "put", uri, lambda: _complete(call, upload, parts, size, stands))
+    except BaseException:
+        with suppress(SegmintError):
+            with_retries(_POLICY, "abort the upload of", uri, lambda: call("abort_multipart_upload", **upload))
+        raise
+
+
+def _complete(
+    call: Callable[..., Any], upload: dict[str, Any], parts: list[dict[str, Any]], size: int, stands: Callable[[], int]
+) -> None:
+    try:
+        call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+    except OSError as error:
+        # The upload is gone: an earlier try may have completed it, whose answer was lost.
+        if (service_code(error) or ("",))[0] != "NoSuchUpload" or stands() != size:
+            raise

@@ -1,0 +1,189 @@
+"""Looks for faces and plates in a released image once more, and tells those that were obliterated from those left.
+
+A detection counts as obliterated where two things hold: a region that the image's row names covers most of it, and the
+pixels there are those of a mosaic. The second is measured, because a row may name a region that no pixel shows: there a
+mosaic of few cells, fitted to the pixels, leaves much of them unexplained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from model.detectors.detection import Detection, Detector
+from operators.deidentify import outline
+from operators.obliterate import mosaic, mosaic_size
+from operators.rows import Row
+
+COVERED = 0.75
+"""Share of a detection that a region must cover.
+
+Less is a face beside one that was obliterated; all of it is asked of none, since a mosaic may be taken for a face that
+is a little larger than the region.
+"""
+ROUGHNESS = 4.0
+"""Gray levels, root mean square, by which pixels may differ from the mosaic that fits them best: JPEG's own errors."""
+
+_GRID = 48  # at most so many pixels a side of a detection are looked at
+_CONTEXT_CELLS = 8
+_MARGIN = 0.5
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class StillDetected:
+    """What a detector finds in a released image.
+
+    (x, y, w, h) in whole pixels of the released image, inside it, is the box around all that would be obliterated for
+    it. `obliterated`: it lies in a region that was.
+    """
+
+    id: int
+    kind: str
+    detector: str
+    score: float
+    x: int
+    y: int
+    w: int
+    h: int
+    obliterated: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The detection as JSON and files of regions have it."""
+        value = asdict(self)
+        del value["obliterated"]
+        return value
+
+
+def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:
+    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
+    shape = image.shape[0], image.shape[1]
+    regions = _regions(row)
+    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    found = []
+    for detector in detectors:
+        for detection in detector.detect(image):
+            patch = outline(detection, shape)
+            if patch is None:
+                continue
+            box = patch.x, patch.y, patch.width, patch.height
+            obliterated = _is_obliterated(detection, gray, regions)
+            found.append(StillDetected(row["id"], detection.kind, detection.source, detection.score, *box, obliterated))
+    return found
+
+
+def picture(image: Pixels, found: StillDetected) -> bytes:
+    """A JPEG of `image` in which all but a detection and a margin around it is a coarse mosaic; framed in red."""
+    height, width = image.shape[:2]
+    margin = round(_MARGIN * max(found.w, found.h))
+    rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
+    columns = slice(max(found.x - margin, 0), min(found.x + found.w + margin, width))
+    shown = mosaic(image, _CONTEXT_CELLS)
+    shown[rows, columns] = image[rows, columns]
+    corners = (found.x, found.y), (found.x + found.w - 1, found.y + found.h - 1)
+    cv2.rectangle(shown, *corners, (255, 0, 0), max(1, round(max(height, width) / 500)))
+    encoded: bytes = simplejpeg.encode_jpeg(shown, quality=90, colorspace="RGB", colorsubsampling="420")
+    return encoded
+
+
+@dataclass(frozen=True)
+class _Region:
+    """An obliterated region in pixels of the released image, and the cells of its mosaic."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    columns: int
+    rows: int
+
+    @classmethod
+    def of(cls, region: Row, row: Row) -> "_Region":
+        across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
+        cells = mosaic_size(region["w"], region["h"])
+        return cls(region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down, *cells)
+
+    def holds(self, x: Floats, y: Floats) -> Bools:
+        return (x >= self.x) & (x <= self.x + self.w) & (y >= self.y) & (y <= self.y + self.h)
+
+    def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
+        """How much of the pixels at (x, y) this region's mosaic leaves unexplained, in gray levels.
+
+        The mosaic is linear between the centers of its cells, so that the cells' values that fit best are a problem of
+        least squares. Infinite where there are too few pixels to tell.
+        """
+        across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
+        down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
+        weights = (down[:, :, None] * across[:, None, :]).reshape(len(x), -1)
+        cells, _, rank, _ = np.linalg.lstsq(weights, gray, rcond=None)
+        if len(x) < 2 * rank:
+            return float("inf")
+        return float(np.sqrt(np.square(gray - weights @ cells).sum() / (len(x) - rank)))
+
+
+def _regions(row: Row) -> list[_Region]:
+    """The regions that a row names, as far as they can be placed in its released image."""
+    if not row["source_width"] or not row["source_height"]:
+        return []
+    known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
+    return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
+
+
+def _hats(places: Floats, cells: int) -> Floats:
+    """Weights of linear interpolation, (N, cells), at places measured in cells; constant beyond the outermost ones."""
+    inside = np.clip(places, 0, cells - 1)
+    weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
+    return weights
+
+
+def _is_obliterated(detection: Detection, gray: Pixels, regions: Sequence[_Region]) -> bool:
+    x, y = _pixels_of(detection, gray.shape[0], gray.shape[1])
+    if not len(x):
+        return False
+    values = gray[y, x].astype(np.float64)
+    across, down = (side.astype(np.float64) + 0.5 for side in (x, y))
+    for index, region in enumerate(regions):
+        held = region.holds(across, down)
+        if held.mean() < COVERED:
+            continue
+        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is what shows
+            held &= ~later.holds(across, down)
+        if held.mean() >= COVERED / 2 and region.roughness(across[held], down[held], values[held]) <= ROUGHNESS:
+            return True
+    return False
+
+
+def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels of a detection, spread evenly: of a face in the ellipse inside its box, of a plate in its quad."""
+    x0, y0, x1, y1 = detection.box
+    left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
+    top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
+    if left >= right or top >= bottom:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    columns = np.unique(np.linspace(left, right - 1, _GRID).round().astype(np.int64))
+    rows = np.unique(np.linspace(top, bottom - 1, _GRID).round().astype(np.int64))
+    grid_x, grid_y = np.meshgrid(columns, rows)
+    x, y = grid_x.ravel(), grid_y.ravel()
+    if detection.kind == "face":
+        across = (x + 0.5 - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
+        down = (y + 0.5 - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
+        inside = across**2 + down**2 <= 1
+    else:
+        inside = _in_quad(x + 0.5, y + 0.5, detection)
+    return x[inside], y[inside]
+
+
+def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
+    if detection.quad is None:
+        return np.ones(len(x), bool)
+    corners = np.array(detection.quad)
+    sides = np.roll(corners, -1, axis=0) - corners
+    turns = [dx * (y - cy) - dy * (x - cx) for (cx, cy), (dx, dy) in zip(corners, sides, strict=True)]
+    return np.asarray(np.all(np.array(turns) >= 0, axis=0) | np.all(np.array(turns) <= 0, axis=0), bool)

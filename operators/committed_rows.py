@@ -1,0 +1,80 @@
+"""A committed shard read back as the rows that it was built from, so that it can be built again with changes.
+
+`operators.shard_files.build_shard_files` makes of these rows the very bytes that were read.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+
+from catalogs.commits import Commit, FileEntry
+from catalogs.layout import DamagedDatasetError
+from infra.storage import NotFoundError, ObjectTooLargeError, Storage, join
+from operators.audit_rows import SCHEMAS, read_table
+from operators.describe import DESCRIBED, DESCRIBED_MASK
+from operators.rows import Row
+
+
+def read_committed_rows(storage: Storage, dataset_uri: str, commit: Commit) -> list[Row]:
+    """The rows of a committed shard in order of their ordinals, accepted and refused, with the keys of `DESCRIBED`.
+
+    What no file of a shard holds (the catalog's `redistributable`, `valid_until`, `sha256`, `duplicate_of`) is null;
+    `release` is empty in a dataset of annotations alone. All of the shard is in memory. Raises `DamagedDatasetError`,
+    which names the file, where one is missing, has other bytes than the commit says, or does not fit the others.
+    """
+    rows = {kind: read_table(read_file(storage, dataset_uri, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
+    tar = commit.file("shards")
+    try:
+        members = dict(tar_members(read_file(storage, dataset_uri, tar)))
+        return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DamagedDatasetError(f"{join(dataset_uri, tar.path)} does not fit its tables: {error}") from error
+
+
+def read_file(storage: Storage, dataset_uri: str, entry: FileEntry) -> bytes:
+    """The bytes of a file that a commit names; raises `DamagedDatasetError` where they are not those."""
+    uri = join(dataset_uri, entry.path)
+    try:
+        data = storage.read(uri, max_bytes=entry.size)
+    except NotFoundError as error:
+        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and there is no such file") from error
+    except ObjectTooLargeError as error:
+        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and it has {error.size}") from error
+    if len(data) != entry.size:
+        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and it has {len(data)}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
+        raise DamagedDatasetError(f"{uri}: SHA-256 {entry.sha256} expected, and it has {digest}")
+    return data
+
+
+def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a tar's members in their order; raises `tarfile.TarError` where it cannot be read."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            yield member.name, file.read() if file is not None else b""
+
+
+def committed_rows(
+    images: Sequence[Row], masks: Sequence[Row], rejects: Sequence[Row], members: Mapping[str, bytes]
+) -> list[Row]:
+    """The described rows of a shard, from the rows of its tables and the members of its tar by name.
+
+    Raises `ValueError` where one image's JPEG is missing and others have theirs.
+    """
+    with_images = any(name.endswith(".jpg") for name in members)
+    of_image: dict[int, list[Row]] = {}
+    for mask in masks:
+        of_image.setdefault(mask["ordinal"], []).append({field.name: mask[field.name] for field in DESCRIBED_MASK})
+    unset: Row = dict.fromkeys(DESCRIBED.names)
+    rows = [{**unset, **row} for row in rejects]
+    for row in images:
+        name = f"sa_{row['id']}.jpg"
+        if with_images and name not in members:
+            raise ValueError(f"it holds no {name}")
+        own = of_image.get(row["ordinal"], [])
+        rows.append({**unset, **row, "masks": own, "release": members.get(name, b"")})
+    rows.sort(key=lambda row: int(row["ordinal"]))
+    return rows

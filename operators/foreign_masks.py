@@ -1,0 +1,184 @@
+"""Reads the JSON of one image that segmint did not write, in the manner of SA-1B: its masks as rows, and its faults.
+
+What a JSON does not have (scores, a crop, a point, a box, an area) is not held against it, and is null or measured.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from catalogs.findings import Code, Findings, Place
+from catalogs.tables import BoxConvention
+from model.automatic import rle
+from operators.audit_masks import audit_masks
+from operators.rows import Row
+
+LONGEST_SIDE = 65_535
+"""Pixels: no JPEG is longer."""
+
+BOXES: dict[BoxConvention, str] = {
+    "inclusive": "between the outermost pixels, as in SA-1B",
+    "pixels": "that count pixels, as in COCO",
+}
+"""What a convention's boxes are."""
+
+
+@dataclass
+class ForeignImage:
+    """What the JSON of an image says; `size` is (height, width), None where it does not say.
+
+    `masks` are rows with the keys of `operators.segment.MASK` and `annotation_id` (None where it has no number);
+    their areas and boxes are measured, boxes between the outermost pixels. A mask whose code cannot be read is left
+    out. `boxes` are findings to be made of the boxes that are in a convention, should the data have the other one.
+    """
+
+    number: int | None  # the image's own
+    size: tuple[int, int] | None
+    masks: list[Row] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    boxes: dict[BoxConvention, Findings] = field(default_factory=lambda: {name: Findings() for name in BOXES})
+
+
+def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place) -> ForeignImage:
+    """Reads and measures the JSON of one image; `size` (height, width) is that of its JPEG, where that is known.
+
+    Raises ValueError, which says why, where the bytes are no such JSON at all.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}") from error
+    header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
+    if not isinstance(header, dict) or not isinstance(annotations, list):
+        raise ValueError("no image with a list of annotations")
+    height, width = _side(header.get("height")), _side(header.get("width"))
+    said = (height, width) if height and width else None
+    image = ForeignImage(_whole(header.get("image_id", header.get("id"))), said or size)
+    _read_masks(annotations, image, place)
+    return image
+
+
+def _read_masks(annotations: Sequence[Any], image: ForeignImage, place: Place) -> None:
+    rows: list[Row] = []
+    for index, value in enumerate(annotations):
+        annotation = value if isinstance(value, dict) else {}
+        row, fault = _row(annotation)
+        if fault:
+            image.findings.add(place.finding(Code.BAD_RLE, "run lengths in COCO's form", fault, f"mask number {index}"))
+            continue
+        image.size = image.size or (row["segmentation"]["size"][0], row["segmentation"]["size"][1])
+        name = f"number {index}" if row["annotation_id"] is None else row["annotation_id"]
+        rows.append({**row, "given": annotation, "name": name})
+    if not rows or image.size is None:
+        return
+    sound = [row for row in rows if _sound(row, image.size)]
+    for row in sound:
+        code = {**row["segmentation"], "counts": row["segmentation"]["counts"].encode("ascii")}
+        area, (x, y, width, height) = coco.area(code), coco.toBbox(code).tolist()
+        around = [float(v) for v in (x, y, max(width - 1, 0), max(height - 1, 0))]
+        row["measured"] = {"area": int(area), "bbox": around}
+        if area and row["bbox"] == [x, y, width, height]:
+            row["bbox"] = around
+            _vote(image, "pixels", row, place)
+        elif area and row["bbox"] == around:
+            _vote(image, "inclusive", row, place)
+    image.findings.extend(audit_masks(image.size, [_held(row, image.size) for row in rows], None, place, decode=False))
+    image.masks = [{key: value for key, value in {**row, **row["measured"]}.items() if key in _KEPT} for row in sound]
+
+
+_SCORES = ("predicted_iou", "stability_score")
+_KEPT = frozenset({"segmentation", "bbox", "area", *_SCORES, "crop_box", "point_coords", "annotation_id"})
+
+
+def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
+    """An annotation as a row, and what keeps its mask from being read, or an empty string."""
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, dict):
+        return {}, "polygons" if isinstance(segmentation, list) else "none"
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(_side(side) for side in size):
+        return {}, f"a size of {str(size)[:40]}"
+    if isinstance(counts, list):
+        if not all(type(run) is int and 0 <= run <= LONGEST_SIDE**2 for run in counts):
+            return {}, "counts that are no lengths"
+        counts = rle.compress(np.array(counts, dtype=np.int64))
+    if not isinstance(counts, str) or not counts.isascii():
+        return {}, "counts that are no text in ASCII"
+    row: Row = {
+        "segmentation": {"size": size, "counts": counts},
+        "annotation_id": _whole(annotation.get("id")),
+        "area": _number(annotation.get("area")),
+        "bbox": _numbers(annotation.get("bbox"), 4),
+        "crop_box": _numbers(annotation.get("crop_box"), 4),
+        "point_coords": _points(annotation.get("point_coords")),
+        **{name: None if (score := _number(annotation.get(name))) is None else float(score) for name in _SCORES},
+    }
+    return row, ""
+
+
+def _sound(row: Row, size: tuple[int, int]) -> bool:
+    if row["segmentation"]["size"] != list(size):
+        return False
+    try:
+        rle.area(rle.Rle(size, row["segmentation"]["counts"]))
+    except ValueError:
+        return False
+    return True
+
+
+def _held(row: Row, size: tuple[int, int]) -> Row:
+    """The row as `audit_masks` is to see it: what the annotation does not have is what fits."""
+    given: Mapping[str, Any] = row["given"]
+    whole = [0.0, 0.0, float(size[1]), float(size[0])]
+    crop = whole if given.get("crop_box") is None else row["crop_box"]
+    fitting = {
+        **row.get("measured", {}),
+        **dict.fromkeys(_SCORES, 1.0),
+        "crop_box": crop,
+        "point_coords": [crop[:2]] if crop else [],
+    }
+    absent = {key: value for key, value in fitting.items() if given.get(key) in (None, [])}
+    return {**row, **absent, "annotation_id": row["name"]}
+
+
+def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Place) -> None:
+    other = next(text for name, text in BOXES.items() if name != convention)
+    expected, found = f"boxes {other}, as most have here", f"{row['given']['bbox']}, {BOXES[convention]}"
+    where = f"mask {row['name']}"
+    image.boxes[convention].add(place.finding(Code.MASK_BOX, expected, found, where))
+
+
+def _whole(value: Any) -> int | None:
+    """A number from 0 that fits in 63 bits; None for anything else."""
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def _side(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value <= LONGEST_SIDE else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    try:
+        return value if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _numbers(values: Any, count: int) -> list[float] | None:
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    found = [_number(value) for value in values]
+    return [float(value) for value in found if value is not None] if None not in found else None
+
+
+def _points(values: Any) -> list[list[float]] | None:
+    if not isinstance(values, list):
+        return None
+    points = [_numbers(value, 2) for value in values]
+    return [point for point in points if point is not None] if None not in points else None

@@ -1,0 +1,225 @@
+"""Measures a shard of data that segmint did not write into Parquet with a dataset's columns, and finds its faults."""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from catalogs.findings import Code, Findings, Place
+from catalogs.foreign import JPEGS, ForeignShard, kind_of
+from catalogs.parquet import RowGroupWriter
+from catalogs.tables import BoxConvention, TableFile, scratch_path
+from infra.storage import NotFoundError, Storage
+from infra.uris import base_name, join
+from operators.describe import describe_table
+from operators.foreign_masks import BOXES, ForeignImage, read_foreign
+from operators.jpeg_parts import frame_size
+from operators.rows import Row, to_table
+from operators.segment import SEGMENTED
+from operators.shard_files import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS
+
+IMAGES_PER_SHARD_LIMIT = 10_000_000
+"""An image's ordinal is its shard times this, plus its index: shards are measured apart from one another."""
+
+_SCHEMAS = {"images": IMAGES, "masks": MASKS, "jpegs": JPEGS}
+_JSON_BYTES = 256 << 20
+_HEAD = 64 << 10
+"""Bytes in which a JPEG's frame mostly begins."""
+_AT_ONCE = 16
+
+
+@dataclass
+class MeasuredShard:
+    """What came of a shard: its Parquet by table, how many images it has, and what is wrong with it."""
+
+    shard: int
+    files: dict[str, TableFile] = field(default_factory=dict)
+    images: int = 0
+    findings: Findings = field(default_factory=Findings)
+    boxes: dict[BoxConvention, Findings] = field(default_factory=lambda: {name: Findings() for name in BOXES})
+
+
+class _File(NamedTuple):
+    """A JPEG or a JSON, and how its bytes are read; `open` leaves a tar open."""
+
+    stem: str
+    kind: str
+    place: Place
+    uri: str
+    offset: int
+    size: int
+    open: Callable[[], AbstractContextManager[BinaryIO]]
+
+    def read(self, size: int) -> bytes:
+        with self.open() as stream:
+            stream.seek(self.offset)
+            return stream.read(min(size, self.size))
+
+
+@dataclass
+class _Image:
+    """What is known of the image of a name so far."""
+
+    jpeg: _File | None = None
+    jpeg_size: tuple[int, int] | None = None  # (height, width)
+    json_size: tuple[int, int] | None = None
+    ordinal: int | None = None  # once its JSON was measured
+    told: bool = False  # whether there is a finding that its JSON cannot be read
+
+
+def measure_shard(storage: Storage, uri: str, shard: ForeignShard, folder: Path) -> MeasuredShard:
+    """Measures a shard of the data at `uri`, and writes its tables into `folder`.
+
+    In memory are some images' masks, a row group, and the names of those whose other half has not come.
+    """
+    measured = MeasuredShard(shard.shard)
+    with ExitStack() as stack:
+        writers = {}
+        for kind, schema in _SCHEMAS.items():
+            path = folder / scratch_path(kind, shard.shard)
+            path.parent.mkdir(exist_ok=True)
+            writers[kind] = stack.enter_context(RowGroupWriter(path, schema, ROW_GROUP_ROWS))
+        _measure(storage, uri, shard, measured, writers)
+    for kind in _SCHEMAS:
+        path = folder / scratch_path(kind, shard.shard)
+        measured.files[kind] = TableFile(str(path), path.stat().st_size)
+    return measured
+
+
+def _measure(
+    storage: Storage, uri: str, shard: ForeignShard, measured: MeasuredShard, writers: dict[str, RowGroupWriter]
+) -> None:
+    images: dict[str, _Image] = {}
+    waiting: list[tuple[Row, list[int | None]]] = []
+    for file in _files(storage, uri, shard, measured.findings):
+        image = images.setdefault(file.stem, _Image())
+        try:
+            if file.kind == "jpeg":
+                image.jpeg = file
+                image.jpeg_size = _jpeg_size(file, measured.findings)
+            else:
+                row = _read_json(file, image, measured)
+                if row is not None:
+                    waiting.append(row)
+        except NotFoundError as error:
+            image.told = True
+            expected = f"{file.size} bytes, as it was listed"
+            measured.findings.add(file.place.finding(Code.MISSING_FILE, expected, error))
+        if image.jpeg is not None and image.ordinal is not None:
+            _pair(image.ordinal, image, image.jpeg, measured.findings, writers)
+            del images[file.stem]
+        if len(waiting) >= _AT_ONCE:
+            _write(waiting, writers)
+            waiting = []
+    _write(waiting, writers)
+    for stem, image in images.items():
+        if image.jpeg is None and image.ordinal is not None:
+            place = Place(f"{shard.tar}/{stem}.json" if shard.tar else f"{stem}.json", shard.shard)
+            measured.findings.add(place.finding(Code.MISSING_PAIR, f"a JPEG {base_name(stem)}.jpg", "none"))
+        elif image.jpeg is not None and not image.told:
+            found = "none that can be read"
+            measured.findings.add(image.jpeg.place.finding(Code.MISSING_PAIR, f"a JSON {base_name(stem)}.json", found))
+
+
+def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
+    """The row of an image, as `describe` takes it, and its masks' own ids; None where its JSON cannot be read."""
+    try:
+        if file.size > _JSON_BYTES:
+            raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")
+        found = read_foreign(file.read(file.size), image.jpeg_size, file.place)
+        if found.size is None:
+            raise ValueError("no size of its image")
+    except ValueError as error:
+        if image.jpeg is not None or base_name(file.stem).startswith("sa_"):
+            measured.findings.add(file.place.finding(Code.BAD_JSON, "the JSON of an image with annotations", error))
+            image.told = True
+        return None
+    measured.findings.extend(found.findings)
+    for convention, findings in found.boxes.items():
+        measured.boxes[convention].extend(findings)
+    image.ordinal = measured.shard * IMAGES_PER_SHARD_LIMIT + measured.images
+    image.json_size = found.size
+    measured.images += 1
+    return _row(found, image.ordinal, file.stem), [mask["annotation_id"] for mask in found.masks]
+
+
+def _row(found: ForeignImage, ordinal: int, name: str) -> Row:
+    height, width = found.size or (0, 0)
+    number = ordinal + 1 if found.number is None else found.number
+    row: dict[str, Any] = {"ordinal": ordinal, "id": number, "image_id": name, "width": width, "height": height}
+    return {**row, "masks": found.masks}
+
+
+def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGroupWriter]) -> None:
+    """Describes images and masks as a build does, and writes their rows."""
+    if not waiting:
+        return
+    described = describe_table(to_table([row for row, _ in waiting], SEGMENTED)).to_pylist()
+    images, masks = [], []
+    for row, (_, ids) in zip(described, waiting, strict=True):
+        images.append({**row, "masks": len(row["masks"]), "funnel": None})
+        identity = {name: row[name] for name in ("ordinal", "id", "image_id")}
+        first = row["ordinal"] * MASKS_PER_IMAGE_LIMIT
+        for index, (mask, own) in enumerate(zip(row["masks"], ids, strict=True)):
+            masks.append({**identity, "annotation_id": first + index if own is None else own, **mask})
+    writers["images"].add(to_table(images, IMAGES).to_batches())
+    writers["masks"].add(to_table(masks, MASKS).to_batches())
+
+
+def _pair(ordinal: int, image: _Image, jpeg: _File, findings: Findings, writers: dict[str, RowGroupWriter]) -> None:
+    row = {"ordinal": ordinal, "uri": _text(jpeg.uri), "offset": jpeg.offset, "size": jpeg.size}
+    writers["jpegs"].add(to_table([row], JPEGS).to_batches())
+    if image.jpeg_size is not None and image.json_size is not None and image.jpeg_size != image.json_size:
+        (height, width), found = image.json_size, image.jpeg_size
+        expected = f"{width} x {height} pixels, as its JSON says"
+        findings.add(jpeg.place.finding(Code.JPEG_SIZE, expected, f"{found[1]} x {found[0]} pixels"))
+
+
+def _jpeg_size(file: _File, findings: Findings) -> tuple[int, int] | None:
+    """(height, width) of a JPEG, of which no more is read than that takes."""
+    try:
+        size = frame_size(file.read(_HEAD)) or frame_size(file.read(file.size))
+        if size is None:
+            raise ValueError("it ends before the picture begins")
+    except ValueError as error:
+        findings.add(file.place.finding(Code.BAD_JPEG, "a JPEG", error))
+        return None
+    return size[1], size[0]
+
+
+def _files(storage: Storage, uri: str, shard: ForeignShard, findings: Findings) -> Iterator[_File]:
+    """The JPEGs and JSONs of a shard, in its order; what cannot be read is a finding."""
+    if shard.tar is not None:
+        yield from _tar_files(storage, join(uri, shard.tar), shard.tar, shard.shard, findings)
+        return
+    for pair in shard.pairs:
+        for kind, file in (("jpeg", pair.jpeg), ("json", pair.json)):
+            if file is None:
+                continue
+            place, where = Place(_text(file.name), shard.shard), join(uri, file.name)
+            yield _File(
+                _text(pair.stem), kind, place, where, 0, file.size, partial(storage.open_ranges, where, file.size)
+            )
+
+
+def _tar_files(storage: Storage, uri: str, name: str, shard: int, findings: Findings) -> Iterator[_File]:
+    try:
+        with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            opened: AbstractContextManager[BinaryIO] = nullcontext(stream)
+            for member in archive:
+                kind = kind_of(member.name)
+                if kind is None or not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
+                    continue
+                path = _text(member.name)
+                stem, place = path.rpartition(".")[0], Place(f"{name}/{path}", shard)
+                yield _File(stem, kind, place, uri, member.offset_data, member.size, lambda: opened)
+    except (tarfile.TarError, EOFError) as error:
+        findings.add(Place(name, shard).finding(Code.BAD_TAR, "a tar of plain files", error))
+
+
+def _text(name: str) -> str:
+    """A name as a table or a report can hold it: file systems and tars take bytes that are no UTF-8."""
+    return name.encode(errors="replace").decode()

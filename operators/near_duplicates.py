@@ -1,0 +1,67 @@
+"""Finds masks of one image that are nearly the same, by the IoU of their pixels."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from model.automatic import rle
+
+_AT_ONCE = 256
+"""Masks that are compared with all others at a time: memory is this times the image's masks."""
+
+
+class NearDuplicate(NamedTuple):
+    """Two masks by their places in the sequence, and their IoU, 0 to 1."""
+
+    first: int
+    second: int
+    iou: float
+
+
+def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
+    """Pairs of masks whose IoU is at least `threshold`, over 0; in order of their places.
+
+    `counts` are COCO's compressed run lengths of masks of `size` (height, width); damaged ones are passed over.
+    """
+    places = [place for place, code in enumerate(counts) if _sound(size, code)]
+    codes = [{"size": list(size), "counts": counts[place].encode("ascii")} for place in places]
+    if len(codes) < 2:
+        return []
+    found = []
+    areas = np.array([coco.area(code) for code in codes])  # of over 255 at once pycocotools 2.0.11 gives none
+    for first, others in _candidates(areas, coco.toBbox(codes), threshold):
+        ious = coco.iou([codes[first]], [codes[other] for other in others], [0] * len(others))[0]
+        for other, iou in zip(others, ious, strict=True):
+            if iou >= threshold:
+                found.append(NearDuplicate(places[first], places[other], float(iou)))
+    return found
+
+
+def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> Iterator[tuple[int, list[int]]]:
+    """Each mask with those after it that may reach the threshold.
+
+    Two masks share no more pixels than their boxes do, or than the smaller one has, and cover at least those of the
+    larger one.
+    """
+    area = areas.astype(np.float64)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    for low in range(0, len(area), _AT_ONCE):
+        part = slice(low, low + _AT_ONCE)
+        sides = np.minimum(end[part, None], end[None]) - np.maximum(start[part, None], start[None])
+        shared = np.minimum(np.prod(np.maximum(sides, 0), axis=-1), np.minimum(area[part, None], area[None]))
+        possible = shared >= threshold * np.maximum(np.maximum(area[part, None], area[None]), 1)
+        for index, row in enumerate(possible, start=low):
+            others = np.flatnonzero(row[index + 1 :]) + index + 1
+            if others.size:
+                yield index, others.tolist()
+
+
+def _sound(size: tuple[int, int], code: str) -> bool:
+    # pycocotools trusts what it is given.
+    try:
+        return code.isascii() and rle.area(rle.Rle(size, code)) > 0
+    except ValueError:
+        return False

@@ -1,0 +1,192 @@
+"""Restores damaged files of a committed shard: the very bytes that the commit names, or nothing.
+
+A file can come back from what is left of the shard, since its tables and its tar partly say the same, or from the
+shard built once more from the catalog. Either way its SHA-256 decides.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+
+from catalogs.commits import Commit, CommitLog, FileEntry
+from catalogs.layout import DATA_KINDS, DamagedDatasetError
+from infra.storage import NotFoundError, Storage, join
+from operators.audit_rows import SCHEMAS, read_table
+from operators.committed_rows import committed_rows, read_committed_rows, read_file, tar_members
+from operators.describe import describe_mask
+from operators.put_shard import named_files
+from operators.rows import Row
+from operators.shard_files import ShardFiles, annotation_id, build_shard_files
+from operators.write_shard import ShardResult, ShardTask, faults, iter_rows, shard_table
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what its commit says."""
+
+    entry: FileEntry
+    found: str
+
+    @property
+    def kind(self) -> str:
+        """The folder that the file is in."""
+        return self.entry.path.partition("/")[0]
+
+    def line(self) -> str:
+        """The damage as a person reads it."""
+        return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
+
+
+def find_damage(storage: Storage, dataset_uri: str, commit: Commit) -> list[Damage]:
+    """The files of a commit that are missing, or of another size or SHA-256; each is read as a stream."""
+    found = []
+    for entry in commit.files:
+        uri = join(dataset_uri, entry.path)
+        try:
+            size = storage.size(uri)
+            digest = storage.sha256(uri)
+        except NotFoundError:
+            found.append(Damage(entry, "no such file"))
+            continue
+        if (size, digest) != (entry.size, entry.sha256):
+            found.append(Damage(entry, f"{size} bytes, SHA-256 {digest[:12]}…"))
+    return found
+
+
+def restore_from_rest(
+    storage: Storage, dataset_uri: str, commit: Commit, damages: Sequence[Damage], *, with_images: bool
+) -> bool:
+    """Restores the damaged files of a shard from its other files, if these say enough; whether they did.
+
+    The tar's JSON has the masks, and the tables have the JSON. JPEGs are in the tar alone, and are taken from a
+    damaged one as far as they are whole; rows of images are in no other file.
+    """
+    damaged = {damage.kind for damage in damages}
+    try:
+        rows = _rows_of_rest(storage, dataset_uri, commit, damaged)
+        files = build_shard_files(rows, with_images=with_images)
+    except (DamagedDatasetError, ValueError, KeyError, TypeError):
+        return False  # what is left contradicts itself: it is not what was built from
+    return not _put_back(storage, dataset_uri, commit, damages, files)
+
+
+def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
+    """Restores the damaged files of a committed shard from its rows, built once more; arguments as of `write_shard`.
+
+    The result is `held_back`, and nothing was changed, where a file would have other bytes than the commit names.
+    """
+    storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
+    commit = CommitLog(storage, task.dataset_uri).latest(task.shard)
+    if commit is None:
+        return ShardResult(task.shard, "held_back", {}, "it has no commit any more")
+    table = shard_table(task, cuts, *blocks)
+    fault = faults(table)
+    if fault:
+        return ShardResult(task.shard, "held_back", {}, fault)
+    files = build_shard_files(iter_rows(table), with_images=task.with_images)
+    damages = find_damage(storage, task.dataset_uri, commit)
+    other = _put_back(storage, task.dataset_uri, commit, damages, files)
+    if other:
+        return ShardResult(task.shard, "held_back", files.counts, "; ".join(other))
+    return ShardResult(task.shard, "committed", commit.counts)
+
+
+def _put_back(
+    storage: Storage, dataset_uri: str, commit: Commit, damages: Sequence[Damage], files: ShardFiles
+) -> list[str]:
+    """Puts the damaged files anew where all have the bytes that the commit names; else says which have not."""
+    built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
+    other = []
+    for damage in damages:
+        entry, _ = built[damage.kind]
+        if entry != damage.entry:
+            other.append(
+                f"{damage.entry.path}: built again it has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
+                f"the commit names {damage.entry.size} bytes, SHA-256 {damage.entry.sha256[:12]}…"
+            )
+    if not other:
+        for damage in damages:
+            storage.put(join(dataset_uri, damage.entry.path), built[damage.kind][1])
+    return other
+
+
+def _rows_of_rest(storage: Storage, dataset_uri: str, commit: Commit, damaged: set[str]) -> list[Row]:
+    """The shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` where these lack some."""
+    if "images" in damaged:
+        raise ValueError("no other file has the rows of images")
+    if "rejects" in damaged and commit.counts.get("rejected") != 0:
+        raise ValueError("no other file has the rows of refused images")
+    tables = {
+        kind: read_table(read_file(storage, dataset_uri, commit.file(kind)), kind).to_pylist()
+        for kind in SCHEMAS
+        if kind not in damaged
+    }
+    members = _members_of_rest(storage, join(dataset_uri, commit.file("shards").path))
+    if "masks" in damaged:
+        if "shards" in damaged:
+            raise ValueError("no whole file has the masks")
+        tables["masks"] = [mask for image in tables["images"] for mask in _masks_of_json(image, members)]
+    return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
+
+
+def _members_of_rest(storage: Storage, uri: str) -> dict[str, bytes]:
+    """The members of a tar up to where it can be read; none where it is not there."""
+    members: dict[str, bytes] = {}
+    try:
+        for name, data in tar_members(storage.read(uri)):
+            members[name] = data
+    except (NotFoundError, tarfile.TarError, EOFError, ValueError):
+        pass  # what came before is enough, or is not: the hash of what is built from it tells
+    return members
+
+
+def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
+    """An image's rows of `masks`, from its JSON; their statistics are computed again."""
+    rows = []
+    for index, mask in enumerate(json.loads(members[f"sa_{image['id']}.json"])["annotations"]):
+        size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
+        identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
+        statistics = asdict(describe_mask((size[0], size[1]), counts))
+        rows.append({**mask, **identity, "annotation_id": annotation_id(image["id"], index), **statistics})
+    return rows
+
+
+def remake_commit(
+    storage: Storage,
+    dataset_uri: str,
+    damaged: Commit,
+    standing: Mapping[str, Sequence[str]],
+    *,
+    with_images: bool,
+) -> Commit:
+    """The commit whose file is damaged, from the data files that stand; `standing` are the shard's paths by folder.
+
+    `damaged` is the commit as far as it is known otherwise: shard, generation, ordinals and numerics. One file of each
+    kind must stand, and the four built again from their rows must be the very same. Raises `DamagedDatasetError`, which
+    says what is in the way, where that is not so.
+    """
+    several = {kind: list(standing.get(kind, ())) for kind in DATA_KINDS if len(standing.get(kind, ())) != 1}
+    if several:
+        found = "; ".join(f"{kind}: {', '.join(paths) or 'none'}" for kind, paths in several.items())
+        raise DamagedDatasetError(f"one file of each kind is needed to make the commit again, and there are {found}")
+    entries = []
+    for kind in DATA_KINDS:
+        path = standing[kind][0]
+        data = storage.read(join(dataset_uri, path))
+        entries.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()))
+    candidate = replace(damaged, files=tuple(entries))
+    rows = read_committed_rows(storage, dataset_uri, candidate)
+    if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
+        raise DamagedDatasetError(
+            f"the files of shard {damaged.shard} do not hold its ordinals, once each and in order"
+        )
+    files = build_shard_files(rows, with_images=with_images)
+    built = {entry for entry, _ in named_files(damaged.shard, files)}
+    other = [entry.path for entry in entries if entry not in built]
+    if other:
+        raise DamagedDatasetError(f"built again from their rows, {', '.join(other)} would have other bytes")
+    return replace(candidate, counts=files.counts)

@@ -1,0 +1,93 @@
+"""Takes refused rows of a committed shard again, and commits the shard's next generation with what came of them.
+
+All other rows are read back from the committed files, and their bytes stay what they were.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.commits import CommitLog
+from catalogs.layout import DamagedDatasetError
+from infra.storage import Storage
+from operators.committed_rows import read_committed_rows
+from operators.replace_shard import LostRaceError, replace_shard
+from operators.rows import Row
+from operators.write_shard import ShardResult, WrongRowsError, faults, iter_rows
+
+_VERDICT = ("stage", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class RetryTask:
+    """What the writer of a shard's next generation must know."""
+
+    shard: int
+    generation: int  # the one in which the rows are refused
+    ordinals: Sequence[int]  # of the rows that were taken again, ascending
+    dataset_uri: str
+    storage_options: Mapping[str, Mapping[str, Any]]
+    with_images: bool
+    outage_timeout_s: float = 0.0  # how long a store that does not answer is waited for
+
+
+def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
+    """Puts described rows, slices `[start, stop)` of the blocks, in the place of refused rows of a committed shard.
+
+    The result counts these rows alone. It is `unchanged` where each was refused again in the same words, and where
+    another command has replaced the shard meanwhile; nothing is written then. A fault holds the shard back: it stays as
+    it is. Raises `WrongRowsError` when the rows are not those of the task, or were not refused.
+    """
+    storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
+    log = CommitLog(storage, task.dataset_uri)
+    table = pa.concat_tables(
+        [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
+    )
+    if table.column("ordinal").to_pylist() != list(task.ordinals):
+        raise WrongRowsError(
+            f"shard {task.shard}: {len(task.ordinals)} rows were to be taken again, and {table.num_rows} others came"
+        )
+    why = faults(table)
+    if why:
+        return ShardResult(task.shard, "held_back", {}, why)
+
+    again = {row["ordinal"]: row for row in iter_rows(table)}
+    superseded = ShardResult(task.shard, "unchanged", {}, "another command has replaced the shard meanwhile")
+    old = log.read(task.shard, task.generation)
+    if old is None:
+        return superseded
+    try:
+        rows = read_committed_rows(storage, task.dataset_uri, old)
+    except DamagedDatasetError:
+        if log.read(task.shard, task.generation + 1) is not None:
+            return superseded
+        raise
+    before = {row["ordinal"]: row for row in rows if row["reason"] is not None}
+    if not again.keys() <= before.keys():
+        raise WrongRowsError(f"shard {task.shard}: its generation {old.generation} had not refused all of these rows")
+    counts = _counts(again.values())
+    if all(row[key] == before[ordinal][key] for ordinal, row in again.items() for key in _VERDICT):
+        return ShardResult(task.shard, "unchanged", counts)
+    merged = [again.get(row["ordinal"], row) for row in rows]
+    try:
+        replace_shard(storage, task.dataset_uri, old, merged, with_images=task.with_images)
+    except LostRaceError:
+        return superseded
+    return ShardResult(task.shard, "committed", counts)
+
+
+def _counts(rows: Iterable[Row]) -> dict[str, int]:
+    """What a commit counts, of some rows."""
+    counts = Counter(rows=0, images=0, masks=0, rejected=0)
+    for row in rows:
+        counts["rows"] += 1
+        if row["reason"] is None:
+            counts["images"] += 1
+            counts["masks"] += len(row["masks"])
+        else:
+            counts["rejected"] += 1
+            counts[f"rejected:{row['reason']}"] += 1
+    return dict(counts)

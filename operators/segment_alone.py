@@ -1,0 +1,59 @@
+"""One suspect alone in a worker of its own: an image that another worker died with, and a control image before it."""
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from infra.deadline import Deadline
+from operators.child import is_out_of_memory
+from operators.images import Pixels
+from operators.prepare import PREPARED
+from operators.release import ReleaseConfig, release
+from operators.rows import to_table
+from operators.segment import SegmentSettings, decode_row, load_generator, segment_frugally
+
+
+class SegmentAlone:
+    """The actor that the driver runs for a suspect: how it ends is what the driver wants to know."""
+
+    def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
+        """Loads the model; `timeout_s` in seconds is for one image, and ends the process."""
+        self._generator = load_generator(settings)
+        self._deadline = Deadline(timeout_s)
+
+    def node(self) -> str:
+        """The node that this worker runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def has_memory_for(self, table: pa.Table) -> bool:
+        """Segments the one row of a table of `PREPARED`; False where memory ran out, and this process is spent.
+
+        Raises whatever else segmentation raises.
+        """
+        (row,) = table.to_pylist()
+        try:
+            with self._deadline.running():
+                image, original = decode_row(row)
+            with self._deadline.running():
+                segment_frugally(self._generator, image, original)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return False
+            raise
+        return True
+
+
+def control_table() -> pa.Table:
+    """One prepared row that every worker must be able to segment: 256 x 192 pixels with a few plain shapes."""
+    released = release(control_image(), ReleaseConfig())
+    return to_table([{"width": released.width, "height": released.height, "release": released.jpeg}], PREPARED)
+
+
+def control_image() -> Pixels:
+    """A disc and a rectangle on a slope of gray: (192, 256, 3) uint8 RGB."""
+    pixels = np.zeros((192, 256, 3), np.uint8)
+    pixels[:] = np.linspace(40, 120, 256).astype(np.uint8)[:, None]
+    rows, columns = np.ogrid[:192, :256]
+    pixels[(rows - 90) ** 2 + (columns - 80) ** 2 < 50**2] = (220, 60, 40)
+    pixels[110:170, 150:230] = (40, 90, 210)
+    return pixels

@@ -1,0 +1,159 @@
+"""What the audit looks at beside integrity while it reads the files of a shard: licenses, privacy, images alike."""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from catalogs.findings import Code, Finding, Place
+from infra.storage import Storage
+from operators.rows import Row
+from operators.similar_images import DISTANCE, find_alike, perceptual_hash
+from pipeline.audit_licenses import LicenseCounts, LicenseRules, audit_licenses
+from pipeline.audit_privacy import PrivacySummary, Search, Searcher, put_pictures
+
+_DIGITS = 16
+Source = tuple[int, int]
+"""The first 32 digits of a source's SHA-256, which no two share by chance."""
+
+
+@dataclass
+class ShardContent:
+    """What is looked at in one shard, and what came of it. `searched` are positions in its table of images."""
+
+    rules: LicenseRules | None
+    searcher: Searcher | None
+    searched: frozenset[int]
+    licenses: LicenseCounts = field(default_factory=LicenseCounts)
+    searches: list[Search] = field(default_factory=list)
+    hashes: dict[int, int] = field(default_factory=dict)  # perceptual hashes by id
+    sources: dict[int, Source] = field(default_factory=dict)  # by id
+    _searched_ids: frozenset[int] = frozenset()
+
+    def look_at_rows(self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: Place) -> Iterator[Finding]:
+        """Findings in the rows of a shard's images."""
+        self._searched_ids = frozenset(images[position]["id"] for position in self.searched if position < len(images))
+        for row in images:
+            source = _source(row["source_sha256"])
+            if source is not None:
+                self.sources[row["id"]] = source
+        if self.rules is not None:
+            yield from audit_licenses(images, catalog, self.rules, place, self.licenses)
+
+    def look_at_jpeg(self, row: Row, jpeg: bytes, place: Place) -> Iterator[Finding]:
+        """Findings in the JPEG of a row, which is of the size that the row says."""
+        try:
+            self.hashes[row["id"]] = perceptual_hash(jpeg)
+        except ValueError as error:
+            yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, f"sa_{row['id']}.jpg")
+            return
+        if self.searcher is not None and row["id"] in self._searched_ids:
+            search = self.searcher.search(row, jpeg)
+            self.searches.append(search)
+            yield from search.findings(place)
+
+    def forget_jpegs(self) -> None:
+        """Drops what came of the JPEGs: they are not those that were committed."""
+        self.hashes.clear()
+        self.searches.clear()
+
+
+class ContentAudit:
+    """What is looked at in all shards, and the sums.
+
+    In memory are 40 bytes an image and what the detectors found. `privacy_sample` images are searched, all where it is
+    None; `pictures` is the folder or prefix for pictures of what they find.
+    """
+
+    def __init__(
+        self,
+        rules: LicenseRules | None,
+        searcher: Searcher | None,
+        privacy_sample: int | None,
+        storage: Storage,
+        pictures: str | None = None,
+    ) -> None:
+        self.privacy_sample = privacy_sample
+        self.privacy = PrivacySummary(searcher.detectors if searcher is not None else ())
+        self._rules = rules
+        self._searcher = searcher
+        self._storage = storage
+        self._pictures = pictures
+        self._licenses = LicenseCounts()
+        self._shards: list[tuple[int, Mapping[str, Place]]] = []  # each one's first id, and places by folder
+        self._hashed, self._hashes = array("q"), array("Q")
+        self._sourced, self._sources = array("q"), array("Q")  # two numbers a source
+        self._repeated = 0
+        self._alike = 0
+
+    def begin(self, searched: frozenset[int]) -> ShardContent:
+        """The beginning of a shard; `searched` are positions of the images in which detectors look."""
+        return ShardContent(self._rules, self._searcher, searched)
+
+    def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
+        """Takes what came of a shard; they come in order."""
+        self._shards.append((first_id, places))
+        self._licenses.add(content.licenses)
+        self.privacy.add(shard, content.searches)
+        if self._pictures is not None:
+            put_pictures(self._storage, self._pictures, content.searches)
+        self._hashed.extend(content.hashes.keys())
+        self._hashes.extend(content.hashes.values())
+        self._sourced.extend(content.sources.keys())
+        for source in content.sources.values():
+            self._sources.extend(source)
+
+    def finish(self) -> Iterator[Finding]:
+        """Findings between images of all shards: those made from the same bytes, and those that look alike."""
+        repeated = dict(self._repeats())
+        self._repeated = len(repeated)
+        for id, earlier in repeated.items():
+            place = self._place(id, "images")
+            yield place.finding(Code.REPEATED_SOURCE, "an image of its own", f"that of id {earlier}", f"id {id}")
+        for alike in find_alike(np.asarray(self._hashes, np.uint64)):
+            id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
+            if repeated.get(id) == repeated.get(earlier, earlier):
+                continue  # the same bytes: told above
+            self._alike += 1
+            told = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
+            place = self._place(id, "shards")
+            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told, f"sa_{id}.jpg")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What came of all shards, as the answer's JSON has it; complete after `finish`."""
+        return {
+            "licenses": None if self._rules is None else self._licenses.to_dict(self._rules),
+            "privacy": self.privacy.to_dict(),
+            "duplicates": {
+                "images_compared": len(self._hashed),
+                "distance": DISTANCE,
+                "repeated_sources": self._repeated,
+                "similar": self._alike,
+            },
+        }
+
+    def _repeats(self) -> Iterator[tuple[int, int]]:
+        """Ids of images, ascending, with the first image that was made from the same bytes."""
+        halves = np.asarray(self._sources, np.uint64).reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones the first stays first
+        same = np.all(halves[order][1:] == halves[order][:-1], axis=1)
+        found = []
+        first = 0
+        for index in np.flatnonzero(same).tolist():
+            if index == 0 or not same[index - 1]:
+                first = int(order[index])
+            found.append((self._sourced[int(order[index + 1])], self._sourced[first]))
+        yield from sorted(found)
+
+    def _place(self, id: int, folder: str) -> Place:
+        return self._shards[bisect_right(self._shards, id, key=lambda shard: shard[0]) - 1][1][folder]
+
+
+def _source(sha256: str | None) -> Source | None:
+    try:
+        return (int((sha256 or "")[:_DIGITS], 16), int((sha256 or "")[_DIGITS : 2 * _DIGITS], 16))
+    except ValueError:
+        return None  # it is not known

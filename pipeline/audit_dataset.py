@@ -1,0 +1,146 @@
+"""The whole audit: integrity, licenses, privacy, duplicates and statistics, with the files that correct and credit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from catalogs.attributions import check_ending, write_attributions
+from catalogs.findings import Code, Place
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import DatasetManifest, load_standing, manifest_generations, manifest_name
+from catalogs.regions import write_regions
+from catalogs.tables import DatasetTables
+from infra.errors import UsageError
+from infra.storage import Storage
+from operators.rows import Row
+from pipeline.audit import audit_integrity
+from pipeline.audit_content import ContentAudit
+from pipeline.audit_foreign import audit_foreign
+from pipeline.audit_licenses import LicenseRules
+from pipeline.audit_lines import some
+from pipeline.audit_privacy import Searcher, find_detectors
+from pipeline.audit_report import AuditReport
+from pipeline.config import Config, LicenseConfig
+from pipeline.statistics import compute_statistics
+from pipeline.tables import open_tables
+
+_ROWS = 10_000
+_CREDITS = """
+SELECT id, image_id, attribution, provider, license, source_url FROM images ORDER BY id
+"""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What the whole audit is told."""
+
+    sample: int = 100
+    """Images whose JPEG and masks are decoded to pixels, and whose masks are compared with one another."""
+    privacy_sample: int | None = 20
+    """Images that the detectors search, spread evenly; None: all."""
+    attributions: str | None = None
+    """Where to write who is to be credited for each image."""
+    regions: str | None = None
+    """Where to write what the detectors still find, for `segmint redact`."""
+    pictures: str | None = None
+    """A folder or prefix for a picture of each of these."""
+    build: Config | None = None
+    """The build's configuration, which says where detectors of one's own are."""
+    now: datetime | None = None
+    """The time of the audit; None: this machine's clock."""
+
+
+def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptions()) -> AuditReport:
+    """Audits all of the dataset at `uri`, or what can be audited of a folder or prefix of SA-1B's kind.
+
+    Tars are read once, and tables once more for the statistics. Changes nothing in the dataset. Raises
+    `UsageError` where neither stands there, for a wrong option before anything is read, and storage faults as they
+    come.
+    """
+    if options.attributions is not None:
+        check_ending(options.attributions)
+    if not manifest_generations(storage, uri):
+        _check_foreign(uri, options)
+        return audit_foreign(uri, storage, options.sample)
+    now = options.now or datetime.now(UTC)
+    pinned = load_standing(storage, uri)
+    content, problems = _content(pinned.manifest, storage, options, now)
+    report = audit_integrity(uri, storage, options.sample, options.now, content)
+    if problems:
+        place = Place(manifest_name(pinned.generation))
+        report.findings.add(
+            place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems))
+        )
+    report.findings.extend(content.finish())
+    report.areas = {**content.to_dict(), "statistics": _statistics(uri, storage, options, report)}
+    if options.attributions is not None:
+        _write_credits(uri, storage, options.attributions, report)
+    if options.regions is not None:
+        write_regions(options.regions, storage, content.privacy.regions())
+    return report
+
+
+def _content(
+    manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime
+) -> tuple[ContentAudit, list[str]]:
+    """What looks at licenses and privacy, and what is wrong with the manifest where it does not say how."""
+    problems = []
+    rules = searcher = None
+    try:
+        policy = LicenseConfig.model_validate(manifest.config.get("license")).policy(manifest.policy_date)
+        rules = LicenseRules(policy, now.date())
+    except ValidationError as error:
+        problems += [f"license: {problem['msg']}" for problem in error.errors()]
+    with_images = manifest.config.get("release", {}).get("format") != "annotations"
+    if options.privacy_sample != 0 and with_images:
+        try:
+            detectors = find_detectors(manifest, options.build, storage)
+            searcher = Searcher(detectors, with_pictures=options.pictures is not None)
+        except DamagedDatasetError as error:
+            problems.append(str(error))
+    return ContentAudit(rules, searcher, options.privacy_sample, storage, options.pictures), problems
+
+
+def _open(uri: str, storage: Storage, report: AuditReport) -> DatasetTables:
+    """The tables of the shards in which the audit of integrity found nothing damaged."""
+    return open_tables(uri, storage, leave_out=frozenset(report.not_compared) | frozenset(report.doubtful))
+
+
+def _statistics(uri: str, storage: Storage, options: AuditOptions, report: AuditReport) -> dict[str, Any] | None:
+    left_out = sorted({*report.not_compared, *report.doubtful})
+    try:
+        with _open(uri, storage, report) as tables:
+            statistics = compute_statistics(tables, options.sample)
+    except DamagedDatasetError as error:
+        report.notes.append(f"no statistics: {error}")
+        return None
+    if left_out:
+        shards = some([str(shard) for shard in left_out])
+        report.notes.append(f"not in statistics and attributions, for what is named above: shards {shards}")
+    return statistics
+
+
+def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -> None:
+    def rows(tables: DatasetTables) -> Iterator[Row]:
+        with tables.connection.cursor() as cursor:
+            for batch in cursor.sql(_CREDITS).to_arrow_reader(_ROWS):
+                yield from batch.to_pylist()
+
+    try:
+        with _open(uri, storage, report) as tables:
+            write_attributions(rows(tables), file, storage)
+    except DamagedDatasetError as error:
+        report.notes.append(f"no attributions were written: {error}")
+
+
+def _check_foreign(uri: str, options: AuditOptions) -> None:
+    wanted = {"--attributions": options.attributions, "--regions": options.regions, "--pictures": options.pictures}
+    needless = [name for name, value in wanted.items() if value is not None]
+    if needless:
+        raise UsageError(
+            f"{uri} was not written by segmint, and names neither licenses nor detectors: "
+            f"leave {', '.join(needless)} away"
+        )

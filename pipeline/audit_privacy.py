@@ -1,0 +1,147 @@
+"""The audit of privacy: the build's own detectors, run again on released images, and what they still find."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalogs.findings import Code, Finding, Place
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import DatasetManifest
+from infra.assets import pinned, resolve
+from infra.errors import UsageError
+from infra.storage import Storage, join
+from model.detectors.detection import Detector
+from operators.audit_privacy import StillDetected, picture, search_release
+from operators.deidentify import BUNDLED_DETECTORS, DeidentifyConfig, build_detectors
+from operators.images import decode_jpeg
+from operators.rows import Row
+from pipeline.config import Config
+
+SHOWN = 1000
+"""How many detections the answer lists; a file of regions has all."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found in one image, and pictures of what is left, by name, where these were asked for."""
+
+    found: tuple[StillDetected, ...]
+    pictures: dict[str, bytes]
+
+    def findings(self, place: Place) -> list[Finding]:
+        """A finding for each detection outside of what was obliterated."""
+        return [_finding(found, place) for found in self.found if not found.obliterated]
+
+
+class Searcher:
+    """Runs detectors on released images, one image at a time, whichever thread asks."""
+
+    def __init__(self, detectors: Sequence[Detector], *, with_pictures: bool = False) -> None:
+        self.detectors = detectors
+        self._with_pictures = with_pictures
+        self._one = threading.Lock()
+
+    def search(self, row: Row, jpeg: bytes) -> Search:
+        """What the detectors find in the JPEG of a row of `images`."""
+        image = decode_jpeg(jpeg)
+        with self._one:
+            found = search_release(row, image, self.detectors)
+        pictures = {}
+        if self._with_pictures:
+            left = [each for each in found if not each.obliterated]
+            pictures = {f"sa_{f.id}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
+        return Search(tuple(found), pictures)
+
+
+@dataclass
+class PrivacySummary:
+    """What was found in all images that were searched; `found` is outside of what was obliterated, with its shard."""
+
+    detectors: Sequence[Detector]
+    images_checked: int = 0
+    found: list[tuple[int, StillDetected]] = field(default_factory=list)
+    inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
+
+    def add(self, shard: int, searches: Sequence[Search]) -> None:
+        """Adds the searches of a shard."""
+        self.images_checked += len(searches)
+        for found in (found for search in searches for found in search.found):
+            if found.obliterated:
+                self.inside_regions[found.kind, found.detector] += 1
+            else:
+                self.found.append((shard, found))
+
+    def regions(self) -> list[dict[str, Any]]:
+        """What was found, as rows of a file that `segmint redact` takes."""
+        return [found.to_dict() for _, found in self.found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found as JSON has it."""
+        by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
+        for _, found in self.found:
+            by_detector.setdefault((found.kind, found.detector), []).append(found.id)
+        keys = [(detector.kind, detector.name) for detector in self.detectors]
+        return {
+            "images_checked": self.images_checked,
+            "detectors": [
+                {
+                    "kind": detector.kind,
+                    "name": detector.name,
+                    "score": detector.score,
+                    "found": len(by_detector.get(key, ())),
+                    "images": len(set(by_detector.get(key, ()))),
+                    "inside_regions": self.inside_regions[key],
+                }
+                for key, detector in zip(keys, self.detectors, strict=True)
+            ],
+            "found": [{**found.to_dict(), "shard": shard} for shard, found in self.found[:SHOWN]],
+            "found_total": len(self.found),
+            "inside_regions": self.inside_regions.total(),
+        }
+
+
+def put_pictures(storage: Storage, folder: str, searches: Sequence[Search]) -> None:
+    """Writes the pictures of these searches into a folder or prefix."""
+    for search in searches:
+        for name, data in search.pictures.items():
+            storage.put(join(folder, name), data)
+
+
+def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Storage) -> tuple[Detector, ...]:
+    """The detectors that the dataset was built with.
+
+    `build` is its configuration, which alone knows where detectors of one's own are: the manifest has their hashes.
+    Raises `UsageError` where such a file is not found, or is another one, and `DamagedDatasetError` where the manifest
+    does not say which they are.
+    """
+    try:
+        parts = {kind: dict(manifest.config["deidentify"][kind]) for kind in ("faces", "plates")}
+        digests = {kind: part["detector"] for kind, part in parts.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedDatasetError(f"deidentify: {error!r}") from error
+    hashes: dict[str, str] = {}
+    for kind, part in parts.items():
+        digest = digests[kind]
+        if digest in BUNDLED_DETECTORS:
+            continue
+        file = getattr(build.deidentify, kind).detector if build is not None else None
+        if file is None or file in BUNDLED_DETECTORS:
+            raise UsageError(
+                f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): name the build's "
+                "configuration, which says where it is, with --config; or leave privacy out with --privacy-sample 0"
+            )
+        part["detector"] = file
+        hashes[file] = digest
+    mirror = build.assets if build is not None else None
+    return build_detectors(
+        DeidentifyConfig.model_validate(parts),
+        resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), hashes.get(name)),
+    )
+
+
+def _finding(found: StillDetected, place: Place) -> Finding:
+    where = f"sa_{found.id}.jpg: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
+    told = f"a {found.kind} by {found.detector} at score {found.score}"
+    return place.finding(Code.STILL_DETECTED, f"no {found.kind} outside of what was obliterated", told, where)

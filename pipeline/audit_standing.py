@@ -1,0 +1,79 @@
+"""Audits the commits of a dataset and the listing of the files that they name: what stands, before any is read."""
+
+from dataclasses import dataclass, field
+
+from catalogs.audit_log import Listed, audit_commits
+from catalogs.commits import Commit
+from catalogs.findings import Code, Findings, Place
+from catalogs.layout import COMMITS, commit_name
+from catalogs.manifest import DatasetManifest
+from infra.storage import NotFoundError, Storage, join
+from pipeline.audit_report import AuditReport
+
+
+@dataclass
+class Standing:
+    """The commits that hold, and what is known of them before their files are read."""
+
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations whose commits can be used
+    doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
+    bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of files known to be wrong, by shard
+    bad_counts: set[int] = field(default_factory=set)
+    images: int = 0
+
+
+def audit_standing(
+    storage: Storage,
+    dataset_uri: str,
+    manifest: DatasetManifest,
+    listed: dict[str, Listed],
+    generations: dict[int, list[int]],
+    report: AuditReport,
+) -> Standing:
+    """Audits the commits that hold, and takes the files that they name from `listed`."""
+    standing = Standing()
+    held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
+    for audited in audit_commits(storage, dataset_uri, manifest, held):
+        report.findings.extend(audited.findings)
+        report.checked.commits += 1
+        if audited.commit is None:
+            standing.doubtful.add(audited.shard)
+            continue
+        standing.pairs.append((audited.shard, audited.generation))
+        standing.images += audited.commit.counts.get("images", 0)
+        if audited.has(Code.BAD_COUNTS):
+            standing.bad_counts.add(audited.shard)
+        bad = _audit_named(storage, dataset_uri, audited.commit, listed, report.findings)
+        if bad:
+            standing.bad_kinds[audited.shard] = bad
+    replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
+    for audited in audit_commits(storage, dataset_uri, manifest, replaced):
+        entries = audited.commit.files if audited.commit is not None else ()
+        left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
+        place = Place(f"{COMMITS}/{commit_name(audited.shard, audited.generation)}", audited.shard)
+        found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
+        expected = f"generation {generations[audited.shard][-1]} alone"
+        report.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
+        report.checked.commits += 1
+    return standing
+
+
+def _audit_named(
+    storage: Storage, dataset_uri: str, commit: Commit, listed: dict[str, Listed], findings: Findings
+) -> frozenset[str]:
+    """The folders in which a commit's file is missing or of a wrong size."""
+    bad = set()
+    for entry in commit.files:
+        place = Place(entry.path, commit.shard)
+        known = listed.pop(entry.path, None)
+        try:
+            # A file that was put after the listing is not in it.
+            size = storage.size(join(dataset_uri, entry.path)) if known is None else known.size
+        except NotFoundError:
+            findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
+            bad.add(entry.path.partition("/")[0])
+            continue
+        if size != entry.size:
+            findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", size))
+            bad.add(entry.path.partition("/")[0])
+    return frozenset(bad)

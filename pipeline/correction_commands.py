@@ -1,0 +1,96 @@
+"""`segmint takedown`, `redact` and `repair`: corrections of a dataset that was built."""
+
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from pipeline.arguments import AsJson, Config, Dataset, storage_of
+from pipeline.console import FINDINGS, answer, answer_json, guarded
+
+
+class Answer(Protocol):
+    """What a correction did."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+
+
+@guarded
+def takedown(
+    dataset: Dataset,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stands in the tombstone.")],
+    ids: Annotated[
+        str | None, typer.Option("--ids", metavar="FILE", help="A text file with an image_id or id a line.")
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", metavar="L", help="All images of this license.")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", metavar="P", help="All images of this provider.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images for good, with whatever names them but a tombstone; not while a build runs."""
+    from pipeline.takedown import read_asked
+    from pipeline.takedown import takedown as take_down
+
+    storage = storage_of(config)
+    _tell(take_down(dataset, storage, read_asked(storage, ids, license_id, provider), reason), as_json)
+
+
+@guarded
+def redact(
+    dataset: Dataset,
+    regions: Annotated[
+        str,
+        typer.Option(
+            "--regions", metavar="FILE", help="JSON Lines or Parquet: id, kind, x, y, w, h in released pixels."
+        ),
+    ],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Obliterate more regions of released images for good; not while a build runs."""
+    from pipeline.redact import redact as redact_images
+
+    _tell(redact_images(dataset, storage_of(config), regions), as_json)
+
+
+@guarded
+def repair(
+    dataset: Dataset,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="CONFIG",
+            help="The build's configuration: for its storage options, and to build again what cannot be restored.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore missing and damaged files to the bytes that commits name; exit code 1 where some cannot be."""
+    from infra.storage import Storage
+    from pipeline.repair import repair as repair_files
+
+    loaded = None
+    if config is not None:
+        from pipeline.config import load_config
+
+        loaded = load_config(config)
+    repaired = repair_files(dataset, Storage(loaded.storage if loaded else None), loaded)
+    _tell(repaired, as_json)
+    if repaired.left:
+        raise typer.Exit(FINDINGS)
+
+
+def _tell(result: Answer, as_json: bool) -> None:
+    if as_json:
+        answer_json(result.to_dict())
+        return
+    for line in result.lines():
+        answer(line)

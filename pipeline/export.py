@@ -1,0 +1,118 @@
+"""Exports of a dataset for other tools: a stream of samples, a writer of the format, and the pictures beside."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from catalogs.manifest import DatasetManifest
+from catalogs.reader import Dataset, Sample
+from infra.errors import UsageError
+from infra.storage import Storage
+from infra.uris import absolute, join
+from pipeline.export_coco import CocoWriter, image_name
+from pipeline.export_formats import MAIN_FILES, Format
+from pipeline.export_label_studio import TasksWriter
+from pipeline.image_samples import draw_images, read_images
+from pipeline.windows import ShardPart, choose_shards
+
+
+class SampleWriter(Protocol):
+    """Gathers samples, and gives the files of a format."""
+
+    def add(self, sample: Sample) -> None:
+        """Takes an image with its masks."""
+
+    def finish(self) -> dict[str, Path]:
+        """The files, by their names below the export's folder; the last one makes it whole."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported: shards [A, B), a part of all, or all; of their images a `sample`, or all."""
+
+    format: Format
+    shards: tuple[int, int] | ShardPart | None = None
+    sample: int | None = None
+    seed: int = 0
+    with_images: bool = True
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    output: str
+    file: str
+    images: int
+    masks: int
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        return [f"{self.images:,} images, {self.masks:,} masks, {self.pictures:,} pictures → {self.file}"]
+
+
+def export_dataset(uri: str, storage: Storage, options: ExportOptions, output: str) -> Exported:
+    """Writes the committed images of a dataset into the folder `output`, local or in a bucket.
+
+    Memory does not grow with the images; the system's temporary folder holds the JSON until it is whole. Raises
+    `UsageError` where there is no dataset, no such shard, or `output` holds an export already.
+    """
+    dataset = Dataset.open(uri, storage)
+    file = join(output, MAIN_FILES[options.format])
+    refuse_standing(storage, uri, output, file)
+    shards = choose_shards(dataset.manifest.shards, options.shards)
+    with TemporaryDirectory(prefix="segmint-") as scratch:
+        writer = make_writer(options.format, Path(scratch), dataset.manifest, output)
+        drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
+        samples = read_images(dataset, shards, drawn)
+        return write_samples(samples, [writer], storage, output, file, options.with_images)
+
+
+def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output: str) -> SampleWriter:
+    """The writer of a format, which gathers in the folder `scratch` what goes to `output`."""
+    if format is Format.LABEL_STUDIO:
+        return TasksWriter(scratch, manifest, output)
+    return CocoWriter(scratch, manifest, MAIN_FILES[format], compressed=format is Format.COCO)
+
+
+def refuse_standing(storage: Storage, dataset: str, output: str, file: str) -> None:
+    """Raises `UsageError` where `file` stands already, or where `output` lies in the dataset."""
+    inside, whole = (f"{absolute(uri).rstrip('/')}/" for uri in (output, dataset))
+    if inside.startswith(whole):
+        raise UsageError(f"{output} lies in the dataset {dataset}, which holds its own files alone: choose another")
+    if storage.exists(file):
+        raise UsageError(f"{file} stands there already, and is not written over: choose another folder, or remove it")
+
+
+def write_samples(
+    samples: Iterable[Sample],
+    writers: Sequence[SampleWriter],
+    storage: Storage,
+    output: str,
+    file: str,
+    with_images: bool = True,
+) -> Exported:
+    """Puts the pictures of samples as they come, then the files of the writers, in order; `file` is named as the main.
+
+    Each file appears only when it is whole, so that an export that was killed has no main file.
+    """
+    images = masks = pictures = 0
+    for sample in samples:
+        if with_images and sample.jpeg is not None:
+            storage.put(join(output, "images", image_name(sample.id)), sample.jpeg)
+            pictures += 1
+        for writer in writers:
+            writer.add(sample)
+        images += 1
+        masks += len(sample.masks)
+    for writer in writers:
+        for name, path in writer.finish().items():
+            storage.put_file(join(output, name), path)
+    return Exported(output, file, images, masks, pictures)

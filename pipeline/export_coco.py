@@ -1,0 +1,115 @@
+"""COCO's instances as JSON, with compressed or uncompressed run lengths, written as samples come."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco
+
+from catalogs.licenses import canonical_identifier
+from catalogs.manifest import DatasetManifest
+from catalogs.reader import MaskAnnotation, Sample
+from model.automatic.rle import decompress
+from pipeline.json_items import JsonItems
+
+CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
+"""The one category: masks have no class."""
+
+_OPTIONAL = {"image_id": "catalog_image_id"} | {
+    name: name for name in ("attribution", "provider", "source_url", "country")
+}
+
+
+def image_name(image: int) -> str:
+    """The file name of an image's JPEG in an export, as in the dataset's tars."""
+    return f"sa_{image}.jpg"
+
+
+def compressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
+    """A mask as pycocotools takes it: size [height, width] and compressed counts."""
+    return {"size": list(mask.size), "counts": mask.counts}
+
+
+def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
+    """The same with the lengths of the runs as numbers."""
+    return {"size": list(mask.size), "counts": decompress(mask.counts).tolist()}
+
+
+def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any]]:
+    """The annotations of an image.
+
+    `bbox` is COCO's own [x, y, width, height] in floats, which counts pixels: a single pixel has width 1, where the
+    dataset's box, as SA-1B's, has 0.
+    """
+    boxes = coco.toBbox([compressed_rle(mask) for mask in sample.masks]).tolist() if sample.masks else []
+    for mask, box in zip(sample.masks, boxes, strict=True):
+        yield {
+            "id": mask.id,
+            "image_id": sample.id,
+            "category_id": CATEGORY["id"],
+            "iscrowd": 0,
+            "area": mask.area,
+            "bbox": box,
+            "segmentation": compressed_rle(mask) if compressed else uncompressed_rle(mask),
+            "predicted_iou": mask.predicted_iou,
+            "stability_score": mask.stability_score,
+        }
+
+
+class CocoWriter:
+    """Gathers images and annotations in files of a scratch folder, and puts them together at the end.
+
+    `name` is where the file belongs below the export's folder.
+    """
+
+    def __init__(self, scratch: Path, manifest: DatasetManifest, name: str, compressed: bool) -> None:
+        self.name = name
+        self._scratch = scratch
+        self._manifest = manifest
+        self._compressed = compressed
+        self._images = JsonItems(scratch / "images.part")
+        self._annotations = JsonItems(scratch / "annotations.part")
+        self._licenses: dict[str, int] = {}
+
+    def add(self, sample: Sample) -> None:
+        """Takes an image with its masks."""
+        row = sample.row
+        image: dict[str, Any] = {
+            "id": sample.id,
+            "file_name": image_name(sample.id),
+            "width": row["width"],
+            "height": row["height"],
+        }
+        if row["license"] is not None:
+            image["license"] = self._licenses.setdefault(row["license"], len(self._licenses) + 1)
+        optional = {theirs: row[ours] for ours, theirs in _OPTIONAL.items() if row[ours] is not None}
+        self._images.extend([image | optional])
+        self._annotations.extend(coco_annotations(sample, self._compressed))
+
+    def finish(self) -> dict[str, Path]:
+        """The files of the export, by their names below its folder; the last one makes it whole."""
+        head = {
+            "info": {"description": self._manifest.name, "version": self._manifest.code_version},
+            "licenses": [
+                {"id": number, "name": name, "url": license_url(name)} for name, number in self._licenses.items()
+            ],
+            "categories": [CATEGORY],
+        }
+        path = self._scratch / "coco.json"
+        with path.open("w", encoding="utf-8") as file:
+            file.write("{\n")
+            for key, value in head.items():
+                file.write(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n")
+            file.write('"images": ')
+            self._images.copy_into(file)
+            file.write(',\n"annotations": ')
+            self._annotations.copy_into(file)
+            file.write("\n}\n")
+        return {self.name: path}
+
+
+def license_url(identifier: str) -> str:
+    """SPDX's page of a license; empty for one that SPDX does not list."""
+    known = canonical_identifier(identifier)
+    return "" if known is None or known.startswith("LicenseRef-") else f"https://spdx.org/licenses/{known}.html"

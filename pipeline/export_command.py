@@ -1,0 +1,41 @@
+"""`segmint export`: a dataset in the formats of other tools."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.arguments import AsJson, Config, Dataset, storage_of
+from pipeline.console import answer, answer_json, guarded
+from pipeline.export_formats import Format
+from pipeline.windows import parse_shards
+
+
+@guarded
+def export(
+    dataset: Dataset,
+    format: Annotated[Format, typer.Option("--format", help="What it is for.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="OUT", help="The folder or bucket's prefix to write into.")
+    ],
+    shards: Annotated[
+        str | None, typer.Option(metavar="A:B|K/N", help="Only shards A to B-1, or part K of N from 0.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only N images, drawn evenly by the seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Another seed draws other images.")] = 0,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Annotations alone, without the JPEGs.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dataset's images and masks for COCO's tools, CVAT or Label Studio."""
+    span = parse_shards(shards) if shards is not None else None
+    from pipeline.export import ExportOptions, export_dataset
+
+    options = ExportOptions(format, span, sample, seed, with_images=not no_images)
+    exported = export_dataset(dataset, storage_of(config), options, output)
+    if as_json:
+        answer_json(exported.to_dict())
+        return
+    for line in exported.lines():
+        answer(line)

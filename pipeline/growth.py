@@ -1,0 +1,102 @@
+"""How a dataset's catalog and its source go together: the same, grown, or another one."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from catalogs.growth import CatalogGrowth, compare_catalog
+from catalogs.layout import part_path
+from catalogs.manifest import CatalogPart, DatasetManifest, StandingManifest, load_standing, put_manifest
+from catalogs.normalize import NormalizedCatalog
+from catalogs.tombstones import read_tombstones, taken_images
+from infra.errors import UsageError
+from infra.log import get_logger
+from infra.storage import Storage, join
+from pipeline.config import Config
+
+
+def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *, grow: bool) -> DatasetManifest:
+    """The manifest of a dataset whose catalog is `config.catalog`; where that has new rows, and `grow`, a grown one.
+
+    The source is compared by its bytes, and only where these differ by its rows. New rows become a part of their own,
+    whose file is put before the manifest that names it. Of builds that grow a dataset at once one wins; the others go
+    on with its manifest where their catalog is the same. Raises `UsageError` where a pinned row is gone from the source
+    or changed, and for new rows without `grow`.
+    """
+    manifest, generation = standing
+    source = storage.sha256(config.catalog)
+    if source == manifest.catalog[-1].source_sha256:
+        return manifest
+    first_shard = manifest.shards
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        growth = compare_catalog(
+            config.catalog,
+            storage,
+            Path(folder) / "part.parquet",
+            parts=[join(config.output, part.path) for part in manifest.catalog],
+            first_ordinal=first_shard * manifest.images_per_shard,
+            taken=taken_images(read_tombstones(storage, config.output)).values(),
+        )
+        if not growth.keeps_all:
+            raise UsageError(_why_another(config, manifest, growth))
+        if growth.new.rows == 0:
+            return manifest
+        if not grow:
+            raise UsageError(
+                f"the catalog {config.catalog} has {growth.new.rows} new rows, that {config.output} does not have: "
+                "to add them as new shards, build with --grow; or name the catalog as it was before"
+            )
+        path = part_path(len(manifest.catalog), growth.new.sha256)
+        storage.put_file(join(config.output, path), growth.new.path)
+        licenses = Counter(manifest.licenses) + Counter(count_licenses(growth.new.path))
+    part = catalog_part(path, growth.new, source, first_shard)
+    grown = manifest.model_copy(
+        update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
+    )
+    if put_manifest(storage, config.output, grown, generation + 1):
+        get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
+        return grown
+    winner = load_standing(storage, config.output)
+    if len(winner.manifest.catalog) == len(manifest.catalog):  # a correction of a part, no growth
+        return fit_catalog(config, storage, winner, grow=grow)
+    try:
+        return fit_catalog(config, storage, winner, grow=False)
+    except UsageError as error:
+        raise UsageError(f"another build has grown {config.output} meanwhile, from another catalog: {error}") from error
+
+
+def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:
+    """What a manifest says of a part; `source` is the SHA-256 of the catalog that it was made from."""
+    return CatalogPart(
+        path=path, rows=catalog.rows, sha256=catalog.sha256, source_sha256=source, first_shard=first_shard
+    )
+
+
+def count_licenses(path: Path) -> dict[str, int]:
+    """The rows of a local normalized catalog by license; `missing` where a row has none."""
+    counts: Counter[str] = Counter()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["license"]):
+            for entry in batch.column("license").value_counts().to_pylist():
+                counts[entry["values"] or "missing"] += entry["counts"]
+    return dict(sorted(counts.items()))
+
+
+def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowth) -> str:
+    """What is gone or changed, and what to do."""
+    rows = sum(part.rows for part in manifest.catalog)
+    differences = []
+    if growth.gone:
+        differences.append(f"{growth.gone} of {rows} rows are gone, the first with the image_id {growth.first_gone!r}")
+    differences += [
+        f"{change.rows} of {rows} rows have another {column}, the first with the image_id {change.image_id!r}: "
+        f"{change.before!r} before, {change.now!r} now"
+        for column, change in growth.changed.items()
+    ]
+    return (
+        f"the catalog {config.catalog} is not the one that {config.output} was built from:\n  "
+        + "\n  ".join(differences)
+        + "\nA dataset keeps the rows that it has pinned: put these back as they were, or name another output"
+    )

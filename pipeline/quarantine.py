@@ -1,0 +1,220 @@
+"""Images that end the worker which segments them: found by the ledger, tried alone, and refused for what they did.
+
+A verdict takes two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is
+alive afterwards. Where the control image does not come through, the machine is at fault and no image is refused.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from catalogs.reasons import Reason, RejectedError
+from infra.errors import SegmintError, last_line
+from infra.log import get_logger
+from infra.row_ledger import RowLedger
+from operators.prepare import Prepare
+from operators.rows import VERDICT, Row, faulted, rejected
+from operators.segment_alone import SegmentAlone, control_table
+from pipeline.stages import Stages
+from pipeline.windows import ShardSpan
+
+DEATHS = 2
+"""So many deaths alone are a verdict."""
+
+TRIES = 4
+"""So often a suspect is tried alone after one window: some tries may end with their node, and count for nothing."""
+
+PROBE_S = 60.0
+"""Seconds in which a node must show that it is alive."""
+
+
+class UndecidedError(SegmintError):
+    """There is no verdict on a suspect yet: its shard waits."""
+
+
+class ControlFailedError(UndecidedError):
+    """A worker cannot even segment the control image: the fault is the machine's."""
+
+
+class NodeDiedError(SegmintError):
+    """A suspect's worker ended with its node: nobody's fault."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What came of the suspects of a window."""
+
+    verdicts: int  # images that are refused from now on
+    held_back: dict[int, str]  # by shard: why there is no verdict on one of its suspects
+
+
+class Quarantine:
+    """The suspects of a run and the verdicts on them, kept by the driver until their shards are committed."""
+
+    def __init__(self, stages: Stages, start_timeout_s: float) -> None:
+        """`start_timeout_s`: seconds in which a worker of its own must have found a place and be ready."""
+        self._stages = stages
+        self._start_timeout_s = start_timeout_s
+        self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault where nothing is decided yet
+        self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
+        self._ledger: RowLedger | None = None
+
+    def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
+        """A window's rows, with what is known about suspects in the verdict's columns, and the window's ledger."""
+        self._rows, self._ledger = rows, RowLedger()
+        if not self._known:
+            return rows, self._ledger
+        unjudged: Row = dict.fromkeys(VERDICT.names)
+        known = [self._known.get(ordinal, unjudged) for ordinal in rows.column("ordinal").to_pylist()]
+        for field, column in zip(VERDICT, pa.Table.from_pylist(known, VERDICT).columns, strict=True):
+            rows = rows.append_column(field, column)
+        return rows, self._ledger
+
+    def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
+        """Tries the suspects among the rows of the last window, one after another, once it is over.
+
+        `spans` are the window's shards. A worker that fails with the control image ends the trials until the next.
+        """
+        ledger, self._ledger = self._ledger, None
+        for ordinal in ledger.suspects() if ledger is not None else []:
+            self._known[ordinal] = faulted({}, "segment", UndecidedError("its worker died, and it was not tried alone"))
+        verdicts = 0
+        held_back: dict[int, str] = {}
+        for ordinal in self._undecided():
+            try:
+                verdict = self._decide(ordinal)
+            except UndecidedError as error:
+                self._known[ordinal] = faulted({}, "segment", error)
+                held_back |= {span.shard: str(error) for span in spans if span.start <= ordinal < span.stop}
+                if isinstance(error, ControlFailedError):
+                    break
+                continue
+            if verdict is None:
+                del self._known[ordinal]
+            else:
+                self._known[ordinal] = rejected({}, "segment", verdict)
+                verdicts += 1
+            get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it came through"))
+        return Trials(verdicts, held_back)
+
+    def _undecided(self) -> list[int]:
+        here = set(self._rows.column("ordinal").to_pylist()) if self._known else set()
+        return [ordinal for ordinal, row in self._known.items() if row["fault"] is not None and ordinal in here]
+
+    def _decide(self, ordinal: int) -> RejectedError | None:
+        """The verdict on a suspect, or None where it comes through. Raises `UndecidedError`."""
+        prepared = self._prepare(ordinal)
+        if prepared is None:
+            return None
+        deaths = 0
+        for _ in range(TRIES):
+            try:
+                reason = self._try_alone(prepared)
+            except NodeDiedError:
+                continue
+            if reason is None:
+                return None
+            deaths += 1
+            if deaths == DEATHS:
+                return RejectedError(reason, self._detail(reason))
+        raise UndecidedError(
+            f"row {ordinal} ended its worker, and too many of the nodes died that it was tried on alone"
+        )
+
+    def _detail(self, reason: Reason) -> str:
+        deeds = {
+            Reason.TIMED_OUT: f"takes longer than resources.segment.timeout_s = {self._stages.segment_timeout_s:g} s",
+            Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
+            Reason.KILLED_WORKER: "ends the process that segments it",
+        }
+        return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
+
+    def _prepare(self, ordinal: int) -> Any:
+        """A reference to the suspect as `PREPARED`, made anew; None where it is refused before it can do harm."""
+        row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
+        task = ray.remote(num_cpus=self._stages.prepare_pool.num_cpus, num_returns=2, max_retries=3)(prepare_alone)
+        prepared, fate = task.remote(self._stages.prepare_arguments, row)
+        try:
+            reason, fault = ray.get(fate, timeout=self._start_timeout_s)
+        except ray.exceptions.RayError as error:
+            raise UndecidedError(
+                f"row {ordinal} ended its worker, and cannot be prepared: {last_line(error)}"
+            ) from error
+        if fault is not None:
+            raise UndecidedError(f"row {ordinal} ended its worker, and cannot be prepared: {fault}")
+        return prepared if reason is None else None
+
+    def _try_alone(self, prepared: Any) -> Reason | None:
+        """What ends a fresh worker that is given the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
+        pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
+        worker_class = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=0)(SegmentAlone)
+        worker = worker_class.remote(self._stages.segment, timeout_s)
+        try:
+            node = self._start(worker)
+            began = time.monotonic()
+            try:
+                # The deadline is the worker's own; here it only bounds the wait for one that not even that can end.
+                has_memory = ray.get(worker.has_memory_for.remote(prepared), timeout=3 * timeout_s + PROBE_S)
+            except (
+                ray.exceptions.RayActorError,
+                ray.exceptions.OutOfMemoryError,
+                ray.exceptions.GetTimeoutError,
+            ) as death:
+                if not _answers(node):
+                    raise NodeDiedError("the node died") from death
+                if time.monotonic() - began >= timeout_s:
+                    return Reason.TIMED_OUT
+                out_of_memory = isinstance(death, ray.exceptions.OutOfMemoryError)
+                return Reason.OUT_OF_MEMORY if out_of_memory else Reason.KILLED_WORKER
+            except ray.exceptions.RayError as error:
+                raise UndecidedError(f"alone, segmentation raises: {last_line(error)}") from error
+            return None if has_memory else Reason.OUT_OF_MEMORY
+        finally:
+            ray.kill(worker)
+
+    def _start(self, worker: Any) -> str:
+        """The node of a worker that has segmented the control image. Raises `ControlFailedError`."""
+        advice = (
+            "an image ended the worker that segmented it, and a fresh worker does not come through with a control "
+            "image either, so that no image is refused for it: look at the memory and the devices of the machines"
+        )
+        try:
+            node: str = ray.get(worker.node.remote(), timeout=self._start_timeout_s)
+            if ray.get(worker.has_memory_for.remote(control_table()), timeout=self._start_timeout_s):
+                return node
+        except ray.exceptions.RayError as error:
+            raise ControlFailedError(f"{advice} ({last_line(error)})") from error
+        raise ControlFailedError(f"{advice} (its memory ran out)")
+
+
+def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, tuple[str | None, str | None]]:
+    """One row as `PREPARED` by a `Prepare` of these arguments, and its reason and fault; runs as a task of Ray."""
+    prepare = Prepare(*arguments)
+    try:
+        prepared = prepare(rows)
+    finally:
+        prepare.close()
+    (row,) = prepared.select(["reason", "fault"]).to_pylist()
+    return prepared, (row["reason"], row["fault"])
+
+
+def _answers(node: str) -> bool:
+    """Whether a node still runs tasks: Ray may learn of a node's death after that of the workers on it."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_nothing)
+    try:
+        ray.get(probe.remote(), timeout=PROBE_S)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    pass

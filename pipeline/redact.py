@@ -1,0 +1,106 @@
+"""`segmint redact`: more regions obliterated in images that were committed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from catalogs.commits import Commit
+from catalogs.manifest import DatasetManifest, load_manifest
+from catalogs.regions import WantedRegion, read_regions
+from infra.errors import UsageError, raise_problems
+from infra.storage import Storage
+from operators.audit_rows import read_table
+from operators.committed_rows import read_committed_rows, read_file
+from operators.redact import redact_row
+from operators.replace_shard import check_purge, remove_replaced, replace_shard
+from operators.rows import Row
+from pipeline.corrections import held_commits, release_config, remove_report, rewrite_index
+
+Regions = dict[int, list[WantedRegion]]  # by ordinal
+
+
+@dataclass(frozen=True)
+class Redacted:
+    """What a redaction did."""
+
+    dataset: str
+    regions: int  # asked for
+    images: int  # that they are in
+    changed_images: int  # the others had these regions already
+    changed_shards: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The answer as a person reads it."""
+        return [
+            f"{self.regions:,} regions in {self.images:,} images: {self.changed_images:,} images of "
+            f"{len(self.changed_shards):,} shards were changed, the others had these regions already",
+            "what was there before is gone, older versions included",
+        ]
+
+
+def redact(dataset_uri: str, storage: Storage, regions_uri: str) -> Redacted:
+    """Obliterates the regions of the file at `regions_uri` in the images of a dataset.
+
+    Raises `UsageError` before anything is changed: for a mistake in the file, an image that is not there, a box that
+    leaves its image, a dataset without images, or a store whose older versions cannot be removed. Interrupted at any
+    point, the same call goes on.
+    """
+    manifest = load_manifest(storage, dataset_uri)
+    config = release_config(manifest)
+    if config.format != "images":
+        raise UsageError(f"{dataset_uri} holds annotations alone, and no images to redact")
+    wanted = read_regions(regions_uri, storage)
+    by_ordinal: Regions = {}
+    for region in wanted:
+        by_ordinal.setdefault(region.ordinal, []).append(region)
+    check_purge(storage, dataset_uri)
+    shards = {ordinal // manifest.images_per_shard for ordinal in by_ordinal}
+    commits = held_commits(storage, dataset_uri, shards)
+    raise_problems(_problems(storage, dataset_uri, manifest, commits, by_ordinal))
+
+    changed: dict[int, int] = {}
+    for shard, commit in commits.items():
+        before = read_committed_rows(storage, dataset_uri, commit)
+        after = [redact_row(row, by_ordinal.get(row["ordinal"], ()), config) for row in before]
+        different = sum(one is not other for one, other in zip(before, after, strict=True))
+        if different:
+            replace_shard(storage, dataset_uri, commit, after, with_images=True)
+            changed[shard] = different
+    remove_replaced(storage, dataset_uri, commits)
+    remove_report(storage, dataset_uri)
+    rewrite_index(storage, dataset_uri, manifest)
+    return Redacted(dataset_uri, len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed))
+
+
+def _problems(
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, commits: Mapping[int, Commit], by_ordinal: Regions
+) -> list[str]:
+    """What is wrong with each region, in order of the images."""
+    found = []
+    by_shard: dict[int, list[int]] = {}
+    for ordinal in sorted(by_ordinal):
+        by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
+    for shard, ordinals in by_shard.items():
+        images: dict[int, Row] = {}
+        if shard in commits:
+            data = read_file(storage, dataset_uri, commits[shard].file("images"))
+            images = {row["ordinal"]: row for row in read_table(data, "images").to_pylist()}
+        for ordinal in ordinals:
+            found += _problems_of_image(images.get(ordinal), by_ordinal[ordinal])
+    return found
+
+
+def _problems_of_image(image: Row | None, regions: Sequence[WantedRegion]) -> list[str]:
+    if image is None:
+        return [f"{region.where}, id: the dataset has no image {region.id}" for region in regions]
+    width, height = image["width"], image["height"]
+    return [
+        f"{region.where}: the box of {region.w} x {region.h} pixels at ({region.x}, {region.y}) leaves image "
+        f"{region.id}, which was released with {width} x {height} pixels"
+        for region in regions
+        if region.x + region.w > width or region.y + region.h > height
+    ]

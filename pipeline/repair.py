@@ -1,0 +1,196 @@
+"""`segmint repair`: damaged files of a dataset restored to the very bytes that its commits name."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
+from catalogs.manifest import DatasetManifest, load_manifest
+from infra.errors import SegmintError, UsageError, last_line
+from infra.storage import Storage, join
+from infra.uris import absolute
+from operators.restore_shard import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
+from pipeline.corrections import release_config
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+_THREADS = 4
+
+
+@dataclass
+class Repaired:
+    """What a repair found and did."""
+
+    dataset: str
+    shards: int = 0  # looked at
+    damages: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)  # files that are whole again
+    left: dict[int, str] = field(default_factory=dict)  # why, by shard
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The answer as a person reads it."""
+        return [
+            *(f"damaged: {line}" for line in self.damages),
+            *(f"repaired: {path}" for path in self.repaired),
+            *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.left.items())),
+            f"{self.shards:,} shards looked at: {len(self.damages):,} damaged files, {len(self.repaired):,} repaired",
+        ]
+
+
+def repair(dataset_uri: str, storage: Storage, config: "Config | None" = None) -> Repaired:
+    """Looks at every file that a commit names, and restores those that are missing or have other bytes.
+
+    From what is left of a shard where that is enough, else, with the configuration that it was built by, from the
+    catalog; a file is put only where it has exactly the SHA-256 that the commit names. A commit that cannot be read is
+    made again from its files where these prove it. Raises `UsageError` where no dataset stands, or the configuration
+    is of another one.
+    """
+    manifest = load_manifest(storage, dataset_uri)
+    if config is not None and absolute(config.output) != absolute(dataset_uri):
+        raise UsageError(f"the configuration's output is {config.output}, and not {dataset_uri}: name its own dataset")
+    with_images = release_config(manifest).format == "images"
+    result = Repaired(dataset_uri)
+    commits, unreadable = _read_commits(storage, dataset_uri, result)
+    for commit in unreadable:
+        _remake(storage, dataset_uri, manifest, list(commits.values()), commit, with_images, result)
+    damages = _find_damages(storage, dataset_uri, list(commits.values()))
+    result.damages += [damage.line() for each in damages.values() for damage in each]
+    for shard, each in damages.items():
+        if restore_from_rest(storage, dataset_uri, commits[shard], each, with_images=with_images):
+            result.repaired += [damage.entry.path for damage in each]
+        else:
+            files = ", ".join(damage.entry.path for damage in each)
+            result.left[shard] = (
+                f"what is left of it is not enough to make {files} again: with the configuration that it was built by "
+                "(--config) it is built once more"
+            )
+    again = sorted(result.left.keys() & damages.keys())
+    if again and config is not None:
+        _build_again(config, storage, again, result)
+        result.repaired += [d.entry.path for shard in again if shard not in result.left for d in damages[shard]]
+    return result
+
+
+def _read_commits(
+    storage: Storage, dataset_uri: str, result: Repaired
+) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
+    """The commits that hold, by shard, and shards and generations of those that cannot be read."""
+    log = CommitLog(storage, dataset_uri)
+    commits: dict[int, Commit] = {}
+    unreadable: list[tuple[int, int]] = []
+
+    def read(pair: tuple[int, int]) -> Commit | str | None:
+        try:
+            return log.read(*pair)
+        except DamagedDatasetError as error:
+            return str(error)
+
+    pairs = list(log.committed().items())
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
+        for pair, commit in zip(pairs, pool.map(read, pairs), strict=True):
+            if isinstance(commit, Commit):
+                commits[pair[0]] = commit
+            elif commit is not None:
+                unreadable.append(pair)
+                result.damages.append(commit)
+    result.shards = len(pairs)
+    return commits, unreadable
+
+
+def _find_damages(storage: Storage, dataset_uri: str, commits: Sequence[Commit]) -> dict[int, list[Damage]]:
+    """What is damaged, by shard."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
+        found = pool.map(lambda commit: find_damage(storage, dataset_uri, commit), commits)
+        return {commit.shard: each for commit, each in zip(commits, found, strict=True) if each}
+
+
+def _remake(
+    storage: Storage,
+    dataset_uri: str,
+    manifest: DatasetManifest,
+    commits: Sequence[Commit],
+    pair: tuple[int, int],
+    with_images: bool,
+    result: Repaired,
+) -> None:
+    """Puts a commit that cannot be read anew, over what stands there, where its files prove it."""
+    shard, generation = pair
+    try:
+        numerics = {commit.numerics for commit in commits} | {manifest.numerics_fingerprint}
+        if len(numerics) > 1:
+            raise DamagedDatasetError(
+                f"its commit cannot be read, and the dataset's shards have {len(numerics)} different numerics: which "
+                "of them are this shard's is not known"
+            )
+        known = Commit(shard, generation, manifest.ordinals(shard), manifest.numerics_fingerprint, {}, ())
+        commit = remake_commit(
+            storage, dataset_uri, known, _standing(storage, dataset_uri, shard), with_images=with_images
+        )
+    except (DamagedDatasetError, ValueError) as error:
+        result.left[shard] = str(error)
+        return
+    path = f"{COMMITS}/{commit_name(shard, generation)}"
+    storage.put(join(dataset_uri, path), commit.to_json())
+    result.repaired.append(path)
+
+
+def _standing(storage: Storage, dataset_uri: str, shard: int) -> Mapping[str, list[str]]:
+    """Paths of the data files that stand of a shard, by folder."""
+    found: dict[str, list[str]] = {}
+    for kind in DATA_KINDS:
+        for entry in storage.list(join(dataset_uri, kind)):
+            named = parse_data_path(f"{kind}/{entry.name}")
+            if named is not None and named.shard == shard:
+                found.setdefault(kind, []).append(f"{kind}/{entry.name}")
+    return found
+
+
+def _build_again(config: "Config", storage: Storage, shards: list[int], result: Repaired) -> None:
+    """Builds shards once more from the catalog, as `segmint build` does, to restore their files.
+
+    Takes those that are whole again out of `result.left`, and says of the others what came of them.
+    """
+    import ray.exceptions
+
+    from infra.metrics import RunMetrics
+    from infra.progress import Progress
+    from infra.ray_session import ray_session
+    from operators.segment import check_numerics
+    from pipeline.build import run_rows
+    from pipeline.dataset import open_or_create
+    from pipeline.stage_watch import watched
+    from pipeline.stages import lay_out
+    from pipeline.work import shard_rows
+
+    dataset = open_or_create(config, storage)
+    resources = config.resources
+    with (
+        ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
+        Progress() as bar,
+    ):
+        stages = lay_out(config, dataset, cluster)
+        if cluster.local:
+            check_numerics(stages.segment)
+        for start in range(0, len(shards), config.window_shards):
+            window = shards[start : start + config.window_shards]
+            waiting = set(window)
+            try:
+                taken = shard_rows(config, storage, dataset, window)
+                with watched(bar, taken.rows.num_rows, config.stall_timeout, RunMetrics(config.name)) as watch:
+                    for restored in run_rows(taken, stages, restore_shard):
+                        watch.moved()
+                        waiting.discard(restored.shard)
+                        if restored.status == "committed":
+                            del result.left[restored.shard]
+                        else:
+                            result.left[restored.shard] = restored.detail
+            except (ray.exceptions.RayError, SegmintError, OSError) as error:
+                for shard in waiting:
+                    result.left[shard] = f"it could not be built once more: {last_line(error)}"

@@ -1,0 +1,136 @@
+"""`segmint report`: a dataset as a page to look at, its plots and numbers, a dataset card and a Croissant file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from catalogs.layout import MANIFEST
+from catalogs.manifest import manifest_generations
+from catalogs.tables import DatasetTables
+from infra.errors import UsageError
+from infra.storage import Storage, join, local_path, scheme
+from infra.uris import LOCAL, absolute
+from pipeline.audit_dataset import AuditOptions, audit_dataset
+from pipeline.corrections import REPORT
+from pipeline.report_audit import damaged_shards, read_audit, with_statistics
+from pipeline.report_card import card_markdown
+from pipeline.report_charts import charts_of
+from pipeline.report_croissant import croissant_json
+from pipeline.report_facts import Facts, gather_facts
+from pipeline.report_figures import draw_figures
+from pipeline.report_findings import images_of
+from pipeline.report_numbers import numbers_parquet
+from pipeline.report_page import Pictures, render_page
+from pipeline.report_samples import choose_images, draw_pictures
+from pipeline.report_words import counted
+from pipeline.tables import open_tables
+
+SAMPLES = 12
+"""Images of a report's sample."""
+
+LOOKED_AT = 12
+"""Images shown because of a finding, or because they stand out."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    dataset: str
+    output: str
+    files: tuple[str, ...]  # below `output`
+    images: int
+    masks: int
+    pictures: int
+    findings_total: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The answer as a person reads it."""
+        return [
+            f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
+            f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
+            f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
+        ]
+
+
+def write_report(
+    dataset_uri: str,
+    storage: Storage,
+    output: str | None = None,
+    audit_uri: str | None = None,
+    options: AuditOptions = AuditOptions(),  # noqa: B008 (a frozen value)
+) -> Report:
+    """Audits the dataset at `dataset_uri`, or takes the audit at `audit_uri`, and writes its report.
+
+    It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
+    same files. Raises `UsageError` where no dataset stands there, where the audit is none of this dataset, and for
+    foreign data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
+    """
+    if output is None and not manifest_generations(storage, dataset_uri):
+        raise UsageError(
+            f"{dataset_uri} is no dataset of segmint's, for it has no {MANIFEST}: check the path; of a folder in the "
+            "manner of SA-1B, say with -o where its report shall go"
+        )
+    folder = output or join(dataset_uri, REPORT)
+    if audit_uri is not None:
+        audit = read_audit(audit_uri, storage)
+    else:
+        audit = audit_dataset(dataset_uri, storage, options).to_dict()
+    with open_tables(dataset_uri, storage, leave_out=damaged_shards(audit)) as tables:
+        audit = with_statistics(audit, audit_uri or "the audit", tables, options.sample)
+        facts = gather_facts(tables, storage)
+        pictures = _pictures(tables, storage, facts, audit)
+    statistics = audit["statistics"]
+    charts = charts_of(statistics)
+    files = {
+        **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
+        "statistics.json": _json(statistics),
+        "statistics.parquet": numbers_parquet(statistics),
+        "README.md": card_markdown(audit, statistics, facts, charts).encode(),
+        "index.html": render_page(audit, statistics, facts, charts, pictures).encode(),
+    }
+    if facts.manifest is not None:
+        files["croissant.json"] = croissant_json(facts, way_back(folder, dataset_uri))
+    for name, data in files.items():
+        storage.put(join(folder, name), data)
+    shown = sum(picture.jpeg is not None for picture in (*pictures.looked_at, *pictures.samples))
+    return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit["findings_total"])
+
+
+def way_back(folder: str, dataset_uri: str) -> str:
+    """What leads from a report's folder to its dataset: a relative path on one store, else the dataset's own URI."""
+    there, here = absolute(dataset_uri), absolute(folder)
+    if scheme(there) == scheme(here) == LOCAL:
+        return Path(os.path.relpath(local_path(there), local_path(here))).as_posix()
+    prefix = f"{there.rstrip('/')}/"
+    if here.startswith(prefix):
+        return "/".join([".."] * len(here.removeprefix(prefix).strip("/").split("/")))
+    return there.rstrip("/")
+
+
+def _pictures(tables: DatasetTables, storage: Storage, facts: Facts, audit: Mapping[str, Any]) -> Pictures:
+    """What the page shows: what findings and outliers are about, and a sample; nobody whom a detector still sees."""
+    if not facts.with_images:
+        return Pictures(why="This dataset holds annotations alone: there are no pixels to show.")
+    barred = {region["id"] for region in (audit["privacy"] or {}).get("found", [])}
+    outliers = [row["id"] for row in audit["statistics"].get("outliers") or []]
+    wanted = dict.fromkeys(id for id in (*images_of(audit["findings"]), *outliers) if id not in barred)
+    looked_at = list(wanted)[:LOOKED_AT]
+    samples = choose_images(tables, SAMPLES, barred.union(looked_at))
+    drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*looked_at, *samples])}
+    return Pictures(
+        tuple(drawn[id] for id in looked_at if id in drawn),
+        tuple(drawn[id] for id in samples if id in drawn),
+        "" if drawn else "There is no image to show.",
+    )
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,53 @@
+"""What a report is made from: an audit with the statistics of the dataset's masks."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from catalogs.tables import DatasetTables
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.statistics import compute_statistics
+
+_KEYS = ("dataset", "scope", "findings_total", "findings_by_code", "findings", "checked", "not_compared")
+_AREAS = ("licenses", "privacy", "duplicates", "statistics")
+
+
+def read_audit(uri: str, storage: Storage) -> dict[str, Any]:
+    """The audit that `segmint audit --json` wrote to `uri`; raises `UsageError` for anything else.
+
+    An area that it did not look at, as with `--integrity-only`, is None.
+    """
+    expected = "expected what `segmint audit --json -o FILE` writes"
+    try:
+        audit = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise UsageError(f"{uri} is no JSON: {error}; {expected}") from error
+    missing = [key for key in _KEYS if not isinstance(audit, dict) or key not in audit]
+    if missing:
+        raise UsageError(f"{uri} is no audit: it has no {missing[0]}; {expected}")
+    return {**dict.fromkeys(_AREAS), "notes": [], **audit}
+
+
+def damaged_shards(audit: Mapping[str, Any]) -> frozenset[int]:
+    """The shards whose files are damaged, so that the audit left them out of its statistics."""
+    return frozenset(audit["not_compared"])
+
+
+def with_statistics(audit: Mapping[str, Any], where: str, tables: DatasetTables, sample: int) -> dict[str, Any]:
+    """The audit with the statistics that a report shows, which are computed where it has none.
+
+    `where` names the audit. Raises `UsageError` for an audit of other images than those of `tables`.
+    """
+    left_out = sorted(damaged_shards(audit))
+    statistics = audit["statistics"]
+    if statistics is None:
+        statistics = compute_statistics(tables, sample)
+    elif not left_out:
+        for view in ("images", "masks"):
+            there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())
+            if statistics[view] != there:
+                raise UsageError(
+                    f"{where} is of {statistics[view]:,} {view}, and {tables.uri} has {there:,}: audit it again"
+                )
+    return {**audit, "statistics": statistics, "left_out": left_out}

@@ -1,0 +1,123 @@
+"""The dataset card: `README.md` with the front matter of the Hugging Face Hub and the sections of a datasheet."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from pipeline.report_charts import Charts
+from pipeline.report_facts import Facts
+from pipeline.report_page import ASSETS, is_searched, remarks_of
+from pipeline.report_words import FILTERS, counted
+
+_SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
+_HUB_LICENSES = frozenset(
+    {
+        "apache-2.0", "mit", "odbl", "pddl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+        "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+        "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    }
+)  # fmt: skip
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+
+
+def card_markdown(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts, charts: Charts) -> str:
+    """The card. All that comes from the data is escaped: it cannot become markup, nor HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        finalize=escaped,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=False,
+    )
+    environment.filters.update(FILTERS)
+    manifest = facts.manifest
+    body = environment.get_template("card.md.j2").render(
+        facts=facts,
+        manifest=manifest,
+        rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
+        statistics={"without_masks": None, **statistics},
+        per_image={"mean": None, "median": None, **(statistics.get("masks_per_image") or {})},
+        relative={"mean": None, **(statistics.get("relative_size") or {})},
+        concavity={"mean": None, **(statistics.get("concavity") or {})},
+        geography=statistics.get("geography") or {"known": 0},
+        credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
+        policy=facts.config("license"),
+        masks=facts.config("masks"),
+        privacy=audit["privacy"] if is_searched(audit) else None,
+        bundled=[detector.name for detector in facts.detectors if detector.bundled],
+        funnel=charts.funnel.rows if charts.funnel else (),
+        gaps=_gaps(audit, statistics, facts),
+    )
+    return f"---\n{front_matter(facts)}---\n\n{body.strip()}\n"
+
+
+def front_matter(facts: Facts) -> str:
+    """What the Hub reads of a card, as YAML."""
+    names = [license for license, _ in facts.licenses if license]
+    known = sorted({name.lower() for name in names if name.lower() in _HUB_LICENSES})
+    others = sorted({name for name in names if name.lower() not in _HUB_LICENSES})
+    value: dict[str, Any] = {
+        "pretty_name": facts.name,
+        "license": [*known, "other"] if others else known or ["unknown"],
+        "size_categories": [size_category(facts.images)],
+        "task_categories": ["image-segmentation", "mask-generation"],
+        "annotations_creators": ["machine-generated"],
+        "tags": ["segment-anything", "sa-1b", "class-agnostic", "webdataset"],
+    }
+    if others:
+        value["license_name"] = ", ".join(others)
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+
+
+def size_category(images: int) -> str:
+    """The Hub's word for how many images there are."""
+    for limit, name in _SIZES:
+        if images < limit:
+            return name
+    return "n>1B"
+
+
+def escaped(value: Any) -> Any:
+    """A value of the data as Markdown text on one line."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\g<0>", line)
+
+
+def _gaps(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts) -> list[str]:
+    gaps = []
+    reasons = statistics.get("rejected_by_reason") or {}
+    if facts.rejected is None:
+        gaps.append("Whether images were refused when the dataset was made is unknown.")
+    elif facts.rejected:
+        ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        parts = ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
+        gaps.append(f"{counted(facts.rejected, 'row')} of the catalog were refused ({parts}), and are not in it.")
+    else:
+        gaps.append("No row of the catalog was refused.")
+    if facts.manifest is not None and len(facts.commits) < facts.manifest.shards:
+        missing = facts.manifest.shards - len(facts.commits)
+        gaps.append(f"{counted(missing, 'shard')} of {facts.manifest.shards:,} are not built yet.")
+    gaps += remarks_of(statistics)
+    if audit["findings_total"]:
+        gaps.append(f"The audit has {counted(audit['findings_total'], 'finding')}: see index.html.")
+    else:
+        gaps.append("The audit has no finding.")
+    if audit["licenses"] is None:
+        gaps.append("Its licenses were not audited.")
+    if not is_searched(audit):
+        gaps.append("No detector looked at the released images again.")
+    return gaps

@@ -1,0 +1,202 @@
+"""`croissant.json`: the dataset in MLCommons' Croissant 1.0, every file with its hash, and the tables' columns."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.layout import DATA_KINDS
+from operators.shard_files import IMAGES, MASKS
+from pipeline.report_facts import Facts
+
+_FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
+
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileProperty": "cr:fileProperty",
+    "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+"""Croissant 1.0's own context, as its specification gives it."""
+
+_KINDS = {"images": "A row an image.", "masks": "A row a mask.", "rejects": "A row a refused image."}
+
+
+def croissant_json(facts: Facts, root: str) -> bytes:
+    """The description of a segmint dataset; `root` leads from the description's folder to the dataset.
+
+    Raises `ValueError` for a dataset without commits' hashes: one that segmint did not write.
+    """
+    manifest = facts.manifest
+    if manifest is None:
+        raise ValueError("hashes come from commits, and there are none")
+    value = {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": facts.name,
+        "description": (
+            f"{facts.images:,} licensed photographs with {facts.masks:,} segmentation masks in the manner of SA-1B, "
+            f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name})."
+        ),
+        "license": [_license_url(license) for license, _ in facts.licenses if license] or ["unknown"],
+        "dateCreated": manifest.policy_date.isoformat(),
+        "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
+        "distribution": [*_files(facts, root), *_file_sets(facts)],
+        "recordSet": [_records("images", IMAGES), _records("masks", MASKS), *_photographs(facts)],
+    }
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:
+    for commit in facts.commits:
+        for entry in sorted(commit.files, key=lambda file: file.path):
+            ending = entry.path.rpartition(".")[2]
+            yield {
+                "@type": "cr:FileObject",
+                "@id": entry.path,
+                "name": entry.path,
+                "contentUrl": f"{root}/{entry.path}",
+                "contentSize": f"{entry.size} B",
+                "encodingFormat": _FORMATS[ending],
+                "sha256": entry.sha256,
+            }
+
+
+def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
+    def within(kind: str) -> list[dict[str, str]]:
+        return [{"@id": commit.file(kind).path} for commit in facts.commits]
+
+    for kind, description in _KINDS.items():
+        yield {
+            "@type": "cr:FileSet",
+            "@id": f"{kind}-files",
+            "name": f"{kind}-files",
+            "description": f"{description} One file a shard.",
+            "containedIn": within(kind),
+            "encodingFormat": _FORMATS[DATA_KINDS[kind]],
+            "includes": f"{kind}/*.parquet",
+        }
+    inside = [("annotations", "application/json", "*.json")]
+    if facts.with_images:
+        inside.append(("photographs", "image/jpeg", "*.jpg"))
+    for name, encoding, pattern in inside:
+        yield {
+            "@type": "cr:FileSet",
+            "@id": f"{name}-files",
+            "name": f"{name}-files",
+            "description": f"The tars' {name}, named by the images' ids: sa_<id>{pattern[1:]}.",
+            "containedIn": within("shards"),
+            "encodingFormat": encoding,
+            "includes": pattern,
+        }
+
+
+def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
+    key = "id" if kind == "images" else "annotation_id"
+    fields = [_field(f"{kind}/{column.name}", column.name, column.type, f"{kind}-files") for column in schema]
+    if kind == "masks":
+        owner = next(field for field in fields if field["@id"] == "masks/id")
+        owner["references"] = {"field": {"@id": "images/id"}}
+    return {
+        "@type": "cr:RecordSet",
+        "@id": kind,
+        "name": kind,
+        "description": _KINDS[kind],
+        "key": {"@id": f"{kind}/{key}"},
+        "field": fields,
+    }
+
+
+def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
+    """The files of the tars by themselves: their names say the ids of the images."""
+    if not facts.with_images:
+        return
+    source = {"fileSet": {"@id": "photographs-files"}}
+    yield {
+        "@type": "cr:RecordSet",
+        "@id": "photographs",
+        "name": "photographs",
+        "description": "The released pixels of each image.",
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": "photographs/file",
+                "name": "photographs/file",
+                "description": "The name of the file: sa_<id>.jpg.",
+                "dataType": "sc:Text",
+                "source": {**source, "extract": {"fileProperty": "filename"}},
+            },
+            {
+                "@type": "cr:Field",
+                "@id": "photographs/content",
+                "name": "photographs/content",
+                "description": "The pixels.",
+                "dataType": "sc:ImageObject",
+                "source": {**source, "extract": {"fileProperty": "content"}},
+            },
+        ],
+    }
+
+
+def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path: str = "") -> dict[str, Any]:
+    """A column, or what is inside one: `path` leads there by JSONPath."""
+    field: dict[str, Any] = {"@type": "cr:Field", "@id": identifier, "name": identifier}
+    while pa.types.is_list(kind):
+        field["repeated"] = True
+        kind = kind.value_type
+        path = f"{path or '$'}[*]" if pa.types.is_struct(kind) else path
+    if pa.types.is_struct(kind):
+        field["subField"] = [
+            _field(f"{identifier}/{inner.name}", column, inner.type, file_set, f"{path or '$'}.{inner.name}")
+            for inner in kind
+        ]
+        return field
+    field["dataType"] = _data_type(kind)
+    source: dict[str, Any] = {"fileSet": {"@id": file_set}, "extract": {"column": column}}
+    if path:
+        source["transform"] = {"jsonPath": path}
+    return {**field, "source": source}
+
+
+def _data_type(kind: pa.DataType) -> str:
+    known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "string": "sc:Text"}
+    return "sc:Integer" if pa.types.is_integer(kind) else known[str(kind)]
+
+
+def _license_url(license: str) -> str:
+    """Where SPDX explains a license; a name of one's own stays as it is."""
+    return license if license.startswith("LicenseRef-") else f"https://spdx.org/licenses/{license}.html"

@@ -1,0 +1,213 @@
+"""Plots of a report as values: where bars, steps and cells lie, in percent of their frame. The template draws them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+_LEVELS = 24  # shades of a heat map
+_EVEN = 1e-6  # by how much, relative to the first, the widths of bins may differ and still count as equal
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of bars: `share` and `paper` are 0 to 1, None where not known; `text` and `more` stand at its end."""
+
+    label: str
+    share: float | None
+    text: str
+    paper: float | None = None
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars of one kind; the longest takes the whole width. With `has_paper` the paper's stand beside."""
+
+    label: str  # what a row is
+    value: str  # what its text is
+    rows: tuple[Bar, ...]
+    has_paper: bool = False
+    more: str = ""  # what `Bar.more` is; empty where there is none
+
+    def width(self, share: float | None) -> float:
+        """The length of a bar in percent of the frame."""
+        longest = max((each for row in self.rows for each in (row.share, row.paper) if each is not None), default=0)
+        return 0.0 if not share or not longest else round(100 * share / longest, 2)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: `at` is in percent of the frame, from the left or from the bottom."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A histogram as steps: the share of each bin, 0 to 1, between two of the `edges`."""
+
+    title: str
+    x_label: str
+    y_label: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    mean: float | None
+
+    @property
+    def top(self) -> float:
+        """The share at the upper end of the axis."""
+        return _rounded_up(max(self.shares))
+
+    @property
+    def x_ticks(self) -> list[Tick]:
+        """Marks of the horizontal axis: round numbers, or some of the edges where bins are not equally wide."""
+        if not self._even:
+            step = max(1, (len(self.edges) - 1) // 4)
+            return [Tick(self._at(index), short(self.edges[index])) for index in range(0, len(self.edges), step)]
+        low, high = self.edges[0], self.edges[-1]
+        step_size = _round_step(high - low)
+        first = math.ceil(low / step_size - _EVEN)
+        last = math.floor(high / step_size + _EVEN)
+        values = [index * step_size for index in range(first, last + 1)]
+        return [Tick(round(100 * (value - low) / (high - low), 3), short(value)) for value in values]
+
+    @property
+    def y_ticks(self) -> list[Tick]:
+        """Marks of the vertical axis, in percent of all."""
+        return [Tick(at, f"{short(100 * self.top * at / 100)} %") for at in (0.0, 50.0, 100.0)]
+
+    @property
+    def bins(self) -> list[str]:
+        """What each bin holds, in words."""
+        return [f"{short(low)} to {short(high)}" for low, high in pairwise(self.edges)]
+
+    @property
+    def summary(self) -> str:
+        """The plot in a sentence, for those who cannot see it."""
+        place = max(range(len(self.shares)), key=self.shares.__getitem__)
+        return (
+            f"Histogram of {len(self.shares)} bins, {self.x_label}: the fullest is {self.bins[place]} with "
+            f"{short(100 * self.shares[place])} %"
+        )
+
+    @property
+    def positions(self) -> list[float]:
+        """Where each edge lies, in percent of the frame from the left."""
+        return [self._at(index) for index in range(len(self.edges))]
+
+    def path(self, closed: bool = False) -> str:
+        """The steps as an SVG path in a frame of 100 x 100; `closed` goes on along the bottom."""
+        points = []
+        for share, (left, right) in zip(self.shares, pairwise(self.positions), strict=True):
+            height = round(100 - 100 * share / self.top, 2)
+            points += [(left, height), (right, height)]
+        drawn = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
+        return f"{drawn} L100 100 L0 100 Z" if closed else drawn
+
+    @property
+    def _even(self) -> bool:
+        widths = [high - low for low, high in pairwise(self.edges)]
+        return all(abs(width - widths[0]) <= _EVEN * abs(widths[0]) for width in widths)
+
+    def _at(self, index: int) -> float:
+        """Where an edge lies, in percent."""
+        low, high = self.edges[0], self.edges[-1]
+        share = (self.edges[index] - low) / (high - low) if self._even else index / (len(self.edges) - 1)
+        return round(100 * share, 3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Cells of one shade beside one another: a rectangle in a frame of `HeatMap.bins` a side."""
+
+    x: int
+    y: int
+    width: int
+    opacity: float
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Where something lies in a square frame; `counts` has its rows from the top."""
+
+    title: str
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def bins(self) -> int:
+        """Cells a side."""
+        return len(self.counts)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What is not empty, the darkest being the highest count."""
+        most = max(count for row in self.counts for count in row)
+        found: list[Cell] = []
+        for y, row in enumerate(self.counts):
+            levels = [math.ceil(_LEVELS * count / most) for count in row]
+            start = 0
+            for x in range(1, len(levels) + 1):
+                if x < len(levels) and levels[x] == levels[start]:
+                    continue
+                if levels[start]:
+                    found.append(Cell(start, y, x - start, round(levels[start] / _LEVELS, 3)))
+                start = x
+        return found
+
+    @property
+    def summary(self) -> str:
+        """The plot in a sentence, for those who cannot see it."""
+        inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
+        return f"Heat map of {self.title.lower()}: {short(100 * inner)} % lie in the inner quarter of the image"
+
+    def coarse(self, parts: int = 4) -> list[list[float]]:
+        """The share of the whole in each of `parts` x `parts` fields, for a table that a person can read."""
+        total = sum(map(sum, self.counts))
+        bounds = [round(self.bins * part / parts) for part in range(parts + 1)]
+        return [
+            [sum(sum(row[left:right]) for row in self.counts[up:down]) / total for left, right in pairwise(bounds)]
+            for up, down in pairwise(bounds)
+        ]
+
+
+def histogram(statistic: Mapping[str, Any] | None, title: str, x_label: str, y_label: str) -> Steps | None:
+    """A statistic of the form {edges, counts, mean} as steps; None where nothing is known."""
+    if not statistic or not statistic.get("edges") or not sum(statistic.get("counts") or ()):
+        return None
+    edges = tuple(float(edge) for edge in statistic["edges"])
+    return Steps(title, x_label, y_label, edges, shares_of(statistic["counts"]), statistic.get("mean"))
+
+
+def heat_map(centers: Mapping[str, Any] | None, title: str) -> HeatMap | None:
+    """The statistic of centers; None where nothing is known."""
+    if not centers or not any(map(sum, centers.get("counts") or ())):
+        return None
+    return HeatMap(title, tuple(tuple(row) for row in centers["counts"]))
+
+
+def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
+    """Counts as shares of their sum, which is over 0."""
+    total = sum(counts)
+    return tuple(count / total for count in counts)
+
+
+def short(value: float) -> str:
+    """A number in at most three significant digits, as `0.25`, `12.5` or `1,234`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+
+
+def _rounded_up(value: float) -> float:
+    """The next number that halves well, at most half as much again; `value` is over 0."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(
+        factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - _EVEN)
+    )
+
+
+def _round_step(span: float) -> float:
+    """A distance between marks, so that there are three to six of them."""
+    power = 10.0 ** math.floor(math.log10(span))
+    return next(factor * power for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (factor * power) <= 5 + _EVEN)

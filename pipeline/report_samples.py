@@ -1,0 +1,217 @@
+"""Images for a report: which ones, always the same of a dataset, and small pictures of them with their masks drawn."""
+
+import base64
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from catalogs.commits import Commit
+from catalogs.foreign import read_jpeg
+from catalogs.reasons import RejectedError
+from catalogs.tables import DatasetTables
+from infra.errors import SegmintError
+from infra.storage import Storage, join
+from model.automatic.records import MaskRecord
+from model.automatic.rle import Rle
+from operators.child import Children
+from pipeline.overlay import draw_overlay
+
+LONG_SIDE = 720
+"""Pixels of the longer side of a picture in a report."""
+
+_QUALITY = 82  # of its JPEG
+_LARGEST = 200_000_000  # pixels of an image that are decoded
+_FOREIGN_SECONDS = 60.0  # for one image
+_FOREIGN_MEMORY = 3 << 30  # bytes
+_STRATA = (0, 10, 50, 100, 200)  # masks an image: as in the paper's figure, and images with none for themselves
+
+_COLUMNS = "ordinal, id, shard, image_id, masks, width, height, license, attribution, provider, country"
+
+Read = bytes | str
+"""An image's bytes, or why there are none."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the dataset for a report; `jpeg` is small, with its masks drawn, None where it cannot be shown."""
+
+    id: int
+    image_id: str | None
+    masks: int
+    width: int
+    height: int
+    license: str | None
+    attribution: str | None
+    provider: str | None
+    country: str | None
+    jpeg: bytes | None
+    problem: str = ""  # why there is no picture
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a page holds it."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg or b'').decode('ascii')}"
+
+
+def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = ()) -> list[int]:
+    """The ids of up to `wanted` images, from all strata of masks an image in turn, in order of masks.
+
+    Which images of a stratum come is decided by a hash of their ids: the same dataset gives the same images, in any
+    order of its rows. Ids in `without` are passed over, and so are images of foreign data that have no JPEG.
+    """
+    if not wanted:
+        return []
+    stratum = " + ".join(f"(masks > {limit})::INT" for limit in _STRATA)
+    drawable = "AND ordinal IN (SELECT ordinal FROM jpegs) " if tables.kind == "sa1b" else ""
+    rows = tables.query(
+        f"SELECT {stratum} AS stratum, min_by(id, md5(id::VARCHAR), {wanted}) AS ids FROM images "
+        f"WHERE NOT list_contains(?::BIGINT[], id) {drawable}GROUP BY stratum ORDER BY stratum",
+        [sorted(without)],
+    ).to_pylist()
+    chosen = [row["ids"][place] for place in range(wanted) for row in rows if place < len(row["ids"])]
+    by_masks = "SELECT id FROM images WHERE list_contains(?::BIGINT[], id) ORDER BY masks, id"
+    return list(dict.fromkeys(tables.query(by_masks, [chosen[:wanted]]).column("id").to_pylist()))
+
+
+def draw_pictures(
+    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
+) -> list[Picture]:
+    """Pictures of these images in their order, from committed, released pixels; absent ids are passed over.
+
+    JPEGs that segmint did not write are decoded in a process of their own, which may die of them.
+    """
+    if not ids:
+        return []
+    found = tables.query(
+        f"SELECT {_COLUMNS} FROM images WHERE list_contains(?::BIGINT[], id) ORDER BY ordinal DESC", [list(ids)]
+    )
+    rows = {row["id"]: row for row in found.to_pylist()}  # of several with one id, as foreign data may have, the first
+    masks = _masks_of(tables, rows.values())
+    read = _foreign(tables, storage, rows.values()) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
+    drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg) for id, jpeg in read}
+    return [drawn[id] for id in ids if id in drawn]
+
+
+def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
+    """An image with its masks drawn, at most `LONG_SIDE` pixels long, as JPEG.
+
+    Raises `OSError` or `ValueError` for what is no image, is too large, or has masks of another size.
+    """
+    pixels = _decoded(jpeg)
+    for mask in masks:
+        if mask.segmentation.size != pixels.shape[:2]:
+            raise ValueError(f"a mask has the size {mask.segmentation.size}, and the image {pixels.shape[:2]}")
+    drawn = draw_overlay(pixels, masks)
+    scale = min(1.0, LONG_SIDE / max(drawn.shape[:2]))
+    size = max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale))
+    small = np.asarray(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return _encoded(small, _QUALITY)
+
+
+def clean(jpeg: bytes) -> bytes:
+    """A foreign JPEG's pixels in bytes of our own; raises `OSError` or `ValueError` where it has none."""
+    return _encoded(_decoded(jpeg), 95)
+
+
+def _cleaner() -> Callable[[bytes], bytes]:
+    return clean
+
+
+def _decoded(jpeg: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        if image.width * image.height > _LARGEST:
+            raise ValueError(f"it has {image.width:,} x {image.height:,} pixels")
+        return np.asarray(image.convert("RGB"))
+
+
+def _encoded(pixels: np.ndarray[Any, np.dtype[np.uint8]], quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[int, list[MaskRecord]]:
+    """The masks of images by their ordinals."""
+    found: dict[int, list[MaskRecord]] = {}
+    table = tables.query(
+        "SELECT ordinal, segmentation, area FROM masks "
+        "WHERE list_contains(?::BIGINT[], shard) AND list_contains(?::BIGINT[], ordinal)",
+        [sorted({row["shard"] for row in rows}), sorted(row["ordinal"] for row in rows)],
+    )
+    nowhere = (0.0, 0.0, 0.0, 0.0)  # drawing asks for a mask's pixels and area alone
+    for row in table.to_pylist():
+        height, width = row["segmentation"]["size"]
+        rle = Rle((height, width), row["segmentation"]["counts"])
+        found.setdefault(row["ordinal"], []).append(
+            MaskRecord(rle, row["area"], nowhere, 0.0, 0.0, nowhere, nowhere[:2])
+        )
+    return found
+
+
+def _own(
+    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], rows: Mapping[int, Mapping[str, Any]]
+) -> Iterator[tuple[int, Read]]:
+    held = {commit.shard: commit for commit in commits}
+    by_shard: dict[int, list[int]] = {}
+    for id, row in sorted(rows.items()):
+        by_shard.setdefault(row["shard"], []).append(id)
+    for shard, members in by_shard.items():
+        yield from _from_tar(storage, join(tables.uri, held[shard].file("shards").path), members)
+
+
+def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
+    """The JPEGs of images, from their shard's tar, which is read up to the last of them."""
+    wanted = {f"sa_{id}.jpg": id for id in ids}
+    problem = "its tar does not hold it"
+    try:
+        with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                if member.name in wanted and member.isreg() and not member.issparse():
+                    file = archive.extractfile(member)
+                    yield wanted.pop(member.name), file.read() if file is not None else b""
+                if not wanted:
+                    return
+    except (tarfile.TarError, SegmintError) as error:
+        problem = f"its tar cannot be read: {error}"
+    for id in wanted.values():
+        yield id, problem
+
+
+def _foreign(tables: DatasetTables, storage: Storage, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
+    with Children(_cleaner, timeout_s=_FOREIGN_SECONDS, memory_limit=_FOREIGN_MEMORY) as children:
+        for row in rows:
+            jpeg = read_jpeg(storage, tables, row["ordinal"])
+            if jpeg is None:
+                yield row["id"], "it has no JPEG"
+                continue
+            try:
+                yield row["id"], children.run(jpeg)
+            except (RejectedError, SegmintError, OSError, ValueError) as error:
+                yield row["id"], f"it cannot be decoded: {error}"
+
+
+def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read) -> Picture:
+    picture = Picture(
+        id=row["id"],
+        image_id=row["image_id"],
+        masks=row["masks"] or 0,
+        width=row["width"] or 0,
+        height=row["height"] or 0,
+        license=row["license"],
+        attribution=row["attribution"],
+        provider=row["provider"],
+        country=row["country"],
+        jpeg=None,
+    )
+    if isinstance(jpeg, str):
+        return replace(picture, problem=jpeg)
+    try:
+        return replace(picture, jpeg=draw_small(jpeg, masks))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return replace(picture, problem=f"it cannot be drawn: {error}")

@@ -1,0 +1,50 @@
+"""What a run has done so far, for its log, its metrics and its accounting."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infra.errors import last_line
+from infra.log import get_logger
+from infra.metrics import FAULTS, IMAGES_WRITTEN, MASKS_WRITTEN, ROWS_REJECTED, SHARDS_COMMITTED, RunMetrics
+from operators.write_shard import ShardResult
+
+
+@dataclass
+class RunRecord:
+    """What a run has done."""
+
+    metrics: RunMetrics
+    built: Counter[str] = field(default_factory=Counter)
+    held_back: dict[int, str] = field(default_factory=dict)  # why, by shard
+
+    def note(self, result: ShardResult) -> None:
+        """Takes in how a shard ended."""
+        log = get_logger("build")
+        if result.status == "committed":
+            self.built.update(result.counts)
+            self.held_back.pop(result.shard, None)
+            self._count(result.counts)
+            log.info("committed", shard=result.shard, **result.counts)
+        elif result.status == "unchanged":
+            log.info("unchanged", shard=result.shard, why=result.detail or "all rows were refused again")
+        else:
+            self.held_back[result.shard] = result.detail
+            self.metrics.add(FAULTS, kind="shard")
+            log.warning("held back", shard=result.shard, why=result.detail)
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self.metrics.add(SHARDS_COMMITTED)
+        self.metrics.add(IMAGES_WRITTEN, counts.get("images", 0))
+        self.metrics.add(MASKS_WRITTEN, counts.get("masks", 0))
+        for name, count in counts.items():
+            if name.startswith("rejected:"):
+                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix("rejected:"))
+
+    def note_failure(self, window: list[int], error: Exception) -> None:
+        """Takes in that a window ended before its last shard."""
+        cause = last_line(error)
+        for shard in window:
+            self.held_back[shard] = cause
+        self.metrics.add(FAULTS, kind="window")
+        get_logger("build").warning("window ended early", error=cause)

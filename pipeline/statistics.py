@@ -1,0 +1,198 @@
+"""The statistics of a dataset that readers of the Segment Anything paper expect, by SQL over its Parquet.
+
+docs/statistics.md says what each is. Masks are read twice, images too. What grows with the dataset is a table of the
+numbers of each image, which DuckDB spills to disk beyond its memory limit.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from catalogs.countries import INCOMES, REGIONS, Country, countries
+from catalogs.paper import PAPER
+from catalogs.tables import DatasetTables, damage_named, read_query
+from operators.segment import FUNNEL_STEPS
+from pipeline.histograms import Bins, as_counts, rounded
+from pipeline.statistics_duplicates import near_duplicate_statistics
+from pipeline.statistics_masks import mask_statistics
+from pipeline.statistics_shards import METRICS, drift, outliers
+
+COVERAGE = Bins(0, 1, 20)
+
+MASKS_PER_IMAGE = {"<=10": (0, 10), "11-50": (11, 50), "51-100": (51, 100), "101-200": (101, 200), ">200": (201, None)}
+"""The paper's bins of masks an image (figure 5), first to last."""
+
+_CLEANUP = ("cleaned", "removed_by_cleanup")
+_GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
+
+
+def compute_statistics(tables: DatasetTables, sample: int) -> dict[str, Any]:
+    """All statistics as JSON has them; None is what cannot be known, as in data that segmint did not write.
+
+    Near-duplicates are looked for in about `sample` images. Raises `DamagedDatasetError` where a file cannot be read.
+    """
+    with tables.connection.cursor() as connection:
+        _make_pictures(connection)
+        groups = _groups(connection)
+        whole = groups[""][0]
+        by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM pictures GROUP BY shard")
+        by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM pictures GROUP BY masks")
+        masks = mask_statistics(connection)
+        rejects = _rejects(connection) if tables.kind == "segmint" else None
+        return {
+            "images": whole["images"],
+            **masks,
+            "rejected": None if rejects is None else sum(rejects.values()),
+            "rejected_by_reason": rejects,
+            "masks_per_image": masks_per_image(by_masks),
+            "without_masks": by_masks.get(0, 0),
+            "coverage": _coverage(connection),
+            **_funnel(whole),
+            "near_duplicates": near_duplicate_statistics(connection, by_shard, sample),
+            "geography": geography({row["country"]: (row["images"], row["masks"]) for row in groups["country"]}),
+            "licenses": _listed(groups, "license"),
+            "providers": _listed(groups, "provider"),
+            "drift": drift(connection),
+            "outliers": outliers(connection),
+        }
+
+
+def masks_per_image(images_by_masks: Mapping[int, int]) -> dict[str, Any]:
+    """Mean, median and the paper's bins from how many images have how many masks."""
+    images = sum(images_by_masks.values())
+    total = sum(masks * count for masks, count in images_by_masks.items())
+    bins = [
+        {
+            "label": label,
+            "images": sum(
+                n for masks, n in images_by_masks.items() if masks >= low and (high is None or masks <= high)
+            ),
+        }
+        for label, (low, high) in MASKS_PER_IMAGE.items()
+    ]
+    mean = rounded(total / images) if images else None
+    return {"mean": mean, "median": _median(images_by_masks, images), "bins": bins}
+
+
+def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> dict[str, Any]:
+    """Images and masks by country, by the paper's regions and by income level, beside the paper's shares.
+
+    Shares are of the images whose country has a region, or an income level. A country that `catalogs.countries` does
+    not know is listed, and counts in none.
+    """
+    unknown = images_and_masks.get(None, (0, 0))[0]
+    known = {code: counts for code, counts in images_and_masks.items() if code is not None}
+    listed = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))
+    return {
+        "known": sum(images for images, _ in known.values()),
+        "unknown": unknown,
+        "countries": [
+            {"country": code, "images": images, "masks_per_image": rounded(masks / images)}
+            for code, (images, masks) in listed
+        ],
+        "regions": _by_group(known, REGIONS, "region", PAPER["geography"]["regions"]),
+        "income": _by_group(known, INCOMES, "income", PAPER["geography"]["income"]),
+    }
+
+
+def _by_group(
+    known: Mapping[str, tuple[int, int]], names: Sequence[str], kind: str, paper: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    shares = {row["name"]: row["share"] for row in paper}
+    unlisted = Country("", "", None, None)
+    sums = dict.fromkeys(names, (0, 0))
+    for code, (images, masks) in known.items():
+        name = getattr(countries().get(code, unlisted), kind)
+        if name is not None:
+            sums[name] = sums[name][0] + images, sums[name][1] + masks
+    total = sum(images for images, _ in sums.values())
+    return [
+        {
+            "name": name,
+            "images": images,
+            "share": rounded(images / total) if total else None,
+            "masks_per_image": rounded(masks / images) if images else None,
+            "paper_share": shares[name],
+        }
+        for name, (images, masks) in sums.items()
+    ]
+
+
+def _make_pictures(connection: duckdb.DuckDBPyConnection) -> None:
+    """The temporary table `pictures`: the numbers of each image, read once."""
+    statistics = ", ".join(
+        f"CASE WHEN isfinite(statistics.{name}) THEN statistics.{name} END AS {name}" for name in METRICS[1:]
+    )
+    columns = f"shard, ordinal, id, coalesce(masks, 0) AS masks, {statistics}"
+    with damage_named():
+        connection.execute(f"CREATE TEMP TABLE pictures AS SELECT {columns} FROM images")
+
+
+def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
+    """Sums over images by country, by license, by provider, and over all (under the empty name)."""
+    sums = ", ".join(f"sum(funnel.{step})::BIGINT AS {step}" for step in FUNNEL_STEPS)
+    rows = read_query(
+        connection,
+        f"""
+        SELECT GROUPING(country, license, provider) AS level, country, license, provider,
+            count(*) AS images, coalesce(sum(masks), 0)::BIGINT AS masks, {sums}
+        FROM images GROUP BY GROUPING SETS ((country), (license), (provider), ())
+        """,
+    ).to_pylist()
+    return {name: [row for row in rows if row["level"] == level] for name, level in _GROUPS.items()}
+
+
+def _listed(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+    """Images by license or provider, the most first; None is where there is none, and nothing where none has one."""
+    rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
+    if all(row[name] is None for row in rows):
+        return []
+    return [{name: row[name], "images": row["images"]} for row in rows]
+
+
+def _funnel(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The steps of mask generation in their order, and what clean-up did; None where no image tells."""
+    if whole["predicted"] is None:
+        return {"funnel": None, "cleanup": None}
+    cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
+    return {
+        "funnel": [{"step": step, "masks": whole[step]} for step in FUNNEL_STEPS if step not in _CLEANUP],
+        "cleanup": {
+            "cleaned": cleaned,
+            "removed": removed,
+            "cleaned_share": rounded(cleaned / before) if before else None,
+            "removed_share": rounded(removed / before) if before else None,
+        },
+    }
+
+
+def _coverage(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    index = COVERAGE.index("coverage")
+    query = f"SELECT histogram({index}) AS counts, avg(coverage) AS mean FROM pictures"
+    found = read_query(connection, query).to_pylist()[0]
+    counts = COVERAGE.counts(as_counts(found["counts"]))
+    return {"edges": COVERAGE.edges, "counts": counts, "mean": rounded(found["mean"])}
+
+
+def _rejects(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    query = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC, reason"
+    return {row["reason"]: row["n"] for row in read_query(connection, query).to_pylist()}
+
+
+def _counted(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[int, int]:
+    """A query's first column with its second."""
+    table = read_query(connection, sql)
+    return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
+
+
+def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
+    """The median of values of which it is known how many images have each."""
+    if not images:
+        return None
+    middle: list[int] = []
+    seen = 0
+    for value in sorted(images_by_value):
+        before, seen = seen, seen + images_by_value[value]
+        middle += [value for place in ((images - 1) // 2, images // 2) if before <= place < seen]
+    return sum(middle) / 2

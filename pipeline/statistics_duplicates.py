@@ -1,0 +1,68 @@
+"""Masks that are nearly the same within an image, in a sample of the images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+
+from catalogs.tables import read_query
+from operators.near_duplicates import near_duplicates
+
+THRESHOLD = 0.9
+"""IoU of pixels from which two masks are nearly the same; the paper's NMS compares boxes, at 0.7."""
+
+_MOST_SHARDS = 32
+"""The sample comes from so many shards: reading a little of every shard is reading all of them."""
+
+_EXAMPLES = 100
+
+
+def near_duplicate_statistics(
+    connection: duckdb.DuckDBPyConnection, images_by_shard: Mapping[int, int], sample: int
+) -> dict[str, Any]:
+    """Pairs of near-duplicates in about `sample` images, at most: evenly spread over shards, and within each."""
+    result: dict[str, Any] = {"images_sampled": 0, "threshold": THRESHOLD, "masks": 0, "pairs": 0, "examples": []}
+    shards = [shard for shard in sorted(images_by_shard) if images_by_shard[shard]]
+    chosen = _spread(shards, min(_MOST_SHARDS, sample))
+    for index, shard in enumerate(chosen):
+        quota = sample * (index + 1) // len(chosen) - sample * index // len(chosen)
+        _add_shard(connection, shard, quota, result)
+    return result
+
+
+def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, result: dict[str, Any]) -> None:
+    rows = read_query(connection, f"SELECT ordinal FROM pictures WHERE shard = {shard} ORDER BY ordinal")
+    ordinals = _spread(rows.column("ordinal").to_pylist(), quota)
+    if not ordinals:
+        return
+    result["images_sampled"] += len(ordinals)
+    for masks in _masks_of(connection, shard, ordinals).values():
+        result["masks"] += len(masks)
+        size = masks[0]["size"]
+        if any(mask["size"] != size for mask in masks):
+            continue  # a finding of the audit
+        pairs = near_duplicates((size[0], size[1]), [mask["counts"] for mask in masks], THRESHOLD)
+        result["pairs"] += len(pairs)
+        for pair in pairs[: _EXAMPLES - len(result["examples"])]:
+            numbers = [masks[place]["annotation_id"] for place in (pair.first, pair.second)]
+            example = {"id": masks[0]["id"], "annotation_ids": numbers, "iou": round(pair.iou, 4)}
+            result["examples"].append(example)
+
+
+def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[int]) -> dict[int, list[Any]]:
+    """The sampled images' masks in a shard, by ordinal, in their order."""
+    rows = read_query(
+        connection,
+        "SELECT ordinal, id, annotation_id, segmentation.size AS size, segmentation.counts AS counts FROM masks "
+        f"WHERE shard = {shard} AND ordinal IN ({', '.join(map(str, ordinals))}) ORDER BY ordinal, annotation_id",
+    )
+    found: dict[int, list[Any]] = {}
+    for row in rows.to_pylist():
+        found.setdefault(row["ordinal"], []).append(row)
+    return found
+
+
+def _spread(values: list[int], wanted: int) -> list[int]:
+    """`wanted` of the values, evenly spread; all of them where there are no more."""
+    number = min(wanted, len(values))
+    return [values[(2 * index + 1) * len(values) // (2 * number)] for index in range(number)]

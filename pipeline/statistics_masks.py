@@ -1,0 +1,117 @@
+"""The statistics of all masks, by two passes over the columns that the build wrote (SAM paper, section 5)."""
+
+from typing import Any
+
+import duckdb
+
+from catalogs.tables import read_query
+from pipeline.histograms import Bins, as_counts, rounded
+
+SHARES = Bins(0, 1, 50)
+"""Relative size and concavity: `operators.describe.MASK_STATISTICS` has what they are."""
+
+ASPECTS = Bins(-5, 5, 40, log2=True)
+PREDICTED_IOU = Bins(0.5, 1.1, 60)
+STABILITY = Bins(0.5, 1, 50)
+CENTERS = 32
+"""Bins each way of the map of centers."""
+
+SMALL, LARGE = 0.06, 0.17
+"""Relative sizes between which a mask is medium: COCO's 32 x 32 and 96 x 96 pixels in its images of 640 x 480."""
+
+TINY_PX = 100
+"""Pixels: the paper's clean-up removes what is smaller (Appendix B)."""
+
+HUGE_SHARE = 0.95
+"""Of the image: the paper removes what is not smaller (Appendix B)."""
+
+SIZES = ("small", "medium", "large")
+
+_NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stability_score", "center_x", "center_y")
+
+
+def mask_statistics(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Counts, means and histograms over the view `masks`, by the names of docs/statistics.md."""
+    found = {key: value for query in (_means(), _histograms()) for key, value in _row(connection, query).items()}
+    masks = found["masks"]
+    concavities = as_counts(found["concavities"])
+    by_size = [SHARES.counts(concavities, first=index * SHARES.count) for index in range(len(SIZES))]
+    centers = as_counts(found["centers"])
+    return {
+        "masks": masks,
+        "relative_size": _histogram(SHARES, found["relative_sizes"], found["mean_relative_size"], masks),
+        "concavity": {
+            "edges": SHARES.edges,
+            "counts": [sum(counts) for counts in zip(*by_size, strict=True)],
+            "mean": rounded(found["mean_concavity"]),
+            "by_size": [
+                {"size": size, "counts": counts, "mean": rounded(found[f"mean_concavity_{size}"])}
+                for size, counts in zip(SIZES, by_size, strict=True)
+            ],
+        },
+        "aspect_ratio": _histogram(ASPECTS, found["aspect_ratios"], found["mean_aspect_ratio"], masks),
+        "predicted_iou": _histogram(PREDICTED_IOU, found["predicted_ious"], found["mean_predicted_iou"], masks),
+        "stability_score": _histogram(STABILITY, found["stability_scores"], found["mean_stability_score"], masks),
+        "centers": {
+            "bins": CENTERS,
+            "counts": [[centers.get(row * CENTERS + column, 0) for column in range(CENTERS)] for row in range(CENTERS)],
+        },
+        "tiny": {"below_px": TINY_PX, "masks": found["tiny"]},
+        "huge": {"above_share": HUGE_SHARE, "masks": found["huge"]},
+    }
+
+
+def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    """The one row that a query answers."""
+    row: dict[str, Any] = read_query(connection, query).to_pylist()[0]
+    return row
+
+
+def _histogram(bins: Bins, found: Any, mean: float | None, masks: int) -> dict[str, Any]:
+    """A histogram as it is reported; its counts are None where there are masks, and none has the value."""
+    counts = as_counts(found)
+    return {"edges": bins.edges, "counts": bins.counts(counts) if counts or not masks else None, "mean": rounded(mean)}
+
+
+def _means() -> str:
+    """The query for counts and means."""
+    by_size = ", ".join(
+        f"avg(concavity) FILTER (WHERE size = {index}) AS mean_concavity_{size}" for index, size in enumerate(SIZES)
+    )
+    return f"""
+        SELECT
+            count(*) AS masks,
+            count(*) FILTER (WHERE area < {TINY_PX}) AS tiny,
+            count(*) FILTER (WHERE relative_size * relative_size > {HUGE_SHARE}) AS huge,
+            avg(relative_size) AS mean_relative_size,
+            avg(concavity) AS mean_concavity,
+            {by_size},
+            exp(avg(ln(aspect_ratio)) FILTER (WHERE aspect_ratio > 0)) AS mean_aspect_ratio,
+            avg(predicted_iou) AS mean_predicted_iou,
+            avg(stability_score) AS mean_stability_score
+        FROM ({_rows()})
+    """
+
+
+def _histograms() -> str:
+    """The query for histograms. Beside a mean DuckDB 2.0 would hold the whole column, so that they are apart."""
+    place = Bins(0, 1, CENTERS)
+    return f"""
+        SELECT
+            histogram({SHARES.index("relative_size")}) AS relative_sizes,
+            histogram(size * {SHARES.count} + {SHARES.index("concavity")}) AS concavities,
+            histogram({ASPECTS.index("aspect_ratio")}) FILTER (WHERE aspect_ratio > 0) AS aspect_ratios,
+            histogram({PREDICTED_IOU.index("predicted_iou")}) AS predicted_ious,
+            histogram({STABILITY.index("stability_score")}) AS stability_scores,
+            histogram({place.index("center_y")} * {CENTERS} + {place.index("center_x")}) AS centers
+        FROM ({_rows()})
+    """
+
+
+def _rows() -> str:
+    """The masks with their size as a place in `SIZES`. A number that is none is a finding of the audit: here, null."""
+    numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
+    return f"""
+        SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size
+        FROM (SELECT area, {numbers} FROM masks)
+    """

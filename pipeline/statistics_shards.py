@@ -1,0 +1,134 @@
+"""Shards that differ from the others, and images to look at, from the statistics that the build wrote of each image."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import duckdb
+
+from catalogs.tables import read_query
+from pipeline.histograms import rounded
+
+METRICS = (
+    "masks",
+    "coverage",
+    "mean_predicted_iou",
+    "mean_stability_score",
+    "mean_relative_size",
+    "mean_concavity",
+)
+"""Columns of the table `pictures`, one value an image."""
+
+DRIFT_Z = 5.0
+"""How far from the others a shard's mean must be, in standard deviations, to be told."""
+
+LEAST_IMAGES = 30
+"""A shard with fewer is not judged, nor are single images of a dataset with fewer: a mean of few is not normal."""
+
+LEAST_SHARDS = 3
+
+FENCES = 3.0
+"""Interquartile ranges beyond the quartiles from which an image is an outlier (Tukey's "far out")."""
+
+OUTLIERS = 5
+"""Images of each metric and side that are told."""
+
+_MOST_DRIFTS = 100
+_QUARTILE_IMAGES = 200_000
+_NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+
+
+def drift(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """Means of shards that differ from those of all shards, the furthest first; of the table `pictures`."""
+    sums = ", ".join(f"count({m}) AS n_{m}, avg({m}) AS mean_{m}, var_samp({m}) AS var_{m}" for m in METRICS)
+    rows = read_query(connection, f"SELECT shard, {sums} FROM pictures GROUP BY shard ORDER BY shard").to_pylist()
+    found = [drifted for metric in METRICS for drifted in _drift_of(metric, rows)]
+    return sorted(found, key=lambda one: -abs(one["z"]))[:_MOST_DRIFTS]
+
+
+def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Robust z of each shard's mean: over the spread between shards and the error of a mean of so few images.
+
+    The spread between shards is what their means' median absolute deviation has beyond the error of a typical one, so
+    that neither small shards nor a catalog in which shards differ by nature raise a false alarm.
+    """
+    judged = [row for row in rows if row[f"n_{metric}"] >= LEAST_IMAGES]
+    if len(judged) < LEAST_SHARDS:
+        return []
+    center = median(row[f"mean_{metric}"] for row in judged)
+    within = median(row[f"var_{metric}"] for row in judged)
+    spread = _NORMAL * median(abs(row[f"mean_{metric}"] - center) for row in judged)
+    between = max(0.0, spread**2 - within / median(row[f"n_{metric}"] for row in judged))
+    least = (1e-6 * center) ** 2 + 1e-18  # where nothing varies, the last digits are no drift
+    found = []
+    for row in judged:
+        mean = row[f"mean_{metric}"]
+        z = (mean - center) / math.sqrt(between + within / row[f"n_{metric}"] + least)
+        if abs(z) >= DRIFT_Z:
+            value, dataset = rounded(mean), rounded(center)
+            found.append(
+                {"metric": metric, "shard": row["shard"], "value": value, "dataset": dataset, "z": round(z, 2)}
+            )
+    return found
+
+
+def outliers(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The images furthest from the others in each metric, where they are far; of the table `pictures`.
+
+    Quartiles are those of up to some hundred thousand images, spread evenly over the dataset.
+    """
+    fences = _fences(connection)
+    if not fences:
+        return []
+    picks = ", ".join(
+        f"{pick}({{'ordinal': ordinal, 'id': id, 'shard': shard, 'value': {metric}}}, {metric}, {OUTLIERS}) "
+        f"FILTER (WHERE {metric} {sign} {fences[metric][side]!r}) AS {side}_{metric}"
+        for metric in fences
+        for side, pick, sign in (("low", "min_by", "<"), ("high", "max_by", ">"))
+    )
+    row = read_query(connection, f"SELECT {picks} FROM pictures").to_pylist()[0]
+    found = []
+    for metric, fence in fences.items():
+        for side, word in (("low", "under"), ("high", "over")):
+            for image in row[f"{side}_{metric}"] or []:
+                reason = (
+                    f"{word} {fence[side]:.4g}, {FENCES:g} interquartile ranges beyond the middle half of the images "
+                    f"({fence['first']:.4g} to {fence['third']:.4g})"
+                )
+                found.append({**image, "metric": metric, "value": rounded(image["value"]), "reason": reason})
+    return _named(connection, found)
+
+
+def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
+    """For each metric that varies, its quartiles and the values beyond which an image is far out."""
+    images = read_query(connection, "SELECT count(*) AS n FROM pictures").to_pylist()[0]["n"]
+    if images < LEAST_IMAGES:
+        return {}
+    every = -(-images // _QUARTILE_IMAGES)
+    quartiles = ", ".join(f"quantile_cont({metric}::DOUBLE, [0.25, 0.75]) AS {metric}" for metric in METRICS)
+    row = read_query(connection, f"SELECT {quartiles} FROM pictures WHERE ordinal % {every} = 0").to_pylist()[0]
+    fences = {}
+    for metric in METRICS:
+        first, third = row[metric] or (0.0, 0.0)
+        reach = FENCES * (third - first)
+        if reach > 0:
+            fences[metric] = {"first": first, "third": third, "low": first - reach, "high": third + reach}
+    return fences
+
+
+def _named(connection: duckdb.DuckDBPyConnection, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outliers with the names of their images."""
+    if not found:
+        return []
+    ordinals = sorted({image["ordinal"] for image in found})
+    shards = sorted({image["shard"] for image in found})
+    rows = read_query(
+        connection,
+        f"SELECT ordinal, image_id FROM images WHERE shard IN ({', '.join(map(str, shards))}) "
+        f"AND ordinal IN ({', '.join(map(str, ordinals))})",
+    ).to_pylist()
+    names = {row["ordinal"]: row["image_id"] for row in rows}
+    keys = ("id", "shard", "image_id", "metric", "value", "reason")
+    named = [{**image, "image_id": names.get(image["ordinal"])} for image in found]
+    return [{key: image[key] for key in keys} for image in named]

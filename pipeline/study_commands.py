@@ -1,0 +1,55 @@
+"""`segmint study`: how good masks are, by what people make of a sample of them."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.arguments import AsJson, Config, Dataset, storage_of
+from pipeline.console import answer, answer_json, guarded
+
+app = typer.Typer(name="study", help="Have people correct a sample of masks, and score it.", no_args_is_help=True)
+
+
+@app.command()
+@guarded
+def sample(
+    dataset: Dataset,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="The folder or bucket's prefix to write into.")
+    ],
+    count: Annotated[int, typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw.")] = 500,
+    seed: Annotated[int, typer.Option(metavar="S", help="Another seed draws other images.")] = 0,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw images evenly over numbers of masks and countries, for COCO's tools and Label Studio."""
+    from pipeline.study_sample import sample_study
+
+    drawn = sample_study(dataset, storage_of(config), count, seed, output)
+    if as_json:
+        answer_json(drawn.to_dict())
+        return
+    for line in drawn.lines():
+        answer(line)
+
+
+@app.command()
+@guarded
+def score(
+    study: Annotated[str, typer.Argument(metavar="DIR", help="The folder that study sample wrote.")],
+    corrected: Annotated[
+        str | None,
+        typer.Option("--corrected", metavar="FILE", help="COCO's or Label Studio's JSON; DIR/corrected.json."),
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sample's masks with the corrected ones, as the SAM paper does."""
+    from pipeline.study_score import score_study
+
+    result = score_study(study, storage_of(config), corrected)
+    if as_json:
+        answer_json(result.to_dict())
+        return
+    for line in result.lines():
+        answer(line)

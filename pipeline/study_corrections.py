@@ -1,0 +1,190 @@
+"""Reads corrected masks back: from COCO's JSON, or from what Label Studio or its converter exported."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from pipeline.export_coco import image_name
+from pipeline.study_pairs import StudyMask
+
+_IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+class UnreadableMaskError(ValueError):
+    """A mask of a corrected file cannot be read; the message says why."""
+
+
+@dataclass
+class Corrections:
+    """What came back. An image that was answered has a key in `masks`, also where all of its masks were deleted.
+
+    `foreign` counts images that were not drawn, `superseded` answers after the one that counts for an image;
+    `unreadable` says of each mask that was left out why, and `unreadable_ids` are those of them that had one;
+    `polygons` counts masks that came back as such, which have no holes.
+    """
+
+    sizes: Mapping[int, Size]  # of the images drawn, by number
+    masks: dict[int, list[StudyMask]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    unreadable_ids: set[int] = field(default_factory=set)
+    foreign: int = 0
+    superseded: int = 0
+    polygons: int = 0
+
+    def begin(self, image: int | None) -> int | None:
+        """Notes an answer for an image; returns its number where the answer counts."""
+        if image is None or image not in self.sizes:
+            self.foreign += 1
+        elif image in self.masks:
+            self.superseded += 1
+        else:
+            self.masks[image] = []
+            return image
+        return None
+
+    def take(self, image: int, mask: StudyMask) -> None:
+        """Adds a mask to an answer that was begun; raises `UnreadableMaskError` for one of another size."""
+        height, width = mask.rle["size"]
+        self.check(image, (height, width))
+        self.masks[image].append(mask)
+
+    def check(self, image: int, size: Size) -> None:
+        """Raises `UnreadableMaskError` for a mask of another size than its image."""
+        if size != self.sizes[image]:
+            height, width = self.sizes[image]
+            raise UnreadableMaskError(f"it is {size[1]} x {size[0]} pixels, its image {width} x {height}")
+
+    def leave_out(self, image: int, id: int | None, why: object) -> None:
+        """Notes a mask that cannot be read."""
+        self.unreadable.append(f"{image_name(image)}, mask {'without an id' if id is None else id}: {why}")
+        if id is not None:
+            self.unreadable_ids.add(id)
+
+
+def image_number(path: str) -> int | None:
+    """The number of the image in a path or URL that ends in `sa_<number>.jpg`, be it that a tool put more before."""
+    match = _IMAGE.search(path)
+    return None if match is None else int(match[1])
+
+
+def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Corrections:
+    """The masks of a COCO document: compressed or uncompressed run lengths, or polygons.
+
+    Images are known by their file names, for tools number them anew. Raises `KeyError` or `TypeError` for what is no
+    COCO.
+    """
+    found = Corrections(sizes)
+    # Its contours run through the centers of the outermost pixels, COCO's polygons around them.
+    contours = document.get("info", {}).get("contributor") == "Label Studio Converter"
+    images: dict[Any, int] = {}
+    for image in document["images"]:
+        number = found.begin(image_number(image["file_name"]))
+        if number is not None:
+            images[image["id"]] = number
+    for annotation in document["annotations"]:
+        home = images.get(annotation["image_id"])
+        if home is None:
+            continue  # of an image that was counted as foreign or superseded
+        try:
+            rle = _coco_rle(annotation["segmentation"], sizes[home], contours)
+            found.take(home, StudyMask(annotation["id"], rle))
+            found.polygons += isinstance(annotation["segmentation"], list)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            found.leave_out(home, annotation["id"], error)
+    return found
+
+
+def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size], brush: Any) -> Corrections:
+    """The brush strokes of Label Studio's JSON or JSON_MIN, read by its SDK's converter `brush`.
+
+    Of several annotations of a task the latest that was not cancelled counts; a task without one has no answer. Raises
+    `KeyError` or `TypeError` for what are no tasks.
+    """
+    found = Corrections(sizes)
+    for task in tasks:
+        answer = _answer(task)
+        if answer is None:
+            continue
+        regions, others = answer
+        found.superseded += others
+        number = found.begin(image_number(str(task.get("data", task)["image"])))
+        if number is None:
+            continue
+        for region in regions:
+            value, id = region.get("value", region), _number(region.get("id"))
+            try:
+                if "rle" not in value:
+                    raise UnreadableMaskError(f"it is of type {region.get('type')}, not a brush stroke")
+                sized = {**region, **value}  # JSON_MIN has the size in the value
+                size = (int(sized["original_height"]), int(sized["original_width"]))
+                found.check(number, size)  # before its pixels are made: a few bytes may stand for gigabytes
+                found.take(number, StudyMask(id, _brush_rle(value["rle"], size, brush)))
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                found.leave_out(number, id, error)
+    return found
+
+
+def _answer(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
+    """The regions of a task's answer, and how many other answers it has; None where there is no answer."""
+    if "annotations" not in task:  # JSON_MIN: a record an answer, without ids
+        if task.get("annotation_id") is None:
+            return None
+        lists = [value for value in task.values() if isinstance(value, list)]
+        return [region for regions in lists for region in regions if isinstance(region, dict)], 0
+    kept = [each for each in task["annotations"] if not (each.get("was_cancelled") or each.get("skipped"))]
+    if not kept:
+        return None
+    latest = max(kept, key=lambda each: str(each.get("updated_at") or each.get("created_at") or ""))
+    return [region for region in latest["result"] if "value" in region], len(kept) - 1
+
+
+def _coco_rle(segmentation: Any, size: Size, contours: bool) -> dict[str, Any]:
+    height, width = size
+    if isinstance(segmentation, Mapping):
+        counts = segmentation["counts"]
+        if isinstance(counts, str):
+            return _checked({"size": list(segmentation["size"]), "counts": counts.encode("ascii")})
+        return _checked(dict(coco.frPyObjects(dict(segmentation), *segmentation["size"])))
+    if not segmentation:
+        raise UnreadableMaskError("it has a box and no mask")
+    if contours:
+        import cv2
+
+        mask = np.zeros(size, np.uint8)
+        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in segmentation], 1)
+        return _encode(mask)
+    return dict(coco.merge(coco.frPyObjects(segmentation, height, width)))
+
+
+def _checked(rle: dict[str, Any]) -> dict[str, Any]:
+    """The same, where its runs fill its size: pycocotools does not look, and reads beyond."""
+    from model.automatic.rle import Rle, area
+
+    height, width = rle["size"]
+    area(Rle((height, width), rle["counts"].decode("ascii")))
+    return rle
+
+
+def _brush_rle(runs: list[int], size: Size, brush: Any) -> dict[str, Any]:
+    height, width = size
+    announced = int.from_bytes(bytes(runs[:4]))
+    if announced != height * width * 4:
+        raise UnreadableMaskError(f"its run lengths are of {announced} values, not of {height} x {width} x 4")
+    pixels = np.reshape(brush.decode_rle(runs), (height, width, 4))
+    return _encode((pixels[:, :, 3] > 0).astype(np.uint8))
+
+
+def _encode(mask: NDArray[np.uint8]) -> dict[str, Any]:
+    return dict(coco.encode(np.asfortranarray(mask)))
+
+
+def _number(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and text.isdecimal() else None

@@ -1,0 +1,121 @@
+"""Opens the tables of any dataset: of one that segmint wrote, and of a folder or prefix in the manner of SA-1B."""
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+from catalogs.findings import Code, Finding, Findings, Place
+from catalogs.foreign import JPEGS, find_shards
+from catalogs.layout import MANIFEST
+from catalogs.manifest import manifest_generations
+from catalogs.tables import MEMORY_LIMIT, BoxConvention, DatasetTables, Foreign, TableFile, make_folder, open_committed
+from infra.errors import UsageError
+from infra.storage import Storage
+from operators.audit_rows import SCHEMAS
+from operators.foreign_masks import BOXES
+from operators.measure_foreign import MeasuredShard, measure_shard
+
+ALONE_S = 10.0
+"""Seconds for which this process measures foreign data by itself; a small folder is done before others have started."""
+
+_DUPLICATES = 10_000
+"""Numbers that stand more than once are told of up to so many."""
+
+
+def open_tables(
+    uri: str,
+    storage: Storage,
+    memory_limit: str = MEMORY_LIMIT,
+    scratch: Path | None = None,
+    leave_out: frozenset[int] = frozenset(),
+    alone_s: float = ALONE_S,
+) -> DatasetTables:
+    """The tables of the dataset at `uri`, with views `images`, `masks` and `rejects`.
+
+    A segmint dataset's committed Parquet is read where it lies, but for the shards in `leave_out`. What segmint did
+    not write is measured first, into Parquet below `scratch` that goes with the tables; what is wrong with it is in
+    their `foreign.findings`. Raises `UsageError` where neither stands.
+    """
+    if manifest_generations(storage, uri):
+        return open_committed(uri, storage, SCHEMAS, memory_limit, scratch, leave_out)
+    folder = make_folder(scratch)
+    try:
+        return _open_foreign(uri, storage, memory_limit, folder, alone_s)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def _open_foreign(
+    uri: str, storage: Storage, memory_limit: str, folder: "tempfile.TemporaryDirectory[str]", alone_s: float
+) -> DatasetTables:
+    files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
+    findings = Findings()
+    boxes: dict[BoxConvention, Findings] = {name: Findings() for name in BOXES}
+    images = 0
+    for measured in _measured(uri, storage, Path(folder.name), alone_s):
+        images += measured.images
+        findings.extend(measured.findings)
+        for convention, found in measured.boxes.items():
+            boxes[convention].extend(found)
+        for kind, file in measured.files.items():
+            files[kind].append(file)
+    if not images:
+        raise UsageError(
+            f"{uri} is no dataset: it has neither {MANIFEST} nor pairs of a JPEG and a JSON in the manner of SA-1B, "
+            "loose or in tars; check the path"
+        )
+    most = _convention(boxes)
+    for convention, found in boxes.items():
+        if convention != most:
+            findings.extend(found)
+    schemas = {**SCHEMAS, "jpegs": JPEGS}
+    tables = DatasetTables(uri, files, schemas, storage, folder, memory_limit, Foreign(most, findings))
+    findings.extend(_duplicates(tables))
+    return tables
+
+
+def _convention(boxes: dict[BoxConvention, Findings]) -> BoxConvention | None:
+    """The convention that most boxes are in, over all data: a single mask may be in either by accident."""
+    if not any(found.total for found in boxes.values()):
+        return None
+    return max(boxes, key=lambda name: boxes[name].total)
+
+
+def _measured(uri: str, storage: Storage, folder: Path, alone_s: float) -> Iterator[MeasuredShard]:
+    """The shards in their order, measured here for a while, and then by a process a core, a few ahead."""
+    started = time.monotonic()
+    shards = find_shards(storage, uri)
+    for shard in shards:
+        yield measure_shard(storage, uri, shard, folder)
+        if time.monotonic() - started >= alone_s:
+            break
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        waiting: deque[Future[MeasuredShard]] = deque()
+        for shard in shards:
+            waiting.append(pool.submit(measure_shard, storage, uri, shard, folder))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
+    """Numbers of images and of annotations that stand more than once, though they are one dataset's."""
+    for view, column in (("images", "id"), ("masks", "annotation_id")):
+        rows = tables.query(
+            f"SELECT {column} AS number, count(*) AS times, min(image_id) AS first, max(image_id) AS last, "
+            f"min(shard) AS shard FROM {view} GROUP BY {column} HAVING times > 1 ORDER BY {column} LIMIT {_DUPLICATES}"
+        )
+        for row in rows.to_pylist():
+            found = f"{row['times']}, of {row['first']} and {row['last']}"
+            where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
+            yield Place(row["first"], row["shard"]).finding(
+                Code.ROW_IDENTITY, "a number that stands once", found, where
+            )

@@ -1,0 +1,192 @@
+"""`segmint takedown`: images removed from a dataset for good, so that nothing but a tombstone names them."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from catalogs.blanking import blank_part
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import CATALOG, is_part_path, part_path
+from catalogs.manifest import CatalogPart, DatasetManifest, load_manifest, load_standing, put_manifest
+from catalogs.selection import read_ids, select_rows, with_copies
+from catalogs.tombstones import (
+    Asked,
+    TakenImage,
+    Tombstone,
+    by_shard,
+    put_tombstone,
+    read_tombstones,
+    taken_images,
+)
+from infra.errors import UnfinishedError, UsageError, raise_problems
+from infra.storage import TEMPORARY_PREFIX, Storage, base_name, join
+from operators.audit_rows import read_table
+from operators.committed_rows import read_committed_rows, read_file
+from operators.replace_shard import check_purge, remove_replaced, replace_shard
+from operators.take_down import is_taken, take_down
+from pipeline.corrections import held_commits, release_config, remove_report, rewrite_index
+
+
+@dataclass(frozen=True)
+class TakenDown:
+    """What a takedown did."""
+
+    dataset: str
+    rows: int  # named by this takedown for the first time, copies included
+    images: int  # removed from committed shards by this run
+    changed_shards: tuple[int, ...]
+    tombstones: tuple[str, ...]  # all that the dataset has
+    taken_down: int  # rows of all tombstones together
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The answer as a person reads it."""
+        return [
+            f"{self.rows:,} rows taken down, {self.images:,} images removed from {len(self.changed_shards):,} shards; "
+            f"{self.taken_down:,} rows of this dataset are taken down in all",
+            "what was there before is gone, older versions included; tombstones/ alone names the images",
+        ]
+
+
+def read_asked(storage: Storage, ids: str | None, license_id: str | None, provider: str | None) -> Asked:
+    """What was asked for; raises `UsageError` unless it is exactly one of a file of ids, a license and a provider."""
+    given = [value for value in (ids, license_id, provider) if value is not None]
+    if len(given) != 1 or not given[0].strip():
+        raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
+    names = tuple(read_ids(ids, storage)) if ids is not None else None
+    return Asked(ids=names, license=license_id, provider=provider)
+
+
+def takedown(dataset_uri: str, storage: Storage, asked: Asked, reason: str, now: datetime | None = None) -> TakenDown:
+    """Takes the images that were asked for out of a dataset, with every other row that names or is the same image.
+
+    A tombstone first, then the catalog without these rows, then each shard's next generation, and then everything that
+    was there before is removed. Interrupted at any point, the same call goes on; every call finishes the takedowns
+    before it, too. Raises `UsageError` before anything is changed, for names that the dataset does not have or a store
+    whose older versions cannot be removed; `DamagedDatasetError`, likewise, where a shard cannot be read.
+    """
+    if not reason.strip():
+        raise UsageError("--reason is empty: say why, for the tombstone")
+    manifest = load_manifest(storage, dataset_uri)
+    with_images = release_config(manifest).format == "images"
+    check_purge(storage, dataset_uri)
+    earlier = read_tombstones(storage, dataset_uri)
+    chosen = _choose(storage, dataset_uri, manifest, asked, earlier)
+    if chosen:
+        _check_readable(storage, dataset_uri, manifest, chosen)
+        when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        put_tombstone(
+            storage, dataset_uri, Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values()))
+        )
+    standing = read_tombstones(storage, dataset_uri)
+    ordinals = taken_images(standing).keys()
+    manifest = _blank_catalog(storage, dataset_uri, ordinals)
+    changed = _replace_shards(storage, dataset_uri, manifest, ordinals, with_images)
+    remove_replaced(storage, dataset_uri, by_shard(ordinals, manifest.images_per_shard))
+    _remove_parts(storage, dataset_uri, manifest)
+    remove_report(storage, dataset_uri)
+    rewrite_index(storage, dataset_uri, manifest)
+    return TakenDown(
+        dataset=dataset_uri,
+        rows=len(chosen),
+        images=sum(changed.values()),
+        changed_shards=tuple(changed),
+        tombstones=tuple(tombstone.name for tombstone in standing),
+        taken_down=len(ordinals),
+    )
+
+
+def _choose(
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, asked: Asked, earlier: Sequence[Tombstone]
+) -> Mapping[int, TakenImage]:
+    """The rows to take down now, with their copies; none where an earlier takedown was about all that was asked for."""
+    selection = select_rows(storage, dataset_uri, manifest, asked)
+    taken = taken_images(earlier).values()
+    known = {image.image_id for image in taken} | {f"{image.id}" for image in taken} | {f"sa_{i.id}" for i in taken}
+    problems = [*selection.ambiguous.values()]
+    problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
+    raise_problems(problems)
+    if not selection.rows:
+        if asked.ids is None and asked not in [tombstone.asked for tombstone in earlier]:
+            what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
+            raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
+        return {}
+    tables = [commit.file("images").path for commit in CommitLog(storage, dataset_uri).read_all()]
+    return with_copies(storage, dataset_uri, manifest, selection.rows, tables)
+
+
+def _check_readable(storage: Storage, dataset_uri: str, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
+    """Reads every file that has to be written anew; raises `DamagedDatasetError` while nothing was changed yet."""
+    shards = by_shard(ordinals, manifest.images_per_shard)
+    for commit in held_commits(storage, dataset_uri, shards).values():
+        for entry in commit.files:
+            read_file(storage, dataset_uri, entry)
+
+
+def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]) -> DatasetManifest:
+    """The manifest that holds once no part of the catalog says anything of these rows."""
+    manifest, generation = load_standing(storage, dataset_uri)
+    licenses = Counter(manifest.licenses)
+    parts: list[CatalogPart] = []
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        for number, part in enumerate(manifest.catalog):
+            first = part.first_shard * manifest.images_per_shard
+            own = [ordinal for ordinal in ordinals if first <= ordinal < first + part.rows]
+            if own:
+                before = Path(folder) / f"part-{number}.parquet"
+                storage.get_file(join(dataset_uri, part.path), before)
+                blanked = blank_part(before, own, Path(folder) / f"blank-{number}.parquet")
+                if blanked.sha256 != part.sha256:
+                    path = part_path(number, blanked.sha256)
+                    storage.put_file(join(dataset_uri, path), blanked.path)
+                    part = part.model_copy(update={"path": path, "sha256": blanked.sha256})
+                    licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
+                    licenses["taken_down"] += blanked.licenses.total()
+            parts.append(part)
+    if tuple(parts) == manifest.catalog:
+        return manifest
+    counted = {name: count for name, count in sorted(licenses.items()) if count}
+    blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
+    if not put_manifest(storage, dataset_uri, blank, generation + 1):
+        raise UnfinishedError(
+            f"another command has put generation {generation + 1} of the manifest meanwhile: run one at a time, and "
+            "this one again"
+        )
+    return blank
+
+
+def _replace_shards(
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, ordinals: Collection[int], with_images: bool
+) -> dict[int, int]:
+    """Commits the next generation of each shard that still holds one of these rows; images removed, by shard."""
+    shards = by_shard(ordinals, manifest.images_per_shard)
+    changed: dict[int, int] = {}
+    for shard, commit in held_commits(storage, dataset_uri, shards).items():
+        if _left(storage, dataset_uri, commit, shards[shard]):
+            before = read_committed_rows(storage, dataset_uri, commit)
+            after = [take_down(row) if row["ordinal"] in shards[shard] else row for row in before]
+            new = replace_shard(storage, dataset_uri, commit, after, with_images=with_images)
+            changed[shard] = commit.counts["images"] - new.counts["images"]
+    return changed
+
+
+def _left(storage: Storage, dataset_uri: str, commit: Commit, ordinals: frozenset[int]) -> bool:
+    """Whether a shard says anything yet of rows that were taken down."""
+    rejects = read_table(read_file(storage, dataset_uri, commit.file("rejects")), "rejects").to_pylist()
+    return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row)}
+
+
+def _remove_parts(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> None:
+    """Removes the parts of the catalog that the manifest does not name, with their older versions."""
+    kept = {part.path for part in manifest.catalog}
+    for name in storage.walk_ever(join(dataset_uri, CATALOG)):
+        path = f"{CATALOG}/{name}"
+        if path not in kept and (is_part_path(path) or base_name(name).startswith(TEMPORARY_PREFIX)):
+            storage.purge(join(dataset_uri, path))

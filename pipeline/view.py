@@ -1,0 +1,170 @@
+"""The viewer: a web application over one dataset. Pages are files of `view_assets/`; data goes as JSON and JPEG.
+
+```
+/                             the page; /assets/… its scripts and styles
+/api/dataset                  what the dataset is, and what can be chosen from
+/api/images?…                 a page of the grid; `after=ID` the next one
+/api/images/{id}              an image's row, its masks and its findings
+/api/images/{id}/neighbors?…  the ids before and after it
+/images/{id}.jpg, /thumbnails/{id}.jpg
+```
+
+Images are named by their number alone: no part of an address becomes a path.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from catalogs.tables import DatasetTables
+from infra.errors import SegmintError, UsageError
+from infra.retry import StorageFaultError
+from infra.uris import base_name, redact
+from pipeline.view_findings import AuditFindings
+from pipeline.view_guard import Guard
+from pipeline.view_images import NoPictureError, Pictures, Thumbnails
+from pipeline.view_index import PAGE, ImageIndex, UnknownImageError
+from pipeline.view_queries import Filters, parse_filters
+
+ASSETS = Path(__file__).parent / "view_assets"
+
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@dataclass
+class Viewer:
+    """What the application answers from."""
+
+    tables: DatasetTables
+    index: ImageIndex
+    pictures: Pictures
+    findings: AuditFindings
+
+    def __post_init__(self) -> None:
+        self.thumbnails = Thumbnails(self.pictures)
+        self.summary = self.index.summary()
+
+    def dataset(self) -> dict[str, Any]:
+        """What stands at the head of the page, and what its filters offer."""
+        name = base_name(self.tables.uri)
+        about = {"name": name, "uri": redact(self.tables.uri), "kind": self.tables.kind}
+        return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
+
+    def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
+        """A page of images; the first one comes with the number of all. `next` is None on the last page."""
+        rows = self.index.page(filters, after, PAGE)
+        page: dict[str, Any] = {"images": rows, "next": rows[-1]["id"] if len(rows) == PAGE else None}
+        return page if after is not None else {**page, "total": self.index.count(filters)}
+
+    def image(self, image: int) -> dict[str, Any]:
+        """All columns of an image and of its masks, and what the audit says of it.
+
+        Raises `UnknownImageError` where there is no such image.
+        """
+        # Numbers in the text, not parameters: DuckDB then opens the files of this shard alone.
+        place = self.index.place(image)
+        condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
+        rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
+        masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
+        if not rows:
+            raise UnknownImageError(f"image {image} is not there any more")
+        found = [asdict(finding) for finding in self.index.findings(image)]
+        return {"image": rows[0], "masks": masks, "findings": found}
+
+    def jpeg(self, image: int) -> bytes:
+        """The released picture."""
+        return self.pictures.jpeg(self.index.place(image))
+
+    def thumbnail(self, image: int) -> bytes:
+        """The picture, made small."""
+        return self.thumbnails.jpeg(self.index.place(image))
+
+
+def make_app(viewer: Viewer, key: str, port: int) -> Starlette:
+    """The application for a viewer that listens on `port` and lets in whoever has `key`."""
+    routes = [
+        Route("/", _asset(ASSETS / "index.html")),
+        *(Route(f"/assets/{path.name}", _asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in _TYPES),
+        Route("/api/dataset", lambda _: _json(viewer.dataset())),
+        Route("/api/images", lambda request: _json(viewer.images(*_asked(request)))),
+        Route("/api/images/{image:int}", lambda request: _json(viewer.image(_image(request)))),
+        Route(
+            "/api/images/{image:int}/neighbors",
+            lambda request: _json(viewer.index.neighbors(_asked(request)[0], _image(request))),
+        ),
+        Route("/images/{image:int}.jpg", lambda request: _jpeg(viewer.jpeg(_image(request)))),
+        Route("/thumbnails/{image:int}.jpg", lambda request: _jpeg(viewer.thumbnail(_image(request)))),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, key=key, port=port)],
+        exception_handlers={
+            UsageError: _problem(400),
+            UnknownImageError: _problem(404),
+            HTTPException: _http_problem,
+            NoPictureError: _problem(404),
+            StorageFaultError: _problem(502),
+            SegmintError: _problem(500),
+        },
+    )
+
+
+def _asset(path: Path) -> Callable[[Request], Response]:
+    content = path.read_bytes()
+    return lambda _: Response(content, media_type=_TYPES[path.suffix])
+
+
+def _image(request: Request) -> int:
+    number: int = request.path_params["image"]
+    return number
+
+
+def _asked(request: Request) -> tuple[Filters, int | None]:
+    """The filters of an address, and the image after which its page begins."""
+    parameters = dict(request.query_params)
+    after = parameters.pop("after", None)
+    if after is not None and not after.isdecimal():
+        raise UsageError(f"after: expected the number of an image, not {after!r}")
+    return parse_filters(parameters), None if after is None else int(after)
+
+
+def _jpeg(data: bytes) -> Response:
+    return Response(data, media_type="image/jpeg")
+
+
+def _json(value: Any) -> Response:
+    text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
+    return Response(text, media_type="application/json")
+
+
+def _plain(value: Any) -> Any:
+    """A value of tables as JSON has it: NaN and infinities, which a damaged table may hold, are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _problem(status: int) -> Callable[[Request, Exception], Response]:
+    def answer(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": redact(str(error))}, status)
+
+    return answer
+
+
+def _http_problem(_: Request, error: Exception) -> Response:
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    return JSONResponse({"error": detail}, status)

@@ -1,0 +1,48 @@
+// Rows of tables as lists of terms for people: every column, in its order, null ones left out.
+
+import { counted, make, whole } from "./dom.js";
+
+const LEFT_OUT = new Set(["segmentation", "ordinal", "id", "image_id", "shard", "mask_count"]);
+
+const NAMES = {
+  annotation_id: "Annotation",
+  source_url: "Page",
+  uri: "URI",
+  source_sha256: "Source SHA-256",
+  bbox: "Box",
+  point_coords: "Prompt",
+  after_nms1: "After NMS in crops",
+  after_nms2: "After NMS between crops",
+};
+
+/** The entries of a row's list: a term and its description for each column. */
+export function detailsOf(row) {
+  return Object.entries(row).flatMap(([name, value]) => {
+    if (LEFT_OUT.has(name) || value === null || value === undefined) return [];
+    if (isStruct(value)) return [make("dt", { className: "group" }, nameOf(name)), make("dd"), ...detailsOf(value)];
+    return [make("dt", {}, nameOf(name)), make("dd", {}, textOf(name, value))];
+  });
+}
+
+const isStruct = (value) => typeof value === "object" && !Array.isArray(value);
+
+function nameOf(column) {
+  const words = column.replaceAll("_", " ").replace("iou", "IoU");
+  return NAMES[column] ?? words[0].toUpperCase() + words.slice(1);
+}
+
+function textOf(name, value) {
+  if (name === "annotation_id") return String(value);
+  if (name === "area") return `${whole(value)} px`;
+  if (name === "regions") return regions(value);
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "number") return Number.isInteger(value) ? whole(value) : String(Number(value.toPrecision(5)));
+  if (Array.isArray(value)) return value.map((item) => textOf("", item)).join(", ") || "none";
+  return String(value);
+}
+
+function regions(found) {
+  const numbers = new Map();
+  for (const region of found) numbers.set(region.kind, (numbers.get(region.kind) ?? 0) + 1);
+  return [...numbers].map(([kind, number]) => counted(number, kind)).join(", ") || "none";
+}

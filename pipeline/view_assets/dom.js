@@ -1,0 +1,19 @@
+// Making elements. Whatever comes from a dataset goes in as text, never as markup.
+
+export const byId = (id) => document.getElementById(id);
+
+/** An element with properties and children; strings become text. */
+export function make(name, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(name), properties);
+  element.append(...children);
+  return element;
+}
+
+export function showProblem(error) {
+  byId("problem").textContent = error?.message ?? "";
+  byId("problem").hidden = !error;
+}
+
+export const whole = (number) => number.toLocaleString("en-US");
+
+export const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;

@@ -1,0 +1,102 @@
+// The form of filters. Its state is the query of the page's address, so that an address says what is shown.
+
+import { byId, make, whole } from "./dom.js";
+
+const UNKNOWN = "unknown";
+const WAIT_MS = 250;
+const CHOICES = ["country", "license", "provider"];
+
+/** The filters as the server takes them, from the page's address. */
+export const asked = () => Object.fromEntries(new URLSearchParams(location.search));
+
+/** Fills the form from what the dataset offers and from the address; calls `changed` when the address changed. */
+export function setUpFilters(dataset, changed) {
+  const form = byId("filters");
+  for (const name of CHOICES) fillChoice(form.elements[name], dataset.choices[name]);
+  fillFindings(form.elements.finding, dataset.findings);
+  byId("finding-label").hidden = dataset.findings.length === 0;
+  for (const [name, ends] of Object.entries(dataset.ranges)) {
+    ends.forEach((end, place) => {
+      const input = form.elements[`${name}_${place ? "max" : "min"}`];
+      if (end !== null) input.placeholder = short(end, place);
+      else input.disabled = true;
+    });
+  }
+  readAddress(form);
+  let waiting;
+  const change = (wait) => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      const query = writeAddress(form);
+      if (query === location.search.slice(1)) return;
+      history.replaceState(null, "", (query ? `?${query}` : location.pathname) + location.hash);
+      changed();
+    }, wait);
+  };
+  form.addEventListener("input", (event) => change(event.target.tagName === "SELECT" ? 0 : WAIT_MS));
+  form.addEventListener("reset", () => change(0)); // the form is empty a moment later
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    change(0);
+  });
+  const wide = matchMedia("(min-width: 60rem)");
+  const open = () => (byId("filters-box").open = wide.matches);
+  wide.addEventListener("change", open);
+  open();
+}
+
+function fillChoice(select, values) {
+  const options = values.map(({ value, images }) => {
+    const option = make("option", {}, `${value ?? "unknown"} (${whole(images)})`);
+    option.value = value ?? "";
+    if (value === null) option.dataset.choice = UNKNOWN;
+    return option;
+  });
+  select.replaceChildren(make("option", { value: "" }, "any"), ...options);
+  select.disabled = values.length < 2;
+}
+
+function fillFindings(select, findings) {
+  const options = findings.map(({ code, images }) => {
+    const label = `${code.replaceAll("_", " ")} (${whole(images)})`;
+    return make("option", { value: code }, label);
+  });
+  select.replaceChildren(
+    make("option", { value: "" }, "all images"),
+    make("option", { value: "any" }, "with any finding"),
+    ...options,
+  );
+}
+
+function writeAddress(form) {
+  const query = new URLSearchParams();
+  const unknown = [];
+  for (const element of form.elements) {
+    if (!element.name || element.name === "order" || element.disabled) continue;
+    if (element.tagName === "SELECT" && element.selectedOptions[0]?.dataset.choice) unknown.push(element.name);
+    else if (element.value !== "" && element.validity.valid) query.set(element.name, element.value);
+  }
+  if (unknown.length) query.set(UNKNOWN, unknown.join(","));
+  const [sort, direction] = form.elements.order.value.split(":");
+  if (sort !== "id") query.set("sort", sort);
+  if (direction) query.set("descending", "1");
+  return query.toString();
+}
+
+function readAddress(form) {
+  const query = new URLSearchParams(location.search);
+  const unknown = (query.get(UNKNOWN) ?? "").split(",");
+  for (const element of form.elements) {
+    if (!element.name || element.name === "order") continue;
+    element.value = query.get(element.name) ?? "";
+    if (!unknown.includes(element.name)) continue;
+    for (const option of element.options) option.selected = option.dataset.choice === UNKNOWN;
+  }
+  form.elements.order.value = (query.get("sort") ?? "id") + (query.get("descending") === "1" ? ":down" : "");
+}
+
+/** An end of a range, rounded outwards so that it takes in every image. */
+function short(number, upwards) {
+  if (Number.isInteger(number)) return String(number);
+  return String((upwards ? Math.ceil(number * 1000) : Math.floor(number * 1000)) / 1000);
+}

@@ -1,0 +1,103 @@
+// The grid of images: pages are asked for as their place comes into view, each beginning where the last one ended.
+
+import { get } from "./api.js";
+import { byId, counted, make, showProblem, whole } from "./dom.js";
+import { asked } from "./filters.js";
+
+const AHEAD = "1200px";
+
+export class Grid {
+  #list = byId("results");
+  #more = byId("more");
+  #search = 0; // answers to former searches come too late
+  #next = null;
+  #begun = false;
+  #loading = false;
+  #watch;
+
+  constructor() {
+    this.#more.addEventListener("click", () => this.#add(true).catch(showProblem));
+    this.#watch = new IntersectionObserver(
+      (entries) => entries.some((entry) => entry.isIntersecting) && this.#add().catch(showProblem),
+      { rootMargin: AHEAD },
+    );
+  }
+
+  /** Searches by the page's address, unless that was done already. */
+  async begin() {
+    if (!this.#begun) await this.search();
+  }
+
+  async search() {
+    const search = ++this.#search;
+    this.#begun = true;
+    showProblem(null);
+    byId("results").setAttribute("aria-busy", "true");
+    try {
+      const page = await get("/api/images", asked());
+      if (search !== this.#search) return;
+      this.#list.replaceChildren(...page.images.map(tile));
+      byId("count").textContent = page.total ? counted(page.total, "image") : "No image is like that.";
+      this.#next = page.next;
+    } catch (error) {
+      if (search === this.#search) throw error;
+      return;
+    } finally {
+      if (search === this.#search) this.#list.removeAttribute("aria-busy");
+    }
+    this.#showMore();
+  }
+
+  /** Puts the focus on an image's tile, where it is there. */
+  focus(image) {
+    byId(`tile-${image}`)?.focus();
+  }
+
+  async #add(byHand = false) {
+    if (this.#next === null || this.#loading || byId("grid-page").hidden) return;
+    const search = this.#search;
+    this.#loading = true;
+    try {
+      const page = await get("/api/images", { ...asked(), after: this.#next });
+      if (search !== this.#search) return this.#showMore();
+      const tiles = page.images.map(tile);
+      this.#list.append(...tiles);
+      if (byHand) tiles[0]?.firstChild.focus();
+      this.#next = page.next;
+    } finally {
+      this.#loading = false;
+    }
+    this.#showMore();
+  }
+
+  /** Watches the button anew, which tells at once where it is in view still. */
+  #showMore() {
+    this.#watch.unobserve(this.#more);
+    this.#more.hidden = this.#next === null;
+    this.#watch.observe(this.#more);
+  }
+}
+
+function tile(image) {
+  const picture = make("img", {
+    src: `/thumbnails/${image.id}.jpg`,
+    alt: "",
+    loading: "lazy",
+    decoding: "async",
+    width: image.width ?? 4,
+    height: image.height ?? 3,
+  });
+  picture.addEventListener("error", () => picture.replaceWith(make("span", { className: "no-picture" }, "no picture")));
+  const caption = make(
+    "span",
+    { className: "caption" },
+    make("span", { className: "tile-name", title: image.image_id }, image.image_id || `sa_${image.id}`),
+    make("span", { className: "tile-masks" }, image.masks === null ? "" : counted(image.masks, "mask")),
+  );
+  if (image.findings) caption.append(make("span", { className: "badge" }, `${whole(image.findings)} found`));
+  const link = make("a", { id: `tile-${image.id}`, className: "tile", href: `#image/${image.id}` }, picture, caption);
+  const item = make("li", {}, link);
+  const aspect = Math.min(3, Math.max(0.45, (image.width ?? 4) / (image.height ?? 3)));
+  item.style.setProperty("--aspect", aspect.toFixed(4));
+  return item;
+}

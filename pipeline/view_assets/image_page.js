@@ -1,0 +1,202 @@
+// One image: its picture with masks, the thresholds, what is known of it, and the way to the images beside it.
+
+import { get } from "./api.js";
+import { detailsOf } from "./details.js";
+import { byId, counted, make, showProblem, whole } from "./dom.js";
+import { Mask } from "./mask.js";
+import { Stage } from "./stage.js";
+
+const FORWARD = new Set(["ArrowRight", "ArrowDown"]);
+const BACK = new Set(["ArrowLeft", "ArrowUp"]);
+const SLIDERS = { iou: "predicted_iou", stability: "stability_score" };
+
+export class ImagePage {
+  #stage = new Stage((mask) => this.#hover(mask), (mask) => this.#isolate(mask));
+  #masks = []; // all, the largest first
+  #visible = [];
+  #isolated = null;
+  #hovered = null;
+  #shown = null; // the image's id, as in the address
+  name = "";
+
+  constructor() {
+    for (const id of [...Object.keys(SLIDERS), "overlay"]) byId(id).addEventListener("input", () => this.#filter());
+    this.#stage.element.addEventListener("keydown", (event) => this.#key(event));
+    byId("mask-list").addEventListener("keydown", (event) => this.#listKey(event));
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.#isolate(null);
+    });
+  }
+
+  /** Shows the image of a number; `filters` decide which ones stand beside it. */
+  async show(image, filters) {
+    if (this.#shown === image) return;
+    this.#shown = image;
+    this.#stage.element.focus({ preventScroll: true }); // now, for later somebody may have gone on
+    scrollTo(0, 0);
+    let answers;
+    try {
+      answers = await Promise.all([
+        get(`/api/images/${image}`),
+        get(`/api/images/${image}/neighbors`, filters),
+      ]);
+    } catch (error) {
+      if (this.#shown === image) this.#shown = null;
+      throw error;
+    }
+    if (this.#shown !== image) return;
+    this.#fill(image, ...answers);
+  }
+
+  leave() {
+    this.#shown = null;
+    this.#stage.close();
+  }
+
+  #fill(image, { image: row, masks, findings }, [before, after]) {
+    this.name = row.image_id || `sa_${image}`;
+    byId("image-title").textContent = this.name;
+    this.#isolated = this.#hovered = null;
+    byId("mask-box").hidden = true;
+    byId("pointed").textContent = "";
+    masks.sort((one, other) => other.area - one.area);
+    this.#masks = masks.map((mask, place) => new Mask(mask, place));
+    this.#stage.open(image, [row.width, row.height], this.name);
+    byId("image-details").replaceChildren(...detailsOf({ number: row.id, ...row }));
+    this.#showFindings(findings);
+    for (const [id, column] of Object.entries(SLIDERS)) setUpSlider(byId(id), masks.map((mask) => mask[column]));
+    setLink(byId("previous"), before);
+    setLink(byId("next"), after);
+    byId("mask-list").replaceChildren(...this.#masks.map((mask) => make("li", {}, this.#button(mask))));
+    this.#filter();
+  }
+
+  #filter() {
+    for (const id of Object.keys(SLIDERS)) byId(`${id}-value`).textContent = Number(byId(id).value).toFixed(3);
+    this.#visible = this.#masks.filter(({ row }) =>
+      Object.entries(SLIDERS).every(([id, column]) => row[column] === null || row[column] >= Number(byId(id).value)),
+    );
+    const visible = new Set(this.#visible);
+    [...byId("mask-list").children].forEach((item, place) => (item.hidden = !visible.has(this.#masks[place])));
+    byId("shown").textContent = `${whole(this.#visible.length)} of ${counted(this.#masks.length, "mask")} shown`;
+    this.#stage.show(byId("overlay").checked ? this.#visible : []);
+    if (this.#isolated && !visible.has(this.#isolated)) this.#isolate(null);
+  }
+
+  #hover(mask) {
+    if (mask === this.#hovered) return;
+    this.#hovered = mask;
+    if (!this.#isolated) this.#point();
+  }
+
+  #isolate(mask) {
+    const before = this.#isolated;
+    this.#isolated = mask === before ? null : mask;
+    for (const each of [before, this.#isolated]) {
+      if (each) this.#buttonOf(each).setAttribute("aria-pressed", String(each === this.#isolated));
+    }
+    this.#point();
+  }
+
+  #point() {
+    const mask = this.#isolated ?? this.#hovered;
+    this.#stage.point(mask, this.#isolated !== null);
+    byId("pointed").textContent = mask === null ? "" : this.#summary(mask);
+    byId("mask-box").hidden = this.#isolated === null;
+    if (this.#isolated === null) return;
+    byId("mask-title").textContent = `Mask ${this.#place(mask)}`;
+    const problem = mask.problem ? { damaged: mask.problem } : {};
+    byId("mask-details").replaceChildren(...detailsOf({ ...problem, ...mask.row }));
+  }
+
+  #place(mask) {
+    return `${whole(this.#visible.indexOf(mask) + 1)} of ${whole(this.#visible.length)}`;
+  }
+
+  #summary(mask) {
+    const { predicted_iou: iou, stability_score: stability } = mask.row;
+    const parts = [`mask ${this.#place(mask)}`, `${shareOf(mask)} of the image`];
+    if (iou !== null) parts.push(`predicted IoU ${iou.toFixed(3)}`);
+    if (stability !== null) parts.push(`stability ${stability.toFixed(3)}`);
+    return parts.join(" · ");
+  }
+
+  #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const last = this.#visible.length - 1;
+    const at = this.#visible.indexOf(this.#isolated);
+    if (event.key === "n" || event.key === "p") byId(event.key === "n" ? "next" : "previous").click();
+    else if (FORWARD.has(event.key)) this.#isolateAt(at === last ? 0 : at + 1);
+    else if (BACK.has(event.key)) this.#isolateAt(at <= 0 ? last : at - 1);
+    else if (event.key === "Home") this.#isolateAt(0);
+    else if (event.key === "End") this.#isolateAt(last);
+    else return;
+    event.preventDefault();
+  }
+
+  #isolateAt(place) {
+    const mask = this.#visible[place];
+    if (mask && mask !== this.#isolated) this.#isolate(mask);
+  }
+
+  #listKey(event) {
+    const step = FORWARD.has(event.key) ? 1 : BACK.has(event.key) ? -1 : 0;
+    if (!step) return;
+    const buttons = [...byId("mask-list").querySelectorAll("li:not([hidden]) button")];
+    buttons[buttons.indexOf(document.activeElement) + step]?.focus();
+    event.preventDefault();
+  }
+
+  #buttonOf(mask) {
+    return byId("mask-list").children[mask.place].firstChild;
+  }
+
+  #button(mask) {
+    const { predicted_iou: iou } = mask.row;
+    const swatch = make("span", { className: "swatch" });
+    swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
+    const label = `${shareOf(mask)}${iou === null ? "" : ` · IoU ${iou.toFixed(3)}`}`;
+    const button = make("button", { type: "button" }, swatch, label);
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => this.#isolate(mask));
+    button.addEventListener("focus", () => this.#hover(mask));
+    button.addEventListener("blur", () => this.#hover(null));
+    return button;
+  }
+
+  #showFindings(findings) {
+    byId("findings-box").hidden = findings.length === 0;
+    const items = findings.map(({ code, text, mask: number, box }) => {
+      const mask = this.#masks.find((each) => each.number === number) ?? null;
+      const item = make("li", {}, make("strong", {}, code.replaceAll("_", " ")), ` ${text} `);
+      if (!mask && !box) return item;
+      const button = make("button", { type: "button" }, "Show it");
+      button.addEventListener("click", () => {
+        if (mask && mask !== this.#isolated) this.#isolate(mask);
+        if (box) this.#stage.point(null, false, box);
+      });
+      item.append(button);
+      return item;
+    });
+    byId("findings").replaceChildren(...items);
+  }
+}
+
+const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)} %`;
+
+/** A slider over the scores that there are, at the lowest of them. */
+function setUpSlider(input, scores) {
+  const known = scores.filter((score) => score !== null);
+  input.disabled = known.length === 0;
+  input.min = known.length ? String(Math.floor(Math.min(...known) * 100) / 100) : "0";
+  input.max = known.length ? String(Math.ceil(Math.max(...known) * 100) / 100) : "1";
+  input.value = input.min;
+}
+
+/** A link without an address cannot be followed and is told to be disabled. */
+function setLink(link, image) {
+  if (image === null) link.removeAttribute("href");
+  else link.href = `#image/${image}`;
+  link.toggleAttribute("aria-disabled", image === null);
+  if (image === null) link.setAttribute("aria-disabled", "true");
+}

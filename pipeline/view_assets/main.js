@@ -1,0 +1,49 @@
+// Begins the viewer: the address says whether the grid is shown (its filters in the query) or an image (`#image/12`).
+
+import { get } from "./api.js";
+import { byId, counted, showProblem } from "./dom.js";
+import { asked, setUpFilters } from "./filters.js";
+import { Grid } from "./grid.js";
+import { ImagePage } from "./image_page.js";
+
+const IMAGE = /^#image\/(\d+)$/;
+
+const grid = new Grid();
+const imagePage = new ImagePage();
+let title = "segmint view";
+let lastImage = null;
+
+async function show() {
+  showProblem(null);
+  const image = IMAGE.exec(location.hash)?.[1];
+  byId("grid-page").hidden = image !== undefined;
+  byId("image-page").hidden = image === undefined;
+  byId("skip").hidden = image !== undefined;
+  if (image !== undefined) {
+    lastImage = image;
+    await imagePage.show(image, asked());
+    if (IMAGE.exec(location.hash)?.[1] === image) document.title = `${imagePage.name} · ${title}`;
+    return;
+  }
+  imagePage.leave();
+  document.title = title;
+  await grid.begin();
+  if (lastImage !== null) grid.focus(lastImage);
+  lastImage = null;
+}
+
+async function begin() {
+  const dataset = await get("/api/dataset");
+  title = `${dataset.name} · segmint view`;
+  byId("dataset-name").textContent = dataset.name;
+  byId("dataset-name").title = dataset.uri;
+  const findings = dataset.findings_elsewhere;
+  byId("totals").textContent =
+    `${counted(dataset.images, "image")}, ${counted(dataset.masks, "mask")}` +
+    (findings ? `; ${counted(findings, "finding")} of no single image` : "");
+  setUpFilters(dataset, () => grid.search().catch(showProblem));
+  window.addEventListener("hashchange", () => show().catch(showProblem));
+  await show();
+}
+
+begin().catch(showProblem);

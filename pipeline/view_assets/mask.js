@@ -1,0 +1,84 @@
+// One mask: whether it holds a pixel, and how it is painted.
+
+import { decodeCounts, eachPiece, endsOf, holds } from "./rle.js";
+
+const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
+
+/** A color as a canvas keeps it in 32 bits; channels and alpha 0 to 255. */
+export function packed(red, green, blue, alpha) {
+  const value = LITTLE_ENDIAN
+    ? (alpha << 24) | (blue << 16) | (green << 8) | red
+    : (red << 24) | (green << 16) | (blue << 8) | alpha;
+  return value >>> 0;
+}
+
+export class Mask {
+  #frame = null;
+
+  /** `row` is the mask's row of the tables, `place` its place among the image's masks, the largest being 0. */
+  constructor(row, place) {
+    this.row = row;
+    this.place = place;
+    [this.height, this.width] = row.segmentation.size;
+    this.color = colorOf(place);
+    try {
+      this.ends = endsOf(decodeCounts(row.segmentation.counts, this.height, this.width));
+    } catch (error) {
+      this.ends = new Uint32Array(0);
+      this.problem = `cannot be drawn: ${error.message}`;
+    }
+  }
+
+  get number() {
+    return this.row.annotation_id;
+  }
+
+  /** The part of the image that holds all of the mask's pixels; its width is 0 where there are none. */
+  get frame() {
+    if (this.#frame === null) {
+      let [left, right, top, bottom] = [this.width, 0, this.height, 0];
+      eachPiece(this.ends, this.height, (x, from, to) => {
+        left = Math.min(left, x);
+        right = Math.max(right, x + 1);
+        top = Math.min(top, from);
+        bottom = Math.max(bottom, to);
+      });
+      this.#frame = { left, top, width: Math.max(0, right - left), height: Math.max(0, bottom - top) };
+    }
+    return this.#frame;
+  }
+
+  holds(x, y) {
+    return x >= 0 && y >= 0 && x < this.width && y < this.height && holds(this.ends, x * this.height + y);
+  }
+
+  /** Paints the mask into the pixels of a part of the image that holds it, over whatever stands there. */
+  paint(pixels, part, fill, line, thickness) {
+    const { left, top } = this.frame;
+    const rows = this.frame.height + 2 * thickness; // the mask's own part, down the columns, with a border of zeros
+    const bitmap = new Uint8Array((this.frame.width + 2 * thickness) * rows);
+    const placeOf = (x, y) => (x - left + thickness) * rows + (y - top + thickness);
+    eachPiece(this.ends, this.height, (x, from, to) => bitmap.fill(1, placeOf(x, from), placeOf(x, to)));
+    const across = thickness * rows;
+    eachPiece(this.ends, this.height, (x, from, to) => {
+      let inside = placeOf(x, from);
+      let pixel = (from - part.top) * part.width + (x - part.left);
+      for (let y = from; y < to; y++, inside++, pixel += part.width) {
+        const within =
+          bitmap[inside - thickness] & bitmap[inside + thickness] & bitmap[inside - across] & bitmap[inside + across];
+        pixels[pixel] = within ? fill : line;
+      }
+    });
+  }
+}
+
+/** The `place`-th of a series of colors, each of another hue than those before it: as `segmint masks --overlay` draws. */
+function colorOf(place) {
+  const hue = (0.58 + place * 0.618033988749895) % 1;
+  const [saturation, value] = place % 2 === 0 ? [0.85, 1] : [0.65, 0.9];
+  const channel = (turn) => {
+    const k = (turn + hue * 6) % 6;
+    return Math.round(255 * (value - value * saturation * Math.max(0, Math.min(k, 4 - k, 1))));
+  };
+  return [channel(5), channel(3), channel(1)];
+}

@@ -1,0 +1,62 @@
+// COCO's compressed run-length encoding: runs of zeros and ones by turns, down the columns from the left.
+
+/** The runs of a mask's `counts`; throws where they do not make up `height` x `width` pixels. */
+export function decodeCounts(counts, height, width) {
+  const runs = [];
+  let total = 0;
+  let place = 0;
+  while (place < counts.length) {
+    let value = 0;
+    let shift = 0;
+    let more = true;
+    while (more) {
+      const code = counts.charCodeAt(place++) - 48; // NaN past the end, which ends the number
+      value |= (code & 31) << shift;
+      more = (code & 32) !== 0;
+      shift += 5;
+      if (!more && code & 16) value |= -1 << shift;
+    }
+    if (runs.length > 2) value += runs[runs.length - 2];
+    if (value < 0) throw new Error("a run below zero");
+    runs.push(value);
+    total += value;
+  }
+  if (total !== height * width) throw new Error(`runs of ${total} pixels, not ${height} x ${width}`);
+  return runs;
+}
+
+/** Where each run ends, so that runs with odd numbers are the mask's. */
+export function endsOf(runs) {
+  const ends = new Uint32Array(runs.length);
+  let position = 0;
+  runs.forEach((run, index) => {
+    position += run;
+    ends[index] = position;
+  });
+  return ends;
+}
+
+/** Whether the pixel at `position`, counted down the columns, is the mask's. */
+export function holds(ends, position) {
+  let low = 0;
+  let high = ends.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ends[middle] <= position) low = middle + 1;
+    else high = middle;
+  }
+  return low < ends.length && low % 2 === 1;
+}
+
+/** Calls `take(x, top, bottom)` for each piece of a column that is the mask's; `bottom` is one past the last pixel. */
+export function eachPiece(ends, height, take) {
+  for (let run = 1; run < ends.length; run += 2) {
+    let start = ends[run - 1];
+    while (start < ends[run]) {
+      const x = Math.floor(start / height);
+      const stop = Math.min(ends[run], (x + 1) * height);
+      take(x, start - x * height, stop - x * height);
+      start = stop;
+    }
+  }
+}

@@ -1,0 +1,124 @@
+// The picture with its masks: what is drawn over it, and which mask the pointer is on.
+
+import { byId } from "./dom.js";
+import { packed } from "./mask.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const FILL = 100; // alpha, of 255
+const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
+const LIGHT = packed(255, 255, 255, 60);
+const WHITE = packed(255, 255, 255, 255);
+
+export class Stage {
+  #stage = byId("stage");
+  #picture = byId("picture");
+  #all = byId("all-masks");
+  #one = byId("one-mask");
+  #marks = byId("marks");
+  #masks = [];
+  #frame = 0;
+
+  /** `hover(mask or null)` and `choose(mask or null)` are told what the pointer does. */
+  constructor(hover, choose) {
+    this.#stage.addEventListener("pointermove", (event) => {
+      if (event.pointerType !== "touch") hover(this.#under(event));
+    });
+    this.#stage.addEventListener("pointerleave", () => hover(null));
+    this.#stage.addEventListener("click", (event) => choose(this.#under(event)));
+    this.#picture.addEventListener("error", () => this.#stage.classList.add("no-picture"));
+  }
+
+  get element() {
+    return this.#stage;
+  }
+
+  /** Shows another image; `size` is [width, height] in pixels, the frame of all masks. */
+  open(image, size, name) {
+    [this.width, this.height] = size;
+    this.thickness = Math.max(1, Math.round(Math.min(...size) / 600));
+    this.#stage.classList.remove("no-picture");
+    this.#stage.style.setProperty("--aspect", String(this.width / this.height));
+    this.#picture.src = `/images/${image}.jpg`;
+    this.#picture.alt = name;
+    for (const canvas of [this.#all, this.#one]) [canvas.width, canvas.height] = size;
+    this.#marks.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
+    this.show([]);
+    this.point(null, false);
+  }
+
+  /** Lets go of the picture, which a server may still be reading. */
+  close() {
+    this.#picture.removeAttribute("src");
+  }
+
+  /** Draws these masks, the largest first, at the next frame. */
+  show(masks) {
+    this.#masks = masks;
+    cancelAnimationFrame(this.#frame);
+    this.#frame = requestAnimationFrame(() => {
+      const image = new ImageData(this.width, this.height);
+      const pixels = new Uint32Array(image.data.buffer);
+      const whole = { left: 0, top: 0, width: this.width };
+      for (const mask of masks) {
+        const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
+        if (this.#fits(mask)) {
+          mask.paint(pixels, whole, packed(...mask.color, FILL), packed(...lighter, 230), this.thickness);
+        }
+      }
+      this.#all.getContext("2d").putImageData(image, 0, 0);
+      this.#stage.dataset.masks = String(masks.length);
+    });
+  }
+
+  /** Points one mask out: among the others, or `alone` with where it came from; null for none. */
+  point(mask, alone, box = null) {
+    this.#stage.classList.toggle("alone", mask !== null && alone);
+    this.#stage.classList.toggle("pointing", mask !== null && !alone);
+    const canvas = this.#one.getContext("2d");
+    canvas.clearRect(0, 0, this.width, this.height);
+    canvas.fillStyle = `rgb(${DIM.slice(0, 3).join(" ")} / ${DIM[3] / 255})`;
+    if (mask !== null && alone) canvas.fillRect(0, 0, this.width, this.height);
+    if (mask !== null && this.#fits(mask) && mask.frame.width) {
+      const { left, top, width, height } = mask.frame;
+      const image = new ImageData(width, height);
+      const pixels = new Uint32Array(image.data.buffer);
+      if (alone) pixels.fill(packed(...DIM));
+      mask.paint(pixels, mask.frame, alone ? 0 : LIGHT, WHITE, this.thickness);
+      canvas.putImageData(image, left, top);
+    }
+    this.#marks.replaceChildren(...(mask !== null && alone ? this.#origin(mask.row) : []), ...this.#boxes("found", box));
+  }
+
+  /** The smallest mask under the pointer; null where there is none. */
+  #under(event) {
+    const frame = this.#picture.getBoundingClientRect();
+    const x = Math.floor(((event.clientX - frame.left) / frame.width) * this.width);
+    const y = Math.floor(((event.clientY - frame.top) / frame.height) * this.height);
+    return this.#masks.findLast((mask) => mask.holds(x, y)) ?? null;
+  }
+
+  #fits(mask) {
+    return mask.width === this.width && mask.height === this.height;
+  }
+
+  /** The crop that a mask was found in, its box, and the points that asked for it. */
+  #origin(row) {
+    const points = (row.point_coords ?? []).map(([cx, cy]) => {
+      const r = Math.max(3, Math.min(this.width, this.height) / 110);
+      return shape("circle", { cx, cy, r, class: "point" });
+    });
+    return [...this.#boxes("crop", row.crop_box), ...this.#boxes("box", row.bbox), ...points];
+  }
+
+  #boxes(name, box) {
+    if (!box) return [];
+    const [x, y, width, height] = box;
+    return [shape("rect", { x, y, width: Math.max(1, width), height: Math.max(1, height), class: name })];
+  }
+}
+
+function shape(name, attributes) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  return element;
+}

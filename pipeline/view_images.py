@@ -1,0 +1,164 @@
+"""The pictures that a viewer shows: JPEGs out of the tars of shards, and thumbnails of them, kept in bounded memory."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from PIL import Image, UnidentifiedImageError
+
+from catalogs.commits import CommitLog
+from catalogs.foreign import read_jpeg
+from catalogs.layout import commit_name
+from catalogs.tables import DatasetTables
+from infra.errors import SegmintError
+from infra.storage import NotFoundError, Storage, join
+from pipeline.view_tars import TarIndex
+
+THUMBNAIL_SIDE = 480
+"""Pixels of a thumbnail's longer side: twice what a grid shows, for screens of double density."""
+
+_THUMBNAIL_BYTES = 64 << 20
+_INDEXES = 512  # shards whose tar's headers are kept; some 100 kB each
+_QUALITY = 80
+
+V = TypeVar("V")
+
+
+class NoPictureError(SegmintError):
+    """An image that has no picture to show: it is not there, or it does not decode."""
+
+
+class Place(NamedTuple):
+    """Which image of a dataset, and in which shard it is."""
+
+    id: int
+    ordinal: int
+    shard: int
+
+
+class Pictures(Protocol):
+    """Where the JPEGs of a dataset come from."""
+
+    def jpeg(self, place: Place) -> bytes:
+        """The bytes of an image's JPEG; raises `NoPictureError` where there is none."""
+
+
+class Recent(Generic[V]):
+    """The values that were used last, by key, up to a total weight. Safe to use from threads."""
+
+    def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
+        self._limit = limit
+        self._weigh = weigh
+        self._values: OrderedDict[int, V] = OrderedDict()
+        self._weight = 0
+        self._lock = threading.Lock()
+
+    @property
+    def weight(self) -> int:
+        """What the values weigh together."""
+        return self._weight
+
+    def get(self, key: int, make: Callable[[], V]) -> V:
+        """The value of a key, made where it is not at hand; two threads may make one at once."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key in self._values:
+                return self._values[key]
+            self._values[key] = value
+            self._weight += self._weigh(value)
+            while self._weight > self._limit and self._values:
+                _, dropped = self._values.popitem(last=False)
+                self._weight -= self._weigh(dropped)
+        return value
+
+
+class ShardPictures:
+    """The JPEGs of a segmint dataset, read by ranges out of the tars that its commits named when this was made."""
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self._storage = storage
+        self._uri = uri
+        self._log = CommitLog(storage, uri)
+        self._generations = self._log.committed()
+        self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
+
+    def jpeg(self, place: Place) -> bytes:
+        """The bytes of an image's JPEG as they stand in the tar.
+
+        Raises `NoPictureError` where there is none, `DamagedDatasetError` for a tar that cannot be read.
+        """
+        try:
+            data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(f"sa_{place.id}.jpg")
+        except NotFoundError as error:
+            raise NoPictureError(
+                f"shard {place.shard} was changed since this viewer was started, or its tar is lost: "
+                f"start it again; {error}"
+            ) from error
+        if data is None:
+            raise NoPictureError(
+                f"sa_{place.id}.jpg is not in the tar of shard {place.shard}: the dataset may hold annotations alone"
+            )
+        return data
+
+    def _index(self, shard: int) -> TarIndex:
+        generation = self._generations.get(shard)
+        commit = None if generation is None else self._log.read(shard, generation)
+        if generation is None or commit is None:
+            raise NotFoundError(f"{commit_name(shard, generation or 1)} is not there")
+        entry = commit.file("shards")
+        uri = join(self._uri, entry.path)
+
+        def read_range(start: int, stop: int) -> bytes:
+            with self._storage.open_ranges(uri, entry.size) as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
+
+        return TarIndex(uri, entry.size, read_range)
+
+
+class ForeignPictures:
+    """The JPEGs of data that segmint did not write, loose or in tars."""
+
+    def __init__(self, storage: Storage, tables: DatasetTables) -> None:
+        self._storage = storage
+        self._tables = tables
+
+    def jpeg(self, place: Place) -> bytes:
+        """The bytes of an image's JPEG as they stand; raises `NoPictureError` where there is none."""
+        data = read_jpeg(self._storage, self._tables, place.ordinal)
+        if data is None:
+            raise NoPictureError(f"there is no JPEG beside the annotations of image {place.id}")
+        return data
+
+
+class Thumbnails:
+    """Small pictures of a dataset's images; the last are kept, up to 64 MiB."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self._recent: Recent[bytes] = Recent(_THUMBNAIL_BYTES, len)
+
+    def jpeg(self, place: Place) -> bytes:
+        """An image's thumbnail as JPEG; raises `NoPictureError` where there is no picture, or it does not decode."""
+        return self._recent.get(place.ordinal, lambda: thumbnail(self._pictures.jpeg(place)))
+
+
+def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG scaled down so that no side is over `side` pixels, never up; raises `NoPictureError` for what is none.
+
+    The decoder skips what the small picture does not need, so that a large one takes neither its memory nor its time.
+    """
+    out = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+            picture.thumbnail((side, side))
+            picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise NoPictureError(f"this picture does not decode: {error}") from error
+    return out.getvalue()

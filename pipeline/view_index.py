@@ -1,0 +1,145 @@
+"""A viewer's index of a dataset's images: a row each of what is searched, sorted and shown in the grid, on a disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from catalogs.layout import DamagedDatasetError
+from catalogs.tables import DatasetTables
+from infra.errors import SegmintError
+from pipeline.view_findings import ImageFinding
+from pipeline.view_images import Place
+from pipeline.view_queries import CHOICES, RANGES, Filters, beyond, order, where
+
+PAGE = 60
+"""Images in a page of the grid."""
+
+_CHOICES_SHOWN = 500
+_BATCH_ROWS = 65_536
+_MEMORY = "1GB"
+_HIGHEST_ID = 2**63 - 1
+
+_INDEX = """
+SELECT id, ordinal, shard, image_id, country, license, provider, width, height, masks,
+       width::DOUBLE * height / 1e6 AS megapixels,
+       if(isfinite(statistics.coverage), statistics.coverage, NULL) AS coverage,
+       if(isfinite(statistics.mean_predicted_iou), statistics.mean_predicted_iou, NULL) AS predicted_iou,
+       if(isfinite(statistics.mean_stability_score), statistics.mean_stability_score, NULL) AS stability
+FROM images
+"""
+
+_SHOWN = ("id", "image_id", "width", "height", "masks")
+
+Row = dict[str, Any]
+
+
+class UnknownImageError(SegmintError):
+    """A number that no image of the dataset has."""
+
+
+class ImageIndex:
+    """Searches, sorts and pages the images of a dataset. Safe to use from threads, each call by a cursor of its own.
+
+    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes an image: a dataset
+    of a million images is thousands of Parquet files, which no search could open again.
+    """
+
+    def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
+        self._database = duckdb.connect(
+            str(folder / "index.duckdb"), config={"memory_limit": _MEMORY, "temp_directory": str(folder / "spill")}
+        )
+        self._database.execute("SET enable_progress_bar = false")
+        self._fill(tables)
+        self._by_image: dict[int, list[ImageFinding]] = {}
+        self._by_code: dict[str, list[int]] = {}
+        for finding in findings:
+            self._by_image.setdefault(finding.image, []).append(finding)
+            self._by_code.setdefault(finding.code, []).append(finding.image)
+
+    def close(self) -> None:
+        """Closes the database; its file is the folder's owner's to delete."""
+        self._database.close()
+
+    def summary(self) -> Row:
+        """Totals of the dataset, the values to choose from with their numbers of images, and the ends of ranges."""
+        ends = ", ".join(f"min({column}), max({column})" for column in RANGES)
+        (total, masks, *limits), *_ = self._rows(f"SELECT count(*), coalesce(sum(masks), 0), {ends} FROM images")
+        return {
+            "images": total,
+            "masks": int(masks),
+            "choices": {column: self._choices(column) for column in CHOICES},
+            "ranges": {column: limits[2 * place : 2 * place + 2] for place, column in enumerate(RANGES)},
+            "findings": [{"code": code, "images": len(set(images))} for code, images in sorted(self._by_code.items())],
+        }
+
+    def count(self, filters: Filters) -> int:
+        """How many images the filters leave."""
+        condition, values = where(filters, self._by_code)
+        ((count,),) = self._rows(f"SELECT count(*) FROM images WHERE {condition}", values)
+        return int(count)
+
+    def page(self, filters: Filters, after: int | None = None, limit: int = PAGE) -> list[Row]:
+        """The first images of the filters in their order, or the first after the image `after`.
+
+        Raises `UnknownImageError` where there is no image `after`.
+        """
+        columns = ", ".join(_SHOWN)
+        rows = self._ordered(columns, filters, after, limit)
+        images = [dict(zip(_SHOWN, row, strict=True)) for row in rows]
+        return [{**image, "findings": len(self.findings(image["id"]))} for image in images]
+
+    def neighbors(self, filters: Filters, image: int) -> tuple[int | None, int | None]:
+        """The ids of the images before and after one in the filters' order.
+
+        Raises `UnknownImageError` where there is no such image.
+        """
+        before = self._ordered("id", filters, image, 1, backward=True)
+        after = self._ordered("id", filters, image, 1)
+        return (before[0][0] if before else None), (after[0][0] if after else None)
+
+    def place(self, image: int) -> Place:
+        """Where an image is; raises `UnknownImageError` where there is no such image."""
+        return Place(*self._values(("id", "ordinal", "shard"), image))
+
+    def findings(self, image: int) -> list[ImageFinding]:
+        """What the audit says of an image."""
+        return self._by_image.get(image, [])
+
+    def _fill(self, tables: DatasetTables) -> None:
+        try:
+            with tables.connection.cursor() as cursor:
+                self._database.register("incoming", cursor.sql(_INDEX).to_arrow_reader(_BATCH_ROWS))
+                self._database.execute("CREATE TABLE images AS SELECT * FROM incoming")
+                self._database.unregister("incoming")
+        except duckdb.Error as error:
+            self.close()
+            raise DamagedDatasetError(f"the tables of images cannot be read: {error}") from error
+
+    def _ordered(
+        self, columns: str, filters: Filters, image: int | None, limit: int, *, backward: bool = False
+    ) -> list[tuple[Any, ...]]:
+        condition, values = where(filters, self._by_code)
+        if image is not None:
+            further, more = beyond(filters, image, self._values((filters.sort,), image)[0], backward=backward)
+            condition, values = f"{condition} AND {further}", [*values, *more]
+        sort = order(filters, backward=backward)
+        return self._rows(f"SELECT {columns} FROM images WHERE {condition} ORDER BY {sort} LIMIT {limit:d}", values)
+
+    def _choices(self, column: str) -> list[Row]:
+        found = self._rows(
+            f"SELECT {column}, count(*) AS number FROM images GROUP BY {column} "
+            f"ORDER BY number DESC, {column} NULLS LAST LIMIT {_CHOICES_SHOWN}"
+        )
+        return [{"value": value, "images": images} for value, images in found]
+
+    def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
+        if image <= _HIGHEST_ID:
+            for values in self._rows(f"SELECT {', '.join(columns)} FROM images WHERE id = ? LIMIT 1", [image]):
+                return values
+        raise UnknownImageError(f"there is no image {image} in this dataset")
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._database.cursor() as cursor:
+            return list(cursor.execute(sql, list(values)).fetchall())

@@ -1,0 +1,94 @@
+"""Runs a viewer: opens the dataset, listens on 127.0.0.1, and ends when it is told to."""
+
+import signal
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from catalogs.tables import DatasetTables
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.tables import open_tables
+from pipeline.view import Viewer, make_app
+from pipeline.view_findings import AuditFindings, load_findings
+from pipeline.view_guard import address, new_key
+from pipeline.view_images import ForeignPictures, Pictures, ShardPictures
+from pipeline.view_index import ImageIndex
+
+_HOST = "127.0.0.1"
+_LAST_ANSWERS_S = 3
+
+
+@contextmanager
+def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterator[Viewer]:
+    """A viewer of the dataset at `uri`, with what an audit's JSON says of it; its scratch files go at the end.
+
+    Raises `UsageError` where there is no dataset, or no audit.
+    """
+    with ExitStack() as stack:
+        findings = load_findings(storage, audit) if audit is not None else AuditFindings()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
+        tables = stack.enter_context(open_tables(uri, storage, scratch=folder))
+        index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
+        yield Viewer(tables, index, _pictures(tables, storage), findings)
+
+
+def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str], None]) -> None:
+    """Answers until the process is interrupted or told to end; `tell` takes the address, once it can be opened.
+
+    Port 0 takes a free one. Raises `UsageError` for a port that is taken.
+    """
+    import uvicorn
+
+    with closing(_listen(port)) as listener:
+        port = listener.getsockname()[1]
+        key = new_key()
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(viewer, key, port),
+                lifespan="off",
+                ws="none",
+                log_level="warning",
+                access_log=False,  # whose lines would hold the key
+                server_header=False,
+                timeout_graceful_shutdown=_LAST_ANSWERS_S,
+            )
+        )
+        tell(address(port, key))
+        if open_browser:
+            # Some browsers run until they are closed, and this one must be answered meanwhile.
+            threading.Thread(target=webbrowser.open, args=[address(port, key)], daemon=True).start()
+        with _ended_by_signals():
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """An interrupt, or being told to end, is how a viewer ends: both leave by way of every `finally`, quietly."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_HOST, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"--port {port}: {_HOST} cannot be listened to there: {error.strerror}") from error
+    listener.listen()
+    return listener
+
+
+def _pictures(tables: DatasetTables, storage: Storage) -> Pictures:
+    return ShardPictures(storage, tables.uri) if tables.kind == "segmint" else ForeignPictures(storage, tables)

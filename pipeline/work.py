@@ -1,0 +1,158 @@
+"""What a build has to do shard by shard: write those that are missing, or take refused rows of others again."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.reasons import Reason
+from catalogs.schema import NORMALIZED
+from infra.metrics import SHARDS_MISSING, RunMetrics
+from infra.storage import Storage
+from operators.audit_rows import read_table
+from operators.committed_rows import read_file
+from operators.retry_shard import RetryTask, retry_shard
+from operators.write_shard import write_shard
+from pipeline.config import Config
+from pipeline.dataset import OpenDataset
+from pipeline.shard_writers import ShardWriter
+from pipeline.windows import ShardSpan
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """The rows of a window in one table, shard by shard, and the task of each shard's writer."""
+
+    rows: pa.Table  # NORMALIZED
+    spans: Sequence[ShardSpan]  # how many of them each shard takes, in their order
+    tasks: Mapping[int, Any]  # by shard
+
+
+class Work(Protocol):
+    """Shards that a run has to do, window by window."""
+
+    left: list[int]
+    """The shards that are not done, in the order in which they are to be."""
+
+    @property
+    def write(self) -> ShardWriter:
+        """The writer of a shard, which runs as a Ray task."""
+
+    def read(self, window: list[int]) -> WindowRows:
+        """The rows of some shards; those of them that have none to do are left out."""
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """Brings `left` up to date after a window, of which the shards in `done` ended well; how many are still left.
+
+        What was held back goes to the end, for it may be an outage that passes.
+        """
+
+
+class MissingShards:
+    """Shards that no commit names; what is done is told by the listing of commits, the only truth."""
+
+    write = staticmethod(write_shard)
+
+    def __init__(
+        self, config: Config, storage: Storage, dataset: OpenDataset, wanted: range, metrics: RunMetrics
+    ) -> None:
+        self._config = config
+        self._storage = storage
+        self._dataset = dataset
+        self._metrics = metrics
+        self._commits = CommitLog(storage, dataset.uri)
+        self.left = sorted(set(wanted) - self._commits.committed().keys())
+
+    def read(self, window: list[int]) -> WindowRows:
+        """All rows of the shards."""
+        return shard_rows(self._config, self._storage, self._dataset, window)
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """Looks at the commits, which another build may write too."""
+        standing = self._commits.committed()
+        held = [shard for shard in window if shard not in standing]
+        self.left = [shard for shard in self.left[len(window) :] if shard not in standing] + held
+        self._metrics.set(SHARDS_MISSING, len(self.left))
+        return len(held)
+
+
+class RejectedRows:
+    """Committed shards with rows that were refused for some reasons: these rows are taken again, once."""
+
+    write = staticmethod(retry_shard)
+
+    def __init__(
+        self, config: Config, storage: Storage, dataset: OpenDataset, wanted: range, reasons: Collection[Reason]
+    ) -> None:
+        self._config = config
+        self._storage = storage
+        self._dataset = dataset
+        self._reasons = sorted(str(reason) for reason in reasons)
+        self._commits = CommitLog(storage, dataset.uri)
+        standing = self._commits.committed() if reasons else {}
+        pairs = ((shard, standing[shard]) for shard in wanted if shard in standing)
+        self._generations = {
+            commit.shard: commit.generation
+            for commit in self._commits.read_many(pairs)
+            if any(commit.counts.get(f"rejected:{reason}") for reason in self._reasons)
+        }
+        self.left = list(self._generations)
+
+    def read(self, window: list[int]) -> WindowRows:
+        """The refused rows alone; a shard that was replaced since the start has none."""
+        spans: list[ShardSpan] = []
+        tasks: dict[int, RetryTask] = {}
+        chosen: list[int] = []
+        for commit, ordinals in self._ordinals(window):
+            spans.append(ShardSpan(commit.shard, len(chosen), len(chosen) + len(ordinals)))
+            chosen += ordinals
+            tasks[commit.shard] = RetryTask(
+                shard=commit.shard,
+                generation=commit.generation,
+                ordinals=ordinals,
+                dataset_uri=self._dataset.uri,
+                storage_options=self._config.storage,
+                with_images=self._config.release.format == "images",
+                outage_timeout_s=self._config.outage_timeout_s,
+            )
+        if not spans:
+            return WindowRows(NORMALIZED.empty_table(), (), {})
+        rows = self._dataset.read_rows(self._storage, [span.shard for span in spans])
+        kept = rows.filter(pc.is_in(rows.column("ordinal"), pa.array(chosen, pa.int64())))
+        return WindowRows(kept.combine_chunks(), spans, tasks)
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """A row that was refused again is done: it is not taken twice in a run."""
+        standing = self._commits.committed()
+        held = [s for s in window if s not in done and standing.get(s) == self._generations[s]]
+        self.left = self.left[len(window) :] + held
+        return len(held)
+
+    def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
+        """The commits of some shards with the ordinals of their rows to take again, ascending; none without any."""
+        commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="rejects") as pool:
+            while ahead := list(islice(commits, _THREADS)):
+                for commit, ordinals in zip(ahead, pool.map(self._refused, ahead), strict=True):
+                    if ordinals:
+                        yield commit, ordinals
+
+    def _refused(self, commit: Commit) -> list[int]:
+        table = read_table(read_file(self._storage, self._dataset.uri, commit.file("rejects")), "rejects")
+        kept = table.filter(pc.is_in(table.column("reason"), pa.array(self._reasons)))
+        ordinals: list[int] = kept.column("ordinal").to_pylist()
+        return ordinals
+
+
+def shard_rows(config: Config, storage: Storage, dataset: OpenDataset, window: list[int]) -> WindowRows:
+    """All rows of some shards, with the tasks that write them."""
+    spans = dataset.spans(window)
+    tasks = {span.shard: dataset.shard_task(config, span) for span in spans}
+    return WindowRows(dataset.read_rows(storage, window), spans, tasks)

@@ -1,0 +1,30 @@
+"""The stubs give what real stages could have given: a dataset of theirs has nothing that the audit finds."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.scale import write_build
+from benchmarks.stubs import MASKS, RELEASE_BYTES, released
+from infra.storage import Storage
+from pipeline.audit import audit_integrity
+from tests.support.stubbed import write_dataset
+
+
+def test_a_dataset_of_stubs_is_a_dataset(tmp_path: Path) -> None:
+    results = write_dataset(write_build(tmp_path, 120, images_per_shard=50))
+    assert [result.status for result in results] == ["committed"] * 3
+    assert [result.counts["images"] for result in results] == [49, 49, 20]
+    assert [result.counts["rejected:license_not_allowed"] for result in results[:2]] == [1, 1]
+    assert [result.counts["masks"] for result in results] == [49 * MASKS, 49 * MASKS, 20 * MASKS]
+    report = audit_integrity(str(tmp_path / "dataset"), Storage())
+    assert not report.findings.counts
+
+
+def test_images_are_as_large_as_they_are_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = released(1)
+    assert released(2) == small
+    monkeypatch.setenv(RELEASE_BYTES, "100000")
+    assert len(released(1)) == len(released(2)) == 100_000
+    assert released(1) == released(1) != released(2)
+    assert released(1).startswith(small)

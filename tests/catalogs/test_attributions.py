@@ -1,0 +1,110 @@
+"""Who is to be credited, under which license, and files that say so: read back as others read them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from catalogs.attributions import ATTRIBUTION_FAMILIES, COLUMNS, asks_for_attribution, license_url, write_attributions
+from catalogs.licenses import spdx_identifiers
+from infra.errors import UsageError
+from infra.storage import Storage
+
+ROWS = [
+    {
+        "id": 1,
+        "image_id": "a_b[1]",
+        "attribution": 'Zoë, "the\n<b>author</b>"',
+        "provider": "Acme",
+        "license": "CC-BY-SA-3.0",
+        "source_url": "https://example.org/a_(1)",
+    },
+    {
+        "id": 2,
+        "image_id": "two",
+        "attribution": None,
+        "provider": None,
+        "license": "LicenseRef-acme",
+        "source_url": "javascript:alert(1)",
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("license", "asks"),
+    [
+        ("CC-BY-4.0", True),
+        ("cc-by-4.0", True),
+        ("CC-BY-NC-SA-2.0", True),
+        ("CC-BY-3.0-DE", True),
+        ("ODC-By-1.0", True),
+        ("OGL-UK-3.0", True),
+        ("etalab-2.0", True),
+        ("CC0-1.0", False),
+        ("CC-PDM-1.0", False),
+        ("DL-DE-ZERO-2.0", False),
+        ("LicenseRef-CC-BY-like", False),
+        ("CC-BY", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_licenses_that_ask_for_attribution(license: str | None, asks: bool) -> None:
+    assert asks_for_attribution(license) is asks
+
+
+@pytest.mark.parametrize("family", ATTRIBUTION_FAMILIES)
+def test_every_family_is_of_listed_identifiers(family: str) -> None:
+    assert any(identifier.startswith(family) for identifier in spdx_identifiers().values())
+
+
+@pytest.mark.parametrize(
+    ("license", "url"),
+    [
+        ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/"),
+        ("cc-by-nc-sa-2.0", "https://creativecommons.org/licenses/by-nc-sa/2.0/"),
+        ("CC-BY-NC-ND-3.0-DE", "https://creativecommons.org/licenses/by-nc-nd/3.0/de/"),
+        ("CC0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/"),
+        ("CC-PDM-1.0", "https://creativecommons.org/publicdomain/mark/1.0/"),
+        ("OGL-UK-3.0", "https://spdx.org/licenses/OGL-UK-3.0.html"),
+        ("LicenseRef-acme", None),
+        ("free", None),
+        (None, None),
+    ],
+)
+def test_where_a_license_stands(license: str | None, url: str | None) -> None:
+    assert license_url(license) == url
+
+
+def written(tmp_path: Path, name: str) -> str:
+    uri = str(tmp_path / name)
+    assert write_attributions(iter(ROWS), uri, Storage()) == 2
+    return Path(uri).read_text(encoding="utf-8")
+
+
+def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in written(tmp_path, "a.jsonl").splitlines()]
+    table = list(csv.DictReader(written(tmp_path, "a.CSV").splitlines(keepends=True)))
+    assert [list(line) for line in lines] == [list(COLUMNS)] * 2
+    assert table == [{name: "" if line[name] is None else str(line[name]) for name in COLUMNS} for line in lines]
+    assert lines[0]["image"] == "sa_1.jpg"
+    assert lines[0]["attribution"] == ROWS[0]["attribution"]
+    assert lines[0]["license_url"] == "https://creativecommons.org/licenses/by-sa/3.0/"
+
+
+def test_markdown_shows_a_catalog_s_text_as_it_is_and_links_web_pages_alone(tmp_path: Path) -> None:
+    lines = written(tmp_path, "a.md").splitlines()
+    assert lines[0] == "# Attributions"
+    one, other = (line for line in lines if line.startswith("- "))
+    assert one == (
+        r'- `sa_1.jpg`: [a\_b\[1\]](<https://example.org/a_(1)>) by Zoë, "the \<b\>author\</b\>", from Acme, '
+        r"[CC-BY-SA-3.0](<https://creativecommons.org/licenses/by-sa/3.0/>)"
+    )
+    assert other == "- `sa_2.jpg`: two, LicenseRef-acme"
+
+
+def test_another_ending_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md; got .*a\.txt"):
+        write_attributions([], str(tmp_path / "a.txt"), Storage())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""A source catalog beside a pinned one: new rows are numbered, gone and changed ones are named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from catalogs.growth import CatalogGrowth, Change, compare_catalog
+from catalogs.normalize import normalize
+from catalogs.rows import read_rows
+from catalogs.scan import write_catalog
+from infra.storage import Storage
+
+STORAGE = Storage()
+
+
+def row(image_id: str, **changes: Any) -> dict[str, Any]:
+    return {"uri": f"{image_id}.jpg", "license": "CC0-1.0", "image_id": image_id, **changes}
+
+
+def compare(folder: Path, *catalogs: list[dict[str, Any]]) -> CatalogGrowth:
+    """The last catalog beside the others, which are pinned one after another, 100 ordinals each."""
+    parts: list[str] = []
+    for number, rows in enumerate(catalogs):
+        source = folder / f"source-{number}.parquet"
+        write_catalog(iter(rows), str(source), STORAGE)
+        growth = (
+            compare_catalog(
+                str(source), STORAGE, folder / f"part-{number}.parquet", parts=parts, first_ordinal=100 * number
+            )
+            if parts
+            else None
+        )
+        if growth is None:
+            normalize(str(source), STORAGE, folder / "part-0.parquet")
+        parts.append(str(folder / f"part-{number}.parquet"))
+    assert growth is not None
+    return growth
+
+
+def new_rows(growth: CatalogGrowth) -> list[tuple[int, int, str, int | None]]:
+    rows = read_rows(STORAGE, str(growth.new.path), 0, 10_000).to_pylist()
+    return [(r["ordinal"], r["id"], r["image_id"], r["duplicate_of"]) for r in rows]
+
+
+def test_new_ids_alone_are_taken_and_numbered_on(tmp_path: Path) -> None:
+    """Wherever they stand, and whatever the order of the known ones."""
+    growth = compare(tmp_path, [row(i) for i in ("a", "b", "a")], [row(i) for i in ("b", "c", "a", "d", "c")])
+    assert growth.keeps_all
+    assert (growth.new.rows, growth.known, growth.new.duplicates) == (3, 2, 1)
+    assert new_rows(growth) == [(100, 101, "c", None), (101, 102, "d", None), (102, 103, "c", 100)]
+
+
+def test_all_parts_are_known(tmp_path: Path) -> None:
+    growth = compare(
+        tmp_path, [row("a"), row("b")], [row(i) for i in "abc"], [row(i) for i in "dcba"], [row(i) for i in "bcad"]
+    )
+    assert growth.keeps_all
+    assert (growth.new.rows, growth.known) == (0, 4)
+    assert new_rows(growth) == []
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "intermediate files are gone"
+
+
+def test_what_is_gone_is_counted_and_the_first_named(tmp_path: Path) -> None:
+    growth = compare(tmp_path, [row(i) for i in "abcd"], [row(i) for i in "xad"])
+    assert not growth.keeps_all
+    assert (growth.gone, growth.first_gone, dict(growth.changed)) == (2, "b", {})
+    assert growth.new.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "before", "now", "told"),
+    [
+        ("license", "CC0-1.0", "CC-BY-4.0", ("CC0-1.0", "CC-BY-4.0")),
+        ("uri", "b.jpg", "elsewhere/b.jpg", ("b.jpg", "elsewhere/b.jpg")),
+        ("attribution", None, "someone", ("", "someone")),
+        ("redistributable", True, None, ("true", "")),
+        ("sha256", "0" * 64, "f" * 64, ("0" * 64, "f" * 64)),
+    ],
+)
+def test_what_changed_is_named_by_column(
+    tmp_path: Path, column: str, before: Any, now: Any, told: tuple[str, str]
+) -> None:
+    pinned = [row("a"), row("b", **{column: before}), row("c", **{column: before})]
+    changed = [row("c", **{column: now}), row("b", **{column: now}), row("a"), row("d")]
+    if column == "uri":
+        pinned[2]["uri"] = changed[0]["uri"]
+    growth = compare(tmp_path, pinned, changed)
+    rows = 1 if column == "uri" else 2
+    assert growth.changed == {column: Change(rows, "b", *told)}
+    assert growth.gone == 0
+
+
+def test_a_duplicate_that_is_gone_is_a_change(tmp_path: Path) -> None:
+    """Both rows of an id were pinned, and one of them is not there any more."""
+    growth = compare(tmp_path, [row("a"), row("a", uri="other.jpg")], [row("a"), row("b")])
+    assert growth.changed == {"uri": Change(1, "a", "other.jpg", "a.jpg")}
+
+
+ids = st.lists(st.sampled_from(["a", "b", "é", "e\u0301", "1", "01", "A"]), max_size=12)
+
+
+@given(pinned=ids.filter(bool), now=ids)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_is_what_sets_would_say(tmp_path: Path, pinned: list[str], now: list[str]) -> None:
+    growth = compare(tmp_path, [row(i) for i in pinned], [row(i) for i in now])
+    assert growth.gone == sum(i not in now for i in pinned)
+    assert growth.changed == {}
+    assert growth.known == sum(i in pinned for i in now)
+    assert [image_id for _, _, image_id, _ in new_rows(growth)] == [i for i in now if i not in pinned]

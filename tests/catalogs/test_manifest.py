@@ -1,0 +1,134 @@
+"""The manifest of a dataset: its file, its shards, its generations."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from catalogs.layout import config_sha256
+from catalogs.manifest import (
+    CatalogPart,
+    DatasetManifest,
+    Weights,
+    load_manifest,
+    load_standing,
+    manifest_generations,
+    manifest_name,
+    parse_manifest_name,
+    put_manifest,
+    read_generation,
+    read_manifest,
+    read_standing,
+)
+from infra.errors import UsageError
+from infra.storage import Storage, join
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def manifest(*parts: tuple[int, int]) -> DatasetManifest:
+    """A manifest whose catalog has parts of so many rows that begin at such shards; 100 rows a shard."""
+    return DatasetManifest(
+        name="street",
+        config={"images_per_shard": 100},
+        config_sha256=config_sha256({"images_per_shard": 100}),
+        numerics={"device": "cpu", "threads": 2},
+        code_version="0.1.0",
+        weights=Weights(name="mobile_sam", sha256=DIGEST),
+        catalog=tuple(
+            CatalogPart(
+                path=f"catalog/part-{i}.parquet", rows=rows, sha256=DIGEST, source_sha256=DIGEST, first_shard=first
+            )
+            for i, (rows, first) in enumerate(parts)
+        ),
+        images_per_shard=100,
+        policy_date=date(2026, 11, 20),
+    )
+
+
+def test_names_of_generations_can_be_read_back() -> None:
+    for generation, name in ((1, "dataset.json"), (2, "dataset.g2.json"), (10, "dataset.g10.json")):
+        assert manifest_name(generation) == name
+        assert parse_manifest_name(name) == generation
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset.g1.json", "dataset.g0.json", "dataset.g02.json", "dataset.g2.json.bak", ".tmp-dataset.g2.json"]
+)
+def test_foreign_names_are_no_generation(name: str) -> None:
+    assert parse_manifest_name(name) is None
+
+
+def test_the_highest_generation_holds(tmp_path: Path) -> None:
+    storage, uri = Storage(), str(tmp_path / "dataset")
+    assert read_standing(storage, uri) is None
+    manifests = {number: manifest((100 * number, 0)) for number in (1, 2, 10)}
+    for number, written in manifests.items():
+        assert put_manifest(storage, uri, written, number)
+        assert load_standing(storage, uri) == (written, number)
+        assert load_manifest(storage, uri) == written
+    assert manifest_generations(storage, uri) == [1, 2, 10]
+    assert read_generation(storage, uri, 2) == manifests[2]
+    assert read_generation(storage, uri, 3) is None
+
+
+def test_a_generation_is_put_once(tmp_path: Path) -> None:
+    """Of eight that put one generation at once, one wins, and so does whoever puts the same."""
+    storage, uri = Storage(), str(tmp_path / "dataset")
+    put_manifest(storage, uri, manifest((100, 0)), 1)
+    grown = [manifest((100, 0), (rows, 1)) for rows in range(1, 9)]
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda one: put_manifest(storage, uri, one, 2), grown))
+    assert won.count(True) == 1
+    winner = grown[won.index(True)]
+    assert load_standing(storage, uri) == (winner, 2)
+    assert put_manifest(storage, uri, winner, 2)
+    assert read_generation(storage, uri, 1) == manifest((100, 0))
+
+
+def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+    storage, uri = Storage(), str(tmp_path / "dataset")
+    assert read_manifest(storage, uri) is None
+    with pytest.raises(UsageError, match=r"is no dataset: it has no dataset\.json"):
+        load_manifest(storage, uri)
+    written = manifest((250, 0))
+    storage.put(join(uri, "dataset.json"), written.to_json())
+    assert load_manifest(storage, uri) == written
+    assert written.to_json() == load_manifest(storage, uri).to_json()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'{"schema_version": 2}', "its schema_version is 2; this segmint reads 1"),
+        (b'{"schema_version": 1, "name": "x"}', "is no dataset's manifest"),
+        (b"[]", "schema_version is None"),
+        (b"<html>", "is no dataset's manifest"),
+    ],
+)
+def test_a_foreign_manifest_is_refused(data: bytes, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        DatasetManifest.from_json(data, "s3://b/dataset.json")
+    assert says in str(caught.value)
+    assert "s3://b/dataset.json" in str(caught.value)
+
+
+def test_numerics_have_a_fingerprint_of_their_values() -> None:
+    one = manifest((1, 0))
+    assert len(one.numerics_fingerprint) == 12
+    assert one.model_copy(update={"numerics": {"threads": 2, "device": "cpu"}}).numerics_fingerprint == (
+        one.numerics_fingerprint
+    )
+    assert one.model_copy(update={"numerics": {"threads": 1, "device": "cpu"}}).numerics_fingerprint != (
+        one.numerics_fingerprint
+    )
+
+
+def test_shards_of_a_dataset_that_grew() -> None:
+    """Each part begins a new shard, and the last shard of a part may be short."""
+    grown = manifest((250, 0), (101, 3))
+    assert grown.shards == 5
+    assert [grown.ordinals(shard) for shard in range(5)] == [(0, 100), (100, 200), (200, 250), (300, 400), (400, 401)]
+    with pytest.raises(ValueError, match="there is no shard 5: the dataset has 5"):
+        grown.ordinals(5)

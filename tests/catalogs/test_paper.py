@@ -1,0 +1,21 @@
+"""The paper's figures add up, and have the names that ours have."""
+
+import json
+
+import pytest
+
+from catalogs.countries import INCOMES, REGIONS
+from catalogs.paper import PAPER
+
+
+def test_shares_add_up_and_groups_are_ours() -> None:
+    regions, income = PAPER["geography"]["regions"], PAPER["geography"]["income"]
+    assert tuple(row["name"] for row in regions) == REGIONS
+    assert tuple(row["name"] for row in income) == INCOMES
+    assert sum(row["share"] for row in regions) == pytest.approx(1, abs=0.002)
+    assert sum(row["share"] for row in income) == pytest.approx(1, abs=0.002)
+
+
+def test_masks_an_image_follow_from_both_counts() -> None:
+    assert PAPER["masks"] / PAPER["images"] == pytest.approx(PAPER["masks_per_image"]["mean"], rel=0.02)
+    assert json.loads(json.dumps(PAPER)) == PAPER

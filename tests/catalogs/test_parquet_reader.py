@@ -1,0 +1,52 @@
+"""Parquet catalogs: what is wrong with a file or a column is named."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.parquet_reader import read_parquet
+from infra.errors import UsageError
+from infra.storage import Storage
+
+
+def read(path: Path) -> pa.Table:
+    return pa.Table.from_batches(list(read_parquet(str(path), Storage())))
+
+
+def test_a_column_of_a_wrong_type_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"uri": ["a"], "license": [4]}), path)
+    with pytest.raises(UsageError, match=r"c\.parquet, column license, from row 1: .*int64; expected string"):
+        read(path)
+    pq.write_table(pa.table({"uri": ["a"], "license": ["x"], "redistributable": ["true"]}), path)
+    with pytest.raises(UsageError, match=r"column redistributable.*expected bool"):
+        read(path)
+
+
+def test_a_damaged_parquet_file_says_how_far_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    rows = 40_000
+    uris = [f"{i * 2654435761 % 2**32}.jpg" for i in range(rows)]
+    pq.write_table(pa.table({"uri": uris, "license": ["CC0-1.0"] * rows}), path, row_group_size=20_000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(bytes(data))
+    with pytest.raises(UsageError, match=r"c\.parquet: the file is damaged after row \d+"):
+        read(path)
+
+
+def test_a_footer_that_lies_about_its_rows_is_found_out(tmp_path: Path) -> None:
+    def compact(number: int) -> bytes:  # two bytes of Thrift's zigzag encoding
+        return bytes([(2 * number) & 0x7F | 0x80, 2 * number >> 7])
+
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"uri": [f"{i}.jpg" for i in range(1000)], "license": ["x"] * 1000}), path)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    lies = data[footer:].replace(compact(1000), compact(8191))
+    assert lies != data[footer:]
+    path.write_bytes(data[:footer] + lies)
+    with pytest.raises(UsageError, match=r"c\.parquet: the file is damaged: its footer tells of 8191 rows, 1000 came"):
+        read(path)

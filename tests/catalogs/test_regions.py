@@ -1,0 +1,89 @@
+"""Files of regions: read whole, or refused with the row and column of each mistake."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.regions import read_regions, write_regions
+from infra.errors import UsageError
+from infra.storage import Storage
+
+GOOD = {"id": 2, "kind": "face", "x": 0, "y": 3, "w": 10, "h": 20}
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "id": 7, "kind": "other", "note": "passed over"}]
+    text = read_regions(write(tmp_path / "regions.jsonl", rows[0], "", rows[1]), Storage())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "regions.parquet")
+    table = read_regions(str(tmp_path / "regions.parquet"), Storage())
+    assert [region.model_dump(exclude={"where"}) for region in text] == [GOOD, {**GOOD, "id": 7, "kind": "other"}]
+    assert [region.model_dump(exclude={"where"}) for region in table] == [
+        region.model_dump(exclude={"where"}) for region in text
+    ]
+    assert [region.where.rpartition(", ")[2] for region in (*text, *table)] == ["row 1", "row 3", "row 1", "row 2"]
+    assert text[0].ordinal == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"x": -1}, "row 2, x: Input should be greater than or equal to 0, got -1"),
+        ({"w": 0}, "row 2, w: Input should be greater than or equal to 1, got 0"),
+        ({"id": 0}, "row 2, id: "),
+        ({"y": 1.5}, "row 2, y: "),
+        ({"h": "10"}, "row 2, h: "),
+        ({"kind": "nose"}, "row 2, kind: .*'face', 'plate' or 'other', got 'nose'"),
+        ({"x": None}, "row 2, x: "),
+    ],
+)
+def test_a_mistake_is_named_with_its_row_and_column(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    uri = write(tmp_path / "regions.jsonl", GOOD, {**GOOD, **change})
+    with pytest.raises(UsageError, match=f"nothing was changed:\n  {uri}, {told}"):
+        read_regions(uri, Storage())
+
+
+def test_many_mistakes_are_counted(tmp_path: Path) -> None:
+    uri = write(tmp_path / "regions.jsonl", *[{"id": 1, "kind": "face", "x": 0, "y": 0, "w": 1}] * 12)
+    with pytest.raises(UsageError, match="row 1, h: Field required") as caught:
+        read_regions(uri, Storage())
+    assert "row 10, h" in str(caught.value)
+    assert "row 11, h" not in str(caught.value)
+    assert str(caught.value).endswith("and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.jsonl", b"\n\n", "holds no region"),
+        ("list.jsonl", b"[1, 2]", "row 1: expected an object"),
+        ("text.jsonl", b"\nface here", "row 2: no JSON"),
+        ("latin.jsonl", b"\xff\xfe", "no text in UTF-8"),
+        ("text.parquet", b"PAR1", "no Parquet file"),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=told):
+        read_regions(str(tmp_path / name), Storage())
+    with pytest.raises(UsageError, match="no such file of regions"):
+        read_regions(str(tmp_path / "absent.jsonl"), Storage())
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
+    uri = str(tmp_path / name)
+    write_regions(uri, Storage(), [{**GOOD, "detector": "mtcnn", "score": 0.9}, {**GOOD, "id": 9}])
+    one, other = read_regions(uri, Storage())
+    assert one.model_dump(exclude={"where"}) == GOOD
+    assert other.id == 9
+    write_regions(uri, Storage(), [])
+    with pytest.raises(UsageError, match="holds no region"):
+        read_regions(uri, Storage())

@@ -1,0 +1,112 @@
+"""Selecting what to take down: by name, number, license or provider, with all rows of the same image."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import CatalogPart, DatasetManifest, Weights
+from catalogs.normalize import normalize
+from catalogs.selection import number_of, read_ids, select_rows, with_copies
+from catalogs.tombstones import Asked
+from infra.errors import UsageError
+from infra.storage import Storage
+
+ROWS = [
+    {"image_id": "a", "uri": "a.jpg", "license": "L1", "provider": "P"},
+    {"image_id": "b", "uri": "b.jpg", "license": "L2"},
+    {"image_id": "a", "uri": "a-again.jpg", "license": "L2"},  # a duplicate of the first
+    {"image_id": "c", "uri": "a-again.jpg", "license": "L2"},  # the same uri as the duplicate
+    {"image_id": "d", "uri": "d.jpg", "license": "L2", "sha256": "d" * 64},
+    {"image_id": "e", "uri": "e.jpg", "license": "L2"},
+    {"image_id": "2", "uri": "f.jpg"},
+    {"image_id": "8", "uri": "g.jpg", "license": "L2"},
+]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> DatasetManifest:
+    """A dataset of `ROWS`; of the fifth the catalog knows the bytes, of the first and sixth the build does."""
+    (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    normalize(str(tmp_path / "catalog.jsonl"), Storage(), tmp_path / "catalog" / "part-0.parquet")
+    read = [{"ordinal": 0, "source_sha256": "d" * 64}, {"ordinal": 5, "source_sha256": "e" * 64}]
+    schema = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
+    pq.write_table(pa.Table.from_pylist(read, schema=schema), tmp_path / "images.parquet")
+    part = CatalogPart(path="catalog/part-0.parquet", rows=8, sha256="", source_sha256="", first_shard=0)
+    return DatasetManifest(
+        name="x",
+        config={},
+        config_sha256="",
+        numerics={},
+        code_version="0",
+        weights=Weights(name="", sha256=""),
+        catalog=(part,),
+        images_per_shard=4,
+        policy_date=date(2026, 1, 1),
+    )
+
+
+def selected(folder: Path, manifest: DatasetManifest, *ids: str) -> list[int]:
+    return sorted(select_rows(Storage(), str(folder), manifest, Asked(ids=ids)).rows)
+
+
+def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetManifest) -> None:
+    assert selected(tmp_path, manifest, "b", "e") == [1, 5]
+    assert selected(tmp_path, manifest, "5", "sa_6") == [4, 5]
+    assert selected(tmp_path, manifest, "a") == [0, 2]
+    assert selected(tmp_path, manifest, "8") == [7]  # the image_id of image 8
+    by_license = select_rows(Storage(), str(tmp_path), manifest, Asked(license="L1"))
+    by_provider = select_rows(Storage(), str(tmp_path), manifest, Asked(provider="P"))
+    assert list(by_license.rows) == list(by_provider.rows) == [0]
+
+
+def test_what_is_unknown_or_two_images_is_told(tmp_path: Path, manifest: DatasetManifest) -> None:
+    found = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=("zz", "9", "sa_0", "2", "b")))
+    assert found.unknown == ["zz", "9", "sa_0"]
+    assert list(found.ambiguous) == ["2"]
+    assert "image_id of image 7 (write sa_7)" in found.ambiguous["2"]
+    assert "with the image_id 'b' (write sa_2)" in found.ambiguous["2"]
+    assert list(found.rows) == [1]
+
+
+def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: DatasetManifest) -> None:
+    def copies(*ids: str) -> dict[int, str | None]:
+        rows = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=ids)).rows
+        found = with_copies(Storage(), str(tmp_path), manifest, rows, ["images.parquet"])
+        return {ordinal: image.sha256 for ordinal, image in found.items()}
+
+    assert copies("b") == {1: None}
+    assert copies("e") == {5: "e" * 64}
+    family = {0: "d" * 64, 2: None, 3: None, 4: "d" * 64}  # a, its duplicate, that one's uri, and the bytes of a
+    for name in ("a", "c", "d"):
+        assert copies(name) == family
+    assert copies("b", "c") == {**family, 1: None}
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, manifest: DatasetManifest) -> None:
+    rows = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=("b",))).rows
+    (tmp_path / "images.parquet").write_bytes(b"x")
+    with pytest.raises(DamagedDatasetError, match=r"images\.parquet cannot be read"):
+        with_copies(Storage(), str(tmp_path), manifest, rows, ["images.parquet"])
+
+
+def test_a_file_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("image-1\r\n\n 17 \nimage-1\n")
+    assert read_ids(str(path), Storage()) == {"image-1": 1, "17": 3}
+    for content, told in ((b"\n \n", "names no image"), (b"\xff", "no text in UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=told):
+            read_ids(str(path), Storage())
+    with pytest.raises(UsageError, match="no such file of ids"):
+        read_ids(str(tmp_path / "absent.txt"), Storage())
+
+
+def test_numbers_of_names() -> None:
+    assert [number_of(name) for name in ("17", "sa_17", "017", "0", "sa_17.jpg", "x17", "-1", "")] == [17, 17] + [
+        None
+    ] * 6

@@ -1,0 +1,139 @@
+"""A dataset's Parquet by SQL: the files that the highest commits name, from a disk and from S3, however many."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.layout import DamagedDatasetError, data_path
+from catalogs.tables import DatasetTables, TableFile, make_folder, open_committed
+from infra.storage import Storage
+from operators.audit_rows import SCHEMAS
+from tests.support.committed import write_dataset, write_generation
+
+OVERVIEW = """
+    SELECT shard, count(*) AS images, sum(masks)::BIGINT AS masks, min(id) AS first
+    FROM images GROUP BY shard ORDER BY shard
+"""
+
+
+@pytest.fixture
+def tables(dataset: str, tmp_path: Path) -> Iterator[DatasetTables]:
+    with open_committed(dataset, Storage(), SCHEMAS, scratch=tmp_path) as opened:
+        yield opened
+
+
+def test_the_views_have_the_documented_columns_and_the_shard(tables: DatasetTables) -> None:
+    for kind, schema in SCHEMAS.items():
+        found = tables.query(f"SELECT * FROM {kind} LIMIT 0").schema
+        assert found.names == [*schema.names, "shard"]
+        assert found.field("shard").type == pa.int64()
+        for name in schema.names:
+            assert pa.types.is_nested(found.field(name).type) == pa.types.is_nested(schema.field(name).type), name
+
+
+def test_rows_are_those_of_the_files(tables: DatasetTables) -> None:
+    rows = tables.query(OVERVIEW).to_pylist()
+    assert rows == [{"shard": i, "images": 2, "masks": 4, "first": 3 * i + 1} for i in range(3)]
+    assert tables.query("SELECT reason FROM rejects WHERE shard = ?", [2]).to_pylist() == [{"reason": "not_an_image"}]
+    areas = tables.query("SELECT area FROM masks WHERE id = 1 ORDER BY annotation_id").column("area").to_pylist()
+    assert areas[0] == 600
+    assert tables.kind == "segmint"
+
+
+def test_the_highest_commit_names_the_files(dataset: str) -> None:
+    storage = Storage()
+    write_generation(storage, dataset, shard=1, generation=2, refuse=2)
+    Path(dataset, "commits/000002.g1.json").unlink()
+    with open_committed(dataset, storage, SCHEMAS) as tables:
+        assert tables.query("SELECT id FROM images ORDER BY id").column("id").to_pylist() == [1, 2, 4]
+        assert tables.query("SELECT count(*) AS n FROM rejects").to_pylist() == [{"n": 3}]
+
+
+def test_shards_may_be_left_out_whose_commits_nobody_can_read(dataset: str) -> None:
+    Path(dataset, "commits/000002.g1.json").write_text("{}")
+    with open_committed(dataset, Storage(), SCHEMAS, leave_out=frozenset({0, 2})) as tables:
+        assert tables.query("SELECT id FROM images ORDER BY id").column("id").to_pylist() == [4, 5]
+
+
+def test_a_dataset_without_a_commit_has_empty_views(dataset: str) -> None:
+    shutil.rmtree(Path(dataset, "commits"))
+    with open_committed(dataset, Storage(), SCHEMAS) as tables:
+        for kind, schema in SCHEMAS.items():
+            found = tables.query(f"SELECT * FROM {kind}")
+            assert (found.num_rows, found.column_names) == (0, [*schema.names, "shard"])
+
+
+def test_names_of_folders_are_no_patterns(dataset: str, tmp_path: Path) -> None:
+    moved = tmp_path / "it's [a] *?"
+    Path(dataset).rename(moved)
+    for uri in (str(moved), f"file://{str(moved).replace(' ', '%20').replace('?', '%3F')}"):
+        with open_committed(uri, Storage(), SCHEMAS) as tables:
+            assert tables.query("SELECT count(*) AS n FROM images").to_pylist() == [{"n": 6}]
+
+
+def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTables) -> None:
+    commit = CommitLog(Storage(), dataset).latest(1)
+    assert commit is not None
+    path = Path(dataset, commit.file("images").path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DamagedDatasetError, match=path.name):
+        tables.query("SELECT sum(width) AS n FROM images")
+    path.unlink()
+    with pytest.raises(DamagedDatasetError, match=path.name):
+        tables.query("SELECT sum(width) AS n FROM images")
+
+
+def test_the_scratch_folder_goes_with_the_tables(dataset: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with open_committed(dataset, Storage(), SCHEMAS, scratch=scratch):
+        assert len(list(scratch.iterdir())) == 1
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_shard_asked_for_is_the_only_one_read(dataset: str, tables: DatasetTables) -> None:
+    commit = CommitLog(Storage(), dataset).latest(2)
+    assert commit is not None
+    path = Path(dataset, commit.file("masks").path)
+    path.write_bytes(b"damaged" + path.read_bytes()[7:-4] + b"DAMA")
+    found = tables.query("SELECT count(DISTINCT area) AS n FROM masks WHERE shard = 1 AND ordinal = 3").to_pylist()
+    assert found == [{"n": 2}]
+    with pytest.raises(DamagedDatasetError):
+        tables.query("SELECT count(DISTINCT area) AS n FROM masks")
+
+
+def test_thousands_of_files_are_one_view(tmp_path: Path) -> None:
+    schema = pa.schema([("ordinal", pa.int64())])
+    files = []
+    for shard in range(1000):
+        path = tmp_path / data_path("images", shard, f"{shard:064x}")
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"ordinal": [2 * shard, 2 * shard + 1]}, schema=schema), path)
+        files.append(TableFile(str(path), path.stat().st_size))
+    with DatasetTables(str(tmp_path), {"images": files}, {"images": schema}, Storage(), make_folder(None)) as tables:
+        found = tables.query("SELECT count(*) AS n, max(shard) AS last, sum(ordinal)::BIGINT AS total FROM images")
+        assert found.to_pylist() == [{"n": 2000, "last": 999, "total": 2000 * 1999 // 2}]
+
+
+@pytest.mark.s3
+def test_tables_come_from_s3_with_the_options_of_the_storage(
+    s3_bucket: str, s3_options: dict[str, dict[str, str]]
+) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some [odd] prefix"
+    write_dataset(storage, uri, shards=3)
+    with open_committed(uri, storage, SCHEMAS) as tables:
+        rows = tables.query(OVERVIEW).to_pylist()
+        assert rows == [{"shard": i, "images": 2, "masks": 4, "first": 3 * i + 1} for i in range(3)]
+        counts = tables.query("SELECT segmentation.counts AS code FROM masks WHERE shard = 2").column("code")
+        assert len(counts.to_pylist()) == 4
+        commit = CommitLog(storage, uri).latest(1)
+        assert commit is not None
+        storage.delete(f"{uri}/{commit.file('masks').path}")
+        with pytest.raises(DamagedDatasetError, match="it is not there"):
+            tables.query("SELECT sum(area) AS n FROM masks")

@@ -1,0 +1,40 @@
+"""Tombstones: found again by what was asked for, whatever the time, and readable or refused."""
+
+from pathlib import Path
+
+import pytest
+
+from catalogs.layout import DamagedDatasetError
+from catalogs.tombstones import Asked, TakenImage, Tombstone, by_shard, put_tombstone, read_tombstones, taken_images
+from infra.storage import Storage
+
+
+def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = "asked") -> Tombstone:
+    images = tuple(TakenImage(ordinal=o, id=o + 1, image_id=f"i{o}", uri=f"{o}.jpg", sha256=None) for o in ordinals)
+    return Tombstone(asked=Asked(license="L"), reason=reason, when=when, images=images)
+
+
+def test_the_same_takedown_has_one_tombstone_with_its_first_time(tmp_path: Path) -> None:
+    storage, uri = Storage(), str(tmp_path)
+    first = tombstone(1, 2)
+    put_tombstone(storage, uri, first)
+    put_tombstone(storage, uri, tombstone(1, 2, when="2027-01-01T00:00:00Z"))
+    assert read_tombstones(storage, uri) == [first]
+    for other in (tombstone(1), tombstone(1, 2, reason="otherwise")):
+        put_tombstone(storage, uri, other)
+        assert other in read_tombstones(storage, uri)
+    assert len(read_tombstones(storage, uri)) == 3
+
+
+def test_ordinals_of_all_tombstones_by_shard() -> None:
+    taken = taken_images([tombstone(1, 7), tombstone(3, 7)])
+    assert sorted(taken) == [1, 3, 7]
+    assert by_shard(taken, 3) == {0: {1}, 1: {3}, 2: {7}}
+
+
+def test_another_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tombstones").mkdir()
+    (tmp_path / "tombstones" / "x.json").write_text("[]")
+    with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is no tombstone"):
+        read_tombstones(Storage(), str(tmp_path))
+    assert read_tombstones(Storage(), str(tmp_path / "nowhere")) == []

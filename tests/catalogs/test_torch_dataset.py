@@ -1,0 +1,157 @@
+"""Workers and ranks share a dataset: every image goes to exactly one of them."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset
+
+from catalogs.reader import Dataset, open_dataset
+from catalogs.torch_dataset import Place, TorchDataset, share
+from infra.errors import UsageError
+from infra.storage import Storage
+from tests.support.committed import write_dataset, write_generation
+
+ALL = [1, 2, 4, 5, 7, 8]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rank of whoever runs the tests."""
+    for variable in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def loaded(uri: str, workers: int, **options) -> list[int]:
+    return [sample.id for sample in DataLoader(open_dataset(uri), num_workers=workers, batch_size=None, **options)]
+
+
+def on_rank(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+
+
+def test_it_is_what_a_data_loader_takes(dataset: str) -> None:
+    opened = open_dataset(dataset)
+    assert isinstance(opened, IterableDataset)
+    assert isinstance(opened, Dataset)
+    assert loaded(dataset, 0) == ALL
+    assert len(DataLoader(opened, batch_size=None)) == 6
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 7])
+def test_each_worker_takes_other_images(dataset: str, workers: int) -> None:
+    assert sorted(loaded(dataset, workers)) == ALL
+
+
+def test_samples_come_whole_from_workers(dataset: str) -> None:
+    for sample in DataLoader(open_dataset(dataset), num_workers=2, batch_size=None):
+        assert sample.image.shape == (60, 80, 3)
+        assert [mask.mask.sum() for mask in sample.masks] == [mask.area for mask in sample.masks]
+
+
+def test_a_spawned_worker_opens_it_anew(dataset: str) -> None:
+    assert sorted(loaded(dataset, 1, multiprocessing_context="spawn")) == ALL
+
+
+@pytest.mark.s3
+def test_forked_workers_read_from_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    write_dataset(storage, uri, shards=3)
+    loader = DataLoader(open_dataset(uri, storage), num_workers=2, batch_size=None)
+    assert sorted(sample.id for sample in loader) == ALL
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_share_it_and_know_their_part(dataset: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for rank in range(ranks):
+        on_rank(monkeypatch, rank, ranks)
+        opened = open_dataset(dataset)
+        mine = [sample.id for sample in opened]
+        assert len(opened) == len(mine)
+        seen += mine
+    assert seen == ALL
+
+
+def test_two_ranks_with_two_workers_each(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for rank in range(2):
+        on_rank(monkeypatch, rank, 2)
+        mine = loaded(dataset, 2)
+        assert len(mine) == len(open_dataset(dataset)) == 3
+        seen += mine
+    assert sorted(seen) == ALL
+
+
+def test_the_rank_of_a_process_group_comes_first(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_rank(monkeypatch, 0, 1)
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        assert [sample.id for sample in open_dataset(dataset)] == [5, 7, 8]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_rank_travels_to_where_nobody_knows_it(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_rank(monkeypatch, 1, 2)
+    packed = pickle.dumps(open_dataset(dataset))
+    on_rank(monkeypatch, 0, 1)
+    opened = pickle.loads(packed)
+    assert isinstance(opened, TorchDataset)
+    assert [sample.id for sample in opened] == [5, 7, 8]
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
+def test_a_rank_that_cannot_be_is_a_plain_error(
+    dataset: str, rank: str, ranks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(UsageError, match=f"RANK={rank} and WORLD_SIZE={ranks}"):
+        list(open_dataset(dataset))
+
+
+def test_workers_split_what_was_committed_when_it_was_opened(dataset: str) -> None:
+    second = Path(dataset, "commits/000001.g1.json")
+    hidden = second.rename(second.with_suffix(".hidden"))
+    opened = open_dataset(dataset)
+    hidden.rename(second)
+    assert sorted(s.id for s in DataLoader(opened, num_workers=2, batch_size=None)) == [1, 2, 7, 8]
+    assert [sample.id for sample in opened] == ALL
+
+
+def test_workers_read_the_generation_that_holds(dataset: str) -> None:
+    write_generation(Storage(), dataset, shard=2, generation=2, refuse=2)
+    assert sorted(loaded(dataset, 4)) == [1, 2, 4, 5, 7]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), max_size=8),
+    gaps=st.lists(st.integers(0, 5), min_size=8, max_size=8),
+    parts=st.integers(1, 12),
+)
+def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], parts: int) -> None:
+    shards, start = {}, 0
+    for index, size in enumerate(sizes):
+        start += gaps[index]
+        shards[index * 2] = (start, start + size)
+        start += size
+    shares = [share(shards, Place(part, parts)) for part in range(parts)]
+    taken = [(shard, ordinal) for each in shares for shard, ordinals in each.items() for ordinal in ordinals]
+    assert taken == [(shard, ordinal) for shard, span in shards.items() for ordinal in range(*span)]
+    rows = [sum(map(len, each.values())) for each in shares]
+    assert max(rows) - min(rows) <= 1
+
+
+def test_reading_alone_takes_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, catalogs.reader, pipeline.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,112 @@
+"""Images that crash, hang or starve the worker that segments them are refused; all others are what they were."""
+
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support.bad_images import POISON
+from tests.support.builds import photograph, segmint, write_catalog, write_config
+from tests.support.minted import mint
+
+pytestmark = pytest.mark.ray
+
+EXIT = {133: "killed_worker"}
+DEADLY = {131: "killed_worker", 132: "timed_out", **EXIT, 134: "out_of_memory"}
+"""The widths of released JPEGs at which `POISON` ends a process, and the verdict on each."""
+
+HARMLESS = ("astronaut", "coffee", "chelsea")
+TIMEOUT_S = 40
+
+
+def write_photographs(folder: Path, widths: Mapping[int, str]) -> Path:
+    """A catalog of PNG files: harmless ones with the deadly ones between them, from the second place on."""
+    folder.mkdir()
+    sizes = [(name, (120, 90)) for name in HARMLESS]
+    sizes[1:1] = [("rocket", (width, 90)) for width in widths]
+    names = []
+    for index, (name, size) in enumerate(sizes):
+        names.append(f"{index}.png")
+        Image.fromarray(photograph(name, size)).save(folder / names[-1])
+    return write_catalog(folder / "catalog.jsonl", [{"uri": name, "license": "CC0-1.0"} for name in names])
+
+
+def configuration(folder: Path, catalog: Path, output: str, **changes: object) -> Path:
+    return write_config(
+        folder / f"{output}.yaml",
+        catalog,
+        folder / output,
+        masks={"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
+        deidentify={"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+        resources={"segment": {"timeout_s": TIMEOUT_S}},
+        **changes,
+    )
+
+
+def poisoned(config: Path, check: int = 0, **environment: str) -> str:
+    path = os.pathsep.join(filter(None, [str(POISON), os.environ.get("PYTHONPATH")]))
+    return segmint("build", config, check=check, timeout=1200, PYTHONPATH=path, **environment)
+
+
+def contents(dataset: Path, without: range) -> tuple[list[object], list[object], dict[str, bytes]]:
+    """Rows of images and masks, and the tar's files by name, of all ordinals but some."""
+    tables = []
+    for kind in ("images", "masks"):
+        rows = pq.ParquetDataset(sorted((dataset / kind).iterdir())).read().to_pylist()
+        tables.append([row for row in rows if row["ordinal"] not in without])
+    files = {}
+    for shard in sorted((dataset / "shards").iterdir()):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                stream = archive.extractfile(member)
+                assert stream is not None
+                files[member.name] = stream.read()
+    for ordinal in without:
+        for ending in ("jpg", "json"):
+            files.pop(f"sa_{ordinal + 1}.{ending}", None)
+    return tables[0], tables[1], files
+
+
+def check(folder: Path, deadly: Mapping[int, str], **changes: object) -> None:
+    catalog = write_photographs(folder / "photos", deadly)
+    rows = len(HARMLESS) + len(deadly)
+    config = configuration(folder, catalog, "deadly", images_per_shard=rows, rows_per_block=rows, **changes)
+    printed = poisoned(config)
+    rejects = pq.ParquetDataset(sorted((folder / "deadly" / "rejects").iterdir())).read().to_pylist()
+    found = [(row["ordinal"], row["stage"], row["reason"]) for row in rejects]
+    assert found == [(1 + place, "segment", reason) for place, reason in enumerate(deadly.values())]
+    assert all("alone" in row["detail"] for row in rejects)
+    assert f"{rows} rows in" in printed
+    harmless = configuration(folder, catalog, "harmless", images_per_shard=rows, rows_per_block=rows)
+    mint(harmless)
+    places = range(1, 1 + len(deadly))
+    undisturbed = contents(folder / "harmless", places)
+    assert len(undisturbed[0]) == len(HARMLESS)
+    assert len(undisturbed[1]) > 0
+    assert contents(folder / "deadly", places) == undisturbed
+
+
+def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_what_it_was(tmp_path: Path) -> None:
+    check(tmp_path, EXIT)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_every_deed_has_its_reason(tmp_path: Path) -> None:
+    check(tmp_path, DEADLY)
+
+
+@pytest.mark.long
+def test_where_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> None:
+    catalog = write_photographs(tmp_path / "photos", {})
+    config = configuration(tmp_path, catalog, "all", retry_wait_s=0)
+    printed = poisoned(config, check=3, SEGMINT_TEST_ALL_JPEGS_DEADLY="1")
+    assert "does not come through with a control image" in printed
+    assert "nothing is lost" in printed
+    assert not list((tmp_path / "all").glob("commits/*"))
+    segmint("build", config)
+    assert len(pq.ParquetDataset(sorted((tmp_path / "all" / "images").iterdir())).read()) == len(HARMLESS)

@@ -1,0 +1,105 @@
+"""A dataset after its first build: it grows with its catalog, and takes refused rows again."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.reader import open_dataset
+from infra.storage import Storage
+from pipeline.audit import audit_integrity
+from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+
+def rows_of(catalog: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in catalog.read_text().splitlines()]
+
+
+def answer(printed: str) -> Any:
+    """The JSON among what a command printed."""
+    found = re.search(r"^\{$.*^\}$", printed, re.MULTILINE | re.DOTALL)
+    assert found is not None, printed
+    return json.loads(found[0])
+
+
+def grown_catalog(folder: Path) -> Path:
+    """The small catalog with three photographs and an image that is missing, put in front of the others."""
+    catalog = small_catalog(folder)
+    names = write_photographs(folder, 10)[7:]
+    new = [{"uri": name, "license": "CC0-1.0", "image_id": f"new-{name}"} for name in [*names, "late.jpg"]]
+    return write_catalog(catalog, [*new, *rows_of(catalog)])
+
+
+def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
+    catalog = small_catalog(tmp_path / "photos")
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    segmint("build", config)
+    dataset = tmp_path / "dataset"
+    first = digests(dataset)
+    grown_catalog(tmp_path / "photos")
+
+    assert "has 4 new rows" in segmint("build", config, check=2)
+    assert digests(dataset) == first
+    # First the pilot's shard, then all, as with any build.
+    segmint("build", config, "--grow", "--shards", "4:5")
+    assert sorted(path.name for path in (dataset / "commits").iterdir())[-1] == "000004.g1.json"
+    accounting = answer(segmint("build", config, "--json"))
+    assert (accounting["rows"], accounting["written"], accounting["shards"]) == (12, 9, 5)
+    grown = digests(dataset)
+    assert {path: digest for path, digest in grown.items() if path in first} == first | {
+        "shards.json": grown["shards.json"]
+    }
+    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    ids = [sample.id for sample in open_dataset(str(dataset))]
+    assert ids == [1, 2, 4, 5, 6, 7, 10, 11, 12]
+    assert len(json.loads((dataset / "shards.json").read_text())["shardlist"]) == 4
+    assert "nothing was left to do" in segmint("build", config, "--grow")
+    assert digests(dataset) == grown
+
+    # The images that are new are those of a dataset of their own, but for their numbers.
+    alone = write_catalog(tmp_path / "photos" / "alone.jsonl", rows_of(catalog)[:4])
+    segmint("build", write_config(tmp_path / "alone.yaml", alone, tmp_path / "alone"))
+    new = [sample for sample in open_dataset(str(dataset)) if sample.id >= 10]
+    for sample, other in zip(new, open_dataset(str(tmp_path / "alone")), strict=True):
+        assert (sample.id, sample.jpeg) == (other.id + 9, other.jpeg)
+        assert [mask.counts for mask in sample.masks] == [mask.counts for mask in other.masks]
+
+
+def test_refused_rows_are_taken_again_and_the_others_stay(tmp_path: Path) -> None:
+    """What comes of it is what a first build of the photographs as they are now would have written."""
+    photos = tmp_path / "photos"
+    catalog = small_catalog(photos)
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    segmint("build", config)
+    dataset = tmp_path / "dataset"
+    before = digests(dataset)
+    commits = CommitLog(Storage(), str(dataset))
+
+    told = segmint("build", config, "--retry-rejected", "license_not_allowed", "--retry-rejected", "not_found")
+    assert "2 refused rows: 0 are images now" in told
+    assert digests(dataset) == before
+    assert "expected one of license_not_allowed" in segmint("build", config, "--retry-rejected", "wrong", check=2)
+
+    (photos / "nowhere.jpg").write_bytes((photos / "photo_000.jpg").read_bytes())
+    assert "nothing was left to do" in segmint("build", config, "--retry-rejected", "truncated")
+    segmint("build", config, "--retry-rejected", "not_found", "--shards", "0:2")
+    assert digests(dataset) == before
+    accounting = answer(segmint("build", config, "--json", "--retry-rejected", "not_found"))
+    assert (accounting["retried_rows"], accounting["retried_images"], accounting["written"]) == (1, 1, 7)
+    assert accounting["rejected"] == {"license_not_allowed": 1}
+    assert commits.generations() == {0: [1], 1: [1], 2: [2]}
+
+    segmint("build", write_config(tmp_path / "anew.yaml", catalog, tmp_path / "anew"))
+    anew = digests(tmp_path / "anew")
+    after = digests(dataset)
+    assert after.keys() - anew.keys() == {"commits/000002.g2.json"}
+    assert anew.keys() - after.keys() == {"commits/000002.g1.json"}
+    assert all(after[path] == anew[path] for path in after.keys() & anew.keys())
+    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert "nothing was left to do" in segmint("build", config, "--retry-rejected", "not_found")
+    assert digests(dataset) == after

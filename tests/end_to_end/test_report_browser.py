@@ -1,0 +1,95 @@
+"""The report in a real browser: nothing fails, nothing is fetched, and everybody can read it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture
+def pages(minted_report: Path, report_folder: Path) -> dict[str, str]:
+    """URLs of two reports: of a real dataset without a finding, and of one with findings and hostile names."""
+    return {
+        name: (path / "index.html").as_uri() for name, path in (("minted", minted_report), ("reported", report_folder))
+    }
+
+
+@pytest.fixture
+def page(chromium: "Browser") -> "Iterator[Page]":
+    with chromium.new_context() as context:
+        yield context.new_page()
+
+
+def opened(page: "Page", url: str) -> Watched:
+    watched = watch(page)
+    page.goto(url)
+    return watched
+
+
+@pytest.mark.parametrize("name", ["minted", "reported"])
+def test_it_fails_in_nothing_and_asks_for_nothing(page: "Page", pages: dict[str, str], name: str) -> None:
+    watched = opened(page, pages[name])
+    assert watched.errors == []
+    assert [url for url in watched.requests if not url.startswith("data:")] == [pages[name]]
+    assert page.locator("img").count() > 0
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
+
+
+@pytest.mark.parametrize("name", ["minted", "reported"])
+@pytest.mark.parametrize("width", [320, 768, 1920])
+def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    opened(page, pages[name])
+    assert sideways_scroll(page) == 0
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert sideways_scroll(page) == 0
+
+
+@pytest.mark.parametrize("name", ["minted", "reported"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(
+    page: "Page", pages: dict[str, str], name: str, scheme: Literal["light", "dark"]
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    opened(page, pages[name])
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert serious_violations(page) == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background.removeprefix("rgb(").rstrip(")").split(","))) < 384) == (scheme == "dark")
+
+
+def test_it_can_be_walked_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
+    opened(page, pages["reported"])
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the findings"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#integrity"
+    summary = page.locator("#masks summary").first
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#masks details[open]").count() == 1
+
+
+def test_paper_has_every_picture(page: "Page", pages: dict[str, str]) -> None:
+    opened(page, pages["minted"])
+    printed = page.pdf(format="A4")
+    assert printed.startswith(b"%PDF")
+    assert printed.count(b"/Subtype /Image") >= page.locator("img").count()
+
+
+def test_these_checks_find_what_they_look_for(page: "Page") -> None:
+    watched = watch(page)
+    page.set_viewport_size({"width": 320, "height": 800})
+    page.set_content(
+        "<html lang=en><title>t</title><main><h1>t</h1><img src='data:,'><p style='color:#ccc'>faint</p>"
+        "<div style='width:500px'>wide</div><script>console.error('told'); missing()</script></main></html>"
+    )
+    assert {line.split()[0] for line in serious_violations(page)} == {"image-alt", "color-contrast"}
+    assert sideways_scroll(page) > 0
+    assert [line.split(":")[0] for line in watched.errors] == ["error", "exception"]

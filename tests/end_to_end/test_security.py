@@ -1,0 +1,166 @@
+"""Whole builds under attack: secrets stay where they came from, and a hostile catalog reaches nothing."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from infra.storage import Storage
+from tests.support.builds import digests, segmint, write_catalog, write_config, write_photographs
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "AKIAMARKEDENVIRONMENT",
+    "AWS_SECRET_ACCESS_KEY": "marked/secret+of+the/environment",
+    "AWS_SESSION_TOKEN": "marked-session-token-of-the-environment",
+}
+"""Not the server's: the profile of the storage options has those."""
+
+WRITTEN = "wJalrXUtnFEMI/K7MDENG+marked"
+"""What somebody wrote into the catalog."""
+
+SECRETS = (*ENVIRONMENT.values(), SECRET_KEY, WRITTEN, WRITTEN.partition("/")[0], WRITTEN.partition("/")[2])
+
+HOSTILE = (
+    "../outside.jpg",
+    "/etc/hostname",
+    "file:///etc/hostname",
+    "FILE:///etc/hostname",
+    "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
+    "simplecache::file:///etc/hostname",
+    "zip://x.jpg::s3://bucket/x.zip",
+    f"s3://AKIAIOSFODNN7EXAMPLE:{WRITTEN}@bucket/a.jpg",
+    f"https://user:{WRITTEN}@host/a.jpg",
+    f"https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE&X-Amz-Signature={WRITTEN}",
+)
+
+
+def rows(photographs: list[str]) -> list[dict[str, str]]:
+    """Rows with hostile URIs, and photographs whose ids and texts are hostile."""
+    texts = {
+        "license": "CC0-1.0",
+        "attribution": "../../../../tmp/segmint-was-here",
+        "source_url": f"https://host/page?access_token={WRITTEN}",
+        "caption": WRITTEN,
+    }
+    ids = ("../../../../tmp/segmint-was-here", "/tmp/segmint-was-here")
+    good = [{**texts, "uri": name, "image_id": image_id} for name, image_id in zip(photographs, ids, strict=True)]
+    return [*good, *({**texts, "uri": uri} for uri in HOSTILE)]
+
+
+class Built:
+    """What a build left: the dataset, Ray's folder, what was printed, and what the machine had before and after."""
+
+    def __init__(self, folder: Path, ray_folder: Path, server: S3Server) -> None:
+        self.dataset, self.ray_folder = folder / "dataset", ray_folder
+        bucket = server.make_bucket()
+        options = {"s3://": {"endpoint_url": server.endpoint_url}}
+        names = write_photographs(folder / "photos", 2)
+        for name in names:
+            Storage(options).put(f"s3://{bucket}/{name}", (folder / "photos" / name).read_bytes())
+        catalog = write_catalog(folder / "catalog.jsonl", rows(names))
+        Storage(options).put(f"s3://{bucket}/catalog.jsonl", catalog.read_bytes())
+        profiles = folder / "credentials"
+        profiles.write_text(f"[vendor]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n")
+        config = write_config(
+            folder / "build.yaml",
+            f"s3://{bucket}/catalog.jsonl",
+            self.dataset,
+            storage={"s3://": {"endpoint_url": server.endpoint_url, "profile": "vendor"}},
+            images_per_shard=20,
+        )
+        self.environment = {
+            **ENVIRONMENT,
+            "AWS_SHARED_CREDENTIALS_FILE": str(profiles),
+            "RAY_TMPDIR": str(ray_folder),
+            "TMPDIR": str(folder),
+            "SEGMINT_DEBUG": "1",
+        }
+        umask = os.umask(0o027)
+        try:
+            self.printed = segmint("build", config, "--json", **self.environment)
+        finally:
+            os.umask(umask)
+        self.printed += segmint("audit", self.dataset, "--integrity-only", "--json", **self.environment)
+        self.config, self.endpoint = config, server.endpoint_url
+
+
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[Path]:
+    # Ray's sockets need a short path.
+    folder = Path(tempfile.mkdtemp(prefix="sm-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path, s3_server: S3Server) -> Built:
+    return Built(tmp_path_factory.mktemp("security"), ray_folder, s3_server)
+
+
+def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
+    """Files under the folders that hold a secret, with the secret."""
+    found = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                data = path.read_bytes()
+                found += [f"{path}: {secret}" for secret in secrets if secret.encode() in data]
+    return found
+
+
+def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built: Built) -> None:
+    logs = [path for path in built.ray_folder.rglob("*.out") if path.stat().st_size]
+    assert logs, "Ray left no log: this shows nothing"
+    assert holders(("mobile_sam",), built.dataset), "the finder finds nothing"
+    assert holders(SECRETS, built.dataset, built.ray_folder) == []
+    tables = [path for path in built.dataset.rglob("*.parquet") if path.parent.name != "masks"]
+    assert len(tables) == 3
+    for path in tables:  # their pages are packed
+        texts = str(duckdb.sql(f"select * from '{path}'").fetchall())
+        assert "photo_00" in texts or "etc/hostname" in texts
+        assert [secret for secret in SECRETS if secret in texts] == []
+    assert "uri_not_allowed" in built.printed
+    assert [secret for secret in SECRETS if secret in built.printed] == []
+
+
+def test_hostile_rows_are_refused_and_name_no_file(built: Built) -> None:
+    refused = duckdb.sql(f"select stage, reason from '{built.dataset}/rejects/*.parquet'").fetchall()
+    assert refused == [("read", "uri_not_allowed")] * len(HOSTILE)
+    accepted = duckdb.sql(f"select image_id from '{built.dataset}/images/*.parquet' order by ordinal").fetchall()
+    assert [image_id for (image_id,) in accepted] == ["../../../../tmp/segmint-was-here", "/tmp/segmint-was-here"]
+    assert not list(Path("/tmp").glob("segmint-was-here*"))
+    assert all(
+        path.parts[0] in {"catalog", "commits", "dataset.json", "images", "masks", "rejects", "shards", "shards.json"}
+        for path in map(Path, digests(built.dataset))
+    )
+
+
+def test_files_of_a_dataset_have_the_modes_that_the_umask_gives(built: Built) -> None:
+    files = [path for path in built.dataset.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+def test_a_wrong_configuration_with_secrets_tells_none(built: Built, tmp_path: Path) -> None:
+    for override in (
+        f"output=s3://AKIAIOSFODNN7EXAMPLE:{WRITTEN}@bucket/x",
+        f"model.weights=https://b.s3.amazonaws.com/x.pt?X-Amz-Signature={WRITTEN}",
+        f'storage."s3://".secret={WRITTEN}',
+        f'storage."s3://".endpoint_url=https://u:{WRITTEN}@host',
+    ):
+        printed = segmint("--debug", "build", built.config, "--set", override, check=2, **built.environment)
+        assert [secret for secret in SECRETS if secret in printed] == []
+
+
+def test_refused_credentials_tell_no_secret(built: Built) -> None:
+    wrong = built.environment | {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
+    change = f'storage={{"s3://": {{endpoint_url: "{built.endpoint}"}}}}'
+    printed = segmint("--debug", "build", built.config, "--set", change, check=None, **wrong)
+    assert "check the credentials" in printed
+    assert [secret for secret in SECRETS if secret in printed] == []

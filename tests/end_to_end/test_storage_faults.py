@@ -1,0 +1,198 @@
+"""Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that spoils their requests."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.storage import Storage
+from pipeline.audit import audit_integrity
+from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.faulty_proxy import (
+    CUT_BODY,
+    DRIP_BODY,
+    LONG_LENGTH,
+    LOSE_ANSWER,
+    REFUSE,
+    RESET_BODY,
+    SHORT_LENGTH,
+    STALL_BODY,
+    FaultyProxy,
+    answer,
+    faulty_proxy,
+)
+from tests.support.minted import mint
+from tests.support.s3_server import S3Server
+from tests.support.storms import Outage, Rule, Storm
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+SLOW_DOWN = answer(503, "SlowDown")
+ERROR = answer(500, "InternalError")
+COMMIT = "/commits/"
+TINY: dict[str, Any] = {
+    "images_per_shard": 2,
+    "masks": {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
+    "deidentify": {"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+    "rows_per_block": 1,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A proxy before the server, a configuration that knows the server by the proxy alone, and what must come out."""
+
+    proxy: FaultyProxy
+    config: Path
+    dataset: str
+    direct: Storage  # around the proxy
+    undisturbed: dict[str, str]
+    scratch: Path
+
+    def build(self, check: int | None = 0) -> str:
+        printed = segmint("build", self.config, "--json", check=check, timeout=500)
+        self.proxy.policy = lambda method, target: b""
+        return printed
+
+    def standing(self) -> dict[str, str]:
+        """SHA-256 of all that stands in the dataset."""
+        copy = self.scratch / "copy"
+        for entry in self.direct.walk(self.dataset):
+            target = copy / entry.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.direct.read(f"{self.dataset}/{entry.name}"))
+        return digests(copy)
+
+    def is_as_if_nothing_had_happened(self) -> None:
+        assert self.standing() == self.undisturbed
+        report = audit_integrity(self.dataset, self.direct)
+        assert list(report.findings) == []
+
+
+@pytest.fixture(scope="module")
+def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    small_catalog(folder, count=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return digests(
+        Path(mint(write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "set", **TINY)))
+    )
+
+
+@pytest.fixture
+def world(
+    s3_server: S3Server, s3_bucket: str, photos_folder: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> Iterator[World]:
+    direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
+    for path in sorted(photos_folder.iterdir()):
+        direct.put(f"s3://{s3_bucket}/in/{path.name}", path.read_bytes())
+    with faulty_proxy(s3_server.port) as proxy:
+        dataset = f"s3://{s3_bucket}/set"
+        options = {"endpoint_url": proxy.url, "connect_timeout": 2, "read_timeout": 2}
+        config = write_config(
+            tmp_path / "build.yaml", f"s3://{s3_bucket}/in/catalog.jsonl", dataset, storage={"s3://": options}, **TINY
+        )
+        yield World(proxy, config, dataset, direct, undisturbed, tmp_path)
+
+
+def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: World) -> None:
+    storm = Storm(
+        Rule(SHORT_LENGTH, "GET", r"in/photo_001", first=1),
+        Rule(STALL_BODY, "GET", r"in/photo_003", first=1),
+        Rule(LONG_LENGTH, "GET", r"in/photo_004", first=1),
+        Rule(RESET_BODY, "GET", r"in/photo", share=0.3),
+        Rule(LOSE_ANSWER, "PUT", COMMIT, first=1),
+        Rule(REFUSE, "PUT", r"set/", share=0.1),
+        Rule(SLOW_DOWN, share=0.15),
+        Rule(ERROR, share=0.1),
+        Rule(CUT_BODY, "GET", share=0.1),
+        seed=1,
+    )
+    outage = Outage(world.proxy, seconds=3, after=2, method="PUT", target=COMMIT, policy=storm)
+    world.proxy.policy = outage
+    world.build()
+    world.is_as_if_nothing_had_happened()
+    assert outage.happened
+    assert len(storm.hits) == 9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param([Rule(ERROR, first=2), Rule(answer(502, "BadGateway"), first=3)], id="bursts of 5xx"),
+        pytest.param([Rule(RESET_BODY, "GET", first=2), Rule(REFUSE, "PUT|HEAD", share=0.3)], id="resets"),
+        pytest.param([Rule(SLOW_DOWN, share=0.3), Rule(answer(429, "TooManyRequests"), share=0.2)], id="throttling"),
+        pytest.param([Rule(CUT_BODY, "GET", first=2), Rule(LONG_LENGTH, "GET", first=3)], id="cut bodies"),
+        pytest.param([Rule(SHORT_LENGTH, "GET", r"in/photo", first=1)], id="short bodies"),
+        pytest.param(
+            [Rule(STALL_BODY, "GET", r"in/photo", first=1), Rule(DRIP_BODY, "GET", COMMIT, first=1)], id="stalls"
+        ),
+        pytest.param([Rule(LOSE_ANSWER, "PUT", r"set/", first=1)], id="lost answers"),
+    ],
+)
+def test_a_fault_of_every_kind_leaves_no_trace(rules: list[Rule], world: World) -> None:
+    storm = Storm(*rules, seed=2)
+    world.proxy.policy = storm
+    world.build()
+    world.is_as_if_nothing_had_happened()
+    assert set(storm.hits) == set(rules)
+
+
+@pytest.mark.long
+def test_an_outage_of_a_minute_pauses_the_run(world: World) -> None:
+    outage = Outage(world.proxy, seconds=60, after=2, method="PUT", target=COMMIT)
+    world.proxy.policy = outage
+    printed = world.build()
+    assert outage.happened
+    assert "waiting for" in printed
+    world.is_as_if_nothing_had_happened()
+
+
+@pytest.mark.long
+def test_an_outage_without_an_end_ends_the_run_with_advice(world: World) -> None:
+    world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\n")
+    world.proxy.policy = Outage(world.proxy, seconds=None, after=2, method="PUT", target=COMMIT)
+    printed = world.build(check=3)
+    assert "the same command goes on" in printed
+    assert len(world.direct.list(f"{world.dataset}/commits")) >= 1
+    world.proxy.come_up()
+    world.build()
+    world.is_as_if_nothing_had_happened()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (r"in/photo", answer(403, "AccessDenied")),
+        ("", answer(400, "ExpiredToken")),
+        (r"set/shards", answer(403, "AccessDenied")),
+    ],
+    ids=["photographs", "everything", "shards"],
+)
+def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
+    target: str, told: bytes, world: World
+) -> None:
+    # The first photographs are read; then the credentials have expired.
+    reads: list[str] = []
+
+    def policy(method: str, asked: str) -> bytes:
+        reads.extend([asked] * ("in/photo" in asked))
+        return told if len(reads) > 3 and re.search(target, asked) else b""
+
+    world.proxy.policy = policy
+    printed = world.build(check=3)
+    assert "check the credentials" in printed
+    assert "goes on" in printed
+    assert world.standing().items() <= world.undisturbed.items()
+    world.build()
+    world.is_as_if_nothing_had_happened()

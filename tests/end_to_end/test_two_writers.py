@@ -1,0 +1,99 @@
+"""Two writers of one shard: races for its commit, and answers of the store that are lost on the way."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import Commit, FileEntry
+from catalogs.layout import data_path
+from tests.support.faulty_proxy import LOSE_ANSWER, faulty_proxy
+from tests.support.protocol import Place, begin, broken_promises, contents, write
+from tests.support.s3_server import S3Server
+from tests.support.stepped import Stepped, stepping
+
+DIGEST = "0123456789ab" + "0" * 52
+
+
+def a_commit(shard: int, masks: int) -> Commit:
+    entry = FileEntry(data_path("shards", shard, DIGEST), 100, DIGEST)
+    return Commit(shard, 1, (shard, shard + 1), "0123456789ab", {"rows": 1, "masks": masks}, (entry,))
+
+
+def race(place: Place, races: int, processes: int, alike: bool) -> list[list[bool]]:
+    """What each of the processes is told that put a commit of the same shard at the same time, race by race."""
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(processes)
+    won = context.Array("b", races * processes, lock=False)
+
+    def contend(process: int) -> None:
+        for shard in range(races):
+            start.wait(60)
+            won[shard * processes + process] = place.log.put(a_commit(shard, 0 if alike else process))
+
+    children = [context.Process(target=contend, args=(index,)) for index in range(processes)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    return [[bool(flag) for flag in won[n * processes : (n + 1) * processes]] for n in range(races)]
+
+
+def check_races(place: Place, races: int, processes: int) -> None:
+    told = race(place, races, processes, alike=False)
+    for shard, flags in enumerate(told):
+        assert flags.count(True) == 1, f"shard {shard}: {flags}"
+        winner = place.log.read(shard, 1)
+        assert winner == a_commit(shard, masks=flags.index(True))
+    assert len({flags.index(True) for flags in told}) > 1, "the same process won every race: there was none"
+
+
+def test_200_races_for_a_commit_on_local_files_have_one_winner_each(tmp_path: Path) -> None:
+    check_races(Place(str(tmp_path)), races=200, processes=4)
+
+
+def test_equal_commits_in_200_races_on_local_files_all_stand(tmp_path: Path) -> None:
+    assert all(all(flags) for flags in race(Place(str(tmp_path)), races=200, processes=4, alike=True))
+
+
+@pytest.mark.s3
+def test_20_races_for_a_commit_on_s3_have_one_winner_each(
+    s3_bucket: str, s3_options: dict[str, dict[str, str]]
+) -> None:
+    check_races(Place(f"s3://{s3_bucket}/differ", s3_options), races=20, processes=3)
+    alike = race(Place(f"s3://{s3_bucket}/alike", s3_options), races=20, processes=3, alike=True)
+    assert all(all(flags) for flags in alike)
+
+
+@pytest.mark.s3
+def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket: str) -> None:
+    with faulty_proxy(s3_server.port) as proxy:
+        place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
+        begin(place)
+        proxy.requests.clear()
+        proxy.plan = [*[("PUT", b"")] * 4, ("PUT", LOSE_ANSWER)]
+        result = write(place, 0)
+        assert (result.status, result.counts["images"]) == ("committed", 2)
+        # Is it committed? Four files; the commit, whose answer is lost; again, refused; and whose does stand there?
+        assert proxy.requests == ["GET", *["PUT"] * 4, "PUT", "PUT", "GET"]
+        assert broken_promises(place) == []
+        assert len(contents(place)) == 7
+
+
+@pytest.mark.s3
+def test_a_lost_answer_to_a_beaten_commit_is_no_victory(s3_server: S3Server, s3_bucket: str) -> None:
+    with faulty_proxy(s3_server.port) as proxy, stepping():
+        place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
+        begin(place)
+        late = Stepped(lambda: write(place, 0, variant=2))
+        while not late.next_call.startswith("create"):
+            late.step()
+        write(place, 0)
+        before = contents(place)
+        proxy.plan = [("PUT", LOSE_ANSWER)]
+        late.finish()
+        assert (late.error, proxy.plan) == (None, [])
+        ours = before.keys() - contents(place).keys()
+        assert sorted(path.partition("/")[0] for path in ours) == ["images", "masks", "rejects", "shards"]
+        assert broken_promises(place) == []

@@ -1,0 +1,319 @@
+"""The viewer in a real browser: what is shown, clicked, typed and hidden, and that it is for everybody."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from infra.storage import Storage
+from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
+from tests.support.committed import write_dataset
+from tests.support.viewed import HOSTILE, image_rows, mask_rows, running_viewer, vary, write_audit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small real dataset whose rows differ: images 1, 2, 4 to 7."""
+    folder = tmp_path_factory.mktemp("looked_at")
+    shutil.copytree(minted, folder / "dataset")
+    return vary(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def address(looked_at: Path, chromium: "Browser") -> Iterator[str]:
+    """A running viewer's address; image 4 has findings, one of them with markup in it."""
+    box = {"id": 4, "kind": "face", "detector": HOSTILE, "score": 0.9, "x": 10, "y": 10, "w": 30, "h": 30}
+    findings = [{"where": "mask 40000", "found": HOSTILE}]
+    audit = write_audit(looked_at.parent / "audit.json", findings, privacy={"found": [box]})
+    with running_viewer(looked_at, "--audit", audit) as opened:
+        yield opened
+
+
+@pytest.fixture
+def watched(chromium: "Browser", address: str) -> Iterator[tuple["Page", Watched]]:
+    """A page of the viewer with the grid in it; nothing may have gone wrong by the end, or come from elsewhere."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    seen = watch(page)
+    page.goto(address)
+    page.locator("#results .tile").first.wait_for()
+    yield page, seen
+    context.close()
+    assert seen.errors == []
+    origin = f"http://{urlsplit(address).netloc}/"
+    assert {url for url in seen.requests if not url.startswith(origin)} == set()
+
+
+@pytest.fixture
+def page(watched: tuple["Page", Watched]) -> "Page":
+    return watched[0]
+
+
+def expect(found: Any) -> Any:
+    from playwright.sync_api import expect
+
+    return expect(found)
+
+
+def open_image(page: "Page", image: int) -> None:
+    page.locator(f"#tile-{image}").click()
+    expect(page.locator("#shown")).to_contain_text("shown")
+
+
+def masks_of(looked_at: Path, image: int) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """The rows of an image's masks with their pixels, the largest first, as the viewer has them."""
+    rows = sorted(mask_rows(looked_at, image), key=lambda row: -row["area"])
+    return [(row, np.asarray(coco.decode(row["segmentation"])).astype(bool)) for row in rows]
+
+
+def drawn(page: "Page", canvas: str, alpha: str = "alpha > 0") -> int:
+    """How many pixels of a canvas have an alpha like that."""
+    script = f"""canvas => {{
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {{ willReadFrequently: true }});
+        copy.drawImage(canvas, 0, 0);
+        const data = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+        let found = 0;
+        for (let place = 3; place < data.length; place += 4) {{ const alpha = data[place]; if ({alpha}) found++; }}
+        return found;
+    }}"""
+    return int(page.locator(canvas).evaluate(script))
+
+
+def test_the_grid_and_its_filters(page: "Page", looked_at: Path) -> None:
+    rows = image_rows(looked_at)
+    tiles = page.locator("#results .tile")
+    expect(tiles).to_have_count(len(rows))
+    expect(page.locator("#count")).to_have_text(f"{len(rows)} images")
+    page.locator("select[name=country]").select_option(label="FR (2)")
+    expect(tiles).to_have_count(2)
+    expect(page.locator("#tile-5")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"\?country=FR$"))
+    page.reload()
+    expect(tiles).to_have_count(2)
+    page.get_by_role("button", name="Clear all").click()
+    expect(tiles).to_have_count(len(rows))
+    least = sorted(row["masks"] for row in rows)[-1]
+    page.get_by_label("Masks, at least").fill(str(least))
+    expect(tiles).to_have_count(sum(row["masks"] >= least for row in rows))
+    page.get_by_label("Masks, at least").fill("100000")
+    expect(page.locator("#count")).to_have_text("No image is like that.")
+    page.get_by_role("button", name="Clear all").click()
+    page.locator("select[name=finding]").select_option("any")
+    expect(tiles).to_have_count(1)
+    expect(page.locator("#tile-4 .badge")).to_have_text("2 found")
+
+
+def test_unknown_values_and_the_order(page: "Page", looked_at: Path) -> None:
+    rows = image_rows(looked_at)
+    page.locator("select[name=order]").select_option("coverage:down")
+    falling = sorted(rows, key=lambda row: (-row["statistics"]["coverage"], row["id"]))
+    expect(page.locator("#results .tile").first).to_have_attribute("id", f"tile-{falling[0]['id']}")
+    found = page.locator("#results .tile").evaluate_all("tiles => tiles.map(tile => tile.id)")
+    assert found == [f"tile-{row['id']}" for row in falling]
+    unknown = [row["id"] for row in rows if row["country"] is None]
+    page.locator("select[name=country]").select_option(label=f"unknown ({len(unknown)})")
+    expect(page.locator("#results .tile")).to_have_count(len(unknown))
+
+
+def test_pages_come_as_one_scrolls(chromium: "Browser", tmp_path: Path) -> None:
+    write_dataset(Storage(), str(tmp_path / "many"), shards=70)
+    ids = [row["id"] for row in image_rows(tmp_path / "many")]
+    assert len(ids) == 140  # three pages
+    context = chromium.new_context(viewport={"width": 500, "height": 500})
+    with running_viewer(tmp_path / "many") as opened:
+        page = context.new_page()
+        page.goto(opened)
+        tiles = page.locator("#results .tile")
+        for shown in (60, 120, 140):
+            tiles.nth(shown - 1).scroll_into_view_if_needed()
+        expect(tiles).to_have_count(len(ids))
+        expect(page.locator("#more")).to_be_hidden()
+        found = tiles.evaluate_all("tiles => tiles.map(tile => tile.id)")
+        assert found == [f"tile-{number}" for number in ids]
+        page.locator("#filters-box summary").click()
+        page.locator("select[name=order]").select_option("id:down")
+        expect(tiles.first).to_have_attribute("id", f"tile-{ids[-1]}")
+        for shown in (60, 120, 140):
+            tiles.nth(shown - 1).scroll_into_view_if_needed()
+        found = tiles.evaluate_all("tiles => tiles.map(tile => tile.id)")
+        assert found == [f"tile-{number}" for number in reversed(ids)]
+        context.close()
+
+
+def test_thumbnails_are_loaded(page: "Page") -> None:
+    for picture in page.locator("#results img").all():
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("picture => picture.naturalWidth") > 100
+
+
+def test_masks_are_decoded_as_pycocotools_does(page: "Page", looked_at: Path) -> None:
+    decode = """async masks => {
+        const { decodeCounts, endsOf, holds } = await import("/assets/rle.js");
+        return masks.map(({ size: [height, width], counts }) => {
+            const ends = endsOf(decodeCounts(counts, height, width));
+            const bits = [];
+            for (let position = 0; position < height * width; position++) bits.push(holds(ends, position) ? 1 : 0);
+            return bits.join("");
+        });
+    }"""
+    for image in (1, 2, 4):
+        masks = masks_of(looked_at, image)
+        assert masks
+        found = page.evaluate(decode, [row["segmentation"] for row, _ in masks])
+        for text, (_, pixels) in zip(found, masks, strict=True):
+            assert text == "".join(pixels.ravel(order="F").astype(int).astype(str))
+    broken = masks[0][0]["segmentation"]
+    for counts in (broken["counts"][:-1], broken["counts"] + "1", ""):
+        assert page.evaluate(
+            """async ([counts, height, width]) => {
+                const { decodeCounts } = await import("/assets/rle.js");
+                try { decodeCounts(counts, height, width); return false; } catch { return true; }
+            }""",
+            [counts, *broken["size"]],
+        )
+
+
+def test_a_click_isolates_the_smallest_mask_and_escape_leaves(page: "Page", looked_at: Path) -> None:
+    masks = masks_of(looked_at, 1)
+    height, width = masks[0][1].shape
+    row, pixels = min(masks, key=lambda mask: mask[0]["area"])
+    ys, xs = np.nonzero(pixels)
+    x, y = int(xs[len(xs) // 2]), int(ys[len(ys) // 2])
+    open_image(page, 1)
+    stage = page.locator("#stage")
+    expect(stage).to_have_attribute("data-masks", str(len(masks)))
+    assert drawn(page, "#all-masks") == int(np.logical_or.reduce([mask for _, mask in masks]).sum())
+    frame = stage.bounding_box()
+    assert frame is not None
+    at = {"x": (x + 0.5) * frame["width"] / width, "y": (y + 0.5) * frame["height"] / height}
+    stage.hover(position=at)
+    expect(page.locator("#pointed")).to_contain_text(f"mask {len(masks)} of {len(masks)}")
+    assert drawn(page, "#one-mask") == row["area"]
+    stage.click(position=at)
+    expect(page.locator("#mask-title")).to_have_text(f"Mask {len(masks)} of {len(masks)}")
+    expect(page.locator("#mask-details")).to_contain_text(str(row["annotation_id"]))
+    expect(stage).to_have_class("alone")
+    assert drawn(page, "#one-mask", "alpha === 190") == height * width - row["area"]
+    crop = page.locator("#marks .crop")
+    assert [crop.get_attribute(name) for name in ("x", "y", "width", "height")] == [f"{v:g}" for v in row["crop_box"]]
+    point = page.locator("#marks .point")
+    assert [point.get_attribute(name) for name in ("cx", "cy")] == [f"{v:g}" for v in row["point_coords"][0]]
+    page.keyboard.press("Escape")
+    expect(page.locator("#mask-box")).to_be_hidden()
+    expect(page.locator("#marks .crop")).to_have_count(0)
+
+
+def test_everything_works_by_keyboard(page: "Page", looked_at: Path) -> None:
+    masks = masks_of(looked_at, 4)
+    page.locator("#tile-4").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stage")).to_be_focused()
+    expect(page.locator("#image-title")).to_have_text("image-3")
+    title, details = page.locator("#mask-title"), page.locator("#mask-details")
+    page.keyboard.press("ArrowRight")
+    expect(title).to_have_text(f"Mask 1 of {len(masks)}")
+    expect(details).to_contain_text(str(masks[0][0]["annotation_id"]))
+    page.keyboard.press("ArrowLeft")
+    expect(title).to_have_text(f"Mask {len(masks)} of {len(masks)}")
+    expect(details).to_contain_text(str(masks[-1][0]["annotation_id"]))
+    page.keyboard.press("Home")
+    expect(title).to_have_text(f"Mask 1 of {len(masks)}")
+    page.keyboard.press("Escape")
+    expect(title).to_be_hidden()
+    buttons = page.locator("#mask-list button")
+    buttons.first.focus()
+    expect(page.locator("#pointed")).to_contain_text(f"mask 1 of {len(masks)}")
+    page.keyboard.press("Tab" if len(masks) > 1 else "ArrowDown")
+    expect(buttons.nth(min(1, len(masks) - 1))).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(buttons.nth(min(1, len(masks) - 1))).to_have_attribute("aria-pressed", "true")
+    page.locator("#stage").focus()
+    page.keyboard.press("n")
+    expect(page).to_have_url(re.compile("#image/5$"))
+    expect(page.locator("#image-title")).to_have_text("image-4")
+    page.keyboard.press("p")
+    expect(page).to_have_url(re.compile("#image/4$"))
+    expect(page.locator("#image-title")).to_have_text("image-3")
+    page.locator("#back").press("Enter")
+    expect(page.locator("#tile-4")).to_be_focused()
+
+
+def test_sliders_hide_masks(page: "Page", looked_at: Path) -> None:
+    image = max(image_rows(looked_at), key=lambda row: row["masks"])["id"]
+    masks = masks_of(looked_at, image)
+    open_image(page, image)
+    for slider, column in (("#iou", "predicted_iou"), ("#stability", "stability_score")):
+        scores = sorted(row[column] for row, _ in masks)
+        limit = round(scores[len(scores) // 2], 3)
+        kept = [pixels for row, pixels in masks if row[column] >= limit]
+        assert 0 < len(kept) < len(masks)
+        page.locator(slider).fill(str(limit))
+        expect(page.locator("#shown")).to_contain_text(f"{len(kept)} of {len(masks)} masks")
+        expect(page.locator("#stage")).to_have_attribute("data-masks", str(len(kept)))
+        assert drawn(page, "#all-masks") == int(np.logical_or.reduce(kept).sum())
+        expect(page.locator("#mask-list li:visible")).to_have_count(len(kept))
+        page.locator(slider).fill(page.locator(slider).get_attribute("min") or "0")
+    page.get_by_label("Draw the masks").uncheck()
+    expect(page.locator("#stage")).to_have_attribute("data-masks", "0")
+    assert drawn(page, "#all-masks") == 0
+
+
+def test_texts_of_a_dataset_are_never_markup(page: "Page") -> None:
+    expect(page.locator("#tile-2")).to_contain_text(HOSTILE)
+    page.locator("select[name=provider]").select_option(HOSTILE)
+    expect(page.locator("#results .tile")).to_have_count(1)
+    open_image(page, 2)
+    expect(page.locator("#image-title")).to_have_text(HOSTILE)
+    expect(page.locator("#image-details")).to_contain_text(HOSTILE)
+    page.goto(page.url.partition("?")[0] + "#image/4")
+    expect(page.locator("#findings")).to_contain_text(HOSTILE)
+    page.get_by_role("button", name="Show it").last.click()
+    expect(page.locator("#marks .found")).to_have_count(1)
+    assert page.locator("main script, main [onerror]").count() == 0
+    assert "owned" not in page.title().replace(HOSTILE, "")
+
+
+def test_an_address_names_an_image(page: "Page", address: str) -> None:
+    page.goto(f"http://{urlsplit(address).netloc}/?country=FR#image/5")
+    expect(page.locator("#image-title")).to_have_text("image-4")
+    expect(page.locator("#next")).not_to_have_attribute("href", re.compile("."))
+    page.locator("#previous").click()
+    expect(page.locator("#image-title")).to_have_text("image-0")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_for_everybody(chromium: "Browser", address: str, scheme: Any, width: int) -> None:
+    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#results .tile").first.wait_for()
+    page.locator("#filters-box").evaluate("details => details.open = true")
+    assert serious_violations(page) == []
+    assert sideways_scroll(page) == 0
+    open_image(page, 4)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#mask-box")).to_be_visible()
+    assert serious_violations(page) == []
+    assert sideways_scroll(page) == 0
+    context.close()
+
+
+def test_without_the_key_a_browser_sees_nothing(chromium: "Browser", address: str) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    answer = page.goto(f"http://{urlsplit(address).netloc}/")
+    assert answer is not None
+    assert answer.status == 403
+    assert "carries the key" in page.content()
+    context.close()

@@ -1,0 +1,76 @@
+"""What the errors of stores say, as botocore raises them and as s3fs translates them."""
+
+import errno
+
+import pytest
+
+from infra.meaning import Meaning, describe, meaning
+from tests.support.store_errors import client_error
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("NoSuchKey", 404, Meaning.ABSENT),
+        ("NoSuchBucket", 404, Meaning.REFUSED),
+        ("AccessDenied", 403, Meaning.REFUSED),
+        ("ExpiredToken", 400, Meaning.REFUSED),
+        ("PreconditionFailed", 412, Meaning.EXISTS),
+        ("ConditionalRequestConflict", 409, Meaning.TRANSIENT),
+        ("InternalError", 500, Meaning.TRANSIENT),
+        ("SlowDown", 503, Meaning.UNAVAILABLE),
+        ("RequestTimeout", 400, Meaning.TRANSIENT),
+        ("Whatever", 502, Meaning.UNAVAILABLE),
+        ("TooManyRequests", 429, Meaning.UNAVAILABLE),
+        ("InvalidArgument", 400, Meaning.PERMANENT),
+        ("InvalidObjectState", 403, Meaning.PERMANENT),
+        ("KMS.DisabledException", 400, Meaning.REFUSED),
+    ],
+)
+def test_meaning_of_answers_also_through_s3fs(code: str, status: int, expected: Meaning) -> None:
+    from s3fs.errors import translate_boto_error
+
+    error = client_error(code, status)
+    assert meaning(error) is expected
+    assert meaning(translate_boto_error(error)) is expected
+
+
+def test_meaning_of_other_errors() -> None:
+    from aiohttp import ClientPayloadError
+    from botocore.exceptions import (
+        EndpointConnectionError,
+        FlexibleChecksumError,
+        NoCredentialsError,
+        ReadTimeoutError,
+        SSLError,
+    )
+
+    assert meaning(FileNotFoundError(errno.ENOENT, "x")) is Meaning.ABSENT
+    assert meaning(FileNotFoundError("x")) is Meaning.ABSENT
+    assert meaning(NotADirectoryError(errno.ENOTDIR, "x")) is Meaning.ABSENT
+    assert meaning(PermissionError(errno.EACCES, "x")) is Meaning.REFUSED
+    assert meaning(NoCredentialsError()) is Meaning.REFUSED
+    assert meaning(OSError(errno.ENOSPC, "x")) is Meaning.PERMANENT
+    assert meaning(OSError(errno.EIO, "x")) is Meaning.TRANSIENT
+    assert meaning(ValueError("x")) is Meaning.PERMANENT
+    for error in (
+        ConnectionResetError(errno.ECONNRESET, "x"),
+        TimeoutError(),
+        ClientPayloadError("short"),
+        ReadTimeoutError(endpoint_url="http://x"),
+        FlexibleChecksumError(error_msg="x"),
+    ):
+        assert meaning(error) is Meaning.TRANSIENT
+    for error in (ConnectionRefusedError(errno.ECONNREFUSED, "x"), EndpointConnectionError(endpoint_url="http://x")):
+        assert meaning(error) is Meaning.UNAVAILABLE
+    untrusted = SSLError(endpoint_url="https://x", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    assert meaning(untrusted) is Meaning.PERMANENT
+    assert meaning(SSLError(endpoint_url="https://x", error="EOF occurred")) is Meaning.TRANSIENT
+
+
+def test_a_cause_without_words_is_told_by_the_one_behind_it() -> None:
+    error = TimeoutError()
+    error.__cause__ = TimeoutError("no whole answer within 65 seconds")
+    assert describe(error) == "no whole answer within 65 seconds"
+    assert describe(TimeoutError()) == "TimeoutError"
+    assert describe(client_error("SlowDown", 503)).count("SlowDown") == 1

@@ -1,0 +1,38 @@
+"""Times in answers of S3 are read alike, quickly or by botocore, and a session knows its profile."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from infra.s3_session import make_session, parse_time
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-02-03T04:05:06.000Z", "2026-02-03T04:05:06Z", "2026-02-03T05:05:06+01:00", "Tue, 03 Feb 2026 04:05:06 GMT"],
+)
+def test_a_time_is_the_same_however_it_is_written(text: str) -> None:
+    assert parse_time(text) == datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+
+def test_seconds_since_1970_are_left_to_botocore() -> None:
+    assert parse_time(86_400) == parse_time("86400") == datetime(1970, 1, 2, tzinfo=UTC)
+
+
+def test_what_is_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="soon"):
+        parse_time("soon")
+
+
+def test_clients_of_a_session_read_times_so() -> None:
+    parser = make_session(None).get_component("response_parser_factory").create_parser("rest-xml")
+    assert parser._timestamp_parser is parse_time
+
+
+def test_a_profile_is_taken_from_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[profile vendor]\nregion = eu-north-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    assert make_session("vendor").get_config_variable("region") == "eu-north-1"
+    assert make_session(None).get_config_variable("region") is None

@@ -1,0 +1,159 @@
+"""What is still found, and what was obliterated, told apart on a real face: by the row and by the pixels."""
+
+import io
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from catalogs.regions import WantedRegion
+from model.detectors.detection import Detection
+from operators.audit_privacy import StillDetected, picture, search_release
+from operators.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
+from operators.images import decode_jpeg
+from operators.redact import redact_row
+from operators.release import ReleaseConfig, release
+from operators.rows import Row
+
+PLAIN = ReleaseConfig()
+
+
+class Certain:
+    """A detector that finds the same things in every image, as one does that takes a mosaic for a face."""
+
+    name = "certain"
+    kind = "face"
+    score = 0.5
+
+    def __init__(self, *found: Detection) -> None:
+        self._found = found
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        return list(self._found)
+
+
+@pytest.fixture(scope="module")
+def detectors():
+    return build_detectors(DeidentifyConfig(plates=PlatesConfig(detector="none")))
+
+
+@pytest.fixture(scope="module")
+def face(detectors, astronaut: np.ndarray) -> Detection:
+    (found,) = detectors[0].detect(astronaut)
+    return found
+
+
+def row_of(pixels: np.ndarray, regions: list[Region], config: ReleaseConfig = PLAIN) -> Row:
+    """A released image as a build has it; `pixels` are those of the source."""
+    released = release(pixels, config)
+    return {
+        "id": 7,
+        "source_width": pixels.shape[1],
+        "source_height": pixels.shape[0],
+        "width": released.width,
+        "height": released.height,
+        "regions": [asdict(region) for region in regions],
+        "release": released.jpeg,
+    }
+
+
+def search(row: Row, *detectors) -> list[StillDetected]:
+    return search_release(row, decode_jpeg(row["release"]), detectors)
+
+
+def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> Certain:
+    """The same face where it would be in the released image, moved by (dx, dy) of its pixels."""
+    scale = row["width"] / row["source_width"]
+    return Certain(face.mapped(scale, scale, dx, dy))
+
+
+def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(detectors, astronaut: np.ndarray) -> None:
+    (found,) = search(row_of(astronaut, []), *detectors)
+    _, (region,) = deidentify(astronaut, detectors)
+    assert (found.id, found.kind, found.detector, found.obliterated) == (7, "face", "mtcnn", False)
+    assert found.score > 0.9
+    assert np.abs(np.array([found.x - region.x, found.y - region.y, found.w - region.w, found.h - region.h])).max() <= 4
+
+
+@pytest.mark.parametrize("short_side", [512, 300, 160])
+@pytest.mark.parametrize("quality", [95, 75])
+def test_a_mosaic_that_is_taken_for_a_face_was_obliterated(
+    detectors, face: Detection, astronaut: np.ndarray, short_side: int, quality: int
+) -> None:
+    clean, regions = deidentify(astronaut, detectors)
+    row = row_of(clean, regions, ReleaseConfig(short_side=short_side, jpeg_quality=quality))
+    assert search(row, *detectors) == [], "the detector itself does not find it again"
+    (found,) = search(row, again(face, row))
+    assert found.obliterated
+    width = face.box[2] - face.box[0]
+    (beside,) = search(row, again(face, row, dx=0.6 * width * row["width"] / row["source_width"]))
+    assert not beside.obliterated
+
+
+@pytest.mark.parametrize("short_side", [512, 300, 160])
+@pytest.mark.parametrize("blurred", [0, 2, 4])
+def test_a_region_that_no_pixel_shows_covers_nothing(
+    detectors, face: Detection, astronaut: np.ndarray, short_side: int, blurred: int
+) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    _, regions = deidentify(astronaut, detectors)
+    pixels = gaussian_filter(astronaut, (blurred, blurred, 0)) if blurred else astronaut
+    row = row_of(pixels, regions, ReleaseConfig(short_side=short_side, jpeg_quality=75))
+    (found,) = search(row, again(face, row))
+    assert not found.obliterated
+
+
+def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astronaut: np.ndarray) -> None:
+    row = row_of(astronaut, [])
+    (left,) = search(row, again(face, row))
+    wanted = WantedRegion(id=7, kind="face", x=left.x, y=left.y, w=left.w, h=left.h)
+    redacted = redact_row(row, [wanted], ReleaseConfig())
+    (found,) = search(redacted, again(face, redacted))
+    assert found == replace(left, obliterated=True)
+    # A second box over a part of the first: its mosaic is what shows there.
+    half = wanted.model_copy(update={"kind": "other", "w": left.w // 2})
+    twice = redact_row(redacted, [half], ReleaseConfig())
+    assert len(twice["regions"]) == 2
+    (found,) = search(twice, again(face, twice))
+    assert found.obliterated
+
+
+def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
+    quad = ((100.0, 220.0), (200.0, 260.0), (190.0, 285.0), (90.0, 245.0))
+    plate = Detection("plate", 0.9, (90.0, 220.0, 200.0, 285.0), quad, "certain")
+    clean, regions = deidentify(astronaut, [Certain(plate)])
+    assert regions[0].kind == "plate"
+    (found,) = search(row_of(clean, regions), Certain(plate))
+    assert found.obliterated
+    (found,) = search(row_of(astronaut, regions), Certain(plate))
+    assert not found.obliterated
+
+
+def test_regions_that_cannot_be_placed_cover_nothing(face: Detection, astronaut: np.ndarray) -> None:
+    row = row_of(astronaut, [Region("face", 0.9, 0, 0, 0, 0, "mtcnn")])
+    (found,) = search(row, again(face, row))
+    assert not found.obliterated
+    (found,) = search({**row, "source_width": None}, Certain(face))
+    assert not found.obliterated
+
+
+def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
+    outside = Detection("face", 0.9, (-300.0, -300.0, -200.0, -200.0), None, "certain")
+    assert search(row_of(astronaut, []), Certain(outside)) == []
+
+
+def test_a_picture_shows_the_region_and_hides_all_around_it(astronaut: np.ndarray) -> None:
+    found = StillDetected(7, "face", "mtcnn", 0.99, 180, 60, 100, 120, False)
+    with Image.open(io.BytesIO(picture(astronaut, found))) as image:
+        shown = np.asarray(image.convert("RGB")).astype(float)
+    difference = np.abs(shown - astronaut).mean(axis=2)
+    inside = np.zeros(difference.shape, bool)
+    inside[64:176, 184:276] = True
+    margin = np.zeros(difference.shape, bool)
+    margin[0:240, 120:340] = True
+    assert difference[inside].mean() < 5
+    assert difference[~margin].mean() > 15
+    detail = np.abs(np.diff(shown, axis=1)).mean(axis=2)
+    assert detail[:, :-1][~margin[:, :-2]].mean() < 0.2 * detail[64:176, 184:275].mean()

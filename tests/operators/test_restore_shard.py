@@ -1,0 +1,209 @@
+"""Restoring damaged files of a shard: the very bytes, from what is left of it or from its rows built again."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import DATA_KINDS, DamagedDatasetError
+from infra.storage import Storage
+from operators.committed_rows import read_committed_rows
+from operators.describe import DESCRIBED
+from operators.restore_shard import find_damage, remake_commit, restore_from_rest, restore_shard
+from operators.rows import Row, to_table
+from operators.write_shard import ShardTask
+from tests.support.builds import digests
+
+Spoil = Callable[[bytes], bytes]
+
+
+def commit_of(dataset: Path, shard: int) -> Commit:
+    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    assert commit is not None
+    return commit
+
+
+def spoil(dataset: Path, commit: Commit, kind: str, change: Spoil | None) -> None:
+    """Changes a file of a commit; None deletes it."""
+    path = dataset / commit.file(kind).path
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def in_a_json(data: bytes) -> bytes:
+    at = data.index(b'"annotations"') + 20
+    return data[:at] + b"#" + data[at + 1 :]
+
+
+def without_its_end(data: bytes) -> bytes:
+    return data[: data.rindex(b'"annotations"') + 20]
+
+
+SPOILS: list[Spoil | None] = [None, flipped, lambda data: data[:-1], lambda data: data + b"x", lambda data: b""]
+
+
+def restored(dataset: Path, commit: Commit) -> bool:
+    damages = find_damage(Storage(), str(dataset), commit)
+    assert damages
+    return restore_from_rest(Storage(), str(dataset), commit, damages, with_images=True)
+
+
+@pytest.mark.parametrize("kind", sorted(DATA_KINDS))
+@pytest.mark.parametrize("change", SPOILS)
+def test_every_damage_is_found_and_told(dataset: Path, kind: str, change: Spoil | None) -> None:
+    commit = commit_of(dataset, 0)
+    assert find_damage(Storage(), str(dataset), commit) == []
+    spoil(dataset, commit, kind, change)
+    (damage,) = find_damage(Storage(), str(dataset), commit)
+    assert (damage.kind, damage.entry) == (kind, commit.file(kind))
+    size = f"{(dataset / damage.entry.path).stat().st_size} bytes" if change else "no such file"
+    assert damage.line().startswith(f"{damage.entry.path}: {damage.entry.size} bytes, SHA-256 ")
+    assert size in damage.line().partition("expected; ")[2]
+
+
+@pytest.mark.parametrize("change", SPOILS)
+def test_masks_come_back_from_the_tar_s_json(dataset: Path, minted: Path, change: Spoil | None) -> None:
+    commit = commit_of(dataset, 0)
+    spoil(dataset, commit, "masks", change)
+    assert restored(dataset, commit)
+    assert digests(dataset) == digests(minted)
+
+
+@pytest.mark.parametrize("change", [in_a_json, without_its_end, lambda data: data + b"x"])
+def test_a_tar_comes_back_from_the_tables_while_its_jpegs_can_be_read(
+    dataset: Path, minted: Path, change: Spoil
+) -> None:
+    commit = commit_of(dataset, 0)
+    spoil(dataset, commit, "shards", change)
+    assert restored(dataset, commit)
+    assert digests(dataset) == digests(minted)
+
+
+def test_an_empty_table_of_refusals_comes_back_and_one_with_rows_does_not(dataset: Path) -> None:
+    whole = digests(dataset)
+    empty, full = commit_of(dataset, 1), commit_of(dataset, 0)
+    assert (empty.counts["rejected"], full.counts["rejected"]) == (0, 1)
+    spoil(dataset, empty, "rejects", None)
+    assert restored(dataset, empty)
+    assert digests(dataset) == whole
+    spoil(dataset, full, "rejects", None)
+    assert not restored(dataset, full)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"images": flipped},
+        {"shards": None},
+        {"shards": lambda data: data[: len(data) // 3]},
+        {"masks": flipped, "shards": flipped},
+        {"images": flipped, "masks": flipped},
+    ],
+)
+def test_what_is_not_enough_changes_nothing(dataset: Path, spoiled: dict[str, Spoil | None]) -> None:
+    commit = commit_of(dataset, 0)
+    for kind, change in spoiled.items():
+        spoil(dataset, commit, kind, change)
+    before = digests(dataset)
+    assert not restored(dataset, commit)
+    assert digests(dataset) == before
+
+
+def test_a_jpeg_with_another_bit_is_not_passed_off_as_the_picture(dataset: Path) -> None:
+    commit = commit_of(dataset, 0)
+
+    def in_a_jpeg(data: bytes) -> bytes:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            first = archive.next()
+            assert first is not None
+            at = first.offset_data + first.size // 2
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    spoil(dataset, commit, "shards", in_a_jpeg)
+    before = digests(dataset)
+    assert not restored(dataset, commit)
+    assert digests(dataset) == before
+
+
+def task_of(dataset: Path, commit: Commit) -> ShardTask:
+    start, stop = commit.ordinals
+    return ShardTask(commit.shard, start, stop, str(dataset), {}, commit.numerics, True, 0.5)
+
+
+def built(
+    dataset: Path, commit: Commit, change: Callable[[Row], Row] = lambda row: row
+) -> tuple[ShardTask, list, object]:
+    """What a build would hand to the writer of a shard."""
+    rows = [change(row) for row in read_committed_rows(Storage(), str(dataset), commit)]
+    return task_of(dataset, commit), [(0, len(rows))], to_table(rows, DESCRIBED)
+
+
+def test_rows_built_again_restore_all_files(dataset: Path, minted: Path) -> None:
+    commit = commit_of(dataset, 0)
+    task, cuts, table = built(dataset, commit)
+    for kind in DATA_KINDS:
+        spoil(dataset, commit, kind, None)
+    assert restore_shard(task, cuts, table).status == "committed"
+    assert digests(dataset) == digests(minted)
+
+
+def test_rows_that_came_out_otherwise_are_told_with_numbers_and_change_nothing(dataset: Path) -> None:
+    commit = commit_of(dataset, 1)
+    task, cuts, table = built(dataset, commit, lambda row: {**row, "faces": 7})
+    spoil(dataset, commit, "images", flipped)
+    spoil(dataset, commit, "masks", flipped)
+    before = digests(dataset)
+    result = restore_shard(task, cuts, table)
+    entry = commit.file("images")
+    assert result.status == "held_back"
+    assert result.detail.startswith(f"{entry.path}: built again it has ")
+    assert f"the commit names {entry.size} bytes, SHA-256 {entry.sha256[:12]}" in result.detail
+    assert digests(dataset) == before
+
+
+def test_rows_that_could_not_be_judged_are_told(dataset: Path) -> None:
+    commit = commit_of(dataset, 1)
+    task, cuts, table = built(
+        dataset, commit, lambda row: {**row, "reason": None, "fault": "prepare: the store is out"}
+    )
+    result = restore_shard(task, cuts, table)
+    assert (result.status, "3 of 3 rows could not be judged" in result.detail) == ("held_back", True)
+
+
+def standing(commit: Commit) -> dict[str, list[str]]:
+    return {entry.path.partition("/")[0]: [entry.path] for entry in commit.files}
+
+
+def test_a_commit_is_made_again_from_its_files(dataset: Path) -> None:
+    for shard in range(3):
+        commit = commit_of(dataset, shard)
+        known = replace(commit, counts={}, files=())
+        made = remake_commit(Storage(), str(dataset), known, standing(commit), with_images=True)
+        assert made.to_json() == commit.to_json()
+
+
+def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
+    commit, other = commit_of(dataset, 0), commit_of(dataset, 1)
+    known, uri = replace(commit, counts={}, files=()), str(dataset)
+    for paths, told in (
+        ({**standing(commit), "masks": []}, "one file of each kind is needed .* masks: none"),
+        ({**standing(commit), "shards": [*standing(commit)["shards"], "shards/x.tar"]}, "there are shards: "),
+        ({**standing(commit), "masks": standing(other)["masks"]}, "would have other bytes"),
+        (standing(other), "do not hold its ordinals"),
+    ):
+        with pytest.raises(DamagedDatasetError, match=told):
+            remake_commit(Storage(), uri, known, paths, with_images=True)
+    spoil(dataset, commit, "masks", flipped)
+    with pytest.raises(DamagedDatasetError):
+        remake_commit(Storage(), uri, known, standing(commit), with_images=True)

@@ -1,0 +1,34 @@
+"""A suspect alone in a worker: the control image comes through, and a fault is no lack of memory."""
+
+import pytest
+
+from infra.assets import resolve, sha256_of
+from infra.device import Compute
+from model.automatic.settings import MaskSettings
+from operators.images import decode_jpeg
+from operators.numerics import observe_numerics
+from operators.prepare import PREPARED
+from operators.rows import is_live, to_table
+from operators.segment import SegmentSettings
+from operators.segment_alone import SegmentAlone, control_image, control_table
+
+TIMEOUT_S = 300.0
+
+
+def settings() -> SegmentSettings:
+    masks = MaskSettings.sa1b(points_per_side=1, crop_n_layers=0, points_per_chunk=1)
+    return SegmentSettings(
+        masks, "mobile_sam", observe_numerics(Compute("cpu", "fp32", 1), 1, 1, sha256_of(resolve("mobile_sam")))
+    )
+
+
+def test_the_control_row_is_a_prepared_row_that_every_worker_can_segment() -> None:
+    table = control_table()
+    assert table.schema == PREPARED
+    (row,) = table.to_pylist()
+    assert is_live(row)
+    assert decode_jpeg(row["release"]).shape == control_image().shape == (192, 256, 3)
+    alone = SegmentAlone(settings(), TIMEOUT_S)
+    assert alone.has_memory_for(table)
+    with pytest.raises(OSError, match="cannot identify"):
+        alone.has_memory_for(to_table([{"release": b"no JPEG"}], PREPARED))

@@ -1,0 +1,231 @@
+"""The whole audit of a real dataset: its areas, the files it writes, and a face that goes from found to redacted."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from catalogs.findings import Code
+from catalogs.layout import config_sha256
+from catalogs.manifest import load_manifest
+from infra.errors import UsageError
+from infra.storage import Storage
+from operators.release import ReleaseConfig, release
+from pipeline.audit_dataset import AuditOptions, audit_dataset
+from pipeline.audit_report import AuditReport
+from pipeline.config import load_config
+from pipeline.redact import redact
+from tests.support.builds import digests, photograph
+from tests.support.committed_shard import CommittedShard, change_manifest
+from tests.support.everything import upload
+from tests.support.foreign_data import loosen
+from tests.support.planting import LATER, ShardEdit, edit_row, flip
+
+
+def audit(dataset: Path, privacy_sample: int | None = 0, **options) -> AuditReport:
+    return audit_dataset(str(dataset), Storage(), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
+
+
+def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Path) -> None:
+    before = digests(minted)
+    report = audit(minted, privacy_sample=None)
+    assert [finding.line() for finding in report.findings] == []
+    assert report.lines()[-1] == "verdict: no finding"
+    value = report.to_dict()
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert (value["scope"], value["kind"], value["findings_total"]) == ("all", "segmint", 0)
+    assert value["licenses"] == {
+        "judged_on": LATER.date().isoformat(),
+        "by_license": [{"license": "CC0-1.0", "images": 6, "allowed": True}],
+        "by_provider": [{"provider": None, "images": 6}],
+        "expired": 0,
+        "expired_since_build": 0,
+        "without_attribution": 0,
+    }
+    privacy = value["privacy"]
+    assert (privacy["images_checked"], privacy["found"], privacy["found_total"]) == (6, [], 0)
+    assert [(d["kind"], d["name"], d["score"]) for d in privacy["detectors"]] == [
+        ("face", "mtcnn", 0.7),
+        ("plate", "clp", 0.5),
+    ]
+    assert value["duplicates"] == {"images_compared": 6, "distance": 2, "repeated_sources": 0, "similar": 0}
+    assert (value["statistics"]["images"], value["statistics"]["masks"]) == (6, report.checked.masks)
+    assert digests(minted) == before
+
+
+def test_only_the_sample_is_searched_and_nothing_is_called_clean(minted: Path) -> None:
+    report = audit(minted, privacy_sample=2)
+    assert report.to_dict()["privacy"]["images_checked"] == 2
+    text = "\n".join(report.lines())
+    assert "privacy      no finding; 2 of 6 images searched" in text
+    assert "0 faces found by mtcnn at score 0.7 or over in 0 of 2 images" in text
+    assert "0 plates found by clp at score 0.5 or over in 0 of 2 images" in text
+    assert "clean" not in text
+    assert "no image was searched" in "\n".join(audit(minted).lines())
+
+
+def with_a_face(taken: CommittedShard) -> None:
+    pixels = np.fliplr(photograph("astronaut", (240, 180)))
+    taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
+
+
+@pytest.mark.parametrize("name", ["regions.jsonl", "regions.parquet"])
+def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Path, tmp_path: Path, name: str) -> None:
+    ShardEdit(1, with_a_face)(dataset)
+    regions, pictures = tmp_path / name, tmp_path / "pictures"
+    report = audit(dataset, None, regions=str(regions), pictures=str(pictures))
+    assert report.findings.counts == {Code.STILL_DETECTED: 1}
+    privacy = report.to_dict()["privacy"]
+    (found,) = privacy["found"]
+    assert (found["id"], found["shard"], found["kind"], found["detector"]) == (4, 1, "face", "mtcnn")
+    assert privacy["detectors"][0] | {"found": 1, "images": 1} == privacy["detectors"][0]
+    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(report.lines())
+
+    (path,) = pictures.iterdir()
+    assert path.name == "sa_4_1_face.jpg"
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        assert image.size == (240, 180)
+
+    done = redact(str(dataset), Storage(), str(regions))
+    assert (done.regions, done.changed_shards) == (1, (1,))
+    again = audit(dataset, None)
+    assert [finding.line() for finding in again.findings] == []
+
+
+def test_attributions_name_every_image(dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "attributions.csv"
+    audit(dataset, attributions=str(file))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["image"] for row in rows] == [f"sa_{id}.jpg" for id in (1, 2, 4, 5, 6, 7)]
+    assert {row["license_url"] for row in rows} == {"https://creativecommons.org/publicdomain/zero/1.0/"}
+    with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md"):
+        audit(dataset, attributions=str(tmp_path / "attributions.txt"))
+
+
+def test_a_damaged_shard_is_left_out_of_what_its_files_would_say(dataset: Path) -> None:
+    flip(dataset / CommittedShard(dataset, 1).commit.file("images").path)
+    report = audit(dataset)
+    assert report.findings.counts == {Code.FILE_DIGEST: 1}
+    value = report.to_dict()
+    assert value["statistics"]["images"] == 3
+    assert value["licenses"]["by_license"][0]["images"] == 3
+    assert any("not in statistics and attributions" in line and line.endswith("shards 1") for line in report.lines())
+
+
+def test_a_damaged_tar_says_nothing_of_its_pictures(dataset: Path) -> None:
+    flip(dataset / CommittedShard(dataset, 1).commit.file("shards").path)
+    value = audit(dataset, None).to_dict()
+    assert value["findings_by_code"] == {"file_digest": 1}
+    assert value["privacy"]["images_checked"] == 3
+    assert value["duplicates"]["images_compared"] == 3
+
+
+def test_all_pictures_are_read_to_their_end(dataset: Path) -> None:
+    ShardEdit(1, lambda taken: taken.edit_member(0, lambda d: d[: len(d) // 2] + d[-2:]))(dataset)
+    report = audit(dataset, sample=0)
+    assert report.findings.counts == {Code.BAD_JPEG: 1}
+    assert report.to_dict()["duplicates"]["images_compared"] == 5
+
+
+def test_an_image_of_the_same_bytes_is_told_once(dataset: Path) -> None:
+    def repeat(taken: CommittedShard) -> None:
+        taken.rows["images"][1]["source_sha256"] = taken.rows["images"][0]["source_sha256"]
+        taken.members[2] = taken.members[2][0], taken.members[0][1]
+
+    ShardEdit(1, repeat)(dataset)
+    assert audit(dataset).findings.counts == {Code.REPEATED_SOURCE: 1}
+
+
+def test_a_source_that_is_not_known_is_like_no_other(dataset: Path) -> None:
+    edit_row("images", 1, 0, source_sha256=None)(dataset)
+    edit_row("images", 1, 1, source_sha256="no digest")(dataset)
+    assert audit(dataset).findings.total == 0
+
+
+def test_a_manifest_without_rules_is_a_finding(dataset: Path) -> None:
+    config = {name: part for name, part in load_manifest(Storage(), str(dataset)).config.items() if name != "license"}
+    change_manifest(dataset, config=config)
+    report = audit(dataset)
+    assert report.findings.counts == {Code.BAD_MANIFEST: 2}, "the hash, and this"
+    assert report.to_dict()["licenses"] is None
+
+
+def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(minted: Path, dataset: Path) -> None:
+    config = load_manifest(Storage(), str(dataset)).config
+    own = {**config["deidentify"], "plates": {"detector": "0" * 64, "score": None}}
+    change_manifest(dataset, config={**config, "deidentify": own})
+    with pytest.raises(UsageError, match=r"deidentify\.plates\.detector .*--config.*--privacy-sample 0"):
+        audit(dataset, None)
+    with pytest.raises(UsageError, match=r"deidentify\.plates\.detector"):
+        audit(dataset, None, build=load_config(str(minted.parent / "build.yaml")))
+    assert audit(dataset).findings.counts == {Code.BAD_MANIFEST: 1}
+
+
+def test_nothing_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        audit(tmp_path / "nowhere")
+
+
+def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: Path, tmp_path: Path) -> None:
+    folder = loosen(minted, tmp_path / "loose")
+    report = audit(folder)
+    assert report.findings.total == 0
+    value = report.to_dict()
+    assert (value["scope"], value["kind"], value["licenses"], value["privacy"]) == ("all", "sa1b", None, None)
+    assert value["duplicates"] == {"images_compared": 6, "distance": 2, "repeated_sources": None, "similar": 0}
+    assert value["statistics"]["masks"] == audit(minted).to_dict()["statistics"]["masks"]
+    lines = report.lines()
+    assert lines[-1] == "verdict: no finding"
+    assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
+    assert "not looked at: licenses and privacy, since segmint did not write this" in lines
+    with pytest.raises(UsageError, match="leave --regions away"):
+        audit(folder, regions=str(tmp_path / "regions.jsonl"))
+
+    jpeg = (folder / "sa_6.jpg").read_bytes()
+    (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
+    (folder / "sa_7.jpg").write_bytes((folder / "sa_4.jpg").read_bytes())
+    found = [(finding.code, finding.file) for finding in audit(folder).findings]
+    assert found == [(Code.BAD_JPEG, "sa_6"), (Code.SIMILAR_IMAGE, "sa_7")]
+
+
+def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
+    config = load_manifest(Storage(), str(dataset)).config
+    config = {**config, "release": {**config["release"], "format": "annotations"}}
+    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    for shard in range(3):
+        ShardEdit(shard, without_jpegs)(dataset)
+    report = audit(dataset, None)
+    assert [finding.line() for finding in report.findings] == []
+    value = report.to_dict()
+    assert (value["privacy"]["images_checked"], value["duplicates"]["images_compared"]) == (0, 0)
+    assert "no image was searched" in "\n".join(report.lines())
+
+
+def without_jpegs(taken: CommittedShard) -> None:
+    taken.members = [(name, data) for name, data in taken.members if name.endswith(".json")]
+
+
+def test_a_build_without_detectors_is_told(dataset: Path) -> None:
+    config = load_manifest(Storage(), str(dataset)).config
+    none = {kind: {"detector": "none", "score": None} for kind in ("faces", "plates")}
+    config = {**config, "deidentify": none}
+    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    report = audit(dataset, None)
+    assert report.findings.total == 0
+    assert "the build had no detectors, and nothing was searched" in "\n".join(report.lines())
+
+
+@pytest.mark.s3
+def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    upload(storage, minted, uri)
+    there = f"s3://{s3_bucket}/answers"
+    options = AuditOptions(privacy_sample=1, now=LATER, attributions=f"{there}/a.md", regions=f"{there}/r.jsonl")
+    report = audit_dataset(uri, storage, options)
+    assert {**report.to_dict(), "dataset": str(minted)} == audit(minted, 1).to_dict()
+    assert storage.read(f"{there}/a.md").startswith(b"# Attributions")
+    assert storage.read(f"{there}/r.jsonl") == b""

@@ -1,0 +1,136 @@
+"""Exports as a whole: what stands where, what a killed one leaves, and that nothing is written over."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pycocotools.coco import COCO
+
+from catalogs.commits import CommitLog
+from catalogs.reader import Dataset
+from infra.errors import SegmintError, UsageError
+from infra.storage import Storage
+from pipeline.export import ExportOptions, export_dataset
+from pipeline.export_formats import MAIN_FILES, Format
+from pipeline.windows import ShardPart
+from tests.support.committed import masks, write_dataset
+from tests.support.killed_writes import KilledError, dying_after
+
+ALL = [1, 2, 4, 5, 7, 8]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """Three shards of two images with two masks each, and a refused row."""
+    uri = str(tmp_path / "small")
+    write_dataset(Storage(), uri, shards=3)
+    return uri
+
+
+def exported_ids(uri: str, output: Path, **options) -> list[int]:
+    export_dataset(uri, Storage(), ExportOptions(Format.COCO, with_images=False, **options), str(output))
+    return [image["id"] for image in json.loads((output / "instances.json").read_text())["images"]]
+
+
+def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
+    for format, own in {
+        Format.COCO: {"instances.json"},
+        Format.CVAT: {"annotations/instances_default.json"},
+        Format.LABEL_STUDIO: {"tasks.json", "label_config.xml"},
+    }.items():
+        output = tmp_path / "out" / format
+        done = export_dataset(small, Storage(), ExportOptions(format), str(output))
+        pictures = {f"images/sa_{number}.jpg" for number in ALL}
+        assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == own | pictures
+        assert (done.images, done.masks, done.pictures) == (6, 12, 6)
+        assert done.file == str(output / MAIN_FILES[format])
+        for sample in Dataset.open(small, Storage()):
+            assert (output / f"images/sa_{sample.id}.jpg").read_bytes() == sample.jpeg
+
+
+def test_without_images(small: str, tmp_path: Path) -> None:
+    assert exported_ids(small, tmp_path / "out") == ALL
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_a_dataset_of_annotations_has_no_pictures_to_give(tmp_path: Path) -> None:
+    uri, output = str(tmp_path / "bare"), tmp_path / "out"
+    write_dataset(Storage(), uri, shards=1, with_images=False)
+    done = export_dataset(uri, Storage(), ExportOptions(Format.COCO), str(output))
+    assert (done.images, done.pictures) == (2, 0)
+
+
+def test_some_shards(small: str, tmp_path: Path) -> None:
+    assert exported_ids(small, tmp_path / "middle", shards=(1, 2)) == [4, 5]
+    assert exported_ids(small, tmp_path / "part", shards=ShardPart(1, 2)) == [4, 5, 7, 8]
+    with pytest.raises(UsageError, match="names no shard"):
+        exported_ids(small, tmp_path / "none", shards=(3, 4))
+
+
+def test_a_sample_is_the_same_again_and_another_by_another_seed(small: str, tmp_path: Path) -> None:
+    drawn = [exported_ids(small, tmp_path / f"out-{index}", sample=3, seed=seed) for index, seed in enumerate("0012")]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(ids) for ids in drawn}) > 1
+    assert all(len(set(ids)) == 3 and set(ids) <= set(ALL) for ids in drawn)
+    assert exported_ids(small, tmp_path / "all", sample=99) == ALL
+
+
+def test_only_what_is_committed_is_exported(small: str, tmp_path: Path) -> None:
+    Path(small, "commits/000001.g1.json").unlink()
+    assert exported_ids(small, tmp_path / "out") == [1, 2, 7, 8]
+
+
+@pytest.mark.parametrize("format", Format)
+def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, small: str, tmp_path: Path) -> None:
+    def export(output: Path) -> None:
+        export_dataset(small, Storage(), ExportOptions(format), str(output))
+
+    with dying_after(None) as budget:
+        export(tmp_path / "whole")
+    files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    assert budget.spent == len(files)
+    for writes in range(budget.spent):
+        output = tmp_path / f"killed-{writes}"
+        with pytest.raises(KilledError), dying_after(writes):
+            export(output)
+        assert not (output / MAIN_FILES[format]).exists()
+        if writes == budget.spent - 1:
+            export(output)
+            for name in files:
+                assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_damage_ends_it_without_a_whole_file(small: str, tmp_path: Path) -> None:
+    commit = CommitLog(Storage(), small).latest(2)
+    assert commit is not None
+    Path(small, commit.file("shards").path).write_bytes(b"x" * 2048)
+    with pytest.raises(SegmintError, match="no shard that can be read"):
+        exported_ids(small, tmp_path / "out")
+    assert not (tmp_path / "out" / "instances.json").exists()
+
+
+def test_an_export_is_not_written_over_and_not_put_into_the_dataset(small: str, tmp_path: Path) -> None:
+    exported_ids(small, tmp_path / "out")
+    with pytest.raises(UsageError, match="stands there already"):
+        exported_ids(small, tmp_path / "out")
+    for inside in (Path(small), Path(small, "deep/er")):
+        with pytest.raises(UsageError, match="lies in the dataset"):
+            exported_ids(small, inside)
+
+
+@pytest.mark.s3
+def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    storage, uri, output = Storage(s3_options), f"s3://{s3_bucket}/some/dataset", f"s3://{s3_bucket}/out"
+    write_dataset(storage, uri, shards=3)
+    export_dataset(uri, storage, ExportOptions(Format.COCO), output)
+    names = [entry.name for entry in storage.walk(output)]
+    assert sorted(names) == ["images/" + f"sa_{number}.jpg" for number in ALL] + ["instances.json"]
+    storage.get_file(f"{output}/instances.json", tmp_path / "instances.json")
+    loaded = COCO(tmp_path / "instances.json")
+    for number in ALL:
+        for annotation, mask in zip(loaded.imgToAnns[number], masks(number - 1), strict=True):
+            assert (loaded.annToMask(annotation) == mask).all()
+
+    export_dataset(uri, storage, ExportOptions(Format.LABEL_STUDIO, with_images=False), f"{output}/tasks")
+    task = json.loads(storage.read(f"{output}/tasks/tasks.json"))[0]
+    assert task["data"]["image"] == f"{output}/tasks/images/sa_1.jpg"

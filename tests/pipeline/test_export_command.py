@@ -1,0 +1,61 @@
+"""`segmint export` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.storage import Storage
+from pipeline.cli import app
+from tests.support.committed import write_dataset
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two shards of two images each."""
+    write_dataset(Storage(), str(tmp_path / "small"), shards=2)
+    return tmp_path / "small"
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) -> None:
+    done = run(small, "--format", "coco", "-o", tmp_path / "coco")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == f"4 images, 8 masks, 4 pictures → {tmp_path}/coco/instances.json\n"
+    done = run(small, "--format", "cvat", "-o", tmp_path / "cvat", "--shards", "1:2", "--no-images", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {
+        "output": f"{tmp_path}/cvat",
+        "file": f"{tmp_path}/cvat/annotations/instances_default.json",
+        "images": 2,
+        "masks": 4,
+        "pictures": 0,
+    }
+    done = run(small, "--format", "label-studio", "-o", tmp_path / "tasks", "--sample", 1, "--seed", 7)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 images, 2 masks, 1 pictures")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--format", "voc", "-o", "out"], "'voc' is not one of"),
+        (["--format", "coco"], "--output"),
+        (["--format", "coco", "-o", "out", "--shards", "2"], "expected A:B"),
+        (["--format", "coco", "-o", "out", "--sample", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(small: Path, arguments: list[str], told: str) -> None:
+    done = run(small, *arguments)
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+def test_no_dataset_is_exit_code_2(tmp_path: Path) -> None:
+    done = run(tmp_path, "--format", "coco", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "is no dataset" in done.stderr

@@ -1,0 +1,67 @@
+"""Label Studio's tasks: its SDK takes them, and reads every mask back as it is in the dataset."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from label_studio_sdk.label_interface import LabelInterface
+
+from catalogs.reader import Dataset
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.export import ExportOptions, export_dataset
+from pipeline.export_formats import Format
+from tests.support.committed import write_dataset
+from tests.support.label_studio import answered, convert, decode
+
+
+@pytest.fixture(scope="module")
+def tasks(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The tasks of the small real dataset."""
+    output = tmp_path_factory.mktemp("label-studio") / "out"
+    export_dataset(str(minted), Storage(), ExportOptions(Format.LABEL_STUDIO), str(output))
+    assert LabelInterface((output / "label_config.xml").read_text()).get_control("brush").tag == "BrushLabels"
+    return json.loads((output / "tasks.json").read_text())
+
+
+def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> None:
+    from pipeline.export_label_studio import LABELING
+
+    interface = LabelInterface(LABELING)
+    assert len(tasks) == 6
+    for task in tasks:
+        assert interface.validate_prediction(task["predictions"][0])
+
+
+def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path) -> None:
+    for task, sample in zip(tasks, Dataset.open(str(minted), Storage()), strict=True):
+        assert task["data"]["segmint_id"] == sample.id
+        regions = task["predictions"][0]["result"]
+        assert [region["id"] for region in regions] == [str(mask.id) for mask in sample.masks]
+        for region, mask in zip(regions, sample.masks, strict=True):
+            np.testing.assert_array_equal(decode(region), mask.mask)
+
+
+def test_its_converter_gives_every_mask_equal(tasks: list[dict[str, Any]], minted: Path, tmp_path: Path) -> None:
+    folder = convert(answered(tasks), tmp_path / "converted", "BRUSH_TO_NUMPY")
+    for sample in Dataset.open(str(minted), Storage()):
+        paths = sorted(folder.glob(f"task-{30 + sample.id}-*"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
+        for path, mask in zip(paths, sample.masks, strict=True):
+            np.testing.assert_array_equal(np.load(path) == 255, mask.mask)
+
+
+def test_pictures_are_found_below_the_served_folder(tasks: list[dict[str, Any]]) -> None:
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=images/sa_1.jpg"
+    assert tasks[0]["data"]["license"] == "CC0-1.0"
+
+
+def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    monkeypatch.setitem(sys.modules, "label_studio_sdk.converter", None)
+    with pytest.raises(UsageError, match=r"segmint\[label-studio\]"):
+        export_dataset(str(tmp_path / "small"), Storage(), ExportOptions(Format.LABEL_STUDIO), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

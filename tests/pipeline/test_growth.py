@@ -1,0 +1,190 @@
+"""A dataset grows with its catalog: by new rows alone, when asked to, and once."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs.layout import part_path
+from catalogs.manifest import load_standing
+from catalogs.tombstones import Asked
+from infra.errors import UsageError
+from infra.storage import Storage, StorageFaultError
+from pipeline.config import Config, load_config
+from pipeline.dataset import OpenDataset, open_or_create
+from pipeline.takedown import takedown
+from tests.support.builds import digests, write_catalog, write_config
+
+
+def row(index: int, **changes: Any) -> dict[str, Any]:
+    return {"uri": f"photo_{index}.jpg", "license": "CC0-1.0" if index % 2 else "CC-BY-4.0", **changes}
+
+
+FIRST = [row(index) for index in range(8)]
+LATER = [*(row(index) for index in (8, 9)), *reversed(FIRST), row(10), row(3), row(11)]
+"""Four rows more; the known ones in another order, one of them twice."""
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The folder of a dataset of eight rows, three a shard."""
+    open_or_create(configured(tmp_path, FIRST), Storage())
+    return tmp_path / "dataset"
+
+
+def configured(folder: Path, rows: list[dict[str, Any]], name: str = "catalog") -> Config:
+    catalog = write_catalog(folder / f"{name}.jsonl", rows)
+    return load_config(str(write_config(folder / f"{name}.yaml", catalog, folder / "dataset")))
+
+
+def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = None, **options: str) -> OpenDataset:
+    return open_or_create(configured(folder, rows, **options), storage or Storage(), grow=True)
+
+
+def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Path) -> None:
+    before = digests(begun)
+    with pytest.raises(UsageError, match=r"has 4 new rows, that .* does not have: .* build with --grow"):
+        open_or_create(configured(tmp_path, LATER), Storage())
+    assert digests(begun) == before
+
+
+def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Path) -> None:
+    before = digests(begun)
+    dataset = grown(tmp_path, LATER)
+    after = digests(begun)
+    assert {path: digest for path, digest in after.items() if path in before} == before
+    part = dataset.manifest.catalog[1]
+    assert sorted(set(after) - set(before)) == [f"catalog/part-1-{part.sha256[:12]}.parquet", "dataset.g2.json"]
+    assert (part.path, part.rows, part.first_shard) == (f"catalog/part-1-{part.sha256[:12]}.parquet", 4, 3)
+    assert (dataset.rows, dataset.shards()) == (12, range(5))
+    assert [(span.start, span.stop) for span in dataset.spans(range(5))] == [(0, 3), (3, 6), (6, 8), (9, 12), (12, 13)]
+    rows = dataset.read_rows(Storage(), [2, 3, 4]).to_pylist()
+    assert [(r["ordinal"], r["id"], r["uri"]) for r in rows] == [
+        (6, 7, "photo_6.jpg"),
+        (7, 8, "photo_7.jpg"),
+        (9, 10, "photo_8.jpg"),
+        (10, 11, "photo_9.jpg"),
+        (11, 12, "photo_10.jpg"),
+        (12, 13, "photo_11.jpg"),
+    ]
+    assert dataset.manifest.licenses == {"CC-BY-4.0": 6, "CC0-1.0": 6}
+    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 2)
+
+
+def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, begun: Path) -> None:
+    grown(tmp_path, LATER)
+    before = digests(begun)
+    for grow in (False, True):
+        open_or_create(configured(tmp_path, LATER), Storage(), grow=grow)
+        open_or_create(configured(tmp_path, LATER[::-1]), Storage(), grow=grow)
+    assert digests(begun) == before
+    dataset = grown(tmp_path, [row(12), *LATER])
+    assert [part.first_shard for part in dataset.manifest.catalog] == [0, 3, 5]
+    assert dataset.read_rows(Storage(), [5]).column("uri").to_pylist() == ["photo_12.jpg"]
+    assert load_standing(Storage(), str(begun)).generation == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (LATER[:5], "5 of 8 rows are gone, the first with the image_id 'photo_0.jpg'"),
+        (
+            [row(0, license="CC0-1.0"), *FIRST[1:], row(8)],
+            "1 of 8 rows have another license, the first with the image_id 'photo_0.jpg': 'CC-BY-4.0' before",
+        ),
+        (
+            [*FIRST[:5], *(row(index, attribution="Zoë") for index in (5, 6, 7))],
+            "3 of 8 rows have another attribution, the first with the image_id 'photo_5.jpg': '' before, 'Zoë' now",
+        ),
+    ],
+)
+def test_pinned_rows_must_stay_as_they_were(tmp_path: Path, begun: Path, rows: list[dict[str, Any]], says: str) -> None:
+    before = digests(begun)
+    for grow in (False, True):
+        with pytest.raises(UsageError) as caught:
+            open_or_create(configured(tmp_path, rows), Storage(), grow=grow)
+        assert says in str(caught.value)
+    assert digests(begun) == before
+
+
+class Interrupted(Storage):
+    """Real storage that does something before a put whose name ends so; once."""
+
+    def __init__(self, ending: str, act: Callable[[], object]) -> None:
+        super().__init__()
+        self._ending, self._act = ending, act
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        self._interrupt(uri)
+        return super().put_if_absent(uri, data)
+
+    def put_file(self, uri: str, path: Path) -> None:
+        self._interrupt(uri)
+        super().put_file(uri, path)
+
+    def _interrupt(self, uri: str) -> None:
+        if uri.endswith(self._ending):
+            act, self._act = self._act, lambda: None
+            act()
+
+
+def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begun: Path) -> None:
+    def crash() -> None:
+        raise StorageFaultError("the power is gone")
+
+    with pytest.raises(StorageFaultError):
+        grown(tmp_path, LATER, Interrupted("dataset.g2.json", crash))
+    assert len(list((begun / "catalog").iterdir())) == 2
+    assert len(open_or_create(configured(tmp_path, FIRST), Storage()).manifest.catalog) == 1
+    left = digests(begun)
+    grown(tmp_path, LATER)
+    after = digests(begun)
+    assert set(after) - set(left) == {"dataset.g2.json"}
+    assert {path: digest for path, digest in after.items() if path in left} == left
+
+
+@pytest.mark.parametrize("ending", [".parquet", "dataset.g2.json"])
+def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
+    """Also where the winner's file has other bytes: the same rows in another order."""
+    dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
+    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 2)
+    uris = dataset.read_rows(Storage(), [3, 4]).column("uri").to_pylist()
+    assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
+
+
+def test_whoever_loses_to_another_catalog_is_told(tmp_path: Path, begun: Path) -> None:
+    other = [*FIRST, row(20)]
+    storage = Interrupted("dataset.g2.json", lambda: grown(tmp_path, other, name="other"))
+    with pytest.raises(UsageError, match=r"another build has grown (?s:.*)1 of 9 rows are gone"):
+        grown(tmp_path, LATER, storage)
+    dataset = open_or_create(configured(tmp_path, other), Storage())
+    assert dataset.read_rows(Storage(), [3]).column("uri").to_pylist() == ["photo_20.jpg"]
+
+
+def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
+    config = configured(tmp_path, LATER)
+    with ThreadPoolExecutor(4) as pool:
+        datasets = list(pool.map(lambda _: open_or_create(config, Storage(), grow=True), range(4)))
+    assert len({dataset.manifest.to_json() for dataset in datasets}) == 1
+    assert load_standing(Storage(), str(begun)) == (datasets[0].manifest, 2)
+
+
+def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
+    dataset = grown(tmp_path, FIRST)
+    assert [part.path for part in dataset.manifest.catalog] == [
+        part_path(0, part.sha256) for part in dataset.manifest.catalog
+    ]
+
+
+def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp_path: Path, begun: Path) -> None:
+    """A takedown puts a generation of the manifest too, with as many parts as before."""
+    asked = Asked(ids=("photo_2.jpg",))
+    correct = partial(takedown, str(begun), Storage(), asked, "a request")
+    dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))
+    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 3)
+    assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
+    assert dataset.read_rows(Storage(), [3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
+    assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}

@@ -1,0 +1,74 @@
+"""The driver's view of outages: which stores do not answer, waiting for them, and an end with advice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UnfinishedError
+from infra.storage import AccessRefusedError, Storage, UnavailableError
+from pipeline.outages import MOST_STORES, Outages, resumable
+from tests.support.faulty_proxy import FaultyProxy, answer, faulty_proxy
+from tests.support.s3_server import S3Server
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    with faulty_proxy(s3_server.port) as proxy:
+        yield proxy
+
+
+def outages(proxy: FaultyProxy, bucket: str, tmp_path: Path, timeout_s: float = 60) -> Outages:
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}})
+    return Outages(storage, str(tmp_path / "catalog.csv"), [f"s3://{bucket}/set"], timeout_s)
+
+
+def test_the_stores_that_do_not_answer_are_named(
+    proxy: FaultyProxy, s3_bucket: str, make_bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_bucket()
+    run = outages(proxy, s3_bucket, tmp_path)
+    run.expect([f"s3://{other}/{index}.jpg" for index in range(3)] + ["beside.jpg", "ftp://not.allowed/x"])
+    assert run.silent() == []
+    proxy.policy = lambda method, target: answer(503, "SlowDown") * (other in target)
+    assert run.silent() == [f"s3://{other}"]
+    proxy.policy = lambda method, target: answer(403, "AccessDenied")
+    assert run.silent() == [], "a store that refuses us is no outage"
+    proxy.go_down()
+    assert run.silent() == [f"s3://{s3_bucket}", f"s3://{other}"]
+    assert capsys.readouterr().err.count("waiting for stores") == 1, "it is told once a minute"
+    run.expect(["beside.jpg"])
+    assert run.silent() == [f"s3://{s3_bucket}"], "the stores are those of the window"
+
+
+def test_a_window_of_very_many_stores_is_looked_at_in_part(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
+    run = outages(proxy, s3_bucket, tmp_path)
+    run.expect(f"s3://bucket-{index:03}/x.jpg" for index in range(1000))
+    proxy.go_down()
+    assert len(run.silent()) == MOST_STORES - 1  # the catalog is a local file
+
+
+def test_an_outage_is_waited_for(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
+    run = outages(proxy, s3_bucket, tmp_path)
+    assert not run.outlast([1])
+    proxy.be_out_for(1)
+    assert run.outlast([1])
+    assert not run.outlast([1])
+
+
+def test_a_wait_has_an_end_with_advice(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
+    run = outages(proxy, s3_bucket, tmp_path, timeout_s=0.2)
+    proxy.go_down()
+    with pytest.raises(UnfinishedError, match=r"s3://.*outage_timeout_s = 0\.2.*2 shards are missing") as caught:
+        run.outlast([1, 4])
+    assert "the same command goes on" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_a_fault_that_ends_a_run_says_that_nothing_is_lost() -> None:
+    for fault in (AccessRefusedError("check the credentials"), UnavailableError("given up after 5 attempts")):
+        with pytest.raises(UnfinishedError, match=f"{fault}\nNothing is lost") as caught, resumable():
+            raise fault
+        assert caught.value.exit_code == 3

@@ -1,0 +1,168 @@
+"""Redacting a real dataset: the old picture is gone, all else stands, and a crash in the middle costs nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.reader import open_dataset
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.audit import audit_integrity
+from pipeline.redact import Redacted, redact
+from tests.support.builds import digests
+from tests.support.committed import write_dataset
+from tests.support.everything import download, download_versions, jpegs, upload
+from tests.support.killed_writes import KilledError, dying_after
+from tests.support.s3_server import S3Server
+from tests.support.traces import files_with_traces, scan_data, telling_windows
+
+WANTED = [
+    {"id": 1, "kind": "face", "x": 90, "y": 10, "w": 60, "h": 80},
+    {"id": 5, "kind": "plate", "x": 0, "y": 0, "w": 240, "h": 20},
+    {"id": 5, "kind": "other", "x": 100, "y": 100, "w": 40, "h": 30},
+]
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> str:
+    """Regions in image 1 of shard 0 and image 5 of shard 1."""
+    return write(tmp_path / "regions.jsonl", WANTED)
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def old_windows(before: dict[str, bytes], after: dict[str, bytes], names: list[str]) -> np.ndarray:
+    """What is telling of the old pictures and not of the new ones, which share their unchanged parts."""
+    gone = [np.setdiff1d(telling_windows(scan_data(before[n])), telling_windows(scan_data(after[n]))) for n in names]
+    assert all(len(windows) > 100 for windows in gone)
+    return np.unique(np.concatenate(gone))
+
+
+def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: str) -> None:
+    storage, uri = Storage(), str(dataset)
+    before, old = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
+    commits = list(CommitLog(storage, uri).read_all())
+
+    assert redact(uri, storage, regions) == Redacted(uri, 3, 2, 2, (0, 1))
+    after, new = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
+    assert {name for name in before if before[name] != after[name]} == {"sa_1.jpg", "sa_5.jpg"}
+    assert files_with_traces(old_windows(before, after, ["sa_1.jpg", "sa_5.jpg"]), [dataset]) == []
+    for id, sample in old.items():
+        assert new[id].masks == sample.masks
+        changed = {name for name in sample.row if sample.row[name] != new[id].row[name]}
+        assert changed == ({"faces", "plates", "regions"} & changed if id in (1, 5) else set())
+    assert new[1].row["faces"] == old[1].row["faces"] + 1
+    assert new[5].row["plates"] == old[5].row["plates"] + 1
+    assert [region["kind"] for region in new[5].row["regions"][-2:]] == ["plate", "other"]
+
+    generations = CommitLog(storage, uri).generations()
+    assert generations == {0: [2], 1: [2], 2: [1]}
+    held = list(CommitLog(storage, uri).read_all())
+    assert [commit.numerics for commit in held] == [commit.numerics for commit in commits]
+    assert [commit.counts for commit in held] == [commit.counts for commit in commits]
+    assert audit_integrity(uri, storage).findings.total == 0
+    assert json.loads((dataset / "shards.json").read_bytes())["shardlist"][0]["url"] == held[0].file("shards").path
+
+
+def test_again_changes_nothing_and_a_new_region_is_added(dataset: Path, regions: str) -> None:
+    redact(str(dataset), Storage(), regions)
+    once = digests(dataset)
+    assert redact(str(dataset), Storage(), regions) == Redacted(str(dataset), 3, 2, 0, ())
+    assert digests(dataset) == once
+    more = write(Path(regions).with_name("more.jsonl"), [*WANTED, {**WANTED[0], "x": 0}])
+    assert redact(str(dataset), Storage(), more).changed_shards == (0,)
+
+
+def test_a_report_that_shows_the_picture_goes(dataset: Path, regions: str) -> None:
+    (dataset / "report" / "crops").mkdir(parents=True)
+    (dataset / "report" / "crops" / "1.jpg").write_bytes(jpegs(dataset)["sa_1.jpg"])
+    redact(str(dataset), Storage(), regions)
+    assert [path for path in digests(dataset) if path.startswith("report/")] == []
+
+
+def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(
+    minted: Path, tmp_path: Path, regions: str
+) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(minted, whole)
+    with dying_after(None) as counted:
+        redact(str(whole), Storage(), regions)
+    expected = digests(whole)
+    assert counted.spent > 15
+    for writes in range(counted.spent):
+        dataset = tmp_path / f"killed-{writes}"
+        shutil.copytree(minted, dataset)
+        with dying_after(writes), pytest.raises(KilledError):
+            redact(str(dataset), Storage(), regions)
+        assert len(list(open_dataset(str(dataset)))) == 6  # one whole generation of each shard
+        redact(str(dataset), Storage(), regions)
+        assert digests(dataset) == expected
+        shutil.rmtree(dataset)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"id": 3}, "row 4, id: the dataset has no image 3"),  # refused for its license
+        ({"id": 99}, "row 4, id: the dataset has no image 99"),
+        ({"id": 10**15}, "row 4, id: the dataset has no image"),
+        (
+            {"x": 235, "w": 6},
+            r"row 4: the box of 6 x 80 pixels at \(235, 10\) leaves image 1, .* with 240 x 180 pixels",
+        ),
+        ({"y": 170, "h": 11}, r"row 4: the box of 60 x 11 pixels at \(90, 170\) leaves image 1"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_changed(
+    dataset: Path, tmp_path: Path, row: dict[str, int], told: str
+) -> None:
+    before = digests(dataset)
+    path = write(tmp_path / "regions.jsonl", [*WANTED, {**WANTED[0], **row}])
+    with pytest.raises(UsageError, match=told):
+        redact(str(dataset), Storage(), path)
+    assert digests(dataset) == before
+
+
+def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path, regions: str) -> None:
+    manifest = json.loads((dataset / "dataset.json").read_bytes())
+    manifest["config"]["release"]["format"] = "annotations"
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="holds annotations alone"):
+        redact(str(dataset), Storage(), regions)
+    with pytest.raises(UsageError, match="is no dataset"):
+        redact(str(tmp_path / "nowhere"), Storage(), regions)
+    write_dataset(Storage(), str(tmp_path / "other"), shards=1)
+    with pytest.raises(UsageError, match="does not say how images are released"):
+        redact(str(tmp_path / "other"), Storage(), regions)
+
+
+@pytest.mark.s3
+def test_no_older_version_of_the_picture_is_left_on_s3(
+    minted: Path,
+    tmp_path: Path,
+    regions: str,
+    s3_server: S3Server,
+    s3_bucket: str,
+    s3_options: dict[str, dict[str, str]],
+) -> None:
+    versioning = {"Status": "Enabled"}
+    s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    upload(storage, minted, uri)
+    redact(uri, storage, regions)
+    copy = download(storage, uri, tmp_path / "copy")
+    shutil.copytree(minted, tmp_path / "local")
+    redact(str(tmp_path / "local"), Storage(), regions)
+    assert digests(copy) == digests(tmp_path / "local")
+    windows = old_windows(jpegs(minted), jpegs(copy), ["sa_1.jpg", "sa_5.jpg"])
+    versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
+    assert len(list(versions.iterdir())) >= len(digests(copy))
+    assert files_with_traces(windows, [versions]) == []
+    assert files_with_traces(windows, [minted])

@@ -1,0 +1,97 @@
+"""Repairing a dataset: damaged files are the very same again, and what cannot be is told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import CommitLog
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.config import load_config
+from pipeline.repair import repair
+from tests.support.builds import digests
+
+
+def path_of(dataset: Path, shard: int, kind: str) -> Path:
+    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    assert commit is not None
+    return dataset / commit.file(kind).path
+
+
+def test_a_whole_dataset_is_left_alone(dataset: Path, minted: Path) -> None:
+    done = repair(str(dataset), Storage())
+    assert (done.shards, done.damages, done.repaired, done.left) == (3, [], [], {})
+    assert digests(dataset) == digests(minted)
+
+
+def test_what_the_rest_of_a_shard_says_comes_back(dataset: Path, minted: Path) -> None:
+    path_of(dataset, 0, "masks").unlink()
+    path_of(dataset, 1, "rejects").write_bytes(b"x")
+    done = repair(str(dataset), Storage())
+    assert digests(dataset) == digests(minted)
+    assert (len(done.damages), len(done.repaired), done.left) == (2, 2, {})
+    assert done.lines()[-1] == "3 shards looked at: 2 damaged files, 2 repaired"
+
+
+def test_what_it_does_not_say_is_left_and_told(dataset: Path) -> None:
+    path_of(dataset, 2, "images").write_bytes(b"x")
+    path_of(dataset, 0, "masks").unlink()
+    done = repair(str(dataset), Storage())
+    assert [path.partition("-")[0] for path in done.repaired] == ["masks/sa_000000"]
+    assert list(done.left) == [2]
+    assert "--config" in done.left[2]
+    assert path_of(dataset, 2, "images").read_bytes() == b"x"
+
+
+def test_a_damaged_commit_is_made_again(dataset: Path, minted: Path) -> None:
+    (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
+    done = repair(str(dataset), Storage())
+    assert done.repaired == ["commits/000001.g1.json"]
+    assert digests(dataset) == digests(minted)
+
+
+def test_a_damaged_commit_whose_files_do_not_stand_is_told(dataset: Path) -> None:
+    path_of(dataset, 1, "images").unlink()
+    (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
+    before = digests(dataset)
+    done = repair(str(dataset), Storage())
+    assert "images: none" in done.left[1]
+    assert digests(dataset) == before
+
+
+def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_told(dataset: Path) -> None:
+    path = dataset / "commits" / "000000.g1.json"
+    path.write_bytes(path.read_bytes().replace(b'"numerics":"', b'"numerics":"0'))
+    (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
+    assert "2 different numerics" in repair(str(dataset), Storage()).left[1]
+
+
+def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path) -> None:
+    config = load_config(str(minted.parent / "build.yaml"))
+    with pytest.raises(UsageError, match="the configuration's output is"):
+        repair(str(dataset), Storage(), config)
+    with pytest.raises(UsageError, match="is no dataset"):
+        repair(str(dataset / "nowhere"), Storage())
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_rest_is_built_again_from_the_catalog(minted: Path, tmp_path: Path) -> None:
+    """Shards 0 and 1 come out the same; of shard 2 a photograph has changed since."""
+    folder = tmp_path / "copy"
+    shutil.copytree(minted.parent, folder)
+    dataset = folder / "dataset"
+    text = (folder / "build.yaml").read_text().replace(str(minted.parent), str(folder))
+    (folder / "build.yaml").write_text(text)
+    shutil.copy(folder / "photos" / "photo_000.jpg", folder / "photos" / "photo_006.jpg")
+    for shard, kind in ((0, "images"), (0, "rejects"), (1, "shards"), (2, "images")):
+        path_of(dataset, shard, kind).unlink()
+    done = repair(str(dataset), Storage(), load_config(str(folder / "build.yaml")))
+    left = path_of(minted, 2, "images").relative_to(minted)
+    assert list(done.left) == [2]
+    assert f"{left}: built again it has" in done.left[2]
+    assert len(done.repaired) == 3
+    assert digests(minted).items() - digests(dataset).items() == {(str(left), digests(minted)[str(left)])}
+    assert json.loads(json.dumps(done.to_dict()))["left"]["2"] == done.left[2]

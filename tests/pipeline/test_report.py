@@ -1,0 +1,165 @@
+"""The report as a whole: its files, whatever the dataset is and wherever it lies."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.report import way_back, write_report
+from pipeline.statistics import compute_statistics
+from pipeline.tables import open_tables
+from tests.support.builds import digests
+from tests.support.everything import upload
+from tests.support.foreign_data import loosen
+from tests.support.html import parse_page
+from tests.support.reported import ATTRIBUTION, IMAGE_ID, QUICK, SCRIPT
+
+FILES = {"README.md", "croissant.json", "index.html", "statistics.json", "statistics.parquet"}
+FIGURES = {"masks_per_image", "relative_size", "concavity", "centers", "scores", "licenses", "rejected"}
+
+
+def test_all_files_are_there(minted_report: Path) -> None:
+    names = {path.name for path in minted_report.iterdir()}
+    assert names == FILES | {"figures"}
+    figures = {path.stem for path in (minted_report / "figures").iterdir()}
+    assert figures == FIGURES | {"funnel"}
+
+
+def test_the_statistics_are_the_dataset_s(minted: Path, minted_report: Path) -> None:
+    with open_tables(str(minted), Storage()) as tables:
+        expected = compute_statistics(tables, QUICK.sample)
+    assert json.loads((minted_report / "statistics.json").read_text()) == expected
+    text = parse_page((minted_report / "index.html").read_text()).text
+    for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Refused rows 2"):
+        assert number in text
+    assert "No finding" in text
+    assert "Privacy not audited" in text
+
+
+def test_the_page_shows_every_image_of_a_small_dataset(minted_report: Path) -> None:
+    page = parse_page((minted_report / "index.html").read_text())
+    anchors = [element.attributes["id"] for element in page.all("figure") if "id" in element.attributes]
+    assert sorted(anchors) == [f"image-{id}" for id in (1, 2, 4, 5, 6, 7)]
+    pictures = page.all("img")
+    assert len(pictures) == 6
+    assert all(picture.attributes["src"].startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
+    assert all("drawn in color over the photograph" in picture.attributes["alt"] for picture in pictures)
+
+
+def test_the_same_dataset_gives_the_same_report(minted: Path, minted_report: Path) -> None:
+    again = minted_report.parent / "again"
+    write_report(str(minted), Storage(), str(again), options=QUICK)
+    assert digests(again) == digests(minted_report)
+
+
+def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path) -> None:
+    before = digests(dataset)
+    report = write_report(str(dataset), Storage(), options=QUICK)
+    assert Path(report.output) == dataset / "report"
+    after = digests(dataset)
+    assert {name for name in after if not name.startswith("report/")} == set(before)
+    assert {f"report/{name}" for name in report.files} == set(after) - set(before)
+    assert before.items() <= after.items()
+
+
+def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Path) -> None:
+    tar = max((dataset / "shards").glob("sa_000000-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:3000])
+    report = write_report(str(dataset), Storage(), str(tmp_path / "report"), options=QUICK)
+    page = parse_page((tmp_path / "report" / "index.html").read_text())
+    assert report.findings_total == 1
+    assert "1 finding" in page.text
+    assert "file_size" in page.text
+    assert "Left out of all numbers below, for their files are damaged and were not compared: shards 0." in page.text
+    assert len(page.all("img")) == 4  # of the other shards
+    assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
+
+
+def test_an_audit_s_findings_lead_to_their_images(report_folder: Path) -> None:
+    page = parse_page((report_folder / "index.html").read_text())
+    assert "103 findings" in page.text
+    assert "And 100 more, which are counted and not listed." in page.text
+    ids = {element.attributes["id"] for element in page.elements if "id" in element.attributes}
+    links = [link.attributes["href"] for link in page.all("a")]
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    assert "#image-5" in links  # ordinal 4
+    assert "image-2" not in ids  # a detector still sees a face there
+    assert "Images in this table are not shown" in page.text
+
+
+def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
+    page = parse_page((report_folder / "index.html").read_text())
+    assert not page.all("script")
+    assert not page.all("b")
+    for hostile in (ATTRIBUTION, IMAGE_ID, SCRIPT, "street & <b>2026</b>"):
+        assert hostile in page.text
+    assert not any(name.startswith("on") for element in page.elements for name in element.attributes)
+    sources = [value for element in page.elements for name, value in element.attributes.items() if name == "src"]
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+
+
+def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
+    from pipeline.audit import audit_integrity
+
+    audit = tmp_path / "audit.json"
+    audit.write_text(json.dumps(audit_integrity(str(minted), Storage(), QUICK.sample).to_dict()))
+    write_report(str(minted), Storage(), str(tmp_path / "report"), str(audit), QUICK)
+    assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
+
+
+def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
+    data = loosen(minted, tmp_path / "data")
+    before = digests(data)
+    with pytest.raises(UsageError, match="say with -o"):
+        write_report(str(data), Storage())
+    report = write_report(str(data), Storage(), str(tmp_path / "report"), options=QUICK)
+    assert digests(data) == before
+    assert "croissant.json" not in report.files
+    page = parse_page((tmp_path / "report" / "index.html").read_text())
+    for unknown in (
+        "Whether images were refused when this dataset was made is unknown.",
+        "The license of the images is unknown.",
+        "Whether faces and plates were obliterated when this dataset was made is unknown.",
+        "No image names its country",
+        "Unknown: the data was not written by segmint.",
+    ):
+        assert unknown in page.text
+    assert len(page.all("img")) == 6
+    assert "None" not in page.text
+
+
+@pytest.mark.s3
+def test_a_bucket_s_dataset_gets_the_same_report(
+    minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    storage = Storage(s3_options)
+    uri = f"s3://{s3_bucket}/datasets/small"
+    upload(storage, minted, uri)
+    report = write_report(uri, storage, options=QUICK)
+    assert report.output == f"{uri}/report"
+    local = tmp_path / "copy"
+    shutil.copytree(minted, local)
+    write_report(str(local), Storage(), options=QUICK)
+    for name in report.files:
+        there = storage.read(f"{uri}/report/{name}")
+        if name != "index.html":  # which says where the dataset is
+            assert hashlib.sha256(there).digest() == hashlib.sha256((local / "report" / name).read_bytes()).digest()
+
+
+@pytest.mark.parametrize(
+    ("folder", "dataset", "expected"),
+    [
+        ("/data/street/report", "/data/street", ".."),
+        ("/data/reports/street", "/data/street", "../../street"),
+        ("s3://bucket/street/report", "s3://bucket/street", ".."),
+        ("s3://bucket/street/a/b", "s3://bucket/street/", "../.."),
+        ("s3://bucket/reports", "s3://bucket/street", "s3://bucket/street"),
+        ("/data/report", "s3://bucket/street", "s3://bucket/street"),
+    ],
+)
+def test_a_report_knows_the_way_to_its_dataset(folder: str, dataset: str, expected: str) -> None:
+    assert way_back(folder, dataset) == expected

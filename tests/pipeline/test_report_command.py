@@ -1,0 +1,49 @@
+"""`segmint report` as a user meets it: exit codes, lines, JSON, files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from tests.support.reported import audit_with_findings
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
+    audit_with_findings(reported, tmp_path / "audit.json")
+    done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
+    assert done.exit_code == 0, done.output
+    told, written = done.stdout.splitlines()
+    assert told == "6 images, 10 masks, 103 findings; pictures of 5 images"
+    assert written.endswith(f"open {tmp_path}/out/index.html")
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_json_for_programs(reported: str, tmp_path: Path) -> None:
+    audit_with_findings(reported, tmp_path / "audit.json")
+    done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["findings_total"] == 103
+    assert set(answer["files"]) == {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{folder}/nowhere"], "nowhere"),
+        (["{folder}", "--sample", "-1"], "greater than or equal to 0"),
+        (["{folder}", "--config", "{folder}/absent.yaml"], "absent.yaml"),
+        ([], "DATASET"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = run(*(argument.format(folder=tmp_path) for argument in arguments))
+    assert done.exit_code == 2
+    assert told in done.output

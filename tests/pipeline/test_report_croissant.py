@@ -1,0 +1,53 @@
+"""`croissant.json` is what mlcroissant takes, and names every committed file by its hash."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import mlcroissant
+import pytest
+
+from operators.shard_files import IMAGES, MASKS
+
+
+@pytest.fixture
+def described(minted_report: Path) -> Path:
+    return minted_report / "croissant.json"
+
+
+def test_mlcroissant_takes_it(described: Path) -> None:
+    dataset = mlcroissant.Dataset(jsonld=described)
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors, issues.report()
+    assert [record_set.id for record_set in dataset.metadata.record_sets] == ["images", "masks", "photographs"]
+
+
+def test_every_committed_file_is_where_it_says_and_has_its_hash(minted: Path, described: Path) -> None:
+    value = json.loads(described.read_text())
+    objects = [entry for entry in value["distribution"] if entry["@type"] == "cr:FileObject"]
+    named = set()
+    for entry in objects:
+        path = (described.parent / entry["contentUrl"]).resolve()
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        assert entry["contentSize"] == f"{path.stat().st_size} B"
+        named.add(path.relative_to(minted.resolve()).as_posix())
+    folders = ("shards", "images", "masks", "rejects")
+    assert named == {f"{folder}/{path.name}" for folder in folders for path in (minted / folder).iterdir()}
+
+
+def test_its_fields_are_the_columns(described: Path) -> None:
+    value = json.loads(described.read_text())
+    fields = {record["@id"]: [field["@id"] for field in record["field"]] for record in value["recordSet"]}
+    assert fields["images"] == [f"images/{name}" for name in IMAGES.names]
+    assert fields["masks"] == [f"masks/{name}" for name in MASKS.names]
+    assert fields["photographs"] == ["photographs/file", "photographs/content"]
+
+
+def test_mlcroissant_reads_the_photographs(described: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mlcroissant._src.operation_graph.operations import extract
+
+    monkeypatch.setattr(extract, "EXTRACT_PATH", type(extract.EXTRACT_PATH)(tmp_path))
+    dataset = mlcroissant.Dataset(jsonld=described)
+    names = {record["photographs/file"].decode(): record for record in dataset.records("photographs")}
+    assert sorted(names) == [f"sa_{id}.jpg" for id in (1, 2, 4, 5, 6, 7)]
+    assert names["sa_1.jpg"]["photographs/content"].size == (240, 180)

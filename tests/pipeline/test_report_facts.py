@@ -1,0 +1,30 @@
+"""What a report says of a dataset beside its statistics."""
+
+from infra.storage import Storage
+from pipeline.report_facts import Credit, Detector, Obliterated, gather_facts
+from pipeline.tables import open_tables
+from tests.support.reported import ATTRIBUTION
+
+
+def test_facts_of_a_dataset(reported: str) -> None:
+    with open_tables(reported, Storage()) as tables:
+        facts = gather_facts(tables, Storage())
+    assert (facts.images, facts.masks, facts.rejected, facts.taken_down) == (6, 10, 2, 0)
+    assert facts.bytes == sum(file.size for commit in facts.commits for file in commit.files)
+    assert facts.licenses == (("CC-BY-4.0", 5), ("LicenseRef-acme", 1))
+    provider = "Acme $tock$ pictures"
+    assert facts.credits_total == 2
+    assert facts.credits == (
+        Credit("CC-BY-4.0", provider, "Zoë", 5),
+        Credit("LicenseRef-acme", provider, ATTRIBUTION, 1),
+    )
+    assert facts.obliterated == (Obliterated("face", "mtcnn", 1, 1),)
+    assert facts.detectors == (Detector("faces", "mtcnn"), Detector("plates", None))
+    assert [detector.bundled for detector in facts.detectors] == [True, False]
+    assert facts.released == (80, 60)
+    assert facts.sources == (160, 120)
+    assert facts.with_images
+
+
+def test_a_detector_of_one_s_own_is_not_bundled() -> None:
+    assert not Detector("faces", "0" * 64).bundled

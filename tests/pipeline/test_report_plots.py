@@ -1,0 +1,82 @@
+"""Where bars, steps and cells lie; expected places are counted by hand."""
+
+import math
+
+import pytest
+
+from pipeline.report_plots import Bar, Bars, HeatMap, Tick, heat_map, histogram, short
+
+
+def steps(edges: list[float], counts: list[int]):
+    made = histogram({"edges": edges, "counts": counts, "mean": 0.5}, "Title", "x", "share of masks")
+    assert made is not None
+    return made
+
+
+def test_steps_are_shares_of_the_whole() -> None:
+    plot = steps([0, 0.5, 1], [3, 1])
+    assert plot.shares == (0.75, 0.25)
+    assert plot.top == 0.8
+    assert plot.path() == "M0 6.25 L50 6.25 L50 68.75 L100 68.75"
+    assert plot.path(closed=True).endswith("L100 100 L0 100 Z")
+    assert plot.bins == ["0 to 0.5", "0.5 to 1"]
+    assert plot.summary == "Histogram of 2 bins, x: the fullest is 0 to 0.5 with 75 %"
+    assert plot.y_ticks == [Tick(0, "0 %"), Tick(50, "40 %"), Tick(100, "80 %")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 1, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (0.5, 1.1, ["0.6", "0.8", "1"]),
+        (0.5, 1, ["0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+        (0, 300, ["0", "100", "200", "300"]),
+    ],
+)
+def test_marks_are_round_numbers_inside_the_frame(low: float, high: float, texts: list[str]) -> None:
+    plot = steps([low + (high - low) * part / 10 for part in range(11)], [1] * 10)
+    assert [tick.text for tick in plot.x_ticks] == texts
+    for tick in plot.x_ticks:
+        assert math.isclose(low + (high - low) * tick.at / 100, float(tick.text), abs_tol=1e-2 * (high - low))
+
+
+def test_bins_of_other_widths_stand_side_by_side() -> None:
+    plot = steps([0.25, 0.5, 1, 2, 4], [1, 1, 1, 1])
+    assert plot.positions == [0, 25, 50, 75, 100]
+    assert [tick.text for tick in plot.x_ticks] == ["0.25", "0.5", "1", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    "statistic", [None, {}, {"edges": [0, 1], "counts": None}, {"edges": [0, 1], "counts": [0]}, {"edges": None}]
+)
+def test_what_is_not_known_is_no_plot(statistic: dict | None) -> None:
+    assert histogram(statistic, "Title", "x", "y") is None
+
+
+def test_bars_fill_the_frame_with_the_longest() -> None:
+    bars = Bars("Region", "Images", (Bar("Africa", 0.2, "20", 0.4), Bar("Europe", None, "", 0.1)), has_paper=True)
+    assert [bars.width(0.2), bars.width(0.4), bars.width(0.1), bars.width(None)] == [50, 100, 25, 0]
+
+
+def test_cells_of_one_shade_are_one_rectangle() -> None:
+    plot = HeatMap("Centers", ((0, 24, 24, 0), (0, 0, 0, 12), (0, 0, 0, 0), (0, 0, 0, 1)))
+    assert [(cell.x, cell.y, cell.width, cell.opacity) for cell in plot.cells] == [
+        (1, 0, 2, 1.0),
+        (3, 1, 1, 0.5),
+        (3, 3, 1, 0.042),
+    ]
+    assert plot.coarse(2) == [[24 / 61, 36 / 61], [0, 1 / 61]]
+    assert "0 % lie in the inner quarter" in plot.summary
+
+
+def test_no_center_is_no_heat_map() -> None:
+    assert heat_map({"bins": 2, "counts": [[0, 0], [0, 0]]}, "Centers") is None
+    assert heat_map(None, "Centers") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (100.0, "100"), (1234.5, "1,234"), (1e-5, "1e-05")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert short(value) == text

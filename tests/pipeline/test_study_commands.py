@@ -1,0 +1,56 @@
+"""`segmint study` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.storage import Storage
+from pipeline.cli import app
+from tests.support.committed import write_dataset
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["study", *map(str, arguments)])
+
+
+def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
+    write_dataset(Storage(), str(tmp_path / "small"), shards=2)
+    done = run("sample", tmp_path / "small", "-n", 3, "-o", tmp_path / "study", "--seed", 1)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 images with 6 masks, drawn out of 4 in 1 strata")
+    done = run("score", tmp_path / "study")
+    assert done.exit_code == 2
+    assert "--corrected" in done.stderr
+
+    (tmp_path / "study/corrected.json").write_bytes((tmp_path / "study/instances.json").read_bytes())
+    done = run("score", tmp_path / "study")
+    assert (done.exit_code, done.stderr) == (0, "")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("over 0.75 IoU: 100.0% of 6 pairs (95 %: 61.0% to 100.0%; by image 100.0% to 100.0%)")
+    assert last.endswith("SA-1B in the paper: 97%")
+    done = run("score", tmp_path / "study", "--corrected", tmp_path / "study/instances.json", "--json")
+    value = json.loads(done.stdout)
+    assert (value["by_id"], value["mean_iou"], value["shares"][0]["paper"]) == (6, 1.0, 0.94)
+
+
+def test_the_sample_as_json(tmp_path: Path) -> None:
+    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    done = run("sample", tmp_path / "small", "-o", tmp_path / "study", "--json")
+    assert json.loads(done.stdout) == {
+        "output": f"{tmp_path}/study",
+        "images": 2,
+        "masks": 4,
+        "population": 2,
+        "without_masks": 0,
+        "strata": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sample", "nowhere", "-o", "out"], ["score", "nowhere"], ["sample", "x", "-n", "0", "-o", "out"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments).exit_code == 2

@@ -1,0 +1,260 @@
+"""Images taken down: nothing but the tombstone names them, all else stands, and a crash in the middle costs nothing."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.layout import DamagedDatasetError
+from catalogs.manifest import load_standing
+from catalogs.reader import open_dataset
+from catalogs.tombstones import Asked, read_tombstones
+from infra.errors import UsageError
+from infra.ray_session import Cluster
+from infra.storage import Storage
+from operators.describe import describe_table
+from operators.prepare import Prepare
+from operators.segment import Segment
+from operators.write_shard import write_shard
+from pipeline.audit import audit_integrity
+from pipeline.config import load_config
+from pipeline.dataset import open_or_create
+from pipeline.stages import lay_out
+from pipeline.takedown import TakenDown, read_asked, takedown
+from tests.support.builds import digests
+from tests.support.everything import download, download_versions, jpegs, mentions, upload
+from tests.support.killed_writes import KilledError, dying_after
+from tests.support.s3_server import S3Server
+from tests.support.traces import files_with_traces, scan_data, telling_windows
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+ONE = Asked(ids=("image-1",))
+REASON = "the photographer asked for it"
+
+
+def names_of(minted: Path, ids: list[int]) -> list[str]:
+    """All that the dataset says of images to tell them from others: image_id, URI, SHA-256 of the source."""
+    rows = [sample.row for sample in open_dataset(str(minted)) if sample.id in ids]
+    assert len(rows) == len(ids)
+    return [row[name] for row in rows for name in ("image_id", "uri", "source_sha256")]
+
+
+def take(dataset: Path, asked: Asked = ONE) -> TakenDown:
+    return takedown(str(dataset), Storage(), asked, REASON, NOW)
+
+
+def test_the_image_is_gone_and_all_else_stands(minted: Path, dataset: Path) -> None:
+    words, before = names_of(minted, [2]), jpegs(minted)
+    assert mentions(dataset, words)
+    commits = list(CommitLog(Storage(), str(dataset)).read_all())
+    done = take(dataset)
+    assert (done.rows, done.images, done.changed_shards, done.taken_down) == (1, 1, (0,), 1)
+
+    assert mentions(dataset, words) == []
+    assert files_with_traces(telling_windows(scan_data(before["sa_2.jpg"])), [dataset]) == []
+    assert jpegs(dataset) == {name: data for name, data in before.items() if name != "sa_2.jpg"}
+    old, new = ({sample.id: sample for sample in open_dataset(str(each))} for each in (minted, dataset))
+    assert new.keys() == old.keys() - {2}
+    assert all(new[id].row == old[id].row and new[id].masks == old[id].masks for id in new)
+
+    held = list(CommitLog(Storage(), str(dataset)).read_all())
+    assert [(commit.generation, commit.numerics) for commit in held] == [
+        (generation, commits[0].numerics) for generation in (2, 1, 1)
+    ]
+    assert held[1:] == commits[1:]
+    counts = held[0].counts
+    assert counts["rows"] == counts["images"] + counts["rejected"] == 3
+    assert (counts["rejected"], counts["rejected:taken_down"]) == (2, 1)
+    report = audit_integrity(str(dataset), Storage())
+    assert [finding.line() for finding in report.findings] == []
+    assert report.checked.images == 5
+
+
+def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -> None:
+    take(dataset)
+    (path,) = (dataset / "tombstones").iterdir()
+    image_id, uri, digest = names_of(minted, [2])
+    assert json.loads(path.read_bytes()) == {
+        "schema_version": 1,
+        "asked": {"ids": ["image-1"], "license": None, "provider": None},
+        "reason": REASON,
+        "when": "2026-03-04T05:06:07Z",
+        "images": [{"ordinal": 1, "id": 2, "image_id": image_id, "uri": uri, "sha256": digest}],
+    }
+
+
+def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(dataset: Path, minted: Path) -> None:
+    take(dataset)
+    before, after = load_standing(Storage(), str(minted)), load_standing(Storage(), str(dataset))
+    assert after.generation == before.generation + 1
+    (old,), (new,) = before.manifest.catalog, after.manifest.catalog
+    assert (new.rows, new.source_sha256, new.first_shard) == (old.rows, old.source_sha256, old.first_shard)
+    assert [path.name for path in (dataset / "catalog").iterdir()] == [Path(new.path).name]
+    rows, source = (pq.read_table(at / part.path).to_pylist() for at, part in ((dataset, new), (minted, old)))
+    assert {name: value for name, value in rows[1].items() if value not in (None, "")} == {"ordinal": 1, "id": 2}
+    assert [row for row in rows if row["ordinal"] != 1] == [row for row in source if row["ordinal"] != 1]
+    assert before.manifest.licenses == {"CC-BY-NC-4.0": 1, "CC0-1.0": 7}
+    assert after.manifest.licenses == {"CC-BY-NC-4.0": 1, "CC0-1.0": 6, "taken_down": 1}
+
+
+def test_a_whole_license_and_rows_that_were_refused(dataset: Path, minted: Path) -> None:
+    done = take(dataset, Asked(license="CC-BY-NC-4.0"))
+    assert (done.rows, done.images, done.changed_shards) == (1, 0, (0,))
+    assert mentions(dataset, ["image-2", "photo_002.jpg", "CC-BY-NC-4.0"]) == ["dataset.json"]  # the count of rows
+    done = take(dataset, Asked(license="CC0-1.0"))
+    assert (done.rows, done.images, done.changed_shards, done.taken_down) == (7, 6, (0, 1, 2), 8)
+    assert list(open_dataset(str(dataset))) == []
+    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(minted).values()))), [dataset]) == []
+
+
+@pytest.mark.parametrize("name", ["2", "sa_2", "image-1"])
+def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path, name: str) -> None:
+    take(dataset, Asked(ids=(name,)))
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 6, 7]
+
+
+def test_again_changes_nothing_and_one_tombstone_stands(dataset: Path) -> None:
+    take(dataset)
+    once = digests(dataset)
+    again = takedown(str(dataset), Storage(), ONE, REASON)
+    assert (again.rows, again.images, again.changed_shards, again.taken_down) == (0, 0, (), 1)
+    assert digests(dataset) == once
+    take(dataset, Asked(ids=("image-1", "image-4")))
+    assert sorted(image.id for t in read_tombstones(Storage(), str(dataset)) for image in t.images) == [2, 5]
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 6, 7]
+
+
+def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(minted: Path, tmp_path: Path) -> None:
+    asked = Asked(ids=("image-1", "image-4"))
+    whole = tmp_path / "whole"
+    shutil.copytree(minted, whole)
+    with dying_after(None) as counted:
+        take(whole, asked)
+    expected = digests(whole)
+    assert counted.spent > 20
+    for writes in range(counted.spent):
+        dataset = tmp_path / f"killed-{writes}"
+        shutil.copytree(minted, dataset)
+        with dying_after(writes), pytest.raises(KilledError):
+            take(dataset, asked)
+        left = {sample.id for sample in open_dataset(str(dataset))}  # one whole generation of each shard
+        assert {1, 4, 6, 7} <= left <= {1, 2, 4, 5, 6, 7}
+        take(dataset, asked)
+        assert digests(dataset) == expected
+        shutil.rmtree(dataset)
+
+
+def test_any_later_takedown_finishes_one_that_was_killed(minted: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(minted, dataset)
+    with dying_after(3), pytest.raises(KilledError):
+        take(dataset)
+    assert len(list((dataset / "tombstones").iterdir())) == 1
+    assert mentions(dataset, ["image-1"])
+    take(dataset, Asked(ids=("image-4",)))
+    assert mentions(dataset, ["image-1", "image-4"]) == []
+    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+
+
+def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(minted: Path, tmp_path: Path) -> None:
+    """The shards are taken down before they are built, or after: they come out the same."""
+    folder = tmp_path / "copy"
+    shutil.copytree(minted.parent, folder)
+    dataset = folder / "dataset"
+    text = (folder / "build.yaml").read_text().replace(str(minted.parent), str(folder))
+    (folder / "build.yaml").write_text(text)
+    config = load_config(str(folder / "build.yaml"))
+    storage = Storage()
+    for commit in CommitLog(storage, str(dataset)).read_all():
+        if commit.shard == 0:  # as if it had not been built yet
+            for path in (*(entry.path for entry in commit.files), "commits/000000.g1.json"):
+                (dataset / path).unlink()
+    take(dataset)
+    opened = open_or_create(config, storage)
+    catalog = folder / "photos" / "catalog.jsonl"
+    catalog.write_bytes(catalog.read_bytes() + b"\n")  # other bytes, the same rows
+    assert open_or_create(config, storage) == opened
+    catalog.write_text("".join(line for line in catalog.open() if '"image-1"' not in line))  # taken out there, too
+    assert open_or_create(config, storage) == opened
+
+    stages = lay_out(config, opened, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
+    prepare = Prepare(*stages.prepare_arguments)
+    try:
+        rows = describe_table(Segment(stages.segment)(prepare(opened.read_rows(storage, [0]))))
+    finally:
+        prepare.close()
+    write_shard(opened.shard_task(config, opened.span(0)), [(0, rows.num_rows)], rows)
+    built_before = tmp_path / "before"
+    shutil.copytree(minted, built_before)
+    take(built_before)
+    one, other = (
+        {path: digest for path, digest in digests(at).items() if "000000" in path} for at in (dataset, built_before)
+    )
+    assert one.keys() - other.keys() == {"commits/000000.g1.json"}
+    assert other.keys() - one.keys() == {"commits/000000.g2.json"}
+    assert len(one) == 5
+    assert audit_integrity(str(dataset), storage).findings.total == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Asked(ids=("image-1", "image-77")), "'image-77' is no image_id or id of this dataset"),
+        (Asked(ids=("9",)), "'9' is no image_id or id"),
+        (Asked(license="CC-BY-4.0"), "no row of the catalog has the license 'CC-BY-4.0'"),
+        (Asked(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
+    ],
+)
+def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, asked: Asked, told: str) -> None:
+    before = digests(dataset)
+    with pytest.raises(UsageError, match=told):
+        take(dataset, asked)
+    with pytest.raises(UsageError, match="--reason is empty"):
+        takedown(str(dataset), Storage(), ONE, " ")
+    assert digests(dataset) == before
+
+
+def test_a_damaged_shard_is_told_before_anything_is_changed(dataset: Path) -> None:
+    (path,) = (dataset / "masks").glob("sa_000000-*")
+    path.write_bytes(path.read_bytes()[:-1])
+    before = digests(dataset)
+    with pytest.raises(DamagedDatasetError, match=r"masks/sa_000000-.* bytes expected"):
+        take(dataset)
+    assert digests(dataset) == before
+
+
+def test_what_is_asked_for_is_one_thing(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("image-1\n\n image-4 \nimage-1\n")
+    assert read_asked(Storage(), str(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
+    assert read_asked(Storage(), None, "CC0-1.0", None) == Asked(license="CC0-1.0")
+    for wrong in ((None, None, None), (None, "CC0-1.0", "Acme"), (None, " ", None)):
+        with pytest.raises(UsageError, match="exactly one of --ids FILE, --license L and --provider P"):
+            read_asked(Storage(), *wrong)
+
+
+@pytest.mark.s3
+def test_no_older_version_of_the_image_is_left_on_s3(
+    minted: Path, tmp_path: Path, s3_server: S3Server, s3_bucket: str, s3_options: dict[str, dict[str, str]]
+) -> None:
+    versioning = {"Status": "Enabled"}
+    s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    upload(storage, minted, uri)
+    upload(storage, minted, uri)  # each object has two versions now
+    words, windows = names_of(minted, [2]), telling_windows(scan_data(jpegs(minted)["sa_2.jpg"]))
+    takedown(uri, storage, ONE, REASON, NOW)
+
+    versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
+    assert files_with_traces(windows, [versions]) == []
+    tombstone = read_tombstones(storage, uri)[0].name
+    assert [path for path in mentions(versions, words) if not path.endswith(tombstone)] == []
+    copy = download(storage, uri, tmp_path / "copy")
+    shutil.copytree(minted, tmp_path / "local")
+    take(tmp_path / "local")
+    assert digests(copy) == digests(tmp_path / "local")
+    assert audit_integrity(uri, storage).findings.total == 0

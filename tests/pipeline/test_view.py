@@ -1,0 +1,180 @@
+"""The viewer's answers on a small real dataset, against its files read by other means."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from infra.storage import Storage
+from pipeline.view import ASSETS, make_app
+from pipeline.view_guard import new_key
+from pipeline.view_server import open_viewer
+from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
+
+PORT = 8123
+
+
+@pytest.fixture(scope="module")
+def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small real dataset whose rows differ: images 1, 2, 4 to 7."""
+    folder = tmp_path_factory.mktemp("looked_at")
+    shutil.copytree(minted, folder / "dataset")
+    return vary(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def client(looked_at: Path) -> Iterator[TestClient]:
+    """A browser that has entered."""
+    findings = [{"where": "id 4"}, {"where": "mask 40000", "code": HOSTILE, "found": HOSTILE}, {"where": "row 1"}]
+    audit = write_audit(looked_at.parent / "audit.json", findings)
+    with open_viewer(str(looked_at), Storage(), str(audit)) as viewer:
+        key = new_key()
+        client = TestClient(make_app(viewer, key, PORT), base_url=f"http://127.0.0.1:{PORT}")
+        assert client.get("/", params={"key": key}).status_code == 200
+        yield client
+
+
+def ids(client: TestClient, **asked: str) -> list[int]:
+    answer = client.get("/api/images", params=asked)
+    assert answer.status_code == 200, answer.text
+    page = answer.json()
+    assert page["total"] == len(page["images"])
+    return [image["id"] for image in page["images"]]
+
+
+def test_the_head_says_what_there_is(client: TestClient, looked_at: Path) -> None:
+    rows = image_rows(looked_at)
+    told = client.get("/api/dataset").json()
+    assert (told["name"], told["kind"], told["images"]) == ("dataset", "segmint", len(rows))
+    assert told["masks"] == sum(row["masks"] for row in rows)
+    assert told["findings_elsewhere"] == 1
+    countries = {choice["value"]: choice["images"] for choice in told["choices"]["country"]}
+    assert countries == {None: 4, "FR": 2, "DE": 1} or countries == {None: 3, "FR": 2, "DE": 1}
+    assert sum(countries.values()) == len(rows)
+
+
+def test_filters_change_the_rows(client: TestClient, looked_at: Path) -> None:
+    rows = image_rows(looked_at)
+    assert ids(client) == [row["id"] for row in rows] == [1, 2, 4, 5, 6, 7]
+    assert ids(client, country="FR") == [1, 5]
+    assert ids(client, unknown="country") == [row["id"] for row in rows if row["country"] is None]
+    assert ids(client, provider=HOSTILE) == ids(client, text="<SCRIPT>") == [2]
+    assert ids(client, finding="any") == [4]
+    middle = sorted(row["masks"] for row in rows)[3]
+    assert ids(client, masks_min=str(middle)) == [row["id"] for row in rows if row["masks"] >= middle]
+    falling = sorted(rows, key=lambda row: (-row["statistics"]["coverage"], row["id"]))
+    assert ids(client, sort="coverage", descending="1") == [row["id"] for row in falling]
+
+
+def test_pages_after_the_first(client: TestClient) -> None:
+    page = client.get("/api/images", params={"after": "4"}).json()
+    assert [image["id"] for image in page["images"]] == [5, 6, 7]
+    assert page["next"] is None
+    assert "total" not in page
+    assert client.get("/api/images/4/neighbors").json() == [2, 5]
+    assert client.get("/api/images/5/neighbors", params={"country": "FR"}).json() == [1, None]
+
+
+def test_an_image_has_all_its_columns_and_masks(client: TestClient, looked_at: Path) -> None:
+    for row in image_rows(looked_at):
+        told = client.get(f"/api/images/{row['id']}").json()
+        shard = told["image"].pop("shard")
+        assert shard == (row["id"] - 1) // 3
+        assert told["image"] == row
+        masks = mask_rows(looked_at, row["id"])
+        assert [{**mask, "shard": shard} for mask in masks] == told["masks"]
+        assert len(masks) == row["masks"]
+
+
+def test_findings_are_told_as_text(client: TestClient) -> None:
+    findings = client.get("/api/images/4").json()["findings"]
+    assert [finding["code"] for finding in findings] == ["mask_area", HOSTILE]
+    assert findings[1]["mask"] == 40000
+    assert client.get("/api/images/4").headers["content-type"] == "application/json"
+
+
+def test_pictures_are_the_tars(client: TestClient, looked_at: Path) -> None:
+    seen = 0
+    for path in sorted((looked_at / "shards").iterdir()):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.name.endswith(".jpg"):
+                    continue
+                stream = archive.extractfile(member)
+                assert stream is not None
+                answer = client.get(f"/images/{member.name.removeprefix('sa_')}")
+                assert answer.headers["content-type"] == "image/jpeg"
+                assert answer.content == stream.read()
+                seen += 1
+    assert seen == 6
+
+
+def test_thumbnails_are_the_pictures_made_small(client: TestClient) -> None:
+    small, large = (Image.open(io.BytesIO(client.get(f"/{kind}/1.jpg").content)) for kind in ("thumbnails", "images"))
+    scale = min(1, 480 / max(large.size))
+    assert small.size == (round(large.width * scale), round(large.height * scale))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/images/3", 404),  # refused
+        ("/api/images/99", 404),
+        (f"/api/images/{'9' * 40}", 404),
+        ("/api/images/3/neighbors", 404),
+        ("/images/3.jpg", 404),
+        ("/thumbnails/8.jpg", 404),
+        ("/images/../../etc/passwd", 404),
+        ("/images/..%2f..%2fetc%2fpasswd", 404),
+        ("/images/sa_1.jpg", 404),
+        ("/assets/../view.py", 404),
+        ("/assets/..%2fview.py", 404),
+        ("/api/images?masks_min=x", 400),
+        ("/api/images?after=x", 400),
+        ("/api/images?after=99", 404),
+        ("/api/images?column=id", 400),
+    ],
+)
+def test_what_is_not_there_or_not_asked_well(client: TestClient, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+
+
+def test_every_file_of_the_page_is_served_and_none_is_missing(client: TestClient) -> None:
+    page = client.get("/").text
+    for path in ASSETS.iterdir():
+        served = client.get(f"/assets/{path.name}")
+        if path.name != "index.html":
+            assert served.content == path.read_bytes()
+            assert served.headers["content-type"].partition(";")[0] in ("text/javascript", "text/css", "image/svg+xml")
+    for name in ("style.css", "image.css", "main.js", "icon.svg"):
+        assert f'"/assets/{name}"' in page
+
+
+def test_the_page_names_nothing_outside() -> None:
+    for path in ASSETS.iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text, path.name
+        assert "https://" not in text, path.name
+        assert "innerHTML" not in text, path.name
+
+
+def test_a_damaged_picture_is_told(minted: Path, tmp_path: Path) -> None:
+    shutil.copytree(minted, tmp_path / "dataset")
+    (tar,) = (tmp_path / "dataset" / "shards").glob("sa_000000-*")
+    tar.write_bytes(b"x" * tar.stat().st_size)
+    with open_viewer(str(tmp_path / "dataset"), Storage()) as viewer:
+        client = TestClient(make_app(viewer, "k", PORT), base_url=f"http://127.0.0.1:{PORT}")
+        client.get("/?key=k")
+        for path in ("/images/1.jpg", "/thumbnails/1.jpg"):
+            answer = client.get(path)
+            assert answer.status_code == 500
+            assert "is no tar that can be read" in answer.json()["error"]
+        assert client.get("/api/images/1").status_code == 200
+        assert client.get("/images/4.jpg").status_code == 200

@@ -1,0 +1,80 @@
+"""Which images an audit's findings are about."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.view_findings import AuditFindings, ImageFinding, image_of, load_findings
+from tests.support.viewed import write_audit
+
+FACE = {"id": 5, "kind": "face", "detector": "mtcnn", "score": 0.987, "x": 1, "y": 2, "w": 3, "h": 4}
+
+
+@pytest.mark.parametrize(
+    ("where", "image"),
+    [
+        ("mask 20003", 2),
+        ("mask 10000", 1),
+        ("id 7", 7),
+        ("image 7", 7),
+        ("sa_12.jpg", 12),
+        ("sa_12.json: annotations[3].area", 12),
+        ("ordinal 4", 5),
+        ("row 4", None),
+        ("", None),
+        ("the id 7", None),
+        ("id 7x", None),
+    ],
+)
+def test_a_place_names_an_image(where: str, image: int | None) -> None:
+    assert image_of(where) == image
+
+
+def test_everything_that_an_audit_says_of_images_is_found(tmp_path: Path) -> None:
+    audit = write_audit(
+        tmp_path / "audit.json",
+        [{"where": "mask 20003", "expected": "area 5", "found": "6"}, {"where": "id 4", "code": "mask_count"}, {}],
+        privacy={
+            "found": [{"id": 5, "kind": "face", "detector": "mtcnn", "score": 0.987, "x": 1, "y": 2, "w": 3, "h": 4}]
+        },
+        statistics={
+            "outliers": [{"id": 6, "metric": "masks", "reason": "no mask at all"}],
+            "near_duplicates": {"examples": [{"id": 7, "annotation_ids": [70001, 70002], "iou": 0.97}]},
+        },
+    )
+    found = load_findings(Storage(), str(audit))
+    assert found.elsewhere == 1
+    assert found.images == (
+        ImageFinding(2, "mask_area", "mask 20003: expected area 5; found 6", mask=20003),
+        ImageFinding(4, "mask_count", "id 4: expected 1; found 2"),
+        ImageFinding(5, "face_found", "a face by the detector mtcnn at score 0.99", box=(1.0, 2.0, 3.0, 4.0)),
+        ImageFinding(6, "outlier", "no mask at all"),
+        ImageFinding(7, "near_duplicate", "masks 70001 and 70002 are nearly the same: IoU 0.970", mask=70001),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"findings": [{}]}', '{"findings": 3}', "[" * 100_000])
+def test_what_is_no_audit_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "audit.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is no audit"):
+        load_findings(Storage(), str(path))
+
+
+def test_no_such_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such audit"):
+        load_findings(Storage(), str(tmp_path / "none.json"))
+
+
+def test_numbers_of_foreign_masks_name_no_image(tmp_path: Path) -> None:
+    audit = write_audit(tmp_path / "audit.json", [{"where": "mask 20003"}], kind="sa1b")
+    assert load_findings(Storage(), str(audit)) == AuditFindings((), 1)
+
+
+def test_an_audit_of_integrity_alone_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps({"scope": "integrity", "findings": []}))
+    assert load_findings(Storage(), str(path)).images == ()

@@ -1,0 +1,213 @@
+"""Searching, sorting and paging, against the same done by Python over the same rows."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from catalogs.layout import DamagedDatasetError, data_path
+from catalogs.tables import DatasetTables, TableFile, make_folder
+from infra.storage import Storage
+from operators.shard_files import IMAGES
+from pipeline.view_findings import ImageFinding
+from pipeline.view_images import Place
+from pipeline.view_index import ImageIndex, UnknownImageError
+from pipeline.view_queries import RANGES, SORTS, parse_filters
+
+COUNT = 300
+FINDINGS = [
+    *(ImageFinding(number, "mask_area", "…") for number in (3, 5, 5, 250)),
+    ImageFinding(7, "outlier", "…"),
+    ImageFinding(10_000, "outlier", "of an image that is not there"),
+]
+
+
+def made_up_rows() -> list[dict[str, Any]]:
+    """Rows with many equal values, unknown ones, and a NaN, in two shards."""
+    chance = random.Random(4)
+    rows = []
+    for ordinal in range(COUNT):
+        masks = chance.choice([0, 1, 5, 60, 200])
+        few = [0.5, 0.75, 0.9, None, float("nan")]
+        rows.append(
+            {
+                "ordinal": ordinal,
+                "id": ordinal + 1,
+                "image_id": chance.choice(["Paris", "paris_100%", "rome_1", "a'b"]) + f"-{ordinal}",
+                "license": chance.choice(["CC0-1.0", "CC-BY-4.0"]),
+                "provider": chance.choice(["acme", None]),
+                "country": chance.choice(["FR", "DE", None]),
+                "width": chance.choice([640, 1500]),
+                "height": 1000,
+                "masks": masks,
+                "statistics": {
+                    "mask_count": masks,
+                    "coverage": chance.random(),
+                    "mean_predicted_iou": chance.choice(few),
+                    "mean_stability_score": chance.choice(few),
+                },
+            }
+        )
+    return rows
+
+
+ROWS = made_up_rows()
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
+    folder = tmp_path_factory.mktemp("index")
+    files = []
+    for shard in range(2):
+        path = folder / data_path("images", shard, "0" * 64)
+        path.parent.mkdir(exist_ok=True)
+        rows = ROWS[shard * COUNT // 2 : (shard + 1) * COUNT // 2]
+        pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES), path)
+        files.append(TableFile(str(path), path.stat().st_size))
+    with DatasetTables(str(folder), {"images": files}, {"images": IMAGES}, Storage(), make_folder(folder)) as tables:
+        made = ImageIndex(tables, FINDINGS, folder)
+        yield made
+        made.close()
+
+
+def value_of(row: dict[str, Any], column: str) -> float | None:
+    """A column of the index, by the table's row; NaN is unknown."""
+    names = {"coverage": "coverage", "predicted_iou": "mean_predicted_iou", "stability": "mean_stability_score"}
+    if column == "megapixels":
+        return float(row["width"] * row["height"]) / 1e6
+    value = row["statistics"][names[column]] if column in names else row[column]
+    return None if value is None or value != value else value
+
+
+def expected(keep: Callable[[dict[str, Any]], bool], sort: str = "id", descending: bool = False) -> list[int]:
+    """The ids of the rows that a filter keeps, in order: unknown last, equal ones by id."""
+
+    def key(row: dict[str, Any]) -> tuple[bool, float, int]:
+        value = value_of(row, sort)
+        return value is None, (0 if value is None else -value if descending else value), row["id"]
+
+    return [row["id"] for row in sorted(filter(keep, ROWS), key=key)]
+
+
+def all_pages(index: ImageIndex, limit: int, **asked: str) -> list[int]:
+    """The ids of all pages, one after another."""
+    filters = parse_filters(asked)
+    found: list[int] = []
+    while True:
+        page = index.page(filters, found[-1] if found else None, limit)
+        found += [row["id"] for row in page]
+        if len(page) < limit:
+            assert index.count(filters) == len(found)
+            return found
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("sort", SORTS)
+def test_pages_follow_one_another_in_every_order(index: ImageIndex, sort: str, descending: bool) -> None:
+    found = all_pages(index, 47, sort=sort, descending="1" if descending else "")
+    assert found == expected(lambda _: True, sort, descending)
+
+
+@pytest.mark.parametrize("sort", ["id", "masks", "stability"])
+@pytest.mark.parametrize("descending", ["", "1"])
+def test_neighbors_are_those_of_the_order(index: ImageIndex, sort: str, descending: str) -> None:
+    filters = parse_filters({"sort": sort, "descending": descending, "country": "FR"})
+    ids = all_pages(index, 100, sort=sort, descending=descending, country="FR")
+    for place in (0, 1, len(ids) // 2, len(ids) - 2, len(ids) - 1):
+        before = ids[place - 1] if place else None
+        after = ids[place + 1] if place + 1 < len(ids) else None
+        assert index.neighbors(filters, ids[place]) == (before, after)
+
+
+def test_neighbors_of_an_image_that_the_filters_leave_out(index: ImageIndex) -> None:
+    ids = expected(lambda row: row["country"] == "FR")
+    other = next(row["id"] for row in ROWS[50:] if row["country"] == "DE")
+    before, after = index.neighbors(parse_filters({"country": "FR"}), other)
+    assert before == max(number for number in ids if number < other)
+    assert after == min(number for number in ids if number > other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "keep"),
+    [
+        ({"text": "PARIS"}, lambda row: "paris" in row["image_id"].lower()),
+        ({"text": "100%"}, lambda row: "100%" in row["image_id"]),
+        ({"text": "a'b"}, lambda row: "a'b" in row["image_id"]),
+        ({"text": "rome_1"}, lambda row: "rome_1" in row["image_id"]),
+        ({"text": "sa_17"}, lambda row: row["id"] == 17),
+        ({"text": "42"}, lambda row: row["id"] == 42 or "42" in row["image_id"]),
+        ({"country": "FR"}, lambda row: row["country"] == "FR"),
+        ({"unknown": "country,provider"}, lambda row: row["country"] is None and row["provider"] is None),
+        ({"license": "CC0-1.0", "provider": "acme"}, lambda r: (r["license"], r["provider"]) == ("CC0-1.0", "acme")),
+        ({"finding": "any"}, lambda row: row["id"] in {3, 5, 250, 7}),
+        ({"finding": "mask_area"}, lambda row: row["id"] in {3, 5, 250}),
+        ({"finding": "unheard_of"}, lambda _: False),
+        ({"country": "ZZ"}, lambda _: False),
+    ],
+)
+def test_filters_keep_the_rows_they_say(
+    index: ImageIndex, asked: dict[str, str], keep: Callable[[dict[str, Any]], bool]
+) -> None:
+    assert all_pages(index, 60, **asked) == expected(keep)
+
+
+@pytest.mark.parametrize(
+    ("column", "low", "high"),
+    [
+        ("masks", 5, 60),
+        ("coverage", 0.25, 0.5),
+        ("predicted_iou", 0.75, 0.75),
+        ("stability", 0.6, 1),
+        ("megapixels", 1, 2),
+    ],
+)
+def test_ranges_hold_their_ends_and_no_unknown_value(index: ImageIndex, column: str, low: float, high: float) -> None:
+    def within(row: dict[str, Any]) -> bool:
+        value = value_of(row, column)
+        return value is not None and low <= value <= high
+
+    found = all_pages(index, 60, **{f"{column}_min": str(low), f"{column}_max": str(high)}, sort=column)
+    assert found == expected(within, column)
+    assert 0 < len(found) < COUNT
+
+
+def test_what_can_be_chosen(index: ImageIndex) -> None:
+    summary = index.summary()
+    assert (summary["images"], summary["masks"]) == (COUNT, sum(row["masks"] for row in ROWS))
+    for column in ("country", "license", "provider"):
+        values = [row[column] for row in ROWS]
+        choices = {choice["value"]: choice["images"] for choice in summary["choices"][column]}
+        assert choices == {value: values.count(value) for value in values}
+    for column in RANGES:
+        values = [value for row in ROWS if (value := value_of(row, column)) is not None]
+        assert summary["ranges"][column] == [min(values), max(values)]
+    assert summary["findings"] == [{"code": "mask_area", "images": 3}, {"code": "outlier", "images": 2}]
+
+
+def test_a_page_says_how_many_findings_an_image_has(index: ImageIndex) -> None:
+    page = index.page(parse_filters({}), limit=7)
+    assert [row["findings"] for row in page] == [0, 0, 1, 0, 2, 0, 1]
+
+
+def test_where_an_image_is(index: ImageIndex) -> None:
+    assert index.place(1) == Place(1, 0, 0)
+    assert index.place(COUNT) == Place(COUNT, COUNT - 1, 1)
+    for number in (0, COUNT + 1, 2**70):
+        with pytest.raises(UnknownImageError, match=f"no image {number}"):
+            index.place(number)
+
+
+def test_a_damaged_table_is_told(tmp_path: Path) -> None:
+    path = tmp_path / data_path("images", 0, "0" * 64)
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS, schema=IMAGES), path)
+    folder, files = make_folder(tmp_path), {"images": [TableFile(str(path), path.stat().st_size)]}
+    with DatasetTables("x", files, {"images": IMAGES}, Storage(), folder) as tables:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4] + bytes(len(whole) - 300) + whole[-296:])
+        with pytest.raises(DamagedDatasetError, match="cannot be read"):
+            ImageIndex(tables, [], tmp_path)

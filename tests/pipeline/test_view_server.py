@@ -1,0 +1,87 @@
+"""Opening a dataset for the viewer, on a disk and on S3, and what is left behind."""
+
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from pipeline.view import make_app
+from pipeline.view_server import open_viewer, serve
+from tests.support.everything import upload
+from tests.support.foreign_data import loosen, pack
+
+KINDS = (("api/images", ""), ("images", ".jpg"), ("thumbnails", ".jpg"))
+
+
+def client_of(viewer) -> TestClient:
+    client = TestClient(make_app(viewer, "k", 8123), base_url="http://127.0.0.1:8123")
+    assert client.get("/?key=k").status_code == 200
+    return client
+
+
+@pytest.mark.s3
+def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/minted"
+    upload(storage, minted, uri)
+    with open_viewer(str(minted), Storage()) as local, open_viewer(uri, storage) as remote:
+        ours, theirs = client_of(local), client_of(remote)
+        assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "name": "minted", "uri": uri}
+        paths = ["/api/images?masks_min=1", "/api/images?sort=coverage&descending=1", "/api/images/5/neighbors"]
+        paths += [f"/{kind}/{image}{end}" for image in (7, 1, 5) for kind, end in KINDS]
+        for path in paths:
+            answer = theirs.get(path)
+            assert answer.status_code == 200, answer.text
+            assert answer.content == ours.get(path).content, path
+
+
+def test_nothing_is_left_behind(minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with open_viewer(str(minted), Storage()):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_dataset_and_no_audit_are_told(minted: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no dataset"), open_viewer(str(tmp_path), Storage()):
+        pass
+    with pytest.raises(UsageError, match="no such audit"), open_viewer(str(minted), Storage(), str(tmp_path / "a")):
+        pass
+
+
+def test_a_port_that_is_taken_is_told(minted: Path) -> None:
+    with socket.socket() as taken, open_viewer(str(minted), Storage()) as viewer:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port}: .* cannot be listened to"):
+            serve(viewer, port, open_browser=False, tell=lambda _: pytest.fail("nothing can be opened"))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["loose", "tars"])
+def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: bool) -> None:
+    folder = loosen(minted, tmp_path / "loose")
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
+    folder = pack(folder, tmp_path / "packed") if packed else folder
+    with open_viewer(str(folder), Storage()) as foreign, open_viewer(str(minted), Storage()) as local:
+        ours, theirs = client_of(local), client_of(foreign)
+        told = theirs.get("/api/dataset").json()
+        assert (told["kind"], told["images"]) == ("sa1b", 6)
+        assert told["masks"] == ours.get("/api/dataset").json()["masks"]
+        for image in (1, 5, 7):
+            assert theirs.get(f"/images/{image}.jpg").content == pictures[f"sa_{image}.jpg"]
+            assert theirs.get(f"/thumbnails/{image}.jpg").content == ours.get(f"/thumbnails/{image}.jpg").content
+            masks = [client.get(f"/api/images/{image}").json()["masks"] for client in (ours, theirs)]
+            assert [mask["segmentation"] for mask in masks[0]] == [mask["segmentation"] for mask in masks[1]]
+
+
+def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_path: Path) -> None:
+    folder = loosen(minted, tmp_path / "loose")
+    (folder / "sa_5.jpg").unlink()
+    with open_viewer(str(folder), Storage()) as viewer:
+        answer = client_of(viewer).get("/images/5.jpg")
+        assert answer.status_code == 404
+        assert "no JPEG beside" in answer.json()["error"]

@@ -1,0 +1,108 @@
+"""What a build has to do: shards without a commit, and refused rows that are to be taken again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalogs.commits import CommitLog
+from catalogs.reasons import Reason
+from infra.metrics import RunMetrics
+from infra.storage import Storage
+from pipeline.config import Config, load_config
+from pipeline.dataset import OpenDataset, open_or_create
+from pipeline.work import MissingShards, RejectedRows
+
+
+@pytest.fixture
+def opened(minted: Path, dataset: Path) -> tuple[Config, OpenDataset]:
+    """A copy of the small real dataset: row 2 refused for its license, row 7 not found, three rows a shard."""
+    config = load_config(str(minted.parent / "build.yaml"), [f"output={dataset}"])
+    return config, open_or_create(config, Storage())
+
+
+def rejected(opened: tuple[Config, OpenDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
+    config, dataset = opened
+    return RejectedRows(config, Storage(), dataset, wanted, reasons)
+
+
+def commits(opened: tuple[Config, OpenDataset]) -> CommitLog:
+    return CommitLog(Storage(), opened[1].uri)
+
+
+def test_shards_without_a_commit_are_missing(opened: tuple[Config, OpenDataset]) -> None:
+    config, dataset = opened
+    (Path(dataset.uri) / "commits" / "000001.g1.json").unlink()
+    work = MissingShards(config, Storage(), dataset, range(3), RunMetrics("small"))
+    assert work.left == [1]
+    taken = work.read([1])
+    assert taken.rows.column("ordinal").to_pylist() == [3, 4, 5]
+    assert [(span.shard, span.rows) for span in taken.spans] == [(1, 3)]
+    assert (taken.tasks[1].start, taken.tasks[1].stop) == (3, 6)
+    assert MissingShards(config, Storage(), dataset, range(2, 3), RunMetrics("small")).left == []
+
+
+def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened: tuple[Config, OpenDataset]) -> None:
+    config, dataset = opened
+    folder = Path(dataset.uri) / "commits"
+    kept = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    for path in kept:
+        path.unlink()
+    work = MissingShards(config, Storage(), dataset, range(3), RunMetrics("small"))
+    assert work.left == [0, 1, 2]
+    paths = list(kept)
+    paths[1].write_bytes(kept[paths[1]])
+    assert work.settle([0, 1], done=()) == 1
+    assert work.left == [2, 0]
+    paths[0].write_bytes(kept[paths[0]])
+    assert work.settle([2], done=()) == 1
+    assert work.left == [2]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "shards", "ordinals"),
+    [
+        ([Reason.NOT_FOUND], [2], [7]),
+        ([Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND], [0, 2], [2, 7]),
+        ([Reason.TRUNCATED], [], []),
+        ([], [], []),
+    ],
+)
+def test_rows_are_taken_by_their_reason(
+    opened: tuple[Config, OpenDataset], reasons: list[Reason], shards: list[int], ordinals: list[int]
+) -> None:
+    work = rejected(opened, *reasons)
+    assert work.left == shards
+    taken = work.read(work.left)
+    assert taken.rows.column("ordinal").to_pylist() == ordinals
+    assert [(span.shard, span.rows) for span in taken.spans] == [(shard, 1) for shard in shards]
+    assert [(task.shard, task.generation, task.ordinals) for task in taken.tasks.values()] == [
+        (shard, 1, [ordinal]) for shard, ordinal in zip(shards, ordinals, strict=True)
+    ]
+
+
+def test_a_range_of_shards_limits_the_rows(opened: tuple[Config, OpenDataset]) -> None:
+    both = Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND
+    assert rejected(opened, *both, wanted=range(1, 3)).left == [2]
+    assert rejected(opened, *both, wanted=range(1, 2)).left == []
+
+
+def test_a_row_is_taken_once_in_a_run(opened: tuple[Config, OpenDataset]) -> None:
+    work = rejected(opened, Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND)
+    assert work.settle([0, 2], done={0}) == 1
+    assert work.left == [2]
+    assert work.settle([2], done={2}) == 0
+    assert work.left == []
+
+
+def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, OpenDataset]) -> None:
+    work = rejected(opened, Reason.NOT_FOUND)
+    log = commits(opened)
+    commit = log.latest(2)
+    assert commit is not None
+    log.put(replace(commit, generation=2))
+    Path(log.uri(2, 1)).unlink()
+    taken = work.read([2])
+    assert (taken.rows.num_rows, list(taken.spans), dict(taken.tasks)) == (0, [], {})
+    assert work.settle([2], done=()) == 0
+    assert rejected(opened, Reason.NOT_FOUND).left == [2], "a next run takes it from the generation that holds"

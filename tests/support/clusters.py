@@ -1,0 +1,117 @@
+"""A real Ray cluster of several nodes on this machine, started as its users start one: `ray start` for each node."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.support.s3_server import free_ports
+
+OBJECT_STORE = 120_000_000
+
+
+class RayNode:
+    """One node: `ray start --block` with its raylet, workers and services below it."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [Path(sys.executable).parent / "ray", "start", "--block", *arguments],
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_started(self, deadline_s: float = 90) -> None:
+        """Returns when the node is part of its cluster."""
+        deadline = time.monotonic() + deadline_s
+        while b"Ray runtime started" not in self._log.read_bytes():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the node did not start:\n{self._log.read_text()}")
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that runs on the node now, `ray start` first."""
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def kill(self) -> None:
+        """What a power cut does: SIGKILL to everything at once, the raylet with all its workers among it."""
+        try:
+            running = self.processes()
+        except psutil.NoSuchProcess:
+            running = []
+        for process in running:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(running, timeout=30)
+        self._process.wait()
+
+
+class RayCluster:
+    """A head and nodes that come and go, all on this machine, with a token of their own."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets there: a short path
+        self._port, self._client_port = free_ports(2)
+        self.nodes: list[RayNode] = []
+        # What a driver needs beside its own environment.
+        self.environment = {
+            "RAY_ADDRESS": f"127.0.0.1:{self._port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+
+    def add_node(self, cpus: int) -> RayNode:
+        """One more node, the first as the head; returns it when it is part of the cluster."""
+        if self.nodes:
+            role = [f"--address=127.0.0.1:{self._port}"]
+        else:
+            ports = [f"--port={self._port}", f"--ray-client-server-port={self._client_port}"]
+            role = ["--head", "--include-dashboard=false", *ports]
+        arguments = [
+            *role,
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={cpus}",
+            f"--object-store-memory={OBJECT_STORE}",
+            f"--temp-dir={self._folder}",
+            # Free ports, for nodes of one machine cannot have the same.
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0",
+            "--disable-usage-stats",
+        ]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        token = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        log = self._folder / f"node-{len(self.nodes)}.log"
+        self.nodes.append(RayNode(arguments, {**own, **token, "OMP_WAIT_POLICY": "PASSIVE"}, log))
+        self.nodes[-1].wait_until_started()
+        return self.nodes[-1]
+
+    def close(self) -> None:
+        """Ends every node and removes what they left."""
+        for node in self.nodes:
+            node.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_cluster(*cpus: int) -> Iterator[RayCluster]:
+    """A cluster of nodes with so many logical CPUs each, the head first; gone afterwards."""
+    cluster = RayCluster()
+    try:
+        for count in cpus:
+            cluster.add_node(count)
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,231 @@
+"""Kills operations at every one of their storage calls, and checks what is left: a process of its own, which forks.
+
+    python -m tests.support.crash_matrix OPERATION,OPERATION,… FOLDER [URI OPTIONS]
+
+Prints a JSON object: for each operation its calls, how many points were tried, and what was wrong at which of them.
+Datasets stand below FOLDER, or below URI, which is opened with OPTIONS (JSON). On local files the steps of each put
+are points, too; on another store a put is one call.
+"""
+
+import gc
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tenacity  # noqa: F401 (imported once, for all forks: the product imports it at the first call)
+
+from catalogs.layout import data_path
+from catalogs.shards_index import write_shards_index
+from catalogs.tombstones import Asked
+from infra.storage import join
+from pipeline.audit import audit_integrity
+from pipeline.redact import redact
+from pipeline.repair import repair
+from pipeline.takedown import takedown
+from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
+from tests.support.protocol import (
+    SHARDS,
+    VARIANTS,
+    Place,
+    begin,
+    broken_promises,
+    contents,
+    copy_folder,
+    rows_of,
+    sweep_all,
+    write,
+)
+
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+"""When images are taken down."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Work that may be killed anywhere and done again, and what stands before it."""
+
+    before: Callable[[Place], object]
+    work: Callable[[Place], object]
+    mends: bool = False  # whether what stands before it is damaged, so that promises hold after it alone
+
+
+def _both_shards(place: Place) -> None:
+    write(place, 0)
+    write(place, 1)
+
+
+def _left_overs(place: Place) -> None:
+    """A replaced generation, a file of a writer that died, and a temporary file."""
+    _both_shards(place)
+    write(place, 0, variant=2, generation=2)
+    place.storage.put(join(place.uri, data_path("masks", 1, "0" * 64)), b"left over")
+    place.storage.put(join(place.uri, "images/.tmp-0"), b"left over")
+
+
+def _damaged(place: Place) -> None:
+    """A table with other bytes, and another one that is not there and had no rows."""
+    write(place, 0)
+    write(place, 1, variant=2)
+    for shard, kind in enumerate(("masks", "rejects")):
+        commit = place.log.latest(shard)
+        assert commit is not None
+        uri = join(place.uri, commit.file(kind).path)
+        place.storage.put(uri, b"other bytes") if shard == 0 else place.storage.delete(uri)
+
+
+def _take_down(place: Place) -> None:
+    takedown(place.uri, place.storage, Asked(ids=("image-0", "image-2")), "as was asked", NOW)
+
+
+def _redact(place: Place) -> None:
+    regions = Path(f"{place.uri}.jsonl")
+    regions.write_text('{"id": 4, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
+    redact(place.uri, place.storage, str(regions))
+
+
+OPERATIONS = {
+    "write_shard": Operation(lambda place: write(place, 0), lambda place: write(place, 1)),
+    "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
+    "sweep": Operation(_left_overs, sweep_all),
+    "shards.json": Operation(
+        _both_shards, lambda place: write_shards_index(place.storage, place.uri, "protocol", threads=1)
+    ),
+    "takedown": Operation(_both_shards, _take_down),
+    "redact": Operation(_both_shards, _redact),
+    "repair": Operation(_damaged, lambda place: repair(place.uri, place.storage), mends=True),
+}
+"""One line each: all are killed at every call."""
+
+PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
+"""What the other writer writes while the first one, of variant 0, is asleep."""
+
+
+def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str, Any]:
+    """Kills an operation at every point; `folder` is for a copy of what stands before it."""
+    before = folder / "before"
+
+    def prepare() -> None:
+        local = Place(str(before))
+        begin(local)
+        operation.before(local)
+
+    def undisturbed() -> tuple[list[str], dict[str, str]]:
+        there = replace(place, uri=f"{place.uri}/undisturbed")
+        copy_folder(before, there)
+        count = Count()
+        with gated(count, files=_is_local(place)):
+            operation.work(there)
+        sweep_all(there)
+        return count.calls, contents(there)
+
+    Child(prepare).result()
+    calls, expected = Child(undisturbed).result()
+    wrong: dict[str, list[str]] = {}
+    dead = {}
+    for number, point in enumerate(points_of(calls)):
+        there = replace(place, uri=f"{place.uri}/{number}")
+        name = f"{point} ({calls[point.number - 1]})"
+        if Child(partial(_until_death, operation, before, there, point)).killed():
+            dead[name] = there
+        else:
+            wrong[name] = ["was not killed"]
+    found = Child(lambda: {name: _look(operation, there, expected) for name, there in dead.items()}).result()
+    return {
+        "calls": calls,
+        "points": len(points_of(calls)),
+        "wrong": wrong | {n: lines for n, lines in found.items() if lines},
+    }
+
+
+def _until_death(operation: Operation, before: Path, place: Place, point: Point) -> None:
+    copy_folder(before, place)
+    with gated(StopAt(point), files=_is_local(place)):
+        operation.work(place)
+
+
+def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[str]:
+    """What is wrong after a death, and after the work was done again."""
+    wrong = [] if operation.mends else [f"killed: {promise}" for promise in broken_promises(place)]
+    operation.work(place)
+    sweep_all(place)
+    found = contents(place)
+    different = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)}
+    wrong += [f"done again: {path} is not as undisturbed" for path in sorted(different)]
+    wrong += [f"done again: {promise}" for promise in broken_promises(place)]
+    report = audit_integrity(place.uri, place.storage)
+    return wrong + [f"done again: {finding.line()}" for finding in report.findings]
+
+
+def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
+    """Stops the writer of shard 1 at every point, lets another one write `variant`, and wakes the first one up."""
+    outcomes = {}
+    for each in {0, variant}:
+        place = Place(str(folder / f"alone-{each}"))
+
+        def alone(place: Place = place, each: int = each) -> tuple[list[str], dict[str, str]]:
+            begin(place)
+            count = Count()
+            with gated(count, files=True):
+                write(place, 1, each)
+            return count.calls, contents(place)
+
+        outcomes[each] = Child(alone).result()
+    wrong = {}
+    points = [point for point in points_of(outcomes[0][0]) if point.moment != "torn"]  # a stopped process tears nothing
+    for number, point in enumerate(points):
+        place = Place(str(folder / str(number)))
+
+        def sleeper(place: Place = place, point: Point = point) -> None:
+            begin(place)
+            with gated(StopAt(point, signal.SIGSTOP), files=True):
+                write(place, 1, 0)
+
+        def other(place: Place = place) -> bytes:
+            write(place, 1, variant)
+            return place.storage.read(place.log.uri(1, 1))
+
+        child = Child(sleeper)
+        if not child.wait_until_stopped():
+            wrong[str(point)] = ["was not stopped"]
+            continue
+        standing = Child(other).result()
+        child.go_on()
+        child.result()
+        after = Child(lambda place=place: (place.storage.read(place.log.uri(1, 1)), contents(place))).result()
+        lines = [] if after[0] == standing else ["the commit was changed"]
+        if after[1] not in [outcome[1] for outcome in outcomes.values()]:
+            lines.append(f"more or less stands there than either writer's files: {sorted(after[1])}")
+        if lines:
+            wrong[f"{point} ({outcomes[0][0][point.number - 1]})"] = lines
+    return {"calls": outcomes[0][0], "points": len(points), "wrong": wrong}
+
+
+def _is_local(place: Place) -> bool:
+    return "://" not in place.uri
+
+
+def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> None:
+    for shard in range(SHARDS):
+        for variant in range(VARIANTS):
+            rows_of(shard, variant)  # made once, for all forks
+    gc.freeze()
+    gc.disable()  # a collection would copy the pages that a fork shares
+    results = {}
+    for name in words:
+        here = folder / name.replace(" ", "-")
+        if name in PAUSES:
+            results[name] = try_a_pause(PAUSES[name], here)
+        else:
+            place = Place(f"{uri or folder}/{here.name}", json.loads(options))
+            results[name] = try_operation(OPERATIONS[name], place, here)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].split(","), Path(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,28 @@
+"""A small real dataset that tests share; who changes it takes a copy."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import small_catalog, write_config
+from tests.support.minted import mint
+
+
+@pytest.fixture(scope="session")
+def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight rows in shards of three: images 1, 2, 4 to 7; row 3 refused for its license, row 8 not found.
+
+    Its configuration is `build.yaml` beside it.
+    """
+    folder = tmp_path_factory.mktemp("minted")
+    catalog = small_catalog(folder / "photos")
+    masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+    return Path(mint(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks)))
+
+
+@pytest.fixture
+def dataset(minted: Path, tmp_path: Path) -> Path:
+    """A copy of the small real dataset, to change."""
+    shutil.copytree(minted, tmp_path / "dataset")
+    return tmp_path / "dataset"

@@ -1,0 +1,169 @@
+"""A small dataset for tests of the commit protocol, with several contents a shard, and its invariants as a check.
+
+Rows are made up (`described_rows`); all else is real: the catalog's part, the manifest, the writer, the audit.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from catalogs.commits import Commit, CommitLog
+from catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
+from catalogs.manifest import CatalogPart, DatasetManifest, Weights
+from catalogs.parquet import table_bytes
+from catalogs.schema import NORMALIZED
+from catalogs.sweep import sweep
+from infra.storage import NotFoundError, RetryPolicy, Storage, join
+from operators.mask_config import MasksConfig
+from operators.release import ReleaseConfig
+from operators.rows import to_table
+from operators.write_shard import ShardResult, ShardTask, write_shard
+from tests.support.described_rows import accepted_row, described, rejected_row
+from tests.support.everything import upload
+
+SHARDS = 2
+ROWS = 3
+"""Rows of a shard."""
+
+VARIANTS = 3
+"""Contents that a shard may be written with, as by writers of other numerics or in another state of the world.
+
+0: two images and a refused row. 1: the same with fewer masks, so that its table of refused rows has the same name.
+2: three images, as when the refused row is tried again.
+"""
+
+NUMERICS = {"device": "cpu"}
+QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.05, deadline_s=20)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset stands."""
+
+    uri: str
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.options, QUICK)
+
+    @property
+    def log(self) -> CommitLog:
+        return CommitLog(self.storage, self.uri)
+
+
+@cache
+def rows_of(shard: int, variant: int) -> pa.Table:
+    """The described rows of a shard."""
+    first, second, third = range(shard * ROWS, (shard + 1) * ROWS)
+    last = accepted_row(third) if variant == 2 else rejected_row(third)
+    return described([accepted_row(first, masks=1 if variant == 1 else 2), accepted_row(second), last])
+
+
+def begin(place: Place) -> None:
+    """Puts the catalog's part and `dataset.json`."""
+    rows = [
+        {"ordinal": n, "id": n + 1, "image_id": f"image-{n}", "uri": f"photo_{n}.jpg", "license": "CC0-1.0"}
+        for n in range(SHARDS * ROWS)
+    ]
+    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
+    digest = hashlib.sha256(part).hexdigest()
+    path = part_path(0, digest)
+    masks = MasksConfig().model_dump(mode="json")
+    config = {"images_per_shard": ROWS, "masks": masks, "release": ReleaseConfig().model_dump(mode="json")}
+    manifest = DatasetManifest(
+        name="protocol",
+        config=config,
+        config_sha256=config_sha256(config),
+        numerics=NUMERICS,
+        code_version="0",
+        weights=Weights(name="none", sha256="0" * 64),
+        catalog=(CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),),
+        images_per_shard=ROWS,
+        policy_date=date(2026, 1, 1),
+    )
+    place.storage.put(join(place.uri, path), part)
+    place.storage.put(join(place.uri, MANIFEST), manifest.to_json())
+
+
+def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> ShardResult:
+    """Writes and commits a shard, as a build's task does."""
+    task = ShardTask(
+        shard=shard,
+        start=shard * ROWS,
+        stop=(shard + 1) * ROWS,
+        dataset_uri=place.uri,
+        storage_options=place.options,
+        numerics=fingerprint(NUMERICS),
+        with_images=True,
+        max_reject_ratio=1.0,
+        generation=generation,
+    )
+    return write_shard(task, [(0, ROWS)], rows_of(shard, variant))
+
+
+def sweep_all(place: Place) -> list[str]:
+    """The sweep, for which every file is old."""
+    later = datetime.now(UTC) + timedelta(days=1000)
+    return sweep(place.storage, place.uri, grace=timedelta(0), now=later, threads=1)
+
+
+def contents(place: Place) -> dict[str, str]:
+    """SHA-256 of every object of a dataset, temporary ones too, by path."""
+    storage = place.storage
+    return {
+        entry.name: hashlib.sha256(storage.read(join(place.uri, entry.name))).hexdigest()
+        for entry in storage.walk(place.uri, include_temporary=True)
+    }
+
+
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """A folder in memory where the machine has one: thousands of syncs are made in it, and nobody pulls a plug."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix="protocol-", dir=memory if usable else None) as folder:
+        yield Path(folder)
+
+
+def copy_folder(folder: Path, place: Place) -> None:
+    """Puts the files below a folder where a dataset is to stand."""
+    upload(place.storage, folder, place.uri)
+
+
+def holding(place: Place) -> Iterator[tuple[Commit, bytes]]:
+    """The commit that holds of each shard, with the bytes of its file."""
+    for shard, generation in place.log.committed().items():
+        data = place.storage.read(place.log.uri(shard, generation))
+        yield Commit.from_json(data), data
+
+
+def broken_promises(place: Place) -> list[str]:
+    """What is wrong with the commits that hold: files that are not there, whole, with the bytes they are named by."""
+    found = []
+    for commit, data in holding(place):
+        name = f"shard {commit.shard}, generation {commit.generation}"
+        if data != commit.to_json():
+            found.append(f"{name}: its commit is not canonical")
+        if commit.ordinals != (commit.shard * ROWS, (commit.shard + 1) * ROWS):
+            found.append(f"{name}: has the ordinals {commit.ordinals}")
+        if commit.counts["rows"] != ROWS or commit.counts["images"] + commit.counts["rejected"] != ROWS:
+            found.append(f"{name}: counts {commit.counts}")
+        for entry in commit.files:
+            try:
+                file = place.storage.read(join(place.uri, entry.path))
+            except NotFoundError:
+                found.append(f"{name}: {entry.path} is not there")
+                continue
+            if (len(file), hashlib.sha256(file).hexdigest()) != (entry.size, entry.sha256):
+                found.append(f"{name}: {entry.path} has other bytes")
+    return found

@@ -1,0 +1,125 @@
+"""`segmint build` in the background, to be killed in part or as a whole, and what must be true afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.support.builds import ROOT, digests, segmint
+
+_MARK = "SEGMINT_TEST_RUN"
+
+
+class Run:
+    """A build as a process of its own; a local Ray and all its workers carry its mark in their environment."""
+
+    def __init__(self, config: Path, *arguments: str, **environment: str) -> None:
+        self._mark = uuid.uuid4().hex
+        self._log = config.with_suffix(".log")
+        with self._log.open("ab") as stream:
+            self._driver = subprocess.Popen(
+                [sys.executable, "-m", "segmint", "build", str(config), *arguments],
+                cwd=ROOT,
+                env={**os.environ, **environment, _MARK: self._mark},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def alive(self) -> bool:
+        """Whether the driver still runs."""
+        return self._driver.poll() is None
+
+    def below(self) -> list[psutil.Process]:
+        """All that the driver started and that still runs: none on a cluster."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._driver.pid).children(recursive=True)
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone."""
+        self._driver.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = 600) -> int:
+        """The exit code, negative for a signal; a run that does not end by itself fails the test, with its output."""
+        try:
+            return self._driver.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the run did not end within {timeout:g} s:\n{self.told()}") from None
+
+    def told(self) -> str:
+        """What it printed."""
+        return self._log.read_text(errors="replace")
+
+    def marked(self) -> list[psutil.Process]:
+        """Every process with this run's mark, whoever its parent is by now."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == self._mark:
+                    found.append(process)
+        return found
+
+    def close(self) -> None:
+        """Ends whatever is left."""
+        for process in self.marked():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._driver.wait()
+
+
+@contextmanager
+def running(config: Path, *arguments: str, **environment: str) -> Iterator[Run]:
+    """A build in the background; nothing of it is left afterwards."""
+    run = Run(config, *arguments, **environment)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def wait_for(what: str, found: Callable[[], object], run: Run, timeout: float = 600) -> None:
+    """Returns when `found` answers yes; fails where the run ends first."""
+    deadline = time.monotonic() + timeout
+    while not found():
+        assert run.alive(), f"the run ended before there was {what}:\n{run.told()}"
+        assert time.monotonic() < deadline, f"there was no {what} in {timeout:g} s:\n{run.told()}"
+        time.sleep(0.02)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself: Ray's workers say what they do. Empty for one that has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def finish(config: Path, **environment: str) -> int:
+    """Builds again until nothing is left; returns how often that took, at most twice."""
+    for attempt in (1, 2):
+        with running(config, **environment) as run:
+            code = run.wait()
+        if code == 0:
+            return attempt
+        assert code == 3, f"ended with {code}:\n{run.told()}"
+    raise AssertionError(f"unfinished after two more builds:\n{run.told()}")
+
+
+def assert_gone(run: Run) -> None:
+    """Nothing that a run started on this machine is left, or it ends within a minute."""
+    _, left = psutil.wait_procs(run.marked(), timeout=60)
+    assert not left, f"left behind: {[title(process) for process in left]}"
+
+
+def assert_whole(dataset: Path, undisturbed: dict[str, str]) -> None:
+    """The files of an undisturbed build, byte for byte, no other but temporary ones, and an audit without findings."""
+    standing = {path: digest for path, digest in digests(dataset).items() if not Path(path).name.startswith(".tmp-")}
+    assert standing == undisturbed
+    segmint("audit", dataset, "--integrity-only")

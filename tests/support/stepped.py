@@ -1,0 +1,87 @@
+"""Work in threads that make one storage call at a time, when told: every interleaving, and the same one each time."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.support.crashing_store import gated
+
+_PATIENCE_S = 60
+
+_of_thread = threading.local()
+
+
+class KilledError(BaseException):
+    """Ends the work of a thread as a death would: no handler for errors sees it."""
+
+
+class Stepped:
+    """`work()` in a thread, which waits before each of its storage calls. Use within `stepping`."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._may_go = threading.Semaphore(0)
+        self._waits = threading.Semaphore(0)
+        self._killed = False
+        self.error: BaseException | None = None
+        self.next_call = ""  # the call that it waits before; empty once the work is done
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        self._wait()
+
+    @property
+    def done(self) -> bool:
+        return not self.next_call
+
+    def step(self) -> None:
+        """Makes the call that it waits before, and goes on to the next."""
+        self._may_go.release()
+        self._wait()
+
+    def finish(self) -> None:
+        """Makes all calls that are left."""
+        while not self.done:
+            self.step()
+
+    def kill(self) -> None:
+        """Ends it before its next call."""
+        self._killed = True
+        if not self.done:
+            self.step()
+
+    def _main(self) -> None:
+        _of_thread.gate = self._gate
+        try:
+            self._work()
+        except KilledError:
+            pass
+        except BaseException as error:  # noqa: BLE001 (told to whoever stepped it)
+            self.error = error
+        finally:
+            self.next_call = ""
+            self._waits.release()
+
+    def _gate(self, name: str, call: Callable[[], Any], subject: Any) -> Any:
+        self.next_call = name
+        self._waits.release()
+        self._may_go.acquire()
+        if self._killed:
+            raise KilledError
+        return call()
+
+    def _wait(self) -> None:
+        if not self._waits.acquire(timeout=_PATIENCE_S):
+            raise TimeoutError("a stepped thread neither came to a storage call nor to its end")
+
+
+@contextmanager
+def stepping() -> Iterator[None]:
+    """Within, the storage calls of `Stepped` threads wait for their steps; all others are made at once."""
+
+    def by_thread(name: str, call: Callable[[], Any], subject: Any) -> Any:
+        gate = getattr(_of_thread, "gate", None)
+        return call() if gate is None else gate(name, call, subject)
+
+    with gated(by_thread):
+        yield

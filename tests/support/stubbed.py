@@ -1,0 +1,31 @@
+"""A dataset of stubbed images without Ray, as a build with the same stubs makes it."""
+
+from pathlib import Path
+
+from benchmarks.stubs import StubbedPrepare, StubbedSegment
+from infra.ray_session import Cluster
+from infra.storage import Storage
+from operators.describe import describe_table
+from operators.write_shard import ShardResult, write_shard
+from pipeline.config import load_config
+from pipeline.dataset import open_or_create
+from pipeline.stages import lay_out
+from pipeline.work import shard_rows
+
+
+def write_dataset(config_path: Path) -> list[ShardResult]:
+    """Writes and commits every shard, one after another, in this process."""
+    config = load_config(str(config_path))
+    storage = Storage(config.storage)
+    dataset = open_or_create(config, storage)
+    stages = lay_out(config, dataset, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2))
+    prepare, segment = StubbedPrepare(*stages.prepare_arguments), StubbedSegment(stages.segment)
+    results = []
+    try:
+        for shard in dataset.shards():
+            taken = shard_rows(config, storage, dataset, [shard])
+            described = describe_table(segment(prepare(taken.rows)))
+            results.append(write_shard(taken.tasks[shard], [(0, described.num_rows)], described))
+    finally:
+        prepare.close()
+    return results

@@ -1,0 +1,78 @@
+"""A dataset to look at: the small real one, with rows that a search can tell apart, and texts that attack the page."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.support.builds import ROOT
+
+HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
+"""A text that is markup where it is taken for it."""
+
+VARIED: dict[int, dict[str, str | None]] = {
+    1: {"country": "FR", "provider": "acme", "license": "CC0-1.0"},
+    2: {"country": "DE", "provider": HOSTILE, "image_id": HOSTILE},
+    4: {"country": None, "provider": "acme"},
+    5: {"country": "FR", "provider": "other", "license": "CC-BY-4.0"},
+}
+"""What `vary` writes into the rows of images, by id."""
+
+
+def vary(dataset: Path) -> Path:
+    """Writes `VARIED` into the tables of images of a copy of the small real dataset, over what they said."""
+    for path in (dataset / "images").iterdir():
+        table = pq.read_table(path)
+        rows = [{**row, **VARIED.get(row["id"], {})} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    return dataset
+
+
+def image_rows(dataset: Path) -> list[dict[str, Any]]:
+    """All rows of images, in order of ids, read by pyarrow."""
+    return sorted(_rows(dataset / "images"), key=lambda row: row["id"])
+
+
+def mask_rows(dataset: Path, image: int) -> list[dict[str, Any]]:
+    """The rows of an image's masks, in order, read by pyarrow."""
+    return sorted((r for r in _rows(dataset / "masks") if r["id"] == image), key=lambda row: row["annotation_id"])
+
+
+def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path:
+    """An audit's JSON with these findings, each at least with a `where`."""
+    whole = {"code": "mask_area", "shard": 0, "file": "masks/x.parquet", "where": "", "expected": "1", "found": "2"}
+    document = {"dataset": "x", "scope": "all", "findings": [{**whole, **finding} for finding in findings], **more}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def running_viewer(dataset: Path, *arguments: str | Path, end: signal.Signals = signal.SIGINT) -> Iterator[str]:
+    """`segmint view` as a process of its own: gives its address, ends it by a signal, and wants exit code 0."""
+    command = [sys.executable, "-m", "segmint", "view", str(dataset), "--no-browser", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            if not re.fullmatch(r"http://127\.0\.0\.1:\d+/\?key=[\w-]{40,}", address):
+                process.kill()
+                raise AssertionError(f"no address but {address!r}: {process.communicate()[1]}")
+            yield address
+        finally:
+            process.send_signal(end)
+            _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told
+        assert "Traceback" not in told
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.iterdir()):
+        yield from pq.read_table(path).to_pylist()
