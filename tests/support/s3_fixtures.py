@@ -9,6 +9,16 @@ import pytest
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Puts the end of the S3 server's log into the report of a test that failed with it."""
+    outcome = yield
+    report = outcome.get_result()
+    server = getattr(item, "funcargs", {}).get("s3_server")
+    if report.failed and isinstance(server, S3Server):
+        report.sections.append(("the S3 server's log", server.log()[-4000:]))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A running SeaweedFS; its credentials stand in this process's environment, which children inherit."""
@@ -29,15 +39,24 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def make_bucket(s3_server: S3Server) -> Callable[..., str]:
-    """Makes an empty bucket and gives its name."""
-    return s3_server.make_bucket
+def make_bucket(s3_server: S3Server) -> Iterator[Callable[..., str]]:
+    """Makes an empty bucket and gives its name; the bucket goes with its objects when the test ends."""
+    made: list[str] = []
+
+    def make(prefix: str = "test") -> str:
+        made.append(s3_server.make_bucket(prefix))
+        return made[-1]
+
+    yield make
+    if s3_server.running:
+        for name in made:
+            s3_server.remove_bucket(name)
 
 
 @pytest.fixture
-def s3_bucket(s3_server: S3Server) -> str:
+def s3_bucket(make_bucket: Callable[..., str]) -> str:
     """The name of an empty bucket."""
-    return s3_server.make_bucket()
+    return make_bucket()
 
 
 @pytest.fixture

@@ -60,6 +60,10 @@ class S3Server:
     def endpoint_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self, deadline_s: float = 40) -> None:
         atexit.register(self.stop)  # in case the fixture that owns this never gets to its end
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
@@ -67,6 +71,7 @@ class S3Server:
             str(weed_binary()), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.telemetry=false", "-s3.autoCreateBucket=false",
+            "-volume.max=20000",  # a bucket takes one at least, and by itself the disk's free space limits them
             f"-filer.localSocket={self.folder / 'filer.sock'}", f"-s3.localSocket={self.folder / 's3.sock'}",
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]  # fmt: skip
@@ -113,6 +118,10 @@ class S3Server:
         name = f"{prefix}-{uuid.uuid4().hex[:10]}"
         self.client().create_bucket(Bucket=name)
         return name
+
+    def remove_bucket(self, name: str) -> None:
+        """Removes a bucket and all that is in it, which SeaweedFS does at one call."""
+        self.client().delete_bucket(Bucket=name)
 
     def _answers(self) -> bool:
         # A signed request: the port opens before identities and the filer are there.
