@@ -1,6 +1,6 @@
 """What a build costs beside its images: a million rows through a real build whose two pixel stages are stubs.
 
-    python benchmarks/scale.py [--rows N] [--minutes M] [--every S] [--folder FOLDER] [--output FILE]
+    python benchmarks/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S] [--folder DIR] [--output FILE]
 
 Catalog, windows, blocks, actors, ledger, shards, commits and accounting are the product's own (see `stubs.py`); every
 fiftieth row is refused for its license. Meanwhile the memory of the driver, of Ray's processes and of every worker is
@@ -39,6 +39,7 @@ def main() -> None:
     """Builds, prints what it cost and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows-per-block", type=int, default=128, help="rows that travel between stages together")
     parser.add_argument("--minutes", type=float, help="ends the build after so long, with the shards that it has then")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks at the processes")
     parser.add_argument("--folder", type=Path, help="where catalog and dataset stand for the time of the run")
@@ -46,7 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "pyarrow"))
     with tempfile.TemporaryDirectory(prefix="segmint-scale-", dir=arguments.folder, ignore_cleanup_errors=True) as name:
-        parts = measure(Path(name), arguments.rows, arguments.every, arguments.minutes)
+        rows_per_block = {"rows_per_block": arguments.rows_per_block}
+        parts = measure(Path(name), arguments.rows, arguments.every, arguments.minutes, **rows_per_block)
     write_result(arguments.output, "scale", machine, parts)
     rows = parts["build"]
     print(f"{rows['rows_per_s']} rows/s, {rows['cpu_ms_a_row']} ms of CPU a row; written to {arguments.output}")

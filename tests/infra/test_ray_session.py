@@ -102,10 +102,7 @@ def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted
     )
     try:
         client = JobSubmissionClient(f"http://{started.dashboard_url}")
-        job = client.submit_job(
-            entrypoint=f"{sys.executable} -c {shlex.quote(SUBMITTED)}",
-            runtime_env={"working_dir": str(ROOT), "excludes": ["tests", "benchmarks", "docs"]},
-        )
+        job = submit(client, f"{sys.executable} -c {shlex.quote(SUBMITTED)}")
         for _ in range(300):
             if client.get_job_status(job).is_terminal():
                 break
@@ -117,6 +114,21 @@ def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted
         assert "working_dir_files" in driver, "not the folder that was shipped"
     finally:
         ray.shutdown()
+
+
+def submit(client: JobSubmissionClient, entrypoint: str) -> str:
+    """The id of a job, once Ray's agents are up: on a busy machine that is after `ray.init` has returned."""
+    shipped = {"working_dir": str(ROOT), "excludes": ["tests", "benchmarks", "docs"]}
+    for _ in range(300):
+        try:
+            job: str = client.submit_job(entrypoint=entrypoint, runtime_env=shipped)
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            time.sleep(0.5)
+        else:
+            return job
+    pytest.fail("no agent of Ray takes a job")
 
 
 SUBMITTED = """
