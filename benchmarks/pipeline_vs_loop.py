@@ -3,8 +3,8 @@
     python benchmarks/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
 Both sides take the same photographs to the same annotations: prepare (with the detection of faces and plates),
-segment, describe. The model computes with the same threads on both, and the build prepares images meanwhile on what
-the machine has left: with as many threads as cores, the default, both have the same to compute with. Each side is a
+segment, describe. Both have all cores to compute with: the loop's model has a thread a core, which is the most that one
+process makes of them, and the build shares the cores among its actors as it does by itself. Each side is a
 process of its own and is timed from its start to its end, imports and the model's loading included; the build has to
 start Ray, and to write and commit shards beside. Rounds alternate, and the ratio of throughputs is given with its
 spread. In each round every image's JSON must be the same on both sides, byte for byte. Photographs are repeated up to
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--images", type=int, default=16, help="images in the catalog")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads in segmentation")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads in the loop")
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--output", type=Path, default=RESULTS / "pipeline_vs_loop.json")
     arguments = parser.parse_args()
@@ -46,9 +46,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="segmint-benchmark-") as name:
         folder = Path(name)
         settings = write_catalog(folder, arguments)
-        rounds = [measure_round(folder, settings, index) for index in range(arguments.rounds)]
+        rounds = [measure_round(folder, settings, arguments.threads, index) for index in range(arguments.rounds)]
     parts = {
-        "settings": {"images": arguments.images, "photos": arguments.photos is not None, **settings},
+        "settings": {
+            "images": arguments.images,
+            "photos": arguments.photos is not None,
+            "loop_threads": arguments.threads,
+            **settings,
+        },
         "rounds": rounds,
         "ratio": spread([each["ratio"] for each in rounds]),
     }
@@ -68,7 +73,7 @@ def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
         "rows_per_block": 1,
         "license": {"allow": ["CC0-1.0"]},
         "masks": {"crop_n_layers": 0, "points_per_side": arguments.points_per_side},
-        "model": {"weights": "mobile_sam", "device": "cpu", "precision": "fp32", "threads": arguments.threads},
+        "model": {"weights": "mobile_sam", "device": "cpu", "precision": "fp32"},
     }
 
 
@@ -88,7 +93,7 @@ def photographs(given: Path | None, folder: Path) -> list[Path]:
     return paths
 
 
-def measure_round(folder: Path, settings: dict[str, Any], index: int) -> dict[str, Any]:
+def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: int) -> dict[str, Any]:
     """Both sides once, in an order that alternates; raises `SystemExit` where a single byte differs."""
     paths = {"catalog": str(folder / "catalog.jsonl"), "output": str(folder / f"dataset-{index}")}
     config = folder / f"build-{index}.yaml"
@@ -96,7 +101,7 @@ def measure_round(folder: Path, settings: dict[str, Any], index: int) -> dict[st
     found: dict[str, Any] = {}
     for side in (run_loop, run_build) if index % 2 == 0 else (run_build, run_loop):
         started = time.perf_counter()
-        found[side.__name__] = side(config)
+        found[side.__name__] = side(config, threads)
         found[f"{side.__name__}_s"] = time.perf_counter() - started
     accounting, documents, looped = found["run_build"], read_annotations(Path(paths["output"])), found["run_loop"]
     different = [name for name in {*documents, *looped} if documents.get(name) != looped.get(name)]
@@ -122,7 +127,7 @@ def measure_round(folder: Path, settings: dict[str, Any], index: int) -> dict[st
     return row
 
 
-def run_build(config: Path) -> dict[str, Any]:
+def run_build(config: Path, _threads: int) -> dict[str, Any]:
     """`segmint build`: the accounting."""
     command = [sys.executable, "-m", "segmint", "build", str(config), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -132,14 +137,14 @@ def run_build(config: Path) -> dict[str, Any]:
     return accounting
 
 
-def run_loop(config: Path) -> dict[str, bytes]:
+def run_loop(config: Path, threads: int) -> dict[str, bytes]:
     """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard."""
-    documents: dict[str, bytes] = in_process(loop, str(config))
+    documents: dict[str, bytes] = in_process(loop, str(config), threads)
     return documents
 
 
-def loop(config_path: str) -> dict[str, bytes]:
-    """One image after another through the stages' pure functions."""
+def loop(config_path: str, threads: int) -> dict[str, bytes]:
+    """One image after another through the stages' pure functions; torch has so many threads."""
     import torch
 
     from infra.assets import resolve
@@ -158,7 +163,7 @@ def loop(config_path: str) -> dict[str, bytes]:
     config = load_config(config_path)
     prepare = PrepareConfig(config.ingest, config.deidentify, config.release, keep_original=False)
     detectors = build_detectors(config.deidentify, threads=1)
-    compute = resolve_compute(config.model.device, config.model.precision, config.model.threads)
+    compute = resolve_compute(config.model.device, config.model.precision, threads)
     generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())
     documents = {}
     rows = [json.loads(line) for line in Path(config.catalog).read_text().splitlines()]

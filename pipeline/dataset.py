@@ -143,7 +143,7 @@ def _begin(config: Config, storage: Storage, weights: Path) -> StandingManifest:
         licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, storage, weights))
     digest = sha256_of(weights)
-    numerics = first_numerics(config, digest)
+    numerics = first_numerics(config, weights)
     part = catalog_part(path, catalog, storage.sha256(config.catalog), first_shard=0)
     manifest = DatasetManifest(
         name=config.name,

@@ -3,26 +3,46 @@
 Ray is imported only where it is asked: a plan needs none.
 """
 
-from infra.device import resolve_compute
+from dataclasses import replace
+from pathlib import Path
+
+from infra.assets import sha256_of
+from infra.device import Compute, resolve_compute
 from infra.errors import SegmintError, UsageError
 from operators.mask_config import MasksConfig, ModelConfig
 from operators.numerics import Numerics, resolve_numerics
 from pipeline.config import Config
+from pipeline.cpu_actors import threads_of_an_actor
 
 
-def first_numerics(config: Config, weights_sha256: str) -> Numerics:
+def first_numerics(config: Config, weights: Path) -> Numerics:
     """What `model.*` and `masks.points_per_chunk` come to here or, on a cluster, where a GPU is.
+
+    `weights` is this machine's copy of the checkpoint.
 
     A cluster's driver runs on a head node, which seldom has a GPU: where `model.device` is cuda and this process sees
     none, a task beside a GPU answers. On a cluster `auto` looks at the cluster alone: it is cuda where that has GPUs,
     else cpu. Raises `UsageError` where there is no such device either, or none becomes free within `stall_timeout`.
     """
-    if config.model.device != "cpu":
-        from infra.ray_session import joins_cluster
+    from infra.ray_session import joins_cluster
 
-        if joins_cluster(config.resources.address) and not (config.model.device == "cuda" and _sees_cuda()):
-            return _ask_cluster(config, weights_sha256)
-    return _resolve(config.model, config.masks, weights_sha256)
+    digest = sha256_of(weights)
+    if not joins_cluster(config.resources.address):
+        return resolve_numerics(compute_here(config.model, weights.stat().st_size), config.masks, digest)
+    if config.model.device != "cpu" and not (config.model.device == "cuda" and _sees_cuda()):
+        return _ask_cluster(config, digest)
+    return _resolve(config.model, config.masks, digest)
+
+
+def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
+    """What `model` comes to on this machine alone; on a CPU its cores are shared among actors.
+
+    `weights_bytes` is the checkpoint's size. Raises `UsageError` for a device that is not here.
+    """
+    compute = resolve_compute(model.device, model.precision, model.threads)
+    if model.threads != "auto" or compute.kind != "cpu":
+        return compute
+    return replace(compute, threads=threads_of_an_actor(compute.threads, weights_bytes))
 
 
 def _sees_cuda() -> bool:

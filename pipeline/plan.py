@@ -19,7 +19,7 @@ from catalogs.manifest import DatasetManifest, read_manifest
 from catalogs.readers import catalog_format
 from catalogs.rows import NormalizedRows
 from catalogs.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
-from infra.assets import resolve, sha256_of
+from infra.assets import ASSETS, resolve, sha256_of
 from infra.device import Compute, resolve_compute
 from infra.errors import UsageError
 from infra.peak import measure_peak
@@ -30,7 +30,9 @@ from operators.deidentify import BUNDLED_DETECTORS
 from operators.numerics import resolve_numerics
 from pipeline.ceiling import Ceiling, flop_per_image
 from pipeline.config import Config
+from pipeline.cpu_actors import actors_that_fit
 from pipeline.dataset import check_begun_alike, require_catalog, require_rows
+from pipeline.first_numerics import compute_here
 from pipeline.plan_sample import STAGES, Sample, run_sample
 from pipeline.windows import ShardPart, choose_shards
 
@@ -314,7 +316,11 @@ def _ceiling(
         if device == "cpu":
             raise UsageError("--flops is the peak of a GPU, and model.device is cpu: leave one of them out")
         return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, work), None
-    compute = resolve_compute(device, precision, pinned.get("threads", config.model.threads))
+    model = config.model.model_copy(update={"device": device, "precision": precision})
+    if "threads" in pinned:
+        model = model.model_copy(update={"threads": pinned["threads"]})
+    weights_bytes = _weights_bytes(config, storage)
+    compute = compute_here(model, weights_bytes)
     if compute.kind == "cuda":
         import torch
 
@@ -329,11 +335,22 @@ def _ceiling(
                 "GPUs that are not here give the peak of one, as in --flops 9.9e14, from its data sheet or a build"
             )
         actors = config.resources.segment.actors
-        largest = 1 if actors == "auto" else actors if isinstance(actors, int) else actors[1]
-        devices = min(largest, max(1, cores_here() // compute.threads))
+        devices = max(1, cores_here() // compute.threads)
+        if actors == "auto":
+            devices = actors_that_fit(devices, weights_bytes)
+        else:
+            devices = min(devices, actors if isinstance(actors, int) else actors[1])
         kind = torch.backends.cpu.get_cpu_capability()
     peak = measure_peak(compute)
     return Ceiling(compute.kind, kind, compute.precision, compute.threads, devices, peak, work), compute
+
+
+def _weights_bytes(config: Config, storage: Storage) -> int:
+    """The checkpoint's size; of a known name it is known without the file."""
+    name = config.model.weights
+    if name in ASSETS:
+        return ASSETS[name].size
+    return resolve(name, mirror=config.assets, storage=storage).stat().st_size
 
 
 def _compute_for_sample(config: Config) -> Compute:

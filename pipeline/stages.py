@@ -11,6 +11,7 @@ from infra.ray_session import Cluster, observe
 from infra.storage import Storage
 from operators.segment import SegmentSettings
 from pipeline.config import Config, PoolConfig
+from pipeline.cpu_actors import actors_that_fit
 from pipeline.dataset import OpenDataset
 from pipeline.stage_settings import detector_hashes, prepare_config, segment_settings
 
@@ -76,10 +77,8 @@ def lay_out(
             f"resources.segment.num_gpus is {gpus_each:g}, but the cluster has {cluster.gpus:g} GPUs: "
             "add GPUs, or set model.device: cpu"
         )
-    by_machine = int(cluster.gpus // gpus_each) if gpus_each else cluster.nodes
-    segment = _pool(
-        resources.segment, max(1, by_machine), max(1, by_machine), gpus_each, calls_at_once=2 if on_gpu else 1
-    )
+    devices = max(1, int(cluster.gpus // gpus_each)) if gpus_each else _cpu_actors(dataset, cluster)
+    segment = _pool(resources.segment, devices, devices, gpus_each, calls_at_once=2 if on_gpu else 1)
     # Prepare grows into the cores that segmentation leaves; a cluster's cores count, a local Ray's logical CPUs do not.
     cores = cluster.cores if cluster.local else cluster.cpus
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads)
@@ -110,6 +109,17 @@ def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages
         return lay_out(config, dataset, observe(local=False), stages.report_peak)
     except UsageError:
         return stages
+
+
+def _cpu_actors(dataset: OpenDataset, cluster: Cluster) -> int:
+    """Segment actors without a GPU: one a machine of a cluster, and on this machine alone as many as have room.
+
+    A dataset of few rows has no use for more than it has rows.
+    """
+    if not cluster.local:
+        return max(1, cluster.nodes)
+    by_cores = max(1, cluster.cores // dataset.numerics.threads)
+    return min(by_cores, actors_that_fit(by_cores, dataset.weights.stat().st_size), max(1, dataset.rows))
 
 
 def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float, *, calls_at_once: int) -> Pool:

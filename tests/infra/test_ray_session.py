@@ -117,9 +117,12 @@ def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted
 
 
 def submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """The id of a job, once Ray's agents are up: on a busy machine that is after `ray.init` has returned."""
+    """The id of a job, once Ray's agents are up: on a busy machine that is after `ray.init` has returned.
+
+    Ray itself waits ten seconds for them in each of these tries.
+    """
     shipped = {"working_dir": str(ROOT), "excludes": ["tests", "benchmarks", "docs"]}
-    for _ in range(300):
+    for _ in range(8):
         try:
             job: str = client.submit_job(entrypoint=entrypoint, runtime_env=shipped)
         except RuntimeError as error:

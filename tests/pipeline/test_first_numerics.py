@@ -8,6 +8,7 @@ import pytest
 import ray
 import torch
 
+from infra.device import physical_cores
 from infra.errors import UsageError
 from pipeline.config import Config, load_config
 from pipeline.first_numerics import _ask_beside_a_gpu, _counts_on_gpus, _resolve, first_numerics
@@ -32,14 +33,26 @@ def config(folder: Path, **changes: Any) -> Config:
     return load_config(str(write_config(folder / "build.yaml", "/catalog.jsonl", folder / "dataset", **changes)))
 
 
-def test_without_a_cluster_this_machine_answers(tmp_path: Path) -> None:
+def test_without_a_cluster_this_machine_answers(tmp_path: Path, mobile_sam_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^device 'cuda' was asked for, but torch sees no CUDA device here"):
-        first_numerics(config(tmp_path, model={"device": "cuda"}), SHA)
+        first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
 
-def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None) -> None:
+def test_on_a_cpu_alone_the_cores_are_shared_among_actors(
+    tmp_path: Path, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cpu_actors.memory_here", lambda: 2**40)
+    shared = first_numerics(config(tmp_path, model={"device": "cpu"}), mobile_sam_path)
+    assert shared.threads == 1
+    monkeypatch.setattr("pipeline.cpu_actors.memory_here", lambda: 2**30)
+    assert first_numerics(config(tmp_path, model={"device": "cpu"}), mobile_sam_path).threads == physical_cores()
+    asked = config(tmp_path, model={"device": "cpu", "threads": 3})
+    assert first_numerics(asked, mobile_sam_path).threads == 3
+
+
+def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^on a worker of the cluster: device 'cuda' was asked for"):
-        first_numerics(config(tmp_path, model={"device": "cuda"}), SHA)
+        first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
 
 def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
@@ -49,19 +62,19 @@ def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_
     assert answer.threads == 3
 
 
-def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot: None) -> None:
+def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
     words = r"device 'cuda' was asked for.*model\.device is auto, and the cluster has 1 GPUs; cpu leaves them alone"
     with pytest.raises(UsageError, match=words):
-        first_numerics(config(tmp_path, model={}), SHA)
+        first_numerics(config(tmp_path, model={}), mobile_sam_path)
 
 
 @pytest.mark.parametrize(
     "changes", [{"model": {"device": "cpu"}}, {"resources": {"segment": {"num_gpus": 0}}}], ids=["cpu", "no GPUs"]
 )
 def test_who_asks_for_no_gpu_of_a_cluster_gets_none(
-    tmp_path: Path, one_gpu_slot: None, changes: dict[str, Any]
+    tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path, changes: dict[str, Any]
 ) -> None:
-    assert first_numerics(config(tmp_path, **{"model": {}, **changes}), SHA).device == "cpu"
+    assert first_numerics(config(tmp_path, **{"model": {}, **changes}), mobile_sam_path).device == "cpu"
 
 
 def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:
@@ -70,7 +83,9 @@ def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path:
         assert _counts_on_gpus(asked, gpus) == expected, (wanted, gpus)
 
 
-def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(tmp_path: Path, one_gpu_slot: None) -> None:
+def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(
+    tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path
+) -> None:
     greedy = config(tmp_path, model={"device": "cuda"}, resources={"segment": {"num_gpus": 2}}, stall_timeout=0.5)
     with pytest.raises(UsageError, match=r"no node with 2 GPUs and 2 CPUs was free .* the cluster has 1 GPUs"):
-        first_numerics(greedy, SHA)
+        first_numerics(greedy, mobile_sam_path)

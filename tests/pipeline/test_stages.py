@@ -18,6 +18,7 @@ LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
 
 def opened(folder: Path, **changes: Any) -> tuple[Config, OpenDataset]:
+    changes = {"resources": {}, **changes}
     catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
     config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
     return config, open_or_create(config, Storage())
@@ -27,10 +28,18 @@ def laid_out(folder: Path, cluster: Cluster, **changes: Any) -> Stages:
     return lay_out(*opened(folder, **changes), cluster)
 
 
-def test_a_laptop_gets_one_actor_of_each(tmp_path: Path) -> None:
-    stages = laid_out(tmp_path, LAPTOP)
-    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (1, 1)
-    assert (stages.prepare_pool.smallest, stages.prepare_pool.largest) == (1, 1)
+def test_a_laptop_shares_its_cores_among_segment_actors(tmp_path: Path) -> None:
+    for threads, actors in ((1, 2), (2, 1), (5, 1)):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        stages = laid_out(folder, LAPTOP, model={"threads": threads, "device": "cpu"})
+        assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (actors, actors)
+        assert (stages.prepare_pool.smallest, stages.prepare_pool.largest) == (1, 1)
+
+
+def test_a_laptop_has_no_more_actors_than_its_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cpu_actors.memory_here", lambda: 4 * 2**30)
+    assert laid_out(tmp_path, LAPTOP).segment_pool.largest == 1
 
 
 def test_a_cluster_without_gpus_gets_a_segment_actor_a_machine_and_prepares_on_the_rest(tmp_path: Path) -> None:

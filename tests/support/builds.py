@@ -23,8 +23,9 @@ SMALL = {
     "model": {"threads": 1, "device": "cpu"},
     "rows_per_block": 2,
     "retry_wait_s": 1,
+    "resources": {"segment": {"actors": 1}},
 }
-"""A configuration that takes seconds: nine prompts an image, no crops, one thread."""
+"""A configuration that takes seconds: nine prompts an image, no crops, one actor with one thread."""
 
 
 def photograph(name: str, size: tuple[int, int] | None = None) -> np.ndarray:
