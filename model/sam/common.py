@@ -9,6 +9,20 @@ from model.sam.products import Linear
 EMBEDDING_CHANNELS = 256
 
 
+def random_normal(*shape: int) -> Tensor:
+    """Standard normal numbers on torch's default device; on the meta device, where there are no numbers, none.
+
+    For those torch would import its compiler, a second and a half at each start of a process that loads a model.
+    """
+    values = torch.empty(shape)
+    return values if values.is_meta else values.normal_()
+
+
+def learned_tokens(count: int, width: int) -> nn.Embedding:
+    """So many learned tokens, random until weights are loaded."""
+    return nn.Embedding(count, width, _weight=random_normal(count, width))
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each position of a (B, C, H, W) map."""
 

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron
+from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron, learned_tokens
 from model.sam.prompt_encoder import PromptEmbedding
 from model.sam.transformer import TwoWayTransformer
 
@@ -20,8 +20,8 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width = EMBEDDING_CHANNELS
         self.transformer = TwoWayTransformer(depth, width)
-        self.iou_token = nn.Embedding(1, width)
-        self.mask_tokens = nn.Embedding(MASK_TOKENS, width)
+        self.iou_token = learned_tokens(1, width)
+        self.mask_tokens = learned_tokens(MASK_TOKENS, width)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, kernel_size=2, stride=2),
             LayerNorm2d(width // 4),

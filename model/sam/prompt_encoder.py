@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d
+from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, learned_tokens, random_normal
 
 IMAGE_SIZE = 1024
 GRID = 64
@@ -33,8 +33,8 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
         # In the order of the weights: background point, foreground point, a box's first and last corner.
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, EMBEDDING_CHANNELS) for _ in range(4))
-        self.not_a_point_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+        self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
+        self.not_a_point_embed = learned_tokens(1, EMBEDDING_CHANNELS)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, 4, kernel_size=2, stride=2),
             LayerNorm2d(4),
@@ -44,7 +44,7 @@ class PromptEncoder(nn.Module):
             nn.GELU(),
             nn.Conv2d(16, EMBEDDING_CHANNELS, kernel_size=1),
         )
-        self.no_mask_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+        self.no_mask_embed = learned_tokens(1, EMBEDDING_CHANNELS)
 
     def forward(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
@@ -116,7 +116,7 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
+        self.register_buffer("positional_encoding_gaussian_matrix", random_normal(2, channels // 2))
 
     def forward(self, positions: Tensor) -> Tensor:
         """(..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""

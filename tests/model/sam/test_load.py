@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,15 @@ def test_a_checkpoint_tells_its_architecture_without_being_loaded(mobile_sam_pat
     (tmp_path / "no.pt").write_bytes(b"no checkpoint")
     with pytest.raises(SamWeightsError, match=r"no\.pt"):
         inspect_checkpoint(tmp_path / "no.pt")
+
+
+def test_loading_does_not_import_torchs_compiler(mobile_sam_path: Path) -> None:
+    """That takes longer than all the rest of it."""
+    code = (
+        "import sys; from model.sam.load import load_sam; load_sam(sys.argv[1]); "
+        "sys.exit('torch._dynamo' in sys.modules or 'torch._inductor' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(mobile_sam_path)], check=True)
 
 
 def test_weights_that_miss_or_add_a_part_are_refused_by_name() -> None:
