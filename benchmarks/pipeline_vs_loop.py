@@ -13,6 +13,7 @@ repeated up to the number of images. The result goes to `benchmarks/results/` as
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -50,7 +51,7 @@ def main() -> None:
         settings = write_catalog(folder, arguments)
         rounds = [measure_round(folder, settings, arguments.threads, index) for index in range(arguments.rounds)]
         threads = rounds[0]["build_threads"]
-        check_same(folder, run_loop(folder / "build-0.yaml", threads), arguments.rounds)
+        check_same(folder, run_loop(folder / "build-0.yaml", threads, once=True), arguments.rounds)
     print(f"the annotations of {arguments.images} images are the loop's with {threads} threads in every round")
     parts = {
         "settings": {
@@ -149,13 +150,16 @@ def run_build(config: Path, _threads: int) -> dict[str, Any]:
     return accounting
 
 
-def run_loop(config: Path, threads: int) -> dict[str, bytes]:
-    """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard."""
-    documents: dict[str, bytes] = in_process(loop, str(config), threads)
+def run_loop(config: Path, threads: int, *, once: bool = False) -> dict[str, bytes]:
+    """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard.
+
+    With `once` a photograph that is repeated is taken through the stages once.
+    """
+    documents: dict[str, bytes] = in_process(loop, str(config), threads, once)
     return documents
 
 
-def loop(config_path: str, threads: int) -> dict[str, bytes]:
+def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     """One image after another through the stages' pure functions; torch has so many threads."""
     import torch
 
@@ -177,14 +181,19 @@ def loop(config_path: str, threads: int) -> dict[str, bytes]:
     detectors = build_detectors(config.deidentify, threads=1)
     compute = resolve_compute(config.model.device, config.model.precision, threads)
     generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())
-    documents = {}
-    rows = [json.loads(line) for line in Path(config.catalog).read_text().splitlines()]
-    for image_id, row in enumerate(rows, start=1):
+
+    def segmented(uri: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
         torch.set_num_threads(1)  # as in the pipeline, where detectors compute beside the model
-        prepared = prepare_image(Path(row["uri"]).read_bytes(), prepare, detectors)
+        prepared = prepare_image(Path(uri).read_bytes(), prepare, detectors)
         torch.set_num_threads(compute.threads)
         masks = segment_image(generator, decode_jpeg(prepared.release), None)["masks"]
-        size = prepared.height, prepared.width
+        return (prepared.height, prepared.width), masks
+
+    documents = {}
+    rows = [json.loads(line) for line in Path(config.catalog).read_text().splitlines()]
+    take = functools.cache(segmented) if once else segmented
+    for image_id, row in enumerate(rows, start=1):
+        size, masks = take(row["uri"])
         codes = [mask["segmentation"]["counts"] for mask in masks]
         _ = [describe_mask(size, code) for code in codes], coverage(size, codes)
         documents[f"sa_{image_id}.json"] = annotations_json(image_id, f"sa_{image_id}.jpg", size, masks)

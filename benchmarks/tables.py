@@ -211,14 +211,14 @@ def pipeline_part(results: dict[str, Result]) -> str:
         return ""
     settings = result["settings"]
     rows = table(
-        ["round", "loop, s", "build, s", "ratio of throughputs", "annotations identical"],
+        ["round", "loop, s", "build, s", "ratio of throughputs", "threads of an actor"],
         (
             [
                 str(index),
                 seconds(row["loop_s"]),
                 seconds(row["build_s"]),
                 f"{row['ratio']:.2f}",
-                f"{row['identical']} of {row['images']}",
+                f"{row['build_threads']}",
             ]
             for index, row in enumerate(result["rounds"], start=1)
         ),

@@ -83,7 +83,8 @@ class PoolConfig(_Part):
     """The actors of one stage."""
 
     actors: Actors = "auto"
-    """auto: one segment actor a GPU or, without, one a machine; `prepare` grows into the cores left."""
+    """auto: one segment actor a GPU; without, one a machine of a cluster or, on one machine, as many as its cores and
+    memory hold; `prepare` grows into the cores left."""
     num_cpus: float = Field(default=1, gt=0)
     """Logical CPUs of one actor. Stages must differ, or Ray runs them as one."""
 
