@@ -16,7 +16,7 @@ from catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprin
 from infra.errors import UsageError
 from infra.retry import NotFoundError
 from infra.storage import Storage
-from infra.uris import join
+from infra.uris import absolute, base_name, join
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
@@ -168,6 +168,11 @@ def load_standing(storage: Storage, dataset_uri: str) -> StandingManifest:
 def load_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest:
     """The manifest that holds for the dataset at `dataset_uri`; raises `UsageError` when none was begun there."""
     return load_standing(storage, dataset_uri).manifest
+
+
+def name_of(manifest: DatasetManifest | None, uri: str) -> str:
+    """What a dataset is called: by its manifest, or by its folder or prefix at `uri` where it has none."""
+    return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
 def put_manifest(storage: Storage, dataset_uri: str, manifest: DatasetManifest, generation: int) -> bool:

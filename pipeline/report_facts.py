@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalogs.commits import Commit, CommitLog
-from catalogs.manifest import DatasetManifest, load_manifest
+from catalogs.manifest import DatasetManifest, load_manifest, name_of
 from catalogs.tables import DatasetTables
 from catalogs.tombstones import read_tombstones, taken_images
-from infra.storage import Storage, base_name
+from infra.storage import Storage
 from operators.deidentify import BUNDLED_DETECTORS
 
 _CREDITS_SHOWN = 200
@@ -92,7 +92,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     commits = tuple(CommitLog(storage, tables.uri).read_all()) if manifest is not None else ()
     credits_total, found = _credits(tables)
     return Facts(
-        name=manifest.name if manifest is not None else base_name(tables.uri.rstrip("/")),
+        name=name_of(manifest, tables.uri),
         kind=tables.kind,
         manifest=manifest,
         commits=commits,

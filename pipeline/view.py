@@ -29,7 +29,7 @@ from starlette.routing import Route
 from catalogs.tables import DatasetTables
 from infra.errors import SegmintError, UsageError
 from infra.retry import StorageFaultError
-from infra.uris import base_name, redact
+from infra.uris import redact
 from pipeline.view_findings import AuditFindings
 from pipeline.view_guard import Guard
 from pipeline.view_images import NoPictureError, Pictures, Thumbnails
@@ -43,8 +43,9 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 
 @dataclass
 class Viewer:
-    """What the application answers from."""
+    """What the application answers from; `name` is the dataset's."""
 
+    name: str
     tables: DatasetTables
     index: ImageIndex
     pictures: Pictures
@@ -56,8 +57,7 @@ class Viewer:
 
     def dataset(self) -> dict[str, Any]:
         """What stands at the head of the page, and what its filters offer."""
-        name = base_name(self.tables.uri)
-        about = {"name": name, "uri": redact(self.tables.uri), "kind": self.tables.kind}
+        about = {"name": self.name, "uri": redact(self.tables.uri), "kind": self.tables.kind}
         return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:

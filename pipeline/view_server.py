@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from catalogs.manifest import name_of, read_manifest
 from catalogs.tables import DatasetTables
 from infra.errors import UsageError
 from infra.storage import Storage
@@ -27,14 +28,14 @@ _LAST_ANSWERS_S = 3
 def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterator[Viewer]:
     """A viewer of the dataset at `uri`, with what an audit's JSON says of it; its scratch files go at the end.
 
-    Raises `UsageError` where there is no dataset, or no audit.
+    Raises `UsageError` where there is no dataset, one of a newer format, or no audit.
     """
     with ExitStack() as stack:
         findings = load_findings(storage, audit) if audit is not None else AuditFindings()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
         tables = stack.enter_context(open_tables(uri, storage, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
-        yield Viewer(tables, index, _pictures(tables, storage), findings)
+        yield Viewer(name_of(read_manifest(storage, uri), uri), tables, index, _pictures(tables, storage), findings)
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str], None]) -> None:

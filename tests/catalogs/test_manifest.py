@@ -15,6 +15,7 @@ from catalogs.manifest import (
     load_standing,
     manifest_generations,
     manifest_name,
+    name_of,
     parse_manifest_name,
     put_manifest,
     read_generation,
@@ -132,3 +133,11 @@ def test_shards_of_a_dataset_that_grew() -> None:
     assert [grown.ordinals(shard) for shard in range(5)] == [(0, 100), (100, 200), (200, 250), (300, 400), (400, 401)]
     with pytest.raises(ValueError, match="there is no shard 5: the dataset has 5"):
         grown.ordinals(5)
+
+
+def test_a_dataset_is_called_as_its_manifest_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = manifest((1, 0))
+    assert name_of(written, "s3://bucket/folder") == written.name
+    assert name_of(None, "s3://bucket/folder/") == "folder"
+    monkeypatch.chdir(tmp_path)
+    assert name_of(None, ".") == tmp_path.name

@@ -91,6 +91,8 @@ def drawn(page: "Page", canvas: str, alpha: str = "alpha > 0") -> int:
 def test_the_grid_and_its_filters(page: "Page", looked_at: Path) -> None:
     rows = image_rows(looked_at)
     tiles = page.locator("#results .tile")
+    expect(page).to_have_title("small · segmint view")
+    expect(page.locator("#dataset-name")).to_have_text("small")
     expect(tiles).to_have_count(len(rows))
     expect(page.locator("#count")).to_have_text(f"{len(rows)} images")
     page.locator("select[name=country]").select_option(label="FR (2)")

@@ -50,7 +50,7 @@ def ids(client: TestClient, **asked: str) -> list[int]:
 def test_the_head_says_what_there_is(client: TestClient, looked_at: Path) -> None:
     rows = image_rows(looked_at)
     told = client.get("/api/dataset").json()
-    assert (told["name"], told["kind"], told["images"]) == ("dataset", "segmint", len(rows))
+    assert (told["name"], told["kind"], told["images"]) == ("small", "segmint", len(rows))
     assert told["masks"] == sum(row["masks"] for row in rows)
     assert told["findings_elsewhere"] == 1
     countries = {choice["value"]: choice["images"] for choice in told["choices"]["country"]}

@@ -29,7 +29,7 @@ def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[s
     upload(storage, minted, uri)
     with open_viewer(str(minted), Storage()) as local, open_viewer(uri, storage) as remote:
         ours, theirs = client_of(local), client_of(remote)
-        assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "name": "minted", "uri": uri}
+        assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "uri": uri}
         paths = ["/api/images?masks_min=1", "/api/images?sort=coverage&descending=1", "/api/images/5/neighbors"]
         paths += [f"/{kind}/{image}{end}" for image in (7, 1, 5) for kind, end in KINDS]
         for path in paths:
@@ -69,7 +69,7 @@ def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: b
     with open_viewer(str(folder), Storage()) as foreign, open_viewer(str(minted), Storage()) as local:
         ours, theirs = client_of(local), client_of(foreign)
         told = theirs.get("/api/dataset").json()
-        assert (told["kind"], told["images"]) == ("sa1b", 6)
+        assert (told["name"], told["kind"], told["images"]) == (folder.name, "sa1b", 6)
         assert told["masks"] == ours.get("/api/dataset").json()["masks"]
         for image in (1, 5, 7):
             assert theirs.get(f"/images/{image}.jpg").content == pictures[f"sa_{image}.jpg"]
