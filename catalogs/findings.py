@@ -136,7 +136,8 @@ class Finding:
     """One thing that is wrong, and where.
 
     `file` is a path below the dataset, `where` a row, an image or a mask in it by ordinal or id (empty: the file as
-    a whole). `shard` is None for what belongs to none.
+    a whole). `shard` is None for what belongs to none. `image` is the number of the image that it is about, where
+    `where` does not tell: in data that segmint did not write, masks and files have anybody's names.
     """
 
     code: Code
@@ -145,6 +146,7 @@ class Finding:
     found: str
     shard: int | None = None
     where: str = ""
+    image: int | None = None
 
     def line(self) -> str:
         """The finding as a person reads it."""
@@ -159,6 +161,7 @@ class Finding:
             "shard": self.shard,
             "file": self.file,
             "where": self.where,
+            "image": self.image,
             "expected": self.expected,
             "found": self.found,
         }
@@ -166,14 +169,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """A file of a shard, or of none, in which findings are made."""
+    """A file of a shard, or of none, in which findings are made; `image` as in `Finding`."""
 
     file: str
     shard: int | None = None
+    image: int | None = None
 
     def finding(self, code: Code, expected: object, found: object, where: str = "") -> Finding:
         """A finding in this file; `where` names a row, an image or a mask in it."""
-        return Finding(code, self.file, str(expected), str(found), self.shard, where)
+        return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image)
 
 
 @dataclass

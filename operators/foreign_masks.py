@@ -6,7 +6,7 @@ What a JSON does not have (scores, a crop, a point, a box, an area) is not held 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,18 @@ class ForeignImage:
     out. `boxes` are findings to be made of the boxes that are in a convention, should the data have the other one.
     """
 
-    number: int | None  # the image's own
+    number: int
     size: tuple[int, int] | None
     masks: list[Row] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
     boxes: dict[BoxConvention, Findings] = field(default_factory=lambda: {name: Findings() for name in BOXES})
 
 
-def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place) -> ForeignImage:
+def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place, number: int) -> ForeignImage:
     """Reads and measures the JSON of one image; `size` (height, width) is that of its JPEG, where that is known.
 
-    Raises ValueError, which says why, where the bytes are no such JSON at all.
+    `number` is the image's, should its JSON say none; findings are about the image of its number. Raises ValueError,
+    which says why, where the bytes are no such JSON at all.
     """
     try:
         document = json.loads(data)
@@ -58,8 +59,9 @@ def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place) -> For
         raise ValueError("no image with a list of annotations")
     height, width = _side(header.get("height")), _side(header.get("width"))
     said = (height, width) if height and width else None
-    image = ForeignImage(_whole(header.get("image_id", header.get("id"))), said or size)
-    _read_masks(annotations, image, place)
+    own = _whole(header.get("image_id", header.get("id")))
+    image = ForeignImage(number if own is None else own, said or size)
+    _read_masks(annotations, image, replace(place, image=image.number))
     return image
 
 

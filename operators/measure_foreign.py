@@ -3,12 +3,12 @@
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from catalogs.findings import Code, Findings, Place
+from catalogs.findings import Code, Finding, Findings, Place
 from catalogs.foreign import JPEGS, ForeignShard, kind_of
 from catalogs.parquet import RowGroupWriter
 from catalogs.tables import BoxConvention, TableFile, scratch_path
@@ -65,8 +65,10 @@ class _Image:
 
     jpeg: _File | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
+    jpeg_fault: ValueError | None = None  # told when it is known which image it is of
     json_size: tuple[int, int] | None = None
     ordinal: int | None = None  # once its JSON was measured
+    number: int | None = None  # likewise
     told: bool = False  # whether there is a finding that its JSON cannot be read
 
 
@@ -99,7 +101,7 @@ def _measure(
         try:
             if file.kind == "jpeg":
                 image.jpeg = file
-                image.jpeg_size = _jpeg_size(file, measured.findings)
+                image.jpeg_size, image.jpeg_fault = _jpeg_size(file)
             else:
                 row = _read_json(file, image, measured)
                 if row is not None:
@@ -117,11 +119,13 @@ def _measure(
     _write(waiting, writers)
     for stem, image in images.items():
         if image.jpeg is None and image.ordinal is not None:
-            place = Place(f"{shard.tar}/{stem}.json" if shard.tar else f"{stem}.json", shard.shard)
+            place = Place(f"{shard.tar}/{stem}.json" if shard.tar else f"{stem}.json", shard.shard, image.number)
             measured.findings.add(place.finding(Code.MISSING_PAIR, f"a JPEG {base_name(stem)}.jpg", "none"))
-        elif image.jpeg is not None and not image.told:
-            found = "none that can be read"
-            measured.findings.add(image.jpeg.place.finding(Code.MISSING_PAIR, f"a JSON {base_name(stem)}.json", found))
+        elif image.jpeg is not None:
+            measured.findings.extend(_jpeg_fault(image, image.jpeg.place))
+            if not image.told:
+                expected, found = f"a JSON {base_name(stem)}.json", "none that can be read"
+                measured.findings.add(image.jpeg.place.finding(Code.MISSING_PAIR, expected, found))
 
 
 def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
@@ -129,7 +133,8 @@ def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row
     try:
         if file.size > _JSON_BYTES:
             raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")
-        found = read_foreign(file.read(file.size), image.jpeg_size, file.place)
+        ordinal = measured.shard * IMAGES_PER_SHARD_LIMIT + measured.images
+        found = read_foreign(file.read(file.size), image.jpeg_size, file.place, ordinal + 1)
         if found.size is None:
             raise ValueError("no size of its image")
     except ValueError as error:
@@ -140,16 +145,15 @@ def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row
     measured.findings.extend(found.findings)
     for convention, findings in found.boxes.items():
         measured.boxes[convention].extend(findings)
-    image.ordinal = measured.shard * IMAGES_PER_SHARD_LIMIT + measured.images
+    image.ordinal, image.number = ordinal, found.number
     image.json_size = found.size
     measured.images += 1
-    return _row(found, image.ordinal, file.stem), [mask["annotation_id"] for mask in found.masks]
+    return _row(found, ordinal, file.stem), [mask["annotation_id"] for mask in found.masks]
 
 
 def _row(found: ForeignImage, ordinal: int, name: str) -> Row:
     height, width = found.size or (0, 0)
-    number = ordinal + 1 if found.number is None else found.number
-    row: dict[str, Any] = {"ordinal": ordinal, "id": number, "image_id": name, "width": width, "height": height}
+    row: dict[str, Any] = {"ordinal": ordinal, "id": found.number, "image_id": name, "width": width, "height": height}
     return {**row, "masks": found.masks}
 
 
@@ -172,22 +176,28 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
 def _pair(ordinal: int, image: _Image, jpeg: _File, findings: Findings, writers: dict[str, RowGroupWriter]) -> None:
     row = {"ordinal": ordinal, "uri": _text(jpeg.uri), "offset": jpeg.offset, "size": jpeg.size}
     writers["jpegs"].add(to_table([row], JPEGS).to_batches())
+    place = replace(jpeg.place, image=image.number)
+    findings.extend(_jpeg_fault(image, place))
     if image.jpeg_size is not None and image.json_size is not None and image.jpeg_size != image.json_size:
         (height, width), found = image.json_size, image.jpeg_size
         expected = f"{width} x {height} pixels, as its JSON says"
-        findings.add(jpeg.place.finding(Code.JPEG_SIZE, expected, f"{found[1]} x {found[0]} pixels"))
+        findings.add(place.finding(Code.JPEG_SIZE, expected, f"{found[1]} x {found[0]} pixels"))
 
 
-def _jpeg_size(file: _File, findings: Findings) -> tuple[int, int] | None:
-    """(height, width) of a JPEG, of which no more is read than that takes."""
+def _jpeg_fault(image: _Image, place: Place) -> Iterator[Finding]:
+    if image.jpeg_fault is not None:
+        yield place.finding(Code.BAD_JPEG, "a JPEG", image.jpeg_fault)
+
+
+def _jpeg_size(file: _File) -> tuple[tuple[int, int] | None, ValueError | None]:
+    """(height, width) of a JPEG, of which no more is read than that takes, or what is wrong with it."""
     try:
         size = frame_size(file.read(_HEAD)) or frame_size(file.read(file.size))
         if size is None:
             raise ValueError("it ends before the picture begins")
     except ValueError as error:
-        findings.add(file.place.finding(Code.BAD_JPEG, "a JPEG", error))
-        return None
-    return size[1], size[0]
+        return None, error
+    return (size[1], size[0]), None
 
 
 def _files(storage: Storage, uri: str, shard: ForeignShard, findings: Findings) -> Iterator[_File]:

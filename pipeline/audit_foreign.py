@@ -21,10 +21,10 @@ _SIZES = """
 SELECT count(*) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks FROM images
 """
 _JPEGS = """
-SELECT ordinal, image_id, images.shard, jpegs.uri, "offset", size
+SELECT ordinal, images.id, image_id, images.shard, jpegs.uri, "offset", size
 FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
 """
-_NAME = "SELECT image_id, shard FROM images WHERE ordinal = ?"
+_NAME = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 
 
 def audit_foreign(uri: str, storage: Storage, sample: int) -> AuditReport:
@@ -65,7 +65,7 @@ def _audit_pictures(tables: DatasetTables, storage: Storage, findings: Findings)
     for each in alike:
         image, earlier = (_named(tables, ordinals[index]) for index in (each.index, each.earlier))
         told = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
-        place = Place(image["image_id"], image["shard"])
+        place = Place(image["image_id"], image["shard"], image["id"])
         findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told))
     return {
         "images_compared": len(hashes),
@@ -92,7 +92,7 @@ def _torn(row: Row, data: bytes, error: ValueError) -> Iterator[Finding]:
         frame_size(data)
     except ValueError:
         return  # found when its size was measured
-    place = Place(row["image_id"], row["shard"])
+    place = Place(row["image_id"], row["shard"], row["id"])
     yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error)
 
 

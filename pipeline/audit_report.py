@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from catalogs.findings import AREAS, INTEGRITY, SENTENCES, Findings
+from catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Findings
 from pipeline.audit_lines import area_lines, counted, some
+from pipeline.audit_places import image_of
 
 
 @dataclass
@@ -66,7 +67,7 @@ class AuditReport:
             "sample": self.sample,
             "findings_total": self.findings.total,
             "findings_by_code": {str(code): count for code, count in sorted(self.findings.counts.items())},
-            "findings": [finding.to_dict() for finding in self.findings],
+            "findings": [{**finding.to_dict(), "image": self._image(finding)} for finding in self.findings],
             "checked": asdict(self.checked),
             "not_built": [list(span) for span in self.not_built],
             "files_of_writers": list(self.young),
@@ -92,6 +93,9 @@ class AuditReport:
         found = self._by_area()
         lines += area_lines(self._totals(), self.checked.images, self.areas, found)
         return [*lines, self._verdict(found)]
+
+    def _image(self, finding: Finding) -> int | None:
+        return image_of(finding.where) if self.kind == "segmint" else finding.image
 
     def _notes(self) -> list[str]:
         notes = []

@@ -26,6 +26,8 @@ def read_audit(uri: str, storage: Storage) -> dict[str, Any]:
     missing = [key for key in _KEYS if not isinstance(audit, dict) or key not in audit]
     if missing:
         raise UsageError(f"{uri} is no audit: it has no {missing[0]}; {expected}")
+    if not all(isinstance(finding, dict) and "image" in finding for finding in audit["findings"]):
+        raise UsageError(f"{uri} has findings that do not say which image they are about: audit again; {expected}")
     return {**dict.fromkeys(_AREAS), "notes": [], **audit}
 
 

@@ -1,18 +1,13 @@
 """An audit's findings as a report shows them: by area and code, with the images that they are about."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from catalogs.findings import AREAS, INTEGRITY, SENTENCES
-from operators.shard_files import MASKS_PER_IMAGE_LIMIT
 
 _SENTENCES = {str(code): sentence for code, sentence in SENTENCES.items()}
 _AREAS = {str(code): area for code, area in AREAS.items()}
-_ORDINAL = re.compile(r"\bordinal (\d+)")
-_ID = re.compile(r"\bid (\d+)")
-_MASK = re.compile(r"\bmask (\d+)")
 
 
 @dataclass(frozen=True)
@@ -61,29 +56,9 @@ def groups_of(audit: Mapping[str, Any], area: str) -> list[FoundGroup]:
 
 def images_of(findings: Iterable[Mapping[str, Any]]) -> list[int]:
     """The numbers of the images that findings are about, each once, in their order."""
-    found = (image_of(finding) for finding in findings)
+    found = (finding["image"] for finding in findings)
     return list(dict.fromkeys(image for image in found if image is not None))
 
 
-def image_of(finding: Mapping[str, Any]) -> int | None:
-    """The number of the image that a finding is about; None where it does not say one."""
-    where = finding["where"]
-    for pattern, number in ((_ID, int), (_ORDINAL, _after_ordinal), (_MASK, _of_annotation)):
-        match = pattern.search(where)
-        if match is not None:
-            return number(match[1])
-    return None
-
-
-def _after_ordinal(digits: str) -> int:
-    return int(digits) + 1
-
-
-def _of_annotation(digits: str) -> int:
-    return int(digits) // MASKS_PER_IMAGE_LIMIT
-
-
 def _row(finding: Mapping[str, Any]) -> FoundRow:
-    return FoundRow(
-        finding["shard"], finding["file"], finding["where"], finding["expected"], finding["found"], image_of(finding)
-    )
+    return FoundRow(*(finding[name] for name in ("shard", "file", "where", "expected", "found", "image")))

@@ -111,11 +111,11 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
     for view, column in (("images", "id"), ("masks", "annotation_id")):
         rows = tables.query(
             f"SELECT {column} AS number, count(*) AS times, min(image_id) AS first, max(image_id) AS last, "
-            f"min(shard) AS shard FROM {view} GROUP BY {column} HAVING times > 1 ORDER BY {column} LIMIT {_DUPLICATES}"
+            f"min_by(id, image_id) AS id, min_by(shard, image_id) AS shard FROM {view} "
+            f"GROUP BY {column} HAVING times > 1 ORDER BY {column} LIMIT {_DUPLICATES}"
         )
         for row in rows.to_pylist():
             found = f"{row['times']}, of {row['first']} and {row['last']}"
             where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
-            yield Place(row["first"], row["shard"]).finding(
-                Code.ROW_IDENTITY, "a number that stands once", found, where
-            )
+            place = Place(row["first"], row["shard"], row["id"])
+            yield place.finding(Code.ROW_IDENTITY, "a number that stands once", found, where)

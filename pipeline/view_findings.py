@@ -2,23 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import UsageError
 from infra.storage import NotFoundError, Storage
-from operators.shard_files import MASKS_PER_IMAGE_LIMIT
 
 Box = tuple[float, float, float, float]
 
-_PLACES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
-    (re.compile(r"^mask (\d{1,18})\b"), lambda number: number // MASKS_PER_IMAGE_LIMIT),
-    (re.compile(r"^image (\d{1,18})\b"), lambda number: number),
-    (re.compile(r"^id (\d{1,18})\b"), lambda number: number),
-    (re.compile(r"^sa_(\d{1,18})\."), lambda number: number),
-    (re.compile(r"^ordinal (\d{1,18})\b"), lambda number: number + 1),
-)
+_MASK = re.compile(r"^mask (\d{1,18})\b")
 
 
 @dataclass(frozen=True)
@@ -66,12 +59,10 @@ def read_findings(audit: Mapping[str, Any]) -> AuditFindings:
     found: list[ImageFinding] = []
     elsewhere = 0
     for finding in audit["findings"]:
-        # In data that segmint did not write the numbers of masks are anybody's, and say nothing of their image.
-        image = None if audit.get("kind") == "sa1b" else image_of(finding["where"])
-        if image is None:
+        if finding["image"] is None:
             elsewhere += 1
         else:
-            found.append(_finding(image, finding))
+            found.append(_finding(finding))
     found.extend(_regions(audit.get("privacy") or {}))
     statistics = audit.get("statistics") or {}
     for outlier in statistics.get("outliers") or []:
@@ -83,20 +74,11 @@ def read_findings(audit: Mapping[str, Any]) -> AuditFindings:
     return AuditFindings(tuple(found), elsewhere)
 
 
-def image_of(where: str) -> int | None:
-    """The id of the image that a finding's `where` names: by mask, id, file or ordinal; None where it names none."""
-    for pattern, to_image in _PLACES:
-        match = pattern.match(where)
-        if match is not None:
-            return to_image(int(match[1]))
-    return None
-
-
-def _finding(image: int, finding: Mapping[str, Any]) -> ImageFinding:
+def _finding(finding: Mapping[str, Any]) -> ImageFinding:
     where = str(finding["where"])
-    mask = int(where.split()[1]) if _PLACES[0][0].match(where) else None
-    text = f"{where}: expected {finding['expected']}; found {finding['found']}"
-    return ImageFinding(image, str(finding["code"]), text, mask)
+    mask = _MASK.match(where)
+    text = f"{where or finding['file']}: expected {finding['expected']}; found {finding['found']}"
+    return ImageFinding(int(finding["image"]), str(finding["code"]), text, None if mask is None else int(mask[1]))
 
 
 def _regions(privacy: Mapping[str, Any]) -> Iterator[ImageFinding]:

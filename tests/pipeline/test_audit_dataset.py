@@ -188,8 +188,18 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     jpeg = (folder / "sa_6.jpg").read_bytes()
     (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
     (folder / "sa_7.jpg").write_bytes((folder / "sa_4.jpg").read_bytes())
-    found = [(finding.code, finding.file) for finding in audit(folder).findings]
-    assert found == [(Code.BAD_JPEG, "sa_6"), (Code.SIMILAR_IMAGE, "sa_7")]
+    found = [(finding["code"], finding["file"], finding["image"]) for finding in audit(folder).to_dict()["findings"]]
+    assert found == [("bad_jpeg", "sa_6", 6), ("similar_image", "sa_7", 7)]
+
+
+def test_findings_say_their_image(dataset: Path) -> None:
+    def spoil(taken: CommittedShard) -> None:
+        taken.rows["masks"][0]["stability_score"] = 7.0
+
+    ShardEdit(1, spoil)(dataset)
+    flip(dataset / CommittedShard(dataset, 2).commit.file("masks").path)
+    found = {(finding["code"], finding["image"]) for finding in audit(dataset).to_dict()["findings"]}
+    assert {("score_range", 4), ("file_digest", None)} <= found
 
 
 def test_annotations_without_images_are_not_searched(dataset: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,21 @@ def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
         assert unknown in page.text
     assert len(page.all("img")) == 6
     assert "None" not in page.text
+
+
+def test_findings_in_data_of_somebody_else_lead_to_their_image(minted: Path, tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for annotation in document["annotations"]:
+            annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
+        if document["image"]["image_id"] == 4:
+            document["annotations"][0]["stability_score"] = 7.0
+
+    data = loosen(minted, tmp_path / "data", change)
+    write_report(str(data), Storage(), str(tmp_path / "report"), options=QUICK)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count('<a href="#image-4">image 4</a>') == 1
+    assert page.count('<figure id="image-4">') == 1
+    assert page.count('<a href="#image-') == 1
 
 
 @pytest.mark.s3

@@ -10,6 +10,16 @@ from infra.storage import Storage
 from pipeline.report_audit import damaged_shards, read_audit, with_statistics
 from pipeline.tables import open_tables
 
+INTEGRITY = {
+    "dataset": "x",
+    "scope": "integrity",
+    "findings_total": 0,
+    "findings_by_code": {},
+    "findings": [],
+    "checked": {},
+    "not_compared": [4, 2],
+}
+
 
 @pytest.mark.parametrize(
     ("written", "told"),
@@ -17,6 +27,7 @@ from pipeline.tables import open_tables
         ("no JSON at all", "is no JSON"),
         ("[1, 2]", "is no audit"),
         ('{"dataset": "x"}', "is no audit: it has no scope"),
+        (json.dumps({**INTEGRITY, "findings": [{"where": "id 1"}]}), "do not say which image they are about"),
     ],
 )
 def test_what_is_no_audit_is_refused(tmp_path: Path, written: str, told: str) -> None:
@@ -28,16 +39,7 @@ def test_what_is_no_audit_is_refused(tmp_path: Path, written: str, told: str) ->
 
 def test_an_area_that_was_not_looked_at_is_none(tmp_path: Path) -> None:
     path = tmp_path / "audit.json"
-    audit = {
-        "dataset": "x",
-        "scope": "integrity",
-        "findings_total": 0,
-        "findings_by_code": {},
-        "findings": [],
-        "checked": {},
-        "not_compared": [4, 2],
-    }
-    path.write_text(json.dumps(audit))
+    path.write_text(json.dumps(INTEGRITY))
     read = read_audit(str(path), Storage())
     assert {key: read[key] for key in ("licenses", "privacy", "duplicates", "statistics")} == {
         "licenses": None,

@@ -141,7 +141,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Code]] = {
 def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path, fault: str) -> None:
     folder = loosen(minted, tmp_path / "loose")
     with open_tables(str(folder), Storage()) as tables:
-        row = tables.query("SELECT image_id FROM images WHERE masks > 1 AND id > 1 ORDER BY id").to_pylist()[0]
+        row = tables.query("SELECT id, image_id FROM images WHERE masks > 1 AND id > 1 ORDER BY id").to_pylist()[0]
         masks = tables.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
     from PIL import Image
 
@@ -154,6 +154,9 @@ def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path
         assert [finding.code for finding in findings] == [code]
         if code is not Code.ROW_IDENTITY:
             assert findings[0].file.startswith(f"{row['image_id']}."), findings[0].line()
+        known = tables.query("SELECT id FROM images").column("id").to_pylist()
+        number = 1 if fault == "number of an image" else row["id"]
+        assert findings[0].image == (number if number in known else None), findings[0].line()
         left = tables.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
         if code in {Code.BAD_RLE, Code.RLE_SIZE}:
             assert left == masks - 1

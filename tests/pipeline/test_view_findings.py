@@ -1,4 +1,4 @@
-"""Which images an audit's findings are about."""
+"""An audit's findings by image."""
 
 import json
 from pathlib import Path
@@ -7,30 +7,10 @@ import pytest
 
 from infra.errors import UsageError
 from infra.storage import Storage
-from pipeline.view_findings import AuditFindings, ImageFinding, image_of, load_findings
+from pipeline.view_findings import AuditFindings, ImageFinding, load_findings
 from tests.support.viewed import write_audit
 
 FACE = {"id": 5, "kind": "face", "detector": "mtcnn", "score": 0.987, "x": 1, "y": 2, "w": 3, "h": 4}
-
-
-@pytest.mark.parametrize(
-    ("where", "image"),
-    [
-        ("mask 20003", 2),
-        ("mask 10000", 1),
-        ("id 7", 7),
-        ("image 7", 7),
-        ("sa_12.jpg", 12),
-        ("sa_12.json: annotations[3].area", 12),
-        ("ordinal 4", 5),
-        ("row 4", None),
-        ("", None),
-        ("the id 7", None),
-        ("id 7x", None),
-    ],
-)
-def test_a_place_names_an_image(where: str, image: int | None) -> None:
-    assert image_of(where) == image
 
 
 def test_everything_that_an_audit_says_of_images_is_found(tmp_path: Path) -> None:
@@ -69,9 +49,20 @@ def test_no_such_file_is_told(tmp_path: Path) -> None:
         load_findings(Storage(), str(tmp_path / "none.json"))
 
 
-def test_numbers_of_foreign_masks_name_no_image(tmp_path: Path) -> None:
-    audit = write_audit(tmp_path / "audit.json", [{"where": "mask 20003"}], kind="sa1b")
-    assert load_findings(Storage(), str(audit)) == AuditFindings((), 1)
+def test_findings_in_foreign_data_say_their_image(tmp_path: Path) -> None:
+    findings = [
+        {"where": "mask 20003", "image": 9},
+        {"where": "", "file": "a/b.jpg", "code": "bad_jpeg", "image": 8},
+        {"where": "mask 20003", "image": None},
+    ]
+    audit = write_audit(tmp_path / "audit.json", findings, kind="sa1b")
+    assert load_findings(Storage(), str(audit)) == AuditFindings(
+        (
+            ImageFinding(9, "mask_area", "mask 20003: expected 1; found 2", mask=20003),
+            ImageFinding(8, "bad_jpeg", "a/b.jpg: expected 1; found 2"),
+        ),
+        1,
+    )
 
 
 def test_an_audit_of_integrity_alone_is_taken(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Opening a dataset for the viewer, on a disk and on S3, and what is left behind."""
 
+import json
 import socket
 import tempfile
 from pathlib import Path
@@ -9,10 +10,11 @@ from starlette.testclient import TestClient
 
 from infra.errors import UsageError
 from infra.storage import Storage
+from pipeline.audit_dataset import audit_dataset
 from pipeline.view import make_app
 from pipeline.view_server import open_viewer, serve
 from tests.support.everything import upload
-from tests.support.foreign_data import loosen, pack
+from tests.support.foreign_data import Document, loosen, pack
 
 KINDS = (("api/images", ""), ("images", ".jpg"), ("thumbnails", ".jpg"))
 
@@ -76,6 +78,24 @@ def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: b
             assert theirs.get(f"/thumbnails/{image}.jpg").content == ours.get(f"/thumbnails/{image}.jpg").content
             masks = [client.get(f"/api/images/{image}").json()["masks"] for client in (ours, theirs)]
             assert [mask["segmentation"] for mask in masks[0]] == [mask["segmentation"] for mask in masks[1]]
+
+
+def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted: Path, tmp_path: Path) -> None:
+    def change(document: Document) -> None:
+        for annotation in document["annotations"]:
+            annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
+        if document["image"]["image_id"] == 4:
+            document["annotations"][0]["stability_score"] = 7.0
+
+    folder = loosen(minted, tmp_path / "loose", change)
+    audit = tmp_path / "audit.json"
+    audit.write_text(json.dumps(audit_dataset(str(folder), Storage()).to_dict()))
+    with open_viewer(str(folder), Storage(), str(audit)) as viewer:
+        client = client_of(viewer)
+        told = client.get("/api/images/4").json()
+        (finding,) = told["findings"]
+        assert (finding["code"], finding["mask"]) == ("score_range", told["masks"][0]["annotation_id"])
+        assert [image["id"] for image in client.get("/api/images?finding=any").json()["images"]] == [4]
 
 
 def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from operators.rows import to_table
 from operators.segment import SEGMENTED
 from operators.write_shard import ShardTask, write_shard
 from pipeline.audit_dataset import AuditOptions
+from pipeline.audit_places import image_of
 from tests.support.committed import row_of
 
 QUICK = AuditOptions(sample=4, privacy_sample=0, now=datetime(2026, 11, 20, tzinfo=UTC))
@@ -155,4 +156,5 @@ def _row(ordinal: int) -> dict[str, Any]:
 
 
 def _finding(code: str, file: str, where: str, expected: str, found: str) -> dict[str, Any]:
-    return {"code": code, "shard": 0, "file": file, "where": where, "expected": expected, "found": found}
+    place = {"shard": 0, "file": file, "where": where, "image": image_of(where)}
+    return {"code": code, **place, "expected": expected, "found": found}

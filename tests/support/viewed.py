@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audit_places import image_of
 from tests.support.builds import ROOT
 
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
@@ -47,9 +48,10 @@ def mask_rows(dataset: Path, image: int) -> list[dict[str, Any]]:
 
 
 def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path:
-    """An audit's JSON with these findings, each at least with a `where`."""
+    """An audit's JSON with these findings; where they do not say their image, it is told by their place."""
     whole = {"code": "mask_area", "shard": 0, "file": "masks/x.parquet", "where": "", "expected": "1", "found": "2"}
-    document = {"dataset": "x", "scope": "all", "findings": [{**whole, **finding} for finding in findings], **more}
+    said = [{**whole, "image": image_of(str(finding.get("where", ""))), **finding} for finding in findings]
+    document = {"dataset": "x", "scope": "all", "findings": said, **more}
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
 
