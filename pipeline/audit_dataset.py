@@ -63,8 +63,9 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     if options.attributions is not None:
         check_ending(options.attributions)
     if not manifest_generations(storage, uri):
-        _check_foreign(uri, options)
-        return audit_foreign(uri, storage, options.sample)
+        check_foreign(uri, options)
+        with open_tables(uri, storage) as tables:
+            return audit_foreign(tables, storage, options.sample)
     now = options.now or datetime.now(UTC)
     pinned = load_standing(storage, uri)
     content, problems = _content(pinned.manifest, storage, options, now)
@@ -136,7 +137,8 @@ def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -
         report.notes.append(f"no attributions were written: {error}")
 
 
-def _check_foreign(uri: str, options: AuditOptions) -> None:
+def check_foreign(uri: str, options: AuditOptions) -> None:
+    """Raises `UsageError` for options that mean nothing for data which segmint did not write."""
     wanted = {"--attributions": options.attributions, "--regions": options.regions, "--pictures": options.pictures}
     needless = [name for name, value in wanted.items() if value is not None]
     if needless:

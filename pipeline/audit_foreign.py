@@ -14,7 +14,6 @@ from operators.rows import Row
 from operators.similar_images import DISTANCE, find_alike, perceptual_hash
 from pipeline.audit_report import AuditReport
 from pipeline.statistics import compute_statistics
-from pipeline.tables import open_tables
 
 _ROWS = 1_000
 _SIZES = """
@@ -27,25 +26,23 @@ FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
 _NAME = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 
 
-def audit_foreign(uri: str, storage: Storage, sample: int) -> AuditReport:
-    """Audits a folder or prefix in the manner of SA-1B; raises `UsageError` where nothing of that kind stands.
+def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> AuditReport:
+    """Audits data in the manner of SA-1B, which was measured as its tables were opened.
 
-    Each JSON and each JPEG is read once. Licenses and privacy are not looked at: such data names neither licenses nor
-    detectors.
+    Each JPEG is read once. Licenses and privacy are not looked at: such data names neither licenses nor detectors.
     """
-    with open_tables(uri, storage) as tables:
-        (counts,) = tables.query(_SIZES).to_pylist()
-        report = AuditReport(uri, sample, counts["shards"], kind=tables.kind)
-        report.checked.images, report.checked.masks = counts["images"], counts["masks"]
-        if tables.foreign is not None:
-            report.findings.extend(tables.foreign.findings)
-        duplicates = _audit_pictures(tables, storage, report.findings)
-        report.areas = {
-            "licenses": None,
-            "privacy": None,
-            "duplicates": duplicates,
-            "statistics": compute_statistics(tables, sample),
-        }
+    (counts,) = tables.query(_SIZES).to_pylist()
+    report = AuditReport(tables.uri, sample, counts["shards"], kind=tables.kind)
+    report.checked.images, report.checked.masks = counts["images"], counts["masks"]
+    if tables.foreign is not None:
+        report.findings.extend(tables.foreign.findings)
+    duplicates = _audit_pictures(tables, storage, report.findings)
+    report.areas = {
+        "licenses": None,
+        "privacy": None,
+        "duplicates": duplicates,
+        "statistics": compute_statistics(tables, sample),
+    }
     report.notes.append("not looked at: licenses and privacy, since segmint did not write this")
     return report
 

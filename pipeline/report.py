@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from catalogs.tables import DatasetTables
 from infra.errors import UsageError
 from infra.storage import Storage, join, local_path, scheme
 from infra.uris import LOCAL, absolute
-from pipeline.audit_dataset import AuditOptions, audit_dataset
+from pipeline.audit_dataset import AuditOptions, audit_dataset, check_foreign
+from pipeline.audit_foreign import audit_foreign
 from pipeline.corrections import REPORT
 from pipeline.report_audit import damaged_shards, read_audit, with_statistics
 from pipeline.report_card import card_markdown
@@ -79,11 +81,7 @@ def write_report(
             "manner of SA-1B, say with -o where its report shall go"
         )
     folder = output or join(dataset_uri, REPORT)
-    if audit_uri is not None:
-        audit = read_audit(audit_uri, storage)
-    else:
-        audit = audit_dataset(dataset_uri, storage, options).to_dict()
-    with open_tables(dataset_uri, storage, leave_out=damaged_shards(audit)) as tables:
+    with _audited(dataset_uri, storage, audit_uri, options) as (audit, tables):
         audit = with_statistics(audit, audit_uri or "the audit", tables, options.sample)
         facts = gather_facts(tables, storage)
         pictures = _pictures(tables, storage, facts, audit)
@@ -102,6 +100,21 @@ def write_report(
         storage.put(join(folder, name), data)
     shown = sum(picture.jpeg is not None for picture in (*pictures.looked_at, *pictures.samples))
     return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit["findings_total"])
+
+
+@contextmanager
+def _audited(
+    uri: str, storage: Storage, audit_uri: str | None, options: AuditOptions
+) -> Iterator[tuple[dict[str, Any], DatasetTables]]:
+    """An audit, made or read, with the tables of what it found whole."""
+    if audit_uri is None and not manifest_generations(storage, uri):
+        check_foreign(uri, options)
+        with open_tables(uri, storage) as tables:  # which measures foreign data, once for both
+            yield audit_foreign(tables, storage, options.sample).to_dict(), tables
+        return
+    made = audit_dataset(uri, storage, options).to_dict() if audit_uri is None else read_audit(audit_uri, storage)
+    with open_tables(uri, storage, leave_out=damaged_shards(made)) as tables:
+        yield made, tables
 
 
 def way_back(folder: str, dataset_uri: str) -> str:

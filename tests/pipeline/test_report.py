@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from infra.errors import UsageError
 from infra.storage import Storage
+from infra.uris import base_name
 from pipeline.report import way_back, write_report
 from pipeline.statistics import compute_statistics
 from pipeline.tables import open_tables
@@ -146,6 +147,25 @@ def test_findings_in_data_of_somebody_else_lead_to_their_image(minted: Path, tmp
     assert page.count('<a href="#image-4">image 4</a>') == 1
     assert page.count('<figure id="image-4">') == 1
     assert page.count('<a href="#image-') == 1
+
+
+class Opened(Storage):
+    """The real storage, with what was opened to be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
+        self.names.append(base_name(uri))
+        return super().open_ranges(uri, size)
+
+
+def test_data_of_somebody_else_is_measured_once(minted: Path, tmp_path: Path) -> None:
+    storage, data = Opened(), loosen(minted, tmp_path / "data")
+    write_report(str(data), storage, str(tmp_path / "report"), options=QUICK)
+    jsons = sorted(path.name for path in data.glob("*.json"))
+    assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
 
 
 @pytest.mark.s3
