@@ -34,7 +34,7 @@ def rows_of(catalog: str, destination: Path, **options: Any) -> list[dict[str, A
 
 
 @given(image_ids=ids)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ordinals_and_duplicates_are_what_a_loop_would_say(tmp_path: Path, image_ids: list[str | None]) -> None:
     source = [{"uri": f"{i % 7}.jpg", "license": "CC0-1.0", "image_id": id} for i, id in enumerate(image_ids)]
     rows = rows_of(catalog_of(tmp_path / "c.parquet", source), tmp_path / "n.parquet")

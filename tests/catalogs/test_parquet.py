@@ -15,7 +15,7 @@ TABLE = pa.table({"s": [f"text {i % 11}" for i in range(300)], "n": range(300), 
 
 
 @given(cuts=st.lists(st.integers(0, 300), max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_how_rows_arrive_does_not_matter(cuts: list[int]) -> None:
     borders = [0, *sorted(cuts), 300]
     pieces = pa.concat_tables([TABLE.slice(a, b - a) for a, b in pairwise(borders)])
@@ -27,7 +27,7 @@ def test_how_rows_arrive_does_not_matter(cuts: list[int]) -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 300), max_size=5), group=st.integers(1, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_row_groups_are_whole_however_batches_come(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], group: int
 ) -> None:

@@ -206,7 +206,6 @@ def run(examples: int, steps: int, derandomize: bool) -> None:
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=steps,
-                deadline=None,
                 derandomize=derandomize,
                 database=None,
                 phases=[Phase.generate],  # a failure is told at once; making it smaller takes minutes
