@@ -1,37 +1,46 @@
-"""Images that crash, hang or starve the worker that segments them are refused; all others are what they were."""
+"""Images that crash, hang or starve the process that decodes or segments them are refused; all others are what they
+were."""
 
+import io
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.bad_images import POISON
+from tests.support.bad_images import ALLOCATE, CRASH, EXIT, HANG, POISON, deadly_bitmap
 from tests.support.builds import photograph, segmint, write_catalog, write_config
 from tests.support.minted import mint
 
 pytestmark = pytest.mark.ray
 
-EXIT = {133: "killed_worker"}
-DEADLY = {131: "killed_worker", 132: "timed_out", **EXIT, 134: "out_of_memory"}
-"""The widths of released JPEGs at which `POISON` ends a process, and the verdict on each."""
+VERDICTS = {CRASH: "killed_worker", HANG: "timed_out", EXIT: "killed_worker", ALLOCATE: "out_of_memory"}
+WIDTHS = {CRASH: 131, HANG: 132, EXIT: 133, ALLOCATE: 134}
+"""Of a released JPEG at which `POISON` does a deed."""
 
 HARMLESS = ("astronaut", "coffee", "chelsea")
-TIMEOUT_S = 40
+TIMEOUT_S = 90  # far more than an image takes, on a busy machine, too
 
 
-def write_photographs(folder: Path, widths: Mapping[int, str]) -> Path:
-    """A catalog of PNG files: harmless ones with the deadly ones between them, from the second place on."""
+def png(name: str, width: int = 120) -> bytes:
+    """A small photograph; which deed its JPEG does, if any, follows from its width."""
+    stream = io.BytesIO()
+    Image.fromarray(photograph(name, (width, 90))).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_photographs(folder: Path, deadly: Sequence[bytes]) -> Path:
+    """A catalog of harmless photographs with the deadly ones between them, from the second place on."""
     folder.mkdir()
-    sizes = [(name, (120, 90)) for name in HARMLESS]
-    sizes[1:1] = [("rocket", (width, 90)) for width in widths]
+    files = [png(name) for name in HARMLESS]
+    files[1:1] = deadly
     names = []
-    for index, (name, size) in enumerate(sizes):
-        names.append(f"{index}.png")
-        Image.fromarray(photograph(name, size)).save(folder / names[-1])
+    for index, data in enumerate(files):
+        names.append(f"{index}.img")
+        (folder / names[-1]).write_bytes(data)
     return write_catalog(folder / "catalog.jsonl", [{"uri": name, "license": "CC0-1.0"} for name in names])
 
 
@@ -42,6 +51,7 @@ def configuration(folder: Path, catalog: Path, output: str, **changes: object) -
         folder / output,
         masks={"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
         deidentify={"faces": {"detector": "none"}, "plates": {"detector": "none"}},
+        ingest={"timeout_s": TIMEOUT_S},
         resources={"segment": {"timeout_s": TIMEOUT_S}},
         **changes,
     )
@@ -71,15 +81,17 @@ def contents(dataset: Path, without: range) -> tuple[list[object], list[object],
     return tables[0], tables[1], files
 
 
-def check(folder: Path, deadly: Mapping[int, str], **changes: object) -> None:
+def check(folder: Path, stage: str, deeds: Sequence[int]) -> None:
+    """Builds with images that do these deeds in a stage, and without a plugin that lets them."""
+    deadly = [deadly_bitmap(deed) if stage == "prepare" else png("rocket", WIDTHS[deed]) for deed in deeds]
     catalog = write_photographs(folder / "photos", deadly)
     rows = len(HARMLESS) + len(deadly)
-    config = configuration(folder, catalog, "deadly", images_per_shard=rows, rows_per_block=rows, **changes)
+    config = configuration(folder, catalog, "deadly", images_per_shard=rows, rows_per_block=rows)
     printed = poisoned(config)
     rejects = pq.ParquetDataset(sorted((folder / "deadly" / "rejects").iterdir())).read().to_pylist()
     found = [(row["ordinal"], row["stage"], row["reason"]) for row in rejects]
-    assert found == [(1 + place, "segment", reason) for place, reason in enumerate(deadly.values())]
-    assert all("alone" in row["detail"] for row in rejects)
+    assert found == [(1 + place, stage, VERDICTS[deed]) for place, deed in enumerate(deeds)]
+    assert stage == "prepare" or all("alone" in row["detail"] for row in rejects)
     assert f"{rows} rows in" in printed
     harmless = configuration(folder, catalog, "harmless", images_per_shard=rows, rows_per_block=rows)
     mint(harmless)
@@ -91,18 +103,19 @@ def check(folder: Path, deadly: Mapping[int, str], **changes: object) -> None:
 
 
 def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_what_it_was(tmp_path: Path) -> None:
-    check(tmp_path, EXIT)
+    check(tmp_path, "segment", [EXIT])
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1500)
-def test_every_deed_has_its_reason(tmp_path: Path) -> None:
-    check(tmp_path, DEADLY)
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("stage", ["prepare", "segment"])
+def test_every_deed_has_its_reason(tmp_path: Path, stage: str) -> None:
+    check(tmp_path, stage, list(VERDICTS))
 
 
 @pytest.mark.long
 def test_where_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> None:
-    catalog = write_photographs(tmp_path / "photos", {})
+    catalog = write_photographs(tmp_path / "photos", [])
     config = configuration(tmp_path, catalog, "all", retry_wait_s=0)
     printed = poisoned(config, check=3, SEGMINT_TEST_ALL_JPEGS_DEADLY="1")
     assert "does not come through with a control image" in printed

@@ -219,5 +219,6 @@ def test_the_protocol_holds_in_any_order_of_events() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_the_protocol_holds_in_many_more_orders() -> None:
     run(examples=400, steps=60, derandomize=False)

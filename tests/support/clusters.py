@@ -45,6 +45,26 @@ class RayNode:
         root = psutil.Process(self._process.pid)
         return [root, *root.children(recursive=True)]
 
+    def alive(self) -> bool:
+        """Whether the node runs: one that its cluster has given up ends itself when it hears of that."""
+        return self._process.poll() is None
+
+    def pause(self) -> None:
+        """What a hypervisor does that halts a machine: SIGSTOP to everything on the node."""
+        stopped: set[int] = set()
+        # Those that were started while the others were stopped come last.
+        while new := {process for process in self.processes() if process.pid not in stopped}:
+            for process in new:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            stopped |= {process.pid for process in new}
+
+    def wake_up(self) -> None:
+        """SIGCONT to all that is on the node, the workers first: they go on before their raylet hears of the world."""
+        for process in reversed(self.processes()):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def kill(self) -> None:
         """What a power cut does: SIGKILL to everything at once, the raylet with all its workers among it."""
         try:

@@ -85,12 +85,12 @@ def running(config: Path, *arguments: str, **environment: str) -> Iterator[Run]:
         run.close()
 
 
-def wait_for(what: str, found: Callable[[], object], run: Run, timeout: float = 600) -> None:
-    """Returns when `found` answers yes; fails where the run ends first."""
+def wait_for(what: str, found: Callable[[], object], run: Run | None = None, timeout: float = 600) -> None:
+    """Returns when `found` answers yes; fails where the run, if any, ends first."""
     deadline = time.monotonic() + timeout
     while not found():
-        assert run.alive(), f"the run ended before there was {what}:\n{run.told()}"
-        assert time.monotonic() < deadline, f"there was no {what} in {timeout:g} s:\n{run.told()}"
+        assert run is None or run.alive(), f"the run ended before there was {what}:\n{run.told()}"
+        assert time.monotonic() < deadline, f"there was no {what} in {timeout:g} s:\n{run.told() if run else ''}"
         time.sleep(0.02)
 
 
