@@ -1,5 +1,7 @@
-"""A deadline that native code cannot sleep through: the kernel ends this process."""
+"""Deadlines that native code cannot sleep through: the kernel ends this process."""
 
+import atexit
+import functools
 import signal
 import threading
 import time
@@ -41,3 +43,12 @@ class Deadline:
         """Sets the process's one timer to the piece that ends first."""
         left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
+
+
+@functools.cache
+def exit_within(seconds: float) -> None:
+    """From now on, where this process exits and is not gone `seconds` later, SIGALRM ends it.
+
+    Exit handlers of native code may wait for ever. Exit handlers of Python that are registered later run before this.
+    """
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, seconds)

@@ -15,10 +15,15 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra.deadline import exit_within
 from infra.errors import SegmintError
 
 MAX_SUSPECTS = 8
 """After so many suspects a window is ended: the cause may be the machines, and each death costs a worker's start."""
+
+EXIT_S = 60.0
+"""Seconds in which a worker must be gone once it exits. Ray's own exit handler may hang in a process that has called an
+actor: seen, and the processes kept their memory for good."""
 
 TIMEOUT_S = 60.0
 """How long a worker or the driver waits for the actor that keeps the ledger."""
@@ -46,6 +51,7 @@ class RowLedger:
     @contextmanager
     def visit(self) -> Iterator["Visit"]:
         """The stay of one block in this process. Raises `DeadlyWindowError` where the window is at its end."""
+        exit_within(EXIT_S)
         visit = Visit(self._book)
         try:
             yield visit

@@ -1,4 +1,4 @@
-"""A deadline ends its process, whatever holds the interpreter, and leaves alone what is done in time."""
+"""Deadlines end their process, whatever holds the interpreter, and leave alone what is done in time."""
 
 import signal
 import subprocess
@@ -60,3 +60,19 @@ while True:
         time.sleep(0.01)
 """
     assert run(one_hangs) == -signal.SIGALRM
+
+
+HANGS_AT_ITS_END = """
+import ctypes
+from infra.deadline import exit_within
+native = ctypes.CDLL(None)
+native.__cxa_atexit(native.pause, None, None)  # a native exit handler that never returns
+"""
+
+
+def test_an_exit_that_hangs_is_ended_by_the_kernel() -> None:
+    assert run(f"{HANGS_AT_ITS_END}\nexit_within(0.5)") == -signal.SIGALRM
+
+
+def test_an_exit_in_time_is_its_own() -> None:
+    assert run("from infra.deadline import exit_within\nexit_within(60.0)\nraise SystemExit(7)") == 7

@@ -1,11 +1,15 @@
 """The ledger knows the row that a worker died with, from workers that really die."""
 
+import ctypes
 import os
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
+from infra import row_ledger
 from infra.ray_session import Cluster
 from infra.row_ledger import MAX_SUSPECTS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book
 
@@ -90,3 +94,25 @@ def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
     ledger = RowLedger()
     ray.kill(ledger._book)
     assert ledger.suspects() == []
+
+
+class Worker:
+    """Visits a ledger; Ray's exit handlers never return in its process."""
+
+    def visit(self, ledger: RowLedger, exit_s: float) -> int:
+        native: Any = ctypes.CDLL(None)
+        native["__cxa_atexit"](native.pause, None, None)
+        row_ledger.EXIT_S = exit_s
+        walk(ledger, [1])
+        return os.getpid()
+
+
+def test_a_worker_that_hangs_at_its_exit_leaves_nothing(local_ray: Cluster) -> None:
+    actor = ray.remote(num_cpus=0)(Worker).remote()
+    process = psutil.Process(ray.get(actor.visit.remote(RowLedger(), 0.5), timeout=120))
+    try:
+        actor.__ray_terminate__.remote()  # as when a pool gets smaller
+        process.wait(timeout=120)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -113,8 +113,8 @@ def finish(config: Path, **environment: str) -> int:
 
 
 def assert_gone(run: Run) -> None:
-    """Nothing that a run started on this machine is left, or it ends within a minute."""
-    _, left = psutil.wait_procs(run.marked(), timeout=60)
+    """Nothing that a run started on this machine is left, or it ends by itself soon."""
+    _, left = psutil.wait_procs(run.marked(), timeout=300)
     assert not left, f"left behind: {[title(process) for process in left]}"
 
 
