@@ -41,7 +41,7 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
     )
     segmint("build", config)
     assert digests(download(storage, f"s3://{s3_bucket}/datasets/small", tmp_path / "copy")) == local
-    assert "nothing was left to do" in segmint("build", config, timeout=60)
+    assert "nothing was left to do" in segmint("build", config)
 
 
 @pytest.mark.long
@@ -64,11 +64,15 @@ def test_an_outage_in_the_middle_commits_no_false_reject(
         rows_per_block=1,
     )
     commits = tmp_path / "dataset" / "commits"
+    over = threading.Event()
+    stood: list[int] = []  # commits when the server went out
 
     def outage() -> None:
-        while not (commits.is_dir() and any(commits.iterdir())):
-            time.sleep(0.05)
+        while not any(commits.glob("*.json")):
+            if over.wait(0.05):
+                return
         s3_server.stop()
+        stood.append(len(list(commits.glob("*.json"))))
         time.sleep(20)
         s3_server.start()
 
@@ -77,7 +81,10 @@ def test_an_outage_in_the_middle_commits_no_false_reject(
     try:
         segmint("build", config, check=None)
     finally:
+        over.set()
         saboteur.join()
+    assert stood, "the build ended without a commit"
+    assert stood[0] < 5, "the build was over before the server went out"
     segmint("build", config)
     undisturbed = write_config(
         tmp_path / "local.yaml",
