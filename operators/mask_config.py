@@ -105,5 +105,5 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor; auto: what `pipeline.cpu_actors` leaves to each on the machine that begins a
-    dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""
+    """torch's threads in one segment actor; auto: what `pipeline.cpu_actors` leaves to each on the machine that begins
+    a dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""
