@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from model.automatic.rle import Rle, area, compress, decode, decompress, encode, encode_patch
+from model.automatic.rle import Rle, area, compress, decode, decompress, decompress_many, encode, encode_patch
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40))
 
@@ -75,9 +75,48 @@ def test_a_patch_outside_the_frame_is_refused() -> None:
         encode_patch(np.ones((3, 3), dtype=bool), (8, 0), (10, 10))
 
 
-@pytest.mark.parametrize("counts", ["", "5", "5P", "5~", "5é", "\x00", "T5"])
+@pytest.mark.parametrize("counts", ["", "5", "5P", "5~", "5é", "\x00", "T5", "1é", "1\ud800"])
 def test_damaged_counts_are_refused(counts: str) -> None:
     with pytest.raises(ValueError, match="RLE counts"):
         decode(Rle((4, 4), counts))
     with pytest.raises(ValueError, match="RLE counts"):
         area(Rle((4, 4), counts))
+
+
+# --- many at once ---
+
+ALPHABET = [chr(code) for code in range(48, 112)]
+WRITTEN = st.lists(st.integers(0, 2**40), max_size=20).map(lambda counts: compress(np.array(counts, dtype=np.int64)))
+"""What `compress` writes, the empty text among it."""
+IN_ALPHABET = st.text(ALPHABET, max_size=40)
+"""Mostly cut ends, negative counts and sums that wrap; some numbers of 60 bits and more."""
+LONG = st.integers(10, 15).map(lambda groups: "o" * groups)
+LONG_NUMBERS = st.builds("{}{}{}".format, IN_ALPHABET, LONG, IN_ALPHABET)
+ANYTHING = st.text(max_size=10)
+
+
+@given(st.lists(WRITTEN | IN_ALPHABET | LONG_NUMBERS | ANYTHING, max_size=12))
+@settings(max_examples=1000)
+def test_many_texts_are_read_as_each_by_itself(texts: list[str]) -> None:
+    data = [text.encode("utf-8", errors="surrogatepass") for text in texts]
+    ends = np.cumsum([len(each) for each in data], dtype=np.int64)
+    many = decompress_many(np.frombuffer(b"".join(data), dtype=np.uint8), ends)
+    assert many.ends.shape == many.damaged.shape == (len(texts),)
+    for text, start, end, damaged in zip(texts, [0, *many.ends], many.ends, many.damaged, strict=False):
+        try:
+            expected = decompress(text).tolist()
+        except ValueError:
+            assert damaged
+            expected = []
+        else:
+            assert not damaged
+        assert many.counts[start:end].tolist() == expected
+    assert many.counts.size == (many.ends[-1] if texts else 0)
+
+
+def test_many_real_masks_are_read_as_each_by_itself() -> None:
+    texts = [encode(smooth_mask(seed, 300, 200)).counts for seed in range(40)]
+    ends = np.cumsum([len(text) for text in texts])
+    many = decompress_many(np.frombuffer("".join(texts).encode(), dtype=np.uint8), ends)
+    assert not many.damaged.any()
+    assert np.array_equal(many.counts, np.concatenate([decompress(text) for text in texts]))

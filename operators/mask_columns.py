@@ -1,0 +1,140 @@
+"""The rows of `masks/*.parquet` as arrays, and back as rows: many masks at once, without an object a value."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators.rows import Row
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MaskColumns:
+    """What `annotations_json` and `audit_masks` read of N masks, in the table's order.
+
+    A value that is not there, or a list of another length than is right, is -1, NaN or an empty text, all of which are
+    wrong in every column.
+    """
+
+    size: Ints  # (N, 2) height and width
+    counts: NDArray[np.uint8]  # (B,) run lengths of all, compressed, in UTF-8
+    counts_ends: Ints  # (N,) where each one's end in it
+    bbox: Floats  # (N, 4)
+    area: Ints  # (N,)
+    predicted_iou: Floats  # (N,)
+    stability_score: Floats  # (N,)
+    crop_box: Floats  # (N, 4)
+    points: Floats  # (P, 2) of all, one mask after another
+    points_ends: Ints  # (N,) where each one's end in it
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "MaskColumns":
+        """The columns of a table of `operators.shard_files.MASKS`, or of one with those of `operators.segment.MASK`."""
+        size, counts = _one_array(table, "segmentation").flatten()
+        text, text_ends = _texts(counts.fill_null(""))
+        inner, point_ends = _flat(_one_array(table, "point_coords"))
+        return cls(
+            size=_rows_of(size, 2, -1, np.int64),
+            counts=text,
+            counts_ends=text_ends,
+            bbox=_rows_of(_one_array(table, "bbox"), 4, np.nan, np.float64),
+            area=_values(_one_array(table, "area"), -1, np.int64),
+            predicted_iou=_values(_one_array(table, "predicted_iou"), np.nan, np.float64),
+            stability_score=_values(_one_array(table, "stability_score"), np.nan, np.float64),
+            crop_box=_rows_of(_one_array(table, "crop_box"), 4, np.nan, np.float64),
+            points=_rows_of(inner, 2, np.nan, np.float64),
+            points_ends=point_ends,
+        )
+
+    def __len__(self) -> int:
+        return len(self.area)
+
+    def text(self, start: int, stop: int) -> list[bytes]:
+        """The compressed run lengths of the masks [start, stop), each by itself."""
+        first = int(self.counts_ends[start - 1]) if start else 0
+        ends = (self.counts_ends[start:stop] - first).tolist()
+        data = self.counts[first : first + ends[-1]].tobytes() if ends else b""
+        return [data[a:b] for a, b in pairwise([0, *ends])]
+
+    def rows(self, start: int, stop: int) -> Iterator[Row]:
+        """The masks [start, stop) as rows with the keys of `operators.segment.MASK`, as `to_pylist` gives them.
+
+        They are right where every value is there, as `operators.sound_masks` finds.
+        """
+        first = int(self.points_ends[start - 1]) if start else 0
+        ends = (self.points_ends[start:stop] - first).tolist()
+        points = self.points[first : first + ends[-1]].tolist() if ends else []
+        columns = zip(
+            self.size[start:stop].tolist(),
+            self.text(start, stop),
+            self.bbox[start:stop].tolist(),
+            self.area[start:stop].tolist(),
+            self.predicted_iou[start:stop].tolist(),
+            self.stability_score[start:stop].tolist(),
+            self.crop_box[start:stop].tolist(),
+            pairwise([0, *ends]),
+            strict=True,
+        )
+        for size, counts, bbox, area, iou, stability, crop, (first_point, end) in columns:
+            yield {
+                "segmentation": {"size": size, "counts": counts.decode()},
+                "bbox": bbox,
+                "area": area,
+                "predicted_iou": iou,
+                "stability_score": stability,
+                "crop_box": crop,
+                "point_coords": points[first_point:end],
+            }
+
+
+def _one_array(table: pa.Table, name: str) -> Any:
+    """A column as one array. Raises `ValueError` where it is too long for one, over 2 GB of text."""
+    array = table.column(name).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        if array.num_chunks > 1:
+            raise ValueError(f"the column {name} is too long for one array")
+        return array.chunk(0) if array.num_chunks else pa.array([], array.type)
+    return array
+
+
+def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
+    """The bytes of all texts of an array without nulls, and where each ends."""
+    _, offsets, data = array.buffers()
+    if not len(array):
+        return np.zeros(0, np.uint8), np.zeros(0, np.int64)
+    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data is not None else np.zeros(0, np.uint8)
+    return text, ends[1:] - ends[0]
+
+
+def _flat(array: Any) -> tuple[Any, Ints]:
+    """What is in the lists of an array, one list after another, and where each one's ends; nulls have nothing."""
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+    return array.flatten(), np.cumsum(lengths, dtype=np.int64)
+
+
+def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
+    """Lists as rows, (N, width); `missing` in all of a row whose list has another length, and for each null."""
+    inner, ends = _flat(array)
+    values = _values(inner, missing, kind)
+    lengths = np.diff(ends, prepend=0)
+    right = lengths == width
+    if right.all():
+        return values.reshape(-1, width)
+    rows = np.full((len(lengths), width), missing, kind)
+    rows[right] = values[np.repeat(right, lengths)].reshape(-1, width)
+    return rows
+
+
+def _values(array: Any, missing: float, kind: Any) -> NDArray[Any]:
+    """Numbers of an array, (N,), with `missing` for nulls."""
+    found = array if not array.null_count else array.fill_null(missing)
+    return np.asarray(found.to_numpy(zero_copy_only=False), kind)
