@@ -36,12 +36,6 @@ class ShardTables:
     rejects: pa.Table
     places: Mapping[str, Place]  # by folder
 
-    def masks_of(self, ordinal: int) -> list[Row]:
-        """The rows of an image's masks; right where `audit_identity` found nothing."""
-        start, stop = np.searchsorted(_column(self.masks, "ordinal"), [ordinal, ordinal + 1])
-        rows: list[Row] = self.masks.slice(int(start), int(stop - start)).to_pylist()
-        return rows
-
 
 def read_table(data: bytes, kind: str) -> pa.Table:
     """A table of a shard from its file's bytes; raises `DamagedDatasetError` for another file, or other columns."""
@@ -77,13 +71,13 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
     """
     seen: list[Ints] = []
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
-        found = _column(table, "ordinal")
+        found = int_column(table, "ordinal")
         seen.append(found)
         place = tables.places[kind]
         for row in np.flatnonzero(np.diff(found) <= 0):
             expected = f"an ordinal over {found[row]}"
             yield place.finding(Code.ROW_IDENTITY, expected, found[row + 1], f"row {row + 1}")
-        ids = _column(table, "id")
+        ids = int_column(table, "id")
         for row in np.flatnonzero(ids != found + 1):
             yield place.finding(Code.ROW_IDENTITY, f"id {found[row] + 1}", ids[row], f"ordinal {found[row]}")
     values, times = np.unique(np.concatenate(seen), return_counts=True)
@@ -106,20 +100,20 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
 
 def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
     place = tables.places["masks"]
-    owners = _column(tables.masks, "ordinal")
+    owners = int_column(tables.masks, "ordinal")
     for row in np.flatnonzero(np.diff(owners) < 0):
         expected = f"ordinal {owners[row]} or over"
         yield place.finding(Code.ROW_IDENTITY, expected, owners[row + 1], f"row {row + 1}")
-    accepted = _column(tables.images, "ordinal")
+    accepted = int_column(tables.images, "ordinal")
     for ordinal in np.setdiff1d(owners, accepted):
         yield place.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
-    ids = _column(tables.masks, "id")
+    ids = int_column(tables.masks, "id")
     for row in np.flatnonzero(ids != owners + 1):
         yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
     if np.all(np.diff(owners) >= 0):
         index = np.arange(len(owners)) - np.searchsorted(owners, owners)
         expected_ids = (owners + 1) * MASKS_PER_IMAGE_LIMIT + index
-        found = _column(tables.masks, "annotation_id")
+        found = int_column(tables.masks, "annotation_id")
         for row in np.flatnonzero(found != expected_ids):
             yield place.finding(Code.ROW_IDENTITY, f"annotation_id {expected_ids[row]}", found[row], f"row {row}")
     names = dict(zip(accepted.tolist(), tables.images.column("image_id").to_pylist(), strict=True))
@@ -190,6 +184,7 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
                 yield place.finding(Code.DUPLICATE_IMAGE, expected_verdict, "accepted", where)
 
 
-def _column(table: pa.Table, name: str) -> Ints:
+def int_column(table: pa.Table, name: str) -> Ints:
+    """A column of whole numbers without nulls, (N,)."""
     values: Any = table.column(name).to_numpy()
     return np.asarray(values, dtype=np.int64)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import simplejpeg
@@ -40,7 +40,7 @@ class HashedStream:
 def audit_tar(
     stream: HashedStream,
     images: Iterable[Row],
-    masks_of: Callable[[int], list[Row]],
+    masks_of: Callable[[int], Sequence[Row]],
     place: Place,
     *,
     with_images: bool,
@@ -84,7 +84,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
         yield member.name if file is not None else f"{member.name}, no plain file", file.read() if file else b""
 
 
-def audit_json(data: bytes, row: Row, masks: list[Row], place: Place) -> Iterator[Finding]:
+def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Iterator[Finding]:
     """Whether an image's JSON is, byte for byte, what the rows of image and masks give."""
     name = f"sa_{row['id']}.json"
     try:

@@ -1,18 +1,15 @@
 """The audit of a dataset's integrity: whether its files are whole, and say the same as one another."""
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from pydantic import ValidationError
 
 from catalogs.audit_log import audit_catalog_part, audit_unnamed, list_files
 from catalogs.audit_manifest import audit_manifest
-from catalogs.commits import Commit, CommitLog
+from catalogs.commits import CommitLog
 from catalogs.findings import Code, Findings, Place
 from catalogs.layout import DamagedDatasetError
 from catalogs.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
@@ -22,16 +19,21 @@ from infra.storage import Storage
 from operators.audit_masks import MaskLimits
 from operators.mask_config import MasksConfig
 from operators.release import ReleaseConfig
-from pipeline.audit_catalog import CatalogRows
-from pipeline.audit_content import ContentAudit, ShardContent
+from pipeline.audit_content import ContentAudit
 from pipeline.audit_report import AuditReport
-from pipeline.audit_shard import ShardAudit, ShardPlan, audit_shard
+from pipeline.audit_shard import FileSettings, ShardPlan
 from pipeline.audit_standing import Standing, audit_standing
+from pipeline.audit_workers import AuditTask, ShardAuditor, audit_in_threads
+from pipeline.config import ResourcesConfig
 
-_SHARDS_AT_ONCE = 4
+RAY_FROM_MASKS = 1_000_000
+"""Datasets with so many masks are audited by Ray, those with fewer in threads of this process.
 
-T = TypeVar("T")
-U = TypeVar("U")
+Ray takes some ten seconds to start; in that time one process looks through half a million masks.
+"""
+
+LOCAL = ResourcesConfig(address="local")
+"""A Ray on this machine alone."""
 
 
 def audit_integrity(
@@ -40,13 +42,16 @@ def audit_integrity(
     sample: int = 100,
     now: datetime | None = None,
     content: ContentAudit | None = None,
+    resources: ResourcesConfig = LOCAL,
+    ray_from: int = RAY_FROM_MASKS,
 ) -> AuditReport:
     """Reads every file of the dataset at `dataset_uri` once, and says what is wrong with it; changes nothing.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
     `now` is the time by which unnamed files are old (default: this machine's clock). `content` looks at more of
-    what is read. Memory holds a few shards and the names of all files. Raises `UsageError` when no dataset stands
-    there, and storage faults as they come.
+    what is read. With `ray_from` masks or more, shards are audited by Ray, where `resources` say; the report is the
+    same. Memory holds a few shards and the names of all files. Raises `UsageError` when no dataset stands there,
+    storage faults as they come, and `UnfinishedError` where Ray fails.
     """
     # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
     listed = list_files(storage, dataset_uri)
@@ -62,27 +67,22 @@ def audit_integrity(
     report.findings.extend(unnamed.findings)
     report.young = unnamed.young
     report.not_built = _gaps(generations, manifest.shards)
-    catalog = CatalogRows(storage, dataset_uri, manifest)
+    damaged_parts = set()
     for part in manifest.catalog:
         findings = list(audit_catalog_part(storage, dataset_uri, part, manifest.images_per_shard))
         report.findings.extend(findings)
         report.checked.catalog_parts += 1
         if findings:
-            catalog.leave_out(part)
+            damaged_parts.add(part.path)
     report.doubtful = sorted(standing.doubtful)
-    _audit_shards(storage, dataset_uri, manifest, settings, standing, catalog, report, content)
+    plan = None if content is None else content.plan
+    task = AuditTask(storage, dataset_uri, manifest, frozenset(damaged_parts), settings, plan)
+    _audit_shards(task, standing, report, content, resources, by_ray=standing.masks >= ray_from)
     return report
 
 
-@dataclass(frozen=True)
-class _Settings:
+def _settings(pinned: StandingManifest, findings: Findings) -> FileSettings:
     """What the manifest's configuration says of files."""
-
-    limits: MaskLimits | None
-    with_images: bool
-
-
-def _settings(pinned: StandingManifest, findings: Findings) -> _Settings:
     config = pinned.manifest.config
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
@@ -91,59 +91,57 @@ def _settings(pinned: StandingManifest, findings: Findings) -> _Settings:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = Place(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
-        return _Settings(None, with_images=True)
-    return _Settings(MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), release.format == "images")
+        return FileSettings(None, with_images=True)
+    return FileSettings(MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), release.format == "images")
 
 
 def _audit_shards(
-    storage: Storage,
-    dataset_uri: str,
-    manifest: DatasetManifest,
-    settings: _Settings,
+    task: AuditTask,
     standing: Standing,
-    catalog: CatalogRows,
     report: AuditReport,
     content: ContentAudit | None,
+    resources: ResourcesConfig,
+    *,
+    by_ray: bool,
 ) -> None:
-    taken = _taken_down(storage, dataset_uri, manifest, report.findings)
+    taken = _taken_down(task.storage, task.dataset_uri, task.manifest, report.findings)
+    searched = 0
+    if content is not None:
+        searched = standing.images if content.privacy_sample is None else content.privacy_sample
+    plans = _plans(task, standing, taken, report.sample, searched)
+    if by_ray:
+        from pipeline.audit_ray import audit_by_ray  # Ray takes a second to import
 
-    def audit(work: tuple[Commit, ShardPlan]) -> ShardAudit:
-        commit, plan = work
-        return audit_shard(storage, dataset_uri, commit, plan, catalog.read(*plan.ordinals))
+        results = audit_by_ray(task, plans, resources)
+    else:
+        results = audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)
+    with closing(results):
+        for result in results:
+            report.findings.extend(result.findings)
+            report.checked.add(result.checked)
+            if not result.compared:
+                report.not_compared.append(result.shard)
+            if content is not None and result.content is not None:
+                first_id = task.manifest.ordinals(result.shard)[0] + 1
+                content.add(result.shard, first_id, result.places, result.content)
 
-    def begin(start: int, stop: int) -> ShardContent | None:
-        if content is None:
-            return None
-        wanted = standing.images if content.privacy_sample is None else content.privacy_sample
-        return content.begin(sampled(wanted, standing.images, start, stop))
 
-    def planned() -> Iterator[tuple[Commit, ShardPlan]]:
-        seen = 0
-        for commit in CommitLog(storage, dataset_uri).read_many(standing.pairs):
-            images = commit.counts.get("images", 0)
-            yield (
-                commit,
-                ShardPlan(
-                    ordinals=manifest.ordinals(commit.shard),
-                    limits=settings.limits,
-                    with_images=settings.with_images,
-                    bad_kinds=standing.bad_kinds.get(commit.shard, frozenset()),
-                    counts_hold=commit.shard not in standing.bad_counts,
-                    decoded=sampled(report.sample, standing.images, seen, seen + images),
-                    taken=taken.get(commit.shard, frozenset()),
-                    content=begin(seen, seen + images),
-                ),
-            )
-            seen += images
-
-    for result in _map_in_order(audit, planned()):
-        report.findings.extend(result.findings)
-        report.checked.add(result.checked)
-        if not result.compared:
-            report.not_compared.append(result.shard)
-        if content is not None and result.content is not None:
-            first_id = manifest.ordinals(result.shard)[0] + 1
-            content.add(result.shard, first_id, result.places, result.content)
+def _plans(
+    task: AuditTask, standing: Standing, taken: dict[int, frozenset[int]], sample: int, searched: int
+) -> Iterator[ShardPlan]:
+    seen = 0
+    for commit in CommitLog(task.storage, task.dataset_uri).read_many(standing.pairs):
+        end = seen + commit.counts.get("images", 0)
+        yield ShardPlan(
+            commit,
+            ordinals=task.manifest.ordinals(commit.shard),
+            bad_kinds=standing.bad_kinds.get(commit.shard, frozenset()),
+            counts_hold=commit.shard not in standing.bad_counts,
+            decoded=sampled(sample, standing.images, seen, end),
+            searched=sampled(searched, standing.images, seen, end),
+            taken=taken.get(commit.shard, frozenset()),
+        )
+        seen = end
 
 
 def _taken_down(
@@ -178,15 +176,3 @@ def _gaps(committed: Iterable[int], shards: int) -> list[tuple[int, int]]:
             gaps.append((after, shard - 1))
         after = shard + 1
     return gaps
-
-
-def _map_in_order(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """`function` of each item in threads, a few at once, in the order of the items, however many there are."""
-    waiting: deque[Future[U]] = deque()
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="audit") as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > _SHARDS_AT_ONCE:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

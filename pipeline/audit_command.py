@@ -43,7 +43,9 @@ def audit(
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", metavar="CONFIG", help="A build's configuration: its storage options and detectors count here."
+            "--config",
+            metavar="CONFIG",
+            help="A build's configuration: its storage options, detectors and Ray's address count here.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
@@ -67,15 +69,16 @@ def audit(
 
         build = load_config(config)
     storage = Storage(build.storage if build is not None else {})
-    if integrity_only:
-        from pipeline.audit import audit_integrity
+    from pipeline.audit import LOCAL, RAY_FROM_MASKS, audit_integrity
 
-        report = audit_integrity(dataset, storage, sample)
+    if integrity_only:
+        resources = LOCAL if build is None else build.resources
+        report = audit_integrity(dataset, storage, sample, resources=resources, ray_from=RAY_FROM_MASKS)
     else:
         from pipeline.audit_dataset import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
-        options = AuditOptions(sample, searched, attributions, regions, pictures, build)
+        options = AuditOptions(sample, searched, attributions, regions, pictures, build, ray_from=RAY_FROM_MASKS)
         report = audit_dataset(dataset, storage, options)
     lines = report.lines()
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines)

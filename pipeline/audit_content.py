@@ -13,7 +13,7 @@ from infra.storage import Storage
 from operators.rows import Row
 from operators.similar_images import DISTANCE, find_alike, perceptual_hash
 from pipeline.audit_licenses import LicenseCounts, LicenseRules, audit_licenses
-from pipeline.audit_privacy import PrivacySummary, Search, Searcher, put_pictures
+from pipeline.audit_privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
 
 _DIGITS = 16
 Source = tuple[int, int]
@@ -22,64 +22,88 @@ Source = tuple[int, int]
 
 @dataclass
 class ShardContent:
-    """What is looked at in one shard, and what came of it. `searched` are positions in its table of images."""
+    """What came of looking at one shard."""
 
-    rules: LicenseRules | None
-    searcher: Searcher | None
-    searched: frozenset[int]
     licenses: LicenseCounts = field(default_factory=LicenseCounts)
     searches: list[Search] = field(default_factory=list)
     hashes: dict[int, int] = field(default_factory=dict)  # perceptual hashes by id
     sources: dict[int, Source] = field(default_factory=dict)  # by id
-    _searched_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class ContentLooks:
+    """What looks at all shards, of those that are audited in one process; safe to use from threads."""
+
+    rules: LicenseRules | None
+    searcher: Searcher | None
+
+
+@dataclass(frozen=True)
+class ContentPlan:
+    """How a process comes by what looks at shards: light to send to it."""
+
+    rules: LicenseRules | None
+    search: SearchPlan | None
+
+    def load(self) -> ContentLooks:
+        """Loads the detectors, where images are searched; raises what `find_detectors` does."""
+        return ContentLooks(self.rules, None if self.search is None else self.search.searcher())
+
+
+class ShardLook:
+    """Looks at one shard, and notes in `found` what comes of it."""
+
+    def __init__(self, looks: ContentLooks, searched: frozenset[int]) -> None:
+        """`searched` are positions in its table of images: detectors look at these."""
+        self.found = ShardContent()
+        self._looks = looks
+        self._searched = searched
+        self._searched_ids: frozenset[int] = frozenset()
 
     def look_at_rows(self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: Place) -> Iterator[Finding]:
         """Findings in the rows of a shard's images."""
-        self._searched_ids = frozenset(images[position]["id"] for position in self.searched if position < len(images))
+        self._searched_ids = frozenset(images[position]["id"] for position in self._searched if position < len(images))
         for row in images:
             source = _source(row["source_sha256"])
             if source is not None:
-                self.sources[row["id"]] = source
-        if self.rules is not None:
-            yield from audit_licenses(images, catalog, self.rules, place, self.licenses)
+                self.found.sources[row["id"]] = source
+        if self._looks.rules is not None:
+            yield from audit_licenses(images, catalog, self._looks.rules, place, self.found.licenses)
 
     def look_at_jpeg(self, row: Row, jpeg: bytes, place: Place) -> Iterator[Finding]:
         """Findings in the JPEG of a row, which is of the size that the row says."""
         try:
-            self.hashes[row["id"]] = perceptual_hash(jpeg)
+            self.found.hashes[row["id"]] = perceptual_hash(jpeg)
         except ValueError as error:
             yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, f"sa_{row['id']}.jpg")
             return
-        if self.searcher is not None and row["id"] in self._searched_ids:
-            search = self.searcher.search(row, jpeg)
-            self.searches.append(search)
+        if self._looks.searcher is not None and row["id"] in self._searched_ids:
+            search = self._looks.searcher.search(row, jpeg)
+            self.found.searches.append(search)
             yield from search.findings(place)
 
     def forget_jpegs(self) -> None:
         """Drops what came of the JPEGs: they are not those that were committed."""
-        self.hashes.clear()
-        self.searches.clear()
+        self.found.hashes.clear()
+        self.found.searches.clear()
 
 
 class ContentAudit:
     """What is looked at in all shards, and the sums.
 
     In memory are 40 bytes an image and what the detectors found. `privacy_sample` images are searched, all where it is
-    None; `pictures` is the folder or prefix for pictures of what they find.
+    None; `pictures` is the folder or prefix for pictures of what they find. `plan` is for other processes, `looks` for
+    this one.
     """
 
     def __init__(
-        self,
-        rules: LicenseRules | None,
-        searcher: Searcher | None,
-        privacy_sample: int | None,
-        storage: Storage,
-        pictures: str | None = None,
+        self, plan: ContentPlan, privacy_sample: int | None, storage: Storage, pictures: str | None = None
     ) -> None:
+        """Loads the detectors, where images are searched; raises what `find_detectors` does."""
+        self.plan = plan
+        self.looks = plan.load()
         self.privacy_sample = privacy_sample
-        self.privacy = PrivacySummary(searcher.detectors if searcher is not None else ())
-        self._rules = rules
-        self._searcher = searcher
+        self.privacy = PrivacySummary(self.looks.searcher.detectors if self.looks.searcher is not None else ())
         self._storage = storage
         self._pictures = pictures
         self._licenses = LicenseCounts()
@@ -88,10 +112,6 @@ class ContentAudit:
         self._sourced, self._sources = array("q"), array("Q")  # two numbers a source
         self._repeated = 0
         self._alike = 0
-
-    def begin(self, searched: frozenset[int]) -> ShardContent:
-        """The beginning of a shard; `searched` are positions of the images in which detectors look."""
-        return ShardContent(self._rules, self._searcher, searched)
 
     def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
         """Takes what came of a shard; they come in order."""
@@ -125,7 +145,7 @@ class ContentAudit:
     def to_dict(self) -> dict[str, Any]:
         """What came of all shards, as the answer's JSON has it; complete after `finish`."""
         return {
-            "licenses": None if self._rules is None else self._licenses.to_dict(self._rules),
+            "licenses": None if self.plan.rules is None else self._licenses.to_dict(self.plan.rules),
             "privacy": self.privacy.to_dict(),
             "duplicates": {
                 "images_compared": len(self._hashed),

@@ -16,14 +16,14 @@ from catalogs.tables import DatasetTables
 from infra.errors import UsageError
 from infra.storage import Storage
 from operators.rows import Row
-from pipeline.audit import audit_integrity
-from pipeline.audit_content import ContentAudit
+from pipeline.audit import LOCAL, RAY_FROM_MASKS, audit_integrity
+from pipeline.audit_content import ContentAudit, ContentPlan
 from pipeline.audit_foreign import audit_foreign
 from pipeline.audit_licenses import LicenseRules
 from pipeline.audit_lines import some
-from pipeline.audit_privacy import Searcher, find_detectors
+from pipeline.audit_privacy import SearchPlan
 from pipeline.audit_report import AuditReport
-from pipeline.config import Config, LicenseConfig
+from pipeline.config import Config, LicenseConfig, ResourcesConfig
 from pipeline.statistics import compute_statistics
 from pipeline.tables import open_tables
 
@@ -51,6 +51,13 @@ class AuditOptions:
     """The build's configuration, which says where detectors of one's own are."""
     now: datetime | None = None
     """The time of the audit; None: this machine's clock."""
+    ray_from: int = RAY_FROM_MASKS
+    """Masks from which on shards are audited by Ray, where `build.resources` says; without `build` on this machine."""
+
+    @property
+    def resources(self) -> ResourcesConfig:
+        """Where Ray runs, if it does."""
+        return LOCAL if self.build is None else self.build.resources
 
 
 def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptions()) -> AuditReport:
@@ -69,7 +76,7 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     now = options.now or datetime.now(UTC)
     pinned = load_standing(storage, uri)
     content, problems = _content(pinned.manifest, storage, options, now)
-    report = audit_integrity(uri, storage, options.sample, options.now, content)
+    report = audit_integrity(uri, storage, options.sample, options.now, content, options.resources, options.ray_from)
     if problems:
         place = Place(manifest_name(pinned.generation))
         report.findings.add(
@@ -89,7 +96,7 @@ def _content(
 ) -> tuple[ContentAudit, list[str]]:
     """What looks at licenses and privacy, and what is wrong with the manifest where it does not say how."""
     problems = []
-    rules = searcher = None
+    rules = None
     try:
         policy = LicenseConfig.model_validate(manifest.config.get("license")).policy(manifest.policy_date)
         rules = LicenseRules(policy, now.date())
@@ -97,12 +104,12 @@ def _content(
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
     with_images = manifest.config.get("release", {}).get("format") != "annotations"
     if options.privacy_sample != 0 and with_images:
+        search = SearchPlan(manifest, options.build, storage, with_pictures=options.pictures is not None)
         try:
-            detectors = find_detectors(manifest, options.build, storage)
-            searcher = Searcher(detectors, with_pictures=options.pictures is not None)
+            return ContentAudit(ContentPlan(rules, search), options.privacy_sample, storage, options.pictures), problems
         except DamagedDatasetError as error:
             problems.append(str(error))
-    return ContentAudit(rules, searcher, options.privacy_sample, storage, options.pictures), problems
+    return ContentAudit(ContentPlan(rules, None), options.privacy_sample, storage, options.pictures), problems
 
 
 def _open(uri: str, storage: Storage, report: AuditReport) -> DatasetTables:

@@ -1,8 +1,10 @@
 """The audit of privacy: the build's own detectors, run again on released images, and what they still find."""
 
+import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +38,10 @@ class Search:
 
 
 class Searcher:
-    """Runs detectors on released images, one image at a time, whichever thread asks."""
+    """Runs detectors on released images, one image at a time, whichever thread asks.
+
+    On one thread, as a build does: a sum on another number of threads has other bits.
+    """
 
     def __init__(self, detectors: Sequence[Detector], *, with_pictures: bool = False) -> None:
         self.detectors = detectors
@@ -46,13 +51,27 @@ class Searcher:
     def search(self, row: Row, jpeg: bytes) -> Search:
         """What the detectors find in the JPEG of a row of `images`."""
         image = decode_jpeg(jpeg)
-        with self._one:
+        with self._one, _one_torch_thread():
             found = search_release(row, image, self.detectors)
         pictures = {}
         if self._with_pictures:
             left = [each for each in found if not each.obliterated]
             pictures = {f"sa_{f.id}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
         return Search(tuple(found), pictures)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a process comes by the searcher of a dataset's build: light to send, where detectors are not."""
+
+    manifest: DatasetManifest
+    build: Config | None
+    storage: Storage
+    with_pictures: bool
+
+    def searcher(self) -> Searcher:
+        """Loads the detectors; raises what `find_detectors` does."""
+        return Searcher(find_detectors(self.manifest, self.build, self.storage), with_pictures=self.with_pictures)
 
 
 @dataclass
@@ -138,7 +157,23 @@ def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Sto
     return build_detectors(
         DeidentifyConfig.model_validate(parts),
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), hashes.get(name)),
+        threads=1,
     )
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Torch computes on one thread meanwhile; where it is not imported, no detector needs it."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None else 1
+    if torch is None or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _finding(found: StillDetected, place: Place) -> Finding:

@@ -24,22 +24,30 @@ from operators.audit_rows import (
 )
 from operators.audit_tar import HashedStream, audit_tar
 from operators.rows import Row
-from pipeline.audit_content import ShardContent
+from operators.shard_masks import ShardMasks
+from pipeline.audit_content import ShardContent, ShardLook
 from pipeline.audit_report import Checked
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What the audit of a shard must know beside its commit."""
+    """A shard to be audited: its commit, and what else is known of it before its files are read."""
 
+    commit: Commit
     ordinals: tuple[int, int]  # by the manifest
-    limits: MaskLimits | None
-    with_images: bool
     bad_kinds: frozenset[str]  # folders whose file is known to be missing or of a wrong size
     counts_hold: bool  # whether the commit's counts agree with themselves
     decoded: frozenset[int]  # positions in the table of images: these are decoded
+    searched: frozenset[int] = frozenset()  # and in these, where detectors are asked, they look
     taken: frozenset[int] = frozenset()  # ordinals that tombstones name
-    content: ShardContent | None = None  # looks at more than integrity, where that is asked for
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What a dataset's configuration says of its files."""
+
+    limits: MaskLimits | None
+    with_images: bool
 
 
 @dataclass
@@ -51,19 +59,28 @@ class ShardAudit:
     checked: Checked = field(default_factory=Checked)
     compared: bool = True  # whether the files could be compared with one another
     places: Mapping[str, Place] = field(default_factory=dict)  # of its files, by folder
-    content: ShardContent | None = None  # what it was planned with
+    content: ShardContent | None = None  # what came of looking at more than integrity, where that was asked for
 
 
 def audit_shard(
-    storage: Storage, dataset_uri: str, commit: Commit, plan: ShardPlan, catalog: Mapping[int, Row] | None
+    storage: Storage,
+    dataset_uri: str,
+    plan: ShardPlan,
+    settings: FileSettings,
+    catalog: Mapping[int, Row] | None,
+    look: ShardLook | None = None,
 ) -> ShardAudit:
     """Reads a shard's files and compares them with their digests, with one another and with the catalog's rows.
 
     In memory are its three tables and one image of its tar. A file with other bytes than its commit says is not
     looked into, and where rows are out of place nothing is compared by them. `catalog` None: its part is damaged.
+    `look` looks at more than integrity.
     """
+    commit = plan.commit
     places = {kind: Place(commit.file(kind).path, commit.shard) for kind in ("shards", *SCHEMAS)}
-    result = ShardAudit(commit.shard, compared=not plan.bad_kinds, places=places, content=plan.content)
+    result = ShardAudit(commit.shard, compared=not plan.bad_kinds, places=places)
+    if look is not None:
+        result.content = look.found
     read: dict[str, pa.Table] = {}
     for kind in SCHEMAS:
         if kind not in plan.bad_kinds:
@@ -75,18 +92,20 @@ def audit_shard(
         result.findings.extend(audit_rejects(read["rejects"].to_pylist(), places["rejects"]))
         result.checked.rejects += read["rejects"].num_rows
     images: list[Row] = []
+    masks: ShardMasks | None = None
     if tables is not None:
         if plan.counts_hold:
             result.findings.extend(audit_counts(tables, commit.counts))
         result.findings.extend(audit_identity(tables, plan.ordinals))
         if Code.ROW_IDENTITY not in result.findings:
-            images = tables.images.to_pylist()
-            _audit_rows(tables, images, plan, catalog, result)
-        else:
-            tables = None
-    result.compared = result.compared and tables is not None
+            images, masks = tables.images.to_pylist(), ShardMasks(tables, settings.limits)
+            _audit_rows(tables, images, masks, plan, settings, catalog, result)
+            if look is not None:
+                result.findings.extend(look.look_at_rows(images, catalog, places["images"]))
+    result.compared = result.compared and masks is not None
     if "shards" not in plan.bad_kinds:
-        _audit_tar(storage, dataset_uri, commit.file("shards"), tables, images, plan, places["shards"], result)
+        uri = join(dataset_uri, commit.file("shards").path)
+        _audit_tar(storage, uri, images, masks, plan, settings.with_images, look, result)
     return result
 
 
@@ -115,50 +134,55 @@ def _read_table(
 
 
 def _audit_rows(
-    tables: ShardTables, images: list[Row], plan: ShardPlan, catalog: Mapping[int, Row] | None, result: ShardAudit
+    tables: ShardTables,
+    images: list[Row],
+    masks: ShardMasks,
+    plan: ShardPlan,
+    settings: FileSettings,
+    catalog: Mapping[int, Row] | None,
+    result: ShardAudit,
 ) -> None:
     result.findings.extend(audit_taken_down(tables, plan.taken))
     if catalog is not None:
         result.findings.extend(audit_catalog_rows(tables, catalog))
         result.checked.catalog_rows += len(catalog)
     for position, row in enumerate(images):
-        masks = tables.masks_of(row["ordinal"])
+        count = masks.count(row["ordinal"])
         decode = position in plan.decoded
-        result.findings.extend(audit_mask_count(row, len(masks), tables.places["images"]))
-        size = row["height"], row["width"]
-        result.findings.extend(audit_masks(size, masks, plan.limits, tables.places["masks"], decode=decode))
-        result.checked.masks += len(masks)
-        result.checked.masks_decoded += len(masks) if decode else 0
+        result.findings.extend(audit_mask_count(row, count, tables.places["images"]))
+        if decode or not masks.sound(row["ordinal"]):
+            size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
+            result.findings.extend(audit_masks(size, rows, settings.limits, tables.places["masks"], decode=decode))
+        result.checked.masks += count
+        result.checked.masks_decoded += count if decode else 0
     result.checked.images += len(images)
-    if plan.content is not None:
-        result.findings.extend(plan.content.look_at_rows(images, catalog, tables.places["images"]))
 
 
 def _audit_tar(
     storage: Storage,
-    dataset_uri: str,
-    entry: FileEntry,
-    tables: ShardTables | None,
+    uri: str,
     images: list[Row],
+    masks: ShardMasks | None,
     plan: ShardPlan,
-    place: Place,
+    with_images: bool,
+    look: ShardLook | None,
     result: ShardAudit,
 ) -> None:
     inside = Findings()
-    content = plan.content
+    entry, place = plan.commit.file("shards"), result.places["shards"]
     decoded = frozenset(images[position]["id"] for position in plan.decoded if position < len(images))
     try:
-        with storage.open(join(dataset_uri, entry.path)) as opened:
+        with storage.open(uri) as opened:
             stream = HashedStream(opened)
-            if tables is not None:
+            if masks is not None:
                 members = audit_tar(
                     stream,
                     images,
-                    tables.masks_of,
+                    masks.annotations,
                     place,
-                    with_images=plan.with_images,
+                    with_images=with_images,
                     decode=decoded,
-                    look=None if content is None else lambda row, data: content.look_at_jpeg(row, data, place),
+                    look=None if look is None else lambda row, data: look.look_at_jpeg(row, data, place),
                 )
                 inside.extend(members)
             digest = stream.digest()
@@ -171,11 +195,11 @@ def _audit_tar(
     if digest != entry.sha256:
         result.findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
         result.compared = False
-        if content is not None:
-            content.forget_jpegs()
+        if look is not None:
+            look.forget_jpegs()
         return
     result.findings.extend(inside)
-    if tables is not None:
+    if masks is not None:
         result.checked.jsons += len(images)
-        result.checked.jpegs += len(images) if plan.with_images else 0
-        result.checked.jpegs_decoded += len(decoded) if plan.with_images else 0
+        result.checked.jpegs += len(images) if with_images else 0
+        result.checked.jpegs_decoded += len(decoded) if with_images else 0

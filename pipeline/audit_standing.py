@@ -19,7 +19,8 @@ class Standing:
     doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
     bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of files known to be wrong, by shard
     bad_counts: set[int] = field(default_factory=set)
-    images: int = 0
+    images: int = 0  # by the commits, and so are the masks
+    masks: int = 0
 
 
 def audit_standing(
@@ -41,6 +42,7 @@ def audit_standing(
             continue
         standing.pairs.append((audited.shard, audited.generation))
         standing.images += audited.commit.counts.get("images", 0)
+        standing.masks += audited.commit.counts.get("masks", 0)
         if audited.has(Code.BAD_COUNTS):
             standing.bad_counts.add(audited.shard)
         bad = _audit_named(storage, dataset_uri, audited.commit, listed, report.findings)

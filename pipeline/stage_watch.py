@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from infra.progress import Progress
 from infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
-"""What an operator's name in Ray Data contains, and the stage that it is."""
+"""What an operator's name in Ray Data contains, and the stage of a build that it is."""
 
 LOST_NODE_WAIT_S = 120.0
 """Seconds without a row or shard, since a node was lost, that end a window: what was pinned to it may wait for ever."""
@@ -42,6 +42,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """
 
     progress: ClassVar[Progress | None] = None
+    stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
     rows_seen: ClassVar[dict[str, int]] = {}
@@ -64,7 +65,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         if self.progress is None:
             return
         for operator in executor._topology:
-            for name, stage in STAGES.items():
+            for name, stage in self.stages.items():
                 rows = operator.metrics.row_outputs_taken
                 if name in operator.name and rows != self.rows_seen.get(stage):
                     self._count(stage, rows, operator.metrics.block_generation_time)
@@ -110,11 +111,13 @@ def watched(
     stall_timeout: float,
     metrics: RunMetrics | None = None,
     outage: Callable[[], object] = lambda: False,
+    stages: Mapping[str, str] = STAGES,
 ) -> Iterator[type[StageWatch]]:
     """Sets up Ray Data's context for one window of so many rows, and watches over it.
 
     Yields the watch, which wants to be told of each shard written. `stall_timeout` in seconds; `metrics` are told of
-    the rows and seconds of each stage; `outage` says, when nothing moves, whether a store does not answer.
+    the rows and seconds of each stage; `outage` says, when nothing moves, whether a store does not answer. `stages` are
+    what operators' names contain, and what the bars call these.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -123,8 +126,9 @@ def watched(
     # Ray's own time-out does not notice a pool whose node died, and takes a long image for a dead one.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
-    for stage in STAGES.values():
+    for stage in stages.values():
         progress.stage(stage, rows)
+    StageWatch.stages = stages
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
     StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
     StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf

@@ -1,0 +1,46 @@
+"""The masks of a shard, image by image: their rows, and whether a look at all of them at once found anything."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from operators.audit_masks import MaskLimits
+from operators.audit_rows import ShardTables, int_column
+from operators.mask_columns import MaskColumns
+from operators.rows import Row
+from operators.sound_masks import sound_masks
+
+
+class ShardMasks:
+    """The masks of a shard in whose tables `audit_identity` found nothing. Images are named by their ordinals."""
+
+    def __init__(self, tables: ShardTables, limits: MaskLimits | None) -> None:
+        """`limits` are the thresholds that the masks are held to, as in `operators.audit_masks.audit_masks`."""
+        self._table = tables.masks
+        ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
+        starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
+        self._spans = dict(zip(ordinals.tolist(), zip(starts.tolist(), stops.tolist(), strict=True), strict=True))
+        self._columns = MaskColumns.of(tables.masks)
+        sides = [tables.images.column(name).fill_null(-1).to_numpy() for name in ("height", "width")]
+        sizes = np.repeat(np.stack(sides, axis=1).astype(np.int64), stops - starts, axis=0)
+        wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))
+        self._sound = frozenset(ordinals[wrong[starts] == wrong[stops]].tolist())
+
+    def count(self, ordinal: int) -> int:
+        """How many masks an image has."""
+        start, stop = self._spans[ordinal]
+        return int(stop - start)
+
+    def sound(self, ordinal: int) -> bool:
+        """Whether `audit_masks` has no finding of an image's masks, as long as it decodes none."""
+        return ordinal in self._sound
+
+    def table_rows(self, ordinal: int) -> list[Row]:
+        """The rows of an image's masks, with all columns."""
+        start, stop = self._spans[ordinal]
+        rows: list[Row] = self._table.slice(start, stop - start).to_pylist()
+        return rows
+
+    def annotations(self, ordinal: int) -> Sequence[Row]:
+        """The same with the keys that `annotations_json` takes, and for sound masks in a tenth of the time."""
+        return list(self._columns.rows(*self._spans[ordinal])) if self.sound(ordinal) else self.table_rows(ordinal)

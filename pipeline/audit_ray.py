@@ -1,0 +1,114 @@
+"""The audit of shards by Ray Data: an actor a core, on one machine or on many, and results in the shards' order."""
+
+import math
+import pickle
+import socket
+import traceback
+from collections.abc import Generator, Iterable
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+
+import pyarrow as pa
+import ray.data
+import ray.exceptions
+
+from catalogs.manifest import manifest_generations
+from infra.errors import SegmintError, UnfinishedError, UsageError, last_line
+from infra.progress import Progress
+from infra.ray_session import Cluster, ray_session
+from infra.uris import absolute
+from pipeline.audit_shard import ShardAudit, ShardPlan
+from pipeline.audit_workers import AuditTask, ShardAuditor
+from pipeline.config import ResourcesConfig
+from pipeline.stage_watch import watched
+from pipeline.stages import RETRIES
+
+WINDOW_SHARDS = 2_000
+"""Shards in one Ray Data execution: the driver holds the plans of no more."""
+
+STAGES = {"AuditShards": "audit"}
+"""What the operator's name in Ray Data contains, and what people call it."""
+
+_PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("plan", "result"))
+
+
+class AuditShards:
+    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardAudit` or exception for each out."""
+
+    def __init__(self, task: AuditTask) -> None:
+        self._task = task
+
+    def __call__(self, plans: pa.Table) -> pa.Table:
+        """Audits the shards of a block."""
+        results = [self._audit(pickle.loads(plan)) for plan in plans.column("plan").to_pylist()]
+        return pa.table([results], schema=_RESULT)
+
+    def _audit(self, plan: ShardPlan) -> bytes:
+        try:
+            return pickle.dumps(self._auditor.audit(plan))
+        except Exception as error:  # noqa: BLE001 - the driver raises it, as if it had happened there
+            return _pickled(error)
+
+    @cached_property
+    def _auditor(self) -> ShardAuditor:
+        task = self._task
+        if not manifest_generations(task.storage, task.dataset_uri):
+            raise UsageError(
+                f"{task.dataset_uri} is not to be seen from {socket.gethostname()}, a node of the Ray cluster: the "
+                "dataset must lie where all nodes see it; or audit it with resources.address: local"
+            )
+        return ShardAuditor(task, None if task.content is None else task.content.load())
+
+
+def audit_by_ray(
+    task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
+) -> Generator[ShardAudit, None, None]:
+    """Audits shards with a Ray that is joined, or started and ended; gives them in their order.
+
+    Raises what an audit of a shard raises, and `UnfinishedError` where Ray itself fails.
+    """
+    task = replace(task, dataset_uri=absolute(task.dataset_uri))  # actors have other current folders
+    waiting = iter(plans)
+    with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
+        while window := list(islice(waiting, WINDOW_SHARDS)):
+            try:
+                yield from _audit_window(task, window, cluster)
+            except ray.exceptions.RayError as error:
+                raise UnfinishedError(f"the audit was not finished, for Ray failed: {last_line(error)}") from error
+
+
+def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardAudit, None, None]:
+    blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
+    # Of a local Ray more logical CPUs are said than there are cores.
+    workers = min(len(plans), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
+    results = ray.data.from_arrow(blocks).map_batches(
+        AuditShards,
+        fn_constructor_args=(task,),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        udf_modifying_row_count=False,
+        num_cpus=1,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    with Progress() as progress, watched(progress, len(plans), math.inf, stages=STAGES):
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for data in table.column("result").to_pylist():
+                result = pickle.loads(data)
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+
+
+def _pickled(error: Exception) -> bytes:
+    """An exception with its traceback as a note; where it cannot be pickled, one that says the same."""
+    if not isinstance(error, SegmintError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # noqa: BLE001 - whatever its class does there
+        data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return data

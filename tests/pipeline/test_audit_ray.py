@@ -1,0 +1,272 @@
+"""The audit by Ray: the very report that threads of one process make, from actors that load what they need once."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+from typer.testing import CliRunner
+
+import pipeline.audit
+from catalogs.commits import CommitLog
+from catalogs.findings import Code
+from catalogs.manifest import load_manifest
+from infra.errors import UnfinishedError, UsageError
+from infra.ray_session import ray_session
+from infra.storage import RetryPolicy, Storage, StorageFaultError
+from operators.release import ReleaseConfig, release
+from pipeline import audit_ray
+from pipeline.audit import audit_integrity
+from pipeline.audit_content import ContentPlan
+from pipeline.audit_dataset import AuditOptions, audit_dataset
+from pipeline.audit_privacy import SearchPlan
+from pipeline.audit_ray import AuditShards, audit_by_ray
+from pipeline.audit_report import AuditReport
+from pipeline.audit_shard import FileSettings, ShardPlan
+from pipeline.audit_workers import AuditTask
+from pipeline.cli import app
+from pipeline.config import ResourcesConfig
+from tests.support.builds import ROOT, digests, photograph
+from tests.support.committed_shard import CommittedShard
+from tests.support.everything import upload
+from tests.support.faulty_proxy import FaultyProxy, answer
+from tests.support.planting import LATER, ShardEdit, edit_row, first_part, flip
+from tests.support.s3_server import S3Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+BY_RAY, IN_THREADS = 0, 1 << 60
+"""Masks from which on Ray audits."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running_ray(s3_server: S3Server) -> Iterator[None]:
+    """A Ray whose workers have the S3 server's credentials."""
+    with ray_session("local", object_store_memory=200_000_000):
+        yield
+
+
+def audit(dataset: Path, ray_from: int, **options: Any) -> AuditReport:
+    return audit_dataset(str(dataset), Storage(), AuditOptions(now=LATER, ray_from=ray_from, **options))
+
+
+def with_a_face(taken: CommittedShard) -> None:
+    pixels = np.fliplr(photograph("astronaut", (240, 180)))
+    taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
+
+
+def other_area(taken: CommittedShard) -> None:
+    taken.rows["masks"][0]["area"] += 1
+
+
+def test_a_whole_dataset_is_whole_either_way(minted: Path) -> None:
+    threads, by_ray = (audit(minted, ray_from, privacy_sample=None) for ray_from in (IN_THREADS, BY_RAY))
+    assert by_ray.to_dict() == threads.to_dict()
+    assert by_ray.findings.total == 0
+    assert by_ray.to_dict()["privacy"]["images_checked"] == by_ray.checked.jpegs_decoded == 6
+
+
+def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tmp_path: Path) -> None:
+    ShardEdit(1, with_a_face)(dataset)
+    ShardEdit(1, other_area)(dataset)
+    edit_row("masks", 2, 0, predicted_iou=0.1)(dataset)
+    CommittedShard(dataset, 0).dataset.joinpath("shards", "notes.txt").write_text("mine")
+    flip(dataset / CommittedShard(dataset, 0).commit.file("rejects").path)
+    answers: dict[int, Any] = {}
+    for ray_from in (IN_THREADS, BY_RAY):
+        folder = tmp_path / str(ray_from)
+        options = {"regions": str(folder / "regions.jsonl"), "pictures": str(folder / "pictures"), "sample": 2}
+        report = audit(dataset, ray_from, privacy_sample=None, **options)
+        answers[ray_from] = report.to_dict(), report.lines(), digests(folder)
+    assert answers[BY_RAY] == answers[IN_THREADS]
+    value, _, files = answers[BY_RAY]
+    assert set(value["findings_by_code"]) >= {"still_detected", "mask_area", "other_json", "stray_file", "file_digest"}
+    assert value["not_compared"] == [0]
+    assert set(files) == {"regions.jsonl", "pictures/sa_4_1_face.jpg"}
+
+
+def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> None:
+    flip(dataset / first_part(dataset).path)
+    threads, by_ray = (
+        audit_integrity(str(dataset), Storage(), now=LATER, ray_from=ray_from) for ray_from in (IN_THREADS, BY_RAY)
+    )
+    assert by_ray.to_dict() == threads.to_dict()
+    assert by_ray.findings.counts == {Code.CATALOG_DIGEST: 1}
+    assert by_ray.checked.catalog_rows == 0
+
+
+def test_windows_are_audited_one_after_another(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)
+    assert audit(minted, BY_RAY, privacy_sample=0).to_dict() == audit(minted, IN_THREADS, privacy_sample=0).to_dict()
+
+
+def test_a_folder_that_was_named_relatively_is_found(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(minted.parent)
+    assert audit(Path(minted.name), BY_RAY, privacy_sample=0).findings.total == 0
+
+
+def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s3_bucket: str) -> None:
+    uri = f"s3://{s3_bucket}/set"
+    upload(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), minted, uri)
+    proxy = FaultyProxy(s3_server.port)
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}}, RetryPolicy(attempts=2))
+    try:
+        assert audit_integrity(uri, storage, now=LATER, ray_from=BY_RAY).findings.total == 0
+        broken = answer(500, "InternalError")
+        proxy.policy = lambda method, target: broken if method == "GET" and "/masks/sa_000001" in target else b""
+        told = []
+        for ray_from in (IN_THREADS, BY_RAY):
+            with pytest.raises(StorageFaultError, match="masks/sa_000001") as raised:
+                audit_integrity(uri, storage, now=LATER, ray_from=ray_from)
+            told.append((raised.type, str(raised.value)))
+        assert told[0] == told[1]
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("arguments", [["--integrity-only"], ["--privacy-sample", "1"]])
+def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    threads = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
+    monkeypatch.setattr(pipeline.audit, "RAY_FROM_MASKS", BY_RAY)
+    by_ray = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
+    assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
+    assert by_ray.exit_code == 0
+    assert "audit 3/3" in by_ray.stderr
+
+
+WAITING = """
+import os, time
+from pathlib import Path
+import pipeline.audit, pipeline.audit_ray
+from pipeline.cli import main
+
+class Waiting:
+    def __init__(self, task):
+        pass
+
+    def __call__(self, plans):
+        Path(os.environ["BEGUN"]).touch()
+        time.sleep(3600)
+
+pipeline.audit.RAY_FROM_MASKS = 0
+pipeline.audit_ray.AuditShards = Waiting
+main()
+"""
+
+
+def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "audit", str(minted), "--privacy-sample", "0"],
+        cwd=ROOT,
+        env={**os.environ, "BEGUN": str(begun)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while process.poll() is None and not begun.exists():
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate()
+    assert (process.returncode, told.splitlines()[-1].partition(":")[0]) == (3, "interrupted"), told
+    assert "Traceback" not in told
+    _, left = psutil.wait_procs(started, timeout=300)
+    assert left == []
+
+
+# --- the actor ---
+
+
+@pytest.fixture
+def task(minted: Path) -> AuditTask:
+    manifest = load_manifest(Storage(), str(minted))
+    return AuditTask(Storage(), str(minted), manifest, frozenset(), FileSettings(None, with_images=True), None)
+
+
+def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
+    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    assert commit is not None
+    return ShardPlan(commit, commit.ordinals, frozenset(), counts_hold=True, decoded=frozenset())
+
+
+def answers_of(actor: AuditShards, *plans: ShardPlan) -> list[Any]:
+    table = actor(pa.table({"plan": pa.array([pickle.dumps(plan) for plan in plans], pa.large_binary())}))
+    return [pickle.loads(result) for result in table.column("result").to_pylist()]
+
+
+def test_detectors_are_loaded_once_an_actor_and_travel_with_no_shard(
+    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = ContentPlan(None, SearchPlan(task.manifest, None, Storage(), with_pictures=False))
+    loaded = []
+    real = SearchPlan.searcher
+    monkeypatch.setattr(SearchPlan, "searcher", lambda plan: loaded.append(plan) or real(plan))
+    task = replace(task, content=content)
+    assert len(pickle.dumps(task)) < 20_000
+    actor = AuditShards(task)
+    plans = [replace(plan_of(minted, shard), searched=frozenset({0})) for shard in (0, 1)]
+    audits = [result for plan in plans for result in answers_of(actor, plan)]
+    assert [len(result.content.searches) for result in audits] == [1, 1]
+    assert len(loaded) == 1
+    assert max(len(pickle.dumps(result)) for result in audits) < 20_000
+
+
+def test_a_node_that_does_not_see_the_dataset_is_no_finding(minted: Path, task: AuditTask, tmp_path: Path) -> None:
+    (error,) = answers_of(AuditShards(replace(task, dataset_uri=str(tmp_path / "elsewhere"))), plan_of(minted))
+    assert isinstance(error, UsageError)
+    assert "must lie where all nodes see it" in str(error)
+
+
+class WithoutPickle(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(KeyError("x"), KeyError), (WithoutPickle(1, 2), RuntimeError)])
+def test_a_bug_in_an_actor_is_raised_by_the_driver_as_in_a_thread(
+    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    actor = AuditShards(task)
+    monkeypatch.setattr(actor._auditor, "audit", fail)
+    (found,) = answers_of(actor, plan_of(minted))
+    assert type(found) is kind
+    if kind is KeyError:
+        assert any("in fail" in note for note in found.__notes__)
+    else:
+        assert str(found) == "WithoutPickle: 1 and 2"
+
+
+def test_actors_that_die_again_and_again_end_the_audit_unfinished(
+    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_ray, "RETRIES", 1)
+    monkeypatch.setattr(audit_ray, "AuditShards", Deadly)
+    with pytest.raises(UnfinishedError, match="Ray failed"):
+        list(audit_by_ray(task, [plan_of(minted)], ResourcesConfig(address="local")))
+    assert ray.is_initialized()
+
+
+class Deadly:
+    """An actor that its machine kills at once."""
+
+    def __init__(self, task: AuditTask) -> None:
+        pass
+
+    def __call__(self, plans: pa.Table) -> pa.Table:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return plans
