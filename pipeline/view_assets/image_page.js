@@ -123,6 +123,7 @@ export class ImagePage {
 
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (this.#stage.zoom.key(event)) return event.preventDefault();
     const last = this.#visible.length - 1;
     const at = this.#visible.indexOf(this.#isolated);
     if (event.key === "n" || event.key === "p") byId(event.key === "n" ? "next" : "previous").click();
@@ -137,6 +138,7 @@ export class ImagePage {
   #isolateAt(place) {
     const mask = this.#visible[place];
     if (mask && mask !== this.#isolated) this.#isolate(mask);
+    if (mask) this.#stage.reveal(mask.frame);
   }
 
   #listKey(event) {
@@ -159,7 +161,10 @@ export class ImagePage {
     const button = make("button", { type: "button" }, swatch, label);
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => this.#isolate(mask));
-    button.addEventListener("focus", () => this.#hover(mask));
+    button.addEventListener("focus", () => {
+      this.#stage.reveal(mask.frame);
+      this.#hover(mask);
+    });
     button.addEventListener("blur", () => this.#hover(null));
     return button;
   }
@@ -173,7 +178,11 @@ export class ImagePage {
       const button = make("button", { type: "button" }, "Show it");
       button.addEventListener("click", () => {
         if (mask && mask !== this.#isolated) this.#isolate(mask);
-        if (box) this.#stage.point(null, false, box);
+        if (mask) this.#stage.reveal(mask.frame);
+        if (!box) return;
+        const [left, top, width, height] = box;
+        this.#stage.reveal({ left, top, width, height });
+        this.#stage.point(null, false, box);
       });
       item.append(button);
       return item;

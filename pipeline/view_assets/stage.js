@@ -2,12 +2,14 @@
 
 import { byId } from "./dom.js";
 import { packed } from "./mask.js";
+import { Zoom } from "./zoom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const FILL = 100; // alpha, of 255
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);
+const SQUARES = 3; // pixels of the screen for one of the picture, from which on it is not smoothed
 
 export class Stage {
   #stage = byId("stage");
@@ -17,15 +19,24 @@ export class Stage {
   #marks = byId("marks");
   #masks = [];
   #frame = 0;
+  #hover;
+  #pointer = null; // the last move of a pointer that is over the picture
+  width = 0;
+  height = 0;
 
   /** `hover(mask or null)` and `choose(mask or null)` are told what the pointer does. */
   constructor(hover, choose) {
+    this.#hover = hover;
+    this.zoom = new Zoom(this.#stage, () => this.#look());
     this.#stage.addEventListener("pointermove", (event) => {
-      if (event.pointerType !== "touch") hover(this.#under(event));
+      if (event.pointerType !== "touch") this.#pointAt(event);
     });
-    this.#stage.addEventListener("pointerleave", () => hover(null));
+    this.#stage.addEventListener("pointerleave", () => this.#pointAt(null));
     this.#stage.addEventListener("click", (event) => choose(this.#under(event)));
     this.#picture.addEventListener("error", () => this.#stage.classList.add("no-picture"));
+    byId("zoom-in").addEventListener("click", () => this.zoom.zoomIn());
+    byId("zoom-out").addEventListener("click", () => this.zoom.zoomOut());
+    byId("zoom-fit").addEventListener("click", () => this.zoom.reset());
   }
 
   get element() {
@@ -41,9 +52,15 @@ export class Stage {
     this.#picture.src = `/images/${image}.jpg`;
     this.#picture.alt = name;
     for (const canvas of [this.#all, this.#one]) [canvas.width, canvas.height] = size;
-    this.#marks.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.show([]);
     this.point(null, false);
+    this.zoom.reset(this.width);
+  }
+
+  /** Moves a part of the picture into sight, where it is enlarged; a box in its pixels. */
+  reveal({ left, top, width, height }) {
+    const shares = { left: left / this.width, top: top / this.height };
+    if (width) this.zoom.reveal({ ...shares, width: width / this.width, height: height / this.height });
   }
 
   /** Lets go of the picture, which a server may still be reading. */
@@ -89,6 +106,28 @@ export class Stage {
     this.#marks.replaceChildren(...(mask !== null && alone ? this.#origin(mask.row) : []), ...this.#boxes("found", box));
   }
 
+  /** Shows what the zoom says of the picture. The marks are drawn anew, so that their lines stay as thin. */
+  #look() {
+    const { scale, left, top } = this.zoom;
+    this.#stage.style.setProperty("--view", `scale(${scale}) translate(${-100 * left}%, ${-100 * top}%)`);
+    this.#stage.classList.toggle("zoomed", scale > 1);
+    this.#stage.classList.toggle("squares", scale > 1 && (scale * this.#stage.clientWidth) / this.width >= SQUARES);
+    const box = [left * this.width, top * this.height, this.width / scale, this.height / scale];
+    this.#marks.setAttribute("viewBox", box.join(" "));
+    for (const point of this.#marks.querySelectorAll(".point")) point.setAttribute("r", String(this.#radius()));
+    byId("zoom-level").textContent = `${scale.toFixed(1)} ×`;
+    if (this.#pointer !== null) this.#pointAt(this.#pointer);
+  }
+
+  #radius() {
+    return Math.max(3, Math.min(this.width, this.height) / 110) / this.zoom.scale;
+  }
+
+  #pointAt(event) {
+    this.#pointer = event;
+    if (!this.zoom.busy) this.#hover(event === null ? null : this.#under(event));
+  }
+
   /** The smallest mask under the pointer; null where there is none. */
   #under(event) {
     const frame = this.#picture.getBoundingClientRect();
@@ -104,8 +143,7 @@ export class Stage {
   /** The crop that a mask was found in, its box, and the points that asked for it. */
   #origin(row) {
     const points = (row.point_coords ?? []).map(([cx, cy]) => {
-      const r = Math.max(3, Math.min(this.width, this.height) / 110);
-      return shape("circle", { cx, cy, r, class: "point" });
+      return shape("circle", { cx, cy, r: this.#radius(), class: "point" });
     });
     return [...this.#boxes("crop", row.crop_box), ...this.#boxes("box", row.bbox), ...points];
   }

@@ -1,0 +1,161 @@
+// How a picture is zoomed and moved in its frame: by wheel, by two fingers, by dragging, by keys and by buttons.
+
+const STEP = 1.5; // of a key or a button
+const WHEEL = 0.002; // powers of e a pixel of the wheel
+const PINCH = 0.01; // the same for a trackpad's pinch, which comes as a wheel with ctrl
+const LINE = 16; // pixels of a wheel's line
+const PIXELS = 12; // of the screen for one of the picture, where that is enlarged most
+const LEAST = 8; // times that any picture can be enlarged at least
+const SLACK = 5; // pixels that a pointer may move and still have clicked
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const MOVE = 0.2; // of what is seen, for a key
+
+/** What is seen of a picture: it is enlarged `scale` times, and `left` and `top` are shares of it that are cut off. */
+export class Zoom {
+  scale = 1;
+  left = 0;
+  top = 0;
+  pixels = 0; // of the picture's width
+  #frame;
+  #changed;
+  #pointers = new Map(); // that are down on the frame, by id: where they are
+  #began = null; // where the first of them went down
+  #dragged = false;
+
+  /** `frame` is the element that the picture fills when it is not enlarged; `changed()` is told of every change. */
+  constructor(frame, changed) {
+    this.#frame = frame;
+    this.#changed = changed;
+    frame.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    frame.addEventListener("pointerdown", (event) => this.#down(event));
+    frame.addEventListener("pointermove", (event) => this.#move(event));
+    for (const name of ["pointerup", "pointercancel"]) frame.addEventListener(name, (event) => this.#up(event));
+    frame.addEventListener("click", (event) => this.#click(event), { capture: true });
+  }
+
+  /** Whether a pointer is moving the picture, so that it points at nothing. */
+  get busy() {
+    return this.#pointers.size > 1 || (this.#pointers.size === 1 && this.#dragged);
+  }
+
+  get most() {
+    return Math.max(LEAST, (PIXELS * this.pixels) / (this.#frame.clientWidth || 1));
+  }
+
+  /** Shows all of a picture that is `pixels` wide. */
+  reset(pixels = this.pixels) {
+    this.pixels = pixels;
+    this.#see(1, 0, 0);
+  }
+
+  zoomIn() {
+    this.#by(STEP);
+  }
+
+  zoomOut() {
+    this.#by(1 / STEP);
+  }
+
+  /** Takes a key of the keyboard; whether it was one for this. */
+  key({ key, shiftKey }) {
+    if (key === "+" || key === "=") this.zoomIn();
+    else if (key === "-" || key === "_") this.zoomOut();
+    else if (key === "0") this.reset();
+    else if (shiftKey && key in MOVES) this.#pan(MOVES[key][0] * MOVE, MOVES[key][1] * MOVE);
+    else return false;
+    return true;
+  }
+
+  /** Moves a part of the picture into sight: `left`, `top`, `width`, `height` as shares of it. */
+  reveal({ left, top, width, height }) {
+    const seen = 1 / this.scale;
+    const along = (at, from, size) => (from < at || from + size > at + seen ? from + size / 2 - seen / 2 : at);
+    this.#see(this.scale, along(this.left, left, width), along(this.top, top, height));
+  }
+
+  #see(scale, left, top) {
+    this.scale = Math.min(this.most, Math.max(1, scale));
+    if (this.scale < 1.001) this.scale = 1; // the same after as many steps out as in
+    const hidden = 1 - 1 / this.scale;
+    this.left = Math.min(hidden, Math.max(0, left));
+    this.top = Math.min(hidden, Math.max(0, top));
+    this.#changed();
+  }
+
+  /** Enlarges `factor` times; what is at (x, y), shares of the frame, stays where it is. */
+  #by(factor, x = 0.5, y = 0.5) {
+    const scale = Math.min(this.most, Math.max(1, this.scale * factor));
+    const grown = 1 / this.scale - 1 / scale;
+    this.#see(scale, this.left + x * grown, this.top + y * grown);
+  }
+
+  /** Moves what is seen by shares of the frame. */
+  #pan(x, y) {
+    this.#see(this.scale, this.left + x / this.scale, this.top + y / this.scale);
+  }
+
+  /** A place of the screen as shares of the frame. */
+  #shares({ x, y }) {
+    const frame = this.#frame.getBoundingClientRect();
+    return [(x - frame.left) / frame.width, (y - frame.top) / frame.height];
+  }
+
+  #wheel(event) {
+    const pixels = event.deltaY * [1, LINE, innerHeight][event.deltaMode];
+    if (pixels === 0 || (pixels > 0 && this.scale === 1 && !event.ctrlKey)) return; // the page scrolls on
+    event.preventDefault();
+    const factor = Math.exp(-pixels * (event.ctrlKey ? PINCH : WHEEL));
+    this.#by(factor, ...this.#shares({ x: event.clientX, y: event.clientY }));
+  }
+
+  #down(event) {
+    if (event.button !== 0) return;
+    const place = { x: event.clientX, y: event.clientY };
+    if (this.#pointers.size === 0) [this.#began, this.#dragged] = [place, false];
+    this.#pointers.set(event.pointerId, place);
+  }
+
+  #move(event) {
+    if (event.buttons === 0) this.#pointers.delete(event.pointerId); // it was let go elsewhere
+    const before = this.#pointers.get(event.pointerId);
+    if (before === undefined) return;
+    const place = { x: event.clientX, y: event.clientY };
+    const other = [...this.#pointers].find(([id]) => id !== event.pointerId)?.[1];
+    if (other !== undefined) this.#pinch(before, place, other);
+    else if (!this.#drag(before, place, event.pointerId)) return;
+    this.#pointers.set(event.pointerId, place);
+  }
+
+  /** Two fingers: their middle keeps what is under it, and their distance is the picture's. */
+  #pinch(before, place, other) {
+    this.#dragged = true;
+    const distance = (one) => Math.hypot(one.x - other.x, one.y - other.y);
+    const middle = (one) => this.#shares({ x: (one.x + other.x) / 2, y: (one.y + other.y) / 2 });
+    const [was, is] = [middle(before), middle(place)];
+    this.#by(distance(place) / Math.max(1, distance(before)), ...was);
+    this.#pan(was[0] - is[0], was[1] - is[1]);
+  }
+
+  /** One pointer; whether it moved the picture, which it does once it went further than a click does. */
+  #drag(before, place, pointer) {
+    if (this.scale === 1) return false;
+    if (!this.#dragged) {
+      if (Math.hypot(place.x - this.#began.x, place.y - this.#began.y) < SLACK) return false;
+      this.#dragged = true;
+      this.#frame.setPointerCapture(pointer);
+    }
+    const [was, is] = [this.#shares(before), this.#shares(place)];
+    this.#pan(was[0] - is[0], was[1] - is[1]);
+    return true;
+  }
+
+  #up(event) {
+    this.#pointers.delete(event.pointerId);
+  }
+
+  /** The click that ends a drag is none. */
+  #click(event) {
+    if (this.#dragged) event.stopImmediatePropagation();
+    this.#dragged = false;
+  }
+}
