@@ -1,5 +1,6 @@
 """Columns as a catalog's file gives them, turned into columns of `SOURCE`; what does not fit is named."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ def shown(value: object) -> str:
     """A value as a message shows it: quoted, and cut when it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
+    """A JSON object's values by their keys; raises `UsageError`, which says where and what was expected."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON ({error}): {shown(data[:60])}; expected {expected}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
+    return value
 
 
 def require_columns(catalog: str, names: list[str]) -> None:

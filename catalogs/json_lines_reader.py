@@ -1,7 +1,6 @@
 """JSON Lines catalogs: a JSON object a line, read block by block."""
 
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from catalogs.conform import EXPECTED, OnProblem, Problem, conform, refuse, require_columns, shown
+from catalogs.conform import EXPECTED, OnProblem, Problem, conform, json_object, refuse, require_columns, shown
 from catalogs.schema import REQUIRED, SOURCE
 from catalogs.text_blocks import BLOCK_BYTES, ROW_BYTES, line_blocks, open_text
 from infra.errors import UsageError
@@ -108,13 +107,7 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
 
 
 def _object(uri: str, line: bytes, row: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{uri}, row {row}: the line is no JSON ({error}): {shown(line[:60])}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{uri}, row {row}: found {shown(value)}; expected a JSON object a line")
-    return value
+    return json_object(line, f"{uri}, row {row}", "a JSON object a line")
 
 
 def _is_unicode(value: object) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.conform import conform
+from catalogs.conform import conform, json_object
 from catalogs.licenses import validate_identifier
 from catalogs.parquet import RowGroupWriter
 from catalogs.readers import catalog_format
@@ -112,12 +112,7 @@ def _row(base: str, image: _Found, common: Mapping[str, Any], storage: Storage) 
 
 
 def _from_json(where: str, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object with columns of a catalog")
+    value = json_object(data, where, "a JSON object with columns of a catalog")
     ours = {key: value[key] for key in SOURCE.names if key != "uri" and value.get(key) is not None}
     for key, item in ours.items():
         kind = bool if pa.types.is_boolean(SOURCE.field(key).type) else str

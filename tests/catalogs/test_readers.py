@@ -240,8 +240,8 @@ def test_json_nested_a_million_times_is_named(tmp_path: Path) -> None:
         paths.append(write(tmp_path / f"later{number}.jsonl", text))
     told = read_in_little_memory(*paths)
     for number in range(2):
-        assert f"first{number}.jsonl, row 1: the line is no JSON" in told[2 * number]
-        assert f"later{number}.jsonl, row 2: the line is no JSON" in told[2 * number + 1]
+        assert f"first{number}.jsonl, row 1 is no JSON" in told[2 * number]
+        assert f"later{number}.jsonl, row 2 is no JSON" in told[2 * number + 1]
 
 
 def test_a_parquet_catalog_that_repeats_a_megabyte_is_read_in_pieces(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_sidecars_win(tmp_path: Path) -> None:
     ("name", "text", "says"),
     [
         ("a.jpg.json", "{", "a.jpg.json is no JSON"),
-        ("a.jpg.json", "[]", "a.jpg.json: expected a JSON object"),
+        ("a.jpg.json", "[]", "a.jpg.json: found [];"),
         ("a.jpg.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
         ("a.jpg.json", '{"redistributable": "no"}', "a.jpg.json, key redistributable"),
         ("a.jpg.json", '{"valid_until": "tomorrow"}', "YYYY-MM-DD"),
