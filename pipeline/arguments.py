@@ -6,21 +6,36 @@ import typer
 
 if TYPE_CHECKING:
     from infra.storage import Storage
+    from pipeline.config import Config as Configuration
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, a folder or a bucket's prefix.")]
 Config = Annotated[
     str | None,
     typer.Option("--config", metavar="CONFIG", help="A build's configuration, whose storage options count here."),
 ]
+DetectorConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="A build's configuration: its storage options, detectors and Ray's address count here.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 
 
 def storage_of(config: str | None) -> "Storage":
     """Access to stores with the options of a build's configuration, or without any."""
+    return build_of(config)[1]
+
+
+def build_of(config: str | None) -> "tuple[Configuration | None, Storage]":
+    """A build's configuration, where one is named, and access to stores with its options."""
     from infra.storage import Storage
 
     if config is None:
-        return Storage()
+        return None, Storage()
     from pipeline.config import load_config
 
-    return Storage(load_config(config).storage)
+    build = load_config(config)
+    return build, Storage(build.storage)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.arguments import AsJson, DetectorConfig, build_of
 from pipeline.console import FINDINGS, answer, guarded, say
 
 _SAMPLE = 100
@@ -40,22 +41,14 @@ def audit(
         str | None,
         typer.Option(metavar="DIR", help="Write a picture of each of these there, unrecognizable all around it."),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            metavar="CONFIG",
-            help="A build's configuration: its storage options, detectors and Ray's address count here.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    config: DetectorConfig = None,
+    as_json: AsJson = False,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, a path or URI.")
     ] = None,
 ) -> None:
     """Read a dataset and name what is wrong with its files, licenses and privacy; exit code 1 when anything is."""
     from infra.errors import UsageError
-    from infra.storage import Storage
 
     if privacy_sample != _ALL and not privacy_sample.isdecimal():
         raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
@@ -63,12 +56,7 @@ def audit(
     needless = [name for name, value in wanted.items() if value is not None]
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
-    build = None
-    if config is not None:
-        from pipeline.config import load_config
-
-        build = load_config(config)
-    storage = Storage(build.storage if build is not None else {})
+    build, storage = build_of(config)
     from pipeline.audit import LOCAL, RAY_FROM_MASKS, audit_integrity
 
     if integrity_only:

@@ -1,22 +1,15 @@
 """`segmint catalog`: make a catalog from a folder or bucket of images, and look over one that is there."""
 
+from datetime import UTC, datetime
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.console import FINDINGS, answer, answer_json, guarded, say
-
-if TYPE_CHECKING:
-    from catalogs.licenses import LicensePolicy
-    from infra.storage import Storage
+from pipeline.arguments import Config, build_of, storage_of
+from pipeline.console import FINDINGS, answer_json, answer_with, guarded, say
 
 app = typer.Typer(name="catalog", help="Make and check catalogs of licensed images.", no_args_is_help=True)
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", metavar="CONFIG", help="A build's configuration, whose storage options count here too."),
-]
 
 
 @app.command()
@@ -31,7 +24,7 @@ def scan(
         typer.Option(help="License of images without a sidecar file: an SPDX identifier or LicenseRef-…"),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Who supplied the images.")] = None,
-    config: ConfigOption = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
@@ -39,7 +32,7 @@ def scan(
     from catalogs.scan import write_catalog
     from infra.errors import UsageError
 
-    storage, _ = _from_config(config)
+    storage = storage_of(config)
     found = scan_images(uri, storage, license=license, provider=provider)
     first = next(found, None)
     if first is None:
@@ -66,28 +59,14 @@ def check(
     from infra.errors import UsageError
     from infra.storage import NotFoundError
 
-    storage, policy = _from_config(config)
+    build, storage = build_of(config)
+    policy = None
+    if build is not None:
+        policy = build.license.policy(build.license.policy_date or datetime.now(UTC).date())
     try:
         findings = check_catalog(catalog, storage, policy)
     except NotFoundError as error:
         raise UsageError(str(error)) from error
-    if as_json:
-        answer_json(findings.to_dict())
-    else:
-        for line in findings.lines():
-            answer(line)
+    answer_with(findings, as_json)
     if not findings.clean:
         raise typer.Exit(FINDINGS)
-
-
-def _from_config(path: str | None) -> "tuple[Storage, LicensePolicy | None]":
-    from datetime import UTC, datetime
-
-    from infra.storage import Storage
-
-    if path is None:
-        return Storage(), None
-    from pipeline.config import load_config
-
-    config = load_config(path)
-    return Storage(config.storage), config.license.policy(config.license.policy_date or datetime.now(UTC).date())

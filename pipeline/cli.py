@@ -20,7 +20,7 @@ from pipeline import (
     study_commands,
     view_command,
 )
-from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, guarded, say
+from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, answer_with, guarded, say
 from pipeline.windows import parse_shards
 
 if TYPE_CHECKING:
@@ -119,11 +119,7 @@ def build(
     from pipeline.build import run_build
 
     accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
-    if as_json:
-        answer_json(accounting.to_dict())
-    else:
-        for line in accounting.lines():
-            answer(line)
+    answer_with(accounting, as_json)
 
 
 @app.command()
@@ -159,11 +155,7 @@ def plan(
     from pipeline.plan import PlanOptions, make_plan
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
-    if as_json:
-        answer_json(planned.to_dict())
-    else:
-        for line in planned.lines():
-            answer(line)
+    answer_with(planned, as_json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import typer
 
@@ -87,6 +87,25 @@ def answer_json(value: Any) -> None:
     """The answer as one JSON value on standard output, for programs."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+class Answer(Protocol):
+    """What a command found or did."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+
+
+def answer_with(result: Answer, as_json: bool) -> None:
+    """The answer as one JSON value, or as lines for a person."""
+    if as_json:
+        answer_json(result.to_dict())
+        return
+    for line in result.lines():
+        answer(line)
 
 
 def _fit_to_print(text: str) -> str:

@@ -1,21 +1,11 @@
 """`segmint takedown`, `redact` and `repair`: corrections of a dataset that was built."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, Config, Dataset, storage_of
-from pipeline.console import FINDINGS, answer, answer_json, guarded
-
-
-class Answer(Protocol):
-    """What a correction did."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-
-    def lines(self) -> list[str]:
-        """As a person reads it."""
+from pipeline.arguments import AsJson, Config, Dataset, build_of, storage_of
+from pipeline.console import FINDINGS, answer_with, guarded
 
 
 @guarded
@@ -39,7 +29,7 @@ def takedown(
     from pipeline.takedown import takedown as take_down
 
     storage = storage_of(config)
-    _tell(take_down(dataset, storage, read_asked(storage, ids, license_id, provider), reason), as_json)
+    answer_with(take_down(dataset, storage, read_asked(storage, ids, license_id, provider), reason), as_json)
 
 
 @guarded
@@ -57,7 +47,7 @@ def redact(
     """Obliterate more regions of released images for good; not while a build runs."""
     from pipeline.redact import redact as redact_images
 
-    _tell(redact_images(dataset, storage_of(config), regions), as_json)
+    answer_with(redact_images(dataset, storage_of(config), regions), as_json)
 
 
 @guarded
@@ -74,23 +64,10 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Restore missing and damaged files to the bytes that commits name; exit code 1 where some cannot be."""
-    from infra.storage import Storage
     from pipeline.repair import repair as repair_files
 
-    loaded = None
-    if config is not None:
-        from pipeline.config import load_config
-
-        loaded = load_config(config)
-    repaired = repair_files(dataset, Storage(loaded.storage if loaded else None), loaded)
-    _tell(repaired, as_json)
+    build, storage = build_of(config)
+    repaired = repair_files(dataset, storage, build)
+    answer_with(repaired, as_json)
     if repaired.left:
         raise typer.Exit(FINDINGS)
-
-
-def _tell(result: Answer, as_json: bool) -> None:
-    if as_json:
-        answer_json(result.to_dict())
-        return
-    for line in result.lines():
-        answer(line)

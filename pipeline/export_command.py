@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pipeline.arguments import AsJson, Config, Dataset, storage_of
-from pipeline.console import answer, answer_json, guarded
+from pipeline.console import answer_with, guarded
 from pipeline.export_formats import Format
 from pipeline.windows import parse_shards
 
@@ -34,8 +34,4 @@ def export(
 
     options = ExportOptions(format, span, sample, seed, with_images=not no_images)
     exported = export_dataset(dataset, storage_of(config), options, output)
-    if as_json:
-        answer_json(exported.to_dict())
-        return
-    for line in exported.lines():
-        answer(line)
+    answer_with(exported, as_json)

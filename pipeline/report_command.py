@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.console import answer, answer_json, guarded
+from pipeline.arguments import AsJson, DetectorConfig, build_of
+from pipeline.console import answer_with, guarded
 
 
 @guarded
@@ -21,25 +22,13 @@ def report(
     sample: Annotated[
         int, typer.Option(metavar="N", min=0, help="Images whose pixels are looked at, spread evenly.")
     ] = 100,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config", metavar="CONFIG", help="A build's configuration: its storage options and detectors count."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    config: DetectorConfig = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page that shows a dataset: verdict, plots beside SA-1B's, samples; numbers, dataset card, Croissant."""
-    from infra.storage import Storage
     from pipeline.audit_dataset import AuditOptions
-    from pipeline.config import load_config
     from pipeline.report import write_report
 
-    build = None if config is None else load_config(config)
-    storage = Storage(build.storage if build is not None else {})
+    build, storage = build_of(config)
     written = write_report(dataset, storage, output, audit, AuditOptions(sample, build=build))
-    if as_json:
-        answer_json(written.to_dict())
-    else:
-        for line in written.lines():
-            answer(line)
+    answer_with(written, as_json)

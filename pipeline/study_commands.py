@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pipeline.arguments import AsJson, Config, Dataset, storage_of
-from pipeline.console import answer, answer_json, guarded
+from pipeline.console import answer_with, guarded
 
 app = typer.Typer(name="study", help="Have people correct a sample of masks, and score it.", no_args_is_help=True)
 
@@ -26,11 +26,7 @@ def sample(
     from pipeline.study_sample import sample_study
 
     drawn = sample_study(dataset, storage_of(config), count, seed, output)
-    if as_json:
-        answer_json(drawn.to_dict())
-        return
-    for line in drawn.lines():
-        answer(line)
+    answer_with(drawn, as_json)
 
 
 @app.command()
@@ -48,8 +44,4 @@ def score(
     from pipeline.study_score import score_study
 
     result = score_study(study, storage_of(config), corrected)
-    if as_json:
-        answer_json(result.to_dict())
-        return
-    for line in result.lines():
-        answer(line)
+    answer_with(result, as_json)
