@@ -21,10 +21,11 @@ def scale_part(results: dict[str, Result]) -> str:
             "process",
             "how many",
             "CPU ms a row",
-            "most in the first half, MiB",
-            "most in the second half, MiB",
-            "rise, MiB",
-            "rise of RSS, MiB",
+            "own, first half, MiB",
+            "own, second half, MiB",
+            "RSS, first half, MiB",
+            "RSS, second half, MiB",
+            "rise of one, MiB",
         ],
         (
             [
@@ -32,8 +33,8 @@ def scale_part(results: dict[str, Result]) -> str:
                 f"{each['processes']:,}",
                 f"{each['cpu_ms_a_row']:.3f}",
                 *(f"{size:,.0f}" for size in each["most_mib"]["own"]),
+                *(f"{size:,.0f}" for size in each["most_mib"]["rss"]),
                 f"{each['rise_mib']['own']:.1f}",
-                f"{each['rise_mib']['rss']:.1f}",
             ]
             for each in result["roles"]
         ),
