@@ -1,26 +1,25 @@
-"""How long the statistics of a large dataset take, and whether their memory stays flat.
+"""How long the audit of a large dataset takes, and its statistics alone, and whether their memory stays flat.
 
     python benchmarks/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N] [--scratch DIR]
 
-The dataset is made of a small one's rows: images are taken in turn, each with as many of its own masks as asked for,
-taken in turn too, and all are numbered anew. So that they do not compress as copies do, the numbers that describe masks
-and images are moved by up to a thousandth. Each shard has its three tables, as a build writes them, and a commit; there
-are no tars, for the statistics do not read them. As masks of an image stand in it several times, so do near-duplicates:
-many more pairs are compared and found than in a dataset that was built.
+The dataset is made of a small one's rows (see `large_dataset.py`), and is whole but for pictures. First a tenth of the
+shards is committed and measured, and then all of them: statistics alone, and `audit_dataset` as `segmint audit` calls
+it, with the Ray that it starts. An audit that finds anything ends this benchmark with an error. As masks of an image
+stand in it several times, so do near-duplicates: many more pairs are compared and found than in a dataset that was
+built.
 
-Two runs, each in a process of its own: over a tenth of the shards, and over all. The result goes to
+Each measurement has a process of its own, which looks at the memory of all that it started as well. The result goes to
 `benchmarks/results/audit_scale.json`.
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,39 +29,31 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import MIB, RESULTS, in_process, peak_mib, write_result  # noqa: E402
+from benchmarks.processes import Trace  # noqa: E402
 
-NUMBERS = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio", "predicted_iou", "stability_score")
+WORKER = "audit worker"
 POINTS = 40
 """Of memory over time, that the result keeps."""
 
 
 def main() -> None:
-    """Makes the dataset, computes its statistics twice, prints the figures and writes the result."""
+    """Makes the dataset, measures it at two sizes, prints the figures and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--masks", type=int, default=100, help="masks of each image")
     parser.add_argument("--images-per-shard", type=int, default=500)
-    parser.add_argument("--sample", type=int, default=1_000, help="images in which near-duplicates are looked for")
-    parser.add_argument("--memory-limit", default="2GB", help="what DuckDB may hold")
+    parser.add_argument("--sample", type=int, default=1_000, help="images in which statistics look for near-duplicates")
+    parser.add_argument("--memory-limit", default="2GB", help="what DuckDB may hold for the statistics alone")
     parser.add_argument("--scratch", type=Path, help="a folder for the dataset and what DuckDB spills; deleted")
     parser.add_argument("--output", type=Path, default=RESULTS / "audit_scale.json", help="the result's file")
     arguments = parser.parse_args()
     if min(arguments.images, arguments.masks, arguments.images_per_shard) < 1:
         parser.error("--images, --masks and --images-per-shard: expected 1 or more")
-    machine = describe_machine(os.cpu_count() or 1, "none", packages=("duckdb", "pyarrow"))
+    machine = describe_machine(os.cpu_count() or 1, "none", packages=("ray", "duckdb", "pyarrow", "pycocotools"))
     scratch = Path(tempfile.mkdtemp(prefix="segmint-scale-", dir=arguments.scratch))
     try:
-        sizes = arguments.images, arguments.masks, arguments.images_per_shard
-        made = in_process(make_dataset, arguments.dataset, scratch / "dataset", *sizes)
-        print(f"made {made['masks']:,} masks in {made['seconds']:.0f} s, {made['bytes'] / MIB:,.0f} MiB", flush=True)
-        runs = []
-        for shards in sorted({max(1, made["shards"] // 10), made["shards"]}):
-            run = in_process(
-                measure, scratch / "dataset", shards, made["shards"], arguments.sample, arguments.memory_limit, scratch
-            )
-            print(told(run), flush=True)
-            runs.append(run)
+        made, runs = make_and_measure(arguments, scratch)
     finally:
         shutil.rmtree(scratch)
     settings = {
@@ -71,161 +62,125 @@ def main() -> None:
         "images_per_shard": arguments.images_per_shard,
         "sample": arguments.sample,
         "memory_limit": arguments.memory_limit,
-        "tars": False,
     }
     write_result(arguments.output, "audit_scale", machine, {"settings": settings, "made": made, "runs": runs})
     print(f"written to {arguments.output}")
 
 
-def make_dataset(source: Path, destination: Path, images: int, masks: int, images_per_shard: int) -> dict[str, Any]:
-    """Writes a dataset of `images` images with `masks` masks each from the rows of a small one."""
-    from catalogs.commits import Commit, CommitLog, FileEntry
-    from catalogs.layout import MANIFEST, data_path
-    from catalogs.parquet import table_bytes
-    from catalogs.reader import open_dataset
-    from infra.storage import Storage
-    from operators.audit_rows import SCHEMAS
-    from operators.shard_files import ROW_GROUP_ROWS
+def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What it took to make the dataset, and what was measured at each size."""
+    from benchmarks.large_dataset import LargeDataset
 
-    started = time.perf_counter()
-    opened = open_dataset(str(source))
-    pool = Pool.of(opened)
-    part = opened.manifest.catalog[0].model_copy(update={"rows": images, "first_shard": 0})
-    changes = {"catalog": (part,), "images_per_shard": images_per_shard}
-    destination.mkdir(parents=True)
-    (destination / MANIFEST).write_bytes(opened.manifest.model_copy(update=changes).to_json())
-    log = CommitLog(Storage(), str(destination))
-    written, shards = 0, -(-images // images_per_shard)
-    for shard in range(shards):
-        start, stop = shard * images_per_shard, min((shard + 1) * images_per_shard, images)
-        entries = []
-        for kind, table in pool.tables(start, stop, masks).items():
-            data = table_bytes(table, SCHEMAS[kind], ROW_GROUP_ROWS)
-            digest = hashlib.sha256(data).hexdigest()
-            entry = FileEntry(data_path(kind, shard, digest), len(data), digest)
-            (destination / kind).mkdir(exist_ok=True)
-            (destination / entry.path).write_bytes(data)
-            entries.append(entry)
-            written += len(data)
-        rows = stop - start
-        counts = {"rows": rows, "images": rows, "masks": rows * masks, "rejected": 0}
-        numerics = opened.manifest.numerics_fingerprint
-        log.put(Commit(shard, 1, (start, stop), numerics, counts, tuple(entries)))
-    seconds = round(time.perf_counter() - started, 1)
-    return {"images": images, "masks": images * masks, "shards": shards, "bytes": written, "seconds": seconds}
+    sizes = arguments.images, arguments.masks, arguments.images_per_shard
+    dataset = LargeDataset(arguments.dataset, scratch / "dataset", *sizes)
+    dataset.begin()
+    done, seconds, written, runs = 0, 0.0, 0, []
+    for end in sorted({max(1, dataset.shards // 10), dataset.shards}):
+        made = dataset.commit(done, end)
+        seconds, written = seconds + made.seconds, written + made.bytes
+        print(f"made {end - done} shards in {made.seconds:.0f} s, {made.bytes / MIB:,.0f} MiB", flush=True)
+        done = end
+        statistics = in_process(
+            measure_statistics, dataset.folder, arguments.sample, arguments.memory_limit, scratch / "spill"
+        )
+        print(f"statistics: {told(statistics)}", flush=True)
+        audit = in_process(measure_audit, dataset.folder)
+        print(f"audit: {told(audit)}; workers at most {audit['worker_mib']:,} MiB", flush=True)
+        runs.append({"shards": end, "statistics": statistics, "audit": audit})
+    masks = arguments.images * arguments.masks
+    return {"masks": masks, "shards": dataset.shards, "bytes": written, "seconds": round(seconds, 1)}, runs
 
 
-class Pool:
-    """The rows of a small dataset, from which the tables of any shard are made."""
-
-    def __init__(self, images: Any, masks: Any) -> None:
-        import numpy as np
-
-        self._images = images
-        self._masks = masks
-        owners = masks.column("ordinal").to_numpy()
-        self._of_image = [np.flatnonzero(owners == ordinal) for ordinal in images.column("ordinal").to_pylist()]
-
-    @classmethod
-    def of(cls, dataset: Any) -> "Pool":
-        """The images of an opened dataset that have masks, and their masks."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        tables = {
-            kind: pa.concat_tables([dataset.table(commit, kind) for commit in dataset.commits()]).combine_chunks()
-            for kind in ("images", "masks")
-        }
-        images = tables["images"].filter(pc.greater(tables["images"].column("masks"), 0))
-        if not images.num_rows:
-            raise SystemExit(f"{dataset.uri} has no image with masks: expected a dataset with some")
-        return cls(images, tables["masks"])
-
-    def tables(self, start: int, stop: int, masks: int) -> dict[str, Any]:
-        """The three tables of the ordinals [start, stop), each image with this many masks."""
-        import numpy as np
-        import pyarrow as pa
-
-        from operators.audit_rows import SCHEMAS
-
-        draws = np.random.default_rng(start)
-        ordinals = np.arange(start, stop)
-        sources = ordinals % len(self._of_image)
-        images = self._images.take(pa.array(sources))
-        chosen = np.concatenate([np.resize(self._of_image[source], masks) for source in sources])
-        rows = self._masks.take(pa.array(chosen))
-        owners = np.repeat(ordinals, masks)
-        numbers = (owners + 1) * 10_000 + np.tile(np.arange(masks), len(ordinals))
-        return {
-            "images": _replaced(images, ordinals, masks=pa.array(np.full(len(ordinals), masks), pa.int32())),
-            "masks": _replaced(rows, owners, annotation_id=pa.array(numbers), **_moved(rows, draws)),
-            "rejects": SCHEMAS["rejects"].empty_table(),
-        }
-
-
-def _replaced(table: Any, ordinals: Any, **columns: Any) -> Any:
-    """A table with the identity of other ordinals, and other values in these columns."""
-    import pyarrow as pa
-
-    names = pa.array([f"image-{ordinal}" for ordinal in ordinals.tolist()])
-    columns = {"ordinal": pa.array(ordinals), "id": pa.array(ordinals + 1), "image_id": names, **columns}
-    arrays = [columns.get(name, table.column(name)) for name in table.column_names]
-    return pa.table(arrays, schema=table.schema)
-
-
-def _moved(rows: Any, draws: Any) -> dict[str, Any]:
-    """The columns of `NUMBERS`, each value smaller by up to a thousandth."""
-    import pyarrow as pa
-
-    moved = {name: rows.column(name).to_numpy() * draws.uniform(0.999, 1, rows.num_rows) for name in NUMBERS}
-    return {name: pa.array(values) for name, values in moved.items()}
-
-
-def measure(
-    dataset: Path, shards: int, of_shards: int, sample: int, memory_limit: str, scratch: Path
-) -> dict[str, Any]:
-    """Seconds and memory of the statistics over the first shards of a dataset."""
+def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: Path) -> dict[str, Any]:
+    """Seconds and memory of the statistics of a dataset."""
     from infra.storage import Storage
     from pipeline.statistics import compute_statistics
     from pipeline.tables import open_tables
 
-    leave_out = frozenset(range(shards, of_shards))
+    scratch.mkdir(exist_ok=True)
     with watched_memory() as mib:
         before = mib[-1]
         started = time.perf_counter()
-        with open_tables(str(dataset), Storage(), memory_limit, scratch, leave_out) as tables:
-            opened = time.perf_counter() - started
+        with open_tables(str(dataset), Storage(), memory_limit, scratch) as tables:
             found = compute_statistics(tables, sample)
         seconds = time.perf_counter() - started
-    step = max(1, len(mib) // POINTS)
     return {
-        "shards": shards,
-        "images": found["images"],
-        "masks": found["masks"],
-        "seconds": round(seconds, 2),
-        "seconds_to_open": round(opened, 2),
-        "seconds_per_million_masks": round(seconds / found["masks"] * 1e6, 3),
-        "mib_before": before,
-        "peak_mib": peak_mib(),
-        "mib_over_time": mib[::step],
+        **measured(found["images"], found["masks"], seconds, before, mib),
         "near_duplicates": {key: found["near_duplicates"][key] for key in ("images_sampled", "masks", "pairs")},
     }
+
+
+def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
+    """Seconds, CPU and memory of the whole audit of a dataset; raises SystemExit where it finds anything.
+
+    `ray_from` is for datasets of fewer masks than Ray is started for.
+    """
+    from infra.storage import Storage
+    from pipeline.audit import RAY_FROM_MASKS
+    from pipeline.audit_dataset import AuditOptions, audit_dataset
+
+    options = AuditOptions(ray_from=RAY_FROM_MASKS if ray_from is None else ray_from)
+    trace = Trace(os.getpid())
+    with watched_memory() as mib, repeatedly(trace.look, 1.0):
+        before = mib[-1]
+        started = time.perf_counter()
+        report = audit_dataset(str(dataset), Storage(), options)
+        seconds = time.perf_counter() - started
+    if report.findings.total:
+        raise SystemExit("\n".join(["the audit has findings in a dataset that should be whole:", *report.lines()]))
+    workers = [each for each in trace.processes.values() if each.role == WORKER]
+    checked = report.checked
+    cpu = {"driver": sum(os.times()[:2]), "workers": sum(each.cpu_s for each in workers)}
+    return {
+        **measured(checked.images, checked.masks, seconds, before, mib),
+        "bytes": checked.bytes,
+        "masks_decoded": checked.masks_decoded,
+        "workers": len(workers),
+        "worker_mib": round(max((size for each in workers for size in each.rss_mib), default=0)),
+        "worker_mib_over_time": [thinned([round(size) for size in each.rss_mib]) for each in workers],
+        "cpu_us_a_mask": {name: round(spent / checked.masks * 1e6, 2) for name, spent in cpu.items()},
+    }
+
+
+def measured(images: int, masks: int, seconds: float, before: int, mib: Sequence[int]) -> dict[str, Any]:
+    """What statistics and audit have in common; `mib` is this process's memory over time."""
+    return {
+        "images": images,
+        "masks": masks,
+        "seconds": round(seconds, 2),
+        "seconds_per_million_masks": round(seconds / masks * 1e6, 3),
+        "mib_before": before,
+        "peak_mib": peak_mib(),
+        "mib_over_time": thinned(mib),
+    }
+
+
+def thinned(values: Sequence[int]) -> list[int]:
+    """Some `POINTS` of these values, evenly spread."""
+    return list(values[:: max(1, len(values) // POINTS)])
 
 
 @contextmanager
 def watched_memory(every_s: float = 0.1) -> Iterator[list[int]]:
     """MiB of this process from now on, a value each `every_s` seconds, in a list that grows."""
     found = [resident_mib()]
+    with repeatedly(lambda: found.append(resident_mib()), every_s):
+        yield found
+
+
+@contextmanager
+def repeatedly(look: Callable[[], object], every_s: float) -> Iterator[None]:
+    """Calls `look` each `every_s` seconds in a thread."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(every_s):
-            found.append(resident_mib())
+            look()
 
-    thread = threading.Thread(target=watch, name="memory")
+    thread = threading.Thread(target=watch, name="look")
     thread.start()
     try:
-        yield found
+        yield
     finally:
         ended.set()
         thread.join()
@@ -238,17 +193,26 @@ def resident_mib() -> int:
 
 
 def told(run: dict[str, Any]) -> str:
-    """A run in a line."""
+    """A measurement in a line."""
     return (
         f"{run['masks']:,} masks of {run['images']:,} images in {run['seconds']:.1f} s, "
         f"{run['seconds_per_million_masks']:.2f} s a million, from {run['mib_before']:,} to {run['peak_mib']:,} MiB"
     )
 
 
-def row(run: dict[str, Any]) -> str:
-    """A run as a row of the table in docs/statistics.md."""
-    numbers = f"{run['masks']:,} | {run['images']:,} | {run['seconds']:.1f} | {run['seconds_per_million_masks']:.2f}"
-    return f"| {numbers} | {run['mib_before']:,} | {run['peak_mib']:,} |"
+def statistics_row(run: dict[str, Any]) -> str:
+    """The statistics of a run as a row of the table in docs/statistics.md."""
+    return f"{_row(run['statistics'])} |"
+
+
+def audit_row(run: dict[str, Any]) -> str:
+    """The audit of a run as a row of the table in docs/audit.md."""
+    return f"{_row(run['audit'])} | {run['audit']['worker_mib']:,} |"
+
+
+def _row(found: dict[str, Any]) -> str:
+    numbers = f"{found['masks']:,} | {found['images']:,} | {found['seconds']:.1f}"
+    return f"| {numbers} | {found['seconds_per_million_masks']:.2f} | {found['mib_before']:,} | {found['peak_mib']:,}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,217 @@
+"""A large dataset, made of a small one's rows: whole, so that the audit finds nothing in it, and without pictures.
+
+Images are taken in turn, each with as many of its own masks as asked for, taken in turn too, and all are numbered anew.
+So that they do not compress as copies do, the numbers that describe masks are moved by up to a thousandth. Each image
+has a source of its own by its hash. Tables, catalog, commits and manifest are as a build writes them, with
+`release.format: annotations`: tars hold the JSON of each image, and no JPEG.
+"""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catalogs.commits import Commit, CommitLog, FileEntry
+from catalogs.layout import MANIFEST, config_sha256, data_path, part_path
+from catalogs.manifest import DatasetManifest
+from catalogs.parquet import table_bytes
+from catalogs.reader import open_dataset
+from catalogs.schema import NORMALIZED
+from infra.storage import Storage
+from operators.audit_rows import SCHEMAS
+from operators.mask_columns import MaskColumns
+from operators.shard_files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS, annotations_json
+
+MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
+
+
+class Made(NamedTuple):
+    """What was written in how long."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LargeDataset:
+    """What is made of what: `images` images with `masks` masks each, `images_per_shard` in a shard."""
+
+    source: Path
+    folder: Path
+    images: int
+    masks: int
+    images_per_shard: int
+
+    @property
+    def shards(self) -> int:
+        """How many shards the whole dataset has."""
+        return -(-self.images // self.images_per_shard)
+
+    def begin(self) -> None:
+        """Writes manifest and catalog; no shard is committed."""
+        manifest = open_dataset(str(self.source)).manifest
+        catalog = table_bytes(Pool(self.source).catalog(np.arange(self.images)), NORMALIZED)
+        digest = hashlib.sha256(catalog).hexdigest()
+        path = part_path(0, digest)
+        (self.folder / path).parent.mkdir(parents=True)
+        (self.folder / path).write_bytes(catalog)
+        part = {"path": path, "sha256": digest, "rows": self.images, "first_shard": 0}
+        release = {**manifest.config["release"], "format": "annotations"}
+        config = {**manifest.config, "release": release, "images_per_shard": self.images_per_shard}
+        changes = {
+            "catalog": (manifest.catalog[0].model_copy(update=part),),
+            "images_per_shard": self.images_per_shard,
+            "config": config,
+            "config_sha256": config_sha256(config),
+        }
+        (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
+
+    def commit(self, first: int, end: int) -> "Made":
+        """Writes and commits the shards [first, end) by a process a core; says how long that took."""
+        started = time.perf_counter()
+        workers = min(os.cpu_count() or 1, end - first)
+        with multiprocessing.get_context("spawn").Pool(workers, _prepare, (self,)) as pool:
+            written = sum(pool.imap_unordered(_commit_shard, range(first, end)))
+        return Made(time.perf_counter() - started, written)
+
+
+class Pool:
+    """The rows of a small dataset, from which those of any ordinals are made."""
+
+    def __init__(self, source: Path) -> None:
+        """Raises SystemExit where no image has masks."""
+        dataset = open_dataset(str(source))
+        images, self._masks = (
+            pa.concat_tables([dataset.table(commit, kind) for commit in dataset.commits()]).combine_chunks()
+            for kind in ("images", "masks")
+        )
+        self._images = images.filter(pc.greater(images.column("masks"), 0))
+        if not self._images.num_rows:
+            raise SystemExit(f"{source} has no image with masks: expected a dataset with some")
+        parts = [pq.read_table(source / part.path) for part in dataset.manifest.catalog]
+        rows, known = pa.concat_tables(parts), self._images.column("ordinal")
+        self._catalog = rows.take(pc.index_in(known, rows.column("ordinal")))
+        owners = self._masks.column("ordinal").to_numpy()
+        self._of_image = [np.flatnonzero(owners == ordinal) for ordinal in known.to_pylist()]
+
+    def catalog(self, ordinals: Any) -> pa.Table:
+        """Rows of the catalog."""
+        rows = self._catalog.take(pa.array(ordinals % len(self._of_image)))
+        return _replaced(rows, ordinals, sha256=_digests(ordinals))
+
+    def tables(self, ordinals: Any, masks: int) -> dict[str, pa.Table]:
+        """The three tables of a shard, each image with so many masks."""
+        draws = np.random.default_rng(int(ordinals[0]))
+        sources = ordinals % len(self._of_image)
+        images = self._images.take(pa.array(sources)).combine_chunks()
+        chosen = np.concatenate([np.resize(self._of_image[source], masks) for source in sources])
+        rows = self._masks.take(pa.array(chosen))
+        owners = np.repeat(ordinals, masks)
+        numbers = (owners + 1) * MASKS_PER_IMAGE_LIMIT + np.tile(np.arange(masks), len(ordinals))
+        counted = {
+            "source_sha256": _digests(ordinals),
+            "masks": pa.array(np.full(len(ordinals), masks), pa.int32()),
+            "statistics": _with_count(images.column("statistics"), "mask_count", masks),
+            "funnel": _with_count(images.column("funnel"), "written", masks),
+        }
+        return {
+            "images": _replaced(images, ordinals, **counted),
+            "masks": _replaced(rows, owners, annotation_id=pa.array(numbers), **_moved(rows, draws)),
+            "rejects": SCHEMAS["rejects"].empty_table(),
+        }
+
+
+class Maker:
+    """Writes shards; a process has one."""
+
+    def __init__(self, dataset: LargeDataset) -> None:
+        self._dataset = dataset
+        self._pool = Pool(dataset.source)
+        manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
+        self._numerics = manifest.numerics_fingerprint
+        self._log = CommitLog(Storage(), str(dataset.folder))
+
+    def commit(self, shard: int) -> int:
+        """Writes and commits one shard; returns its bytes."""
+        dataset = self._dataset
+        start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
+        tables = self._pool.tables(np.arange(start, stop), dataset.masks)
+        files = {kind: table_bytes(table, SCHEMAS[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
+        files["shards"] = _tar(tables, dataset.masks)
+        entries = []
+        for kind, data in files.items():
+            digest = hashlib.sha256(data).hexdigest()
+            entries.append(FileEntry(data_path(kind, shard, digest), len(data), digest))
+            (dataset.folder / kind).mkdir(exist_ok=True)
+            (dataset.folder / entries[-1].path).write_bytes(data)
+        rows = stop - start
+        counts = {"rows": rows, "images": rows, "masks": rows * dataset.masks, "rejected": 0}
+        self._log.put(Commit(shard, 1, (start, stop), self._numerics, counts, tuple(entries)))
+        return sum(len(data) for data in files.values())
+
+
+_maker: Maker
+
+
+def _prepare(dataset: LargeDataset) -> None:
+    global _maker
+    _maker = Maker(dataset)
+
+
+def _commit_shard(shard: int) -> int:
+    return _maker.commit(shard)
+
+
+def _tar(tables: dict[str, pa.Table], masks: int) -> bytes:
+    """The tar of a shard: the JSON of each image."""
+    columns = MaskColumns.of(tables["masks"])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for index, row in enumerate(tables["images"].select(["id", "height", "width"]).to_pylist()):
+            rows = list(columns.rows(index * masks, (index + 1) * masks))
+            data = annotations_json(row["id"], f"sa_{row['id']}.jpg", (row["height"], row["width"]), rows)
+            member = tarfile.TarInfo(f"sa_{row['id']}.json")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def _digests(ordinals: Any) -> pa.Array:
+    return pa.array([hashlib.sha256(f"image-{ordinal}".encode()).hexdigest() for ordinal in ordinals.tolist()])
+
+
+def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
+    """A table with the identity of other ordinals, and other values in these columns."""
+    names = pa.array([f"image-{ordinal}" for ordinal in ordinals.tolist()])
+    columns = {"ordinal": pa.array(ordinals), "id": pa.array(ordinals + 1), "image_id": names, **columns}
+    arrays = [columns.get(name, table.column(name)) for name in table.column_names]
+    return pa.table(arrays, schema=table.schema)
+
+
+def _with_count(column: Any, name: str, count: int) -> pa.Array:
+    """A column of structs with another count in one of their fields."""
+    struct = pa.concat_arrays(column.chunks)
+    fields = list(struct.type)
+    values = [pa.array(np.full(len(struct), count), each.type) if each.name == name else None for each in fields]
+    arrays = [struct.field(i) if value is None else value for i, value in enumerate(values)]
+    return pa.StructArray.from_arrays(arrays, fields=fields)
+
+
+def _moved(rows: pa.Table, draws: Any) -> dict[str, pa.Array]:
+    """Numbers of masks moved by up to a thousandth: those that are shares down, scores up, where thresholds hold."""
+    values = {name: rows.column(name).to_numpy() for name in (*MOVED, "predicted_iou", "stability_score")}
+    moved = {name: values[name] * draws.uniform(0.999, 1, rows.num_rows) for name in MOVED}
+    moved["predicted_iou"] = values["predicted_iou"] * draws.uniform(1, 1.001, rows.num_rows)
+    stability = values["stability_score"]
+    moved["stability_score"] = stability + (1 - stability) * draws.uniform(0, 0.001, rows.num_rows)
+    return {name: pa.array(found) for name, found in moved.items()}
