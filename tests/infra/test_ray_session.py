@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from ray.job_submission import JobSubmissionClient
 
 from infra.errors import UsageError
 from infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
+from tests.support.clusters import RayNode
+from tests.support.s3_server import free_ports
 
 pytestmark = pytest.mark.ray
 
@@ -23,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_local_ray_has_slots_for_every_stage_and_is_gone_afterwards() -> None:
     with ray_session("local", object_store_memory=100_000_000) as cluster:
         assert cluster.local
-        assert cluster.cpus == max(MIN_LOCAL_CPUS, cores_here())
+        assert cluster.cpus == max(MIN_LOCAL_CPUS, 2 * cores_here() + 4)
         assert (cluster.nodes, cluster.cores) == (1, cores_here())
         with ray_session("auto") as joined:
             assert not joined.local
@@ -96,28 +101,50 @@ def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:
         pass
 
 
-def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted_with() -> None:
-    started = ray.init(
-        address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=True, dashboard_port=0
-    )
+@pytest.fixture
+def dashboard_url() -> Iterator[str]:
+    """Where the head of a cluster takes jobs; its agent listens to a port of its own, as other clusters are here."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets there: a short path
+    port, client_port, dashboard_port = free_ports(3)
+    arguments = [
+        "--head",
+        f"--port={port}",
+        f"--ray-client-server-port={client_port}",
+        "--include-dashboard=true",
+        f"--dashboard-port={dashboard_port}",
+        "--dashboard-agent-listen-port=0",
+        "--node-ip-address=127.0.0.1",
+        "--num-cpus=2",
+        "--object-store-memory=100000000",
+        f"--temp-dir={folder}",
+        "--disable-usage-stats",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    node = RayNode(arguments, environment, folder / "node.log")
     try:
-        client = JobSubmissionClient(f"http://{started.dashboard_url}")
-        job = submit(client, f"{sys.executable} -c {shlex.quote(SUBMITTED)}")
-        for _ in range(300):
-            if client.get_job_status(job).is_terminal():
-                break
-            time.sleep(0.5)
-        told = client.get_job_logs(job)
-        assert client.get_job_status(job) == "SUCCEEDED", told
-        driver, worker = re.findall(r"code in (\S+)", told)
-        assert driver == worker
-        assert "working_dir_files" in driver, "not the folder that was shipped"
+        node.wait_until_started()
+        yield f"http://127.0.0.1:{dashboard_port}"
     finally:
-        ray.shutdown()
+        node.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted_with(dashboard_url: str) -> None:
+    client = JobSubmissionClient(dashboard_url)
+    job = submit(client, f"{sys.executable} -c {shlex.quote(SUBMITTED)}")
+    for _ in range(300):
+        if client.get_job_status(job).is_terminal():
+            break
+        time.sleep(0.5)
+    told = client.get_job_logs(job)
+    assert client.get_job_status(job) == "SUCCEEDED", told
+    driver, worker = re.findall(r"code in (\S+)", told)
+    assert driver == worker
+    assert "working_dir_files" in driver, "not the folder that was shipped"
 
 
 def submit(client: JobSubmissionClient, entrypoint: str) -> str:
-    """The id of a job, once Ray's agents are up: on a busy machine that is after `ray.init` has returned.
+    """The id of a job, once Ray's agents are up: on a busy machine that is after its head has started.
 
     Ray itself waits ten seconds for them in each of these tries.
     """
