@@ -119,7 +119,8 @@ def dashboard_url() -> Iterator[str]:
         f"--temp-dir={folder}",
         "--disable-usage-stats",
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**kept, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
     node = RayNode(arguments, environment, folder / "node.log")
     try:
         node.wait_until_started()
