@@ -536,13 +536,37 @@ def test_the_same_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, edit:
     assert (finding.file, finding.shard) == (path, edit.shard)
 
 
-def test_an_edited_catalog_on_disk_alone_is_betrayed_by_its_hash(dataset: Path) -> None:
+LICENSES = [
+    pytest.param({"license": "CC-BY-NC-4.0", "attribution": "Zoë"}, id="noncommercial"),
+    pytest.param({"license": None}, id="no_license"),
+    pytest.param({"license": "CC-BY-4.0"}, id="nobody"),
+    pytest.param({"license": "CC-BY-4.0", "attribution": " "}, id="blank"),
+]
+IN_THE_CATALOG = [
+    *LICENSES,
+    pytest.param({"valid_until": date(2020, 1, 1)}, id="before"),
+    pytest.param({"valid_until": YESTERDAY}, id="since"),
+    pytest.param({"redistributable": False}, id="kept_for_itself"),
+    pytest.param({"duplicate_of": 0}, id="duplicate"),
+]
+
+
+@pytest.mark.parametrize("values", IN_THE_CATALOG)
+def test_an_edited_catalog_on_disk_alone_is_betrayed_by_its_hash(dataset: Path, values: dict[str, Any]) -> None:
     path = first_part(dataset).path
     rows = pq.read_table(dataset / path).to_pylist()
-    rows[3]["valid_until"] = date(2020, 1, 1)
+    rows[3] |= values
     (dataset / path).write_bytes(table_bytes(pa.Table.from_pylist(rows, schema=NORMALIZED), NORMALIZED))
     (finding,) = audit(dataset).findings
     assert (finding.code, finding.file) == (Code.CATALOG_DIGEST, path)
+
+
+@pytest.mark.parametrize("values", LICENSES)
+def test_an_edited_license_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, values: dict[str, Any]) -> None:
+    path = edit_row("images", 1, 0, **values).raw(dataset, "images")
+    (finding,) = audit(dataset).findings
+    assert finding.code in (Code.FILE_SIZE, Code.FILE_DIGEST)
+    assert (finding.file, finding.shard) == (path, 1)
 
 
 # --- privacy ---
