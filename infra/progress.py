@@ -69,6 +69,11 @@ class Progress:
                     self._tasks[name] = self._bars.add_task(name, total=total)
                 self._bars.update(self._tasks[name], total=total)
 
+    def done(self, name: str) -> int:
+        """How many items of a stage are through; none of one that never began."""
+        with self._lock:
+            return self._stages[name].done if name in self._stages else 0
+
     def update(self, name: str, done: int) -> None:
         """Says that `done` items of a stage are through in all; begins the stage where it is new."""
         if name not in self._stages:

@@ -45,6 +45,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
+    rows_before: ClassVar[dict[str, int]] = {}  # of the windows before, by stage
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
@@ -70,7 +71,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
                 if name in operator.name and rows != self.rows_seen.get(stage):
                     self._count(stage, rows, operator.metrics.block_generation_time)
                     self.rows_seen[stage] = rows
-                    self.progress.update(stage, rows)
+                    self.progress.update(stage, self.rows_before[stage] + rows)
                     self.moved()
         self.check()
 
@@ -115,9 +116,10 @@ def watched(
 ) -> Iterator[type[StageWatch]]:
     """Sets up Ray Data's context for one window of so many rows, and watches over it.
 
-    Yields the watch, which wants to be told of each shard written. `stall_timeout` in seconds; `metrics` are told of
-    the rows and seconds of each stage; `outage` says, when nothing moves, whether a store does not answer. `stages` are
-    what operators' names contain, and what the bars call these.
+    The bars go on from where the windows before left them. Yields the watch, which wants to be told of each shard
+    written. `stall_timeout` in seconds; `metrics` are told of the rows and seconds of each stage; `outage` says, when
+    nothing moves, whether a store does not answer. `stages` are what operators' names contain, and what the bars call
+    these.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -126,9 +128,10 @@ def watched(
     # Ray's own time-out does not notice a pool whose node died, and takes a long image for a dead one.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
-    for stage in stages.values():
-        progress.stage(stage, rows)
-    StageWatch.stages = stages
+    before = {stage: progress.done(stage) for stage in stages.values()}
+    for stage, done in before.items():
+        progress.stage(stage, done + rows)
+    StageWatch.stages, StageWatch.rows_before = stages, before
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
     StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
     StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf

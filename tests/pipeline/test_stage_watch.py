@@ -34,6 +34,23 @@ def test_rows_that_leave_a_stage_are_seen(local_ray: Cluster) -> None:
     assert StageWatch.progress is None
 
 
+def test_bars_sum_over_windows_whatever_came_of_them(local_ray: Cluster) -> None:
+    told = io.StringIO()
+    with Progress(stream=told, interval_s=0, bars=False) as progress:
+        for rows in (6, 4):
+            with watched(progress, rows, stall_timeout=60):
+                assert run(rows) == rows
+            told.write("next\n")
+        with watched(progress, 8, stall_timeout=60):
+            pass  # no row of it came
+        with watched(progress, 2, stall_timeout=60):
+            assert run(2) == 2
+    first, second, third = told.getvalue().split("next\n")
+    assert "describe 6/6 (100.0%" in first
+    assert "describe 10/10 (100.0%" in second
+    assert "describe 12/12 (100.0%" in third
+
+
 def test_order_is_kept(local_ray: Cluster) -> None:
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 40, stall_timeout=60):
         dataset = ray.data.from_arrow(pa.table({"ordinal": list(range(40))})).repartition(target_num_rows_per_block=3)
