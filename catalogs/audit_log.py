@@ -5,10 +5,8 @@ Nothing here looks into a shard's files; `operators.audit_rows` and its neighbor
 
 import re
 from collections.abc import Container, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 
 from catalogs.commits import Commit, CommitLog
 from catalogs.findings import Code, Finding, Place
@@ -28,6 +26,7 @@ from catalogs.rows import NormalizedRows
 from infra.errors import UsageError
 from infra.retry import NotFoundError
 from infra.storage import TEMPORARY_PREFIX, Storage
+from infra.threads import map_ahead
 from infra.uris import base_name, join
 
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
@@ -115,12 +114,9 @@ def audit_commits(
             return None
         return audit_commit(data, *pair, manifest)
 
-    waiting = iter(pairs)
-    with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
-        while ahead := list(islice(waiting, _READ_AHEAD)):
-            for audited in pool.map(audit, ahead):
-                if audited is not None:
-                    yield audited
+    for audited in map_ahead(audit, pairs, threads, _READ_AHEAD, "commits"):
+        if audited is not None:
+            yield audited
 
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:

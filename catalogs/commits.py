@@ -5,14 +5,13 @@ A commit is put if absent and never changed; of one shard the highest generation
 
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
 from infra.retry import NotFoundError
 from infra.storage import Storage
+from infra.threads import map_ahead
 from infra.uris import join
 
 _READ_AHEAD = 512
@@ -157,12 +156,9 @@ class CommitLog:
     def _read_ahead(
         self, read: Callable[[int, int], Commit | None], wanted: Iterable[tuple[int, int]], threads: int
     ) -> Iterator[Commit]:
-        pairs = iter(wanted)
-        with ThreadPoolExecutor(threads, thread_name_prefix="commits") as pool:
-            while ahead := list(islice(pairs, _READ_AHEAD)):
-                for commit in pool.map(lambda pair: read(*pair), ahead):
-                    if commit is not None:
-                        yield commit
+        for commit in map_ahead(lambda pair: read(*pair), wanted, threads, _READ_AHEAD, "commits"):
+            if commit is not None:
+                yield commit
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:

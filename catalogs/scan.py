@@ -11,7 +11,6 @@ import re
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ from catalogs.readers import catalog_format
 from catalogs.schema import SOURCE
 from infra.errors import UsageError
 from infra.storage import Storage
+from infra.threads import map_ahead
 from infra.uris import LOCAL, join, local_path, scheme
 
 IMAGE_ENDINGS = (
@@ -46,7 +46,7 @@ IMAGE_ENDINGS = (
 
 _SIDECAR_ENDINGS = (".json", ".license")
 _SIDECAR_BYTES = 1 << 20
-_BATCH = 256
+_READ_AHEAD = 256
 _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
 
 
@@ -67,10 +67,9 @@ def scan(
     """
     base = str(local_path(uri).resolve()) if scheme(uri) == LOCAL else uri
     common = {"license": validate_identifier(license) if license else None, "provider": provider}
-    found = _images(base, storage)
-    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
-        while batch := list(islice(found, _BATCH)):
-            yield from pool.map(lambda image: _row(base, image, common, storage), batch)
+    yield from map_ahead(
+        lambda image: _row(base, image, common, storage), _images(base, storage), threads, _READ_AHEAD, "scan"
+    )
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], destination: str, storage: Storage) -> int:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -15,6 +14,7 @@ from catalogs.manifest import DatasetManifest
 from catalogs.tombstones import Asked, TakenImage, is_taken_down
 from infra.errors import UsageError
 from infra.storage import NotFoundError, Storage
+from infra.threads import map_ahead
 from infra.uris import join
 
 _ROWS = 65_536
@@ -161,6 +161,4 @@ def _digest_tables(storage: Storage, dataset_uri: str, tables: Sequence[str]) ->
         except (pa.ArrowInvalid, OSError, NotFoundError) as error:
             raise DamagedDatasetError(f"{uri} cannot be read: {error}; `segmint repair` may restore it") from error
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="digests") as pool:
-        for start in range(0, len(tables), _READ_AHEAD):
-            yield from pool.map(read, tables[start : start + _READ_AHEAD])
+    yield from map_ahead(read, tables, _THREADS, _READ_AHEAD, "digests")

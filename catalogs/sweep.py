@@ -1,7 +1,6 @@
 """Deletes what nothing names: left-overs of writers and builds that died, and generations that were replaced."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 from catalogs.commits import CommitLog, generations_of
@@ -9,6 +8,7 @@ from catalogs.layout import CATALOG, COMMITS, DATA_KINDS, SUMMARIES, DataFile, i
 from catalogs.manifest import read_manifest
 from catalogs.tombstones import TOMBSTONES
 from infra.storage import TEMPORARY_PREFIX, ObjectInfo, Storage
+from infra.threads import map_ahead
 from infra.uris import join
 
 GRACE = timedelta(hours=24)
@@ -99,7 +99,7 @@ def _entries(storage: Storage, dataset_uri: str) -> Iterator[tuple[str, ObjectIn
 
     # Files are listed before what names them: one that is named in between is then seen to be.
     for folders in (tuple(DATA_KINDS), (COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")):
-        with ThreadPoolExecutor(len(folders), thread_name_prefix="sweep") as pool:
-            for folder, entries in zip(folders, pool.map(listed, folders), strict=True):
-                for entry in entries:
-                    yield join(folder, entry.name), entry
+        listings = map_ahead(listed, folders, threads=len(folders), ahead=len(folders), name="sweep")
+        for folder, entries in zip(folders, listings, strict=True):
+            for entry in entries:
+                yield join(folder, entry.name), entry

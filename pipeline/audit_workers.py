@@ -1,12 +1,11 @@
 """Who audits shards: what a process holds for all that it audits, and threads of one process."""
 
-from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from catalogs.manifest import DatasetManifest
 from infra.storage import Storage
+from infra.threads import map_ahead
 from pipeline.audit_catalog import CatalogRows
 from pipeline.audit_content import ContentLooks, ContentPlan, ShardLook
 from pipeline.audit_shard import FileSettings, ShardAudit, ShardPlan, audit_shard
@@ -49,11 +48,4 @@ class ShardAuditor:
 
 def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardAudit, None, None]:
     """Audits shards in threads of this process, a few at once; gives them in their order, however many there are."""
-    waiting: deque[Future[ShardAudit]] = deque()
-    with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="audit") as pool:
-        for plan in plans:
-            waiting.append(pool.submit(auditor.audit, plan))
-            if len(waiting) > SHARDS_AT_ONCE:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")

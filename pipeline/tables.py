@@ -5,8 +5,9 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from catalogs.findings import Code, Finding, Findings, Place
@@ -58,13 +59,14 @@ def _open_foreign(
     findings = Findings()
     boxes: dict[BoxConvention, Findings] = {name: Findings() for name in BOXES}
     images = 0
-    for measured in _measured(uri, storage, Path(folder.name), alone_s):
-        images += measured.images
-        findings.extend(measured.findings)
-        for convention, found in measured.boxes.items():
-            boxes[convention].extend(found)
-        for kind, file in measured.files.items():
-            files[kind].append(file)
+    with closing(_measured(uri, storage, Path(folder.name), alone_s)) as shards:
+        for measured in shards:
+            images += measured.images
+            findings.extend(measured.findings)
+            for convention, found in measured.boxes.items():
+                boxes[convention].extend(found)
+            for kind, file in measured.files.items():
+                files[kind].append(file)
     if not images:
         raise UsageError(
             f"{uri} is no dataset: it has neither {MANIFEST} nor pairs of a JPEG and a JSON in the manner of SA-1B, "
@@ -87,7 +89,7 @@ def _convention(boxes: dict[BoxConvention, Findings]) -> BoxConvention | None:
     return max(boxes, key=lambda name: boxes[name].total)
 
 
-def _measured(uri: str, storage: Storage, folder: Path, alone_s: float) -> Iterator[MeasuredShard]:
+def _measured(uri: str, storage: Storage, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
     """The shards in their order, measured here for a while, and then by a process a core, a few ahead."""
     started = time.monotonic()
     shards = find_shards(storage, uri)

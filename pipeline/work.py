@@ -1,9 +1,7 @@
 """What a build has to do shard by shard: write those that are missing, or take refused rows of others again."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -14,6 +12,7 @@ from catalogs.reasons import Reason
 from catalogs.schema import NORMALIZED
 from infra.metrics import SHARDS_MISSING, RunMetrics
 from infra.storage import Storage
+from infra.threads import map_ahead
 from operators.audit_rows import read_table
 from operators.committed_rows import read_file
 from operators.retry_shard import RetryTask, retry_shard
@@ -138,17 +137,14 @@ class RejectedRows:
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
         """The commits of some shards with the ordinals of their rows to take again, ascending; none without any."""
         commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="rejects") as pool:
-            while ahead := list(islice(commits, _THREADS)):
-                for commit, ordinals in zip(ahead, pool.map(self._refused, ahead), strict=True):
-                    if ordinals:
-                        yield commit, ordinals
+        for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
+            if ordinals:
+                yield commit, ordinals
 
-    def _refused(self, commit: Commit) -> list[int]:
+    def _refused(self, commit: Commit) -> tuple[Commit, list[int]]:
         table = read_table(read_file(self._storage, self._dataset.uri, commit.file("rejects")), "rejects")
         kept = table.filter(pc.is_in(table.column("reason"), pa.array(self._reasons)))
-        ordinals: list[int] = kept.column("ordinal").to_pylist()
-        return ordinals
+        return commit, kept.column("ordinal").to_pylist()
 
 
 def shard_rows(config: Config, storage: Storage, dataset: OpenDataset, window: list[int]) -> WindowRows:
