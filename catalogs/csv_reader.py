@@ -2,7 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -14,18 +18,22 @@ from infra.errors import UsageError
 from infra.storage import Storage
 
 _MOST_COLUMNS = 10_000  # whose reader takes 2 KB a column before the first row
+_LONGEST_READ_S = 60.0  # of one block, for which the end of a reading waits
 
 
 def read_csv(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
     """The rows of the CSV catalog at `uri`, in order; see `catalogs.readers.read_catalog`."""
     row = 1
-    for batch in csv_batches(uri, storage):
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        yield conform(uri, columns, batch.num_rows, row, on_problem)
-        row += batch.num_rows
+    with closing(csv_batches(uri, storage)) as batches:
+        for batch in batches:
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield conform(uri, columns, batch.num_rows, row, on_problem)
+            row += batch.num_rows
 
 
-def csv_batches(uri: str, storage: Storage, only: Sequence[str] = SOURCE.names) -> Iterator[pa.RecordBatch]:
+def csv_batches(
+    uri: str, storage: Storage, only: Sequence[str] = SOURCE.names
+) -> Generator[pa.RecordBatch, None, None]:
     """The rows of a CSV catalog as text, those columns alone that are named in `only`, which decide no row's end."""
     with open_text(uri, storage) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
@@ -37,26 +45,10 @@ def csv_batches(uri: str, storage: Storage, only: Sequence[str] = SOURCE.names) 
         raise UsageError(f"{uri}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
     require_columns(uri, names)
     bad: list[pacsv.InvalidRow] = []
-
-    def remember(invalid: pacsv.InvalidRow) -> str:
-        bad.append(invalid)
-        return "error"
-
     rows = 0
-    with open_text(uri, storage) as stream:
+    with open_text(uri, storage) as stream, closing(_batches(stream, names, only, bad)) as batches:
         try:
-            reader = pacsv.open_csv(
-                stream,
-                read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
-                convert_options=pacsv.ConvertOptions(
-                    column_types={name: pa.string() for name in names},
-                    include_columns=[name for name in names if name in only],
-                    null_values=[""],
-                    strings_can_be_null=True,
-                ),
-            )
-            for batch in reader:
+            for batch in batches:
                 yield batch
                 rows += batch.num_rows
         except pa.ArrowInvalid as error:
@@ -71,6 +63,53 @@ def csv_batches(uri: str, storage: Storage, only: Sequence[str] = SOURCE.names) 
             if "straddling" in why:
                 why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
             raise UsageError(f"{uri}: no CSV that can be read after row {rows}: {why}") from error
+
+
+def _batches(
+    stream: BinaryIO, names: Sequence[str], only: Sequence[str], bad: list[pacsv.InvalidRow]
+) -> Generator[pa.RecordBatch, None, None]:
+    """The rows of an open CSV; a row that has not as many values as `names` goes to `bad` before it is an error."""
+    left, returned = threading.Event(), threading.Event()
+    lent = _Lent(stream, bad, left)
+    weakref.finalize(lent, returned.set)
+    try:
+        yield from pacsv.open_csv(
+            lent,
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lent.remember),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=[name for name in names if name in only],
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    finally:
+        left.set()
+        del lent
+        returned.wait(_LONGEST_READ_S)
+
+
+class _Lent:
+    """What the reader's own threads read from, and whom they tell of a bad row.
+
+    They read ahead, also after the last one has asked, and a process that ends while one of them is about to enter
+    Python is aborted. Both uses hold this object, so they are through with Python once it is gone.
+    """
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
+        # No method: the frame of one that fails stays with its error, and would hold this object.
+        self.read = lambda size: b"" if left.is_set() else stream.read(size)
+        self._bad = bad
+
+    def remember(self, invalid: pacsv.InvalidRow) -> str:
+        self._bad.append(invalid)
+        return "error"
+
+    def close(self) -> None:
+        """The stream is closed by who opened it."""
 
 
 def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """JSON Lines catalogs: a JSON object a line, read block by block."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +79,7 @@ def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
     """Columns of a block of whole lines; None when something in it needs to be named."""
     try:
         table = pajson.read_json(
-            io.BytesIO(block),
+            pa.BufferReader(block),
             read_options=pajson.ReadOptions(use_threads=True, block_size=min(len(block) + 1, _PARSED_BYTES)),
             parse_options=pajson.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
         )

@@ -65,7 +65,7 @@ def _values(uri: str, storage: Storage) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UsageError(f"{uri}: there is no such file of regions") from error
     if uri.lower().endswith(_PARQUET):
         try:
-            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+            rows = pq.read_table(pa.BufferReader(data)).to_pylist()
         except pa.ArrowException as error:
             raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
         yield from enumerate(rows, 1)

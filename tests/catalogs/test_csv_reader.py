@@ -1,11 +1,15 @@
-"""CSV catalogs: how far a header may go."""
+"""CSV catalogs: how far a header may go, and what goes on in the background when nobody reads any more."""
 
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from catalogs.csv_reader import read_csv
+from catalogs.csv_reader import csv_batches, read_csv
 from infra.errors import UsageError
 from infra.storage import Storage
 
@@ -23,3 +27,51 @@ def test_columns_without_end_are_refused(tmp_path: Path) -> None:
             assert read(path).num_rows == 1
     with pytest.raises(UsageError, match="the header has 10,001 columns; expected at most 10,000"):
         read(path)
+
+
+ROWS = "uri,license\n" + "a.jpg,CC0-1.0\n" * 2_000_000
+
+
+def stop_after_a_batch(batches: Iterator[pa.RecordBatch]) -> None:
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def read_to_the_error(batches: Iterator[pa.RecordBatch]) -> None:
+    with pytest.raises(UsageError) as caught:
+        list(batches)
+    # An error that is kept, with its frames, must not hold up the end of the reading.
+    assert caught.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        (ROWS, stop_after_a_batch),
+        (ROWS, list),
+        (ROWS.replace("a", '"', 3), read_to_the_error),
+        (ROWS.replace("a.jpg", "a.jpg,b", 1), read_to_the_error),
+    ],
+    ids=["left", "whole", "quote", "row"],
+)
+def test_no_thread_reads_on_once_the_reading_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reading: Callable[[Iterator[pa.RecordBatch]], object]
+) -> None:
+    """Arrow reads ahead in threads of its own: a process that ended meanwhile was aborted."""
+    path = tmp_path / "c.csv.gz"
+    path.write_bytes(gzip.compress(text.encode(), 1))
+    under_way: set[int] = set()
+    unpack = gzip.GzipFile.read
+
+    def slow_read(stream: gzip.GzipFile, size: int | None = -1) -> bytes:
+        under_way.add(threading.get_ident())
+        time.sleep(0.1)
+        data = unpack(stream, size)
+        under_way.remove(threading.get_ident())
+        return data
+
+    monkeypatch.setattr(gzip.GzipFile, "read", slow_read)
+    began = time.monotonic()
+    reading(csv_batches(str(path), Storage()))
+    assert not under_way
+    assert time.monotonic() - began < 30  # it is told of the end of a read, and does not wait for its limit
