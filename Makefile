@@ -59,7 +59,7 @@ test-gpu: setup
 	$(BIN)/python -m pytest -m cuda
 
 mutants: setup
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python -m tests.mutants
 
 # The photographs are scikit-image's; where SEGMINT_TEST_PHOTOS names a folder, three of it go first.
 BENCH_PHOTOS = $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only truck dog groceries --scikit-image)

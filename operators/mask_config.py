@@ -104,6 +104,8 @@ class ModelConfig(BaseModel):
     """auto: cuda where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
+    encoder: Literal["auto", "eager", "compiled"] = "auto"
+    """The image encoder, as it is written or by `torch.compile`; auto: eager."""
     threads: AutoOrCount = "auto"
     """torch's threads in one segment actor; auto: what `pipeline.cpu_actors` leaves to each on the machine that begins
     a dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""

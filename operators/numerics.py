@@ -2,12 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Literal
 
 from catalogs.layout import fingerprint
 from infra.device import Compute, Precision
 from infra.version import VERSION
 from model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
-from operators.mask_config import MasksConfig
+from operators.mask_config import MasksConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Numerics:
     device: str  # "cpu" or "cuda"; which CUDA device is chosen by Ray
     device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
     precision: Precision
+    encoder: Literal["eager", "compiled"]  # the image encoder, as it is written or by `torch.compile`
     points_per_chunk: int  # prompts that go through the decoder together; the last chunk is padded
     crops_per_batch: int  # crops of an image that are encoded together; the last batch is filled up
     threads: int  # torch's threads in one segment actor
@@ -53,8 +55,11 @@ class Numerics:
         return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
 
 
-def resolve_numerics(compute: Compute, masks: MasksConfig, weights_sha256: str) -> Numerics:
-    """The numerics that a dataset is begun with: what suits the device, where the configuration leaves it open."""
+def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
+    """The numerics that a dataset is begun with: what suits the device, where the configuration leaves it open.
+
+    `compute` is what the device, precision and threads of `model` came to.
+    """
     from model.sam.batch_encoder import CUDA_BATCH
 
     on_gpu = compute.kind == "cuda"
@@ -62,10 +67,17 @@ def resolve_numerics(compute: Compute, masks: MasksConfig, weights_sha256: str) 
     if chunk == "auto":
         chunk = CUDA_POINTS_PER_CHUNK if on_gpu else DEFAULT_POINTS_PER_CHUNK
     crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
-    return observe_numerics(compute, chunk, crops, weights_sha256)
+    encoder = "eager" if model.encoder == "auto" else model.encoder
+    return observe_numerics(compute, chunk, crops, weights_sha256, encoder)
 
 
-def observe_numerics(compute: Compute, points_per_chunk: int, crops_per_batch: int, weights_sha256: str) -> Numerics:
+def observe_numerics(
+    compute: Compute,
+    points_per_chunk: int,
+    crops_per_batch: int,
+    weights_sha256: str,
+    encoder: Literal["eager", "compiled"] = "eager",
+) -> Numerics:
     """The numerics of this process with a resolved device, precision and number of threads."""
     import torch
     from PIL import features
@@ -79,6 +91,7 @@ def observe_numerics(compute: Compute, points_per_chunk: int, crops_per_batch: i
         device=compute.kind,
         device_kind=kind,
         precision=compute.precision,
+        encoder=encoder,
         points_per_chunk=points_per_chunk,
         crops_per_batch=crops_per_batch,
         threads=compute.threads,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from infra.assets import resolve, sha256_of
@@ -113,20 +114,35 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
     """
     from model.automatic.generator import MaskGenerator
+    from model.sam.batch_encoder import CompilationError
     from model.sam.predictor import Predictor
     from operators.models import load_model
 
     weights = _weights(settings)
     check_numerics(settings)
-    predictor = Predictor(load_model(weights, settings.numerics.compute))
-    return MaskGenerator(predictor, settings.masks, settings.numerics.crops_per_batch)
+    numerics = settings.numerics
+    compiled = numerics.encoder == "compiled"
+    predictor = Predictor(
+        load_model(weights, numerics.compute),
+        compile_encoder="default" if compiled else None,
+        must_compile=not settings.allow_mixed_numerics,
+    )
+    if compiled:  # now, which takes minutes, and not under the first image's time limit
+        try:
+            predictor.embed_many([np.zeros((64, 64, 3), np.uint8)], batch_size=numerics.crops_per_batch)
+        except CompilationError as error:
+            raise MixedNumericsError(
+                f"the dataset was begun with model.encoder compiled, and {error} here. Mend this machine's compiler, "
+                "begin another dataset with model.encoder: eager, or set allow_mixed_numerics: true"
+            ) from error
+    return MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
 
 
 def check_numerics(settings: SegmentSettings) -> None:
     """Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with."""
     wanted = settings.numerics
     here = observe_numerics(
-        wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings))
+        wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings)), wanted.encoder
     )
     if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
         raise MixedNumericsError(

@@ -6,7 +6,7 @@ Every key is of one kind of three:
   changed. `name`, `images_per_shard`, `license`, `ingest` but its time-out, `deidentify`, `release`, `masks`
   with the profile's defaults filled in, `model.weights`.
 - *numerics*: decides the last bits; resolved at the first start and pinned beside the identity.
-  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.threads`.
+  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
   `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
   `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,

@@ -192,6 +192,7 @@ def _check_numerics(config: Config, standing: Numerics) -> None:
     wanted = {
         "model.device": (config.model.device, standing.device),
         "model.precision": (config.model.precision, standing.precision),
+        "model.encoder": (config.model.encoder, standing.encoder),
         "model.threads": (config.model.threads, standing.threads),
         "masks.points_per_chunk": (config.masks.points_per_chunk, standing.points_per_chunk),
     }

@@ -28,7 +28,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     digest = sha256_of(weights)
     if not joins_cluster(config.resources.address):
-        return resolve_numerics(compute_here(config.model, weights.stat().st_size), config.masks, digest)
+        return resolve_numerics(compute_here(config.model, weights.stat().st_size), config.model, config.masks, digest)
     if config.model.device != "cpu" and not (config.model.device == "cuda" and _sees_cuda()):
         return _ask_cluster(config, digest)
     return _resolve(config.model, config.masks, digest)
@@ -52,7 +52,8 @@ def _sees_cuda() -> bool:
 
 
 def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
-    return resolve_numerics(resolve_compute(model.device, model.precision, model.threads), masks, weights_sha256)
+    compute = resolve_compute(model.device, model.precision, model.threads)
+    return resolve_numerics(compute, model, masks, weights_sha256)
 
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:

@@ -231,7 +231,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         pinned = standing.policy_date if standing is not None else config.license.policy_date
         policy = config.license.policy(pinned or datetime.now(UTC).date())
         rows = _sample_rows(config, storage, standing, ordinals)
-        sample = run_sample(config, rows, resolve_numerics(here, config.masks, digest), policy, tell)
+        sample = run_sample(config, rows, resolve_numerics(here, config.model, config.masks, digest), policy, tell)
     return _assemble(config, options, catalog_rows, work, ceiling, sample)
 
 

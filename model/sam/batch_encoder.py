@@ -23,15 +23,20 @@ CUDA_BATCH = 7
 """The default on a GPU, a third of the 21 crops that SA-1B's settings make of an image."""
 
 
+class CompilationError(RuntimeError):
+    """`torch.compile` failed, and only a compiled image encoder will do."""
+
+
 class BatchEncoder:
     """Runs the image encoder of one SAM; made once the model has its device, dtype and weights.
 
     Of MobileSAM's encoder in float32 it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
     bfloat16 weights would be rounded twice. Else it runs the model's own. In bfloat16 the statistics of layer norms
-    and of the attention's softmax are still computed in float32, inside torch's kernels.
+    and of the attention's softmax are still computed in float32, inside torch's kernels. Where compilation fails the
+    encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile` that is a `CompilationError`.
     """
 
-    def __init__(self, sam: Sam, compile_mode: CompileMode | None = None) -> None:
+    def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
         encoder = sam.image_encoder
         self.sam = sam
         self._eager: nn.Module = encoder
@@ -39,6 +44,7 @@ class BatchEncoder:
         if isinstance(encoder, ImageEncoderTinyViT) and self._dtype == torch.float32:
             self._eager = encoder.folded()
         self._mode = compile_mode
+        self._must_compile = must_compile
         self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], batch_size: int | None = None) -> list[Tensor]:
@@ -76,11 +82,13 @@ class BatchEncoder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what Dynamo, Inductor and Triton raise; a fault of the model's comes again
+            failed = f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_lines(error)})"
+            if self._must_compile:
+                raise CompilationError(failed) from error
             self._compiled = None
             embedding = self._eager(batch)
             warnings.warn(
-                f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_line(error)}): "
-                "it runs eagerly, with the same results but slower",
+                f"{failed}: it runs eagerly, which is slower and differs in the last bits",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -100,5 +108,6 @@ def upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def _first_lines(error: Exception) -> str:
+    """What comes before the first blank line, in one line: Dynamo's advice to its developers follows."""
+    return " ".join(str(error).strip().partition("\n\n")[0].split()) or "no message"

@@ -52,12 +52,12 @@ class Predictor:
     Cast, move and load the model first: what the predictor prepares for speed does not follow later changes.
     `compile_encoder` compiles the image encoder by `torch.compile` in that mode, at its first use and for each
     batch size: minutes of work that pay off on a GPU. It changes the last bits. Where compilation fails, a
-    RuntimeWarning says so and the encoder runs eagerly.
+    RuntimeWarning says so and the encoder runs eagerly; with `must_compile` it is a `CompilationError`.
     """
 
-    def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None) -> None:
+    def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
         self.sam = sam
-        self._encoder = BatchEncoder(sam, compile_encoder)
+        self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encodes an image, (H, W, 3) uint8 RGB.

@@ -8,7 +8,7 @@ import torch
 
 from infra.assets import sha256_of
 from infra.device import Compute
-from operators.mask_config import MasksConfig
+from operators.mask_config import MasksConfig, ModelConfig
 from operators.numerics import Numerics, observe_numerics, resolve_numerics
 
 
@@ -46,5 +46,11 @@ def test_what_is_left_open_suits_the_device(
     device: str, masks: MasksConfig, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    numerics = resolve_numerics(Compute(device, "fp32", 1), masks, "0" * 64)
+    numerics = resolve_numerics(Compute(device, "fp32", 1), ModelConfig(), masks, "0" * 64)
     assert (numerics.points_per_chunk, numerics.crops_per_batch) == expected
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("auto", "eager"), ("eager", "eager"), ("compiled", "compiled")])
+def test_the_encoder_is_compiled_for_who_asks_for_it(wanted: str, expected: str) -> None:
+    model = ModelConfig.model_validate({"encoder": wanted})
+    assert resolve_numerics(Compute("cpu", "fp32", 1), model, MasksConfig(), "0" * 64).encoder == expected

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 
 from infra.assets import sha256_of
@@ -107,6 +108,36 @@ def test_a_worker_with_other_numerics_is_refused_unless_mixtures_are_allowed(set
     with pytest.raises(MixedNumericsError, match="torch"):
         Segment(other)
     Segment(replace(other, allow_mixed_numerics=True))
+
+
+def test_a_worker_that_cannot_compile_is_refused_unless_mixtures_are_allowed(
+    settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", break_down)
+    torch.compiler.reset()
+    compiled = replace(settings, numerics=replace(settings.numerics, encoder="compiled"))
+    with pytest.raises(MixedNumericsError, match=r"model\.encoder compiled.*no compiler here.*allow_mixed_numerics"):
+        Segment(compiled)
+    with pytest.warns(RuntimeWarning, match="no compiler here"):
+        Segment(replace(compiled, allow_mixed_numerics=True))
+
+
+@pytest.mark.long
+def test_an_actor_compiles_its_encoder_before_the_first_image(
+    settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    rows = to_table([prepared_row(0, "coffee", (300, 200), 200)], PREPARED)
+    expected = Segment(settings)(rows).to_pylist()[0]["masks"]
+    segment = Segment(replace(settings, numerics=replace(settings.numerics, encoder="compiled")))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", pytest.fail)
+    found = segment(rows).to_pylist()[0]["masks"]
+    assert [mask["point_coords"] for mask in found] == [mask["point_coords"] for mask in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["predicted_iou"] == pytest.approx(other["predicted_iou"], abs=1e-4)
 
 
 def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSettings) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-NUMERICS = {"masks.points_per_chunk", "model.device", "model.precision", "model.threads"}
+NUMERICS = {"masks.points_per_chunk", "model.device", "model.precision", "model.encoder", "model.threads"}
 SMALLEST = {"name": "n", "catalog": "/c.csv", "output": "/o", "license": {"allow": ["CC0-1.0"]}}
 
 

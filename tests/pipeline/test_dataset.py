@@ -55,6 +55,7 @@ def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
         ({"release": {"jpeg_quality": 90}}, "release.jpeg_quality: 95 before, 90 now"),
         ({"license": {"allow": ["CC0-1.0"]}}, "license.allow"),
         ({"model": {"threads": 2, "device": "cpu"}}, "model.threads: 1 before, 2 now"),
+        ({"model": {"encoder": "compiled"}}, "model.encoder: 'eager' before, 'compiled' now"),
     ],
 )
 def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str, Any], key: str) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.sam.batch_encoder import CUDA_BATCH, MAX_BATCH, BatchEncoder, default_batch_size
+from model.sam.batch_encoder import CUDA_BATCH, MAX_BATCH, BatchEncoder, CompilationError, default_batch_size
 from model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from model.sam.load import build_sam
 from model.sam.sam import Sam
@@ -76,12 +76,18 @@ def test_a_failed_compilation_is_told_and_the_encoder_runs_eagerly(
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", break_down)
     torch.compiler.reset()
     encoder = BatchEncoder(small_sam, "default")
-    with pytest.warns(RuntimeWarning, match="torch.compile of the image encoder failed.*runs eagerly"):
+    failed = r"torch\.compile of the image encoder failed \(.*no compiler here and more\)"
+    with pytest.warns(RuntimeWarning, match=failed + ": it runs eagerly"):
         found = encoder(images[:1], batch_size=1)[0]
     assert torch.equal(found, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(encoder(images[:1], batch_size=1)[0], expected)
+    torch.compiler.reset()
+    strict = BatchEncoder(small_sam, "default", must_compile=True)
+    for _ in range(2):
+        with pytest.raises(CompilationError, match=failed):
+            strict(images[:1], batch_size=1)
 
 
 @pytest.mark.long
