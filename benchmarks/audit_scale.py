@@ -93,9 +93,9 @@ def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict
 
 def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: Path) -> dict[str, Any]:
     """Seconds and memory of the statistics of a dataset."""
-    from infra.storage import Storage
-    from pipeline.statistics import compute_statistics
-    from pipeline.tables import open_tables
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.statistics.open_tables import open_tables
+    from segmint.pipeline.statistics.statistics import compute_statistics
 
     scratch.mkdir(exist_ok=True)
     with watched_memory() as mib:
@@ -115,9 +115,9 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
 
     `ray_from` is for datasets of fewer masks than Ray is started for.
     """
-    from infra.storage import Storage
-    from pipeline.audit import RAY_FROM_MASKS
-    from pipeline.audit_dataset import AuditOptions, audit_dataset
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+    from segmint.pipeline.audit.integrity import RAY_FROM_MASKS
 
     options = AuditOptions(ray_from=RAY_FROM_MASKS if ray_from is None else ray_from)
     trace = Trace(os.getpid())

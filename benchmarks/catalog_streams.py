@@ -56,8 +56,8 @@ def main() -> None:
 
 def stream(path: str) -> dict[str, Any]:
     """Reads a catalog; rows and CPU seconds, and this process's memory over the rows."""
-    from catalogs.readers import read_catalog
-    from infra.storage import Storage
+    from segmint.catalogs.source.readers import read_catalog
+    from segmint.infra.storage.storage import Storage
 
     began, cpu = time.perf_counter(), time.process_time()
     rows, looks = 0, []

@@ -55,7 +55,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
     import torch
 
     from benchmarks.reference import reference_vit
-    from model.sam.load import VIT_SHAPES
+    from segmint.model.sam.load import VIT_SHAPES
 
     torch.set_num_threads(threads)
     ours, reference = our_encoder(model), reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE)
@@ -99,8 +99,8 @@ def our_encoder(model: str) -> Any:
     """Our encoder in evaluation mode, without weights."""
     import torch
 
-    from model.sam.image_encoder_vit import ImageEncoderViT
-    from model.sam.load import VIT_SHAPES
+    from segmint.model.sam.image_encoder_vit import ImageEncoderViT
+    from segmint.model.sam.load import VIT_SHAPES
 
     with torch.device("meta"):
         return ImageEncoderViT(VIT_SHAPES[f"vit_{model}"], SIDE).eval()
@@ -111,7 +111,7 @@ def peak_memory(side: str, model: str, threads: int) -> int:
     import torch
 
     from benchmarks.reference import reference_vit
-    from model.sam.load import VIT_SHAPES
+    from segmint.model.sam.load import VIT_SHAPES
 
     torch.set_num_threads(threads)
     encoder = reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE) if side == "reference" else our_encoder(model)

@@ -97,12 +97,12 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str) -> dict[str, Any]:
     """Our generator: seconds, peak memory, masks."""
     started = time.perf_counter()
-    from infra.assets import resolve
-    from infra.device import Compute
-    from model.automatic.generator import MaskGenerator
-    from model.automatic.settings import MaskSettings
-    from model.sam.predictor import Predictor
-    from operators.models import load_model
+    from segmint.infra.assets import resolve
+    from segmint.infra.device import Compute
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.segment.models import load_model
 
     sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads))
     predictor, image = Predictor(sam), read(source)
@@ -131,8 +131,8 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.reference import reference_sam
-    from infra.assets import resolve
-    from model.sam.load import load_sam
+    from segmint.infra.assets import resolve
+    from segmint.model.sam.load import load_sam
 
     torch.set_num_threads(threads)
     sam = reference_sam(load_sam(resolve(settings["weights"]), device="cpu"))

@@ -134,7 +134,7 @@ def measure_peak(run: Run) -> dict[str, Any]:
 
 def measure_attention(run: Run) -> dict[str, Any]:
     """One global attention of the ViT's shape, in bfloat16, both ways; the reference's plain formula beside them."""
-    from model.sam.image_encoder_vit import attend_in_bands, attend_with_extended_keys
+    from segmint.model.sam.image_encoder_vit import attend_in_bands, attend_with_extended_keys
 
     width, _, heads, _ = run.sizes.vit
     side, dimensions = run.sizes.image_side // 16, width // heads
@@ -156,7 +156,7 @@ def measure_attention(run: Run) -> dict[str, Any]:
 
 def measure_encoder(run: Run) -> dict[str, Any]:
     """The ViT encoder in bfloat16 by batch size, eager and compiled, and the reference's one image at a time."""
-    from model.sam.image_encoder_vit import ImageEncoderViT, VitShape
+    from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 
     width, depth, heads, global_blocks = run.sizes.vit
     shape = VitShape(width, depth, heads, global_blocks)
@@ -208,10 +208,10 @@ def reference_encoder_rate(run: Run, encoder: Any, shape: Any, flops: float) -> 
 def measure_masks(run: Run) -> dict[str, Any]:
     """Whole images with MobileSAM and the `official` profile: ours in fp32 and bf16, and the reference package."""
     note = need_opencv(placeholder=True)
-    from model.automatic.generator import MaskGenerator
-    from model.automatic.settings import MaskSettings
-    from model.sam.load import load_sam
-    from model.sam.predictor import Predictor
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.load import load_sam
+    from segmint.model.sam.predictor import Predictor
 
     images = photographs(run.sizes.photo_side)
     points = run.sizes.points_per_side
@@ -237,10 +237,10 @@ def measure_masks(run: Run) -> dict[str, Any]:
 def measure_sa1b(run: Run) -> dict[str, Any]:
     """Whole images with the `sa1b` profile in bfloat16, the crops encoded one by one and all in one batch."""
     need_opencv(placeholder=False)
-    from model.automatic.generator import MaskGenerator
-    from model.automatic.settings import MaskSettings
-    from model.sam.load import load_sam
-    from model.sam.predictor import Predictor
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.load import load_sam
+    from segmint.model.sam.predictor import Predictor
 
     quick = run.sizes.points_per_side < 4
     layers = 1 if quick else 2
@@ -289,7 +289,7 @@ def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.reference import reference_sam
-    from model.sam.load import load_sam
+    from segmint.model.sam.load import load_sam
 
     sam = reference_sam(load_sam(weights(), run.device))
     generator = SamAutomaticMaskGenerator(sam, points_per_side=run.sizes.points_per_side)
@@ -301,14 +301,14 @@ def measure_upscaling(run: Run) -> dict[str, Any]:
 
     Every way's counts and boxes are compared with those of torch's tiles, which have to be the same bit by bit.
     """
-    from model.automatic import mask_tiles
-    from model.automatic.crops import Crop, crop_points
-    from model.automatic.nms import nms
-    from model.automatic.proposals import propose
-    from model.automatic.settings import MaskSettings
-    from model.automatic.tiled_upscaling import TiledUpscaling, kernels
-    from model.sam.load import load_sam
-    from model.sam.predictor import Predictor
+    from segmint.model.automatic import mask_tiles
+    from segmint.model.automatic.crops import Crop, crop_points
+    from segmint.model.automatic.nms import nms
+    from segmint.model.automatic.proposals import propose
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.automatic.tiled_upscaling import TiledUpscaling, kernels
+    from segmint.model.sam.load import load_sam
+    from segmint.model.sam.predictor import Predictor
 
     image = next(iter(photographs(run.sizes.photo_side).values()))
     predictor = Predictor(load_sam(weights(), run.device))

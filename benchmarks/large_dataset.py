@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import MANIFEST, config_sha256, data_path, part_path
-from catalogs.manifest import DatasetManifest
-from catalogs.parquet import table_bytes
-from catalogs.reader import open_dataset
-from catalogs.schema import NORMALIZED
-from infra.storage import Storage
-from operators.audit_rows import SCHEMAS
-from operators.mask_columns import MaskColumns
-from operators.shard_files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS, annotations_json
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.storage import Storage
+from segmint.operators.audit.mask_columns import MaskColumns
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS, annotations_json
 
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, SUFFIXES, in_process, spread, write_result  # noqa: E402
-from catalogs.layout import MANIFEST  # noqa: E402
+from segmint.catalogs.layout import MANIFEST  # noqa: E402
 
 SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -163,18 +163,18 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     """One image after another through the stages' pure functions; torch has so many threads."""
     import torch
 
-    from infra.assets import resolve
-    from infra.device import resolve_compute
-    from model.automatic.generator import MaskGenerator
-    from model.sam.predictor import Predictor
-    from operators.deidentify import build_detectors
-    from operators.describe import coverage, describe_mask
-    from operators.images import decode_jpeg
-    from operators.models import load_model
-    from operators.prepare import PrepareConfig, prepare_image
-    from operators.segment import segment_image
-    from operators.shard_files import annotations_json
-    from pipeline.config import load_config
+    from segmint.infra.assets import resolve
+    from segmint.infra.device import resolve_compute
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.describe import coverage, describe_mask
+    from segmint.operators.images import decode_jpeg
+    from segmint.operators.prepare.deidentify import build_detectors
+    from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
+    from segmint.operators.segment.models import load_model
+    from segmint.operators.segment.segment import segment_image
+    from segmint.operators.shards.files import annotations_json
+    from segmint.pipeline.config.config import load_config
 
     config = load_config(config_path)
     prepare = PrepareConfig(config.ingest, config.deidentify, config.release, keep_original=False)

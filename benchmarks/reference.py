@@ -11,8 +11,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.modeling import Sam as ReferenceSam
 
 if TYPE_CHECKING:
-    from model.sam.image_encoder_vit import VitShape
-    from model.sam.sam import Sam
+    from segmint.model.sam.image_encoder_vit import VitShape
+    from segmint.model.sam.sam import Sam
 
 IMAGE_SIDE = 1024
 

@@ -29,9 +29,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.scale import write_build  # noqa: E402
-from catalogs.commits import CommitLog  # noqa: E402
-from catalogs.layout import data_path  # noqa: E402
-from infra.storage import Storage, join  # noqa: E402
+from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
+from segmint.catalogs.layout import data_path  # noqa: E402
+from segmint.infra.storage.storage import Storage  # noqa: E402
+from segmint.infra.uris import join  # noqa: E402
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server  # noqa: E402
 
 THREADS = 32

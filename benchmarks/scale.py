@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.processes import Trace, Traced  # noqa: E402
-from catalogs.summaries import sum_commits  # noqa: E402
-from infra.storage import Storage  # noqa: E402
+from segmint.catalogs.dataset.summaries import sum_commits  # noqa: E402
+from segmint.infra.storage.storage import Storage  # noqa: E402
 
 OBJECT_STORE = 500_000_000
 REFUSED_EVERY = 50

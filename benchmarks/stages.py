@@ -94,7 +94,7 @@ def main() -> None:
 
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
     """Seconds of each stage with one thread, and the fraction of the peak where the operations are known."""
-    from model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads=1)
     image, settings = read(source), settings_of(keys)
@@ -142,7 +142,7 @@ def measure_scaling(
     threads: int,
 ) -> dict[str, Any]:
     """Seconds of whole images with all threads: of `base`, and of each piece of `work`, a piece only once."""
-    from model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads)
     image = read(source)
@@ -187,7 +187,7 @@ class Work:
     @classmethod
     def of(cls, settings: Any) -> "Work":
         """The work of an image with these mask settings."""
-        from model.cost import encode_flop, image_cost, prompt_flop
+        from segmint.model.cost import encode_flop, image_cost, prompt_flop
 
         cost = image_cost(settings)
         flop = {"encode": cost.encodes * encode_flop(WEIGHTS), "prompts": cost.prompts * prompt_flop()}
@@ -201,13 +201,13 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
     """
     import torch
 
-    from infra.assets import resolve
-    from infra.device import Compute, Precision
-    from infra.peak import measure_peak
-    from model.automatic.generator import MaskGenerator
-    from model.automatic.settings import MaskSettings
-    from model.sam.predictor import Predictor
-    from operators.models import load_model
+    from segmint.infra.assets import resolve
+    from segmint.infra.device import Compute, Precision
+    from segmint.infra.peak import measure_peak
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.segment.models import load_model
 
     compute = Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads)
     predictor = Predictor(load_model(resolve(WEIGHTS), compute))
@@ -224,7 +224,7 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
 
 def settings_of(keys: dict[str, int]) -> Any:
     """The `sa1b` profile with the grid and the layers of crops of `keys`."""
-    from model.automatic.settings import MaskSettings
+    from segmint.model.automatic.settings import MaskSettings
 
     return MaskSettings.sa1b(points_per_side=keys["points_per_side"], crop_n_layers=keys["crop_n_layers"])
 
@@ -272,8 +272,8 @@ class Clock:
 @contextmanager
 def timed_stages() -> Iterator[Clock]:
     """A clock of the functions that the generator calls, while the block runs; for one thread."""
-    from model.automatic import generator
-    from model.sam.predictor import Predictor
+    from segmint.model.automatic import generator
+    from segmint.model.sam.predictor import Predictor
 
     places: dict[str, list[tuple[Any, str]]] = {
         "encode": [(Predictor, "embed_many")],

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
-from pipeline.build import run_build  # noqa: E402
-from pipeline.cli import parse_shards  # noqa: E402
-from pipeline.config import load_config  # noqa: E402
+from segmint.pipeline.build import run_build  # noqa: E402
+from segmint.pipeline.cli import parse_shards  # noqa: E402
+from segmint.pipeline.config.config import load_config  # noqa: E402
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("accounting", type=Path)
     parser.add_argument("--shards", type=parse_shards)
     arguments = parser.parse_args()
-    with mock.patch.multiple("pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
+    with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
         accounting = run_build(load_config(arguments.config), shards=arguments.shards)
     arguments.accounting.write_text(json.dumps(accounting.to_dict(), default=list) + "\n")
 

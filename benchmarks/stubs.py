@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from infra.deadline import Deadline
-from model.automatic.rle import encode
-from operators.prepare import Prepare, Prepared
-from operators.rows import Row
-from operators.segment import FUNNEL_STEPS, Segment, SegmentSettings
+from segmint.infra.deadline import Deadline
+from segmint.model.automatic.rle import encode
+from segmint.operators.prepare.prepare import Prepare, Prepared
+from segmint.operators.rows import Row
+from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.operators.segment.segment import Segment, SegmentSettings
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
 """In the environment: how many bytes each released image has; without it a small JPEG's."""
@@ -87,7 +88,7 @@ def _prepared(release: bytes) -> Prepared:
 
 @functools.cache
 def masks() -> list[dict[str, Any]]:
-    """Rectangles as values of `operators.segment.MASK`."""
+    """Rectangles as values of `segmint.operators.schemas.MASK`."""
     return [_rectangle(4 + 6 * index, 30 - 4 * index) for index in range(MASKS)]
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from catalogs.licenses import canonical_identifier
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.licenses import canonical_identifier
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
 """What a file of attributions says of an image; `image` is its name in the tar, `image_id` the catalog's."""

@@ -28,6 +28,6 @@ class Country(NamedTuple):
 @cache
 def countries() -> dict[str, Country]:
     """All countries by their code, in order of codes."""
-    lines = files("catalogs").joinpath("countries.csv").read_text(encoding="utf-8").splitlines()
+    lines = files("segmint.catalogs").joinpath("countries.csv").read_text(encoding="utf-8").splitlines()
     rows = (Country(code, name, region or None, income or None) for code, name, region, income in csv.reader(lines[1:]))
     return {row.code: row for row in rows}

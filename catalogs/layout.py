@@ -1,4 +1,4 @@
-"""A dataset's files: how each is named. What is in `dataset.json` is in `catalogs.manifest`.
+"""A dataset's files: how each is named. What is in `dataset.json` is in `segmint.catalogs.dataset.manifest`.
 
 ```
 dataset.json                     what the dataset is; dataset.g2.json and on once it grew
@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from infra.errors import SegmintError
+from segmint.infra.errors import SegmintError
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -25,6 +25,9 @@ SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"
 COMMITS = "commits"
 SUMMARIES = "summaries"
+REPORT = "report"
+"""The folder that a report is written to."""
+
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
 """The folders of data files, each with the ending of its files."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 
-from catalogs.reasons import Reason
-from infra.errors import UsageError
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import UsageError
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
 

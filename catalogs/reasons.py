@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from enum import StrEnum
 
-from infra.errors import UsageError
+from segmint.infra.errors import UsageError
 
 
 class Reason(StrEnum):

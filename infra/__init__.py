@@ -1,0 +1,2 @@
+if __name__ != "segmint.infra":
+    raise ImportError(f"{__name__} is segmint.infra: import it by that name")

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.errors import SegmintError, UsageError
-from infra.uris import LOCAL, absolute, base_name, join, local_path, redact, scheme
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.uris import LOCAL, absolute, base_name, join, local_path, redact, scheme
 
 if TYPE_CHECKING:
-    from infra.storage import Storage
+    from segmint.infra.storage.storage import Storage
 
 CACHE_VARIABLE = "SEGMINT_CACHE"
 
@@ -313,7 +313,7 @@ def _from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path)
 
 
 def _from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
-    from infra.storage import Storage
+    from segmint.infra.storage.storage import Storage
 
     _make_private(cache)
     temporary = cache / f".tmp-{uuid.uuid4().hex}"

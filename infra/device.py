@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infra.errors import UsageError
+from segmint.infra.errors import UsageError
 
 Precision = Literal["fp32", "bf16"]
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UsageError
-from infra.uris import redact
+from segmint.infra.errors import UsageError
+from segmint.infra.uris import redact
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

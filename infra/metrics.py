@@ -10,7 +10,7 @@ agent runs. Counters begin at 0 in each run, as Prometheus expects of a process 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.log import get_logger
+from segmint.infra.log import get_logger
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from infra.device import Compute
+from segmint.infra.device import Compute
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.errors import UsageError
+from segmint.infra.errors import UsageError
 
 MIN_LOCAL_CPUS = 8
 """Logical CPUs of a local Ray, or two a core and four more, if that is more: stages need slots to run side by side, and
@@ -157,6 +157,11 @@ _EXCLUDES = [
     "data",
     "bundle",
     "tests",
+    "/pipeline",  # Ray follows the links of segmint/, which bring these five
+    "/operators",
+    "/model",
+    "/catalogs",
+    "/infra",
     "*.tar",
     "*.parquet",
     "*.pt",

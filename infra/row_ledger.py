@@ -15,8 +15,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from infra.deadline import exit_within
-from infra.errors import SegmintError
+from segmint.infra.deadline import exit_within
+from segmint.infra.errors import SegmintError
 
 MAX_SUSPECTS = 8
 """After so many suspects a window is ended: the cause may be the machines, and each death costs a worker's start."""

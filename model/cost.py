@@ -9,13 +9,13 @@ and comes nearer to the ceiling. All counts are whole numbers of operations for 
 
 from dataclasses import dataclass
 
-from model.automatic.settings import MaskSettings
-from model.sam import image_encoder_tinyvit as tinyvit
-from model.sam.common import EMBEDDING_CHANNELS
-from model.sam.image_encoder_vit import PATCH, WINDOW, VitShape
-from model.sam.load import VIT_SHAPES, Architecture
-from model.sam.mask_decoder import MASK_TOKENS
-from model.sam.prompt_encoder import GRID, IMAGE_SIZE
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam import image_encoder_tinyvit as tinyvit
+from segmint.model.sam.common import EMBEDDING_CHANNELS
+from segmint.model.sam.image_encoder_vit import PATCH, WINDOW, VitShape
+from segmint.model.sam.load import VIT_SHAPES, Architecture
+from segmint.model.sam.mask_decoder import MASK_TOKENS
+from segmint.model.sam.prompt_encoder import GRID, IMAGE_SIZE
 
 POINT_TOKENS = 2
 """A single point and the token of no point that goes with it."""

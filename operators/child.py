@@ -21,8 +21,8 @@ from typing import Any, Generic, TypeVar
 
 import pebble
 
-from catalogs.reasons import Reason, RejectedError
-from infra.errors import SegmintError
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.errors import SegmintError
 
 T = TypeVar("T")
 Worker = Callable[[bytes], T]

@@ -17,43 +17,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from model.automatic.rle import decompress
-from operators.rows import with_fields
-from operators.segment import MASK, SEGMENTED
+from segmint.model.automatic.rle import decompress
+from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, MASK_STATISTICS, STATISTICS
 
 Ints = NDArray[np.int64]
-
-MASK_STATISTICS = [
-    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
-    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
-    pa.field("center_x", pa.float64()),  # center of mass as a share of the image's width, 0 to 1, left to right
-    pa.field("center_y", pa.float64()),  # and of its height, 0 to 1, top to bottom
-    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
-    pa.field("touches_border", pa.bool_()),  # whether a pixel lies in the image's first or last row or column
-]
-"""What `describe` appends to each mask's struct."""
-
-STATISTICS = pa.struct(
-    [
-        pa.field("mask_count", pa.int32()),
-        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
-        pa.field("mean_predicted_iou", pa.float64()),  # the means are null when the image has no mask
-        pa.field("mean_stability_score", pa.float64()),
-        pa.field("mean_relative_size", pa.float64()),
-        pa.field("mean_concavity", pa.float64()),
-    ]
-)
-"""What `describe` says about an image."""
-
-
-DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS])
-"""One mask with its statistics."""
-
-DESCRIBED = with_fields(
-    SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
-    [pa.field("statistics", STATISTICS)],
-)
-"""Rows after this stage: those of `segment` with statistics of masks and image; null in a rejected row."""
 
 
 @dataclass(frozen=True)

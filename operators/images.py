@@ -1,4 +1,4 @@
-"""Decoding the JPEGs that segmint itself encoded; foreign bytes are decoded in `operators.ingest` alone."""
+"""Decodes the JPEGs that segmint itself encoded. Only `segmint.operators.prepare.ingest` decodes foreign bytes."""
 
 import io
 

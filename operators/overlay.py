@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.automatic.records import MaskRecord
-from model.automatic.rle import decode
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import decode
 
 Pixels = NDArray[np.uint8]
 

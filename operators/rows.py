@@ -15,28 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.reasons import RejectedError
-from infra.uris import redact
+from segmint.catalogs.reasons import RejectedError
+from segmint.infra.uris import redact
 
 Row = dict[str, Any]
 """One row of an Arrow table, as `pa.Table.to_pylist` gives it; its keys are those of the stage's schema."""
-
-VERDICT = pa.schema(
-    [
-        pa.field("stage", pa.string()),  # the stage that refused the image, or null
-        pa.field("reason", pa.string()),  # a `catalogs.reasons.Reason`, or null
-        pa.field("detail", pa.string()),  # what was found and expected, in one sentence, or null
-        pa.field("fault", pa.string()),  # what kept the row from being judged, or null
-    ]
-)
-"""The columns that every stage carries beside its own."""
-
-
-def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
-    """A schema with `fields` put before the verdict's columns, and the columns named in `without` left out."""
-    verdict = set(VERDICT.names)
-    kept = [field for field in schema if field.name not in verdict and field.name not in without]
-    return pa.schema([*kept, *fields, *VERDICT])
 
 
 def is_live(row: Mapping[str, Any]) -> bool:

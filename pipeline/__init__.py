@@ -1,0 +1,2 @@
+if __name__ != "segmint.pipeline":
+    raise ImportError(f"{__name__} is segmint.pipeline: import it by that name")

@@ -16,32 +16,33 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from catalogs.commits import CommitLog
-from catalogs.reasons import Reason
-from catalogs.sweep import sweep
-from infra.errors import SegmintError, UnfinishedError
-from infra.log import get_logger
-from infra.metrics import SHARDS_MISSING, RunMetrics
-from infra.progress import Progress
-from infra.ray_session import Cluster, ray_session
-from infra.row_ledger import RowLedger
-from infra.storage import Storage
-from operators.describe import describe_table
-from operators.prepare import Prepare
-from operators.segment import Segment, check_numerics
-from operators.write_shard import ShardResult
-from pipeline.accounting import Accounting, account
-from pipeline.ceiling import CeilingMeter
-from pipeline.config import Config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.outages import Outages, resumable
-from pipeline.quarantine import Quarantine
-from pipeline.run_record import RunRecord
-from pipeline.shard_writers import ShardWriter, ShardWriters
-from pipeline.stage_watch import StageWatch, watched
-from pipeline.stages import Stages, lay_out, lay_out_again
-from pipeline.windows import ShardPart, cut_at_borders
-from pipeline.work import MissingShards, RejectedRows, WindowRows, Work
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import SegmintError, UnfinishedError
+from segmint.infra.log import get_logger
+from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.row_ledger import RowLedger
+from segmint.infra.storage.storage import Storage
+from segmint.operators.describe import describe_table
+from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.segment.segment import Segment, check_numerics
+from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.execution.accounting import Accounting, account
+from segmint.pipeline.execution.ceiling import CeilingMeter
+from segmint.pipeline.execution.cuts import cut_at_borders
+from segmint.pipeline.execution.outages import Outages, resumable
+from segmint.pipeline.execution.quarantine import Quarantine
+from segmint.pipeline.execution.run_record import RunRecord
+from segmint.pipeline.execution.shard_writers import ShardWriter, ShardWriters
+from segmint.pipeline.execution.stage_watch import StageWatch, watched
+from segmint.pipeline.execution.stages import Stages, lay_out, lay_out_again
+from segmint.pipeline.execution.work import MissingShards, RejectedRows, WindowRows, Work
+from segmint.pipeline.shard_ranges import ShardPart
 
 BARREN_WINDOWS = 3
 """After so many windows in a row without a new commit, while the stores answered, the run ends unfinished."""

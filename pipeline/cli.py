@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.errors import UsageError
-from pipeline import (
-    assets_commands,
-    audit_command,
-    catalog_commands,
-    correction_commands,
-    export_command,
-    report_command,
-    study_commands,
-    view_command,
-)
-from pipeline.console import DEBUG_VARIABLE, FAILED, answer, answer_json, answer_with, guarded, say
-from pipeline.windows import parse_shards
+from segmint.infra.errors import UsageError
+from segmint.pipeline.commands import assets as assets_commands
+from segmint.pipeline.commands import audit as audit_command
+from segmint.pipeline.commands import catalog as catalog_commands
+from segmint.pipeline.commands import corrections as correction_commands
+from segmint.pipeline.commands import export as export_command
+from segmint.pipeline.commands import report as report_command
+from segmint.pipeline.commands import study as study_commands
+from segmint.pipeline.commands import view as view_command
+from segmint.pipeline.commands.console import DEBUG_VARIABLE, FAILED, answer, answer_json, answer_with, guarded, say
+from segmint.pipeline.shard_ranges import parse_shards
 
 if TYPE_CHECKING:
-    from pipeline.masks import Box, ImageResult, Point
+    from segmint.pipeline.masks import Box, ImageResult, Point
 
 app = typer.Typer(
     name="segmint",
@@ -64,7 +62,7 @@ def main() -> None:
 
 def _version(value: bool) -> None:
     if value:
-        from infra.version import VERSION
+        from segmint.infra.version import VERSION
 
         answer(f"segmint {VERSION}")
         raise typer.Exit
@@ -110,13 +108,13 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
     """Build a dataset, or go on with what is missing of it."""
-    from catalogs.reasons import reasons_to_retry
-    from pipeline.config import load_config
+    from segmint.catalogs.reasons import reasons_to_retry
+    from segmint.pipeline.config.config import load_config
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
     reasons = reasons_to_retry(retry_rejected or [])
-    from pipeline.build import run_build
+    from segmint.pipeline.build import run_build
 
     accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
     answer_with(accounting, as_json)
@@ -148,11 +146,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a build takes and gives, before anything is spent: images, bytes, hours, days and cost."""
-    from pipeline.config import load_config
+    from segmint.pipeline.config.config import load_config
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    from pipeline.plan import PlanOptions, make_plan
+    from segmint.pipeline.plan.plan import PlanOptions, make_plan
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
     answer_with(planned, as_json)
@@ -165,7 +163,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
     """Build a small dataset of photographs that scikit-image and scikit-learn bring, draw its masks, and show crops."""
-    from pipeline.demo import run_demo
+    from segmint.pipeline.demo import run_demo
 
     accounting = run_demo(folder, say if as_json else answer)
     if as_json:
@@ -215,7 +213,7 @@ def masks(
     as_json: Annotated[bool, typer.Option("--json", help="Print what came of each image as JSON.")] = False,
 ) -> None:
     """Make masks for photographs: all of them, or those for points and boxes given in pixels."""
-    from pipeline.masks import MasksOptions, Prompts, make_masks, masks_config
+    from segmint.pipeline.masks import MasksOptions, Prompts, make_masks, masks_config
 
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     prompts = Prompts(tuple(map(parse_point, points or [])), tuple(map(parse_box, boxes or [])))
@@ -261,7 +259,7 @@ def version(
     as_json: Annotated[bool, typer.Option("--json", help="With the versions of what it stands on.")] = False,
 ) -> None:
     """Show the version."""
-    from infra.version import VERSION
+    from segmint.infra.version import VERSION
 
     if not as_json:
         answer(f"segmint {VERSION}")

@@ -8,16 +8,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from catalogs.demo import write_demo
-from catalogs.reader import MaskAnnotation, open_dataset
-from infra.errors import SegmintError
-from model.automatic.records import MaskRecord
-from model.automatic.rle import Rle
-from pipeline.accounting import Accounting
-from pipeline.build import run_build
-from pipeline.config import load_config
-from pipeline.masks import MasksOptions, make_masks, masks_config
-from pipeline.overlay import draw_overlay, encode_png
+from segmint.catalogs.dataset.reader import MaskAnnotation
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.source.demo import write_demo
+from segmint.infra.errors import SegmintError
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import Rle
+from segmint.operators.overlay import draw_overlay, encode_png
+from segmint.pipeline.build import run_build
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.execution.accounting import Accounting
+from segmint.pipeline.masks import MasksOptions, make_masks, masks_config
 
 CONFIG = {
     "name": "demo",

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catalogs.reasons import RejectedError
-from infra.assets import resolve
-from infra.device import resolve_compute
-from infra.errors import SegmintError, UsageError
-from infra.storage import Storage, join
-from model.automatic.boxes import box_of, xyxy_to_xywh
-from model.automatic.filters import stability_scores
-from model.automatic.generator import MaskGenerator
-from model.automatic.records import MaskRecord
-from model.automatic.rle import encode
-from model.sam.predictor import Embedding, Predictor
-from operators.ingest import IngestConfig, ingest
-from operators.mask_config import MasksConfig
-from operators.models import load_model
-from operators.segment import mask_row
-from operators.shard_files import annotations_json
-from pipeline.config_file import Document, apply_override, check
-from pipeline.overlay import draw_overlay, draw_prompts, encode_png
+from segmint.catalogs.reasons import RejectedError
+from segmint.infra.assets import resolve
+from segmint.infra.device import resolve_compute
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
+from segmint.model.automatic.filters import stability_scores
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import encode
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.overlay import draw_overlay, draw_prompts, encode_png
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.segment.models import load_model
+from segmint.operators.segment.segment import mask_row
+from segmint.operators.shards.files import annotations_json
+from segmint.pipeline.config.yaml_file import Document, apply_override, check
 
 Pixels = NDArray[np.uint8]
 Point = tuple[float, float, int]

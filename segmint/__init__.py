@@ -10,26 +10,26 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from infra.version import VERSION
+from segmint.infra.version import VERSION
 
 if TYPE_CHECKING:
-    from catalogs.reader import open_dataset as open_dataset
-    from model.automatic.generator import MaskGenerator as MaskGenerator
-    from model.automatic.settings import MaskSettings as MaskSettings
-    from model.sam.predictor import Predictor as Predictor
-    from model.sam.sam import Sam
-    from pipeline.config import Config as Config
-    from pipeline.config import load_config as load_config
+    from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
+    from segmint.model.automatic.generator import MaskGenerator as MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings as MaskSettings
+    from segmint.model.sam.predictor import Predictor as Predictor
+    from segmint.model.sam.sam import Sam
+    from segmint.pipeline.config.config import Config as Config
+    from segmint.pipeline.config.config import load_config as load_config
 
 __version__ = VERSION
 
 _HOMES = {
-    "Config": "pipeline.config",
-    "MaskGenerator": "model.automatic.generator",
-    "MaskSettings": "model.automatic.settings",
-    "Predictor": "model.sam.predictor",
-    "load_config": "pipeline.config",
-    "open_dataset": "catalogs.reader",
+    "Config": "segmint.pipeline.config.config",
+    "MaskGenerator": "segmint.model.automatic.generator",
+    "MaskSettings": "segmint.model.automatic.settings",
+    "Predictor": "segmint.model.sam.predictor",
+    "load_config": "segmint.pipeline.config.config",
+    "open_dataset": "segmint.catalogs.dataset.torch_dataset",
 }
 
 __all__ = [*_HOMES, "load_sam"]
@@ -51,16 +51,10 @@ def load_sam(weights: str = "mobile_sam", device: str = "auto", precision: str =
     """A SAM ready to use: weights by name (mobile_sam, vit_b, vit_l, vit_h) or from a file.
 
     `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
-    Raises `infra.errors.UsageError` when the weights cannot be found, or the device is not there.
+    Raises `segmint.infra.errors.UsageError` when the weights cannot be found, or the device is not there.
     """
-    from infra.assets import resolve
-    from infra.device import resolve_compute
-    from operators.models import load_model
+    from segmint.infra.assets import resolve
+    from segmint.infra.device import resolve_compute
+    from segmint.operators.segment.models import load_model
 
     return load_model(resolve(weights), resolve_compute(device, precision))
-
-
-if __name__ == "__main__":
-    from pipeline.cli import main
-
-    main()

@@ -34,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "project"
         ignored = shutil.ignore_patterns(".git", ".venv", "demo", "__pycache__", ".*_cache", "*.egg-info")
-        shutil.copytree(ROOT, copy, ignore=ignored)
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
         for mutant in chosen:
             started = time.monotonic()
             caught_by = run(mutant, copy)

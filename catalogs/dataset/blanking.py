@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalogs.parquet import RowGroupWriter
-from catalogs.schema import NORMALIZED
-from catalogs.tombstones import BLANK
-from infra.assets import sha256_of
+from segmint.catalogs.dataset.tombstones import BLANK
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.assets import sha256_of
 
 _ROWS = 65_536
 _KEPT = ("ordinal", "id")

@@ -8,11 +8,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
-from infra.retry import NotFoundError
-from infra.storage import Storage
-from infra.threads import map_ahead
-from infra.uris import join
+from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
+from segmint.infra.storage.retry import NotFoundError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import join
+
+REJECTED = "rejected:"
+"""What a commit's count of rows refused for a reason begins with; the reason follows."""
 
 _READ_AHEAD = 512
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from catalogs.tables import DatasetTables
-from infra.storage import Storage
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.storage.storage import Storage
 
 PAIRS_IN_SHARD = 1_000
 """Pairs of loose files that make a shard."""

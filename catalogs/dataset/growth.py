@@ -1,6 +1,6 @@
 """A source catalog beside the catalog that a dataset has pinned: what is new in it, what is gone, what has changed.
 
-As in `catalogs.normalize`, everything is a stream or is left to DuckDB.
+As in `segmint.catalogs.source.normalize`, everything is a stream or is left to DuckDB.
 """
 
 import tempfile
@@ -14,7 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.normalize import (
+from segmint.catalogs.dataset.tombstones import BLANK, TakenImage
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     Ascending,
     NormalizedCatalog,
@@ -23,10 +26,7 @@ from catalogs.normalize import (
     with_column,
     write_marked,
 )
-from catalogs.parquet import RowGroupWriter
-from catalogs.schema import NORMALIZED
-from catalogs.tombstones import BLANK, TakenImage
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 
 PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
 """What a dataset pins of an image beside its id: these columns of a known image must not change."""

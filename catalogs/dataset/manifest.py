@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
-from infra.errors import UsageError
-from infra.retry import NotFoundError
-from infra.storage import Storage
-from infra.uris import absolute, base_name, join
+from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.retry import NotFoundError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, base_name, join
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""

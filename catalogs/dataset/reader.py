@@ -5,21 +5,18 @@ import tarfile
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import DatasetManifest, load_manifest
-from infra.errors import SegmintError
-from infra.storage import Storage
-from infra.uris import join
-
-if TYPE_CHECKING:
-    from catalogs.torch_dataset import TorchDataset
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 
 
 class NoPixelsError(SegmintError):
@@ -175,15 +172,3 @@ class Dataset:
                         jpeg = None
         except (tarfile.TarError, ValueError) as error:
             raise DamagedDatasetError(f"{uri} is no shard that can be read: {error}") from error
-
-
-def open_dataset(uri: str, storage: Storage | None = None) -> "TorchDataset":
-    """Opens the dataset at `uri`, a folder or an S3 prefix, for reading; what is not committed is not there.
-
-    Iterating gives a `Sample` an image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
-    the images. `storage` is needed where a store has options (an endpoint, a profile). Raises `UsageError` when no
-    dataset stands there.
-    """
-    from catalogs.torch_dataset import TorchDataset
-
-    return TorchDataset.open(uri, storage or Storage())

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.errors import UsageError, raise_problems
-from infra.storage import NotFoundError, Storage
+from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.storage import NotFoundError, Storage
 
 _PARQUET = ".parquet"
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import DatasetManifest
-from catalogs.tombstones import Asked, TakenImage, is_taken_down
-from infra.errors import UsageError
-from infra.storage import NotFoundError, Storage
-from infra.threads import map_ahead
-from infra.uris import join
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import join
 
 _ROWS = 65_536
 _THREADS = 16

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import SHARDS_INDEX, canonical_json
-from infra.storage import Storage
-from infra.uris import join
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import SHARDS_INDEX, canonical_json
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import SUMMARIES, canonical_json, fingerprint, shard_name
-from infra.storage import Storage
-from infra.uris import join
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import SUMMARIES, canonical_json, fingerprint, shard_name
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 
 SUMMARY_SHARDS = 1000
 """How many shards a summary covers."""

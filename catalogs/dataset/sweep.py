@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from catalogs.commits import CommitLog, generations_of
-from catalogs.layout import CATALOG, COMMITS, DATA_KINDS, SUMMARIES, DataFile, is_part_path, parse_data_path
-from catalogs.manifest import read_manifest
-from catalogs.tombstones import TOMBSTONES
-from infra.storage import TEMPORARY_PREFIX, ObjectInfo, Storage
-from infra.threads import map_ahead
-from infra.uris import join
+from segmint.catalogs.dataset.commits import CommitLog, generations_of
+from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.layout import CATALOG, COMMITS, DATA_KINDS, SUMMARIES, DataFile, is_part_path, parse_data_path
+from segmint.infra.storage.storage import TEMPORARY_PREFIX, ObjectInfo, Storage
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import join
 
 GRACE = timedelta(hours=24)
 """How old a file must be that no commit names: longer than any correction takes from its first file to its commit.

@@ -12,13 +12,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.commits import CommitLog
-from catalogs.findings import Findings
-from catalogs.layout import DamagedDatasetError, shard_name
-from infra.errors import last_line
-from infra.fsspec_files import StorageFiles
-from infra.storage import NotFoundError, Storage, StorageFaultError
-from infra.uris import LOCAL, join, local_path, scheme
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.findings import Findings
+from segmint.catalogs.layout import DamagedDatasetError, shard_name
+from segmint.infra.errors import last_line
+from segmint.infra.storage.fsspec_files import StorageFiles
+from segmint.infra.storage.storage import NotFoundError, Storage, StorageFaultError
+from segmint.infra.uris import LOCAL, join, local_path, scheme
 
 MEMORY_LIMIT = "2GB"
 """What DuckDB may hold by default; beyond that it spills to the scratch folder."""
@@ -30,7 +30,7 @@ _SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BI
 
 
 class TableFile(NamedTuple):
-    """A Parquet file of a view; its name says its shard, as `catalogs.layout.data_path` has it."""
+    """A Parquet file of a view; its name says its shard, as `segmint.catalogs.layout.data_path` has it."""
 
     uri: str
     size: int  # bytes
@@ -52,8 +52,8 @@ class DatasetTables:
     """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
 
     They have the columns of docs/dataset.md and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
-    it has the view `jpegs` too (see `catalogs.foreign`), and `foreign` says more of it. `query` may be called from
-    threads; who uses `connection` itself takes a `cursor()` of it in each thread.
+    it has the view `jpegs` too (see `segmint.catalogs.dataset.foreign`), and `foreign` says more of it. `query` may be
+    called from threads; who uses `connection` itself takes a `cursor()` of it in each thread.
     """
 
     def __init__(

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalogs.layout import DamagedDatasetError, canonical_json, fingerprint
-from infra.storage import Storage
-from infra.uris import join
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 
 TOMBSTONES = "tombstones"
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from catalogs.manifest import DatasetManifest
-from catalogs.reader import Dataset, Sample
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,16 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
                 ids = self.table(commit, "images", ["id"])["id"].to_pylist()
                 images += _inside(ids, _ids(taken[commit.shard]))
         return images
+
+
+def open_dataset(uri: str, storage: Storage | None = None) -> TorchDataset:
+    """Opens the dataset at `uri`, a folder or an S3 prefix, for reading; what is not committed is not there.
+
+    Iterating gives a `Sample` an image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
+    the images. `storage` is needed where a store has options (an endpoint, a profile). Raises `UsageError` when no
+    dataset stands there.
+    """
+    return TorchDataset.open(uri, storage or Storage())
 
 
 def _ids(ordinals: range) -> range:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.conform import Problem
-from catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
-from catalogs.normalize import marked_batches, stage_catalog
-from catalogs.reasons import Reason
-from infra.storage import Storage
-from infra.uris import UriNotAllowedError, relative_to
+from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
+from segmint.catalogs.reasons import Reason
+from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.normalize import marked_batches, stage_catalog
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import UriNotAllowedError, relative_to
 
 EXAMPLES = 20
 """How many rows a finding names; it counts all of them."""

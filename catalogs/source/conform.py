@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalogs.schema import REQUIRED, SOURCE
-from infra.errors import UsageError
+from segmint.catalogs.schema import REQUIRED, SOURCE
+from segmint.infra.errors import UsageError
 
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}

@@ -11,18 +11,18 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from catalogs.conform import OnProblem, conform, refuse, require_columns, shown
-from catalogs.schema import SOURCE
-from catalogs.text_blocks import BLOCK_BYTES, ROW_BYTES, open_text
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.conform import OnProblem, conform, refuse, require_columns, shown
+from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, open_text
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 _MOST_COLUMNS = 10_000  # whose reader takes 2 KB a column before the first row
 _LONGEST_READ_S = 60.0  # of one block, for which the end of a reading waits
 
 
 def read_csv(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the CSV catalog at `uri`, in order; see `catalogs.readers.read_catalog`."""
+    """The rows of the CSV catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     with closing(csv_batches(uri, storage)) as batches:
         for batch in batches:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalogs.schema import SOURCE
-from infra.errors import UsageError
+from segmint.catalogs.schema import SOURCE
+from segmint.infra.errors import UsageError
 
 DEMO_LICENSES = ("CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain")
 """What a configuration allows for the demo."""

@@ -7,11 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from catalogs.conform import EXPECTED, OnProblem, Problem, conform, json_object, refuse, require_columns, shown
-from catalogs.schema import REQUIRED, SOURCE
-from catalogs.text_blocks import BLOCK_BYTES, ROW_BYTES, line_blocks, open_text
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import REQUIRED, SOURCE
+from segmint.catalogs.source.conform import (
+    EXPECTED,
+    OnProblem,
+    Problem,
+    conform,
+    json_object,
+    refuse,
+    require_columns,
+    shown,
+)
+from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, line_blocks, open_text
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
@@ -19,7 +28,7 @@ _PARSED_BYTES = 1 << 20  # by one thread at a time; a block with a longer row ta
 
 
 def read_json_lines(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the JSON Lines catalog at `uri`, in order; see `catalogs.readers.read_catalog`."""
+    """The rows of the JSON Lines catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     for block, rows in json_blocks(uri, storage):
         columns = _parse_fast(block, rows)

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalogs.conform import OnProblem, refuse
-from catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
-from catalogs.readers import read_catalog
-from catalogs.schema import NORMALIZED
-from infra.assets import sha256_of
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.uris import fit_to_keep, redact
+from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.conform import OnProblem, refuse
+from segmint.catalogs.source.readers import read_catalog
+from segmint.infra.assets import sha256_of
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import fit_to_keep, redact
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalogs.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
-from catalogs.schema import SOURCE
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 BATCH_ROWS = 131_072
 """How many rows of a Parquet catalog are read at a time: each reading copies all texts so far of its row group."""
@@ -20,7 +20,7 @@ _PIECE_BYTES = 64 << 20
 
 
 def read_parquet(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the Parquet catalog at `uri`, in order; see `catalogs.readers.read_catalog`."""
+    """The rows of the Parquet catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
     with open_parquet(uri, storage) as file:
         for batch in parquet_batches(uri, file, range(file.metadata.num_row_groups), on_problem):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from catalogs.conform import OnProblem, refuse
-from catalogs.csv_reader import read_csv
-from catalogs.json_lines_reader import read_json_lines
-from catalogs.parquet_reader import read_parquet
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.conform import OnProblem, refuse
+from segmint.catalogs.source.csv_reader import read_csv
+from segmint.catalogs.source.json_lines_reader import read_json_lines
+from segmint.catalogs.source.parquet_reader import read_parquet
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 FORMATS = {
     "Parquet": (".parquet",),

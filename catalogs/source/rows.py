@@ -7,9 +7,9 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.schema import NORMALIZED
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 class NormalizedRows:

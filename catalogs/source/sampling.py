@@ -1,6 +1,6 @@
 """How many rows a source catalog has, and a few of them from all over it, without keeping the others.
 
-A row counts as `catalogs.readers` counts it, so that the number is the one that a build will have.
+A row counts as `segmint.catalogs.source.readers` counts it, so that the number is the one that a build will have.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,13 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.csv_reader import csv_batches
-from catalogs.json_lines_reader import json_blocks
-from catalogs.normalize import number_rows
-from catalogs.parquet_reader import open_parquet, parquet_batches
-from catalogs.readers import catalog_format, read_catalog
-from catalogs.schema import NORMALIZED, REQUIRED
-from infra.storage import Storage
+from segmint.catalogs.schema import NORMALIZED, REQUIRED
+from segmint.catalogs.source.csv_reader import csv_batches
+from segmint.catalogs.source.json_lines_reader import json_blocks
+from segmint.catalogs.source.normalize import number_rows
+from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
+from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.infra.storage.storage import Storage
 
 COUNTED_BY = {
     "Parquet": "its footer",

@@ -18,15 +18,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.conform import conform, json_object
-from catalogs.licenses import validate_identifier
-from catalogs.parquet import RowGroupWriter
-from catalogs.readers import catalog_format
-from catalogs.schema import SOURCE
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.threads import map_ahead
-from infra.uris import LOCAL, join, local_path, scheme
+from segmint.catalogs.licenses import validate_identifier
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.conform import conform, json_object
+from segmint.catalogs.source.readers import catalog_format
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import LOCAL, join, local_path, scheme
 
 IMAGE_ENDINGS = (
     ".jpg",

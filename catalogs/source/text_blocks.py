@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, cast
 
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 BLOCK_BYTES = 4 << 20
 """How much of a text catalog is parsed at a time."""

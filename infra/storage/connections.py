@@ -7,9 +7,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from infra.errors import UsageError
-from infra.stores import LocalStore, Store
-from infra.uris import LOCAL, redact, scheme
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.stores import LocalStore, Store
+from segmint.infra.uris import LOCAL, redact, scheme
 
 _SECRET_OPTION = re.compile(
     r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
@@ -43,12 +43,12 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
     if protocol == LOCAL:
         return LocalStore()
     if protocol == "s3":
-        from infra.s3 import S3Store, make_filesystem
+        from segmint.infra.storage.s3 import S3Store, make_filesystem
 
         return S3Store(make_filesystem(options))
     import fsspec
 
-    from infra.fsspec_store import FsspecStore
+    from segmint.infra.storage.fsspec_store import FsspecStore
 
     try:
         return FsspecStore(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options))
@@ -68,6 +68,6 @@ def check_options(prefix: str, values: Mapping[str, Any]) -> None:
         if isinstance(value, str) and redact(value) != value:
             raise UsageError(f"storage option {key!r} of {redact(prefix)!r} holds a credential: give none as values")
     if protocol == "s3":
-        from infra import s3
+        from segmint.infra.storage import s3
 
         s3.check_options(prefix, values)

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from enum import Enum
 
-from infra.uris import redact
+from segmint.infra.uris import redact
 
 
 class Meaning(Enum):

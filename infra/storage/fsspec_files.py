@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 
 
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]

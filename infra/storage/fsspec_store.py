@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.errors import UsageError
-from infra.stores import ObjectInfo, check_length, check_size
-from infra.uris import parent, redact
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.stores import ObjectInfo, check_length, check_size
+from segmint.infra.uris import parent, redact
 
 
 class FsspecStore:
@@ -17,7 +17,7 @@ class FsspecStore:
 
     Exclusive creation is what `pipe_file(mode="create")` of the implementation gives. The default that
     fsspec inherits to its file systems looks first and writes then, a race: such a store is refused here,
-    and one that claims better is raced by `Storage.probe`.
+    and one that claims better is raced by `segmint.infra.storage.probe`.
     """
 
     def __init__(self, filesystem: Any) -> None:

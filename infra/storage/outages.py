@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from infra.log import get_logger
-from infra.retry import PassingFaultError, UnavailableError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.retry import PassingFaultError, UnavailableError
 
 T = TypeVar("T")
 

@@ -4,19 +4,16 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-from infra.errors import SegmintError, UsageError
-from infra.stores import TEMPORARY_PREFIX
-from infra.uris import base_name, join, redact
-
-if TYPE_CHECKING:
-    from infra.storage import Storage
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import base_name, join, redact
 
 _RACERS = 8
 
 
-def probe(storage: "Storage", uri: str) -> None:
+def probe(storage: Storage, uri: str) -> None:
     """Tries, in the folder `uri`, all that a dataset needs of its store, and leaves nothing behind.
 
     Writes, reads back, is refused a second put of other bytes, has several writers race for one name,
@@ -39,14 +36,14 @@ def probe(storage: "Storage", uri: str) -> None:
         raise UsageError(f"the store of {redact(uri)} still shows what was deleted there")
 
 
-def _put_twice(storage: "Storage", uri: str) -> None:
+def _put_twice(storage: Storage, uri: str) -> None:
     if not storage.put_if_absent(uri, b"first") or storage.read(uri) != b"first":
         raise UsageError(f"the store does not give back what was written to {redact(uri)}")
     if storage.put_if_absent(uri, b"second") or storage.read(uri) != b"first":
         raise _not_exclusive(uri)
 
 
-def _race(storage: "Storage", uri: str) -> None:
+def _race(storage: Storage, uri: str) -> None:
     start = threading.Barrier(_RACERS)
 
     def contend(index: int) -> bool:

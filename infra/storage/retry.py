@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from infra.errors import SegmintError
-from infra.meaning import PASSING, Meaning, describe, meaning, service_code
-from infra.uris import LOCAL, redact, scheme
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.error_kinds import PASSING, Meaning, describe, meaning, service_code
+from segmint.infra.uris import LOCAL, redact, scheme
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -7,12 +7,12 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra import s3_parts
-from infra.errors import UsageError
-from infra.meaning import Meaning, meaning, service_code
-from infra.s3_session import make_session
-from infra.stores import ObjectInfo, check_length, check_size
-from infra.uris import parent, split_bucket
+from segmint.infra.errors import UsageError
+from segmint.infra.storage import s3_parts
+from segmint.infra.storage.error_kinds import Meaning, meaning, service_code
+from segmint.infra.storage.s3_session import make_session
+from segmint.infra.storage.stores import ObjectInfo, check_length, check_size
+from segmint.infra.uris import parent, split_bucket
 
 OPTIONS: dict[str, str] = {
     "endpoint_url": "address of a server that speaks S3",

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from infra.errors import SegmintError
-from infra.meaning import service_code
-from infra.retry import RetryPolicy, with_retries
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.error_kinds import service_code
+from segmint.infra.storage.retry import RetryPolicy, with_retries
 
 PART_BYTES = 64 << 20
 """Bytes of a part; a file of more than 10,000 such parts, which is all that S3 takes, has larger ones."""

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from infra.connections import check_options, connect
-from infra.errors import UsageError
-from infra.outages import outlast
-from infra.retry import (
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.connections import check_options, connect
+from segmint.infra.storage.outages import outlast
+from segmint.infra.storage.retry import (
     AccessRefusedError,
     NotFoundError,
     ObjectTooLargeError,
@@ -20,17 +20,11 @@ from infra.retry import (
     UnavailableError,
     with_retries,
 )
-from infra.store_probe import probe
-from infra.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store, open_file
-from infra.uris import (
+from segmint.infra.storage.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store, open_file
+from segmint.infra.uris import (
     LOCAL,
-    UriNotAllowedError,
     base_name,
-    join,
-    local_path,
-    parent,
     redact,
-    relative_to,
     scheme,
     store_name,
 )
@@ -45,13 +39,6 @@ __all__ = [
     "Storage",
     "StorageFaultError",
     "UnavailableError",
-    "UriNotAllowedError",
-    "base_name",
-    "join",
-    "local_path",
-    "parent",
-    "relative_to",
-    "scheme",
 ]
 
 T = TypeVar("T")
@@ -64,9 +51,9 @@ class Storage:
     """Access to objects by URI, with retries. Cheap to make and to pickle; safe to use from threads.
 
     `options` are by URI prefix and the longest prefix wins: `{"s3://bucket": {"endpoint_url": …}}`; for S3
-    the keys are `infra.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials are
-    refused as values (`UsageError`): they come by the standard chain. A store that does not answer is waited for up to
-    `outage_s` seconds, after the attempts of `retry`; see `infra.outages`.
+    the keys are `segmint.infra.storage.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials
+    are refused as values (`UsageError`): they come by the standard chain. A store that does not answer is waited for
+    up to `outage_s` seconds, after the attempts of `retry`; see `segmint.infra.storage.outages`.
 
     Every method raises `NotFoundError` for an absent object where that matters, `StorageFaultError` for a
     fault that stayed, and `UriNotAllowedError` for a URI off the allow-list.
@@ -245,10 +232,6 @@ class Storage:
         except StorageFaultError as fault:
             return fault
         return None
-
-    def probe(self, uri: str) -> None:
-        """Tries, in the folder `uri`, all that a dataset needs of its store; see `infra.store_probe`."""
-        probe(self, uri)
 
     def _try(self, action: str, uri: str, attempt: Callable[[], T]) -> T:
         def all_attempts() -> T:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from infra.errors import UsageError
-from infra.retry import ObjectTooLargeError, ShortBodyError
-from infra.uris import local_path, redact
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.retry import ObjectTooLargeError, ShortBodyError
+from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
 

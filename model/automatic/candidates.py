@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.automatic.boxes import Box
-from model.automatic.rle import Rle, encode_patch, encode_runs
+from segmint.model.automatic.boxes import Box
+from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.automatic.boxes import box_of
-from model.automatic.candidates import Patch
+from segmint.model.automatic.boxes import box_of
+from segmint.model.automatic.candidates import Patch
 
 
 @dataclass(frozen=True)

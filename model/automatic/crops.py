@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from model.automatic.boxes import Box
+from segmint.model.automatic.boxes import Box
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic.boxes import Box
+from segmint.model.automatic.boxes import Box
 
 # SAM paper's reference code: pixels of the frame within which a box side counts as at a crop's edge.
 EDGE_TOLERANCE = 20

@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.automatic.boxes import xyxy_to_xywh
-from model.automatic.candidates import Candidates, Patch, concatenate
-from model.automatic.cleanup import clean_patch
-from model.automatic.crops import Crop, crop_points, cut, generate_crops
-from model.automatic.nms import nms
-from model.automatic.proposals import Measured, chunks_of, measure, propose, suppress_and_draw
-from model.automatic.records import Funnel, Generated, MaskRecord
-from model.automatic.rle import Rle
-from model.automatic.settings import MaskSettings
-from model.automatic.tiled_upscaling import upscaling_of
-from model.automatic.workers import Workers
-from model.sam.batch_encoder import MAX_BATCH
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic.boxes import xyxy_to_xywh
+from segmint.model.automatic.candidates import Candidates, Patch, concatenate
+from segmint.model.automatic.cleanup import clean_patch
+from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.proposals import Measured, chunks_of, measure, propose, suppress_and_draw
+from segmint.model.automatic.records import Funnel, Generated, MaskRecord
+from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import upscaling_of
+from segmint.model.automatic.workers import Workers
+from segmint.model.sam.batch_encoder import MAX_BATCH
+from segmint.model.sam.predictor import Embedding, Predictor
 
 __all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
 

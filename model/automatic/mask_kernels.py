@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.automatic.mask_tiles import Strip
-from model.automatic.taps import Taps, reached
+from segmint.model.automatic.mask_tiles import Strip
+from segmint.model.automatic.taps import Taps, reached
 
 # Pixels of a program's tile, eight a thread with four warps; the longer side lies along what is written or added up.
 _SHORT = 8

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.automatic.boxes import occupied_boxes
-from model.automatic.taps import Taps, interpolate
+from segmint.model.automatic.boxes import occupied_boxes
+from segmint.model.automatic.taps import Taps, interpolate
 
 # Logits of a tile: 128 MB in float32, far from the 2^31 elements that kernels can index, however large the image and
 # however many masks a chunk gives. A pixel's bits do not depend on the tile it is in.

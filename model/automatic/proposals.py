@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic.candidates import Candidates
-from model.automatic.crops import Crop
-from model.automatic.filters import inside_crop, over_iou, under_max_area
-from model.automatic.nms import nms
-from model.automatic.records import Funnel
-from model.automatic.settings import MaskSettings
-from model.automatic.upscaling import Sketch, Upscaling
-from model.sam.point_decoder import PointPlan
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.crops import Crop
+from segmint.model.automatic.filters import inside_crop, over_iou, under_max_area
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.upscaling import Sketch, Upscaling
+from segmint.model.sam.point_decoder import PointPlan
+from segmint.model.sam.predictor import Embedding, Predictor
 
 
 @dataclass(frozen=True)

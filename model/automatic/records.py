@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from model.automatic.rle import Rle
+from segmint.model.automatic.rle import Rle
 
 XYWH = tuple[float, float, float, float]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.automatic.boxes import mask_boxes
-from model.automatic.interpolation import interpolation
+from segmint.model.automatic.boxes import mask_boxes
+from segmint.model.automatic.interpolation import interpolation
 
 
 @dataclass(frozen=True)

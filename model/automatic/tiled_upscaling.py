@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic import mask_tiles
-from model.automatic.boxes import Box
-from model.automatic.candidates import Patch, RunPatch
-from model.automatic.filters import stable
-from model.automatic.mask_tiles import Strip
-from model.automatic.runs import changes
-from model.automatic.taps import Taps, taps_of
-from model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic import mask_tiles
+from segmint.model.automatic.boxes import Box
+from segmint.model.automatic.candidates import Patch, RunPatch
+from segmint.model.automatic.filters import stable
+from segmint.model.automatic.mask_tiles import Strip
+from segmint.model.automatic.runs import changes
+from segmint.model.automatic.taps import Taps, taps_of
+from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
+from segmint.model.sam.predictor import Embedding, Predictor
 
 # Pixels drawn at once, a byte each, and those of one mask among them, for which torch's operations take 4 bytes and
 # more. Masks drawn at once have their low-resolution logits copied, 256 KB each.
@@ -178,7 +178,7 @@ def kernels() -> Computing:
     """Triton's kernels where Triton is installed, else torch's operations."""
     if find_spec("triton") is None:
         return mask_tiles
-    from model.automatic import mask_kernels
+    from segmint.model.automatic import mask_kernels
 
     return mask_kernels
 

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.automatic.boxes import box_of
-from model.automatic.candidates import Patch
-from model.automatic.filters import stable
-from model.automatic.interpolation import interpolation
-from model.sam.predictor import Embedding
+from segmint.model.automatic.boxes import box_of
+from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.filters import stable
+from segmint.model.automatic.interpolation import interpolation
+from segmint.model.sam.predictor import Embedding
 
 # Pixels thresholded at once: 512 KB of logits, which stay in a core's cache.
 _BAND_PIXELS = 1 << 17

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from model.detectors.detection import Detection, Kind, Pixels, by_score, merge, search, whole_first
+from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge, search, whole_first
 
 # MTCNN cannot take an image with a side under its smallest face.
 _SMALLEST_FACE = 20

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.detectors.detection import (
+from segmint.model.detectors.detection import (
     Box,
     Detection,
     Kind,

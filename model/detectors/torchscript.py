@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.detectors.detection import Detection, Kind, Pixels, by_score, merge
+from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
 
 
 class TorchScriptDetector:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from model.sam.preprocess import normalize_and_pad
-from model.sam.sam import Sam
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.preprocess import normalize_and_pad
+from segmint.model.sam.sam import Sam
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 """Modes of `torch.compile`; `reduce-overhead` replays CUDA graphs."""

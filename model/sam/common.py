@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.products import Linear
+from segmint.model.sam.products import Linear
 
 EMBEDDING_CHANNELS = 256
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.sam.common import join_heads, split_heads
-from model.sam.products import product
-from model.sam.transformer import Attention
+from segmint.model.sam.common import join_heads, split_heads
+from segmint.model.sam.products import product
+from segmint.model.sam.transformer import Attention
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
-from model.sam.products import GeluConv2d, Linear
+from segmint.model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.products import GeluConv2d, Linear
 
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.common import Mlp, embedding_neck, join_heads, merge_windows, partition_windows
-from model.sam.products import Linear, linear
+from segmint.model.sam.common import Mlp, embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.products import Linear, linear
 
 PATCH = 16
 WINDOW = 14

@@ -8,11 +8,11 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape
-from model.sam.mask_decoder import MaskDecoder
-from model.sam.prompt_encoder import PromptEncoder
-from model.sam.sam import Sam
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.image_encoder_vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, VitShape
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.prompt_encoder import PromptEncoder
+from segmint.model.sam.sam import Sam
 
 Architecture = Literal["vit_b", "vit_l", "vit_h", "mobile_sam"]
 

@@ -5,9 +5,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron, learned_tokens
-from model.sam.prompt_encoder import PromptEmbedding
-from model.sam.transformer import TwoWayTransformer
+from segmint.model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, Perceptron, learned_tokens
+from segmint.model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam.transformer import TwoWayTransformer
 
 MASK_TOKENS = 4
 """One for an unambiguous prompt, three for a whole, a part and a subpart."""

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.common import join_heads, split_heads
-from model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
-from model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
-from model.sam.products import linear, product
-from model.sam.transformer import Attention, TwoWayBlock
+from segmint.model.sam.common import join_heads, split_heads
+from segmint.model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
+from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
+from segmint.model.sam.products import linear, product
+from segmint.model.sam.transformer import Attention, TwoWayBlock
 
 # Of the tokens (predicted IoU, single mask, three masks, prompt) those whose outcome is asked for.
 _ASKED = [0, *range(2, 1 + MASK_TOKENS)]

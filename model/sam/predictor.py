@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.sam import point_decoder
-from model.sam.batch_encoder import BatchEncoder, CompileMode
-from model.sam.point_decoder import PointMasks, PointPlan
-from model.sam.preprocess import resize
-from model.sam.prompt_encoder import PromptEmbedding
-from model.sam.prompts import Array, Prompts, check_prompts
-from model.sam.sam import Sam
+from segmint.model.sam import point_decoder
+from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
+from segmint.model.sam.point_decoder import PointMasks, PointPlan
+from segmint.model.sam.preprocess import resize
+from segmint.model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam.prompts import Array, Prompts, check_prompts
+from segmint.model.sam.sam import Sam
 
 
 @dataclass(frozen=True)

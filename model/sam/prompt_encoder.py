@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, learned_tokens, random_normal
+from segmint.model.sam.common import EMBEDDING_CHANNELS, LayerNorm2d, learned_tokens, random_normal
 
 IMAGE_SIZE = 1024
 GRID = 64

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from model.sam.mask_decoder import MaskDecoder
-from model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
 
 
 class Sam(nn.Module):

@@ -10,8 +10,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.sam.common import Mlp, join_heads, split_heads
-from model.sam.products import Linear
+from segmint.model.sam.common import Mlp, join_heads, split_heads
+from segmint.model.sam.products import Linear
 
 
 class TwoWayTransformer(nn.Module):

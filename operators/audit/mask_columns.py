@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.rows import Row
+from segmint.operators.rows import Row
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ class MaskColumns:
 
     @classmethod
     def of(cls, table: pa.Table) -> "MaskColumns":
-        """The columns of a table of `operators.shard_files.MASKS`, or of one with those of `operators.segment.MASK`."""
+        """The columns of a table with the schema `MASKS`, or with the fields of `MASK`."""
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
         inner, point_ends = _flat(_one_array(table, "point_coords"))
@@ -65,9 +65,9 @@ class MaskColumns:
         return [data[a:b] for a, b in pairwise([0, *ends])]
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """The masks [start, stop) as rows with the keys of `operators.segment.MASK`, as `to_pylist` gives them.
+        """The masks [start, stop) as rows with the keys of `MASK`, as `to_pylist` gives them.
 
-        They are right where every value is there, as `operators.sound_masks` finds.
+        They are right where every value is there, as `segmint.operators.audit.sound_masks` finds.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from catalogs.findings import Code, Finding, Place
-from model.automatic import rle
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.model.automatic import rle
 
 PLAUSIBLE_IOU = (-0.5, 1.5)
 """A predicted IoU is a regression without bounds; beyond these it is no estimate of an IoU."""

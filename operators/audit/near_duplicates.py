@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from model.automatic import rle
+from segmint.model.automatic import rle
 
 _AT_ONCE = 256
 """Masks that are compared with all others at a time: memory is this times the image's masks."""

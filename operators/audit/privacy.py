@@ -14,10 +14,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from model.detectors.detection import Detection, Detector
-from operators.deidentify import outline
-from operators.obliterate import mosaic, mosaic_size
-from operators.rows import Row
+from segmint.model.detectors.detection import Detection, Detector
+from segmint.operators.prepare.deidentify import outline
+from segmint.operators.prepare.mosaic import mosaic, mosaic_size
+from segmint.operators.rows import Row
 
 COVERED = 0.75
 """Share of a detection that a region must cover.

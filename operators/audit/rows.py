@@ -1,6 +1,5 @@
 """Audits the three tables of one shard: against its commit, against one another, and against the catalog."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,20 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from catalogs.audit_log import REJECTED
-from catalogs.findings import Code, Finding, Place
-from catalogs.layout import DamagedDatasetError
-from catalogs.reasons import Reason
-from operators.rows import Row
-from operators.shard_files import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, REJECTS
+from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.reasons import Reason
+from segmint.operators.rows import Row
+from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT
 
 Ints = NDArray[np.int64]
-
-SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""The tables of a shard, by the folder that they are in."""
 
 _SAME_IN_IMAGES = ("image_id", "uri", "license", "attribution", "provider", "source_url", "country")
 _SAME_IN_REJECTS = ("image_id", "uri")
@@ -35,21 +29,6 @@ class ShardTables:
     masks: pa.Table
     rejects: pa.Table
     places: Mapping[str, Place]  # by folder
-
-
-def read_table(data: bytes, kind: str) -> pa.Table:
-    """A table of a shard from its file's bytes; raises `DamagedDatasetError` for another file, or other columns."""
-    schema = SCHEMAS[kind]
-    try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedDatasetError(f"no Parquet that can be read: {error}") from error
-    if not table.schema.equals(schema):
-        different = [f.name for f in schema if f.name not in table.schema.names or table.schema.field(f.name) != f]
-        more = [name for name in table.schema.names if name not in schema.names]
-        raise DamagedDatasetError(f"other columns: {', '.join([*different, *more]) or 'in another order'}")
-    return table
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
@@ -142,7 +121,9 @@ def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
     for row in rejects:
         where = f"id {row['id']}"
         if row["reason"] not in known:
-            yield place.finding(Code.UNKNOWN_REASON, "a reason of `catalogs.reasons`", repr(row["reason"]), where)
+            yield place.finding(
+                Code.UNKNOWN_REASON, "a reason of `segmint.catalogs.reasons`", repr(row["reason"]), where
+            )
         names = ["stage", "detail", *([] if row["reason"] == Reason.TAKEN_DOWN else ["image_id", "uri"])]
         empty = [name for name in names if not row[name]]
         if empty:

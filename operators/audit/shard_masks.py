@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from operators.audit_masks import MaskLimits
-from operators.audit_rows import ShardTables, int_column
-from operators.mask_columns import MaskColumns
-from operators.rows import Row
-from operators.sound_masks import sound_masks
+from segmint.operators.audit.mask_columns import MaskColumns
+from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.audit.rows import ShardTables, int_column
+from segmint.operators.audit.sound_masks import sound_masks
+from segmint.operators.rows import Row
 
 
 class ShardMasks:
     """The masks of a shard in whose tables `audit_identity` found nothing. Images are named by their ordinals."""
 
     def __init__(self, tables: ShardTables, limits: MaskLimits | None) -> None:
-        """`limits` are the thresholds that the masks are held to, as in `operators.audit_masks.audit_masks`."""
+        """`limits` are the thresholds that the masks are held to, as in `segmint.operators.audit.masks.audit_masks`."""
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
         starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))

@@ -1,4 +1,4 @@
-"""Says of many masks at once which have nothing wrong with them; `operators.audit_masks` says what of the others."""
+"""Vectorized check: which masks need no closer look. `segmint.operators.audit.masks` looks at the others."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from model.automatic.rle import decompress_many
-from operators.audit_masks import PLAUSIBLE_IOU, MaskLimits
-from operators.mask_columns import Floats, Ints, MaskColumns
+from segmint.model.automatic.rle import decompress_many
+from segmint.operators.audit.mask_columns import Floats, Ints, MaskColumns
+from segmint.operators.audit.masks import PLAUSIBLE_IOU, MaskLimits
 
 Bools = NDArray[np.bool_]
 

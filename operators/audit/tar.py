@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 
 import simplejpeg
 
-from catalogs.findings import Code, Finding, Place
-from operators.jpeg_parts import jpeg_parts
-from operators.rows import Row
-from operators.shard_files import annotations_json
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.operators.audit.jpeg_parts import jpeg_parts
+from segmint.operators.rows import Row
+from segmint.operators.shards.files import annotations_json
 
 _PIECE = 1 << 20
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
@@ -90,7 +90,7 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Ite
     try:
         expected = annotations_json(row["id"], f"sa_{row['id']}.jpg", (row["height"], row["width"]), masks)
     except (ValueError, TypeError):
-        return  # the tables have values that no JSON can have; `operators.audit_masks` names them
+        return  # the tables have values that no JSON can have; `segmint.operators.audit.masks` names them
     if data == expected:
         return
     try:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from catalogs.findings import Code, Findings, Place
-from catalogs.tables import BoxConvention
-from model.automatic import rle
-from operators.audit_masks import audit_masks
-from operators.rows import Row
+from segmint.catalogs.dataset.tables import BoxConvention
+from segmint.catalogs.findings import Code, Findings, Place
+from segmint.model.automatic import rle
+from segmint.operators.audit.masks import audit_masks
+from segmint.operators.rows import Row
 
 LONGEST_SIDE = 65_535
 """Pixels: no JPEG is longer."""
@@ -32,7 +32,7 @@ BOXES: dict[BoxConvention, str] = {
 class ForeignImage:
     """What the JSON of an image says; `size` is (height, width), None where it does not say.
 
-    `masks` are rows with the keys of `operators.segment.MASK` and `annotation_id` (None where it has no number);
+    `masks` are rows with the keys of `MASK` and `annotation_id` (None where it has no number);
     their areas and boxes are measured, boxes between the outermost pixels. A mask whose code cannot be read is left
     out. `boxes` are findings to be made of the boxes that are in a convention, should the data have the other one.
     """

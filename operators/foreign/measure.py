@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from catalogs.findings import Code, Finding, Findings, Place
-from catalogs.foreign import JPEGS, ForeignShard, kind_of
-from catalogs.parquet import RowGroupWriter
-from catalogs.tables import BoxConvention, TableFile, scratch_path
-from infra.storage import NotFoundError, Storage
-from infra.uris import base_name, join
-from operators.describe import describe_table
-from operators.foreign_masks import BOXES, ForeignImage, read_foreign
-from operators.jpeg_parts import frame_size
-from operators.rows import Row, to_table
-from operators.segment import SEGMENTED
-from operators.shard_files import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS
+from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
+from segmint.catalogs.dataset.tables import BoxConvention, TableFile, scratch_path
+from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.uris import base_name, join
+from segmint.operators.audit.jpeg_parts import frame_size
+from segmint.operators.describe import describe_table
+from segmint.operators.foreign.masks import BOXES, ForeignImage, read_foreign
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import IMAGES, MASKS, SEGMENTED
+from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS
 
 IMAGES_PER_SHARD_LIMIT = 10_000_000
 """An image's ordinal is its shard times this, plus its index: shards are measured apart from one another."""

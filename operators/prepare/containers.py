@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.reasons import Reason, RejectedError
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """The containers that are decoded; others are refused by name."""

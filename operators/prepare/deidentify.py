@@ -10,31 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from infra.assets import settled
-from infra.errors import UsageError
-from infra.uris import redact
-from model.detectors.detection import Detection, Detector, Kind, bounds, iou
-from model.detectors.plates import Network, PlateDetector
-from operators.obliterate import Patch, ellipse, obliterate, polygon
+from segmint.infra.assets import settled
+from segmint.infra.errors import UsageError
+from segmint.infra.uris import redact
+from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
+from segmint.model.detectors.plates import Network, PlateDetector
+from segmint.operators.prepare.mosaic import Patch, ellipse, obliterate, polygon
 
 Pixels = NDArray[np.uint8]
-
-REGION = pa.struct(
-    [
-        ("kind", pa.string()),
-        ("score", pa.float64()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("w", pa.int32()),
-        ("h", pa.int32()),
-        ("source", pa.string()),
-    ]
-)
-"""The Arrow type of one obliterated region: one `Region`."""
 
 _TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
 
@@ -161,12 +147,12 @@ def build_detectors(
     """The detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default:
-    `infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as
+    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as
     many as torch has). Takes about a second in a new process, most of it the libraries' import. Raises
     UsageError for a file that is missing or is no TorchScript.
     """
     if resolve is None:
-        from infra import assets
+        from segmint.infra import assets
 
         resolve = assets.resolve
     found: list[Detector] = []
@@ -184,7 +170,7 @@ def build_detectors(
 def _mtcnn(score: float | None, device: str) -> Detector:
     import torch
 
-    from model.detectors.faces import FaceDetector
+    from segmint.model.detectors.faces import FaceDetector
 
     with warnings.catch_warnings():  # the package changes the process's warning filters
         from facenet_pytorch import MTCNN
@@ -221,7 +207,7 @@ def _onnx_network(path: Path, threads: int | None) -> Network:
 
 
 def _torchscript(kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve) -> Detector:
-    from model.detectors.torchscript import TorchScriptDetector
+    from segmint.model.detectors.torchscript import TorchScriptDetector
 
     key = f"deidentify.{kind}s.detector"
     try:

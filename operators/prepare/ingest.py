@@ -26,9 +26,9 @@ from PIL import (
 )
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalogs.reasons import Reason, RejectedError
-from operators.color import MODES, to_srgb
-from operators.containers import check_whole, recognize
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.prepare.color import MODES, to_srgb
+from segmint.operators.prepare.containers import check_whole, recognize
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]

@@ -14,39 +14,22 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from catalogs.licenses import LicensePolicy
-from catalogs.reasons import Reason, RejectedError
-from catalogs.schema import NORMALIZED
-from catalogs.tombstones import DETAIL, is_taken_down
-from infra.assets import pinned, resolve
-from infra.device import keep_freed_memory
-from infra.storage import Storage, StorageFaultError
-from operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from operators.deidentify import REGION, DeidentifyConfig, Region, build_detectors, deidentify
-from operators.ingest import IngestConfig, ingest
-from operators.read_image import ImageReader, checked_digest
-from operators.release import ReleaseConfig, encode_original, release
-from operators.rows import VERDICT, Row, faulted, is_live, rejected, to_table, with_fields
+from segmint.catalogs.dataset.tombstones import DETAIL, is_taken_down
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.assets import pinned, resolve
+from segmint.infra.device import keep_freed_memory
+from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
+from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.read_image import ImageReader, checked_digest
+from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
+from segmint.operators.rows import Row, faulted, is_live, rejected, to_table
+from segmint.operators.schemas import PREPARED, VERDICT
 
 if TYPE_CHECKING:
-    from model.detectors.detection import Detector
-
-PREPARED = with_fields(
-    NORMALIZED,
-    [
-        pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
-        pa.field("source_width", pa.int32()),  # pixels of the upright source
-        pa.field("source_height", pa.int32()),
-        pa.field("width", pa.int32()),  # pixels of the released image
-        pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # regions of this kind that were obliterated
-        pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
-        pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
-        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
-    ],
-)
-"""Rows after this stage: the normalized catalog's, with the released image or a verdict."""
+    from segmint.model.detectors.detection import Detector
 
 MOST_READS = 4
 """Of one image, until two in a row give the same bytes, where these would be refused."""

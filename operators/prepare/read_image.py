@@ -2,20 +2,17 @@
 
 import hashlib
 
-from catalogs.reasons import Reason, RejectedError
-from infra.storage import (
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.storage.storage import (
     AccessRefusedError,
     NotFoundError,
     ObjectTooLargeError,
     Storage,
     StorageFaultError,
     UnavailableError,
-    UriNotAllowedError,
-    relative_to,
-    scheme,
 )
-from infra.uris import LOCAL
-from operators.rows import Row
+from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
+from segmint.operators.rows import Row
 
 ROUNDS = 2
 """Rounds of attempts that fail, the store answering after each, before an object counts as unreadable: an outage may

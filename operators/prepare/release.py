@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.reasons import Reason, RejectedError
 
 Pixels = NDArray[np.uint8]
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from infra.assets import settled
-from infra.errors import UsageError
-from model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
+from segmint.infra.assets import settled
+from segmint.infra.errors import UsageError
+from segmint.model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -107,5 +107,5 @@ class ModelConfig(BaseModel):
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """The image encoder, as it is written or by `torch.compile`; auto: eager."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor; auto: what `pipeline.cpu_actors` leaves to each on the machine that begins
-    a dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""
+    """torch's threads in one segment actor; auto: what `segmint.pipeline.dataset.cpu_actors` leaves to each on the
+    machine that begins a dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from infra.device import Compute, apply_compute
-from infra.errors import UsageError
-from model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from model.sam.load import SamWeightsError, load_sam
-from model.sam.sam import Sam
+from segmint.infra.device import Compute, apply_compute
+from segmint.infra.errors import UsageError
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.load import SamWeightsError, load_sam
+from segmint.model.sam.sam import Sam
 
 
 def load_model(weights: Path, compute: Compute) -> Sam:

@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Literal
 
-from catalogs.layout import fingerprint
-from infra.device import Compute, Precision
-from infra.version import VERSION
-from model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
-from operators.mask_config import MasksConfig, ModelConfig
+from segmint.catalogs.layout import fingerprint
+from segmint.infra.device import Compute, Precision
+from segmint.infra.version import VERSION
+from segmint.model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
 
     `compute` is what the device, precision and threads of `model` came to.
     """
-    from model.sam.batch_encoder import CUDA_BATCH
+    from segmint.model.sam.batch_encoder import CUDA_BATCH
 
     on_gpu = compute.kind == "cuda"
     chunk = masks.points_per_chunk

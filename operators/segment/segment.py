@@ -11,62 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from infra.assets import resolve, sha256_of
-from infra.deadline import Deadline
-from infra.errors import UsageError
-from infra.peak import measure_peak
-from infra.storage import Storage
-from model.automatic.settings import MaskSettings
-from operators.child import is_out_of_memory
-from operators.images import Pixels, decode_jpeg
-from operators.numerics import Numerics, observe_numerics
-from operators.prepare import PREPARED
-from operators.rows import Row, map_rows, with_fields
+from segmint.infra.assets import resolve, sha256_of
+from segmint.infra.deadline import Deadline
+from segmint.infra.errors import UsageError
+from segmint.infra.peak import measure_peak
+from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.child import is_out_of_memory
+from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.rows import Row, map_rows
+from segmint.operators.schemas import SEGMENTED
+from segmint.operators.segment.numerics import Numerics, observe_numerics
 
 # The schemas below are everybody's: those who describe and write shards start without torch, and single photographs
 # without Ray.
 if TYPE_CHECKING:
-    from infra.row_ledger import RowLedger, Visit
-    from model.automatic.generator import MaskGenerator, MaskRecord
-
-MASK = pa.struct(
-    [
-        # COCO run-length encoding of the mask in the released image's frame: [height, width] and ASCII counts
-        pa.field(
-            "segmentation",
-            pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())]),
-        ),
-        pa.field("bbox", pa.list_(pa.float64())),  # [x, y, w, h], pixels of the released image, w = x1 - x0
-        pa.field("area", pa.int64()),  # pixels of the mask
-        pa.field("predicted_iou", pa.float64()),  # the model's own estimate of the mask's quality
-        pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
-        pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
-        pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
-    ]
-)
-"""One mask, with the keys of SA-1B's annotations but the id, which follows from its place."""
-
-FUNNEL_STEPS = (
-    "predicted",
-    "over_iou",
-    "stable",
-    "under_max_area",
-    "inside_crop",
-    "after_nms1",
-    "after_nms2",
-    "cleaned",
-    "removed_by_cleanup",
-    "written",
-)
-FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
-"""How many masks were left after each step of automatic mask generation (see `model.automatic`)."""
-
-SEGMENTED = with_fields(
-    PREPARED,
-    [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
-    without=frozenset({"original"}),
-)
-"""Rows after this stage: those of `prepare` without the original, with the masks and their funnel."""
+    from segmint.infra.row_ledger import RowLedger, Visit
+    from segmint.model.automatic.generator import MaskGenerator, MaskRecord
 
 
 @dataclass(frozen=True)
@@ -113,10 +74,10 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
 
     Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
     """
-    from model.automatic.generator import MaskGenerator
-    from model.sam.batch_encoder import CompilationError
-    from model.sam.predictor import Predictor
-    from operators.models import load_model
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.sam.batch_encoder import CompilationError
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.segment.models import load_model
 
     weights = _weights(settings)
     check_numerics(settings)

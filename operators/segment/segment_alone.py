@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from infra.deadline import Deadline
-from operators.child import is_out_of_memory
-from operators.images import Pixels
-from operators.prepare import PREPARED
-from operators.release import ReleaseConfig, release
-from operators.rows import to_table
-from operators.segment import SegmentSettings, decode_row, load_generator, segment_frugally
+from segmint.infra.deadline import Deadline
+from segmint.operators.child import is_out_of_memory
+from segmint.operators.images import Pixels
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import PREPARED
+from segmint.operators.segment.segment import SegmentSettings, decode_row, load_generator, segment_frugally
 
 
 class SegmentAlone:

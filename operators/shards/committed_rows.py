@@ -1,6 +1,6 @@
 """A committed shard read back as the rows that it was built from, so that it can be built again with changes.
 
-`operators.shard_files.build_shard_files` makes of these rows the very bytes that were read.
+`segmint.operators.shards.files.build_shard_files` makes of these rows the very bytes that were read.
 """
 
 import hashlib
@@ -8,12 +8,13 @@ import io
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 
-from catalogs.commits import Commit, FileEntry
-from catalogs.layout import DamagedDatasetError
-from infra.storage import NotFoundError, ObjectTooLargeError, Storage, join
-from operators.audit_rows import SCHEMAS, read_table
-from operators.describe import DESCRIBED, DESCRIBED_MASK
-from operators.rows import Row
+from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, Storage
+from segmint.infra.uris import join
+from segmint.operators.rows import Row
+from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, SCHEMAS
+from segmint.operators.shards.tables import read_table
 
 
 def read_committed_rows(storage: Storage, dataset_uri: str, commit: Commit) -> list[Row]:

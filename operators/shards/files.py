@@ -8,63 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from catalogs.parquet import table_bytes
-from operators.deidentify import REGION
-from operators.describe import DESCRIBED_MASK, STATISTICS
-from operators.rows import Row, to_table
-from operators.segment import FUNNEL
+from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.parquet import table_bytes
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 
 MASKS_PER_IMAGE_LIMIT = 10_000
 """An annotation's id is its image's id times this, plus its index; ids stay under 2^53 up to 900 billion images."""
 
 ROW_GROUP_ROWS = 10_000
 """Rows in a row group of `images`, `masks` and `rejects`."""
-
-_IDENTITY = [
-    pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
-    pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the number in file names
-    pa.field("image_id", pa.string(), nullable=False),  # the catalog's own name of the image
-]
-
-IMAGES = pa.schema(
-    [
-        *_IDENTITY,
-        pa.field("uri", pa.string()),  # as the catalog writes it
-        pa.field("license", pa.string()),
-        pa.field("attribution", pa.string()),
-        pa.field("provider", pa.string()),
-        pa.field("source_url", pa.string()),
-        pa.field("country", pa.string()),
-        pa.field("source_sha256", pa.string()),  # of the bytes that were read
-        pa.field("source_width", pa.int32()),  # pixels of the upright source
-        pa.field("source_height", pa.int32()),
-        pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
-        pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # how many were obliterated
-        pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
-        pa.field("masks", pa.int32()),  # how many masks were written
-        pa.field("funnel", FUNNEL),
-        pa.field("statistics", STATISTICS),
-    ]
-)
-"""`images/*.parquet`: a row an accepted image."""
-
-MASKS = pa.schema([*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *DESCRIBED_MASK])
-"""`masks/*.parquet`: a row a mask, in the order of the JSON's annotations."""
-
-REJECTS = pa.schema(
-    [
-        *_IDENTITY,
-        pa.field("uri", pa.string()),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-    ]
-)
-"""`rejects/*.parquet`: a row a refused image."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +35,7 @@ class ShardFiles:
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
     """One image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
 
-    `size` is (height, width) in pixels; each mask has the keys of `operators.segment.MASK`, and may have more.
+    `size` is (height, width) in pixels; each mask has the keys of `MASK`, and may have more.
     """
     annotations = [
         {
@@ -132,7 +85,7 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
             released_bytes += len(row["release"])
             images.append({**row, "masks": len(row["masks"])})
             masks.extend(_mask_rows(row))
-    by_reason = Counter(f"rejected:{row['reason']}" for row in rejects)
+    by_reason = Counter(f"{REJECTED}{row['reason']}" for row in rejects)
     counts = {
         "rows": len(images) + len(rejects),
         "images": len(images),

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Iterable
 
-from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import data_path
-from infra.storage import Storage, join
-from operators.shard_files import ShardFiles
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.layout import data_path
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.operators.shards.files import ShardFiles
 
 
 def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:

@@ -6,12 +6,12 @@ The released JPEG is decoded, obliterated and encoded again as a release is; its
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from catalogs.regions import WantedRegion
-from operators.deidentify import Region
-from operators.images import decode_jpeg
-from operators.obliterate import obliterate, rectangle
-from operators.release import ReleaseConfig, release
-from operators.rows import Row
+from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import Region
+from segmint.operators.prepare.mosaic import obliterate, rectangle
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.rows import Row
 
 MANUAL = "manual"
 """The source of a region that a person asked for."""

@@ -8,13 +8,14 @@ again at any time, and does what is left to do.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
-from infra.errors import UnfinishedError
-from infra.storage import TEMPORARY_PREFIX, Storage, base_name, join
-from operators.put_shard import delete_unnamed, put_files
-from operators.rows import Row
-from operators.shard_files import build_shard_files
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
+from segmint.infra.errors import UnfinishedError
+from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
+from segmint.infra.uris import base_name, join
+from segmint.operators.rows import Row
+from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.put import delete_unnamed, put_files
 
 
 class LostRaceError(UnfinishedError):

@@ -12,16 +12,18 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
-from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import DATA_KINDS, DamagedDatasetError
-from infra.storage import NotFoundError, Storage, join
-from operators.audit_rows import SCHEMAS, read_table
-from operators.committed_rows import committed_rows, read_committed_rows, read_file, tar_members
-from operators.describe import describe_mask
-from operators.put_shard import named_files
-from operators.rows import Row
-from operators.shard_files import ShardFiles, annotation_id, build_shard_files
-from operators.write_shard import ShardResult, ShardTask, faults, iter_rows, shard_table
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.uris import join
+from segmint.operators.describe import describe_mask
+from segmint.operators.rows import Row
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, read_file, tar_members
+from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
+from segmint.operators.shards.put import named_files
+from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 
 @dataclass(frozen=True)

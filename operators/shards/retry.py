@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.commits import CommitLog
-from catalogs.layout import DamagedDatasetError
-from infra.storage import Storage
-from operators.committed_rows import read_committed_rows
-from operators.replace_shard import LostRaceError, replace_shard
-from operators.rows import Row
-from operators.write_shard import ShardResult, WrongRowsError, faults, iter_rows
+from segmint.catalogs.dataset.commits import REJECTED, CommitLog
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.replace import LostRaceError, replace_shard
+from segmint.operators.shards.write import ShardResult, WrongRowsError, faults, iter_rows
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -89,5 +89,5 @@ def _counts(rows: Iterable[Row]) -> dict[str, int]:
             counts["masks"] += len(row["masks"])
         else:
             counts["rejected"] += 1
-            counts[f"rejected:{row['reason']}"] += 1
+            counts[f"{REJECTED}{row['reason']}"] += 1
     return dict(counts)

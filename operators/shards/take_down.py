@@ -1,8 +1,8 @@
 """Take down: a described row that says nothing of its image any more, but that it was there."""
 
-from catalogs.reasons import Reason
-from catalogs.tombstones import BLANK, DETAIL
-from operators.rows import Row
+from segmint.catalogs.dataset.tombstones import BLANK, DETAIL
+from segmint.catalogs.reasons import Reason
+from segmint.operators.rows import Row
 
 STAGE = "catalog"
 """Where a row that was taken down is refused: a later build finds it blank in the catalog."""

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.reasons import DELIBERATE_REASONS
-from infra.errors import SegmintError
-from infra.storage import Storage
-from operators.put_shard import delete_unnamed, put_files
-from operators.rows import Row
-from operators.shard_files import build_shard_files
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.reasons import DELIBERATE_REASONS
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
+from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.put import delete_unnamed, put_files
 
 MIN_ROWS_FOR_RATIO = 100
 """A shard smaller than this is committed whatever share of it was refused."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Findings
-from pipeline.audit_lines import area_lines, counted, some
-from pipeline.audit_places import image_of
+from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Findings
+from segmint.pipeline.audit.lines import area_lines, counted, some
+from segmint.pipeline.audit.places import image_of
 
 
 @dataclass

@@ -7,25 +7,25 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from catalogs.attributions import check_ending, write_attributions
-from catalogs.findings import Code, Place
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import DatasetManifest, load_standing, manifest_generations, manifest_name
-from catalogs.regions import write_regions
-from catalogs.tables import DatasetTables
-from infra.errors import UsageError
-from infra.storage import Storage
-from operators.rows import Row
-from pipeline.audit import LOCAL, RAY_FROM_MASKS, audit_integrity
-from pipeline.audit_content import ContentAudit, ContentPlan
-from pipeline.audit_foreign import audit_foreign
-from pipeline.audit_licenses import LicenseRules
-from pipeline.audit_lines import some
-from pipeline.audit_privacy import SearchPlan
-from pipeline.audit_report import AuditReport
-from pipeline.config import Config, LicenseConfig, ResourcesConfig
-from pipeline.statistics import compute_statistics
-from pipeline.tables import open_tables
+from segmint.catalogs.attributions import check_ending, write_attributions
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_standing, manifest_generations, manifest_name
+from segmint.catalogs.dataset.regions import write_regions
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.content import ContentAudit, ContentPlan
+from segmint.pipeline.audit.foreign import audit_foreign
+from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
+from segmint.pipeline.audit.licenses import LicenseRules
+from segmint.pipeline.audit.lines import some
+from segmint.pipeline.audit.privacy import SearchPlan
+from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.statistics.statistics import compute_statistics
 
 _ROWS = 10_000
 _CREDITS = """

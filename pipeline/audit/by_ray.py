@@ -13,16 +13,16 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from catalogs.manifest import manifest_generations
-from infra.errors import SegmintError, UnfinishedError, UsageError, last_line
-from infra.progress import Progress
-from infra.ray_session import Cluster, ray_session
-from infra.uris import absolute
-from pipeline.audit_shard import ShardAudit, ShardPlan
-from pipeline.audit_workers import AuditTask, ShardAuditor
-from pipeline.config import ResourcesConfig
-from pipeline.stage_watch import watched
-from pipeline.stages import RETRIES
+from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.uris import absolute
+from segmint.pipeline.audit.shard import ShardAudit, ShardPlan
+from segmint.pipeline.audit.workers import AuditTask, ShardAuditor
+from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.execution.stage_watch import watched
+from segmint.pipeline.execution.stages import RETRIES
 
 WINDOW_SHARDS = 2_000
 """Shards in one Ray Data execution: the driver holds the plans of no more."""

@@ -4,11 +4,12 @@ import threading
 
 import pyarrow as pa
 
-from catalogs.manifest import CatalogPart, DatasetManifest
-from catalogs.rows import read_rows
-from catalogs.schema import NORMALIZED
-from infra.storage import Storage, join
-from operators.rows import Row
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.rows import read_rows
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.operators.rows import Row
 
 _WINDOW = 65_536  # rows that are read together, and serve many shards
 

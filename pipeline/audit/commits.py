@@ -1,6 +1,6 @@
 """Audits what a dataset says of itself: the parts of its catalog, its commits, its files' names.
 
-Nothing here looks into a shard's files; `operators.audit_rows` and its neighbors do.
+Nothing here looks into a shard's files; `segmint.operators.audit.rows` and its neighbors do.
 """
 
 import re
@@ -8,9 +8,10 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.findings import Code, Finding, Place
-from catalogs.layout import (
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import (
     CATALOG,
     COMMITS,
     DATA_KINDS,
@@ -21,18 +22,16 @@ from catalogs.layout import (
     parse_commit_name,
     parse_data_path,
 )
-from catalogs.manifest import CatalogPart, DatasetManifest
-from catalogs.rows import NormalizedRows
-from infra.errors import UsageError
-from infra.retry import NotFoundError
-from infra.storage import TEMPORARY_PREFIX, Storage
-from infra.threads import map_ahead
-from infra.uris import base_name, join
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.retry import NotFoundError
+from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import base_name, join
 
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
 """The folders in which every file must be accounted for."""
 
-REJECTED = "rejected:"
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

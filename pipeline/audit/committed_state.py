@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from catalogs.audit_log import Listed, audit_commits
-from catalogs.commits import Commit
-from catalogs.findings import Code, Findings, Place
-from catalogs.layout import COMMITS, commit_name
-from catalogs.manifest import DatasetManifest
-from infra.storage import NotFoundError, Storage, join
-from pipeline.audit_report import AuditReport
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.layout import COMMITS, commit_name
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.uris import join
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.commits import Listed, audit_commits
 
 
 @dataclass

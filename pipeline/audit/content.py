@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from catalogs.findings import Code, Finding, Place
-from infra.storage import Storage
-from operators.rows import Row
-from operators.similar_images import DISTANCE, find_alike, perceptual_hash
-from pipeline.audit_licenses import LicenseCounts, LicenseRules, audit_licenses
-from pipeline.audit_privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.infra.storage.storage import Storage
+from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.rows import Row
+from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
 
 _DIGITS = 16
 Source = tuple[int, int]

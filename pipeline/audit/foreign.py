@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from catalogs.findings import Code, Finding, Findings, Place
-from catalogs.tables import DatasetTables
-from infra.storage import Storage
-from operators.jpeg_parts import frame_size
-from operators.rows import Row
-from operators.similar_images import DISTANCE, find_alike, perceptual_hash
-from pipeline.audit_report import AuditReport
-from pipeline.statistics import compute_statistics
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.infra.storage.storage import Storage
+from segmint.operators.audit.jpeg_parts import frame_size
+from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.rows import Row
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
 _SIZES = """

@@ -7,24 +7,24 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from catalogs.audit_log import audit_catalog_part, audit_unnamed, list_files
-from catalogs.audit_manifest import audit_manifest
-from catalogs.commits import CommitLog
-from catalogs.findings import Code, Findings, Place
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
-from catalogs.sweep import GRACE
-from catalogs.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
-from infra.storage import Storage
-from operators.audit_masks import MaskLimits
-from operators.mask_config import MasksConfig
-from operators.release import ReleaseConfig
-from pipeline.audit_content import ContentAudit
-from pipeline.audit_report import AuditReport
-from pipeline.audit_shard import FileSettings, ShardPlan
-from pipeline.audit_standing import Standing, audit_standing
-from pipeline.audit_workers import AuditTask, ShardAuditor, audit_in_threads
-from pipeline.config import ResourcesConfig
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
+from segmint.catalogs.dataset.sweep import GRACE
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
+from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.commits import audit_catalog_part, audit_unnamed, list_files
+from segmint.pipeline.audit.committed_state import Standing, audit_standing
+from segmint.pipeline.audit.content import ContentAudit
+from segmint.pipeline.audit.manifest import audit_manifest
+from segmint.pipeline.audit.shard import FileSettings, ShardPlan
+from segmint.pipeline.audit.workers import AuditTask, ShardAuditor, audit_in_threads
+from segmint.pipeline.config.config import ResourcesConfig
 
 RAY_FROM_MASKS = 1_000_000
 """Datasets with so many masks are audited by Ray, those with fewer in threads of this process.
@@ -110,7 +110,7 @@ def _audit_shards(
         searched = standing.images if content.privacy_sample is None else content.privacy_sample
     plans = _plans(task, standing, taken, report.sample, searched)
     if by_ray:
-        from pipeline.audit_ray import audit_by_ray  # Ray takes a second to import
+        from segmint.pipeline.audit.by_ray import audit_by_ray  # Ray takes a second to import
 
         results = audit_by_ray(task, plans, resources)
     else:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from catalogs.attributions import asks_for_attribution
-from catalogs.findings import Code, Finding, Place
-from catalogs.licenses import LicensePolicy
-from catalogs.reasons import Reason
-from operators.rows import Row
+from segmint.catalogs.attributions import asks_for_attribution
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason
+from segmint.operators.rows import Row
 
 _CODES = {
     Reason.LICENSE_MISSING: Code.LICENSE_NOT_ALLOWED,

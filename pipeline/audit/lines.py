@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from catalogs.findings import INTEGRITY
+from segmint.catalogs.findings import INTEGRITY
 
 _SHOWN = 10
 _WIDTH = 13  # of the area's name

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 
-from catalogs.findings import Code, Finding, Place
-from catalogs.layout import config_sha256, part_path
-from catalogs.manifest import (
+from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     DatasetManifest,
     StandingManifest,
     manifest_name,
     read_generation,
 )
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import config_sha256, part_path
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 def audit_manifest(storage: Storage, dataset_uri: str, standing: StandingManifest) -> Iterator[Finding]:

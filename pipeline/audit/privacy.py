@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogs.findings import Code, Finding, Place
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import DatasetManifest
-from infra.assets import pinned, resolve
-from infra.errors import UsageError
-from infra.storage import Storage, join
-from model.detectors.detection import Detector
-from operators.audit_privacy import StillDetected, picture, search_release
-from operators.deidentify import BUNDLED_DETECTORS, DeidentifyConfig, build_detectors
-from operators.images import decode_jpeg
-from operators.rows import Row
-from pipeline.config import Config
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.assets import pinned, resolve
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.model.detectors.detection import Detector
+from segmint.operators.audit.privacy import StillDetected, picture, search_release
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, DeidentifyConfig, build_detectors
+from segmint.operators.rows import Row
+from segmint.pipeline.config.config import Config
 
 SHOWN = 1000
 """How many detections the answer lists; a file of regions has all."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from catalogs.commits import Commit, FileEntry
-from catalogs.findings import Code, Findings, Place
-from catalogs.layout import DamagedDatasetError
-from infra.storage import NotFoundError, ObjectTooLargeError, Storage, join
-from operators.audit_masks import MaskLimits, audit_masks
-from operators.audit_rows import (
-    SCHEMAS,
+from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, Storage
+from segmint.infra.uris import join
+from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.rows import (
     ShardTables,
     audit_catalog_rows,
     audit_counts,
@@ -20,13 +20,14 @@ from operators.audit_rows import (
     audit_mask_count,
     audit_rejects,
     audit_taken_down,
-    read_table,
 )
-from operators.audit_tar import HashedStream, audit_tar
-from operators.rows import Row
-from operators.shard_masks import ShardMasks
-from pipeline.audit_content import ShardContent, ShardLook
-from pipeline.audit_report import Checked
+from segmint.operators.audit.shard_masks import ShardMasks
+from segmint.operators.audit.tar import HashedStream, audit_tar
+from segmint.operators.rows import Row
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.audit.answer import Checked
+from segmint.pipeline.audit.content import ShardContent, ShardLook
 
 
 @dataclass(frozen=True)

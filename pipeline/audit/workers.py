@@ -3,12 +3,12 @@
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-from catalogs.manifest import DatasetManifest
-from infra.storage import Storage
-from infra.threads import map_ahead
-from pipeline.audit_catalog import CatalogRows
-from pipeline.audit_content import ContentLooks, ContentPlan, ShardLook
-from pipeline.audit_shard import FileSettings, ShardAudit, ShardPlan, audit_shard
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
+from segmint.pipeline.audit.catalog_rows import CatalogRows
+from segmint.pipeline.audit.content import ContentLooks, ContentPlan, ShardLook
+from segmint.pipeline.audit.shard import FileSettings, ShardAudit, ShardPlan, audit_shard
 
 SHARDS_AT_ONCE = 4
 """Shards that threads of one process audit at once."""

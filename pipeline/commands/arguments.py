@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from infra.storage import Storage
-    from pipeline.config import Config as Configuration
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.config.config import Config as Configuration
 
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, a folder or a bucket's prefix.")]
 Config = Annotated[
@@ -31,11 +31,11 @@ def storage_of(config: str | None) -> "Storage":
 
 def build_of(config: str | None) -> "tuple[Configuration | None, Storage]":
     """A build's configuration, where one is named, and access to stores with its options."""
-    from infra.storage import Storage
+    from segmint.infra.storage.storage import Storage
 
     if config is None:
         return None, Storage()
-    from pipeline.config import load_config
+    from segmint.pipeline.config.config import load_config
 
     build = load_config(config)
     return build, Storage(build.storage)

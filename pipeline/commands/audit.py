@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, DetectorConfig, build_of
-from pipeline.console import FINDINGS, answer, guarded, say
+from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
+from segmint.pipeline.commands.console import FINDINGS, answer, guarded, say
 
 _SAMPLE = 100
 _PRIVACY_SAMPLE = 20
@@ -48,7 +48,7 @@ def audit(
     ] = None,
 ) -> None:
     """Read a dataset and name what is wrong with its files, licenses and privacy; exit code 1 when anything is."""
-    from infra.errors import UsageError
+    from segmint.infra.errors import UsageError
 
     if privacy_sample != _ALL and not privacy_sample.isdecimal():
         raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
@@ -57,13 +57,13 @@ def audit(
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
     build, storage = build_of(config)
-    from pipeline.audit import LOCAL, RAY_FROM_MASKS, audit_integrity
+    from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
 
     if integrity_only:
         resources = LOCAL if build is None else build.resources
         report = audit_integrity(dataset, storage, sample, resources=resources, ray_from=RAY_FROM_MASKS)
     else:
-        from pipeline.audit_dataset import AuditOptions, audit_dataset
+        from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
         options = AuditOptions(sample, searched, attributions, regions, pictures, build, ray_from=RAY_FROM_MASKS)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import Config, build_of, storage_of
-from pipeline.console import FINDINGS, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.arguments import Config, build_of, storage_of
+from segmint.pipeline.commands.console import FINDINGS, answer_json, answer_with, guarded, say
 
 app = typer.Typer(name="catalog", help="Make and check catalogs of licensed images.", no_args_is_help=True)
 
@@ -28,9 +28,9 @@ def scan(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
-    from catalogs.scan import scan as scan_images
-    from catalogs.scan import write_catalog
-    from infra.errors import UsageError
+    from segmint.catalogs.source.scan import scan as scan_images
+    from segmint.catalogs.source.scan import write_catalog
+    from segmint.infra.errors import UsageError
 
     storage = storage_of(config)
     found = scan_images(uri, storage, license=license, provider=provider)
@@ -55,9 +55,9 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Read a whole catalog and say what is in it; exit code 1 when something needs a look."""
-    from catalogs.check import check as check_catalog
-    from infra.errors import UsageError
-    from infra.storage import NotFoundError
+    from segmint.catalogs.source.check import check as check_catalog
+    from segmint.infra.errors import UsageError
+    from segmint.infra.storage.storage import NotFoundError
 
     build, storage = build_of(config)
     policy = None

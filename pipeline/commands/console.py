@@ -15,9 +15,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import typer
 
-from infra.errors import SegmintError
-from infra.log import without_secrets
-from infra.uris import redact
+from segmint.infra.errors import SegmintError
+from segmint.infra.log import without_secrets
+from segmint.infra.uris import redact
 
 P = ParamSpec("P")
 R = TypeVar("R")

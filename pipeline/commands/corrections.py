@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, Config, Dataset, build_of, storage_of
-from pipeline.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, build_of, storage_of
+from segmint.pipeline.commands.console import FINDINGS, answer_with, guarded
 
 
 @guarded
@@ -25,8 +25,8 @@ def takedown(
     as_json: AsJson = False,
 ) -> None:
     """Remove images for good, with whatever names them but a tombstone; not while a build runs."""
-    from pipeline.takedown import read_asked
-    from pipeline.takedown import takedown as take_down
+    from segmint.pipeline.corrections.takedown import read_asked
+    from segmint.pipeline.corrections.takedown import takedown as take_down
 
     storage = storage_of(config)
     answer_with(take_down(dataset, storage, read_asked(storage, ids, license_id, provider), reason), as_json)
@@ -45,7 +45,7 @@ def redact(
     as_json: AsJson = False,
 ) -> None:
     """Obliterate more regions of released images for good; not while a build runs."""
-    from pipeline.redact import redact as redact_images
+    from segmint.pipeline.corrections.redact import redact as redact_images
 
     answer_with(redact_images(dataset, storage_of(config), regions), as_json)
 
@@ -64,7 +64,7 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Restore missing and damaged files to the bytes that commits name; exit code 1 where some cannot be."""
-    from pipeline.repair import repair as repair_files
+    from segmint.pipeline.corrections.repair import repair as repair_files
 
     build, storage = build_of(config)
     repaired = repair_files(dataset, storage, build)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, Config, Dataset, storage_of
-from pipeline.console import answer_with, guarded
-from pipeline.export_formats import Format
-from pipeline.windows import parse_shards
+from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.console import answer_with, guarded
+from segmint.pipeline.export.formats import Format
+from segmint.pipeline.shard_ranges import parse_shards
 
 
 @guarded
@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write a dataset's images and masks for COCO's tools, CVAT or Label Studio."""
     span = parse_shards(shards) if shards is not None else None
-    from pipeline.export import ExportOptions, export_dataset
+    from segmint.pipeline.export.export import ExportOptions, export_dataset
 
     options = ExportOptions(format, span, sample, seed, with_images=not no_images)
     exported = export_dataset(dataset, storage_of(config), options, output)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, DetectorConfig, build_of
-from pipeline.console import answer_with, guarded
+from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
+from segmint.pipeline.commands.console import answer_with, guarded
 
 
 @guarded
@@ -26,8 +26,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page that shows a dataset: verdict, plots beside SA-1B's, samples; numbers, dataset card, Croissant."""
-    from pipeline.audit_dataset import AuditOptions
-    from pipeline.report import write_report
+    from segmint.pipeline.audit.audit import AuditOptions
+    from segmint.pipeline.report.report import write_report
 
     build, storage = build_of(config)
     written = write_report(dataset, storage, output, audit, AuditOptions(sample, build=build))

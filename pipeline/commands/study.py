@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import AsJson, Config, Dataset, storage_of
-from pipeline.console import answer_with, guarded
+from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.console import answer_with, guarded
 
 app = typer.Typer(name="study", help="Have people correct a sample of masks, and score it.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw images evenly over numbers of masks and countries, for COCO's tools and Label Studio."""
-    from pipeline.study_sample import sample_study
+    from segmint.pipeline.study.sample import sample_study
 
     drawn = sample_study(dataset, storage_of(config), count, seed, output)
     answer_with(drawn, as_json)
@@ -41,7 +41,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Compare a sample's masks with the corrected ones, as the SAM paper does."""
-    from pipeline.study_score import score_study
+    from segmint.pipeline.study.score import score_study
 
     result = score_study(study, storage_of(config), corrected)
     answer_with(result, as_json)

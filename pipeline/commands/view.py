@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.arguments import Config, Dataset, storage_of
-from pipeline.console import answer, guarded, say
+from segmint.pipeline.commands.arguments import Config, Dataset, storage_of
+from segmint.pipeline.commands.console import answer, guarded, say
 
 
 @guarded
@@ -24,7 +24,7 @@ def view(
     ] = None,
 ) -> None:
     """Look at a dataset's images and masks in the browser; it is only read, and ctrl-C ends it."""
-    from pipeline.view_server import open_viewer, serve
+    from segmint.pipeline.view.server import open_viewer, serve
 
     def tell(address: str) -> None:
         answer(address)

@@ -21,15 +21,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from catalogs.layout import differing_keys
-from catalogs.licenses import LicensePolicy, validate_identifier
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.uris import absolute
-from operators.deidentify import DeidentifyConfig
-from operators.ingest import IngestConfig
-from operators.mask_config import MasksConfig, ModelConfig
-from operators.release import ReleaseConfig
+from segmint.catalogs.layout import differing_keys
+from segmint.catalogs.licenses import LicensePolicy, validate_identifier
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute
+from segmint.operators.prepare.deidentify import DeidentifyConfig
+from segmint.operators.prepare.ingest import IngestConfig
+from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 
 class _Part(BaseModel):
@@ -215,6 +215,6 @@ def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
 
     Raises one `UsageError` that lists every wrong key and value with the place where it stands.
     """
-    from pipeline.config_file import load
+    from segmint.pipeline.config.yaml_file import load
 
     return load(path_or_uri, overrides or [], Config)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from catalogs.manifest import DatasetManifest
-from operators.deidentify import BUNDLED_DETECTORS
-from operators.numerics import Numerics
-from operators.prepare import PrepareConfig
-from operators.segment import SegmentSettings
-from pipeline.config import Config
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
+from segmint.operators.prepare.prepare import PrepareConfig
+from segmint.operators.segment.numerics import Numerics
+from segmint.operators.segment.segment import SegmentSettings
+from segmint.pipeline.config.config import Config
 
 
 def detector_hashes(config: Config, standing: DatasetManifest) -> dict[str, str]:

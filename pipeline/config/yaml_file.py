@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from infra.errors import SegmintError, UsageError
-from infra.storage import Storage
-from infra.uris import redact
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import redact
 
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)

@@ -4,16 +4,14 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import SHARDS_INDEX
-from catalogs.manifest import DatasetManifest
-from catalogs.shards_index import write_shards_index
-from infra.errors import UsageError
-from infra.storage import Storage, join
-from operators.release import ReleaseConfig
-
-REPORT = "report"
-"""The folder of a dataset that a report is written to."""
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.layout import REPORT, SHARDS_INDEX
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.operators.prepare.release import ReleaseConfig
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:

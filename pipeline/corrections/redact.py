@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from catalogs.commits import Commit
-from catalogs.manifest import DatasetManifest, load_manifest
-from catalogs.regions import WantedRegion, read_regions
-from infra.errors import UsageError, raise_problems
-from infra.storage import Storage
-from operators.audit_rows import read_table
-from operators.committed_rows import read_committed_rows, read_file
-from operators.redact import redact_row
-from operators.replace_shard import check_purge, remove_replaced, replace_shard
-from operators.rows import Row
-from pipeline.corrections import held_commits, release_config, remove_report, rewrite_index
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.redact import redact_row
+from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 

@@ -5,17 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
-from catalogs.manifest import DatasetManifest, load_manifest
-from infra.errors import SegmintError, UsageError, last_line
-from infra.storage import Storage, join
-from infra.uris import absolute
-from operators.restore_shard import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
-from pipeline.corrections import release_config
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
+from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, join
+from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
+from segmint.pipeline.corrections.common import release_config
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from segmint.pipeline.config.config import Config
 
 _THREADS = 4
 
@@ -159,15 +159,15 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
     """
     import ray.exceptions
 
-    from infra.metrics import RunMetrics
-    from infra.progress import Progress
-    from infra.ray_session import ray_session
-    from operators.segment import check_numerics
-    from pipeline.build import run_rows
-    from pipeline.dataset import open_or_create
-    from pipeline.stage_watch import watched
-    from pipeline.stages import lay_out
-    from pipeline.work import shard_rows
+    from segmint.infra.metrics import RunMetrics
+    from segmint.infra.progress import Progress
+    from segmint.infra.ray_session import ray_session
+    from segmint.operators.segment.segment import check_numerics
+    from segmint.pipeline.build import run_rows
+    from segmint.pipeline.dataset.dataset import open_or_create
+    from segmint.pipeline.execution.stage_watch import watched
+    from segmint.pipeline.execution.stages import lay_out
+    from segmint.pipeline.execution.work import shard_rows
 
     dataset = open_or_create(config, storage)
     resources = config.resources

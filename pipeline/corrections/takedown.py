@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from catalogs.blanking import blank_part
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import CATALOG, is_part_path, part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, load_manifest, load_standing, put_manifest
-from catalogs.selection import read_ids, select_rows, with_copies
-from catalogs.tombstones import (
+from segmint.catalogs.dataset.blanking import blank_part
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_manifest, load_standing, put_manifest
+from segmint.catalogs.dataset.selection import read_ids, select_rows, with_copies
+from segmint.catalogs.dataset.tombstones import (
     Asked,
     TakenImage,
     Tombstone,
@@ -22,13 +21,15 @@ from catalogs.tombstones import (
     read_tombstones,
     taken_images,
 )
-from infra.errors import UnfinishedError, UsageError, raise_problems
-from infra.storage import TEMPORARY_PREFIX, Storage, base_name, join
-from operators.audit_rows import read_table
-from operators.committed_rows import read_committed_rows, read_file
-from operators.replace_shard import check_purge, remove_replaced, replace_shard
-from operators.take_down import is_taken, take_down
-from pipeline.corrections import held_commits, release_config, remove_report, rewrite_index
+from segmint.catalogs.layout import CATALOG, is_part_path, part_path
+from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
+from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
+from segmint.infra.uris import base_name, join
+from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
+from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.take_down import is_taken, take_down
+from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.commits import CommitLog
-from catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
-from catalogs.manifest import DatasetManifest, StandingManifest, Weights, put_manifest, read_standing
-from catalogs.normalize import normalize
-from catalogs.rows import read_rows
-from catalogs.shards_index import write_shards_index
-from infra.assets import plain_name, resolve, sha256_of
-from infra.errors import SegmintError, UsageError
-from infra.storage import Storage, join
-from infra.version import VERSION
-from operators.deidentify import BUNDLED_DETECTORS
-from operators.numerics import Numerics
-from operators.write_shard import ShardTask
-from pipeline.config import Config, identity
-from pipeline.first_numerics import first_numerics
-from pipeline.growth import catalog_part, count_licenses, fit_catalog
-from pipeline.windows import ShardPart, ShardSpan, choose_shards
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, StandingManifest, Weights, put_manifest, read_standing
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
+from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source.rows import read_rows
+from segmint.infra.assets import plain_name, resolve, sha256_of
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.probe import probe
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.infra.version import VERSION
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
+from segmint.operators.segment.numerics import Numerics
+from segmint.operators.shards.write import ShardTask
+from segmint.pipeline.config.config import Config, identity
+from segmint.pipeline.dataset.first_numerics import first_numerics
+from segmint.pipeline.dataset.growth import catalog_part, count_licenses, fit_catalog
+from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     standing = read_standing(storage, config.output)
     if standing is None:
-        storage.probe(config.output)
+        probe(storage, config.output)
         standing = _begin(config, storage, weights)
     check_begun_alike(config, storage, standing.manifest, weights)
     return OpenDataset(config.output, fit_catalog(config, storage, standing, grow=grow), weights)

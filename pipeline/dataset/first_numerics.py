@@ -6,13 +6,13 @@ Ray is imported only where it is asked: a plan needs none.
 from dataclasses import replace
 from pathlib import Path
 
-from infra.assets import sha256_of
-from infra.device import Compute, resolve_compute
-from infra.errors import SegmintError, UsageError
-from operators.mask_config import MasksConfig, ModelConfig
-from operators.numerics import Numerics, resolve_numerics
-from pipeline.config import Config
-from pipeline.cpu_actors import threads_of_an_actor
+from segmint.infra.assets import sha256_of
+from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+from segmint.operators.segment.numerics import Numerics, resolve_numerics
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.dataset.cpu_actors import threads_of_an_actor
 
 
 def first_numerics(config: Config, weights: Path) -> Numerics:
@@ -24,7 +24,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     none, a task beside a GPU answers. On a cluster `auto` looks at the cluster alone: it is cuda where that has GPUs,
     else cpu. Raises `UsageError` where there is no such device either, or none becomes free within `stall_timeout`.
     """
-    from infra.ray_session import joins_cluster
+    from segmint.infra.ray_session import joins_cluster
 
     digest = sha256_of(weights)
     if not joins_cluster(config.resources.address):
@@ -58,7 +58,7 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
     """The answer of a node of the kind that `model.device`, auto or cuda, means on this cluster."""
-    from infra.ray_session import ray_session
+    from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
         if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):

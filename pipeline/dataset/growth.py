@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from catalogs.growth import CatalogGrowth, compare_catalog
-from catalogs.layout import part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, StandingManifest, load_standing, put_manifest
-from catalogs.normalize import NormalizedCatalog
-from catalogs.tombstones import read_tombstones, taken_images
-from infra.errors import UsageError
-from infra.log import get_logger
-from infra.storage import Storage, join
-from pipeline.config import Config
+from segmint.catalogs.dataset.growth import CatalogGrowth, compare_catalog
+from segmint.catalogs.dataset.manifest import (
+    CatalogPart,
+    DatasetManifest,
+    StandingManifest,
+    load_standing,
+    put_manifest,
+)
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.layout import part_path
+from segmint.catalogs.source.normalize import NormalizedCatalog
+from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.pipeline.config.config import Config
 
 
 def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *, grow: bool) -> DatasetManifest:

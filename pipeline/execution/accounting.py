@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from catalogs.commits import CommitLog
-from catalogs.summaries import sum_commits
-from infra.storage import Storage
-from pipeline.ceiling import Ceiling
-from pipeline.dataset import OpenDataset
+from segmint.catalogs.dataset.commits import REJECTED, CommitLog
+from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.dataset.dataset import OpenDataset
+from segmint.pipeline.execution.ceiling import Ceiling
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,14 @@ def account(
     """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
     standing = CommitLog(storage, dataset.uri).committed()
     sums = sum_commits(storage, dataset.uri, wanted)
-    prefix = "rejected:"
     missing = [shard for shard in wanted if shard not in standing]
     return Accounting(
         dataset=dataset.uri,
         rows=dataset.count_rows(wanted),
         written=sums.counts.get("images", 0),
-        rejected={name.removeprefix(prefix): count for name, count in sums.counts.items() if name.startswith(prefix)},
+        rejected={
+            name.removeprefix(REJECTED): count for name, count in sums.counts.items() if name.startswith(REJECTED)
+        },
         masks=sums.counts.get("masks", 0),
         shards=sums.shards,
         missing=missing,

@@ -1,8 +1,8 @@
 """The ceiling of a run: how many images a second its devices would make if they did nothing but matrix products.
 
 The one metric is the rate of the whole run, from its first second to its last, as a share of that. The work of an
-image is counted by plain algebra (`model.cost`) and the peak is measured (`infra.peak`), so that neither sinks with a
-slow implementation, and an implementation that does with less work comes nearer to the ceiling.
+image is counted by plain algebra (`segmint.model.cost`) and the peak is measured (`segmint.infra.peak`), so that
+neither sinks with a slow implementation, and an implementation that does with less work comes nearer to the ceiling.
 """
 
 import statistics
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.errors import UsageError
-from infra.peak import measure_peak
-from infra.ray_session import Cluster
-from model.cost import image_cost
-from model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
-from pipeline.config import Config
-from pipeline.dataset import OpenDataset
+from segmint.infra.errors import UsageError
+from segmint.infra.peak import measure_peak
+from segmint.infra.ray_session import Cluster
+from segmint.model.cost import image_cost
+from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.dataset.dataset import OpenDataset
 
 if TYPE_CHECKING:  # both import Ray, which a plan does without
-    from infra.peak_reports import PeakReports
-    from pipeline.stages import Pool
+    from segmint.infra.peak_reports import PeakReports
+    from segmint.pipeline.execution.stages import Pool
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CeilingMeter:
     def reports(self, cluster: Cluster) -> "PeakReports | None":
         """What segment actors report to; None where the driver's own measurement stands."""
         if not cluster.local or self._here is None:
-            from infra.peak_reports import PeakReports
+            from segmint.infra.peak_reports import PeakReports
 
             self._reports = PeakReports()
         return self._reports

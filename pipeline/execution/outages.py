@@ -1,7 +1,7 @@
 """Outages, as the driver of a build sees them: which of its stores do not answer, and waiting for these.
 
-Workers wait by themselves (`infra.outages`), and what they log stands on their machines: the driver looks at the stores
-whenever nothing moves, and says what the run waits for.
+Workers wait by themselves (`segmint.infra.storage.outages`), and what they log stands on their machines: the driver
+looks at the stores whenever nothing moves, and says what the run waits for.
 """
 
 import time
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from infra.errors import UnfinishedError
-from infra.log import get_logger
-from infra.outages import TELL_EVERY_S, pauses
-from infra.storage import Storage, StorageFaultError, UriNotAllowedError, relative_to
-from infra.uris import store_name
+from segmint.infra.errors import UnfinishedError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.outages import TELL_EVERY_S, pauses
+from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 
 MOST_STORES = 16
 """Of a window's images, to be looked at: the first that it names."""

@@ -15,15 +15,16 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from catalogs.reasons import Reason, RejectedError
-from infra.errors import SegmintError, last_line
-from infra.log import get_logger
-from infra.row_ledger import RowLedger
-from operators.prepare import Prepare
-from operators.rows import VERDICT, Row, faulted, rejected
-from operators.segment_alone import SegmentAlone, control_table
-from pipeline.stages import Stages
-from pipeline.windows import ShardSpan
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.errors import SegmintError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.row_ledger import RowLedger
+from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.rows import Row, faulted, rejected
+from segmint.operators.schemas import VERDICT
+from segmint.operators.segment.segment_alone import SegmentAlone, control_table
+from segmint.pipeline.execution.stages import Stages
+from segmint.pipeline.shard_ranges import ShardSpan
 
 DEATHS = 2
 """So many deaths alone are a verdict."""

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.errors import last_line
-from infra.log import get_logger
-from infra.metrics import FAULTS, IMAGES_WRITTEN, MASKS_WRITTEN, ROWS_REJECTED, SHARDS_COMMITTED, RunMetrics
-from operators.write_shard import ShardResult
+from segmint.catalogs.dataset.commits import REJECTED
+from segmint.infra.errors import last_line
+from segmint.infra.log import get_logger
+from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, MASKS_WRITTEN, ROWS_REJECTED, SHARDS_COMMITTED, RunMetrics
+from segmint.operators.shards.write import ShardResult
 
 
 @dataclass
@@ -38,8 +39,8 @@ class RunRecord:
         self.metrics.add(IMAGES_WRITTEN, counts.get("images", 0))
         self.metrics.add(MASKS_WRITTEN, counts.get("masks", 0))
         for name, count in counts.items():
-            if name.startswith("rejected:"):
-                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix("rejected:"))
+            if name.startswith(REJECTED):
+                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def note_failure(self, window: list[int], error: Exception) -> None:
         """Takes in that a window ended before its last shard."""

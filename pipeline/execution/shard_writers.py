@@ -5,11 +5,11 @@ from typing import Any
 
 import ray
 
-from operators.write_shard import ShardResult, ShardTask, write_shard
-from pipeline.windows import Cut
+from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
+from segmint.pipeline.execution.cuts import Cut
 
 ShardWriter = Callable[..., ShardResult]
-"""What writes one shard: `operators.write_shard.write_shard`, or another function that takes the same."""
+"""What writes one shard: `segmint.operators.shards.write.write_shard`, or another function that takes the same."""
 
 LOOK_S = 5.0
 """Seconds between two looks at a writer that is waited for, and for it to end in when its window ends early."""

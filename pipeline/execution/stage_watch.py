@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from infra.errors import SegmintError
-from infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
-from infra.progress import Progress
-from infra.ray_session import alive_nodes
+from segmint.infra.errors import SegmintError
+from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
 """What an operator's name in Ray Data contains, and the stage of a build that it is."""

@@ -6,14 +6,14 @@ from typing import Any
 
 from ray.data import ActorPoolStrategy
 
-from infra.errors import UsageError
-from infra.ray_session import Cluster, observe
-from infra.storage import Storage
-from operators.segment import SegmentSettings
-from pipeline.config import Config, PoolConfig
-from pipeline.cpu_actors import actors_that_fit
-from pipeline.dataset import OpenDataset
-from pipeline.stage_settings import detector_hashes, prepare_config, segment_settings
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster, observe
+from segmint.infra.storage.storage import Storage
+from segmint.operators.segment.segment import SegmentSettings
+from segmint.pipeline.config.config import Config, PoolConfig
+from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
+from segmint.pipeline.dataset.cpu_actors import actors_that_fit
+from segmint.pipeline.dataset.dataset import OpenDataset
 
 DESCRIBE_CPUS = 0.5
 """Unlike the actors' CPUs, or Ray would fuse the stages into one."""
@@ -50,7 +50,7 @@ class Pool:
 class Stages:
     """The layout of one run."""
 
-    prepare_arguments: tuple[Any, ...]  # of `operators.prepare.Prepare`
+    prepare_arguments: tuple[Any, ...]  # of `segmint.operators.prepare.prepare.Prepare`
     prepare_pool: Pool
     segment: SegmentSettings
     segment_pool: Pool

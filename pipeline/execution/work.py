@@ -7,20 +7,20 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.reasons import Reason
-from catalogs.schema import NORMALIZED
-from infra.metrics import SHARDS_MISSING, RunMetrics
-from infra.storage import Storage
-from infra.threads import map_ahead
-from operators.audit_rows import read_table
-from operators.committed_rows import read_file
-from operators.retry_shard import RetryTask, retry_shard
-from operators.write_shard import write_shard
-from pipeline.config import Config
-from pipeline.dataset import OpenDataset
-from pipeline.shard_writers import ShardWriter
-from pipeline.windows import ShardSpan
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.reasons import Reason
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
+from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
+from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.retry import RetryTask, retry_shard
+from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.write import write_shard
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.dataset.dataset import OpenDataset
+from segmint.pipeline.execution.shard_writers import ShardWriter
+from segmint.pipeline.shard_ranges import ShardSpan
 
 _THREADS = 16
 
@@ -100,7 +100,7 @@ class RejectedRows:
         self._generations = {
             commit.shard: commit.generation
             for commit in self._commits.read_many(pairs)
-            if any(commit.counts.get(f"rejected:{reason}") for reason in self._reasons)
+            if any(commit.counts.get(f"{REJECTED}{reason}") for reason in self._reasons)
         }
         self.left = list(self._generations)
 

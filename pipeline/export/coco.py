@@ -7,11 +7,11 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from catalogs.licenses import canonical_identifier
-from catalogs.manifest import DatasetManifest
-from catalogs.reader import MaskAnnotation, Sample
-from model.automatic.rle import decompress
-from pipeline.json_items import JsonItems
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.licenses import canonical_identifier
+from segmint.model.automatic.rle import decompress
+from segmint.pipeline.export.json_items import JsonItems
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 """The one category: masks have no class."""

@@ -6,16 +6,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from catalogs.manifest import DatasetManifest
-from catalogs.reader import Dataset, Sample
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.uris import absolute, join
-from pipeline.export_coco import CocoWriter, image_name
-from pipeline.export_formats import MAIN_FILES, Format
-from pipeline.export_label_studio import TasksWriter
-from pipeline.image_samples import draw_images, read_images
-from pipeline.windows import ShardPart, choose_shards
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, join
+from segmint.pipeline.export.coco import CocoWriter, image_name
+from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.label_studio import TasksWriter
+from segmint.pipeline.export.samples import draw_images, read_images
+from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 
 class SampleWriter(Protocol):

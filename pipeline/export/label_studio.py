@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from catalogs.manifest import DatasetManifest
-from catalogs.reader import MaskAnnotation, Sample
-from infra.errors import UsageError
-from infra.uris import LOCAL, join, scheme
-from pipeline.export_coco import CATEGORY, image_name
-from pipeline.export_formats import MAIN_FILES, Format
-from pipeline.json_items import JsonItems
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.infra.errors import UsageError
+from segmint.infra.uris import LOCAL, join, scheme
+from segmint.pipeline.export.coco import CATEGORY, image_name
+from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.json_items import JsonItems
 
 LABEL_CONFIG = "label_config.xml"
 IMAGE_KEY = "segmint_id"

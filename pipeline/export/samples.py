@@ -5,7 +5,7 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from catalogs.reader import Dataset, Sample
+from segmint.catalogs.dataset.reader import Dataset, Sample
 
 
 def lot(seed: int, image: int) -> bytes:

@@ -1,7 +1,7 @@
 """What a build would take and give, before anything is spent: `segmint plan`.
 
-Rows are counted in the catalog; work comes from the plain algebra of `model.cost`; time from that work at an assumed
-share of the hardware's ceiling, or, better, from a sample of real rows.
+Rows are counted in the catalog; work comes from the plain algebra of `segmint.model.cost`; time from that work at
+an assumed share of the hardware's ceiling, or, better, from a sample of real rows.
 """
 
 import math
@@ -14,27 +14,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from catalogs.commits import CommitLog
-from catalogs.manifest import DatasetManifest, read_manifest
-from catalogs.readers import catalog_format
-from catalogs.rows import NormalizedRows
-from catalogs.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
-from infra.assets import ASSETS, resolve, sha256_of
-from infra.device import Compute, resolve_compute
-from infra.errors import UsageError
-from infra.peak import measure_peak
-from infra.ray_session import cores_here
-from infra.storage import Storage, join
-from model.cost import image_cost
-from operators.deidentify import BUNDLED_DETECTORS
-from operators.numerics import resolve_numerics
-from pipeline.ceiling import Ceiling, flop_per_image
-from pipeline.config import Config
-from pipeline.cpu_actors import actors_that_fit
-from pipeline.dataset import check_begun_alike, require_catalog, require_rows
-from pipeline.first_numerics import compute_here
-from pipeline.plan_sample import STAGES, Sample, run_sample
-from pipeline.windows import ShardPart, choose_shards
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
+from segmint.catalogs.source.readers import catalog_format
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
+from segmint.infra.assets import ASSETS, resolve, sha256_of
+from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.infra.peak import measure_peak
+from segmint.infra.ray_session import cores_here
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.model.cost import image_cost
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
+from segmint.operators.segment.numerics import resolve_numerics
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.dataset.cpu_actors import actors_that_fit
+from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
+from segmint.pipeline.dataset.first_numerics import compute_here
+from segmint.pipeline.execution.ceiling import Ceiling, flop_per_image
+from segmint.pipeline.plan.sample import STAGES, Sample, run_sample
+from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 DEFAULT_SHARE = 0.3
 """Share of the ceiling that is assumed where nothing is measured and no `--share` given."""

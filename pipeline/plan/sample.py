@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catalogs.commits import CommitLog
-from catalogs.licenses import LicensePolicy
-from infra.errors import SegmintError
-from infra.storage import Storage
-from model.automatic.generator import MaskGenerator
-from operators.describe import describe_table
-from operators.numerics import Numerics
-from operators.prepare import Prepare
-from operators.rows import is_live
-from operators.segment import Segment
-from operators.shard_files import annotations_json, build_shard_files
-from operators.write_shard import ShardTask, write_shard
-from pipeline.config import Config
-from pipeline.stage_settings import prepare_config, segment_settings
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.operators.describe import describe_table
+from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.rows import is_live
+from segmint.operators.segment.numerics import Numerics
+from segmint.operators.segment.segment import Segment
+from segmint.operators.shards.files import annotations_json, build_shard_files
+from segmint.operators.shards.write import ShardTask, write_shard
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
 """The stages that are timed; `prepare` reads, too."""

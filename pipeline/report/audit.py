@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from catalogs.tables import DatasetTables
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.statistics import compute_statistics
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.statistics.statistics import compute_statistics
 
 _KEYS = ("dataset", "scope", "findings_total", "findings_by_code", "findings", "checked", "not_compared")
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")

@@ -8,10 +8,10 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from pipeline.report_charts import Charts
-from pipeline.report_facts import Facts
-from pipeline.report_page import ASSETS, is_searched, remarks_of
-from pipeline.report_words import FILTERS, counted
+from segmint.pipeline.report.charts import Charts
+from segmint.pipeline.report.facts import Facts
+from segmint.pipeline.report.page import ASSETS, is_searched, remarks_of
+from segmint.pipeline.report.words import FILTERS, counted
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 _HUB_LICENSES = frozenset(

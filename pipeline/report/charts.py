@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from catalogs.countries import countries
-from pipeline.report_plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of, short
-from pipeline.report_words import number
+from segmint.catalogs.countries import countries
+from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of, short
+from segmint.pipeline.report.words import number
 
 COUNTRIES_SHOWN = 20
 _OTHERS_SHOWN = 15

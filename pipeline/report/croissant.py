@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.layout import DATA_KINDS
-from operators.shard_files import IMAGES, MASKS
-from pipeline.report_facts import Facts
+from segmint.catalogs.layout import DATA_KINDS
+from segmint.operators.schemas import IMAGES, MASKS
+from segmint.pipeline.report.facts import Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 

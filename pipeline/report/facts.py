@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.manifest import DatasetManifest, load_manifest, name_of
-from catalogs.tables import DatasetTables
-from catalogs.tombstones import read_tombstones, taken_images
-from infra.storage import Storage
-from operators.deidentify import BUNDLED_DETECTORS
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
 
 _CREDITS_SHOWN = 200
 

@@ -3,8 +3,8 @@
 import io
 from typing import TYPE_CHECKING
 
-from pipeline.report_charts import Charts
-from pipeline.report_plots import Bars, HeatMap, Steps, short
+from segmint.pipeline.report.charts import Charts
+from segmint.pipeline.report.plots import Bars, HeatMap, Steps, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catalogs.findings import AREAS, INTEGRITY, SENTENCES
+from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES
 
 _SENTENCES = {str(code): sentence for code, sentence in SENTENCES.items()}
 _AREAS = {str(code): area for code, area in AREAS.items()}

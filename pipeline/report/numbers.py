@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.parquet import table_bytes
+from segmint.catalogs.parquet import table_bytes
 
 NUMBERS = pa.schema(
     [

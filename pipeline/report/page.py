@@ -8,18 +8,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from catalogs.findings import INTEGRITY
-from catalogs.paper import PAPER
-from infra.version import VERSION
-from pipeline.report_charts import Charts
-from pipeline.report_facts import Facts
-from pipeline.report_findings import FoundGroup, groups_of
-from pipeline.report_samples import Picture
-from pipeline.report_words import FILTERS, UNKNOWN, count, counted, listed, number, share, size
-from pipeline.statistics_masks import LARGE, SMALL
-from pipeline.statistics_shards import LEAST_IMAGES, LEAST_SHARDS
+from segmint.catalogs.findings import INTEGRITY
+from segmint.infra.version import VERSION
+from segmint.pipeline.report.charts import Charts
+from segmint.pipeline.report.facts import Facts
+from segmint.pipeline.report.findings import FoundGroup, groups_of
+from segmint.pipeline.report.samples import Picture
+from segmint.pipeline.report.words import FILTERS, UNKNOWN, count, counted, listed, number, share, size
+from segmint.pipeline.statistics.masks import LARGE, SMALL
+from segmint.pipeline.statistics.paper import PAPER
+from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
 
-ASSETS = Path(__file__).parent / "report_assets"
+ASSETS = Path(__file__).parent / "assets"
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
 

@@ -8,27 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from catalogs.layout import MANIFEST
-from catalogs.manifest import manifest_generations
-from catalogs.tables import DatasetTables
-from infra.errors import UsageError
-from infra.storage import Storage, join, local_path, scheme
-from infra.uris import LOCAL, absolute
-from pipeline.audit_dataset import AuditOptions, audit_dataset, check_foreign
-from pipeline.audit_foreign import audit_foreign
-from pipeline.corrections import REPORT
-from pipeline.report_audit import damaged_shards, read_audit, with_statistics
-from pipeline.report_card import card_markdown
-from pipeline.report_charts import charts_of
-from pipeline.report_croissant import croissant_json
-from pipeline.report_facts import Facts, gather_facts
-from pipeline.report_figures import draw_figures
-from pipeline.report_findings import images_of
-from pipeline.report_numbers import numbers_parquet
-from pipeline.report_page import Pictures, render_page
-from pipeline.report_samples import choose_images, draw_pictures
-from pipeline.report_words import counted
-from pipeline.tables import open_tables
+from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.layout import MANIFEST, REPORT
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
+from segmint.pipeline.audit.foreign import audit_foreign
+from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
+from segmint.pipeline.report.card import card_markdown
+from segmint.pipeline.report.charts import charts_of
+from segmint.pipeline.report.croissant import croissant_json
+from segmint.pipeline.report.facts import Facts, gather_facts
+from segmint.pipeline.report.figures import draw_figures
+from segmint.pipeline.report.findings import images_of
+from segmint.pipeline.report.numbers import numbers_parquet
+from segmint.pipeline.report.page import Pictures, render_page
+from segmint.pipeline.report.samples import choose_images, draw_pictures
+from segmint.pipeline.report.words import counted
+from segmint.pipeline.statistics.open_tables import open_tables
 
 SAMPLES = 12
 """Images of a report's sample."""

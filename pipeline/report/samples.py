@@ -11,16 +11,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from catalogs.commits import Commit
-from catalogs.foreign import read_jpeg
-from catalogs.reasons import RejectedError
-from catalogs.tables import DatasetTables
-from infra.errors import SegmintError
-from infra.storage import Storage, join
-from model.automatic.records import MaskRecord
-from model.automatic.rle import Rle
-from operators.child import Children
-from pipeline.overlay import draw_overlay
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.foreign import read_jpeg
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.reasons import RejectedError
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import Rle
+from segmint.operators.child import Children
+from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
 """Pixels of the longer side of a picture in a report."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline import audit_lines
-from pipeline.report_plots import short
+from segmint.pipeline.audit import lines as audit_lines
+from segmint.pipeline.report.plots import short
 
 UNKNOWN = "unknown"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import duckdb
 
-from catalogs.tables import read_query
-from operators.near_duplicates import near_duplicates
+from segmint.catalogs.dataset.tables import read_query
+from segmint.operators.audit.near_duplicates import near_duplicates
 
 THRESHOLD = 0.9
 """IoU of pixels from which two masks are nearly the same; the paper's NMS compares boxes, at 0.7."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import duckdb
 
-from catalogs.tables import read_query
-from pipeline.histograms import Bins, as_counts, rounded
+from segmint.catalogs.dataset.tables import read_query
+from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
 
 SHARES = Bins(0, 1, 50)
-"""Relative size and concavity: `operators.describe.MASK_STATISTICS` has what they are."""
+"""Relative size and concavity: `segmint.operators.schemas.MASK_STATISTICS` has what they are."""
 
 ASPECTS = Bins(-5, 5, 40, log2=True)
 PREDICTED_IOU = Bins(0.5, 1.1, 60)

@@ -10,16 +10,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from catalogs.findings import Code, Finding, Findings, Place
-from catalogs.foreign import JPEGS, find_shards
-from catalogs.layout import MANIFEST
-from catalogs.manifest import manifest_generations
-from catalogs.tables import MEMORY_LIMIT, BoxConvention, DatasetTables, Foreign, TableFile, make_folder, open_committed
-from infra.errors import UsageError
-from infra.storage import Storage
-from operators.audit_rows import SCHEMAS
-from operators.foreign_masks import BOXES
-from operators.measure_foreign import MeasuredShard, measure_shard
+from segmint.catalogs.dataset.foreign import JPEGS, find_shards
+from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.tables import (
+    MEMORY_LIMIT,
+    BoxConvention,
+    DatasetTables,
+    Foreign,
+    TableFile,
+    make_folder,
+    open_committed,
+)
+from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.catalogs.layout import MANIFEST
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.foreign.masks import BOXES
+from segmint.operators.foreign.measure import MeasuredShard, measure_shard
+from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
 """Seconds for which this process measures foreign data by itself; a small folder is done before others have started."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import duckdb
 
-from catalogs.tables import read_query
-from pipeline.histograms import rounded
+from segmint.catalogs.dataset.tables import read_query
+from segmint.pipeline.statistics.histograms import rounded
 
 METRICS = (
     "masks",

@@ -9,14 +9,14 @@ from typing import Any
 
 import duckdb
 
-from catalogs.countries import INCOMES, REGIONS, Country, countries
-from catalogs.paper import PAPER
-from catalogs.tables import DatasetTables, damage_named, read_query
-from operators.segment import FUNNEL_STEPS
-from pipeline.histograms import Bins, as_counts, rounded
-from pipeline.statistics_duplicates import near_duplicate_statistics
-from pipeline.statistics_masks import mask_statistics
-from pipeline.statistics_shards import METRICS, drift, outliers
+from segmint.catalogs.countries import INCOMES, REGIONS, Country, countries
+from segmint.catalogs.dataset.tables import DatasetTables, damage_named, read_query
+from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.pipeline.statistics.duplicates import near_duplicate_statistics
+from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
+from segmint.pipeline.statistics.masks import mask_statistics
+from segmint.pipeline.statistics.paper import PAPER
+from segmint.pipeline.statistics.shards import METRICS, drift, outliers
 
 COVERAGE = Bins(0, 1, 20)
 
@@ -78,8 +78,8 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> dict[str, Any]:
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> dict[str, Any]:
     """Images and masks by country, by the paper's regions and by income level, beside the paper's shares.
 
-    Shares are of the images whose country has a region, or an income level. A country that `catalogs.countries` does
-    not know is listed, and counts in none.
+    Shares are of the images whose country has a region, or an income level. A country that `segmint.catalogs.countries`
+    does not know is listed, and counts in none.
     """
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}

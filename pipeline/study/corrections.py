@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline.export_coco import image_name
-from pipeline.study_pairs import StudyMask
+from segmint.pipeline.export.coco import image_name
+from segmint.pipeline.study.pairs import StudyMask
 
 _IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
 
@@ -166,7 +166,7 @@ def _coco_rle(segmentation: Any, size: Size, contours: bool) -> dict[str, Any]:
 
 def _checked(rle: dict[str, Any]) -> dict[str, Any]:
     """The same, where its runs fill its size: pycocotools does not look, and reads beyond."""
-    from model.automatic.rle import Rle, area
+    from segmint.model.automatic.rle import Rle, area
 
     height, width = rle["size"]
     area(Rle((height, width), rle["counts"].decode("ascii")))

@@ -12,16 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from catalogs.layout import canonical_json
-from catalogs.manifest import DatasetManifest
-from catalogs.reader import Dataset, Sample
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.uris import join
-from pipeline.export import make_writer, refuse_standing, write_samples
-from pipeline.export_coco import compressed_rle
-from pipeline.export_formats import Format
-from pipeline.image_samples import lot, read_images
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.layout import canonical_json
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.pipeline.export.coco import compressed_rle
+from segmint.pipeline.export.export import make_writer, refuse_standing, write_samples
+from segmint.pipeline.export.formats import Format
+from segmint.pipeline.export.samples import lot, read_images
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

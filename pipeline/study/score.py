@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-from infra.errors import UsageError
-from infra.storage import NotFoundError, Storage
-from infra.uris import join
-from pipeline.export_formats import MAIN_FILES, Format
-from pipeline.export_label_studio import load_brush
-from pipeline.study_corrections import Corrections, Size, read_coco, read_label_studio
-from pipeline.study_pairs import ImagePairs, StudyMask, ids_hold, pair_masks
-from pipeline.study_sample import MANIFEST, SCHEMA_VERSION, mask_sha256
-from pipeline.study_statistics import PAPER_SHARES, Interval, Share, share_over
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.uris import join
+from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.label_studio import load_brush
+from segmint.pipeline.study.corrections import Corrections, Size, read_coco, read_label_studio
+from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
+from segmint.pipeline.study.sample import MANIFEST, SCHEMA_VERSION, mask_sha256
+from segmint.pipeline.study.shares import PAPER_SHARES, Interval, Share, share_over
 
 CORRECTED = "corrected.json"
 """Where corrected masks are looked for, in the study's folder, when no other file is named."""

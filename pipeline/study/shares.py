@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catalogs.paper import PAPER
+from segmint.pipeline.statistics.paper import PAPER
 
 Interval = tuple[float, float]
 

@@ -26,17 +26,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from catalogs.tables import DatasetTables
-from infra.errors import SegmintError, UsageError
-from infra.retry import StorageFaultError
-from infra.uris import redact
-from pipeline.view_findings import AuditFindings
-from pipeline.view_guard import Guard
-from pipeline.view_images import NoPictureError, Pictures, Thumbnails
-from pipeline.view_index import PAGE, ImageIndex, UnknownImageError
-from pipeline.view_queries import Filters, parse_filters
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.retry import StorageFaultError
+from segmint.infra.uris import redact
+from segmint.pipeline.view.findings import AuditFindings
+from segmint.pipeline.view.guard import Guard
+from segmint.pipeline.view.images import NoPictureError, Pictures, Thumbnails
+from segmint.pipeline.view.index import PAGE, ImageIndex, UnknownImageError
+from segmint.pipeline.view.queries import Filters, parse_filters
 
-ASSETS = Path(__file__).parent / "view_assets"
+ASSETS = Path(__file__).parent / "assets"
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import UsageError
-from infra.storage import NotFoundError, Storage
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import NotFoundError, Storage
 
 Box = tuple[float, float, float, float]
 

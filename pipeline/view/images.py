@@ -8,13 +8,14 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from catalogs.commits import CommitLog
-from catalogs.foreign import read_jpeg
-from catalogs.layout import commit_name
-from catalogs.tables import DatasetTables
-from infra.errors import SegmintError
-from infra.storage import NotFoundError, Storage, join
-from pipeline.view_tars import TarIndex
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.foreign import read_jpeg
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.layout import commit_name
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.uris import join
+from segmint.pipeline.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
 """Pixels of a thumbnail's longer side: twice what a grid shows, for screens of double density."""

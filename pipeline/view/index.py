@@ -6,12 +6,12 @@ from typing import Any
 
 import duckdb
 
-from catalogs.layout import DamagedDatasetError
-from catalogs.tables import DatasetTables
-from infra.errors import SegmintError
-from pipeline.view_findings import ImageFinding
-from pipeline.view_images import Place
-from pipeline.view_queries import CHOICES, RANGES, Filters, beyond, order, where
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import SegmintError
+from segmint.pipeline.view.findings import ImageFinding
+from segmint.pipeline.view.images import Place
+from segmint.pipeline.view.queries import CHOICES, RANGES, Filters, beyond, order, where
 
 PAGE = 60
 """Images in a page of the grid."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogs.selection import number_of
-from infra.errors import UsageError
+from segmint.catalogs.dataset.selection import number_of
+from segmint.infra.errors import UsageError
 
 CHOICES = ("country", "license", "provider")
 """Columns that an image may be chosen by with one value, or with none (`unknown`)."""

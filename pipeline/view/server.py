@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from catalogs.manifest import name_of, read_manifest
-from catalogs.tables import DatasetTables
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.tables import open_tables
-from pipeline.view import Viewer, make_app
-from pipeline.view_findings import AuditFindings, load_findings
-from pipeline.view_guard import address, new_key
-from pipeline.view_images import ForeignPictures, Pictures, ShardPictures
-from pipeline.view_index import ImageIndex
+from segmint.catalogs.dataset.manifest import name_of, read_manifest
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.view.app import Viewer, make_app
+from segmint.pipeline.view.findings import AuditFindings, load_findings
+from segmint.pipeline.view.guard import address, new_key
+from segmint.pipeline.view.images import ForeignPictures, Pictures, ShardPictures
+from segmint.pipeline.view.index import ImageIndex
 
 _HOST = "127.0.0.1"
 _LAST_ANSWERS_S = 3

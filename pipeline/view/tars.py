@@ -4,7 +4,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 
-from catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError
 
 _BLOCK = 512
 _WINDOW = 64 << 10  # a range holds an image's JSON and the header after it, as a rule: a request an image

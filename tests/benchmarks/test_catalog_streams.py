@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import catalog_streams
 from benchmarks.catalog_streams import COLUMNS, WRITERS, main, stream, values
-from catalogs.readers import read_catalog
-from infra.storage import Storage
+from segmint.catalogs.source.readers import read_catalog
+from segmint.infra.storage.storage import Storage
 
 
 @pytest.mark.parametrize("ending", list(WRITERS))

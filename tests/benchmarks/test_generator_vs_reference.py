@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.generator_vs_reference import agreement, compared
-from model.automatic.rle import encode
+from segmint.model.automatic.rle import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from benchmarks.large_dataset import LargeDataset
-from catalogs.reader import open_dataset
-from infra.storage import Storage
-from pipeline.audit_dataset import AuditOptions, audit_dataset
-from pipeline.tables import open_tables
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.statistics.open_tables import open_tables
 
 
 def test_rows_are_repeated_and_numbered_anew_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from benchmarks.stages import NETWORK, STAGES, Clock, resized, timed_stages
-from model.automatic.generator import MaskGenerator
-from model.automatic.settings import MaskSettings
-from model.sam.load import load_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 

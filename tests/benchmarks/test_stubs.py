@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.scale import write_build
 from benchmarks.stubs import MASKS, RELEASE_BYTES, released
-from infra.storage import Storage
-from pipeline.audit import audit_integrity
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.stubbed import write_dataset
 
 

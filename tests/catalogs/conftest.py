@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset
 
 

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.attributions import ATTRIBUTION_FAMILIES, COLUMNS, asks_for_attribution, license_url, write_attributions
-from catalogs.licenses import spdx_identifiers
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.attributions import (
+    ATTRIBUTION_FAMILIES,
+    COLUMNS,
+    asks_for_attribution,
+    license_url,
+    write_attributions,
+)
+from segmint.catalogs.licenses import spdx_identifiers
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 ROWS = [
     {

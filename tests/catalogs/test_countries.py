@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from catalogs.countries import INCOMES, REGIONS, countries
+from segmint.catalogs.countries import INCOMES, REGIONS, countries
 
 M49 = {
     "Africa": """

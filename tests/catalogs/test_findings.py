@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from catalogs.findings import EXAMPLES, SENTENCES, Code, Finding, Findings, Place
+from segmint.catalogs.findings import EXAMPLES, SENTENCES, Code, Finding, Findings, Place
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogs.layout import (
+from segmint.catalogs.layout import (
     DATA_KINDS,
     canonical_json,
     commit_name,

@@ -4,9 +4,9 @@ from datetime import date
 
 import pytest
 
-from catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier, validate_identifier
-from catalogs.reasons import Reason
-from infra.errors import UsageError
+from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier, validate_identifier
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import UsageError
 
 DAY = date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC-BY-4.0", "LicenseRef-acme-2026"}), False, DAY)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogs.parquet import RowGroupWriter, table_bytes
+from segmint.catalogs.parquet import RowGroupWriter, table_bytes
 
 SCHEMA = pa.schema([("n", pa.int64()), ("s", pa.string())])
 TABLE = pa.table({"s": [f"text {i % 11}" for i in range(300)], "n": range(300), "other": range(300)})

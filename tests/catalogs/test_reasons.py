@@ -2,8 +2,8 @@
 
 import pytest
 
-from catalogs.reasons import Reason, reasons_to_retry
-from infra.errors import UsageError
+from segmint.catalogs.reasons import Reason, reasons_to_retry
+from segmint.infra.errors import UsageError
 
 
 def test_reasons_are_known_by_their_names() -> None:

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from operators.shard_files import IMAGES, MASKS, REJECTS
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from tests.support.builds import digests, segmint, small_catalog, write_config
 
 pytestmark = pytest.mark.ray

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server

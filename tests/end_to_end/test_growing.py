@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.reader import open_dataset
-from infra.storage import Storage
-from pipeline.audit import audit_integrity
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.storage import Storage
-from pipeline.audit import audit_integrity
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, small_catalog, write_config
 from tests.support.clusters import RayNode, ray_cluster
 from tests.support.everything import download, upload

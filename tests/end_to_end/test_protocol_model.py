@@ -20,10 +20,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from catalogs.manifest import load_manifest
-from catalogs.reader import open_dataset
-from catalogs.sweep import sweep
-from pipeline.audit import audit_integrity
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.protocol import (
     ROWS,
     SHARDS,

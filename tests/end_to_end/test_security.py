@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 from tests.support.builds import digests, segmint, write_catalog, write_config, write_photographs
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.storage import Storage
-from pipeline.audit import audit_integrity
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.faulty_proxy import (
     CUT_BODY,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import Commit, FileEntry
-from catalogs.layout import data_path
+from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.layout import data_path
 from tests.support.faulty_proxy import LOSE_ANSWER, faulty_proxy
 from tests.support.protocol import Place, begin, broken_promises, contents, write
 from tests.support.s3_server import S3Server

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, running_viewer, vary, write_audit

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import assets
-from infra.assets import (
+from segmint.infra import assets
+from segmint.infra.assets import (
     ASSETS,
     AssetError,
     PinnedUrl,
@@ -25,7 +25,7 @@ from infra.assets import (
     sha256_of,
     verify,
 )
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 
 CONTENT = b"weights of a very small model"
 SMALL = assets.Asset(

@@ -13,7 +13,7 @@ HOLD_THE_INTERPRETER = "import ctypes; ctypes.PyDLL(None).usleep(60_000_000)"  #
 
 
 def run(script: str) -> int:
-    script = f"import threading, time\nfrom infra.deadline import Deadline\n{script}"
+    script = f"import threading, time\nfrom segmint.infra.deadline import Deadline\n{script}"
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode
 
 
@@ -64,7 +64,7 @@ while True:
 
 HANGS_AT_ITS_END = """
 import ctypes
-from infra.deadline import exit_within
+from segmint.infra.deadline import exit_within
 native = ctypes.CDLL(None)
 native.__cxa_atexit(native.pause, None, None)  # a native exit handler that never returns
 """
@@ -75,4 +75,4 @@ def test_an_exit_that_hangs_is_ended_by_the_kernel() -> None:
 
 
 def test_an_exit_in_time_is_its_own() -> None:
-    assert run("from infra.deadline import exit_within\nexit_within(60.0)\nraise SystemExit(7)") == 7
+    assert run("from segmint.infra.deadline import exit_within\nexit_within(60.0)\nraise SystemExit(7)") == 7

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.device import Compute, apply_compute, physical_cores, resolve_compute
-from infra.errors import UsageError
+from segmint.infra.device import Compute, apply_compute, physical_cores, resolve_compute
+from segmint.infra.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ def test_applied_threads_are_torchs():
 FAULTS_OF_MATRICES = """
 import resource, sys, torch
 from concurrent.futures import ThreadPoolExecutor
-from infra.device import keep_freed_memory
+from segmint.infra.device import keep_freed_memory
 
 def make(count):
     for _ in range(count):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.assets import ASSETS, PackageFile
-from infra.version import VERSION
+from segmint.infra.assets import ASSETS, PackageFile
+from segmint.infra.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.metrics import METRICS
+from segmint.infra.metrics import METRICS
 
 FILE = Path(__file__).resolve().parents[2] / "infra" / "grafana" / "segmint.json"
 _NAME = re.compile(r"\bray_[a-z0-9_]+")

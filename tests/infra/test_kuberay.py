@@ -10,13 +10,13 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.errors import UsageError
-from infra.ray_session import Cluster
-from infra.storage import Storage
-from infra.version import VERSION
-from pipeline.config import load_config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.stages import Stages, lay_out
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.storage import Storage
+from segmint.infra.version import VERSION
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.execution.stages import Stages, lay_out
 from tests.support.builds import write_catalog
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from infra.errors import UsageError
-from infra.log import configure, get_logger, without_secrets
+from segmint.infra.errors import UsageError
+from segmint.infra.log import configure, get_logger, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_off_a_terminal_lines_are_json_and_on_request_they_are_not(capsys) -> No
 
 
 def test_a_logger_works_before_anything_is_configured() -> None:
-    script = "from infra.log import get_logger; get_logger('x').info('hello')"
+    script = "from segmint.infra.log import get_logger; get_logger('x').info('hello')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == ""
     assert json.loads(done.stderr)["event"] == "hello"

@@ -13,12 +13,12 @@ import pytest
 import ray
 import ray.data
 
-from infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metric, RunMetrics
-from infra.progress import Progress
-from infra.ray_session import ray_session
-from operators.write_shard import ShardResult
-from pipeline.run_record import RunRecord
-from pipeline.stage_watch import watched
+from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metric, RunMetrics
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import ray_session
+from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.execution.run_record import RunRecord
+from segmint.pipeline.execution.stage_watch import watched
 
 pytestmark = pytest.mark.ray
 

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from infra.device import Compute, resolve_compute
-from infra.peak import measure_peak
-from model.sam.products import linear
+from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.peak import measure_peak
+from segmint.model.sam.products import linear
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

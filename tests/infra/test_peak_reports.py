@@ -5,8 +5,8 @@ import time
 import pytest
 import ray
 
-from infra.peak_reports import PeakReports
-from infra.ray_session import Cluster
+from segmint.infra.peak_reports import PeakReports
+from segmint.infra.ray_session import Cluster
 
 pytestmark = pytest.mark.ray
 

@@ -1,7 +1,7 @@
 import io
 import threading
 
-from infra.progress import Progress
+from segmint.infra.progress import Progress
 
 
 def test_plain_lines_are_few_and_end_with_the_last_state() -> None:

@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from infra.errors import UsageError
-from infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
 from tests.support.clusters import RayNode
 from tests.support.s3_server import free_ports
 
@@ -40,7 +40,7 @@ LOCAL_RAY = """
 import os, stat, subprocess, sys
 from pathlib import Path
 import psutil, ray
-from infra.ray_session import ray_session
+from segmint.infra.ray_session import ray_session
 
 INTRUDER = "import ray, sys; ray.init(address=sys.argv[1]); print('inside')"
 
@@ -163,11 +163,11 @@ def submit(client: JobSubmissionClient, entrypoint: str) -> str:
 
 
 SUBMITTED = """
-import infra, ray
-from infra.ray_session import ray_session
+import segmint.infra, ray
+from segmint.infra.ray_session import ray_session
 def where():
-    import infra
-    return infra.__file__
+    import segmint.infra
+    return segmint.infra.__file__
 with ray_session("auto") as cluster:
     assert not cluster.local
     print("code in", where())
@@ -176,13 +176,13 @@ with ray_session("auto") as cluster:
 
 
 def test_importing_the_session_does_not_import_ray() -> None:
-    code = "import infra.ray_session, sys; sys.exit('ray' in sys.modules)"
+    code = "import segmint.infra.ray_session, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
 
 UNTOLD = """
 import os, ray
-from infra.ray_session import ray_session
+from segmint.infra.ray_session import ray_session
 with ray_session("local", object_store_memory=100_000_000):
     print("reports", ray.get(ray.remote(lambda: os.environ["RAY_task_events_report_interval_ms"]).remote()))
 """

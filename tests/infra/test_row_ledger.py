@@ -9,9 +9,9 @@ import psutil
 import pytest
 import ray
 
-from infra import row_ledger
-from infra.ray_session import Cluster
-from infra.row_ledger import MAX_SUSPECTS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book
+from segmint.infra import row_ledger
+from segmint.infra.ray_session import Cluster
+from segmint.infra.row_ledger import MAX_SUSPECTS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book
 
 pytestmark = pytest.mark.ray
 

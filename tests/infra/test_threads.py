@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.threads import map_ahead
+from segmint.infra.threads import map_ahead
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_who_stops_does_not_wait_and_what_is_left_is_not_begun() -> None:
 
 LEFT_TO_THE_COLLECTOR = """
 import gc
-from infra.threads import map_ahead
+from segmint.infra.threads import map_ahead
 
 class Link:
     pass

@@ -7,11 +7,11 @@ import torch
 from segment_anything import sam_model_registry
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.automatic.settings import MaskSettings
-from model.cost import ImageCost, encode_flop, image_cost, prompt_flop
-from model.sam.load import Architecture, build_sam
-from model.sam.mask_decoder import MaskDecoder
-from model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.cost import ImageCost, encode_flop, image_cost, prompt_flop
+from segmint.model.sam.load import Architecture, build_sam
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.prompt_encoder import PromptEmbedding
 
 
 def counted(call) -> int:

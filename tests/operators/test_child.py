@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from catalogs.reasons import Reason, RejectedError
-from operators.child import ChildFaultError, Children, SuspectError
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.child import ChildFaultError, Children, SuspectError
 from tests.support import child_workers
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_no_core_dump_and_a_memory_limit_above_what_the_child_has(children: Chil
 
 SCRIPT = """
 import sys
-from operators.child import Children
+from segmint.operators.child import Children
 from tests.support import child_workers
 
 print("main module", flush=True)

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as nps
 from pycocotools import mask as coco
 from scipy.spatial import ConvexHull
 
-from model.automatic.rle import decompress
-from operators.describe import DESCRIBED, MASK_STATISTICS, column_spans, coverage, describe_mask, describe_table
-from operators.segment import SEGMENTED
+from segmint.model.automatic.rle import decompress
+from segmint.operators.describe import column_spans, coverage, describe_mask, describe_table
+from segmint.operators.schemas import DESCRIBED, MASK_STATISTICS, SEGMENTED
 
 
 def counts_of(mask: np.ndarray) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from operators.images import decode_jpeg
-from operators.release import ReleaseConfig, encode_original, release
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
 
 
 def test_pixels_come_back_as_anyone_s_pillow_gives_them(coffee: np.ndarray) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.automatic.records import MaskRecord
-from model.automatic.rle import encode
-from pipeline.overlay import distinct_color, draw_overlay, draw_prompts, encode_png
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import encode
+from segmint.operators.overlay import distinct_color, draw_overlay, draw_prompts, encode_png
 
 
 def record(mask: np.ndarray) -> MaskRecord:

@@ -4,8 +4,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogs.reasons import Reason, RejectedError
-from operators.rows import VERDICT, Row, faulted, is_live, map_rows, rejected, to_table, with_fields
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.rows import Row, faulted, is_live, map_rows, rejected, to_table
+from segmint.operators.schemas import VERDICT, with_fields
 
 SCHEMA = with_fields(pa.schema([pa.field("number", pa.int64())]), [pa.field("double", pa.int64())])
 

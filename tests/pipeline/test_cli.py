@@ -13,11 +13,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from infra.errors import SegmintError, UnfinishedError, UsageError
-from infra.version import VERSION
-from pipeline.cli import app, parse_box, parse_point, parse_shards
-from pipeline.console import answer, answer_json, guarded, say
-from pipeline.windows import ShardPart
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
+from segmint.infra.version import VERSION
+from segmint.pipeline.cli import app, parse_box, parse_point, parse_shards
+from segmint.pipeline.commands.console import answer, answer_json, guarded, say
+from segmint.pipeline.shard_ranges import ShardPart
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,7 @@ def test_help_comes_in_half_a_second_of_work():
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.cli import app\n"
         "try: app(['masks', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'cv2', 'PIL', 'fsspec', 'structlog', 'yaml'}\n"
@@ -67,7 +67,7 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     Image.fromarray(coffee).resize((300, 200)).save(tmp_path / "a b.jpg", quality=95)
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no more")
     script = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "assert 'ray' not in sys.modules\n"

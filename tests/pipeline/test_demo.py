@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pipeline.demo
-from infra.errors import SegmintError
+import segmint.pipeline.demo
+from segmint.infra.errors import SegmintError
 
 
 @pytest.mark.ray
 def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {**pipeline.demo.CONFIG, "masks": {"profile": "sa1b", "crop_n_layers": 0, "points_per_side": 4}}
-    monkeypatch.setattr(pipeline.demo, "CONFIG", small)
-    monkeypatch.setattr(pipeline.demo, "CROPS_SETTINGS", ("points_per_side=8", "crop_n_layers=1"))
+    small = {**segmint.pipeline.demo.CONFIG, "masks": {"profile": "sa1b", "crop_n_layers": 0, "points_per_side": 4}}
+    monkeypatch.setattr(segmint.pipeline.demo, "CONFIG", small)
+    monkeypatch.setattr(segmint.pipeline.demo, "CROPS_SETTINGS", ("points_per_side=8", "crop_n_layers=1"))
     told: list[str] = []
-    accounting = pipeline.demo.run_demo(tmp_path / "demo", told.append)
+    accounting = segmint.pipeline.demo.run_demo(tmp_path / "demo", told.append)
     assert accounting.written == 4
     assert accounting.rejected == {
         "license_not_allowed": 1,
@@ -47,7 +47,7 @@ def test_it_builds_draws_and_finds_nothing_to_do_again(tmp_path: Path, monkeypat
 
     answer, before = list(told), {path: path.stat().st_mtime_ns for path in overlays.iterdir()}
     told.clear()
-    pipeline.demo.run_demo(tmp_path / "demo", told.append)
+    segmint.pipeline.demo.run_demo(tmp_path / "demo", told.append)
     assert any("nothing was left to do" in line for line in told)
     assert told[-3:] == answer[-3:]
     assert {path: path.stat().st_mtime_ns for path in overlays.iterdir()} == before
@@ -57,14 +57,14 @@ def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photograph")
     with pytest.raises(SegmintError, match=r"broken\.jpg: "):
-        pipeline.demo.show_crops(broken, tmp_path, lambda line: None)
+        segmint.pipeline.demo.show_crops(broken, tmp_path, lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg"]
 
 
 def test_the_readme_shows_the_command_and_the_pictures() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    photograph = Path("demo/photos") / pipeline.demo.CROPS_OF
+    photograph = Path("demo/photos") / segmint.pipeline.demo.CROPS_OF
     document = Path("demo/overlays") / f"{photograph.stem}.json"
-    assert f"\n{pipeline.demo.crops_command(photograph, document)}\n" in readme
+    assert f"\n{segmint.pipeline.demo.crops_command(photograph, document)}\n" in readme
     for name in ("sa_1.png", "sa_2.png", "sa_4.png", "sa_6.png", f"{photograph.stem}.overlay.png"):
         assert f"\n  demo/overlays/{name}\n" in readme

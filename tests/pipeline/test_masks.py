@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from infra.assets import resolve
-from infra.device import Compute, resolve_compute
-from infra.errors import UsageError
-from model.sam.predictor import Predictor
-from operators.mask_config import MasksConfig
-from operators.models import load_model
-from pipeline.masks import (
+from segmint.infra.assets import resolve
+from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.segment.models import load_model
+from segmint.pipeline.masks import (
     ImageResult,
     MasksOptions,
     Prompts,
@@ -190,9 +190,9 @@ def test_bf16_gives_nearly_the_same_masks(predictor, coffee):
 
 
 def test_an_empty_mask_is_valid_json():
-    from model.automatic.records import MaskRecord
-    from model.automatic.rle import encode
-    from pipeline.masks import Found
+    from segmint.model.automatic.records import MaskRecord
+    from segmint.model.automatic.rle import encode
+    from segmint.pipeline.masks import Found
 
     empty = MaskRecord(encode(np.zeros((4, 5), bool)), 0, (0, 0, 0, 0), 0.1, 0.0, (0, 0, 5, 4), (math.nan, math.nan))
     document = sa1b_document(1, "c", (4, 5), [Found(empty, ())])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from pipeline.cli import app
+from segmint.pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

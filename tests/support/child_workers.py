@@ -1,4 +1,4 @@
-"""Workers for `operators.child.Children` that do what their bytes say; importable in a child process."""
+"""Workers for `segmint.operators.child.Children` that do what their bytes say; importable in a child process."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.reasons import Reason, RejectedError
 
 Worker = Callable[[bytes], object]
 

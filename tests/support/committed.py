@@ -9,11 +9,12 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco
 
-from catalogs.layout import MANIFEST, config_sha256, part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, Weights
-from infra.storage import Storage, join
-from operators.describe import DESCRIBED
-from operators.write_shard import ShardTask, write_shard
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.operators.schemas import DESCRIBED
+from segmint.operators.shards.write import ShardTask, write_shard
 
 ROWS = 3
 """Rows of each shard; the last one is refused."""

@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import COMMITS, MANIFEST, commit_name, data_path
-from catalogs.manifest import DatasetManifest
-from catalogs.parquet import table_bytes
-from infra.storage import Storage
-from operators.audit_rows import SCHEMAS
-from operators.rows import Row, to_table
-from operators.shard_files import annotations_json
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.layout import COMMITS, MANIFEST, commit_name, data_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.files import annotations_json
 
 
 class CommittedShard:

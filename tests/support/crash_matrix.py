@@ -20,14 +20,14 @@ from typing import Any
 
 import tenacity  # noqa: F401 (imported once, for all forks: the product imports it at the first call)
 
-from catalogs.layout import data_path
-from catalogs.shards_index import write_shards_index
-from catalogs.tombstones import Asked
-from infra.storage import join
-from pipeline.audit import audit_integrity
-from pipeline.redact import redact
-from pipeline.repair import repair
-from pipeline.takedown import takedown
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.layout import data_path
+from segmint.infra.uris import join
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.takedown import takedown
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
 from tests.support.protocol import (
     SHARDS,

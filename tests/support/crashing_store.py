@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from infra.connections import connect
-from infra.stores import Store
+from segmint.infra.storage.connections import connect
+from segmint.infra.storage.stores import Store
 
 STORE_CALLS = ("read", "read_range", "create", "put", "put_file", "walk", "size", "delete", "purge", "ping")
 FILE_CALLS = ("mkdir", "fsync", "link", "replace", "unlink")
@@ -51,7 +51,9 @@ class GatedStore:
 def gated(gate: Gate, files: bool = False) -> Iterator[None]:
     """Within, every storage call of this process goes through `gate`; with `files` so do the steps of local calls."""
     with ExitStack() as patches:
-        patches.enter_context(patch("infra.storage.connect", lambda *at: GatedStore(connect(*at), gate)))
+        patches.enter_context(
+            patch("segmint.infra.storage.storage.connect", lambda *at: GatedStore(connect(*at), gate))
+        )
         for name in FILE_CALLS if files else ():
             patches.enter_context(patch.object(os, name, _gated_file_call(name, gate)))
         yield

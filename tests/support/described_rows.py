@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.automatic.rle import encode
-from operators.describe import DESCRIBED, describe_mask
-from operators.release import ReleaseConfig, release
-from operators.rows import to_table
+from segmint.model.automatic.rle import encode
+from segmint.operators.describe import describe_mask
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import DESCRIBED
 
 
 def rectangle_mask(height: int, width: int, top: int, left: int, bottom: int, right: int) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from catalogs.parquet import table_bytes
-from catalogs.tables import DatasetTables, TableFile, scratch_path
-from infra.storage import Storage
-from model.automatic.rle import encode
-from operators.audit_rows import SCHEMAS
-from operators.describe import coverage, describe_mask
-from operators.rows import Row, to_table
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, scratch_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.rle import encode
+from segmint.operators.describe import coverage, describe_mask
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import SCHEMAS
 
 
 def draw(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from infra.storage import Storage
+from segmint.infra.storage.storage import Storage
 from tests.support.s3_server import S3Server
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-import infra.storage
-from infra.connections import connect
+import segmint.infra.storage.storage
+from segmint.infra.storage.connections import connect
 
 WRITES = frozenset({"create", "put", "put_file", "delete", "purge"})
 
@@ -53,5 +53,7 @@ def dying_after(writes: int | None) -> Iterator[Budget]:
     """Lets so many writes through to any store of this process; with None all, counted."""
     budget = Budget(writes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infra.storage, "connect", lambda *arguments: DyingStore(connect(*arguments), budget))
+        patch.setattr(
+            segmint.infra.storage.storage, "connect", lambda *arguments: DyingStore(connect(*arguments), budget)
+        )
         yield budget

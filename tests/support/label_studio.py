@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from label_studio_sdk.converter import Converter, brush
 
-from pipeline.export_label_studio import LABELING
+from segmint.pipeline.export.label_studio import LABELING
 
 Edit = Callable[[int, dict[str, Any]], dict[str, Any] | None]
 """What a person makes of a region of an image: another one, or None to delete it."""

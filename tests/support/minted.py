@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from catalogs.commits import CommitLog
-from infra.ray_session import Cluster
-from infra.storage import Storage
-from operators.describe import describe_table
-from operators.prepare import Prepare
-from operators.segment import Segment
-from operators.write_shard import write_shard
-from pipeline.config import load_config
-from pipeline.dataset import open_or_create
-from pipeline.stages import lay_out
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.storage import Storage
+from segmint.operators.describe import describe_table
+from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.segment.segment import Segment
+from segmint.operators.shards.write import write_shard
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.dataset.dataset import open_or_create
+from segmint.pipeline.execution.stages import lay_out
 
 
 def mint(config_path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from model.automatic.records import MaskRecord
+from segmint.model.automatic.records import MaskRecord
 
 
 @dataclass(frozen=True)

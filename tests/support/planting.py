@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.commits import CommitLog
-from catalogs.layout import part_path
-from catalogs.manifest import CatalogPart, DatasetManifest
-from catalogs.parquet import table_bytes
-from catalogs.schema import NORMALIZED
-from infra.storage import Storage
-from operators.rows import Row
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.layout import part_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 
 LATER = datetime.now(UTC) + timedelta(days=2)

@@ -16,17 +16,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, Weights
-from catalogs.parquet import table_bytes
-from catalogs.schema import NORMALIZED
-from catalogs.sweep import sweep
-from infra.storage import NotFoundError, RetryPolicy, Storage, join
-from operators.mask_config import MasksConfig
-from operators.release import ReleaseConfig
-from operators.rows import to_table
-from operators.write_shard import ShardResult, ShardTask, write_shard
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.storage import NotFoundError, RetryPolicy, Storage
+from segmint.infra.uris import join
+from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.rows import to_table
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import upload
 

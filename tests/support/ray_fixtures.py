@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.ray_session import Cluster, ray_session
+from segmint.infra.ray_session import Cluster, ray_session
 
 
 @pytest.fixture(scope="module")

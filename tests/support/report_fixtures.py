@@ -16,8 +16,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report, from an audit with findings."""
-    from infra.storage import Storage
-    from pipeline.report import write_report
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.report.report import write_report
     from tests.support.reported import audit_with_findings
 
     folder = tmp_path_factory.mktemp("report")
@@ -29,8 +29,8 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on the small real dataset, from an audit as `QUICK` has it."""
-    from infra.storage import Storage
-    from pipeline.report import write_report
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.report.report import write_report
     from tests.support.reported import QUICK
 
     folder = tmp_path_factory.mktemp("minted_report") / "report"

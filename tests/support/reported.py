@@ -5,15 +5,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from catalogs.layout import MANIFEST, config_sha256, part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, Weights
-from infra.storage import Storage, join
-from operators.describe import describe_table
-from operators.rows import to_table
-from operators.segment import SEGMENTED
-from operators.write_shard import ShardTask, write_shard
-from pipeline.audit_dataset import AuditOptions
-from pipeline.audit_places import image_of
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
+from segmint.operators.describe import describe_table
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import SEGMENTED
+from segmint.operators.shards.write import ShardTask, write_shard
+from segmint.pipeline.audit.audit import AuditOptions
+from segmint.pipeline.audit.places import image_of
 from tests.support.committed import row_of
 
 QUICK = AuditOptions(sample=4, privacy_sample=0, now=datetime(2026, 11, 20, tzinfo=UTC))

@@ -16,13 +16,13 @@ from pycocotools import mask as coco
 from segment_anything.utils.amg import remove_small_regions
 from torch import Tensor
 
-from model.automatic.crops import Crop, crop_points, cut, generate_crops
-from model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
-from model.automatic.nms import nms
-from model.automatic.records import XYWH, Funnel, Generated, MaskRecord
-from model.automatic.rle import Rle
-from model.automatic.settings import MaskSettings
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
+from segmint.model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.records import XYWH, Funnel, Generated, MaskRecord
+from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.predictor import Embedding, Predictor
 
 # Points decoded at once: a matter of memory alone.
 _POINTS = 16

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audit_places import image_of
+from segmint.pipeline.audit.places import image_of
 from tests.support.builds import ROOT
 
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.automatic.boxes import mask_boxes
-from model.automatic.candidates import Patch
-from model.automatic.filters import stability_scores, stable
-from model.automatic.upscaling import StableMasks
-from model.sam.predictor import Embedding, Predictor
-from model.sam.preprocess import resized_size
+from segmint.model.automatic.boxes import mask_boxes
+from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.filters import stability_scores, stable
+from segmint.model.automatic.upscaling import StableMasks
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import resized_size
 
 
 class WholeUpscaling:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from catalogs.blanking import blank_part
-from catalogs.normalize import normalize
-from catalogs.schema import NORMALIZED
-from infra.storage import Storage
+from segmint.catalogs.dataset.blanking import blank_part
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.normalize import normalize
+from segmint.infra.storage.storage import Storage
 
 
 def part(folder: Path, rows: int = 10) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import Commit, CommitLog, FileEntry
-from catalogs.layout import DamagedDatasetError, data_path
-from infra.storage import Storage
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.storage.storage import Storage
 
 DIGEST = "ab" * 32
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from catalogs.foreign import PAIRS_IN_SHARD, LooseFile, Pair, find_shards, kind_of
-from infra.storage import Storage
+from segmint.catalogs.dataset.foreign import PAIRS_IN_SHARD, LooseFile, Pair, find_shards, kind_of
+from segmint.infra.storage.storage import Storage
 
 
 def touch(folder: Path, *names: str) -> None:

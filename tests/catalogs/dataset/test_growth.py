@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from catalogs.growth import CatalogGrowth, Change, compare_catalog
-from catalogs.normalize import normalize
-from catalogs.rows import read_rows
-from catalogs.scan import write_catalog
-from infra.storage import Storage
+from segmint.catalogs.dataset.growth import CatalogGrowth, Change, compare_catalog
+from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.source.scan import write_catalog
+from segmint.infra.storage.storage import Storage
 
 STORAGE = Storage()
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.layout import config_sha256
-from catalogs.manifest import (
+from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
     Weights,
@@ -22,8 +21,10 @@ from catalogs.manifest import (
     read_manifest,
     read_standing,
 )
-from infra.errors import UsageError
-from infra.storage import Storage, join
+from segmint.catalogs.layout import config_sha256
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import join
 
 DIGEST = "0123456789abcdef" * 4
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.layout import DamagedDatasetError
-from catalogs.reader import Dataset, NoPixelsError, open_dataset
-from infra.errors import UsageError
-from infra.storage import Storage, UriNotAllowedError
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.reader import Dataset, NoPixelsError
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import UriNotAllowedError
 from tests.support.bombs import hostile_tar
 from tests.support.committed import masks, pixels, write_dataset, write_generation
 

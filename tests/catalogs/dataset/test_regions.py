@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.regions import read_regions, write_regions
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.dataset.regions import read_regions, write_regions
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 GOOD = {"id": 2, "kind": "face", "x": 0, "y": 3, "w": 10, "h": 20}
 

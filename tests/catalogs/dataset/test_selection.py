@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import CatalogPart, DatasetManifest, Weights
-from catalogs.normalize import normalize
-from catalogs.selection import number_of, read_ids, select_rows, with_copies
-from catalogs.tombstones import Asked
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.selection import number_of, read_ids, select_rows, with_copies
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.source.normalize import normalize
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 ROWS = [
     {"image_id": "a", "uri": "a.jpg", "license": "L1", "provider": "P"},

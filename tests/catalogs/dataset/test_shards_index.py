@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from catalogs.shards_index import write_shards_index
-from infra.storage import Storage
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_generation
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from catalogs import summaries
-from catalogs.commits import CommitLog
-from catalogs.summaries import NOTHING, sum_commits
-from infra.storage import Storage
+from segmint.catalogs.dataset import summaries
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.summaries import NOTHING, sum_commits
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
 
 

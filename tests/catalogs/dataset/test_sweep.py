@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.layout import data_path, part_path
-from catalogs.reader import open_dataset
-from catalogs.sweep import sweep
-from infra.storage import Storage
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import data_path, part_path
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
 
 LATER = datetime.now(UTC) + timedelta(days=2)

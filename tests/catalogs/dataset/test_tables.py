@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.layout import DamagedDatasetError, data_path
-from catalogs.tables import DatasetTables, TableFile, make_folder, open_committed
-from infra.storage import Storage
-from operators.audit_rows import SCHEMAS
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder, open_committed
+from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.storage.storage import Storage
+from segmint.operators.schemas import SCHEMAS
 from tests.support.committed import write_dataset, write_generation
 
 OVERVIEW = """

@@ -4,9 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.layout import DamagedDatasetError
-from catalogs.tombstones import Asked, TakenImage, Tombstone, by_shard, put_tombstone, read_tombstones, taken_images
-from infra.storage import Storage
+from segmint.catalogs.dataset.tombstones import (
+    Asked,
+    TakenImage,
+    Tombstone,
+    by_shard,
+    put_tombstone,
+    read_tombstones,
+    taken_images,
+)
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import Storage
 
 
 def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = "asked") -> Tombstone:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from catalogs.reader import Dataset, open_dataset
-from catalogs.torch_dataset import Place, TorchDataset, share
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.torch_dataset import Place, TorchDataset, open_dataset, share
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
 
 ALL = [1, 2, 4, 5, 7, 8]
@@ -153,5 +153,5 @@ def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], p
 def test_reading_alone_takes_no_torch() -> None:
     import subprocess
 
-    code = "import sys, catalogs.reader, pipeline.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, segmint.catalogs.dataset.reader, segmint.pipeline.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

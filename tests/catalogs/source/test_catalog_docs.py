@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from catalogs.readers import FORMATS
-from catalogs.reasons import Reason
-from catalogs.schema import SOURCE
-from infra.uris import ALLOWED_SCHEMES
+from segmint.catalogs.reasons import Reason
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.readers import FORMATS
+from segmint.infra.uris import ALLOWED_SCHEMES
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "catalogs.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "catalogs.md").read_text(encoding="utf-8")
 
 
 def first_cells(title: str) -> list[str]:

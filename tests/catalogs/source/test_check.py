@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.check import EXAMPLES, check
-from catalogs.demo import DEMO_LICENSES, write_demo
-from catalogs.licenses import LicensePolicy
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.source.check import EXAMPLES, check
+from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 DAY = date(2026, 6, 1)
 

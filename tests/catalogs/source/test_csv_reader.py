@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from catalogs.csv_reader import csv_batches, read_csv
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.csv_reader import csv_batches, read_csv
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 def read(path: Path) -> pa.Table:

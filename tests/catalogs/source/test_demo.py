@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from catalogs.demo import DEMO_LICENSES, write_demo
-from catalogs.licenses import canonical_identifier
-from catalogs.readers import read_catalog
-from infra.storage import Storage
+from segmint.catalogs.licenses import canonical_identifier
+from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
+from segmint.catalogs.source.readers import read_catalog
+from segmint.infra.storage.storage import Storage
 
 
 def test_the_photographs_are_the_packages_own_files(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogs import text_blocks
-from catalogs.json_lines_reader import json_blocks, read_json_lines, split_lines
-from catalogs.schema import SOURCE
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source import text_blocks
+from segmint.catalogs.source.json_lines_reader import json_blocks, read_json_lines, split_lines
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 ROWS = st.fixed_dictionaries({"uri": st.text(min_size=1), "license": st.none() | st.just("CC0-1.0")})
 BLANK = st.sampled_from(["", " ", "\t", "\r", "  \r"])
@@ -74,7 +74,7 @@ def test_a_line_is_a_row_whatever_the_others_make_up_for(folder: Path, text: str
 
 @pytest.mark.parametrize("start", ["", "\n"])
 def test_a_row_that_is_too_long_is_refused(folder: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalogs.json_lines_reader.ROW_BYTES", 1000)
+    monkeypatch.setattr("segmint.catalogs.source.json_lines_reader.ROW_BYTES", 1000)
     row = json.dumps({"uri": "a.jpg", "license": "x"})
     long = json.dumps({"uri": "b" * 1000, "license": "x"})
     (folder / "long.jsonl").write_text(f"{start}{row}\n{long}\n{row}\n")

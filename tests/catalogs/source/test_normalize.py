@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from catalogs.normalize import normalize
-from catalogs.scan import write_catalog
-from catalogs.schema import NORMALIZED
-from infra.errors import UsageError
-from infra.storage import Storage, UriNotAllowedError, relative_to
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source.scan import write_catalog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import UriNotAllowedError, relative_to
 
 STORAGE = Storage()
 ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b", "1", "01"]), max_size=30)
@@ -114,8 +115,8 @@ def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
     """Peak memory of a process that normalizes so many rows, and the duplicates that it found."""
     program = f"""
 import resource, pathlib
-from infra.storage import Storage
-from catalogs.normalize import normalize
+from segmint.infra.storage.storage import Storage
+from segmint.catalogs.source.normalize import normalize
 catalog = pathlib.Path({str(folder)!r}) / "c-{rows}.csv"
 with catalog.open("w") as file:
     file.write("uri,license,image_id\\n")
@@ -178,7 +179,7 @@ def test_credentials_in_a_catalog_reach_no_dataset_and_cost_no_image(tmp_path: P
 
 
 def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalogs.normalize.MOST_WAITING", 20 << 20)
+    monkeypatch.setattr("segmint.catalogs.source.normalize.MOST_WAITING", 20 << 20)
     texts = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "attribution": "a" * (1 << 20)} for i in range(25)]
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row \d+ would take more memory"):
         normalize(catalog_of(tmp_path / "c.jsonl", texts), STORAGE, tmp_path / "n.parquet")

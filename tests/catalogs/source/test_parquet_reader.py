@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.parquet_reader import read_parquet
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.parquet_reader import read_parquet
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 def read(path: Path) -> pa.Table:

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs import csv_reader, text_blocks
-from catalogs.conform import Problem
-from catalogs.readers import read_catalog
-from catalogs.scan import write_catalog
-from catalogs.schema import SOURCE
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source import csv_reader, text_blocks
+from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.readers import read_catalog
+from segmint.catalogs.source.scan import write_catalog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -174,9 +174,9 @@ GIGABYTE = 1 << 30
 
 IN_LITTLE_MEMORY = """
 import resource, sys
-from catalogs.readers import read_catalog
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.readers import read_catalog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 now = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (now + (512 << 20),) * 2)
@@ -191,7 +191,7 @@ for path in sys.argv[1:]:
 
 def read_in_little_memory(*paths: Path) -> list[str]:
     """What comes of reading catalogs in a process that may take half a gigabyte: a line each."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", IN_LITTLE_MEMORY, *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(root)},

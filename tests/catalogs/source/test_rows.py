@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogs.normalize import stage_catalog, write_marked
-from catalogs.parquet import RowGroupWriter
-from catalogs.rows import NormalizedRows, count_rows, read_rows
-from catalogs.scan import write_catalog
-from catalogs.schema import NORMALIZED
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.normalize import stage_catalog, write_marked
+from segmint.catalogs.source.rows import NormalizedRows, count_rows, read_rows
+from segmint.catalogs.source.scan import write_catalog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 STORAGE = Storage()
 ROWS = 1000

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogs.normalize import normalize
-from catalogs.readers import read_catalog
-from catalogs.rows import read_rows
-from catalogs.sampling import count_rows, read_rows_at, spread_evenly
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source.readers import read_catalog
+from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.source.sampling import count_rows, read_rows_at, spread_evenly
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 STORAGE = Storage()
 

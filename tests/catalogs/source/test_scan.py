@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from catalogs.readers import read_catalog
-from catalogs.scan import scan, write_catalog
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source.readers import read_catalog
+from segmint.catalogs.source.scan import scan, write_catalog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 def make(folder: Path, files: dict[str, str]) -> None:

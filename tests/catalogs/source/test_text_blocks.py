@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalogs import text_blocks
-from catalogs.text_blocks import line_blocks, open_text
-from infra.errors import UsageError
-from infra.storage import Storage
+from segmint.catalogs.source import text_blocks
+from segmint.catalogs.source.text_blocks import line_blocks, open_text
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.booleans())

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from infra.meaning import Meaning, describe, meaning
+from segmint.infra.storage.error_kinds import Meaning, describe, meaning
 from tests.support.store_errors import client_error
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.fsspec_files import StorageFiles
-from infra.storage import NotFoundError, Storage
+from segmint.infra.storage.fsspec_files import StorageFiles
+from segmint.infra.storage.storage import NotFoundError, Storage
 
 
 def test_reads_pieces_of_an_object(tmp_path: Path) -> None:

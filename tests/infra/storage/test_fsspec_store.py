@@ -1,8 +1,8 @@
 import fsspec
 import pytest
 
-from infra.errors import UsageError
-from infra.fsspec_store import FsspecStore
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.fsspec_store import FsspecStore
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from infra import outages
-from infra.outages import BUSY_ROUNDS, ROUNDS, outlast, pauses
-from infra.retry import AccessRefusedError, PassingFaultError, StorageFaultError, UnavailableError
+from segmint.infra.storage import outages
+from segmint.infra.storage.outages import BUSY_ROUNDS, ROUNDS, outlast, pauses
+from segmint.infra.storage.retry import AccessRefusedError, PassingFaultError, StorageFaultError, UnavailableError
 
 
 @pytest.fixture(autouse=True)

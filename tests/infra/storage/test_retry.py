@@ -2,8 +2,8 @@ import errno
 
 import pytest
 
-from infra.errors import UsageError
-from infra.retry import (
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.retry import (
     AccessRefusedError,
     NotFoundError,
     PassingFaultError,

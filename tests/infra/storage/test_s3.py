@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from infra import s3, s3_parts
-from infra.storage import AccessRefusedError, NotFoundError, RetryPolicy, Storage, StorageFaultError, UnavailableError
+from segmint.infra.storage import s3, s3_parts
+from segmint.infra.storage.storage import (
+    AccessRefusedError,
+    NotFoundError,
+    RetryPolicy,
+    Storage,
+    StorageFaultError,
+    UnavailableError,
+)
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,

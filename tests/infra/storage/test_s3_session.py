@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.s3_session import make_session, parse_time
+from segmint.infra.storage.s3_session import make_session, parse_time
 
 
 @pytest.mark.parametrize(

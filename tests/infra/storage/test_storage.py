@@ -14,15 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UsageError
-from infra.storage import (
-    NotFoundError,
-    ObjectTooLargeError,
-    RetryPolicy,
-    Storage,
-    StorageFaultError,
-    UriNotAllowedError,
-)
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.probe import probe
+from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, RetryPolicy, Storage, StorageFaultError
+from segmint.infra.uris import UriNotAllowedError
 from tests.support.faulty_proxy import CUT_BODY, LOSE_ANSWER, answer, faulty_proxy
 from tests.support.s3_server import S3Server
 
@@ -129,7 +124,7 @@ def test_put_if_absent_says_whose_bytes_stand_there(place) -> None:
 
 def test_the_probe_passes_and_leaves_nothing(place) -> None:
     storage, base = place
-    storage.probe(base)
+    probe(storage, base)
     assert storage.list(base, include_temporary=True) == []
 
 
@@ -248,7 +243,7 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
         lambda: storage.list(uri),
         lambda: list(storage.walk(uri)),
         lambda: storage.delete(uri),
-        lambda: storage.probe(uri),
+        lambda: probe(storage, uri),
     ]
     for operation in operations:
         with pytest.raises(StorageFaultError, match="no such bucket"):
@@ -260,7 +255,7 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
 def test_refused_credentials_are_a_fault_at_once(s3_options, s3_bucket: str) -> None:
     # A process of its own: credentials are looked up once a connection.
     script = (
-        "import sys, time; from infra.storage import *\n"
+        "import sys, time; from segmint.infra.storage.storage import *\n"
         f"storage = Storage({s3_options!r}); start = time.monotonic()\n"
         f"try: storage.read('s3://{s3_bucket}/x')\n"
         "except AccessRefusedError as error: print(error)\n"
@@ -427,7 +422,8 @@ def test_a_scheme_without_its_package_says_so() -> None:
 
 
 def test_importing_storage_is_quick_and_brings_no_client() -> None:
-    script = "import sys, infra.storage, infra.assets, infra.log, infra.progress; print(sorted(sys.modules))"
+    modules = "segmint.infra.storage.storage, segmint.infra.assets, segmint.infra.log, segmint.infra.progress"
+    script = f"import sys, {modules}; print(sorted(sys.modules))"
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert time.monotonic() - start < 5

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UsageError
-from infra.retry import ShortBodyError
-from infra.stores import LocalStore, ObjectInfo, open_file
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.retry import ShortBodyError
+from segmint.infra.storage.stores import LocalStore, ObjectInfo, open_file
 
 
 def test_local_files_have_the_usual_mode_and_leave_nothing_behind(tmp_path) -> None:

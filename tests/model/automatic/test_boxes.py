@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import batched_mask_to_box, box_xyxy_to_xywh
 
-from model.automatic.boxes import box_of, mask_boxes, xyxy_to_xywh
+from segmint.model.automatic.boxes import box_of, mask_boxes, xyxy_to_xywh
 
 STACKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=3, max_dims=3, max_side=12))
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from model.automatic.boxes import box_of
-from model.automatic.candidates import Candidates, Patch, RunPatch, concatenate
-from model.automatic.rle import encode
+from segmint.model.automatic.boxes import box_of
+from segmint.model.automatic.candidates import Candidates, Patch, RunPatch, concatenate
+from segmint.model.automatic.rle import encode
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20))
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import remove_small_regions
 
-from model.automatic.boxes import box_of
-from model.automatic.candidates import Patch
-from model.automatic.cleanup import clean, clean_patch
+from segmint.model.automatic.boxes import box_of
+from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.cleanup import clean, clean_patch
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24))
 

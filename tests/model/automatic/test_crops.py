@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes
 
-from model.automatic.crops import Crop, crop_points, cut, generate_crops, point_grid
-from model.automatic.settings import MaskSettings
+from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops, point_grid
+from segmint.model.automatic.settings import MaskSettings
 
 
 @given(

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import calculate_stability_score, is_box_near_crop_edge
 
-from model.automatic.crops import generate_crops
-from model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
+from segmint.model.automatic.crops import generate_crops
+from segmint.model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
 
 LOGITS = arrays.arrays(
     np.float32,

@@ -12,14 +12,14 @@ from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.reference import reference_sam
-from model.automatic import generator, proposals
-from model.automatic.generator import Generated, MaskGenerator
-from model.automatic.nms import nms_on_device
-from model.automatic.rle import decode
-from model.automatic.settings import MaskSettings
-from model.automatic.tiled_upscaling import TiledUpscaling
-from model.sam.load import load_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic import generator, proposals
+from segmint.model.automatic.generator import Generated, MaskGenerator
+from segmint.model.automatic.nms import nms_on_device
+from segmint.model.automatic.rle import decode
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import TiledUpscaling
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
 from tests.support.parity import compare
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.automatic.interpolation import interpolation
-from model.sam.load import build_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic.interpolation import interpolation
+from segmint.model.sam.load import build_sam
+from segmint.model.sam.predictor import Predictor
 from tests.support.whole_masks import embedding_of
 
 

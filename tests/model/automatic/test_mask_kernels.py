@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.automatic import mask_tiles
-from model.automatic.mask_tiles import Strip
-from model.automatic.taps import Taps, taps_of
-from model.sam.preprocess import resized_size
+from segmint.model.automatic import mask_tiles
+from segmint.model.automatic.mask_tiles import Strip
+from segmint.model.automatic.taps import Taps, taps_of
+from segmint.model.sam.preprocess import resized_size
 from tests.support.whole_masks import blobs
 
 pytest.importorskip("triton")
@@ -41,7 +41,7 @@ def low_res_logits() -> torch.Tensor:
 
 def check(size: tuple[int, int], device: str) -> None:
     """Both ways on one device, and on the CPU."""
-    from model.automatic import mask_kernels
+    from segmint.model.automatic import mask_kernels
 
     low, taps, there = low_res_logits(), both_taps(size, "cpu"), both_taps(size, device)
     for offset in (1.0, 0.0):
@@ -88,7 +88,7 @@ def test_the_kernels_compile_for_a_gpu_and_fuse_no_multiplication_with_an_additi
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from model.automatic import mask_kernels
+    from segmint.model.automatic import mask_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     sides = {"ROWS": 8, "COLUMNS": 128, "SIDE": 256, "ROW_TAPS": 3, "COLUMN_TAPS": 3}

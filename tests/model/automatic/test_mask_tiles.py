@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.automatic import mask_tiles
-from model.automatic.boxes import mask_boxes
-from model.automatic.mask_tiles import Strip, draw, measure
-from model.automatic.taps import Taps, interpolate, taps_of
-from model.sam.preprocess import resized_size
+from segmint.model.automatic import mask_tiles
+from segmint.model.automatic.boxes import mask_boxes
+from segmint.model.automatic.mask_tiles import Strip, draw, measure
+from segmint.model.automatic.taps import Taps, interpolate, taps_of
+from segmint.model.sam.preprocess import resized_size
 from tests.support.whole_masks import blobs
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
-from model.automatic import nms as module
-from model.automatic.nms import nms, nms_on_device
+from segmint.model.automatic import nms as module
+from segmint.model.automatic.nms import nms, nms_on_device
 
 COORDINATE = st.integers(0, 12)
 BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from model.automatic.candidates import Candidates
-from model.automatic.crops import Crop, crop_points
-from model.automatic.nms import nms
-from model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
-from model.automatic.records import Funnel
-from model.automatic.settings import MaskSettings
-from model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
-from model.automatic.upscaling import BoxedUpscaling, Upscaling
-from model.sam.load import load_sam
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.crops import Crop, crop_points
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
+from segmint.model.automatic.upscaling import BoxedUpscaling, Upscaling
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.whole_masks import WholeUpscaling
 
 CROP = Crop(1, (40, 20, 240, 170))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.automatic.generator import MaskGenerator
-from model.automatic.settings import MaskSettings
-from model.sam.load import load_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
 from tests.support.parity import compare
 
 pytestmark = pytest.mark.long

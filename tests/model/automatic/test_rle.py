@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from model.automatic.rle import Rle, area, compress, decode, decompress, decompress_many, encode, encode_patch
+from segmint.model.automatic.rle import Rle, area, compress, decode, decompress, decompress_many, encode, encode_patch
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.automatic.settings import MaskSettings
+from segmint.model.automatic.settings import MaskSettings
 
 
 def test_official_has_the_reference_codes_defaults() -> None:

@@ -10,11 +10,11 @@ import pytest
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from model.automatic.generator import MaskGenerator
-from model.automatic.records import MaskRecord
-from model.automatic.settings import MaskSettings
-from model.sam.load import load_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
 from tests.conftest import read_rgb
 from tests.support.parity import compare
 from tests.support.slow_generator import generate_slowly

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.automatic.interpolation import interpolation
-from model.automatic.taps import interpolate, reached, taps_of
-from model.sam.load import build_sam
-from model.sam.predictor import Predictor
-from model.sam.preprocess import resized_size
+from segmint.model.automatic.interpolation import interpolation
+from segmint.model.automatic.taps import interpolate, reached, taps_of
+from segmint.model.sam.load import build_sam
+from segmint.model.sam.predictor import Predictor
+from segmint.model.sam.preprocess import resized_size
 from tests.support.whole_masks import blobs, embedding_of
 
 CPU = torch.device("cpu")

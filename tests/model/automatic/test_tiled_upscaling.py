@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.automatic import mask_tiles
-from model.automatic import tiled_upscaling as steps
-from model.automatic.mask_tiles import Strip
-from model.automatic.taps import interpolate
-from model.automatic.tiled_upscaling import KernelsUnlessTheyFail, TiledUpscaling, strips_of, upscaling_of
-from model.automatic.upscaling import BoxedUpscaling, StableMasks
-from model.sam.load import build_sam
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.automatic import mask_tiles
+from segmint.model.automatic import tiled_upscaling as steps
+from segmint.model.automatic.mask_tiles import Strip
+from segmint.model.automatic.taps import interpolate
+from segmint.model.automatic.tiled_upscaling import KernelsUnlessTheyFail, TiledUpscaling, strips_of, upscaling_of
+from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks
+from segmint.model.sam.load import build_sam
+from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
 
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.automatic import upscaling as steps
-from model.automatic.upscaling import BoxedUpscaling
-from model.sam.load import build_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic import upscaling as steps
+from segmint.model.automatic.upscaling import BoxedUpscaling
+from segmint.model.sam.load import build_sam
+from segmint.model.sam.predictor import Predictor
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.automatic.crops import Crop
-from model.automatic.generator import MaskGenerator, to_records
-from model.automatic.settings import MaskSettings
-from model.automatic.workers import Workers
-from model.sam.load import load_sam
-from model.sam.predictor import Predictor
+from segmint.model.automatic.crops import Crop
+from segmint.model.automatic.generator import MaskGenerator, to_records
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.workers import Workers
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
 
 
 def test_each_thread_computes_alone_and_the_others_as_before() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.detectors.detection import Detection, by_score, iou, merge, search, tiles, whole_first
+from segmint.model.detectors.detection import Detection, by_score, iou, merge, search, tiles, whole_first
 
 
 def face(score: float, *box: float) -> Detection:

@@ -8,7 +8,7 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
-from model.detectors.faces import FaceDetector
+from segmint.model.detectors.faces import FaceDetector
 from tests.support.labels import MULTIFACE, found_again
 
 

@@ -1,10 +1,10 @@
-"""The decoding alone; the network finds its plates in tests/operators/test_deidentify.py."""
+"""The decoding alone; the network finds its plates in tests/operators/prepare/test_deidentify.py."""
 
 import numpy as np
 import pytest
 
-from model.detectors.detection import Detection
-from model.detectors.plates import PlateDetector, agreed, anchors, decode
+from segmint.model.detectors.detection import Detection
+from segmint.model.detectors.plates import PlateDetector, agreed, anchors, decode
 
 
 def plate(score: float, *box: float) -> Detection:

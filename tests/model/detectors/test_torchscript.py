@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.detectors.torchscript import TorchScriptDetector
+from segmint.model.detectors.torchscript import TorchScriptDetector
 
 
 class RedSpot(nn.Module):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.sam.batch_encoder import CUDA_BATCH, MAX_BATCH, BatchEncoder, CompilationError, default_batch_size
-from model.sam.image_encoder_vit import ImageEncoderViT, VitShape
-from model.sam.load import build_sam
-from model.sam.sam import Sam
+from segmint.model.sam.batch_encoder import CUDA_BATCH, MAX_BATCH, BatchEncoder, CompilationError, default_batch_size
+from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
+from segmint.model.sam.load import build_sam
+from segmint.model.sam.sam import Sam
 from tests.support.random_weights import randomize
 
 SIDE = 320

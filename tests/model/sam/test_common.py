@@ -4,7 +4,7 @@ from segment_anything.modeling.common import LayerNorm2d as ReferenceLayerNorm2d
 from segment_anything.modeling.image_encoder import window_partition
 from segment_anything.modeling.mask_decoder import MLP as ReferenceMlp
 
-from model.sam.common import (
+from segmint.model.sam.common import (
     LayerNorm2d,
     Perceptron,
     join_heads,

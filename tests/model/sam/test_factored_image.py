@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.sam.common import split_heads
-from model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, by_head, scaled
-from model.sam.transformer import Attention, TwoWayBlock
+from segmint.model.sam.common import split_heads
+from segmint.model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, by_head, scaled
+from segmint.model.sam.transformer import Attention, TwoWayBlock
 from tests.support.random_weights import randomize
 
 HEADS, TOKENS, POSITIONS = 8, 7, 100

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.sam.image_encoder_tinyvit import Attention, ImageEncoderTinyViT, bias_index
-from model.sam.load import load_sam
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.image_encoder_tinyvit import Attention, ImageEncoderTinyViT, bias_index
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize
 from tests.support.stripes import stripes
 

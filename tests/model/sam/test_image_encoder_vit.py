@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.reference import reference_vit
-from model.sam import image_encoder_vit
-from model.sam.image_encoder_vit import (
+from segmint.model.sam import image_encoder_vit
+from segmint.model.sam.image_encoder_vit import (
     VIT_B,
     VIT_H,
     VIT_L,

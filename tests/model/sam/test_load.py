@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.sam.load import Architecture, SamWeightsError, build_sam, inspect_checkpoint, load_sam, sam_from_state_dict
+from segmint.model.sam.load import (
+    Architecture,
+    SamWeightsError,
+    build_sam,
+    inspect_checkpoint,
+    load_sam,
+    sam_from_state_dict,
+)
 from tests.support.random_weights import randomize
 
 
@@ -55,7 +62,7 @@ def test_a_checkpoint_tells_its_architecture_without_being_loaded(mobile_sam_pat
 def test_loading_does_not_import_torchs_compiler(mobile_sam_path: Path) -> None:
     """That takes longer than all the rest of it."""
     code = (
-        "import sys; from model.sam.load import load_sam; load_sam(sys.argv[1]); "
+        "import sys; from segmint.model.sam.load import load_sam; load_sam(sys.argv[1]); "
         "sys.exit('torch._dynamo' in sys.modules or 'torch._inductor' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(mobile_sam_path)], check=True)

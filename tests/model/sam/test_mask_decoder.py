@@ -3,8 +3,8 @@ import torch
 from segment_anything.modeling import MaskDecoder as ReferenceDecoder
 from segment_anything.modeling import TwoWayTransformer as ReferenceTransformer
 
-from model.sam.mask_decoder import MaskDecoder
-from model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.prompt_encoder import PromptEmbedding
 from tests.support.random_weights import randomize
 
 SIDE = 16

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from model.sam import point_decoder
-from model.sam.mask_decoder import MaskDecoder
-from model.sam.point_decoder import decode_points, draw_masks, plan_points
-from model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam import point_decoder
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.point_decoder import decode_points, draw_masks, plan_points
+from segmint.model.sam.prompt_encoder import PromptEmbedding
 from tests.support.random_weights import randomize
 
 SIDE = 16

@@ -8,8 +8,8 @@ import torch
 from segment_anything import SamPredictor
 
 from benchmarks.reference import reference_sam
-from model.sam.load import build_sam, load_sam
-from model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.load import build_sam, load_sam
+from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize
 from tests.support.stripes import stripes
 

@@ -7,7 +7,7 @@ from segment_anything.modeling import Sam as ReferenceSam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
-from model.sam.preprocess import normalize_and_pad, resize, resized_size
+from segmint.model.sam.preprocess import normalize_and_pad, resize, resized_size
 
 side = st.integers(1, 6000)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.sam import products
-from model.sam.products import GeluConv2d, Linear, linear, product
+from segmint.model.sam import products
+from segmint.model.sam.products import GeluConv2d, Linear, linear, product
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from segment_anything.modeling import PromptEncoder as ReferencePromptEncoder
 
-from model.sam.prompt_encoder import PositionalEncoding, PromptEncoder
+from segmint.model.sam.prompt_encoder import PositionalEncoding, PromptEncoder
 from tests.support.random_weights import randomize
 
 PARTS = ["points", "boxes", "masks", "points boxes", "points masks", "boxes masks", "points boxes masks"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.sam.prompts import Array, check_prompts
+from segmint.model.sam.prompts import Array, check_prompts
 
 POINTS, LABELS = np.zeros((2, 3, 2)), np.ones((2, 3))
 BOXES, MASKS = np.zeros((2, 4)), np.zeros((2, 1, 256, 256), np.float32)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 
-from model.sam.load import Architecture, build_sam
+from segmint.model.sam.load import Architecture, build_sam
 
 
 @pytest.mark.parametrize("architecture", ["vit_b", "vit_l", "vit_h"])

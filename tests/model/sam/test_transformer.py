@@ -2,7 +2,7 @@ import pytest
 import torch
 from segment_anything.modeling import TwoWayTransformer as ReferenceTransformer
 
-from model.sam.transformer import TwoWayTransformer
+from segmint.model.sam.transformer import TwoWayTransformer
 from tests.support.random_weights import randomize
 
 SIDE = 8

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from operators.jpeg_parts import frame_size, jpeg_parts
-from operators.release import ReleaseConfig, release
+from segmint.operators.audit.jpeg_parts import frame_size, jpeg_parts
+from segmint.operators.prepare.release import ReleaseConfig, release
 from tests.support.builds import photograph
 
 

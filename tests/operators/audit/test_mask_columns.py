@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from operators.mask_columns import MaskColumns
-from operators.rows import Row, to_table
-from operators.segment import MASK
-from operators.shard_files import MASKS, annotations_json
+from segmint.operators.audit.mask_columns import MaskColumns
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import MASK, MASKS
+from segmint.operators.shards.files import annotations_json
 
 KEYS = [field.name for field in MASK]
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalogs.findings import Code, Place
-from model.automatic import rle
-from operators import audit_masks
+from segmint.catalogs.findings import Code, Place
+from segmint.model.automatic import rle
+from segmint.operators.audit import masks as audit_masks
 
 
 def row_of(pixels: np.ndarray) -> dict[str, Any]:

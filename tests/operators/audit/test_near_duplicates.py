@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from model.automatic.rle import encode
-from operators.near_duplicates import NearDuplicate, near_duplicates
+from segmint.model.automatic.rle import encode
+from segmint.operators.audit.near_duplicates import NearDuplicate, near_duplicates
 
 
 def ellipses(seed: int, count: int) -> list[np.ndarray]:

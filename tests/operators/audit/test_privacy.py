@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catalogs.regions import WantedRegion
-from model.detectors.detection import Detection
-from operators.audit_privacy import StillDetected, picture, search_release
-from operators.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
-from operators.images import decode_jpeg
-from operators.redact import redact_row
-from operators.release import ReleaseConfig, release
-from operators.rows import Row
+from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.model.detectors.detection import Detection
+from segmint.operators.audit.privacy import StillDetected, picture, search_release
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.rows import Row
+from segmint.operators.shards.redact import redact_row
 
 PLAIN = ReleaseConfig()
 

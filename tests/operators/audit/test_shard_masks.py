@@ -5,12 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalogs.findings import Place
-from operators.audit_masks import MaskLimits
-from operators.audit_rows import SCHEMAS, ShardTables
-from operators.rows import to_table
-from operators.shard_files import MASKS, annotations_json
-from operators.shard_masks import ShardMasks
+from segmint.catalogs.findings import Place
+from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.audit.rows import ShardTables
+from segmint.operators.audit.shard_masks import ShardMasks
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import MASKS, SCHEMAS
+from segmint.operators.shards.files import annotations_json
 
 LIMITS = MaskLimits(0.7, 0.8)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from operators.similar_images import DISTANCE, Alike, find_alike, perceptual_hash
+from segmint.operators.audit.similar_images import DISTANCE, Alike, find_alike, perceptual_hash
 from tests.support.builds import photograph
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket", "camera", "hubble_deep_field", "immunohistochemistry", "brick")

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogs.findings import Place
-from model.automatic.rle import compress, decompress, encode
-from operators import sound_masks as at_once
-from operators.audit_masks import MaskLimits, audit_masks
-from operators.mask_columns import MaskColumns
-from operators.rows import Row, to_table
-from operators.shard_files import MASKS
-from operators.sound_masks import sound_masks
+from segmint.catalogs.findings import Place
+from segmint.model.automatic.rle import compress, decompress, encode
+from segmint.operators.audit import sound_masks as at_once
+from segmint.operators.audit.mask_columns import MaskColumns
+from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.sound_masks import sound_masks
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import MASKS
 
 Damage = tuple[str, Any]  # a key of a mask's row, and another value of it
 

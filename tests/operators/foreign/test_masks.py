@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from catalogs.findings import Code, Place
-from operators.foreign_masks import ForeignImage, read_foreign
+from segmint.catalogs.findings import Code, Place
+from segmint.operators.foreign.masks import ForeignImage, read_foreign
 
 PLACE = Place("sa_1.json", 0)
 

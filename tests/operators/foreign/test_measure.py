@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from catalogs.findings import Code
-from catalogs.foreign import JPEGS, find_shards
-from infra.storage import Storage
-from operators.measure_foreign import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
-from operators.shard_files import IMAGES, MASKS
-from tests.operators.test_foreign_masks import annotation, square
+from segmint.catalogs.dataset.foreign import JPEGS, find_shards
+from segmint.catalogs.findings import Code
+from segmint.infra.storage.storage import Storage
+from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
+from segmint.operators.schemas import IMAGES, MASKS
+from tests.operators.foreign.test_masks import annotation, square
 
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:

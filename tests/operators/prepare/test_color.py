@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from operators import color
+from segmint.operators.prepare import color
 from tests.support import bad_images
 from tests.support.bad_images import half_transparent, photograph
 

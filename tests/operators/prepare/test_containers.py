@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from catalogs.reasons import Reason, RejectedError
-from operators.containers import SUPPORTED, check_whole, recognize
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.prepare.containers import SUPPORTED, check_whole, recognize
 from tests.support.bad_images import encode, flipped, photograph, png, png_chunk
 
 

@@ -14,16 +14,10 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from pydantic import ValidationError
 
-from infra.errors import UsageError
-from model.detectors.detection import Detection, Detector
-from operators.deidentify import (
-    REGION,
-    DeidentifyConfig,
-    Region,
-    build_detectors,
-    deidentify,
-    outline,
-)
+from segmint.infra.errors import UsageError
+from segmint.model.detectors.detection import Detection, Detector
+from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify, outline
+from segmint.operators.schemas import REGION
 from tests.support.labels import (
     ASTRONAUT,
     MULTIFACE,

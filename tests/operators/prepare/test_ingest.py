@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from catalogs.reasons import Reason, RejectedError
-from operators.containers import SUPPORTED
-from operators.ingest import IngestConfig, Ingested, ingest
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.prepare.containers import SUPPORTED
+from segmint.operators.prepare.ingest import IngestConfig, Ingested, ingest
 from tests.support import bad_images
 from tests.support.bad_images import Sample, encode, half_transparent, photograph, samples
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.obliterate import CELLS, Patch, ellipse, mosaic, obliterate, polygon, rectangle
+from segmint.operators.prepare.mosaic import CELLS, Patch, ellipse, mosaic, obliterate, polygon, rectangle
 
 SHAPE = (60, 90)
 

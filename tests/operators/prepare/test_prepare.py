@@ -17,18 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from catalogs.licenses import LicensePolicy
-from catalogs.normalize import normalize
-from catalogs.reasons import Reason, RejectedError
-from catalogs.schema import NORMALIZED
-from infra.assets import sha256_of
-from infra.errors import UsageError
-from infra.storage import RetryPolicy, Storage, StorageFaultError
-from operators.child import Children
-from operators.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
-from operators.ingest import IngestConfig
-from operators.prepare import (
-    PREPARED,
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.normalize import normalize
+from segmint.infra.assets import sha256_of
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import RetryPolicy, Storage, StorageFaultError
+from segmint.operators.child import Children
+from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from segmint.operators.prepare.ingest import IngestConfig
+from segmint.operators.prepare.prepare import (
     Prepare,
     PrepareConfig,
     Prepared,
@@ -36,7 +35,8 @@ from operators.prepare import (
     RefusedError,
     build_worker,
 )
-from operators.release import ReleaseConfig
+from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.schemas import PREPARED
 from tests.support import bad_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
 from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round
@@ -274,9 +274,9 @@ DEADLY_RUN = """
 import sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from infra.storage import Storage
-from operators.prepare import Prepare, PrepareResources
-from tests.operators import test_prepare as given
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.prepare import Prepare, PrepareResources
+from tests.operators.prepare import test_prepare as given
 
 folder = Path(sys.argv[1])
 stage = Prepare(given.config(), Storage(), given.POLICY, str(folder / "catalog.jsonl"), PrepareResources(children=2))
@@ -289,7 +289,7 @@ def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: P
     expected = write_bad_catalog(tmp_path)
     catalog = str(tmp_path / "catalog.jsonl")
     normalize(catalog, Storage(), tmp_path / "normalized.parquet")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     paths = os.pathsep.join([str(bad_images.POISON), str(root)])
     subprocess.run(
         [sys.executable, "-c", DEADLY_RUN, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, check=True
@@ -366,9 +366,9 @@ def test_a_detectors_file_that_was_exchanged_is_not_loaded(tmp_path: Path, portr
 
 CORE_LIMIT = """
 import resource
-from infra.storage import Storage
-from operators.prepare import Prepare
-from tests.operators import test_prepare as given
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.prepare import Prepare
+from tests.operators.prepare import test_prepare as given
 
 _, most = resource.getrlimit(resource.RLIMIT_CORE)
 resource.setrlimit(resource.RLIMIT_CORE, (most, most))
@@ -378,7 +378,7 @@ print(most, resource.getrlimit(resource.RLIMIT_CORE)[0])
 
 
 def test_a_process_that_reads_originals_leaves_no_core_dump() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", CORE_LIMIT],
         env={**os.environ, "PYTHONPATH": str(root)},

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from catalogs.reasons import Reason, RejectedError
-from operators.ingest import IngestConfig, ingest
-from operators.release import ReleaseConfig, encode_original, release, released_size
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.release import ReleaseConfig, encode_original, release, released_size
 from tests.support import bad_images
 
 SMALL = ReleaseConfig(short_side=150)

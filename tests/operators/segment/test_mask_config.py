@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 from pydantic import ValidationError
 
-from model.automatic.settings import MaskSettings
-from operators.mask_config import MasksConfig, ModelConfig
+from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 
 @pytest.mark.parametrize("profile", ["sa1b", "official"])

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.assets import sha256_of
-from infra.device import Compute
-from operators.mask_config import MasksConfig, ModelConfig
-from operators.numerics import Numerics, observe_numerics, resolve_numerics
+from segmint.infra.assets import sha256_of
+from segmint.infra.device import Compute
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,15 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from infra.assets import sha256_of
-from infra.device import Compute
-from model.automatic.records import Funnel
-from model.automatic.settings import MaskSettings
-from operators.numerics import observe_numerics
-from operators.prepare import PREPARED
-from operators.release import ReleaseConfig, encode_original, release
-from operators.rows import to_table
-from operators.segment import (
-    FUNNEL_STEPS,
-    SEGMENTED,
-    MixedNumericsError,
-    Segment,
-    SegmentSettings,
-    device_failure,
-)
+from segmint.infra.assets import sha256_of
+from segmint.infra.device import Compute
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import FUNNEL_STEPS, PREPARED, SEGMENTED
+from segmint.operators.segment.numerics import observe_numerics
+from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, device_failure
 from tests.support.builds import photograph
 from tests.support.described_rows import faulted_row, rejected_row
 
@@ -149,7 +142,7 @@ def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSetti
 
 BROKEN_GPU = """
 import torch
-from operators.segment import device_failure
+from segmint.operators.segment.segment import device_failure
 
 assert device_failure("cuda") is None
 try:
@@ -170,5 +163,5 @@ def test_a_cpu_never_fails_as_a_device() -> None:
 
 
 def test_whoever_describes_and_writes_masks_starts_without_torch() -> None:
-    code = "import operators.describe, operators.write_shard, sys; sys.exit('torch' in sys.modules)"
+    code = "import segmint.operators.describe, segmint.operators.shards.write, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

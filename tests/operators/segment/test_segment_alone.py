@@ -2,15 +2,15 @@
 
 import pytest
 
-from infra.assets import resolve, sha256_of
-from infra.device import Compute
-from model.automatic.settings import MaskSettings
-from operators.images import decode_jpeg
-from operators.numerics import observe_numerics
-from operators.prepare import PREPARED
-from operators.rows import is_live, to_table
-from operators.segment import SegmentSettings
-from operators.segment_alone import SegmentAlone, control_image, control_table
+from segmint.infra.assets import resolve, sha256_of
+from segmint.infra.device import Compute
+from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.images import decode_jpeg
+from segmint.operators.rows import is_live, to_table
+from segmint.operators.schemas import PREPARED
+from segmint.operators.segment.numerics import observe_numerics
+from segmint.operators.segment.segment import SegmentSettings
+from segmint.operators.segment.segment_alone import SegmentAlone, control_image, control_table
 
 TIMEOUT_S = 300.0
 

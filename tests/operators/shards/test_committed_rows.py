@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import load_manifest
-from infra.storage import Storage
-from operators.committed_rows import read_committed_rows
-from operators.describe import DESCRIBED
-from operators.shard_files import build_shard_files
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.schemas import DESCRIBED
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.files import build_shard_files
 from tests.support.committed import write_dataset
 
 

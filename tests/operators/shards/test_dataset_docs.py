@@ -8,12 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from catalogs.commits import Commit
-from catalogs.layout import DATA_KINDS, MANIFEST, SHARDS_INDEX, SUMMARIES
-from catalogs.manifest import DatasetManifest
-from operators.shard_files import IMAGES, MASKS, REJECTS, annotations_json
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.layout import DATA_KINDS, MANIFEST, SHARDS_INDEX, SUMMARIES
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.operators.shards.files import annotations_json
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "dataset.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:

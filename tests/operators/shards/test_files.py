@@ -8,14 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco_mask
 
-from operators.shard_files import (
-    IMAGES,
-    MASKS,
-    REJECTS,
-    annotation_id,
-    annotations_json,
-    build_shard_files,
-)
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.operators.shards.files import annotation_id, annotations_json, build_shard_files
 from tests.support.described_rows import accepted_row, described, rejected_row
 
 ROWS = [accepted_row(0), rejected_row(1), accepted_row(2, masks=0), accepted_row(3, masks=3)]

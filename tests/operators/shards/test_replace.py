@@ -6,13 +6,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from catalogs.commits import Commit, CommitLog
-from infra.errors import UsageError
-from infra.fsspec_store import FsspecStore
-from infra.storage import Storage
-from operators.committed_rows import read_committed_rows
-from operators.replace_shard import LostRaceError, check_purge, remove_replaced, replace_shard
-from operators.rows import Row
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.fsspec_store import FsspecStore
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.replace import LostRaceError, check_purge, remove_replaced, replace_shard
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import upload
@@ -99,7 +99,7 @@ def test_a_store_whose_versions_cannot_be_seen_is_refused(tmp_path: Path, monkey
     check_purge(Storage(), str(tmp_path))
     assert digests(tmp_path) == {}
     memory = FsspecStore(fsspec.filesystem("memory"))
-    monkeypatch.setattr("infra.storage.connect", lambda *_: memory)
+    monkeypatch.setattr("segmint.infra.storage.storage.connect", lambda *_: memory)
     with pytest.raises(UsageError, match="older versions"):
         check_purge(Storage(), "gs://datasets/small")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import Commit, CommitLog
-from catalogs.layout import DATA_KINDS, DamagedDatasetError
-from infra.storage import Storage
-from operators.committed_rows import read_committed_rows
-from operators.describe import DESCRIBED
-from operators.restore_shard import find_damage, remake_commit, restore_from_rest, restore_shard
-from operators.rows import Row, to_table
-from operators.write_shard import ShardTask
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import DESCRIBED
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.restore import find_damage, remake_commit, restore_from_rest, restore_shard
+from segmint.operators.shards.write import ShardTask
 from tests.support.builds import digests
 
 Spoil = Callable[[bytes], bytes]

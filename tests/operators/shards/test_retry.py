@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from catalogs.commits import Commit, CommitLog
-from infra.storage import Storage
-from operators.retry_shard import RetryTask, retry_shard
-from operators.write_shard import ShardResult, ShardTask, WrongRowsError, write_shard
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.infra.storage.storage import Storage
+from segmint.operators.shards.retry import RetryTask, retry_shard
+from segmint.operators.shards.write import ShardResult, ShardTask, WrongRowsError, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
 

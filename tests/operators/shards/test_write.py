@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import Commit, CommitLog
-from infra.storage import Storage
-from operators.write_shard import ShardTask, WrongRowsError, held_back, write_shard
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.infra.storage.storage import Storage
+from segmint.operators.shards.write import ShardTask, WrongRowsError, held_back, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
 from tests.support.stepped import Stepped, stepping
@@ -95,7 +95,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
             self.looked = getattr(self, "looked", 0) + 1
             return None if self.looked == 1 else super().read(shard, generation)
 
-    monkeypatch.setattr("operators.write_shard.CommitLog", LateLog)
+    monkeypatch.setattr("segmint.operators.shards.write.CommitLog", LateLog)
     other = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
     result = write_shard(task(tmp_path), [(0, 3)], other)
     assert result.counts == winner.counts

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catalogs.findings import Code
-from catalogs.layout import config_sha256
-from catalogs.manifest import load_manifest
-from infra.errors import UsageError
-from infra.storage import Storage
-from operators.release import ReleaseConfig, release
-from pipeline.audit_dataset import AuditOptions, audit_dataset
-from pipeline.audit_report import AuditReport
-from pipeline.config import load_config
-from pipeline.redact import redact
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.findings import Code
+from segmint.catalogs.layout import config_sha256
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.corrections.redact import redact
 from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.everything import upload

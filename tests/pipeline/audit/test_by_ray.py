@@ -18,25 +18,25 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-import pipeline.audit
-from catalogs.commits import CommitLog
-from catalogs.findings import Code
-from catalogs.manifest import load_manifest
-from infra.errors import UnfinishedError, UsageError
-from infra.ray_session import ray_session
-from infra.storage import RetryPolicy, Storage, StorageFaultError
-from operators.release import ReleaseConfig, release
-from pipeline import audit_ray
-from pipeline.audit import audit_integrity
-from pipeline.audit_content import ContentPlan
-from pipeline.audit_dataset import AuditOptions, audit_dataset
-from pipeline.audit_privacy import SearchPlan
-from pipeline.audit_ray import AuditShards, audit_by_ray
-from pipeline.audit_report import AuditReport
-from pipeline.audit_shard import FileSettings, ShardPlan
-from pipeline.audit_workers import AuditTask
-from pipeline.cli import app
-from pipeline.config import ResourcesConfig
+import segmint.pipeline.audit.integrity
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.findings import Code
+from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.ray_session import ray_session
+from segmint.infra.storage.storage import RetryPolicy, Storage, StorageFaultError
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.audit import by_ray as audit_ray
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.audit.by_ray import AuditShards, audit_by_ray
+from segmint.pipeline.audit.content import ContentPlan
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.audit.privacy import SearchPlan
+from segmint.pipeline.audit.shard import FileSettings, ShardPlan
+from segmint.pipeline.audit.workers import AuditTask
+from segmint.pipeline.cli import app
+from segmint.pipeline.config.config import ResourcesConfig
 from tests.support.builds import ROOT, digests, photograph
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
@@ -138,7 +138,7 @@ def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s
 @pytest.mark.parametrize("arguments", [["--integrity-only"], ["--privacy-sample", "1"]])
 def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     threads = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
-    monkeypatch.setattr(pipeline.audit, "RAY_FROM_MASKS", BY_RAY)
+    monkeypatch.setattr(segmint.pipeline.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
     by_ray = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
     assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
     assert by_ray.exit_code == 0
@@ -148,8 +148,8 @@ def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch
 WAITING = """
 import os, time
 from pathlib import Path
-import pipeline.audit, pipeline.audit_ray
-from pipeline.cli import main
+import segmint.pipeline.audit.integrity, segmint.pipeline.audit.by_ray
+from segmint.pipeline.cli import main
 
 class Waiting:
     def __init__(self, task):
@@ -159,8 +159,8 @@ class Waiting:
         Path(os.environ["BEGUN"]).touch()
         time.sleep(3600)
 
-pipeline.audit.RAY_FROM_MASKS = 0
-pipeline.audit_ray.AuditShards = Waiting
+segmint.pipeline.audit.integrity.RAY_FROM_MASKS = 0
+segmint.pipeline.audit.by_ray.AuditShards = Waiting
 main()
 """
 

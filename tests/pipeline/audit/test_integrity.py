@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.findings import Code, Finding
-from catalogs.layout import data_path
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.audit import audit_integrity, sampled
-from pipeline.audit_report import AuditReport
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.findings import Code, Finding
+from segmint.catalogs.layout import data_path
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.integrity import audit_integrity, sampled
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.planting import LATER, ShardEdit, commit_path, flip

@@ -3,9 +3,9 @@
 from datetime import date
 from typing import Any
 
-from catalogs.findings import Code, Place
-from catalogs.licenses import LicensePolicy
-from pipeline.audit_licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
 
 BUILT, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC0-1.0", "CC-BY-4.0"}), require_redistributable=False, policy_date=BUILT)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from catalogs.audit_manifest import audit_manifest
-from catalogs.findings import Code
-from catalogs.layout import part_path
-from catalogs.manifest import CatalogPart, DatasetManifest, load_standing, put_manifest
-from infra.storage import Storage
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_standing, put_manifest
+from segmint.catalogs.findings import Code
+from segmint.catalogs.layout import part_path
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.manifest import audit_manifest
 from tests.support.committed import write_dataset
 
 SHA = "ab" * 32

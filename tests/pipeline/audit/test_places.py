@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.audit_places import image_of
+from segmint.pipeline.audit.places import image_of
 
 
 @pytest.mark.parametrize(

@@ -19,17 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from catalogs.findings import AREAS, Code
-from catalogs.layout import DATA_KINDS, config_sha256, data_path
-from catalogs.manifest import load_manifest
-from catalogs.parquet import table_bytes
-from catalogs.schema import NORMALIZED
-from catalogs.tombstones import Asked, TakenImage, Tombstone, put_tombstone
-from infra.storage import Storage
-from operators.release import ReleaseConfig, release
-from pipeline.audit import audit_integrity
-from pipeline.audit_dataset import AuditOptions, audit_dataset
-from pipeline.audit_report import AuditReport
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.findings import AREAS, Code
+from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
@@ -617,6 +617,6 @@ FOREIGN = (Code.MISSING_PAIR, Code.BAD_JSON)  # of data that segmint did not wri
 
 
 def test_every_code_has_a_fault() -> None:
-    # Two decoders that disagree are no damage: see the test of `operators/audit_masks.py`.
+    # Two decoders that disagree are no damage: see the test of `operators/audit/masks.py`.
     planted = {parameter.values[1] for parameter in DAMAGES}
     assert planted == set(Code) - {Code.MASK_PIXELS, Code.STILL_DETECTED, *FOREIGN}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from infra.storage import Storage
-from pipeline.cli import app
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
 
 

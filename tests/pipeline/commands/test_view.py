@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from infra.storage import Storage
-from pipeline.cli import app
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
 from tests.support.viewed import running_viewer
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from infra.errors import UsageError
-from pipeline.config import Config, LicenseConfig, identity, identity_differences, load_config
+from segmint.infra.errors import UsageError
+from segmint.pipeline.config.config import Config, LicenseConfig, identity, identity_differences, load_config
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 

@@ -11,12 +11,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from infra.s3 import OPTIONS
-from operators.mask_config import MasksConfig
-from pipeline.config import Config, identity
-from pipeline.config_file import apply_override, check, parse_yaml
+from segmint.infra.storage.s3 import OPTIONS
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.config.config import Config, identity
+from segmint.pipeline.config.yaml_file import apply_override, check, parse_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UsageError
-from pipeline.config import load_config
+from segmint.infra.errors import UsageError
+from segmint.pipeline.config.config import load_config
 
 GOOD = """\
 name: street

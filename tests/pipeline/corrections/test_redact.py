@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.reader import open_dataset
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.audit import audit_integrity
-from pipeline.redact import Redacted, redact
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import Redacted, redact
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import download, download_versions, jpegs, upload

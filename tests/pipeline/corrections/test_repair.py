@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import CommitLog
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.config import load_config
-from pipeline.repair import repair
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.corrections.repair import repair
 from tests.support.builds import digests
 
 

@@ -8,23 +8,23 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.layout import DamagedDatasetError
-from catalogs.manifest import load_standing
-from catalogs.reader import open_dataset
-from catalogs.tombstones import Asked, read_tombstones
-from infra.errors import UsageError
-from infra.ray_session import Cluster
-from infra.storage import Storage
-from operators.describe import describe_table
-from operators.prepare import Prepare
-from operators.segment import Segment
-from operators.write_shard import write_shard
-from pipeline.audit import audit_integrity
-from pipeline.config import load_config
-from pipeline.dataset import open_or_create
-from pipeline.stages import lay_out
-from pipeline.takedown import TakenDown, read_asked, takedown
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_standing
+from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.storage import Storage
+from segmint.operators.describe import describe_table
+from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.segment.segment import Segment
+from segmint.operators.shards.write import write_shard
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.corrections.takedown import TakenDown, read_asked, takedown
+from segmint.pipeline.dataset.dataset import open_or_create
+from segmint.pipeline.execution.stages import lay_out
 from tests.support.builds import digests
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
 from tests.support.killed_writes import KilledError, dying_after

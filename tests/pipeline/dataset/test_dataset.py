@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from catalogs.manifest import read_manifest
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.config import Config, load_config
-from pipeline.dataset import _begin, open_or_create
-from pipeline.stage_settings import detector_hashes, prepare_config
-from pipeline.windows import ShardPart
+from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config
+from segmint.pipeline.dataset.dataset import _begin, open_or_create
+from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 
 

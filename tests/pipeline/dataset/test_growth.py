@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from catalogs.layout import part_path
-from catalogs.manifest import load_standing
-from catalogs.tombstones import Asked
-from infra.errors import UsageError
-from infra.storage import Storage, StorageFaultError
-from pipeline.config import Config, load_config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.takedown import takedown
+from segmint.catalogs.dataset.manifest import load_standing
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.layout import part_path
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from tests.support.builds import digests, write_catalog, write_config
 
 

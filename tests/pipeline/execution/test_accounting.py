@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.accounting import Accounting
-from pipeline.ceiling import Ceiling
+from segmint.pipeline.execution.accounting import Accounting
+from segmint.pipeline.execution.ceiling import Ceiling
 
 WHOLE = Accounting(
     dataset="d", rows=8, written=6, rejected={"not_found": 1, "truncated": 1}, masks=40, shards=3, seconds=2.0

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from infra.errors import UsageError
-from infra.ray_session import Cluster
-from infra.storage import Storage
-from model.automatic.settings import MaskSettings
-from model.cost import image_cost
-from pipeline.ceiling import Ceiling, CeilingMeter
-from pipeline.config import Config, load_config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.stages import Pool
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.cost import image_cost
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.execution.ceiling import Ceiling, CeilingMeter
+from segmint.pipeline.execution.stages import Pool
 from tests.support.builds import write_catalog, write_config
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)

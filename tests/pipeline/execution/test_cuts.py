@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import ShardPart, ShardSpan, StreamLengthError, cut_at_borders
+from segmint.pipeline.execution.cuts import StreamLengthError, cut_at_borders
+from segmint.pipeline.shard_ranges import ShardPart, ShardSpan
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UnfinishedError
-from infra.storage import AccessRefusedError, Storage, UnavailableError
-from pipeline.outages import MOST_STORES, Outages, resumable
+from segmint.infra.errors import UnfinishedError
+from segmint.infra.storage.storage import AccessRefusedError, Storage, UnavailableError
+from segmint.pipeline.execution.outages import MOST_STORES, Outages, resumable
 from tests.support.faulty_proxy import FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.reasons import Reason, RejectedError
-from infra.ray_session import Cluster
-from infra.row_ledger import BarredRowError, Visit
-from infra.storage import Storage
-from operators.rows import faulted, rejected
-from pipeline.config import load_config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.quarantine import ControlFailedError, Quarantine, Trials
-from pipeline.stages import lay_out
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.ray_session import Cluster
+from segmint.infra.row_ledger import BarredRowError, Visit
+from segmint.infra.storage.storage import Storage
+from segmint.operators.rows import faulted, rejected
+from segmint.pipeline.config.config import load_config
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.execution.quarantine import ControlFailedError, Quarantine, Trials
+from segmint.pipeline.execution.stages import lay_out
 from tests.support.builds import write_catalog, write_config, write_photographs
 
 pytestmark = pytest.mark.ray

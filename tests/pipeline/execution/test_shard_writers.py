@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.ray_session import Cluster
-from operators.write_shard import ShardTask
-from pipeline import shard_writers
-from pipeline.shard_writers import ShardWriters
-from pipeline.windows import Cut
+from segmint.infra.ray_session import Cluster
+from segmint.operators.shards.write import ShardTask
+from segmint.pipeline.execution import shard_writers
+from segmint.pipeline.execution.cuts import Cut
+from segmint.pipeline.execution.shard_writers import ShardWriters
 from tests.support.described_rows import accepted_row, described
 
 pytestmark = pytest.mark.ray

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from infra.progress import Progress
-from infra.ray_session import Cluster
-from pipeline import stage_watch
-from pipeline.stage_watch import StageWatch, StalledError, watched
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import Cluster
+from segmint.pipeline.execution import stage_watch
+from segmint.pipeline.execution.stage_watch import StageWatch, StalledError, watched
 
 pytestmark = pytest.mark.ray
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.commits import CommitLog
-from catalogs.reasons import Reason
-from infra.metrics import RunMetrics
-from infra.storage import Storage
-from pipeline.config import Config, load_config
-from pipeline.dataset import OpenDataset, open_or_create
-from pipeline.work import MissingShards, RejectedRows
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.reasons import Reason
+from segmint.infra.metrics import RunMetrics
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.execution.work import MissingShards, RejectedRows
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from catalogs.reader import Dataset
-from infra.storage import Storage
-from pipeline.export import ExportOptions, export_dataset
-from pipeline.export_coco import CocoWriter, license_url
-from pipeline.export_formats import MAIN_FILES, Format
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.export.coco import CocoWriter, license_url
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import MAIN_FILES, Format
 from tests.support.committed import write_dataset
 
 

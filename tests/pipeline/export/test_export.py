@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from catalogs.commits import CommitLog
-from catalogs.reader import Dataset
-from infra.errors import SegmintError, UsageError
-from infra.storage import Storage
-from pipeline.export import ExportOptions, export_dataset
-from pipeline.export_formats import MAIN_FILES, Format
-from pipeline.windows import ShardPart
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.committed import masks, write_dataset
 from tests.support.killed_writes import KilledError, dying_after
 

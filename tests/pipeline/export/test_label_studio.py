@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
-from catalogs.reader import Dataset
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.export import ExportOptions, export_dataset
-from pipeline.export_formats import Format
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import Format
 from tests.support.committed import write_dataset
 from tests.support.label_studio import answered, convert, decode
 
@@ -29,7 +29,7 @@ def tasks(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 
 
 def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> None:
-    from pipeline.export_label_studio import LABELING
+    from segmint.pipeline.export.label_studio import LABELING
 
     interface = LabelInterface(LABELING)
     assert len(tasks) == 6

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.reader import Dataset
-from infra.storage import Storage
-from pipeline.image_samples import draw_images, lot, read_images
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.export.samples import draw_images, lot, read_images
 from tests.support.committed import write_dataset
 
 

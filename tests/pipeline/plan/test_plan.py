@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from catalogs.manifest import read_manifest
-from infra.errors import SegmintError, UsageError
-from infra.storage import Storage
-from pipeline.cli import app
-from pipeline.config import Config, load_config
-from pipeline.dataset import open_or_create
-from pipeline.plan import DEFAULT_SHARE, Estimate, Plan, PlanOptions, _Extrapolation, make_plan
+from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.cli import app
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.dataset.dataset import open_or_create
+from segmint.pipeline.plan.plan import DEFAULT_SHARE, Estimate, Plan, PlanOptions, _Extrapolation, make_plan
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
@@ -298,7 +298,7 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
 def test_a_plan_needs_no_ray(tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", masks=GRID)
     script = (
-        "import sys; from pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'ray' not in sys.modules\n"

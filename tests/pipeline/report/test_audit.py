@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.report_audit import damaged_shards, read_audit, with_statistics
-from pipeline.tables import open_tables
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
+from segmint.pipeline.statistics.open_tables import open_tables
 
 INTEGRITY = {
     "dataset": "x",

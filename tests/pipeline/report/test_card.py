@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.storage import Storage
-from pipeline.report_card import escaped, front_matter, size_category
-from pipeline.report_facts import gather_facts
-from pipeline.tables import open_tables
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.report.card import escaped, front_matter, size_category
+from segmint.pipeline.report.facts import gather_facts
+from segmint.pipeline.statistics.open_tables import open_tables
 
 SECTIONS = (
     "Motivation",

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from pipeline.report_charts import charts_of, ranked
+from segmint.pipeline.report.charts import charts_of, ranked
 
 
 def test_nothing_known_is_nothing_drawn() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlcroissant
 import pytest
 
-from operators.shard_files import IMAGES, MASKS
+from segmint.operators.schemas import IMAGES, MASKS
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What a report says of a dataset beside its statistics."""
 
-from infra.storage import Storage
-from pipeline.report_facts import Credit, Detector, Obliterated, gather_facts
-from pipeline.tables import open_tables
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.report.facts import Credit, Detector, Obliterated, gather_facts
+from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.reported import ATTRIBUTION
 
 

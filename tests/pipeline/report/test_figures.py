@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.report_charts import charts_of
-from pipeline.report_figures import draw_figures
+from segmint.pipeline.report.charts import charts_of
+from segmint.pipeline.report.figures import draw_figures
 
 STATISTICS = {
     "masks_per_image": {"bins": [{"label": "<=10", "images": 3}, {"label": "11-50", "images": 1}]},

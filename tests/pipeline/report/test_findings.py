@@ -1,7 +1,7 @@
 """Findings by area, and the images that they are about."""
 
-from catalogs.findings import Code
-from pipeline.report_findings import area_of, groups_of, images_of
+from segmint.catalogs.findings import Code
+from segmint.pipeline.report.findings import area_of, groups_of, images_of
 
 
 def test_images_come_once_in_the_order_of_findings() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.report_numbers import NUMBERS, numbers_table
+from segmint.pipeline.report.numbers import NUMBERS, numbers_table
 
 
 def rows(statistics: dict[str, Any]) -> list[tuple[str, str, str | None, float]]:

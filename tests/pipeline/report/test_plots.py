@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.report_plots import Bar, Bars, HeatMap, Tick, heat_map, histogram, short
+from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram, short
 
 
 def steps(edges: list[float], counts: list[int]):

@@ -8,12 +8,12 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from infra.errors import UsageError
-from infra.storage import Storage
-from infra.uris import base_name
-from pipeline.report import way_back, write_report
-from pipeline.statistics import compute_statistics
-from pipeline.tables import open_tables
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import base_name
+from segmint.pipeline.report.report import way_back, write_report
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.statistics.statistics import compute_statistics
 from tests.support.builds import digests
 from tests.support.everything import upload
 from tests.support.foreign_data import loosen
@@ -105,7 +105,7 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
 
 
 def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
-    from pipeline.audit import audit_integrity
+    from segmint.pipeline.audit.integrity import audit_integrity
 
     audit = tmp_path / "audit.json"
     audit.write_text(json.dumps(audit_integrity(str(minted), Storage(), QUICK.sample).to_dict()))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catalogs.commits import CommitLog
-from infra.storage import Storage
-from model.automatic.records import MaskRecord
-from model.automatic.rle import encode
-from pipeline.report_samples import LONG_SIDE, choose_images, clean, draw_pictures, draw_small
-from pipeline.tables import open_tables
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import encode
+from segmint.pipeline.report.samples import LONG_SIDE, choose_images, clean, draw_pictures, draw_small
+from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.foreign_data import loosen
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report_words import count, counted, listed, number, share, size
+from segmint.pipeline.report.words import count, counted, listed, number, share, size
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from catalogs.findings import Code
-from catalogs.foreign import read_jpeg
-from catalogs.tables import BoxConvention, DatasetTables
-from infra.errors import UsageError
-from infra.storage import Storage
-from operators.audit_rows import SCHEMAS
-from pipeline.tables import open_tables
+from segmint.catalogs.dataset.foreign import read_jpeg
+from segmint.catalogs.dataset.tables import BoxConvention, DatasetTables
+from segmint.catalogs.findings import Code
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.schemas import SCHEMAS
+from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.foreign_data import Document, count_pixels, loosen, pack, uncompress
 
 MASKS = """

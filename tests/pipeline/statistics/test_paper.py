@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from catalogs.countries import INCOMES, REGIONS
-from catalogs.paper import PAPER
+from segmint.catalogs.countries import INCOMES, REGIONS
+from segmint.pipeline.statistics.paper import PAPER
 
 
 def test_shares_add_up_and_groups_are_ours() -> None:

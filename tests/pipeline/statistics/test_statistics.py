@@ -10,11 +10,11 @@ from pycocotools import mask as coco
 from shapely import MultiPoint
 from skimage.measure import regionprops
 
-from catalogs.reader import open_dataset
-from infra.storage import Storage
-from operators.segment import FUNNEL_STEPS
-from pipeline.statistics import compute_statistics, geography, masks_per_image
-from pipeline.tables import open_tables
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.storage.storage import Storage
+from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.statistics.statistics import compute_statistics, geography, masks_per_image
 from tests.support.drawn import draw, image_row, image_with, tables_of
 from tests.support.foreign_data import loosen
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from catalogs.reader import Dataset
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.study_sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.study.sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
 from tests.support.committed import write_dataset
 from tests.support.killed_writes import KilledError, dying_after
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.study_sample import sample_study
-from pipeline.study_score import StudyScore, score_study
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.study.sample import sample_study
+from segmint.pipeline.study.score import StudyScore, score_study
 from tests.support.committed import write_dataset
 from tests.support.label_studio import answered, convert, decode, painted
 

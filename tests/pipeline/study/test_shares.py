@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.study_statistics import clustered, share_over, wilson
+from segmint.pipeline.study.shares import clustered, share_over, wilson
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from infra.storage import Storage
-from pipeline.view import ASSETS, make_app
-from pipeline.view_guard import new_key
-from pipeline.view_server import open_viewer
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.view.app import ASSETS, make_app
+from segmint.pipeline.view.guard import new_key
+from segmint.pipeline.view.server import open_viewer
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
 
 PORT = 8123

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.view_findings import AuditFindings, ImageFinding, load_findings
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.view.findings import AuditFindings, ImageFinding, load_findings
 from tests.support.viewed import write_audit
 
 FACE = {"id": 5, "kind": "face", "detector": "mtcnn", "score": 0.987, "x": 1, "y": 2, "w": 3, "h": 4}

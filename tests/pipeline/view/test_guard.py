@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from pipeline.view_guard import Guard, address, new_key
+from segmint.pipeline.view.guard import Guard, address, new_key
 
 KEY = new_key()
 PORT = 8123

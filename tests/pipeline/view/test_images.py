@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from infra.storage import Storage
-from pipeline.view_images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
 

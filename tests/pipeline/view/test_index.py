@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catalogs.layout import DamagedDatasetError, data_path
-from catalogs.tables import DatasetTables, TableFile, make_folder
-from infra.storage import Storage
-from operators.shard_files import IMAGES
-from pipeline.view_findings import ImageFinding
-from pipeline.view_images import Place
-from pipeline.view_index import ImageIndex, UnknownImageError
-from pipeline.view_queries import RANGES, SORTS, parse_filters
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder
+from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.storage.storage import Storage
+from segmint.operators.schemas import IMAGES
+from segmint.pipeline.view.findings import ImageFinding
+from segmint.pipeline.view.images import Place
+from segmint.pipeline.view.index import ImageIndex, UnknownImageError
+from segmint.pipeline.view.queries import RANGES, SORTS, parse_filters
 
 COUNT = 300
 FINDINGS = [

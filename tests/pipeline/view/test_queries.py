@@ -2,8 +2,8 @@
 
 import pytest
 
-from infra.errors import UsageError
-from pipeline.view_queries import Filters, order, parse_filters, where
+from segmint.infra.errors import UsageError
+from segmint.pipeline.view.queries import Filters, order, parse_filters, where
 
 
 def test_an_address_says_what_is_shown() -> None:

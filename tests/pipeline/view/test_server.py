@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from infra.errors import UsageError
-from infra.storage import Storage
-from pipeline.audit_dataset import audit_dataset
-from pipeline.view import make_app
-from pipeline.view_server import open_viewer, serve
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.audit import audit_dataset
+from segmint.pipeline.view.app import make_app
+from segmint.pipeline.view.server import open_viewer, serve
 from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack
 

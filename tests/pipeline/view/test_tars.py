@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from catalogs.layout import DamagedDatasetError
-from pipeline.view_tars import TarIndex
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.pipeline.view.tars import TarIndex
 
 
 def tar_of(files: dict[str, bytes], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:

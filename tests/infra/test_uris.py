@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from infra.uris import (
+from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
     fit_to_keep,

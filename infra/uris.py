@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from infra.errors import UsageError
+from segmint.infra.errors import UsageError
 
 LOCAL = "file"
 ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})

@@ -1,0 +1,176 @@
+"""All schemas of rows: what each stage adds to a row, and the tables that a shard is written as.
+
+    NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
+
+Importing this needs pyarrow alone, so that a process that writes or reads shards starts without the model.
+"""
+
+import pyarrow as pa
+
+from segmint.catalogs.schema import NORMALIZED
+
+VERDICT = pa.schema(
+    [
+        pa.field("stage", pa.string()),  # the stage that refused the image, or null
+        pa.field("reason", pa.string()),  # a `segmint.catalogs.reasons.Reason`, or null
+        pa.field("detail", pa.string()),  # what was found and expected, in one sentence, or null
+        pa.field("fault", pa.string()),  # what kept the row from being judged, or null
+    ]
+)
+"""The columns that every stage carries beside its own."""
+
+
+def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
+    """A schema with `fields` put before the verdict's columns, and the columns named in `without` left out."""
+    verdict = set(VERDICT.names)
+    kept = [field for field in schema if field.name not in verdict and field.name not in without]
+    return pa.schema([*kept, *fields, *VERDICT])
+
+
+REGION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("score", pa.float64()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+"""The Arrow type of one obliterated region: one `Region`."""
+
+PREPARED = with_fields(
+    NORMALIZED,
+    [
+        pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
+        pa.field("source_width", pa.int32()),  # pixels of the upright source
+        pa.field("source_height", pa.int32()),
+        pa.field("width", pa.int32()),  # pixels of the released image
+        pa.field("height", pa.int32()),
+        pa.field("faces", pa.int32()),  # regions of this kind that were obliterated
+        pa.field("plates", pa.int32()),
+        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
+        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
+    ],
+)
+"""Rows after this stage: the normalized catalog's, with the released image or a verdict."""
+
+MASK = pa.struct(
+    [
+        # COCO run-length encoding of the mask in the released image's frame: [height, width] and ASCII counts
+        pa.field(
+            "segmentation",
+            pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())]),
+        ),
+        pa.field("bbox", pa.list_(pa.float64())),  # [x, y, w, h], pixels of the released image, w = x1 - x0
+        pa.field("area", pa.int64()),  # pixels of the mask
+        pa.field("predicted_iou", pa.float64()),  # the model's own estimate of the mask's quality
+        pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
+        pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
+        pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
+    ]
+)
+"""One mask, with the keys of SA-1B's annotations but the id, which follows from its place."""
+
+FUNNEL_STEPS = (
+    "predicted",
+    "over_iou",
+    "stable",
+    "under_max_area",
+    "inside_crop",
+    "after_nms1",
+    "after_nms2",
+    "cleaned",
+    "removed_by_cleanup",
+    "written",
+)
+FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
+"""How many masks were left after each step of automatic mask generation (see `segmint.model.automatic`)."""
+
+SEGMENTED = with_fields(
+    PREPARED,
+    [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
+    without=frozenset({"original"}),
+)
+"""Rows after this stage: those of `prepare` without the original, with the masks and their funnel."""
+
+MASK_STATISTICS = [
+    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
+    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
+    pa.field("center_x", pa.float64()),  # center of mass as a share of the image's width, 0 to 1, left to right
+    pa.field("center_y", pa.float64()),  # and of its height, 0 to 1, top to bottom
+    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
+    pa.field("touches_border", pa.bool_()),  # whether a pixel lies in the image's first or last row or column
+]
+"""What `describe` appends to each mask's struct."""
+
+STATISTICS = pa.struct(
+    [
+        pa.field("mask_count", pa.int32()),
+        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
+        pa.field("mean_predicted_iou", pa.float64()),  # the means are null when the image has no mask
+        pa.field("mean_stability_score", pa.float64()),
+        pa.field("mean_relative_size", pa.float64()),
+        pa.field("mean_concavity", pa.float64()),
+    ]
+)
+"""What `describe` says about an image."""
+
+
+DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS])
+"""One mask with its statistics."""
+
+DESCRIBED = with_fields(
+    SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
+    [pa.field("statistics", STATISTICS)],
+)
+"""Rows after this stage: those of `segment` with statistics of masks and image; null in a rejected row."""
+
+_IDENTITY = [
+    pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
+    pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the number in file names
+    pa.field("image_id", pa.string(), nullable=False),  # the catalog's own name of the image
+]
+
+IMAGES = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),  # as the catalog writes it
+        pa.field("license", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("provider", pa.string()),
+        pa.field("source_url", pa.string()),
+        pa.field("country", pa.string()),
+        pa.field("source_sha256", pa.string()),  # of the bytes that were read
+        pa.field("source_width", pa.int32()),  # pixels of the upright source
+        pa.field("source_height", pa.int32()),
+        pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
+        pa.field("height", pa.int32()),
+        pa.field("faces", pa.int32()),  # how many were obliterated
+        pa.field("plates", pa.int32()),
+        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("masks", pa.int32()),  # how many masks were written
+        pa.field("funnel", FUNNEL),
+        pa.field("statistics", STATISTICS),
+    ]
+)
+"""`images/*.parquet`: a row an accepted image."""
+
+MASKS = pa.schema([*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *DESCRIBED_MASK])
+"""`masks/*.parquet`: a row a mask, in the order of the JSON's annotations."""
+
+REJECTS = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""`rejects/*.parquet`: a row a refused image."""
+
+SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
+"""The tables of a shard, by the folder that they are in."""

@@ -1,0 +1,24 @@
+"""Reads the Parquet tables of a committed shard."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.operators.schemas import SCHEMAS
+
+
+def read_table(data: bytes, kind: str) -> pa.Table:
+    """A table of a shard from its file's bytes; raises `DamagedDatasetError` for another file, or other columns."""
+    schema = SCHEMAS[kind]
+    try:
+        table = pq.ParquetFile(io.BytesIO(data)).read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedDatasetError(f"no Parquet that can be read: {error}") from error
+    if not table.schema.equals(schema):
+        different = [f.name for f in schema if f.name not in table.schema.names or table.schema.field(f.name) != f]
+        more = [name for name in table.schema.names if name not in schema.names]
+        raise DamagedDatasetError(f"other columns: {', '.join([*different, *more]) or 'in another order'}")
+    return table
