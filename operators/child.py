@@ -66,7 +66,7 @@ class Children(Generic[T]):
         self._max_tasks = max_tasks
         self._slots = threading.Semaphore(processes)
         self._alone = threading.Lock()
-        self._restart = threading.Lock()
+        self._restart_lock = threading.Lock()
         self._closed = False
         # Linux kills a child when the *thread* that started it ends, so that thread must live as long as the
         # pool.
@@ -136,7 +136,7 @@ class Children(Generic[T]):
 
     def _living_pool(self) -> pebble.ProcessPool:
         """The pool, made anew when a child that had no image was killed and took the pool along."""
-        with self._restart:
+        with self._restart_lock:
             if not self._pool.active:
                 with contextlib.suppress(Exception):
                     self._pool.stop()

@@ -180,7 +180,7 @@ class _OuterLoop:
             # A verdict on a suspect is as good as a commit: what it held back is tried again at once.
             if held < len(window) or trials.verdicts:
                 barren = 0
-            elif not self.outages.outlast(work.left):
+            elif not self.outages.wait_out(work.left):
                 barren += 1
             if 0 < held == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**barren)

@@ -35,7 +35,7 @@ class _Gate:
 _gates: dict[tuple[int, str], _Gate] = {}
 
 
-def outlast(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
+def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
     """What `attempt()` gives; where the store is in trouble, waits for it up to `outage_s` seconds and tries again.
 
     `attempt` has retries of its own, and raises `PassingFaultError` when these are used up. `answers` asks the store,

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import check_options, connect
-from segmint.infra.storage.outages import outlast
+from segmint.infra.storage.outages import wait_out
 from segmint.infra.storage.retry import (
     AccessRefusedError,
     NotFoundError,
@@ -239,7 +239,7 @@ class Storage:
 
         if self._outage_s <= 0:
             return all_attempts()
-        return outlast(all_attempts, store_name(uri), lambda: self.answers(uri), self._outage_s)
+        return wait_out(all_attempts, store_name(uri), lambda: self.answers(uri), self._outage_s)
 
     def _read_range(self, uri: str, start: int, stop: int) -> bytes:
         store = self._store(uri)

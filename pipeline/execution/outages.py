@@ -55,7 +55,7 @@ class Outages:
             )
         return found
 
-    def outlast(self, missing: Sequence[int]) -> bool:
+    def wait_out(self, missing: Sequence[int]) -> bool:
         """Waits until all stores answer, after a window that left shards; returns whether there was one that did not.
 
         Raises `UnfinishedError` when one has not answered for the time-out.

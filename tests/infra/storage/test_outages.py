@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from segmint.infra.storage import outages
-from segmint.infra.storage.outages import BUSY_ROUNDS, ROUNDS, outlast, pauses
+from segmint.infra.storage.outages import BUSY_ROUNDS, ROUNDS, pauses, wait_out
 from segmint.infra.storage.retry import AccessRefusedError, PassingFaultError, StorageFaultError, UnavailableError
 
 
@@ -50,7 +50,7 @@ class Store:
 
 def test_an_outage_is_waited_for_and_told_once(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     world = Store(looks=5)
-    assert outlast(world.use, store, world.answers, outage_s=60) == "done"
+    assert wait_out(world.use, store, world.answers, outage_s=60) == "done"
     assert (world.used, world.looked) == (2, 6)
     told = capsys.readouterr().err
     assert (told.count("waiting for a store"), told.count("answers again")) == (1, 1)
@@ -61,36 +61,36 @@ def test_an_outage_is_waited_for_and_told_once(store: str, capsys: pytest.Captur
 def test_threads_wait_together(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     world = Store(looks=40)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda _: outlast(world.use, store, world.answers, 60), range(8))) == ["done"] * 8
+        assert list(pool.map(lambda _: wait_out(world.use, store, world.answers, 60), range(8))) == ["done"] * 8
     assert capsys.readouterr().err.count("waiting for a store") == 1
 
 
 def test_one_more_round_is_for_outages_that_end_before_the_look(store: str) -> None:
     world = Store(looks=0, stubborn=ROUNDS - 1)
     world.looked = 1
-    assert outlast(world.use, store, lambda: True, 60) == "done"
+    assert wait_out(world.use, store, lambda: True, 60) == "done"
     world = Store(looks=0, stubborn=99)
     with pytest.raises(PassingFaultError, match="odd"):
-        outlast(world.use, store, world.answers, 60)
+        wait_out(world.use, store, world.answers, 60)
     assert world.used == ROUNDS
 
 
 def test_a_store_with_too_much_to_do_is_given_time(store: str) -> None:
     world = Store(looks=0, stubborn=BUSY_ROUNDS - 2, fault=UnavailableError)
-    assert outlast(world.use, store, world.answers, 60) == "done"
+    assert wait_out(world.use, store, world.answers, 60) == "done"
 
 
 def test_a_wait_has_an_end_and_the_next_one_is_short_until_the_store_answers(store: str) -> None:
     world = Store(looks=10**9)
     with pytest.raises(PassingFaultError, match="it is out"):
-        outlast(world.use, store, world.answers, outage_s=0.05)
+        wait_out(world.use, store, world.answers, outage_s=0.05)
     before = world.looked
     with pytest.raises(PassingFaultError):
-        outlast(world.use, store, world.answers, outage_s=60)
+        wait_out(world.use, store, world.answers, outage_s=60)
     assert world.looked == before + 1
-    assert outlast(lambda: "done", store, lambda: True, outage_s=60) == "done"
+    assert wait_out(lambda: "done", store, lambda: True, outage_s=60) == "done"
     again = Store(looks=5)
-    assert outlast(again.use, store, again.answers, outage_s=60) == "done", "it is waited for as before"
+    assert wait_out(again.use, store, again.answers, outage_s=60) == "done", "it is waited for as before"
 
 
 @pytest.mark.parametrize("kind", [AccessRefusedError, StorageFaultError, ValueError])
@@ -101,7 +101,7 @@ def test_what_cannot_pass_is_raised_at_once(store: str, kind: Callable[[str], Ex
         raise kind("no")
 
     with pytest.raises(Exception, match="no"):
-        outlast(use, store, lambda: not looked.append(None), outage_s=60)
+        wait_out(use, store, lambda: not looked.append(None), outage_s=60)
     assert looked == []
 
 

@@ -52,17 +52,17 @@ def test_a_window_of_very_many_stores_is_looked_at_in_part(proxy: FaultyProxy, s
 
 def test_an_outage_is_waited_for(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path)
-    assert not run.outlast([1])
+    assert not run.wait_out([1])
     proxy.be_out_for(1)
-    assert run.outlast([1])
-    assert not run.outlast([1])
+    assert run.wait_out([1])
+    assert not run.wait_out([1])
 
 
 def test_a_wait_has_an_end_with_advice(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path, timeout_s=0.2)
     proxy.go_down()
     with pytest.raises(UnfinishedError, match=r"s3://.*outage_timeout_s = 0\.2.*2 shards are missing") as caught:
-        run.outlast([1, 4])
+        run.wait_out([1, 4])
     assert "the same command goes on" in str(caught.value)
     assert caught.value.exit_code == 3
 
