@@ -1,0 +1,92 @@
+"""A folder or an object of a store, with the storage that reaches it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from segmint.infra.storage.storage import ObjectInfo, Storage
+from segmint.infra.uris import base_name, join
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A folder or an object of a store: `location / "name"` is one below it, `str(location)` its URI.
+
+    Every method is the one of that name of `Storage`, and raises what that raises. Picklable, as `Storage` is.
+    """
+
+    storage: Storage
+    uri: str
+
+    def __truediv__(self, path: str) -> "Location":
+        """What is at `path` below this; raises `UriNotAllowedError` for a path with `..`."""
+        return Location(self.storage, join(self.uri, path))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of the URI."""
+        return base_name(self.uri)
+
+    def read(self, max_bytes: int | None = None) -> bytes:
+        """Return the object's bytes."""
+        return self.storage.read(self.uri, max_bytes)
+
+    def open(self) -> BinaryIO:
+        """Open a seekable stream of the object's bytes."""
+        return self.storage.open(self.uri)
+
+    def open_ranges(self, size: int | None = None) -> BinaryIO:
+        """Open a stream for which each read is a request; `size` in bytes spares asking for it."""
+        return self.storage.open_ranges(self.uri, size)
+
+    def get_file(self, path: Path) -> None:
+        """Copy the object to a local file."""
+        self.storage.get_file(self.uri, path)
+
+    def put(self, data: bytes) -> None:
+        """Write the whole object, over an older one."""
+        self.storage.put(self.uri, data)
+
+    def put_if_absent(self, data: bytes) -> bool:
+        """Put the object if there is none; return whether it holds these bytes now."""
+        return self.storage.put_if_absent(self.uri, data)
+
+    def put_file(self, path: Path) -> None:
+        """Write the object from a local file, over an older one."""
+        self.storage.put_file(self.uri, path)
+
+    def exists(self) -> bool:
+        """Return whether the object is there; a folder is not an object."""
+        return self.storage.exists(self.uri)
+
+    def size(self) -> int:
+        """Return the object's size in bytes."""
+        return self.storage.size(self.uri)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the object's bytes in hexadecimal."""
+        return self.storage.sha256(self.uri)
+
+    def delete(self) -> None:
+        """Remove the object; absent is fine."""
+        self.storage.delete(self.uri)
+
+    def purge(self) -> None:
+        """Remove the object with all its older versions; absent is fine."""
+        self.storage.purge(self.uri)
+
+    def walk(self, include_temporary: bool = False) -> Iterator[ObjectInfo]:
+        """Yield the objects below this folder at any depth."""
+        return self.storage.walk(self.uri, include_temporary)
+
+    def walk_ever(self) -> tuple[str, ...]:
+        """Return the names of all objects below this folder, those with older versions alone included."""
+        return self.storage.walk_ever(self.uri)
+
+    def list(self, include_temporary: bool = False) -> list[ObjectInfo]:
+        """Return the objects directly in this folder, sorted by name."""
+        return self.storage.list(self.uri, include_temporary)
