@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_path
+from segmint.catalogs.layout import MANIFEST, annotation_name, config_sha256, data_path, image_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.storage import Storage
@@ -179,8 +179,8 @@ def _tar(tables: dict[str, pa.Table], masks: int) -> bytes:
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for index, row in enumerate(tables["images"].select(["id", "height", "width"]).to_pylist()):
             rows = list(columns.rows(index * masks, (index + 1) * masks))
-            data = annotations_json(row["id"], f"sa_{row['id']}.jpg", (row["height"], row["width"]), rows)
-            member = tarfile.TarInfo(f"sa_{row['id']}.json")
+            data = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), rows)
+            member = tarfile.TarInfo(annotation_name(row["id"]))
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return stream.getvalue()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, SUFFIXES, in_process, spread, write_result  # noqa: E402
-from segmint.catalogs.layout import MANIFEST  # noqa: E402
+from segmint.catalogs.layout import MANIFEST, annotation_name, image_name  # noqa: E402
 
 SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -196,7 +196,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
         size, masks = take(row["uri"])
         codes = [mask["segmentation"]["counts"] for mask in masks]
         _ = [describe_mask(size, code) for code in codes], coverage(size, codes)
-        documents[f"sa_{image_id}.json"] = annotations_json(image_id, f"sa_{image_id}.jpg", size, masks)
+        documents[annotation_name(image_id)] = annotations_json(image_id, image_name(image_id), size, masks)
     return documents
 
 

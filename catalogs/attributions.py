@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
@@ -81,7 +82,7 @@ def write_attributions(rows: Iterable[Row], uri: str, storage: Storage) -> int:
 
 
 def _entry(row: Row) -> dict[str, Any]:
-    entry = {**row, "image": f"sa_{row['id']}.jpg", "license_url": license_url(row["license"])}
+    entry = {**row, "image": image_name(row["id"]), "license_url": license_url(row["license"])}
     return {name: entry[name] for name in COLUMNS}
 
 

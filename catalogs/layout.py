@@ -68,6 +68,21 @@ def shard_name(shard: int) -> str:
     return f"{shard:06d}"
 
 
+def image_stem(image: int) -> str:
+    """The name of an image's files without their ending; `image` is its number in the dataset."""
+    return f"sa_{image}"
+
+
+def image_name(image: int) -> str:
+    """The name of an image's JPEG in a tar."""
+    return f"{image_stem(image)}.jpg"
+
+
+def annotation_name(image: int) -> str:
+    """The name of the JSON with an image's masks in a tar."""
+    return f"{image_stem(image)}.json"
+
+
 def part_path(part: int, sha256: str) -> str:
     """The path of a part of the normalized catalog, below the dataset; `sha256` is of its bytes.
 

@@ -10,6 +10,7 @@ import yaml
 
 from segmint.catalogs.dataset.reader import MaskAnnotation
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import image_stem
 from segmint.catalogs.source.demo import write_demo
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic.records import MaskRecord
@@ -71,7 +72,7 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for sample in open_dataset(str(dataset)):
-        picture = folder / f"sa_{sample.row['id']}.png"
+        picture = folder / f"{image_stem(sample.id)}.png"
         if not picture.exists():
             records = [_record(annotation) for annotation in sample.masks]
             picture.write_bytes(encode_png(draw_overlay(sample.image, records)))

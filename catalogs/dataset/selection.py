@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import NotFoundError, Storage
 from segmint.infra.threads import map_ahead
@@ -86,8 +86,8 @@ def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, a
         numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
         if named and numbered is not None and numbered.image_id != name:
             result.ambiguous[name] = (
-                f"{name!r} is the image_id of image {named[0].id} (write sa_{named[0].id}), and the number of another "
-                f"one, with the image_id {numbered.image_id!r} (write sa_{numbered.id})"
+                f"{name!r} is the image_id of image {named[0].id} (write {image_stem(named[0].id)}), and the number of "
+                f"another one, with the image_id {numbered.image_id!r} (write {image_stem(numbered.id)})"
             )
         elif named:
             result.rows |= {image.ordinal: image for image in named}

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import annotation_name, image_name
 from segmint.operators.audit.jpeg_parts import jpeg_parts
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import annotations_json
@@ -57,8 +58,8 @@ def audit_tar(
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
             members = _members(archive)
             for row in images:
-                names = [f"sa_{row['id']}.jpg"] if with_images else []
-                for name in [*names, f"sa_{row['id']}.json"]:
+                names = [image_name(row["id"])] if with_images else []
+                for name in [*names, annotation_name(row["id"])]:
                     found, data = next(members, ("the end", b""))
                     if found != name:
                         yield place.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
@@ -86,9 +87,9 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Iterator[Finding]:
     """Whether an image's JSON is, byte for byte, what the rows of image and masks give."""
-    name = f"sa_{row['id']}.json"
+    name = annotation_name(row["id"])
     try:
-        expected = annotations_json(row["id"], f"sa_{row['id']}.jpg", (row["height"], row["width"]), masks)
+        expected = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), masks)
     except (ValueError, TypeError):
         return  # the tables have values that no JSON can have; `segmint.operators.audit.masks` names them
     if data == expected:
@@ -104,7 +105,7 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Ite
 
 def audit_jpeg(data: bytes, row: Row, place: Place, *, decode: bool) -> Iterator[Finding]:
     """Whether a JPEG has its row's size and nothing beside the picture; with `decode`, whether all of it decodes."""
-    name = f"sa_{row['id']}.jpg"
+    name = image_name(row["id"])
     try:
         parts = jpeg_parts(data)
     except ValueError as error:

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, image_name
 from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, Storage
 from segmint.infra.uris import join
 from segmint.operators.rows import Row
@@ -72,7 +72,7 @@ def committed_rows(
     unset: Row = dict.fromkeys(DESCRIBED.names)
     rows = [{**unset, **row} for row in rejects]
     for row in images:
-        name = f"sa_{row['id']}.jpg"
+        name = image_name(row["id"])
         if with_images and name not in members:
             raise ValueError(f"it holds no {name}")
         own = of_image.get(row["ordinal"], [])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.layout import annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
@@ -78,10 +79,10 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
                 rejects.append(row)
                 continue
             if with_images:
-                _add(archive, f"sa_{row['id']}.jpg", row["release"])
+                _add(archive, image_name(row["id"]), row["release"])
             size = row["height"], row["width"]
-            name = f"sa_{row['id']}.jpg"
-            _add(archive, f"sa_{row['id']}.json", annotations_json(row["id"], name, size, row["masks"]))
+            name = image_name(row["id"])
+            _add(archive, annotation_name(row["id"]), annotations_json(row["id"], name, size, row["masks"]))
             released_bytes += len(row["release"])
             images.append({**row, "masks": len(row["masks"])})
             masks.extend(_mask_rows(row))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name
 from segmint.infra.storage.storage import NotFoundError, Storage
 from segmint.infra.uris import join
 from segmint.operators.describe import describe_mask
@@ -149,7 +149,7 @@ def _members_of_rest(storage: Storage, uri: str) -> dict[str, bytes]:
 def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
     """An image's rows of `masks`, from its JSON; their statistics are computed again."""
     rows = []
-    for index, mask in enumerate(json.loads(members[f"sa_{image['id']}.json"])["annotations"]):
+    for index, mask in enumerate(json.loads(members[annotation_name(image["id"])])["annotations"]):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))

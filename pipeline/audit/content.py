@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import image_name
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.rows import Row
@@ -75,7 +76,7 @@ class ShardLook:
         try:
             self.found.hashes[row["id"]] = perceptual_hash(jpeg)
         except ValueError as error:
-            yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, f"sa_{row['id']}.jpg")
+            yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
             return
         if self._looks.searcher is not None and row["id"] in self._searched_ids:
             search = self._looks.searcher.search(row, jpeg)
@@ -140,7 +141,7 @@ class ContentAudit:
             self._alike += 1
             told = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")
-            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told, f"sa_{id}.jpg")
+            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told, image_name(id))
 
     def to_dict(self) -> dict[str, Any]:
         """What came of all shards, as the answer's JSON has it; complete after `finish`."""

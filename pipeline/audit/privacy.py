@@ -10,7 +10,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, Place
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
 from segmint.infra.assets import pinned, resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
@@ -57,7 +57,7 @@ class Searcher:
         pictures = {}
         if self._with_pictures:
             left = [each for each in found if not each.obliterated]
-            pictures = {f"sa_{f.id}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
+            pictures = {f"{image_stem(f.id)}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
         return Search(tuple(found), pictures)
 
 
@@ -178,6 +178,6 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finding(found: StillDetected, place: Place) -> Finding:
-    where = f"sa_{found.id}.jpg: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
+    where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     told = f"a {found.kind} by {found.detector} at score {found.score}"
     return place.finding(Code.STILL_DETECTED, f"no {found.kind} outside of what was obliterated", told, where)

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.tombstones import (
     read_tombstones,
     taken_images,
 )
-from segmint.catalogs.layout import CATALOG, is_part_path, part_path
+from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
 from segmint.infra.uris import base_name, join
@@ -110,7 +110,7 @@ def _choose(
     """The rows to take down now, with their copies; none where an earlier takedown was about all that was asked for."""
     selection = select_rows(storage, dataset_uri, manifest, asked)
     taken = taken_images(earlier).values()
-    known = {image.image_id for image in taken} | {f"{image.id}" for image in taken} | {f"sa_{i.id}" for i in taken}
+    known = {name for image in taken for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
     problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
     raise_problems(problems)

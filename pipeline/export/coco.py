@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.json_items import JsonItems
@@ -19,11 +20,6 @@ CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
 }
-
-
-def image_name(image: int) -> str:
-    """The file name of an image's JPEG in an export, as in the dataset's tars."""
-    return f"sa_{image}.jpg"
 
 
 def compressed_rle(mask: MaskAnnotation) -> dict[str, Any]:

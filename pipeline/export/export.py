@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, join
-from segmint.pipeline.export.coco import CocoWriter, image_name
+from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import TasksWriter
 from segmint.pipeline.export.samples import draw_images, read_images

@@ -7,9 +7,10 @@ import numpy as np
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, join, scheme
-from segmint.pipeline.export.coco import CATEGORY, image_name
+from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.json_items import JsonItems
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import Storage
@@ -184,7 +185,7 @@ def _take_row(
         )
     live = is_live(row)
     size = (row["height"], row["width"])
-    name = f"sa_{row['id']}.jpg"
+    name = image_name(row["id"])
     sampled = SampledRow(
         ordinal=row["ordinal"],
         image_id=row["image_id"],

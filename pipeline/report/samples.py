@@ -14,6 +14,7 @@ from PIL import Image
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.layout import image_name
 from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import Storage
@@ -168,7 +169,7 @@ def _own(
 
 def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
     """The JPEGs of images, from their shard's tar, which is read up to the last of them."""
-    wanted = {f"sa_{id}.jpg": id for id in ids}
+    wanted = {image_name(id): id for id in ids}
     problem = "its tar does not hold it"
     try:
         with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:

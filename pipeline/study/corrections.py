@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segmint.pipeline.export.coco import image_name
+from segmint.catalogs.layout import image_name
 from segmint.pipeline.study.pairs import StudyMask
 
 _IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")

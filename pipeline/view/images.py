@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.layout import commit_name
+from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import NotFoundError, Storage
 from segmint.infra.uris import join
@@ -94,8 +94,9 @@ class ShardPictures:
 
         Raises `NoPictureError` where there is none, `DamagedDatasetError` for a tar that cannot be read.
         """
+        name = image_name(place.id)
         try:
-            data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(f"sa_{place.id}.jpg")
+            data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(name)
         except NotFoundError as error:
             raise NoPictureError(
                 f"shard {place.shard} was changed since this viewer was started, or its tar is lost: "
@@ -103,7 +104,7 @@ class ShardPictures:
             ) from error
         if data is None:
             raise NoPictureError(
-                f"sa_{place.id}.jpg is not in the tar of shard {place.shard}: the dataset may hold annotations alone"
+                f"{name} is not in the tar of shard {place.shard}: the dataset may hold annotations alone"
             )
         return data
 

@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.layout import (
     DATA_KINDS,
+    annotation_name,
     canonical_json,
     commit_name,
     data_path,
     differing_keys,
+    image_name,
+    image_stem,
     is_part_path,
     parse_commit_name,
     parse_data_path,
@@ -34,6 +37,7 @@ def test_names_are_those_of_the_format() -> None:
     assert data_path("shards", 7, DIGEST) == "shards/sa_000007-0123456789ab.tar"
     assert data_path("masks", 1_234_567, DIGEST) == "masks/sa_1234567-0123456789ab.parquet"
     assert commit_name(0, 1) == "000000.g1.json"
+    assert (image_stem(7), image_name(7), annotation_name(7)) == ("sa_7", "sa_7.jpg", "sa_7.json")
     assert part_path(12, DIGEST) == "catalog/part-12-0123456789ab.parquet"
 
 
