@@ -1,52 +1,55 @@
-"""How a report and a dataset card write numbers: filters for their templates."""
+"""How numbers, sizes and lists are written for people."""
 
-from typing import Any
-
-from segmint.pipeline.audit import lines as audit_lines
-from segmint.pipeline.report.plots import short
+from collections.abc import Iterable, Sequence
 
 UNKNOWN = "unknown"
 
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
 
 def count(value: float | None) -> str:
-    """A whole number as `1,234`; what is not known is said to be unknown."""
+    """A whole number: `1,234`; None is `unknown`."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def counted(value: int | None, noun: str) -> str:
-    """A number with its noun, as `1 mask` or `2,000 masks`."""
+    """A number with its noun: `1 mask`, `2,000 masks`, `an unknown number of masks`."""
     if value is None:
         return f"an unknown number of {noun}s"
-    return audit_lines.counted(value, noun)
-
-
-def share(value: float | None) -> str:
-    """A share of 0 to 1 as `12.5 %`."""
-    return UNKNOWN if value is None else f"{short(100 * value)} %"
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
 def number(value: float | None) -> str:
-    """A number of any size in three digits."""
-    return UNKNOWN if value is None else short(value)
-
-
-def size(value: int | None) -> str:
-    """Bytes as `1.5 GB`."""
+    """A number in at most three significant digits: `0.25`, `12.5`, `1,234`; None is `unknown`."""
     if value is None:
         return UNKNOWN
-    amount, unit = float(value), "bytes"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{short(amount)} {unit}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
 
 
-def listed(items: Any) -> str:
-    """Several words as `a, b and c`."""
+def share(value: float | None) -> str:
+    """A share of 0 to 1 in percent: `12.5 %`; None is `unknown`."""
+    return UNKNOWN if value is None else f"{number(100 * value)} %"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: `999 bytes`, `1.5 GB`; None is `unknown`."""
+    if value is None:
+        return UNKNOWN
+    amount = float(value)
+    for unit in _UNITS:
+        if amount < 999.5:
+            return f"{number(amount)} {unit}"
+        amount /= 1000
+    return f"{number(amount)} PB"
+
+
+def listed(items: Iterable[object]) -> str:
+    """Several words: `a, b and c`."""
     words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-FILTERS = {"count": count, "counted": counted, "share": share, "number": number, "size": size, "listed": listed}
-"""By their names in templates."""
+def some(texts: Sequence[str], shown: int = 10) -> str:
+    """The first texts, and how many more there are: `a, b, and 3 more`."""
+    more = f", and {len(texts) - shown:,} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Findings
-from segmint.pipeline.audit.lines import area_lines, counted, some
+from segmint.infra.wording import counted, some
+from segmint.pipeline.audit.lines import area_lines
 from segmint.pipeline.audit.places import image_of
 
 

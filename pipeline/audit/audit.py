@@ -15,13 +15,13 @@ from segmint.catalogs.findings import Code, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import some
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.content import ContentAudit, ContentPlan
 from segmint.pipeline.audit.foreign import audit_foreign
 from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
 from segmint.pipeline.audit.licenses import LicenseRules
-from segmint.pipeline.audit.lines import some
 from segmint.pipeline.audit.privacy import SearchPlan
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.statistics.open_tables import open_tables

@@ -5,8 +5,8 @@ from textwrap import wrap
 from typing import Any
 
 from segmint.catalogs.findings import INTEGRITY
+from segmint.infra.wording import counted, number, some
 
-_SHOWN = 10
 _WIDTH = 13  # of the area's name
 _LINE = 110
 
@@ -73,11 +73,11 @@ def statistics_lines(statistics: Values) -> list[str]:
     masks = statistics["masks_per_image"]
     figures = [
         f"{statistics['masks']:,} masks in {counted(statistics['images'], 'image')}",
-        f"{_number(masks['mean'])} an image (median {_number(masks['median'])})",
+        f"{number(masks['mean'])} an image (median {number(masks['median'])})",
         f"{statistics['without_masks']:,} without",
     ]
     means = [
-        f"{name.replace('_', ' ')} {_number(statistics[name]['mean'])}"
+        f"{name.replace('_', ' ')} {number(statistics[name]['mean'])}"
         for name in ("predicted_iou", "stability_score", "relative_size", "concavity", "coverage")
         if statistics.get(name) is not None
     ]
@@ -96,25 +96,10 @@ def statistics_lines(statistics: Values) -> list[str]:
     return [*lines, *([f"to look at: {', '.join(to_look_at)}"] if to_look_at else [])]
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 mask", "2 masks"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def some(texts: Sequence[str]) -> str:
-    """The first of these texts, and how many more there are."""
-    more = f", and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
-
-
 def _lines(area: str, lines: Sequence[str]) -> list[str]:
     wrapped = [part for line in lines for part in wrap(line, _LINE - _WIDTH, break_long_words=False)]
-    return [f"{area if number == 0 else '':{_WIDTH}}{line}" for number, line in enumerate(wrapped)]
+    return [f"{area if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
 
 
-def _findings(number: int) -> str:
-    return counted(number, "finding") if number else "no finding"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+def _findings(total: int) -> str:
+    return counted(total, "finding") if total else "no finding"

@@ -8,10 +8,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from segmint.infra.wording import counted
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
-from segmint.pipeline.report.page import ASSETS, is_searched, remarks_of
-from segmint.pipeline.report.words import FILTERS, counted
+from segmint.pipeline.report.page import is_searched, remarks_of
+from segmint.pipeline.report.templates import ASSETS, FILTERS
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 _HUB_LICENSES = frozenset(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.countries import countries
-from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of, short
-from segmint.pipeline.report.words import number
+from segmint.infra.wording import count, number, share
+from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of
 
 COUNTRIES_SHOWN = 20
 _OTHERS_SHOWN = 15
@@ -93,10 +93,10 @@ def ranked(rows: Sequence[Mapping[str, Any]] | None, key: str, label: str, shown
 
 def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:
     """Counts as bars of their shares; None where there is nothing to count."""
-    if not sum(count for _, count in counts):
+    if not sum(total for _, total in counts):
         return None
-    shares = shares_of([count for _, count in counts])
-    rows = [Bar(name, share, _counted(count, share)) for (name, count), share in zip(counts, shares, strict=True)]
+    shares = shares_of([total for _, total in counts])
+    rows = [Bar(name, part, _with_share(total, part)) for (name, total), part in zip(counts, shares, strict=True)]
     return Bars(label, value, tuple(rows))
 
 
@@ -108,7 +108,7 @@ def _beside_paper(rows: Sequence[Mapping[str, Any]] | None, label: str) -> Bars 
         Bar(
             row["name"],
             row["share"],
-            _counted(row["images"], row["share"]),
+            _with_share(row["images"], row["share"]),
             row["paper_share"],
             number(row["masks_per_image"]) if row["images"] else "",
         )
@@ -137,12 +137,12 @@ def _funnel(steps: Sequence[Mapping[str, Any]]) -> Bars | None:
     if not known or not known[0][1]:
         return None
     whole = known[0][1]
-    rows = [Bar(_STEPS.get(step, step), masks / whole, _counted(masks, masks / whole)) for step, masks in known]
+    rows = [Bar(_STEPS.get(step, step), masks / whole, _with_share(masks, masks / whole)) for step, masks in known]
     return Bars("Step", "Masks", tuple(rows))
 
 
-def _counted(count: int, share: float) -> str:
-    return f"{count:,} ({short(100 * share)} %)"
+def _with_share(total: int, part: float) -> str:
+    return f"{count(total)} ({share(part)})"
 
 
 def _named(rows: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:

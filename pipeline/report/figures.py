@@ -3,8 +3,9 @@
 import io
 from typing import TYPE_CHECKING
 
+from segmint.infra.wording import number
 from segmint.pipeline.report.charts import Charts
-from segmint.pipeline.report.plots import Bars, HeatMap, Steps, short
+from segmint.pipeline.report.plots import Bars, HeatMap, Steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def _draw_steps(plots: tuple[Steps, ...]) -> "Figure":
     for axes, plot in zip(grid.flat, plots, strict=False):
         axes.stairs([100 * share for share in plot.shares], plot.positions, color=_BLUE, linewidth=1.5)
         axes.stairs([100 * share for share in plot.shares], plot.positions, fill=True, color=_BLUE, alpha=0.2)
-        axes.set_title(plot.title + ("" if plot.mean is None else f" (mean {short(plot.mean)})"), fontsize=10)
+        axes.set_title(plot.title + ("" if plot.mean is None else f" (mean {number(plot.mean)})"), fontsize=10)
         axes.set_xlabel(plot.x_label)
         axes.set_ylabel(f"{plot.y_label} (%)")
         axes.set_xticks([tick.at for tick in plot.x_ticks], [tick.text for tick in plot.x_ticks])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -10,16 +9,16 @@ from markupsafe import Markup
 
 from segmint.catalogs.findings import INTEGRITY
 from segmint.infra.version import VERSION
+from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
 from segmint.pipeline.report.findings import FoundGroup, groups_of
 from segmint.pipeline.report.samples import Picture
-from segmint.pipeline.report.words import FILTERS, UNKNOWN, count, counted, listed, number, share, size
+from segmint.pipeline.report.templates import ASSETS, FILTERS
 from segmint.pipeline.statistics.masks import LARGE, SMALL
 from segmint.pipeline.statistics.paper import PAPER
 from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
 
-ASSETS = Path(__file__).parent / "assets"
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
 

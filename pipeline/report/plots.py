@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from segmint.infra.wording import number
+
 _LEVELS = 24  # shades of a heat map
 _EVEN = 1e-6  # by how much, relative to the first, the widths of bins may differ and still count as equal
 
@@ -66,23 +68,23 @@ class Steps:
         """Marks of the horizontal axis: round numbers, or some of the edges where bins are not equally wide."""
         if not self._even:
             step = max(1, (len(self.edges) - 1) // 4)
-            return [Tick(self._at(index), short(self.edges[index])) for index in range(0, len(self.edges), step)]
+            return [Tick(self._at(index), number(self.edges[index])) for index in range(0, len(self.edges), step)]
         low, high = self.edges[0], self.edges[-1]
         step_size = _round_step(high - low)
         first = math.ceil(low / step_size - _EVEN)
         last = math.floor(high / step_size + _EVEN)
         values = [index * step_size for index in range(first, last + 1)]
-        return [Tick(round(100 * (value - low) / (high - low), 3), short(value)) for value in values]
+        return [Tick(round(100 * (value - low) / (high - low), 3), number(value)) for value in values]
 
     @property
     def y_ticks(self) -> list[Tick]:
         """Marks of the vertical axis, in percent of all."""
-        return [Tick(at, f"{short(100 * self.top * at / 100)} %") for at in (0.0, 50.0, 100.0)]
+        return [Tick(at, f"{number(100 * self.top * at / 100)} %") for at in (0.0, 50.0, 100.0)]
 
     @property
     def bins(self) -> list[str]:
         """What each bin holds, in words."""
-        return [f"{short(low)} to {short(high)}" for low, high in pairwise(self.edges)]
+        return [f"{number(low)} to {number(high)}" for low, high in pairwise(self.edges)]
 
     @property
     def summary(self) -> str:
@@ -90,7 +92,7 @@ class Steps:
         place = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
             f"Histogram of {len(self.shares)} bins, {self.x_label}: the fullest is {self.bins[place]} with "
-            f"{short(100 * self.shares[place])} %"
+            f"{number(100 * self.shares[place])} %"
         )
 
     @property
@@ -161,7 +163,7 @@ class HeatMap:
     def summary(self) -> str:
         """The plot in a sentence, for those who cannot see it."""
         inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
-        return f"Heat map of {self.title.lower()}: {short(100 * inner)} % lie in the inner quarter of the image"
+        return f"Heat map of {self.title.lower()}: {number(100 * inner)} % lie in the inner quarter of the image"
 
     def coarse(self, parts: int = 4) -> list[list[float]]:
         """The share of the whole in each of `parts` x `parts` fields, for a table that a person can read."""
@@ -192,11 +194,6 @@ def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
     """Counts as shares of their sum, which is over 0."""
     total = sum(counts)
     return tuple(count / total for count in counts)
-
-
-def short(value: float) -> str:
-    """A number in at most three significant digits, as `0.25`, `12.5` or `1,234`."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
 
 
 def _rounded_up(value: float) -> float:

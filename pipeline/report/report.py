@@ -14,6 +14,7 @@ from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
+from segmint.infra.wording import counted
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.audit.foreign import audit_foreign
 from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
@@ -26,7 +27,6 @@ from segmint.pipeline.report.findings import images_of
 from segmint.pipeline.report.numbers import numbers_parquet
 from segmint.pipeline.report.page import Pictures, render_page
 from segmint.pipeline.report.samples import choose_images, draw_pictures
-from segmint.pipeline.report.words import counted
 from segmint.pipeline.statistics.open_tables import open_tables
 
 SAMPLES = 12

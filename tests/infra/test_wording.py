@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.pipeline.report.words import count, counted, listed, number, share, size
+from segmint.infra.wording import count, counted, listed, number, share, size, some
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,27 @@ from segmint.pipeline.report.words import count, counted, listed, number, share,
         (number(12.345), "12.3"),
         (number(None), "unknown"),
         (size(999), "999 bytes"),
+        (number(0.25), "0.25"),
+        (number(1234.5), "1,234"),
+        (number(0), "0"),
         (size(1_234_567), "1.23 MB"),
+        (size(999_900), "1 MB"),
         (size(5 * 10**17), "500 PB"),
         (size(None), "unknown"),
         (listed(["a"]), "a"),
         (listed(["a", "b", "c"]), "a, b and c"),
         (listed([]), ""),
+        (some(["a", "b"]), "a, b"),
+        (some(["a", "b", "c", "d"], shown=2), "a, b, and 2 more"),
     ],
 )
 def test_words(said: str, expected: str) -> None:
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (100.0, "100"), (1234.5, "1,234"), (1e-5, "1e-05")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram, short
+from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram
 
 
 def steps(edges: list[float], counts: list[int]):
@@ -72,11 +72,3 @@ def test_cells_of_one_shade_are_one_rectangle() -> None:
 def test_no_center_is_no_heat_map() -> None:
     assert heat_map({"bins": 2, "counts": [[0, 0], [0, 0]]}, "Centers") is None
     assert heat_map(None, "Centers") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (100.0, "100"), (1234.5, "1,234"), (1e-5, "1e-05")],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert short(value) == text
