@@ -82,7 +82,7 @@ def render_page(
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
         masks_sentence=_masks_sentence(statistics),
-        datasets=[{"name": facts.name, "images": facts.images, "masks": facts.masks}, *PAPER["datasets"]],
+        datasets=[{"name": facts.name, "images": facts.images, "masks": facts.masks}, *PAPER.datasets],
         paper=PAPER,
         sizes=(SMALL, LARGE),
         least_images=LEAST_IMAGES,

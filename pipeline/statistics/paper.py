@@ -1,49 +1,136 @@
-"""What the Segment Anything paper (arXiv 2304.02643) reports of SA-1B, in the shapes of docs/statistics.md.
+"""What the Segment Anything paper (arXiv 2304.02643) reports of SA-1B.
 
-Only numbers that the paper states are here; it has more as curves without numbers.
+Only numbers that the paper states are here; it shows more as curves without numbers.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
-PAPER: dict[str, Any] = {
-    "name": "SA-1B",
-    "images": 11_185_362,
-    "masks": 1_100_000_000,  # of the data engine; 99.1 % were made automatically, and SA-1B holds those alone
-    "masks_per_image": {"mean": 100, "by_group": [94, 108]},  # the least and the most of regions and income levels
-    "cleanup": {"islands_share": 0.04, "holes_share": 0.04},  # of masks that clean-up changed, about (Appendix B)
-    "geography": {
-        "regions": [
-            {"name": "Africa", "share": 0.028},
-            {"name": "Asia & Oceania", "share": 0.362},
-            {"name": "Europe", "share": 0.498},
-            {"name": "Latin America & Caribbean", "share": 0.035},
-            {"name": "North America", "share": 0.077},
-        ],
-        "income": [
-            {"name": "high", "share": 0.540},
-            {"name": "middle", "share": 0.450},
-            {"name": "low", "share": 0.009},
-        ],
-    },
-    "thresholds": {
-        "predicted_iou": 0.88,
-        "stability_score": 0.95,
-        "min_area_px": 100,
-        "max_area_share": 0.95,
-    },  # Appendix B
-    "released_short_side": 1500,
-    "quality": {
-        "images": 500,
-        "over_90_iou": 0.94,
-        "over_75_iou": 0.97,
-        "between_annotators": [0.85, 0.91],
-    },  # masks before and after correction by professionals (section 5)
-    "datasets": [
-        {"name": "SA-1B", "images": 11_000_000, "masks": 1_100_000_000},
-        {"name": "Open Images", "images": 1_000_000, "masks": 2_700_000},
-        {"name": "LVIS v1", "images": 120_000, "masks": 1_500_000},
-        {"name": "COCO", "images": 123_000, "masks": 900_000},
-        {"name": "ADE20K", "images": 28_000, "masks": 700_000},
-    ],
-}
-"""The paper's figures; shares are of 1."""
+
+@dataclass(frozen=True)
+class PaperMasksPerImage:
+    """Masks per image: the mean, and the least and the most of regions and income levels."""
+
+    mean: int
+    by_group: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PaperCleanup:
+    """Shares of masks that clean-up changed, about (Appendix B)."""
+
+    islands_share: float
+    holes_share: float
+
+
+@dataclass(frozen=True)
+class PaperGroup:
+    """A region or an income level, and its share of the images."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class PaperGeography:
+    """Images by region and by income level (table 1)."""
+
+    regions: tuple[PaperGroup, ...]
+    income: tuple[PaperGroup, ...]
+
+
+@dataclass(frozen=True)
+class PaperThresholds:
+    """What a mask must reach (Appendix B)."""
+
+    predicted_iou: float
+    stability_score: float
+    min_area_px: int
+    max_area_share: float
+
+
+@dataclass(frozen=True)
+class PaperQuality:
+    """Masks before and after correction by professionals (section 5): shares of pairs over two IoUs."""
+
+    images: int
+    over_90_iou: float
+    over_75_iou: float
+    between_annotators: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PaperDataset:
+    """How many images and masks a dataset has."""
+
+    name: str
+    images: int
+    masks: int
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper's figures; shares are 0 to 1."""
+
+    name: str
+    images: int
+    masks: int
+    masks_per_image: PaperMasksPerImage
+    cleanup: PaperCleanup
+    geography: PaperGeography
+    thresholds: PaperThresholds
+    released_short_side: int
+    quality: PaperQuality
+    datasets: tuple[PaperDataset, ...]
+
+
+PAPER = Paper(
+    name="SA-1B",
+    images=11_185_362,
+    masks=1_100_000_000,  # of the data engine; 99.1 % were made automatically, and SA-1B holds only those
+    masks_per_image=PaperMasksPerImage(mean=100, by_group=(94, 108)),
+    cleanup=PaperCleanup(islands_share=0.04, holes_share=0.04),
+    geography=PaperGeography(
+        regions=(
+            PaperGroup("Africa", 0.028),
+            PaperGroup("Asia & Oceania", 0.362),
+            PaperGroup("Europe", 0.498),
+            PaperGroup("Latin America & Caribbean", 0.035),
+            PaperGroup("North America", 0.077),
+        ),
+        income=(PaperGroup("high", 0.540), PaperGroup("middle", 0.450), PaperGroup("low", 0.009)),
+    ),
+    thresholds=PaperThresholds(predicted_iou=0.88, stability_score=0.95, min_area_px=100, max_area_share=0.95),
+    released_short_side=1500,
+    quality=PaperQuality(images=500, over_90_iou=0.94, over_75_iou=0.97, between_annotators=(0.85, 0.91)),
+    datasets=(
+        PaperDataset("SA-1B", 11_000_000, 1_100_000_000),
+        PaperDataset("Open Images", 1_000_000, 2_700_000),
+        PaperDataset("LVIS v1", 120_000, 1_500_000),
+        PaperDataset("COCO", 123_000, 900_000),
+        PaperDataset("ADE20K", 28_000, 700_000),
+    ),
+)
+"""The paper's figures."""
+
+
+@dataclass(frozen=True)
+class MasksBin:
+    """A bin of masks per image, both ends included; without `high` it has no upper end."""
+
+    label: str
+    low: int
+    high: int | None
+
+    def holds(self, masks: int) -> bool:
+        """Whether an image with so many masks belongs in this bin."""
+        return masks >= self.low and (self.high is None or masks <= self.high)
+
+
+MASKS_PER_IMAGE = (
+    MasksBin("<=10", 0, 10),
+    MasksBin("11-50", 11, 50),
+    MasksBin("51-100", 51, 100),
+    MasksBin("101-200", 101, 200),
+    MasksBin(">200", 201, None),
+)
+"""The paper's bins of masks per image (figure 5), first to last."""

@@ -15,13 +15,10 @@ from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.statistics.duplicates import near_duplicate_statistics
 from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
 from segmint.pipeline.statistics.masks import mask_statistics
-from segmint.pipeline.statistics.paper import PAPER
+from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
 from segmint.pipeline.statistics.shards import METRICS, drift, outliers
 
 COVERAGE = Bins(0, 1, 20)
-
-MASKS_PER_IMAGE = {"<=10": (0, 10), "11-50": (11, 50), "51-100": (51, 100), "101-200": (101, 200), ">200": (201, None)}
-"""The paper's bins of masks an image (figure 5), first to last."""
 
 _CLEANUP = ("cleaned", "removed_by_cleanup")
 _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
@@ -63,13 +60,8 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> dict[str, Any]:
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
     bins = [
-        {
-            "label": label,
-            "images": sum(
-                n for masks, n in images_by_masks.items() if masks >= low and (high is None or masks <= high)
-            ),
-        }
-        for label, (low, high) in MASKS_PER_IMAGE.items()
+        {"label": bin.label, "images": sum(n for masks, n in images_by_masks.items() if bin.holds(masks))}
+        for bin in MASKS_PER_IMAGE
     ]
     mean = rounded(total / images) if images else None
     return {"mean": mean, "median": _median(images_by_masks, images), "bins": bins}
@@ -91,15 +83,15 @@ def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> dict[st
             {"country": code, "images": images, "masks_per_image": rounded(masks / images)}
             for code, (images, masks) in listed
         ],
-        "regions": _by_group(known, REGIONS, "region", PAPER["geography"]["regions"]),
-        "income": _by_group(known, INCOMES, "income", PAPER["geography"]["income"]),
+        "regions": _by_group(known, REGIONS, "region", PAPER.geography.regions),
+        "income": _by_group(known, INCOMES, "income", PAPER.geography.income),
     }
 
 
 def _by_group(
-    known: Mapping[str, tuple[int, int]], names: Sequence[str], kind: str, paper: Iterable[Mapping[str, Any]]
+    known: Mapping[str, tuple[int, int]], names: Sequence[str], kind: str, paper: Iterable[PaperGroup]
 ) -> list[dict[str, Any]]:
-    shares = {row["name"]: row["share"] for row in paper}
+    shares = {group.name: group.share for group in paper}
     unlisted = Country("", "", None, None)
     sums = dict.fromkeys(names, (0, 0))
     for code, (images, masks) in known.items():

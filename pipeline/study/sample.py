@@ -22,12 +22,11 @@ from segmint.pipeline.export.coco import compressed_rle
 from segmint.pipeline.export.export import make_writer, refuse_standing, write_samples
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.samples import lot, read_images
+from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
-_BINS = ((10, "<=10"), (50, "11-50"), (100, "51-100"), (200, "101-200"))
-_LAST_BIN = ">200"
 _FRACTION = 32  # bits
 
 
@@ -41,7 +40,7 @@ class Stratum:
     @property
     def masks(self) -> str:
         """The numbers of masks, as the paper bins them."""
-        return _BINS[self.bin][1] if self.bin < len(_BINS) else _LAST_BIN
+        return MASKS_PER_IMAGE[self.bin].label
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
 
 def stratum_of(masks: int, country: str | None) -> Stratum:
     """The stratum of an image with this many masks."""
-    return Stratum(sum(masks > limit for limit, _ in _BINS), country or "")
+    bin = next(index for index, bin in enumerate(MASKS_PER_IMAGE) if bin.holds(masks))
+    return Stratum(bin, country or "")
 
 
 def allocate(population: Mapping[Stratum, int], count: int, seed: int) -> dict[Stratum, int]:

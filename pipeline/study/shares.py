@@ -10,7 +10,7 @@ from segmint.pipeline.statistics.paper import PAPER
 
 Interval = tuple[float, float]
 
-PAPER_SHARES = {0.90: PAPER["quality"]["over_90_iou"], 0.75: PAPER["quality"]["over_75_iou"]}
+PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
 """What the SAM paper (section 5) reports for SA-1B: the share of pairs over each IoU."""
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution

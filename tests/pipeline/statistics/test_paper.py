@@ -1,21 +1,24 @@
 """The paper's figures add up, and have the names that ours have."""
 
-import json
-
 import pytest
 
 from segmint.catalogs.countries import INCOMES, REGIONS
-from segmint.pipeline.statistics.paper import PAPER
+from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER
 
 
 def test_shares_add_up_and_groups_are_ours() -> None:
-    regions, income = PAPER["geography"]["regions"], PAPER["geography"]["income"]
-    assert tuple(row["name"] for row in regions) == REGIONS
-    assert tuple(row["name"] for row in income) == INCOMES
-    assert sum(row["share"] for row in regions) == pytest.approx(1, abs=0.002)
-    assert sum(row["share"] for row in income) == pytest.approx(1, abs=0.002)
+    regions, income = PAPER.geography.regions, PAPER.geography.income
+    assert tuple(row.name for row in regions) == REGIONS
+    assert tuple(row.name for row in income) == INCOMES
+    assert sum(row.share for row in regions) == pytest.approx(1, abs=0.002)
+    assert sum(row.share for row in income) == pytest.approx(1, abs=0.002)
 
 
 def test_masks_an_image_follow_from_both_counts() -> None:
-    assert PAPER["masks"] / PAPER["images"] == pytest.approx(PAPER["masks_per_image"]["mean"], rel=0.02)
-    assert json.loads(json.dumps(PAPER)) == PAPER
+    assert PAPER.masks / PAPER.images == pytest.approx(PAPER.masks_per_image.mean, rel=0.02)
+
+
+def test_each_number_of_masks_is_in_one_bin() -> None:
+    for masks in range(300):
+        assert sum(bin.holds(masks) for bin in MASKS_PER_IMAGE) == 1
+    assert [masks for masks in range(1, 300) if MASKS_PER_IMAGE[2].holds(masks)] == list(range(51, 101))
