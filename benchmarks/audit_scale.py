@@ -104,9 +104,10 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
         with open_tables(str(dataset), Storage(), memory_limit, scratch) as tables:
             found = compute_statistics(tables, sample)
         seconds = time.perf_counter() - started
+    twins = found.near_duplicates
     return {
-        **measured(found["images"], found["masks"], seconds, before, mib),
-        "near_duplicates": {key: found["near_duplicates"][key] for key in ("images_sampled", "masks", "pairs")},
+        **measured(found.images, found.masks, seconds, before, mib),
+        "near_duplicates": {"images_sampled": twins.images_sampled, "masks": twins.masks, "pairs": twins.pairs},
     }
 
 

@@ -121,7 +121,7 @@ def _statistics(uri: str, storage: Storage, options: AuditOptions, report: Audit
     left_out = sorted({*report.not_compared, *report.doubtful})
     try:
         with _open(uri, storage, report) as tables:
-            statistics = compute_statistics(tables, options.sample)
+            statistics = compute_statistics(tables, options.sample).to_dict()
     except DamagedDatasetError as error:
         report.notes.append(f"no statistics: {error}")
         return None

@@ -41,7 +41,7 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
         "licenses": None,
         "privacy": None,
         "duplicates": duplicates,
-        "statistics": compute_statistics(tables, sample),
+        "statistics": compute_statistics(tables, sample).to_dict(),
     }
     report.notes.append("not looked at: licenses and privacy, since segmint did not write this")
     return report

@@ -44,7 +44,7 @@ def with_statistics(audit: Mapping[str, Any], where: str, tables: DatasetTables,
     left_out = sorted(damaged_shards(audit))
     statistics = audit["statistics"]
     if statistics is None:
-        statistics = compute_statistics(tables, sample)
+        statistics = compute_statistics(tables, sample).to_dict()
     elif not left_out:
         for view in ("images", "masks"):
             there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())

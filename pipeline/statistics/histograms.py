@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Bins:
     log2: bool = False
 
     @cached_property
-    def edges(self) -> list[float]:
+    def edges(self) -> tuple[float, ...]:
         """The `count` + 1 edges, in the values' own scale."""
         steps = [self.low + (self.high - self.low) * index / self.count for index in range(self.count + 1)]
-        return [2.0**step for step in steps] if self.log2 else [round(step, 12) for step in steps]
+        return tuple(2.0**step if self.log2 else round(step, 12) for step in steps)
 
     def index(self, value: str) -> str:
         """The SQL expression of a value's bin; null where the value is."""
@@ -31,9 +31,9 @@ class Bins:
         place = f"floor(least(greatest(({scaled} - {self.low}) * {scale!r}, 0), {self.count - 1}))::INTEGER"
         return f"CASE WHEN {value} IS NOT NULL THEN {place} END"  # least and greatest pass over null
 
-    def counts(self, found: Mapping[int, int], first: int = 0) -> list[int]:
+    def counts(self, found: Mapping[int, int], first: int = 0) -> tuple[int, ...]:
         """Counts by bin of what `histogram` answers, whose bins are numbered from `first`."""
-        return [found.get(first + index, 0) for index in range(self.count)]
+        return tuple(found.get(first + index, 0) for index in range(self.count))
 
 
 def as_counts(histogram: Any) -> dict[int, int]:
@@ -41,6 +41,10 @@ def as_counts(histogram: Any) -> dict[int, int]:
     return {int(key): int(count) for key, count in histogram or ()}
 
 
+@overload
+def rounded(value: float) -> float: ...
+@overload
+def rounded(value: float | None) -> float | None: ...
 def rounded(value: float | None) -> float | None:
     """A mean as it is reported: threads add in any order, so that the last digits differ from run to run."""
     return None if value is None else round(value, 9)

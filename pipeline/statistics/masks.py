@@ -6,6 +6,15 @@ import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
 from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
+from segmint.pipeline.statistics.values import (
+    Centers,
+    Concavity,
+    Histogram,
+    HugeMasks,
+    MaskStatistics,
+    SizeConcavity,
+    TinyMasks,
+)
 
 SHARES = Bins(0, 1, 50)
 """Relative size and concavity: `segmint.operators.schemas.MASK_STATISTICS` has what they are."""
@@ -30,35 +39,35 @@ SIZES = ("small", "medium", "large")
 _NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stability_score", "center_x", "center_y")
 
 
-def mask_statistics(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Counts, means and histograms over the view `masks`, by the names of docs/statistics.md."""
+def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskStatistics:
+    """Counts, means and histograms over the view `masks`."""
     found = {key: value for query in (_means(), _histograms()) for key, value in _row(connection, query).items()}
     masks = found["masks"]
     concavities = as_counts(found["concavities"])
     by_size = [SHARES.counts(concavities, first=index * SHARES.count) for index in range(len(SIZES))]
     centers = as_counts(found["centers"])
-    return {
-        "masks": masks,
-        "relative_size": _histogram(SHARES, found["relative_sizes"], found["mean_relative_size"], masks),
-        "concavity": {
-            "edges": SHARES.edges,
-            "counts": [sum(counts) for counts in zip(*by_size, strict=True)],
-            "mean": rounded(found["mean_concavity"]),
-            "by_size": [
-                {"size": size, "counts": counts, "mean": rounded(found[f"mean_concavity_{size}"])}
+    return MaskStatistics(
+        masks=masks,
+        relative_size=_histogram(SHARES, found["relative_sizes"], found["mean_relative_size"], masks),
+        concavity=Concavity(
+            edges=SHARES.edges,
+            counts=tuple(sum(counts) for counts in zip(*by_size, strict=True)),
+            mean=rounded(found["mean_concavity"]),
+            by_size=tuple(
+                SizeConcavity(size, counts, rounded(found[f"mean_concavity_{size}"]))
                 for size, counts in zip(SIZES, by_size, strict=True)
-            ],
-        },
-        "aspect_ratio": _histogram(ASPECTS, found["aspect_ratios"], found["mean_aspect_ratio"], masks),
-        "predicted_iou": _histogram(PREDICTED_IOU, found["predicted_ious"], found["mean_predicted_iou"], masks),
-        "stability_score": _histogram(STABILITY, found["stability_scores"], found["mean_stability_score"], masks),
-        "centers": {
-            "bins": CENTERS,
-            "counts": [[centers.get(row * CENTERS + column, 0) for column in range(CENTERS)] for row in range(CENTERS)],
-        },
-        "tiny": {"below_px": TINY_PX, "masks": found["tiny"]},
-        "huge": {"above_share": HUGE_SHARE, "masks": found["huge"]},
-    }
+            ),
+        ),
+        aspect_ratio=_histogram(ASPECTS, found["aspect_ratios"], found["mean_aspect_ratio"], masks),
+        predicted_iou=_histogram(PREDICTED_IOU, found["predicted_ious"], found["mean_predicted_iou"], masks),
+        stability_score=_histogram(STABILITY, found["stability_scores"], found["mean_stability_score"], masks),
+        centers=Centers(
+            CENTERS,
+            tuple(tuple(centers.get(row * CENTERS + column, 0) for column in range(CENTERS)) for row in range(CENTERS)),
+        ),
+        tiny=TinyMasks(TINY_PX, found["tiny"]),
+        huge=HugeMasks(HUGE_SHARE, found["huge"]),
+    )
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
@@ -67,10 +76,9 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
     return row
 
 
-def _histogram(bins: Bins, found: Any, mean: float | None, masks: int) -> dict[str, Any]:
-    """A histogram as it is reported; its counts are None where there are masks, and none has the value."""
+def _histogram(bins: Bins, found: Any, mean: float | None, masks: int) -> Histogram:
     counts = as_counts(found)
-    return {"edges": bins.edges, "counts": bins.counts(counts) if counts or not masks else None, "mean": rounded(mean)}
+    return Histogram(bins.edges, bins.counts(counts) if counts or not masks else None, rounded(mean))
 
 
 def _means() -> str:

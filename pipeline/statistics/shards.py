@@ -9,6 +9,7 @@ import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
 from segmint.pipeline.statistics.histograms import rounded
+from segmint.pipeline.statistics.values import DriftedShard, Outlier
 
 METRICS = (
     "masks",
@@ -39,15 +40,15 @@ _QUARTILE_IMAGES = 200_000
 _NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
-def drift(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
     """Means of shards that differ from those of all shards, the furthest first; of the table `pictures`."""
     sums = ", ".join(f"count({m}) AS n_{m}, avg({m}) AS mean_{m}, var_samp({m}) AS var_{m}" for m in METRICS)
     rows = read_query(connection, f"SELECT shard, {sums} FROM pictures GROUP BY shard ORDER BY shard").to_pylist()
     found = [drifted for metric in METRICS for drifted in _drift_of(metric, rows)]
-    return sorted(found, key=lambda one: -abs(one["z"]))[:_MOST_DRIFTS]
+    return tuple(sorted(found, key=lambda one: -abs(one.z))[:_MOST_DRIFTS])
 
 
-def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedShard]:
     """Robust z of each shard's mean: over the spread between shards and the error of a mean of so few images.
 
     The spread between shards is what their means' median absolute deviation has beyond the error of a typical one, so
@@ -66,21 +67,18 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         mean = row[f"mean_{metric}"]
         z = (mean - center) / math.sqrt(between + within / row[f"n_{metric}"] + least)
         if abs(z) >= DRIFT_Z:
-            value, dataset = rounded(mean), rounded(center)
-            found.append(
-                {"metric": metric, "shard": row["shard"], "value": value, "dataset": dataset, "z": round(z, 2)}
-            )
+            found.append(DriftedShard(metric, row["shard"], rounded(mean), rounded(center), round(z, 2)))
     return found
 
 
-def outliers(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
     """The images furthest from the others in each metric, where they are far; of the table `pictures`.
 
     Quartiles are those of up to some hundred thousand images, spread evenly over the dataset.
     """
     fences = _fences(connection)
     if not fences:
-        return []
+        return ()
     picks = ", ".join(
         f"{pick}({{'ordinal': ordinal, 'id': id, 'shard': shard, 'value': {metric}}}, {metric}, {OUTLIERS}) "
         f"FILTER (WHERE {metric} {sign} {fences[metric][side]!r}) AS {side}_{metric}"
@@ -117,10 +115,10 @@ def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]
     return fences
 
 
-def _named(connection: duckdb.DuckDBPyConnection, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _named(connection: duckdb.DuckDBPyConnection, found: Sequence[Mapping[str, Any]]) -> tuple[Outlier, ...]:
     """The outliers with the names of their images."""
     if not found:
-        return []
+        return ()
     ordinals = sorted({image["ordinal"] for image in found})
     shards = sorted({image["shard"] for image in found})
     rows = read_query(
@@ -129,6 +127,14 @@ def _named(connection: duckdb.DuckDBPyConnection, found: list[dict[str, Any]]) -
         f"AND ordinal IN ({', '.join(map(str, ordinals))})",
     ).to_pylist()
     names = {row["ordinal"]: row["image_id"] for row in rows}
-    keys = ("id", "shard", "image_id", "metric", "value", "reason")
-    named = [{**image, "image_id": names.get(image["ordinal"])} for image in found]
-    return [{key: image[key] for key in keys} for image in named]
+    return tuple(
+        Outlier(
+            id=image["id"],
+            shard=image["shard"],
+            image_id=names.get(image["ordinal"]),
+            metric=image["metric"],
+            value=image["value"],
+            reason=image["reason"],
+        )
+        for image in found
+    )

@@ -17,6 +17,19 @@ from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
 from segmint.pipeline.statistics.masks import mask_statistics
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
 from segmint.pipeline.statistics.shards import METRICS, drift, outliers
+from segmint.pipeline.statistics.values import (
+    BinImages,
+    Cleanup,
+    CountryImages,
+    FunnelStep,
+    Geography,
+    GroupImages,
+    Histogram,
+    LicenseImages,
+    MasksPerImage,
+    ProviderImages,
+    Statistics,
+)
 
 COVERAGE = Bins(0, 1, 20)
 
@@ -24,8 +37,8 @@ _CLEANUP = ("cleaned", "removed_by_cleanup")
 _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 
-def compute_statistics(tables: DatasetTables, sample: int) -> dict[str, Any]:
-    """All statistics as JSON has them; None is what cannot be known, as in data that segmint did not write.
+def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
+    """All statistics; None is what cannot be known, as in data that segmint did not write.
 
     Near-duplicates are looked for in about `sample` images. Raises `DamagedDatasetError` where a file cannot be read.
     """
@@ -37,37 +50,47 @@ def compute_statistics(tables: DatasetTables, sample: int) -> dict[str, Any]:
         by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM pictures GROUP BY masks")
         masks = mask_statistics(connection)
         rejects = _rejects(connection) if tables.kind == "segmint" else None
-        return {
-            "images": whole["images"],
-            **masks,
-            "rejected": None if rejects is None else sum(rejects.values()),
-            "rejected_by_reason": rejects,
-            "masks_per_image": masks_per_image(by_masks),
-            "without_masks": by_masks.get(0, 0),
-            "coverage": _coverage(connection),
-            **_funnel(whole),
-            "near_duplicates": near_duplicate_statistics(connection, by_shard, sample),
-            "geography": geography({row["country"]: (row["images"], row["masks"]) for row in groups["country"]}),
-            "licenses": _listed(groups, "license"),
-            "providers": _listed(groups, "provider"),
-            "drift": drift(connection),
-            "outliers": outliers(connection),
-        }
+        funnel, cleanup = _funnel(whole)
+        return Statistics(
+            images=whole["images"],
+            masks=masks.masks,
+            relative_size=masks.relative_size,
+            concavity=masks.concavity,
+            aspect_ratio=masks.aspect_ratio,
+            predicted_iou=masks.predicted_iou,
+            stability_score=masks.stability_score,
+            centers=masks.centers,
+            tiny=masks.tiny,
+            huge=masks.huge,
+            rejected=None if rejects is None else sum(rejects.values()),
+            rejected_by_reason=rejects,
+            masks_per_image=masks_per_image(by_masks),
+            without_masks=by_masks.get(0, 0),
+            coverage=_coverage(connection),
+            funnel=funnel,
+            cleanup=cleanup,
+            near_duplicates=near_duplicate_statistics(connection, by_shard, sample),
+            geography=geography({row["country"]: (row["images"], row["masks"]) for row in groups["country"]}),
+            licenses=tuple(LicenseImages(name, images) for name, images in _ranked(groups, "license")),
+            providers=tuple(ProviderImages(name, images) for name, images in _ranked(groups, "provider")),
+            drift=drift(connection),
+            outliers=outliers(connection),
+        )
 
 
-def masks_per_image(images_by_masks: Mapping[int, int]) -> dict[str, Any]:
+def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
     """Mean, median and the paper's bins from how many images have how many masks."""
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
-    bins = [
-        {"label": bin.label, "images": sum(n for masks, n in images_by_masks.items() if bin.holds(masks))}
+    bins = tuple(
+        BinImages(bin.label, sum(n for masks, n in images_by_masks.items() if bin.holds(masks)))
         for bin in MASKS_PER_IMAGE
-    ]
+    )
     mean = rounded(total / images) if images else None
-    return {"mean": mean, "median": _median(images_by_masks, images), "bins": bins}
+    return MasksPerImage(mean, _median(images_by_masks, images), bins)
 
 
-def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> dict[str, Any]:
+def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
     """Images and masks by country, by the paper's regions and by income level, beside the paper's shares.
 
     Shares are of the images whose country has a region, or an income level. A country that `segmint.catalogs.countries`
@@ -76,21 +99,18 @@ def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> dict[st
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}
     listed = sorted(known.items(), key=lambda item: (-item[1][0], item[0]))
-    return {
-        "known": sum(images for images, _ in known.values()),
-        "unknown": unknown,
-        "countries": [
-            {"country": code, "images": images, "masks_per_image": rounded(masks / images)}
-            for code, (images, masks) in listed
-        ],
-        "regions": _by_group(known, REGIONS, "region", PAPER.geography.regions),
-        "income": _by_group(known, INCOMES, "income", PAPER.geography.income),
-    }
+    return Geography(
+        known=sum(images for images, _ in known.values()),
+        unknown=unknown,
+        countries=tuple(CountryImages(code, images, rounded(masks / images)) for code, (images, masks) in listed),
+        regions=_by_group(known, REGIONS, "region", PAPER.geography.regions),
+        income=_by_group(known, INCOMES, "income", PAPER.geography.income),
+    )
 
 
 def _by_group(
     known: Mapping[str, tuple[int, int]], names: Sequence[str], kind: str, paper: Iterable[PaperGroup]
-) -> list[dict[str, Any]]:
+) -> tuple[GroupImages, ...]:
     shares = {group.name: group.share for group in paper}
     unlisted = Country("", "", None, None)
     sums = dict.fromkeys(names, (0, 0))
@@ -99,16 +119,16 @@ def _by_group(
         if name is not None:
             sums[name] = sums[name][0] + images, sums[name][1] + masks
     total = sum(images for images, _ in sums.values())
-    return [
-        {
-            "name": name,
-            "images": images,
-            "share": rounded(images / total) if total else None,
-            "masks_per_image": rounded(masks / images) if images else None,
-            "paper_share": shares[name],
-        }
+    return tuple(
+        GroupImages(
+            name=name,
+            images=images,
+            share=rounded(images / total) if total else None,
+            masks_per_image=rounded(masks / images) if images else None,
+            paper_share=shares[name],
+        )
         for name, (images, masks) in sums.items()
-    ]
+    )
 
 
 def _make_pictures(connection: duckdb.DuckDBPyConnection) -> None:
@@ -135,36 +155,32 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
     return {name: [row for row in rows if row["level"] == level] for name, level in _GROUPS.items()}
 
 
-def _listed(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple[str | None, int]]:
     """Images by license or provider, the most first; None is where there is none, and nothing where none has one."""
     rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
     if all(row[name] is None for row in rows):
         return []
-    return [{name: row[name], "images": row["images"]} for row in rows]
+    return [(row[name], row["images"]) for row in rows]
 
 
-def _funnel(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The steps of mask generation in their order, and what clean-up did; None where no image tells."""
+def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] | tuple[None, None]:
+    """The steps of mask generation in their order, and what clean-up did; None where no image says it."""
     if whole["predicted"] is None:
-        return {"funnel": None, "cleanup": None}
+        return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
-    return {
-        "funnel": [{"step": step, "masks": whole[step]} for step in FUNNEL_STEPS if step not in _CLEANUP],
-        "cleanup": {
-            "cleaned": cleaned,
-            "removed": removed,
-            "cleaned_share": rounded(cleaned / before) if before else None,
-            "removed_share": rounded(removed / before) if before else None,
-        },
-    }
+    return tuple(FunnelStep(step, whole[step]) for step in FUNNEL_STEPS if step not in _CLEANUP), Cleanup(
+        cleaned=cleaned,
+        removed=removed,
+        cleaned_share=rounded(cleaned / before) if before else None,
+        removed_share=rounded(removed / before) if before else None,
+    )
 
 
-def _coverage(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+def _coverage(connection: duckdb.DuckDBPyConnection) -> Histogram:
     index = COVERAGE.index("coverage")
     query = f"SELECT histogram({index}) AS counts, avg(coverage) AS mean FROM pictures"
     found = read_query(connection, query).to_pylist()[0]
-    counts = COVERAGE.counts(as_counts(found["counts"]))
-    return {"edges": COVERAGE.edges, "counts": counts, "mean": rounded(found["mean"])}
+    return Histogram(COVERAGE.edges, COVERAGE.counts(as_counts(found["counts"])), rounded(found["mean"]))
 
 
 def _rejects(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -35,7 +35,7 @@ def connect(table: pa.Table) -> duckdb.DuckDBPyConnection:
 @pytest.mark.parametrize("seed", range(10))
 def test_no_false_alarm_whatever_the_sizes_of_shards(seed: int) -> None:
     sizes = [IMAGES] * 10 + [35] * 10 + [3, 1, 2]
-    assert drift(connect(pictures(lambda _: None, sizes, seed))) == []
+    assert drift(connect(pictures(lambda _: None, sizes, seed))) == ()
 
 
 def test_a_planted_drift_is_named() -> None:
@@ -43,16 +43,16 @@ def test_a_planted_drift_is_named() -> None:
         columns["coverage"][columns["shard"] == 7] *= 0.7
 
     (found,) = drift(connect(pictures(darken)))
-    assert (found["metric"], found["shard"]) == ("coverage", 7)
-    assert found["value"] == pytest.approx(0.7 * found["dataset"], rel=0.1)
-    assert found["z"] < -5
+    assert (found.metric, found.shard) == ("coverage", 7)
+    assert found.value == pytest.approx(0.7 * found.dataset, rel=0.1)
+    assert found.z < -5
 
 
 def test_a_small_shard_is_not_judged() -> None:
     def plant(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"][columns["shard"] == SHARDS] = 0
 
-    assert drift(connect(pictures(plant, [IMAGES] * SHARDS + [29]))) == []
+    assert drift(connect(pictures(plant, [IMAGES] * SHARDS + [29]))) == ()
     assert len(drift(connect(pictures(plant, [IMAGES] * SHARDS + [30])))) == 1
 
 
@@ -60,14 +60,14 @@ def test_shards_that_differ_by_nature_are_no_drift() -> None:
     def by_provider(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"] *= np.random.default_rng(1).uniform(0.4, 1, SHARDS)[columns["shard"]]
 
-    assert drift(connect(pictures(by_provider))) == []
+    assert drift(connect(pictures(by_provider))) == ()
 
 
 def test_what_never_varies_does_not_drift() -> None:
     def constant(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"] = np.full(columns["coverage"].size, 0.1)
 
-    assert drift(connect(pictures(constant))) == []
+    assert drift(connect(pictures(constant))) == ()
 
 
 def test_images_far_from_the_others_are_named() -> None:
@@ -75,17 +75,17 @@ def test_images_far_from_the_others_are_named() -> None:
         columns["masks"] = np.random.default_rng(2).normal(100, 10, columns["masks"].size)
         columns["masks"][[5, 700]] = [900, 1]
 
-    found = [row for row in outliers(connect(pictures(plant))) if row["metric"] == "masks"]
-    assert [(row["id"], row["shard"], row["image_id"], row["value"]) for row in found] == [
+    found = [row for row in outliers(connect(pictures(plant))) if row.metric == "masks"]
+    assert [(row.id, row.shard, row.image_id, row.value) for row in found] == [
         (701, 11, "image-700", 1.0),
         (6, 0, "image-5", 900.0),
     ]
-    assert found[0]["reason"].startswith("under ")
-    assert found[1]["reason"].startswith("over ")
+    assert found[0].reason.startswith("under ")
+    assert found[1].reason.startswith("over ")
 
 
 def test_few_images_have_no_outliers() -> None:
     def plant(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"][0] = 99
 
-    assert outliers(connect(pictures(plant, [29]))) == []
+    assert outliers(connect(pictures(plant, [29]))) == ()

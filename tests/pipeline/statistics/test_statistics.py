@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,25 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics, geography, masks_per_image
+from segmint.pipeline.statistics.values import (
+    BinImages,
+    Centers,
+    CountryImages,
+    GroupImages,
+    HugeMasks,
+    LicenseImages,
+    MasksPerImage,
+    ProviderImages,
+    SimilarMasks,
+    Statistics,
+    TinyMasks,
+)
 from tests.support.drawn import draw, image_row, image_with, tables_of
 from tests.support.foreign_data import loosen
 
 
 @pytest.fixture(scope="module")
-def found(minted: Path) -> dict[str, Any]:
+def found(minted: Path) -> Statistics:
     with open_tables(str(minted), Storage()) as tables:
         return compute_statistics(tables, sample=100)
 
@@ -47,77 +59,76 @@ def shapes_of(mask: np.ndarray) -> dict[str, float]:
     }
 
 
-def test_real_masks_are_measured_as_other_libraries_do(found: dict[str, Any], pixels: list[list[np.ndarray]]) -> None:
+def test_real_masks_are_measured_as_other_libraries_do(found: Statistics, pixels: list[list[np.ndarray]]) -> None:
     shapes = [shapes_of(mask) for masks in pixels for mask in masks]
     values = {name: np.array([shape[name] for shape in shapes]) for name in shapes[0]}
-    assert found["masks"] == len(shapes) > 10
+    assert found.masks == len(shapes) > 10
     for name in ("relative_size", "concavity", "aspect_ratio"):
-        expected, _ = np.histogram(values[name], found[name]["edges"])
-        assert found[name]["counts"] == expected.tolist(), name
-    assert found["relative_size"]["mean"] == pytest.approx(values["relative_size"].mean(), abs=1e-8)
-    assert found["concavity"]["mean"] == pytest.approx(values["concavity"].mean(), abs=1e-8)
-    assert found["aspect_ratio"]["mean"] == pytest.approx(np.exp(np.log(values["aspect_ratio"]).mean()), abs=1e-8)
+        expected, _ = np.histogram(values[name], getattr(found, name).edges)
+        assert list(getattr(found, name).counts) == expected.tolist(), name
+    assert found.relative_size.mean == pytest.approx(values["relative_size"].mean(), abs=1e-8)
+    assert found.concavity.mean == pytest.approx(values["concavity"].mean(), abs=1e-8)
+    assert found.aspect_ratio.mean == pytest.approx(np.exp(np.log(values["aspect_ratio"]).mean()), abs=1e-8)
     bounds = {"small": (0, 0.06), "medium": (0.06, 0.17), "large": (0.17, 2)}
-    for row in found["concavity"]["by_size"]:
-        low, high = bounds[row["size"]]
+    for row in found.concavity.by_size:
+        low, high = bounds[row.size]
         chosen = values["concavity"][(values["relative_size"] >= low) & (values["relative_size"] < high)]
-        assert row["counts"] == np.histogram(chosen, found["concavity"]["edges"])[0].tolist()
-        assert row["mean"] == (pytest.approx(chosen.mean(), abs=1e-8) if chosen.size else None)
+        assert list(row.counts) == np.histogram(chosen, found.concavity.edges)[0].tolist()
+        assert row.mean == (pytest.approx(chosen.mean(), abs=1e-8) if chosen.size else None)
     centers, _, _ = np.histogram2d(values["center_y"], values["center_x"], bins=32, range=[[0, 1], [0, 1]])
-    assert found["centers"] == {"bins": 32, "counts": centers.astype(int).tolist()}
+    assert found.centers == Centers(32, tuple(tuple(row) for row in centers.astype(int).tolist()))
 
 
-def test_images_are_counted_as_their_files_say(
-    found: dict[str, Any], minted: Path, pixels: list[list[np.ndarray]]
-) -> None:
+def test_images_are_counted_as_their_files_say(found: Statistics, minted: Path, pixels: list[list[np.ndarray]]) -> None:
     samples = list(open_dataset(str(minted)))
     counts = [len(masks) for masks in pixels]
-    assert found["images"] == len(samples) == 6
-    assert found["masks_per_image"]["mean"] == pytest.approx(np.mean(counts), abs=1e-8)
-    assert found["masks_per_image"]["median"] == np.median(counts)
-    assert found["without_masks"] == counts.count(0)
+    assert found.images == len(samples) == 6
+    assert found.masks_per_image.mean == pytest.approx(np.mean(counts), abs=1e-8)
+    assert found.masks_per_image.median == np.median(counts)
+    assert found.without_masks == counts.count(0)
     shares = []
     for masks in pixels:
         codes = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
         shares.append(float(coco.decode(coco.merge(codes)).mean()) if codes else 0.0)
-    assert found["coverage"]["mean"] == pytest.approx(np.mean(shares), abs=1e-8)
-    assert found["coverage"]["counts"] == np.histogram(shares, found["coverage"]["edges"])[0].tolist()
+    assert found.coverage.mean == pytest.approx(np.mean(shares), abs=1e-8)
+    assert list(found.coverage.counts) == np.histogram(shares, found.coverage.edges)[0].tolist()
     masks = [mask for sample in samples for mask in sample.masks]
     for name in ("predicted_iou", "stability_score"):
-        scores = [getattr(mask, name) for mask in masks]
-        assert found[name]["mean"] == pytest.approx(np.mean(scores), abs=1e-8)
-        assert sum(found[name]["counts"]) == len(masks)
-        inside = np.clip(scores, found[name]["edges"][0], found[name]["edges"][-1])
-        assert np.abs(np.array(found[name]["counts"]) - np.histogram(inside, found[name]["edges"])[0]).sum() <= 2
-    assert found["tiny"] == {"below_px": 100, "masks": sum(mask.area < 100 for mask in masks)}
+        scores, histogram = [getattr(mask, name) for mask in masks], getattr(found, name)
+        assert histogram.mean == pytest.approx(np.mean(scores), abs=1e-8)
+        assert sum(histogram.counts) == len(masks)
+        inside = np.clip(scores, histogram.edges[0], histogram.edges[-1])
+        assert np.abs(np.array(histogram.counts) - np.histogram(inside, histogram.edges)[0]).sum() <= 2
+    assert found.tiny == TinyMasks(100, sum(mask.area < 100 for mask in masks))
     share = [mask.area / (mask.size[0] * mask.size[1]) for mask in masks]
-    assert found["huge"] == {"above_share": 0.95, "masks": sum(value > 0.95 for value in share)}
+    assert found.huge == HugeMasks(0.95, sum(value > 0.95 for value in share))
 
 
-def test_the_funnel_and_the_refused_are_those_of_the_rows(found: dict[str, Any], minted: Path) -> None:
+def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, minted: Path) -> None:
     rows = [sample.row for sample in open_dataset(str(minted))]
-    steps = [row["step"] for row in found["funnel"]]
+    steps = [row.step for row in found.funnel]
     assert steps == [step for step in FUNNEL_STEPS if step not in {"cleaned", "removed_by_cleanup"}]
-    for row in found["funnel"]:
-        assert row["masks"] == sum(image["funnel"][row["step"]] for image in rows)
-    assert found["funnel"][-1]["masks"] == found["masks"]
+    for row in found.funnel:
+        assert row.masks == sum(image["funnel"][row.step] for image in rows)
+    assert found.funnel[-1].masks == found.masks
     cleaned = sum(image["funnel"]["cleaned"] for image in rows)
     before = sum(image["funnel"]["after_nms2"] for image in rows)
-    assert found["cleanup"]["cleaned"] == cleaned
-    assert found["cleanup"]["cleaned_share"] == pytest.approx(cleaned / before, abs=1e-8)
-    assert found["rejected"] == 2
-    assert found["rejected_by_reason"] == {"license_not_allowed": 1, "not_found": 1}
-    assert found["licenses"] == [{"license": "CC0-1.0", "images": 6}]
-    assert found["providers"] == []
+    assert found.cleanup.cleaned == cleaned
+    assert found.cleanup.cleaned_share == pytest.approx(cleaned / before, abs=1e-8)
+    assert found.rejected == 2
+    assert found.rejected_by_reason == {"license_not_allowed": 1, "not_found": 1}
+    assert found.licenses == (LicenseImages("CC0-1.0", 6),)
+    assert found.providers == ()
 
 
-def test_a_good_dataset_has_no_near_duplicates_no_drift_and_no_outliers(found: dict[str, Any]) -> None:
-    nearly = found["near_duplicates"]
-    assert (nearly["images_sampled"], nearly["masks"], nearly["pairs"]) == (6, found["masks"], 0)
-    assert nearly["threshold"] == 0.9
-    assert found["drift"] == []
-    assert found["outliers"] == []
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+def test_a_good_dataset_has_no_near_duplicates_no_drift_and_no_outliers(found: Statistics) -> None:
+    nearly = found.near_duplicates
+    assert (nearly.images_sampled, nearly.masks, nearly.pairs) == (6, found.masks, 0)
+    assert nearly.threshold == 0.9
+    assert found.drift == ()
+    assert found.outliers == ()
+    value = found.to_dict()
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
 
 
 def test_shapes_with_known_answers() -> None:
@@ -128,13 +139,13 @@ def test_shapes_with_known_answers() -> None:
     ) as t:
         found = compute_statistics(t, sample=1)
     sizes = [0.2, np.sqrt(0.12)]
-    assert found["relative_size"]["mean"] == pytest.approx(np.mean(sizes))
-    assert [i for i, n in enumerate(found["relative_size"]["counts"]) if n] == [10, 17]
-    assert found["concavity"]["mean"] == pytest.approx((0 + 200 / 1400) / 2)
-    assert [i for i, n in enumerate(found["concavity"]["counts"]) if n] == [0, 7]
-    assert found["coverage"]["mean"] == pytest.approx(0.16)
-    assert found["centers"]["counts"][6][6] == 1, "20 of 100 is bin 6 of 32, from the top left"
-    assert found["tiny"]["masks"] == found["huge"]["masks"] == 0
+    assert found.relative_size.mean == pytest.approx(np.mean(sizes))
+    assert [i for i, n in enumerate(found.relative_size.counts) if n] == [10, 17]
+    assert found.concavity.mean == pytest.approx((0 + 200 / 1400) / 2)
+    assert [i for i, n in enumerate(found.concavity.counts) if n] == [0, 7]
+    assert found.coverage.mean == pytest.approx(0.16)
+    assert found.centers.counts[6][6] == 1, "20 of 100 is bin 6 of 32, from the top left"
+    assert found.tiny.masks == found.huge.masks == 0
 
 
 def test_tiny_and_huge_masks_and_images_without_any() -> None:
@@ -142,21 +153,21 @@ def test_tiny_and_huge_masks_and_images_without_any() -> None:
     image, rows = image_with(0, masks)
     with tables_of({0: {"images": [image, image_row(1), image_row(2)], "masks": rows}}) as tables:
         found = compute_statistics(tables, sample=5)
-    assert found["tiny"] == {"below_px": 100, "masks": 1}
-    assert found["huge"] == {"above_share": 0.95, "masks": 1}
-    assert found["without_masks"] == 2
-    assert found["masks_per_image"]["mean"] == 1
-    assert found["masks_per_image"]["median"] == 0
+    assert found.tiny == TinyMasks(100, 1)
+    assert found.huge == HugeMasks(0.95, 1)
+    assert found.without_masks == 2
+    assert found.masks_per_image.mean == 1
+    assert found.masks_per_image.median == 0
 
 
 def test_a_planted_near_duplicate_is_found() -> None:
     one, shifted, other = (draw(100, 100, box) for box in ((10, 10, 40, 40), (11, 10, 40, 40), (60, 10, 30, 30)))
     image, rows = image_with(7, [one, other, shifted])
     with tables_of({3: {"images": [image], "masks": rows}}) as tables:
-        found = compute_statistics(tables, sample=10)["near_duplicates"]
-    assert (found["images_sampled"], found["masks"], found["pairs"]) == (1, 3, 1)
+        found = compute_statistics(tables, sample=10).near_duplicates
+    assert (found.images_sampled, found.masks, found.pairs) == (1, 3, 1)
     iou = round(39 / 41, 4)
-    assert found["examples"] == [{"id": 8, "annotation_ids": [80_000, 80_002], "iou": iou}]
+    assert found.examples == (SimilarMasks(8, (80_000, 80_002), iou),)
 
 
 def test_the_sample_is_spread_over_shards_and_as_large_as_asked() -> None:
@@ -166,43 +177,33 @@ def test_the_sample_is_spread_over_shards_and_as_large_as_asked() -> None:
         rows = [image_with(shard * 10 + index, [mask]) for index in range(10)]
         shards[shard] = {"images": [image for image, _ in rows], "masks": [m for _, masks in rows for m in masks]}
     with tables_of(shards) as tables:
-        assert compute_statistics(tables, sample=77)["near_duplicates"]["images_sampled"] == 77
-        assert compute_statistics(tables, sample=3)["near_duplicates"]["images_sampled"] == 3
-        assert compute_statistics(tables, sample=0)["near_duplicates"]["images_sampled"] == 0
+        assert compute_statistics(tables, sample=77).near_duplicates.images_sampled == 77
+        assert compute_statistics(tables, sample=3).near_duplicates.images_sampled == 3
+        assert compute_statistics(tables, sample=0).near_duplicates.images_sampled == 0
 
 
 def test_bins_of_masks_an_image_are_the_papers() -> None:
     found = masks_per_image({0: 1, 10: 2, 11: 3, 50: 4, 51: 5, 100: 6, 101: 7, 200: 8, 201: 9, 9999: 10})
-    assert found["bins"] == [
-        {"label": "<=10", "images": 3},
-        {"label": "11-50", "images": 7},
-        {"label": "51-100", "images": 11},
-        {"label": "101-200", "images": 15},
-        {"label": ">200", "images": 19},
-    ]
-    assert masks_per_image({1: 1, 4: 1})["median"] == 2.5
-    assert masks_per_image({}) == {
-        "mean": None,
-        "median": None,
-        "bins": [{**row, "images": 0} for row in found["bins"]],
-    }
+    assert found.bins == (
+        BinImages("<=10", 3),
+        BinImages("11-50", 7),
+        BinImages("51-100", 11),
+        BinImages("101-200", 15),
+        BinImages(">200", 19),
+    )
+    assert masks_per_image({1: 1, 4: 1}).median == 2.5
+    assert masks_per_image({}) == MasksPerImage(None, None, tuple(BinImages(bin.label, 0) for bin in found.bins))
 
 
 def test_countries_count_in_their_region_and_level() -> None:
     found = geography({"KE": (3, 300), "NG": (1, 80), "JP": (4, 400), "ZZ": (2, 10), None: (5, 50), "AQ": (1, 9)})
-    assert (found["known"], found["unknown"]) == (11, 5)
-    assert found["countries"][0] == {"country": "JP", "images": 4, "masks_per_image": 100}
-    regions = {row["name"]: row for row in found["regions"]}
-    assert regions["Africa"] == {
-        "name": "Africa",
-        "images": 4,
-        "share": 0.5,
-        "masks_per_image": 95,
-        "paper_share": 0.028,
-    }
-    assert regions["Europe"]["share"] == 0
-    assert regions["Europe"]["masks_per_image"] is None
-    assert {row["name"]: row["images"] for row in found["income"]} == {"high": 4, "middle": 4, "low": 0}
+    assert (found.known, found.unknown) == (11, 5)
+    assert found.countries[0] == CountryImages("JP", 4, 100)
+    regions = {row.name: row for row in found.regions}
+    assert regions["Africa"] == GroupImages("Africa", images=4, share=0.5, masks_per_image=95, paper_share=0.028)
+    assert regions["Europe"].share == 0
+    assert regions["Europe"].masks_per_image is None
+    assert {row.name: row.images for row in found.income} == {"high": 4, "middle": 4, "low": 0}
 
 
 def test_licenses_and_providers_are_counted() -> None:
@@ -212,12 +213,12 @@ def test_licenses_and_providers_are_counted() -> None:
     ]
     with tables_of({0: {"images": rows}}) as tables:
         found = compute_statistics(tables, sample=1)
-    assert found["licenses"] == [{"license": "CC0-1.0", "images": 2}, {"license": "CC-BY-4.0", "images": 1}]
-    assert found["providers"] == [{"provider": None, "images": 2}, {"provider": "a", "images": 1}]
-    assert found["geography"]["countries"] == [{"country": "FR", "images": 3, "masks_per_image": 0}]
+    assert found.licenses == (LicenseImages("CC0-1.0", 2), LicenseImages("CC-BY-4.0", 1))
+    assert found.providers == (ProviderImages(None, 2), ProviderImages("a", 1))
+    assert found.geography.countries == (CountryImages("FR", 3, 0),)
 
 
-def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: dict[str, Any]) -> None:
+def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: Statistics) -> None:
     with open_tables(str(loosen(minted, tmp_path / "loose")), Storage()) as tables:
         foreign = compute_statistics(tables, sample=100)
     same = (
@@ -230,18 +231,18 @@ def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, f
         "coverage",
         "stability_score",
     )
-    assert {name: foreign[name] for name in same} == {name: found[name] for name in same}
+    assert {name: getattr(foreign, name) for name in same} == {name: getattr(found, name) for name in same}
     unknown = ("rejected", "rejected_by_reason", "funnel", "cleanup")
-    assert {name: foreign[name] for name in unknown} == dict.fromkeys(unknown)
-    assert (foreign["licenses"], foreign["providers"]) == ([], [])
-    assert (foreign["geography"]["known"], foreign["geography"]["unknown"]) == (0, 6)
-    assert {row["share"] for row in foreign["geography"]["regions"]} == {None}
+    assert {name: getattr(foreign, name) for name in unknown} == dict.fromkeys(unknown)
+    assert (foreign.licenses, foreign.providers) == ((), ())
+    assert (foreign.geography.known, foreign.geography.unknown) == (0, 6)
+    assert {row.share for row in foreign.geography.regions} == {None}
 
 
 def test_a_dataset_without_images_has_no_means() -> None:
     with tables_of({}) as tables:
         found = compute_statistics(tables, sample=10)
-    assert (found["images"], found["masks"], found["rejected"]) == (0, 0, 0)
-    assert found["relative_size"]["mean"] is None
-    assert sum(found["relative_size"]["counts"]) == 0
-    json.dumps(found, allow_nan=False)
+    assert (found.images, found.masks, found.rejected) == (0, 0, 0)
+    assert found.relative_size.mean is None
+    assert sum(found.relative_size.counts) == 0
+    json.dumps(found.to_dict(), allow_nan=False)
