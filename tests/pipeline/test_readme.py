@@ -45,6 +45,34 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    words = [re.sub(r"[^\w\s-]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {title.strip().replace(" ", "-") for title in words}
+
+
+def test_every_link_to_a_heading_leads_to_one() -> None:
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert anchor in slugs(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    """Paths from the root into a folder of the code, `name.py` also by its name alone."""
+    folders = ("infra", "catalogs", "model", "operators", "pipeline", "tests", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    found = 0
+    for page in PAGES:
+        for name in re.findall(r"`([\w./-]+)`", page.read_text(encoding="utf-8")):
+            if name.split("/")[0] in folders and "/" in name:
+                assert (ROOT / name).exists(), f"{page.name}: {name}"
+                found += 1
+            elif name.endswith(".py"):
+                assert any(path.match(f"*/{name}") for path in files), f"{page.name}: {name}"
+    assert found > 50
+
+
 def test_the_photograph_is_the_only_one_and_small() -> None:
     """The README credits it; another one would need its own credit."""
     pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}]
