@@ -1,4 +1,4 @@
-"""`segmint report`: a dataset as a page, with its plots, numbers, card and Croissant file."""
+"""`segmint report`: a page about a dataset, with plots, numbers, card and Croissant file."""
 
 from typing import Annotated
 
@@ -10,22 +10,22 @@ from segmint.pipeline.commands.console import answer_with, guarded
 
 @guarded
 def report(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or a folder in the manner of SA-1B.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or an SA-1B-style folder.")],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where to; DATASET/report without it."),
+        typer.Option("-o", "--output", metavar="DIR", help="Output folder; default DATASET/report."),
     ] = None,
     audit: Annotated[
         str | None,
-        typer.Option("--audit", metavar="FILE.json", help="What `segmint audit --json` wrote, instead of auditing."),
+        typer.Option("--audit", metavar="FILE.json", help="Output of `segmint audit --json`, instead of auditing."),
     ] = None,
     sample: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Images whose pixels are looked at, spread evenly.")
+        int, typer.Option(metavar="N", min=0, help="Images whose pixels the audit decodes, spread evenly.")
     ] = 100,
     config: DetectorConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page that shows a dataset: verdict, plots beside SA-1B's, samples; numbers, dataset card, Croissant."""
+    """Write a page about a dataset: verdict, plots next to SA-1B's, samples; with numbers, dataset card, Croissant."""
     from segmint.pipeline.audit.audit import AuditOptions
     from segmint.pipeline.report.report import write_report
 

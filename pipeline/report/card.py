@@ -34,7 +34,7 @@ _SIZES = (
 
 
 def card_markdown(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts, charts: Charts) -> str:
-    """The card. All that comes from the data is escaped: it cannot become markup, nor HTML."""
+    """Return the card. All text from the data is escaped: it cannot become Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         finalize=escaped,
@@ -64,7 +64,7 @@ def card_markdown(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts
 
 
 def front_matter(facts: Facts) -> str:
-    """What the Hub reads of a card, as YAML."""
+    """Return the part of a card that the Hub reads, as YAML."""
     names = [license for license, _ in facts.licenses if license]
     known = sorted({name.lower() for name in names if name.lower() in _HUB_LICENSES})
     others = sorted({name for name in names if name.lower() not in _HUB_LICENSES})
@@ -82,7 +82,7 @@ def front_matter(facts: Facts) -> str:
 
 
 def size_category(images: int) -> str:
-    """The Hub's word for how many images there are."""
+    """Return the Hub's size category for a number of images."""
     for limit, name in _SIZES:
         if images < limit:
             return name
@@ -90,7 +90,7 @@ def size_category(images: int) -> str:
 
 
 def escaped(value: Any) -> Any:
-    """A value of the data as Markdown text on one line."""
+    """Return text as escaped Markdown on one line; other values as they are."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     line = " ".join(value.split())
@@ -102,13 +102,13 @@ def _gaps(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts)
     gaps = []
     reasons = statistics.get("rejected_by_reason") or {}
     if facts.rejected is None:
-        gaps.append("Whether images were refused when the dataset was made is unknown.")
+        gaps.append("It is unknown whether images were refused when the dataset was made.")
     elif facts.rejected:
         ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         parts = ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
-        gaps.append(f"{counted(facts.rejected, 'row')} of the catalog were refused ({parts}), and are not in it.")
+        gaps.append(f"{counted(facts.rejected, 'catalog row')} refused, and not in the dataset: {parts}.")
     else:
-        gaps.append("No row of the catalog was refused.")
+        gaps.append("No catalog row was refused.")
     if facts.manifest is not None and len(facts.commits) < facts.manifest.shards:
         missing = facts.manifest.shards - len(facts.commits)
         gaps.append(f"{counted(missing, 'shard')} of {facts.manifest.shards:,} are not built yet.")
@@ -116,9 +116,9 @@ def _gaps(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts)
     if audit["findings_total"]:
         gaps.append(f"The audit has {counted(audit['findings_total'], 'finding')}: see index.html.")
     else:
-        gaps.append("The audit has no finding.")
+        gaps.append("The audit has no findings.")
     if audit["licenses"] is None:
-        gaps.append("Its licenses were not audited.")
+        gaps.append("The licenses were not audited.")
     if not is_searched(audit):
-        gaps.append("No detector looked at the released images again.")
+        gaps.append("No detector searched the released images again.")
     return gaps

@@ -1,4 +1,4 @@
-"""Which plots a report has: the statistics, and the paper's figures beside them, as values to draw."""
+"""The plots of a report: the statistics and the paper's figures, as values to draw."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ _SCORES = {
     "predicted_iou": ("Predicted IoU", "predicted IoU", _MASKS),
     "stability_score": ("Stability score", "stability score", _MASKS),
     "aspect_ratio": ("Aspect ratio", "width / height of a mask's box", _MASKS),
-    "coverage": ("Coverage", "share of an image's pixels in any mask", "share of images"),
+    "coverage": ("Coverage", "share of an image's pixels covered by masks", "share of images"),
 }
 
 _STEPS = {
     "predicted": "predicted",
-    "over_iou": "over the IoU threshold",
+    "over_iou": "above the IoU threshold",
     "stable": "stable",
-    "under_max_area": "not almost the whole image",
-    "inside_crop": "not at a crop's edge",
-    "after_nms1": "left by suppression within crops",
-    "after_nms2": "left by suppression between crops",
+    "under_max_area": "below the maximum area",
+    "inside_crop": "away from crop edges",
+    "after_nms1": "after NMS within crops",
+    "after_nms2": "after NMS between crops",
     "written": "written",
 }
 
 
 @dataclass(frozen=True)
 class Charts:
-    """The plots; None or empty where what they show is not known."""
+    """The plots; None or empty if the data is unknown."""
 
     masks_per_image: Bars | None
     relative_size: Steps | None
@@ -51,7 +51,7 @@ class Charts:
 
 
 def charts_of(statistics: Mapping[str, Any]) -> Charts:
-    """All plots of these statistics; what is null or absent in them gives no plot."""
+    """Return the plots of these statistics; null or absent ones have no plot."""
     scores = [histogram(statistics.get(key), *labels) for key, labels in _SCORES.items()]
     geography = statistics.get("geography") or {}
     bins = (statistics.get("masks_per_image") or {}).get("bins") or []
@@ -64,12 +64,12 @@ def charts_of(statistics: Mapping[str, Any]) -> Charts:
             statistics.get("relative_size"), "Relative size", "√(mask's area / image's area)", _MASKS
         ),
         concavity=_concavity(statistics.get("concavity")),
-        centers=heat_map(statistics.get("centers"), "Centers of masks"),
+        centers=heat_map(statistics.get("centers"), "Mask centers"),
         scores=tuple(score for score in scores if score is not None),
         funnel=_funnel(statistics.get("funnel") or []),
         countries=ranked(_named(geography.get("countries")), "country", "Country", COUNTRIES_SHOWN),
-        regions=_beside_paper(geography.get("regions"), "Region"),
-        income=_beside_paper(geography.get("income"), "Income level"),
+        regions=_with_paper(geography.get("regions"), "Region"),
+        income=_with_paper(geography.get("income"), "Income level"),
         licenses=ranked(statistics.get("licenses"), "license", "License", _OTHERS_SHOWN),
         providers=ranked(statistics.get("providers"), "provider", "Provider", _OTHERS_SHOWN),
         rejected=_bars("Reason", "Refused rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
@@ -77,9 +77,9 @@ def charts_of(statistics: Mapping[str, Any]) -> Charts:
 
 
 def ranked(rows: Sequence[Mapping[str, Any]] | None, key: str, label: str, shown: int) -> Bars | None:
-    """Images by a property as bars, the most frequent first; beyond `shown` of them the rest is one bar.
+    """Return images by a property as bars, most frequent first; those beyond `shown` are one bar.
 
-    None where no row says anything.
+    None if no row has the property.
     """
     known = sorted((row for row in rows or () if row["images"]), key=lambda row: (-row["images"], str(row[key])))
     if not any(row[key] for row in known):
@@ -92,7 +92,7 @@ def ranked(rows: Sequence[Mapping[str, Any]] | None, key: str, label: str, shown
 
 
 def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:
-    """Counts as bars of their shares; None where there is nothing to count."""
+    """Return counts as bars of their shares; None if there is nothing to count."""
     if not sum(total for _, total in counts):
         return None
     shares = shares_of([total for _, total in counts])
@@ -100,8 +100,8 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
     return Bars(label, value, tuple(rows))
 
 
-def _beside_paper(rows: Sequence[Mapping[str, Any]] | None, label: str) -> Bars | None:
-    """Regions or income levels, with the paper's shares and the masks of their images."""
+def _with_paper(rows: Sequence[Mapping[str, Any]] | None, label: str) -> Bars | None:
+    """Return regions or income levels, with the paper's shares and their masks per image."""
     if not any(row["images"] for row in rows or ()):
         return None
     bars = [
@@ -114,7 +114,7 @@ def _beside_paper(rows: Sequence[Mapping[str, Any]] | None, label: str) -> Bars 
         )
         for row in rows or ()
     ]
-    return Bars(label, "Images", tuple(bars), has_paper=True, more="Masks an image")
+    return Bars(label, "Images", tuple(bars), has_paper=True, more="Masks per image")
 
 
 def _concavity(statistic: Mapping[str, Any] | None) -> tuple[Steps, ...]:
@@ -146,7 +146,7 @@ def _with_share(total: int, part: float) -> str:
 
 
 def _named(rows: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Countries by their names, where the code is one."""
+    """Replace known country codes by names."""
     known = countries()
     return [
         {**row, "country": known[row["country"]].name if row["country"] in known else row["country"]}

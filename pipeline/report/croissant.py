@@ -1,4 +1,4 @@
-"""`croissant.json`: the dataset in MLCommons' Croissant 1.0, every file with its hash, and the tables' columns."""
+"""`croissant.json`: the dataset in MLCommons' Croissant 1.0: all files with their hashes, and the tables' columns."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -50,26 +50,26 @@ _CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-"""Croissant 1.0's own context, as its specification gives it."""
+"""The context given by the Croissant 1.0 specification."""
 
-_KINDS = {"images": "A row an image.", "masks": "A row a mask.", "rejects": "A row a refused image."}
+_KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per refused image."}
 
 
 def croissant_json(facts: Facts, root: str) -> bytes:
-    """The description of a segmint dataset; `root` leads from the description's folder to the dataset.
+    """Return the description of a segmint dataset; `root` leads from the description's folder to the dataset.
 
-    Raises `ValueError` for a dataset without commits' hashes: one that segmint did not write.
+    Raises `ValueError` for a dataset that segmint did not write: it has no commits, which hold the hashes.
     """
     manifest = facts.manifest
     if manifest is None:
-        raise ValueError("hashes come from commits, and there are none")
+        raise ValueError("hashes come from commits, and this dataset has none")
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": facts.name,
         "description": (
-            f"{facts.images:,} licensed photographs with {facts.masks:,} segmentation masks in the manner of SA-1B, "
+            f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
             f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name})."
         ),
         "license": [_license_url(license) for license, _ in facts.licenses if license] or ["unknown"],
@@ -105,7 +105,7 @@ def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
             "@type": "cr:FileSet",
             "@id": f"{kind}-files",
             "name": f"{kind}-files",
-            "description": f"{description} One file a shard.",
+            "description": f"{description} One file per shard.",
             "containedIn": within(kind),
             "encodingFormat": _FORMATS[DATA_KINDS[kind]],
             "includes": f"{kind}/*.parquet",
@@ -142,7 +142,7 @@ def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
 
 
 def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
-    """The files of the tars by themselves: their names say the ids of the images."""
+    """Yield the record set of the tars' JPEGs, whose names hold the ids of the images."""
     if not facts.with_images:
         return
     source = {"fileSet": {"@id": "photographs-files"}}
@@ -173,7 +173,7 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path: str = "") -> dict[str, Any]:
-    """A column, or what is inside one: `path` leads there by JSONPath."""
+    """Return the field of a column, or of a value inside one at the JSONPath `path`."""
     field: dict[str, Any] = {"@type": "cr:Field", "@id": identifier, "name": identifier}
     while pa.types.is_list(kind):
         field["repeated"] = True
@@ -198,5 +198,5 @@ def _data_type(kind: pa.DataType) -> str:
 
 
 def _license_url(license: str) -> str:
-    """Where SPDX explains a license; a name of one's own stays as it is."""
+    """Return SPDX's page of a license; a `LicenseRef-` is returned as it is."""
     return license if license.startswith("LicenseRef-") else f"https://spdx.org/licenses/{license}.html"

@@ -1,4 +1,4 @@
-"""What a report and a dataset card say of a dataset beside its statistics: from its manifest, commits and tables."""
+"""Facts about a dataset that are not statistics, for report and card: from its manifest, commits and tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _CREDITS_SHOWN = 200
 
 @dataclass(frozen=True)
 class Credit:
-    """Whom to credit for images: one license, provider and attribution; each None where the images say none."""
+    """The credit for some images: license, provider and attribution, each None if the images have none."""
 
     license: str | None
     provider: str | None
@@ -25,8 +25,8 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class Obliterated:
-    """Regions of one kind that one detector, or a person (`manual`), had obliterated."""
+class RedactedRegions:
+    """Counts of redacted regions of one kind that one detector, or a person (`manual`), found."""
 
     kind: str
     source: str
@@ -36,20 +36,20 @@ class Obliterated:
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector that a build looked for one kind of region with; `name` is None where it looked for none."""
+    """The detector that a build used for one kind of region; `name` is None if it used none."""
 
     kind: str  # faces or plates
     name: str | None  # of a file: the start of its SHA-256
 
     @property
     def bundled(self) -> bool:
-        """Whether it is one of those that come with segmint, which are for trials."""
+        """Whether it comes with segmint; those detectors are for trials."""
         return self.name in BUNDLED_DETECTORS
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A dataset in figures. What a foreign dataset does not say is None, or empty."""
+    """Facts about a dataset. What a foreign dataset does not state is None or empty."""
 
     name: str
     kind: str  # segmint or sa1b
@@ -59,34 +59,34 @@ class Facts:
     masks: int
     bytes: int | None  # of the committed files
     taken_down: int | None
-    licenses: tuple[tuple[str | None, int], ...]  # with their images, the most frequent first; None: not given
-    credits: tuple[Credit, ...]  # the most frequent first
+    licenses: tuple[tuple[str | None, int], ...]  # with numbers of images, most frequent first; None: not given
+    credits: tuple[Credit, ...]  # most frequent first
     credits_total: int
-    obliterated: tuple[Obliterated, ...]
+    redacted: tuple[RedactedRegions, ...]
     detectors: tuple[Detector, ...]
-    released: tuple[int, int] | None  # the median width and height of the images
-    sources: tuple[int, int] | None  # and of those they were made from
+    released: tuple[int, int] | None  # median width and height of the released images
+    sources: tuple[int, int] | None  # median width and height of their source images
 
     @property
     def with_images(self) -> bool:
-        """Whether the dataset holds pixels, and not annotations alone."""
+        """Whether the dataset has pixels, not only annotations."""
         return self.config("release").get("format") != "annotations"
 
     @property
     def rejected(self) -> int | None:
-        """How many rows were refused; None where nobody knows."""
+        """How many rows were refused; None if unknown."""
         return None if self.manifest is None else sum(commit.counts.get("rejected", 0) for commit in self.commits)
 
     def config(self, key: str) -> Mapping[str, Any]:
-        """One part of the configuration that the dataset was built with; empty where it is not known."""
+        """Return a section of the configuration that the dataset was built with; empty if unknown."""
         part = self.manifest.config.get(key) if self.manifest is not None else None
         return part if isinstance(part, Mapping) else {}
 
 
 def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
-    """Reads a dataset's manifest, commits and tombstones, and asks its tables.
+    """Read a dataset's manifest, commits and tombstones, and query its tables.
 
-    Raises `DamagedDatasetError` where one of these cannot be read.
+    Raises `DamagedDatasetError` if one of these cannot be read.
     """
     manifest = load_manifest(storage, tables.uri) if tables.kind == "segmint" else None
     commits = tuple(CommitLog(storage, tables.uri).read_all()) if manifest is not None else ()
@@ -103,7 +103,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         licenses=_licenses(tables),
         credits=found,
         credits_total=credits_total,
-        obliterated=_obliterated(tables) if manifest is not None else (),
+        redacted=_redacted(tables) if manifest is not None else (),
         detectors=_detectors(manifest) if manifest is not None else (),
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
@@ -126,12 +126,12 @@ def _credits(tables: DatasetTables) -> tuple[int, tuple[Credit, ...]]:
     return total, tuple(Credit(**row) for row in rows.to_pylist())
 
 
-def _obliterated(tables: DatasetTables) -> tuple[Obliterated, ...]:
+def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:
     rows = tables.query(
         "SELECT region.kind AS kind, region.source AS source, count(*) AS regions, count(DISTINCT id) AS images "
         "FROM (SELECT id, unnest(regions) AS region FROM images) GROUP BY ALL ORDER BY kind, source"
     )
-    return tuple(Obliterated(**row) for row in rows.to_pylist())
+    return tuple(RedactedRegions(**row) for row in rows.to_pylist())
 
 
 def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:

@@ -1,4 +1,4 @@
-"""A report's plots as PNG files, for slides and papers: the same values that the page draws."""
+"""A report's plots as PNG files, for slides and papers; they show the same values as the page."""
 
 import io
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _DPI = 160
 
-# Of Okabe and Ito's colors, which people with any kind of color vision tell apart.
+# From Okabe and Ito's palette, which is safe for color-blind readers.
 _INK, _GRAY, _BLUE, _VERMILION = "#1c2126", "#8a9098", "#0b5a9c", "#a8480b"
 
 _STYLE = {
@@ -35,7 +35,7 @@ _STYLE = {
 
 
 def draw_figures(charts: Charts) -> dict[str, bytes]:
-    """PNG files by their names, of all plots that there are."""
+    """Return the existing plots as PNG files, by file name."""
     import matplotlib as mpl
 
     bars = {
@@ -73,7 +73,7 @@ def _draw_bars(bars: Bars) -> "Figure":
             axes.barh(place + shift, 100 * row.paper, height, color="none", edgecolor=_VERMILION, label=label)
 
         axes.annotate(row.text, (length, place - shift), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-    # A label of the data may hold what matplotlib takes for mathematics.
+    # Labels from the data may contain what matplotlib would parse as math.
     axes.set_yticks(range(len(bars.rows)), [row.label for row in bars.rows], parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.25)

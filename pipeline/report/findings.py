@@ -1,4 +1,4 @@
-"""An audit's findings as a report shows them: by area and code, with the images that they are about."""
+"""An audit's findings as a report shows them: by area and code, with the images they refer to."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _AREAS = {str(code): area for code, area in AREAS.items()}
 
 @dataclass(frozen=True)
 class FoundRow:
-    """One finding; `image` is the number of the image that it is about, None where it is about none."""
+    """One finding; `image` is the id of the image it refers to, or None."""
 
     shard: int | None
     file: str
@@ -24,7 +24,7 @@ class FoundRow:
 
 @dataclass(frozen=True)
 class FoundGroup:
-    """The findings of one code: `total` of them, of which the first stand in `rows`."""
+    """The findings of one code: `total` of them, the first of which are in `rows`."""
 
     code: str
     sentence: str
@@ -33,17 +33,17 @@ class FoundGroup:
 
     @property
     def more(self) -> int:
-        """How many are counted and not listed."""
+        """How many are counted but not listed."""
         return self.total - len(self.rows)
 
 
 def area_of(code: str) -> str:
-    """The area of a report that a code belongs to: `integrity`, `licenses`, `privacy` or `duplicates`."""
+    """Return the area that a code belongs to: `integrity`, `licenses`, `privacy` or `duplicates`."""
     return _AREAS.get(code, INTEGRITY)
 
 
 def groups_of(audit: Mapping[str, Any], area: str) -> list[FoundGroup]:
-    """The findings of an area by code, in the audit's order."""
+    """Return the findings of an area by code, in the audit's order."""
     rows: dict[str, list[FoundRow]] = {}
     for finding in audit["findings"]:
         rows.setdefault(finding["code"], []).append(_row(finding))
@@ -55,7 +55,7 @@ def groups_of(audit: Mapping[str, Any], area: str) -> list[FoundGroup]:
 
 
 def images_of(findings: Iterable[Mapping[str, Any]]) -> list[int]:
-    """The numbers of the images that findings are about, each once, in their order."""
+    """Return the ids of the images that findings refer to, each once, in order."""
     found = (finding["image"] for finding in findings)
     return list(dict.fromkeys(image for image in found if image is not None))
 

@@ -1,4 +1,4 @@
-"""A report's numbers in long form: a row a number, for tables and plots of one's own."""
+"""A report's numbers in long form: one row per number, for your own tables and plots."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -10,13 +10,13 @@ from segmint.catalogs.parquet import table_bytes
 
 NUMBERS = pa.schema(
     [
-        pa.field("area", pa.string(), nullable=False),  # a key of the statistics; `dataset` for its plain counts
-        pa.field("statistic", pa.string(), nullable=False),  # the key below it; several are joined by dots
-        pa.field("bin", pa.string()),  # what part of it: a bin, a step, a country, a shard; null for the whole
+        pa.field("area", pa.string(), nullable=False),  # a key of the statistics; `dataset` for plain counts
+        pa.field("statistic", pa.string(), nullable=False),  # the key below it; several keys are joined by dots
+        pa.field("bin", pa.string()),  # the part: a bin, a step, a country, a shard; null for the whole
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""`statistics.parquet`; what is not known has no row."""
+"""The schema of `statistics.parquet`; unknown numbers have no row."""
 
 _NAMES = ("label", "size", "step", "country", "name", "license", "provider", "shard", "id")
 
@@ -24,7 +24,7 @@ _Number = tuple[str, str | None, float]  # statistic, bin, value
 
 
 def numbers_table(statistics: Mapping[str, Any]) -> pa.Table:
-    """All numbers of the statistics, in their order."""
+    """Return all numbers of the statistics, in order."""
     rows = []
     for key, value in statistics.items():
         plain = isinstance(value, (int, float))
@@ -34,7 +34,7 @@ def numbers_table(statistics: Mapping[str, Any]) -> pa.Table:
 
 
 def numbers_parquet(statistics: Mapping[str, Any]) -> bytes:
-    """The same as a Parquet file."""
+    """Return all numbers of the statistics as a Parquet file."""
     return table_bytes(numbers_table(statistics), NUMBERS)
 
 
@@ -59,7 +59,7 @@ def _numbers(statistic: str, bin: str | None, value: Any) -> Iterator[_Number]:
 
 
 def _named(place: int, item: Any) -> tuple[str, Any]:
-    """What an item of a list is called, and what is left of it: by its name, else by its place."""
+    """Return the name of a list item (its position if it has none) and the rest of the item."""
     if not isinstance(item, Mapping):
         return str(place), item
     known = [key for key in _NAMES if item.get(key) is not None]

@@ -1,4 +1,4 @@
-"""The report's page: what an audit and the statistics say, in the words and plots that the template lays out."""
+"""The report's page: an audit and the statistics as the sentences, tables and plots of its template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ NOT_AUDITED = "not audited"
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a report: those that findings and outliers are about, and a sample; `why` says what lacks."""
+    """The images of a report: those with findings, outliers, and a sample; `why` says why there are none."""
 
-    looked_at: tuple[Picture, ...] = ()
+    flagged: tuple[Picture, ...] = ()
     samples: tuple[Picture, ...] = ()
     why: str = ""
 
     @property
     def shown(self) -> frozenset[int]:
-        """The numbers of the images that the page has a place for."""
-        return frozenset(picture.id for picture in (*self.looked_at, *self.samples))
+        """The ids of the images on the page."""
+        return frozenset(picture.id for picture in (*self.flagged, *self.samples))
 
 
 @dataclass(frozen=True)
 class Area:
-    """One line of the verdict; `state` is good, bad, or empty where it is neither."""
+    """One line of the verdict; `state` is `good`, `bad` or empty."""
 
     name: str
     anchor: str
@@ -49,7 +49,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was checked and what was found, in one glance."""
+    """What was checked and what was found, at a glance."""
 
     word: str
     state: str
@@ -60,7 +60,7 @@ class Verdict:
 def render_page(
     audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts, charts: Charts, pictures: Pictures
 ) -> str:
-    """The page as HTML: one file without scripts, which asks for nothing outside of itself."""
+    """Return the page as HTML: one file, without scripts, that loads nothing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -92,7 +92,7 @@ def render_page(
         geography=statistics.get("geography") or {"known": 0},
         drift=statistics.get("drift") or [],
         outliers=statistics.get("outliers") or [],
-        looked_at=pictures.looked_at,
+        flagged=pictures.flagged,
         samples=pictures.samples,
         pictures_why=pictures.why,
         shown=pictures.shown,
@@ -101,7 +101,7 @@ def render_page(
 
 
 def is_searched(audit: Mapping[str, Any]) -> bool:
-    """Whether a detector looked at any released image again."""
+    """Whether a detector searched any released image again."""
     privacy = audit["privacy"]
     return privacy is not None and bool(privacy["images_checked"] and privacy["detectors"])
 
@@ -109,38 +109,38 @@ def is_searched(audit: Mapping[str, Any]) -> bool:
 def verdict_of(
     audit: Mapping[str, Any], statistics: Mapping[str, Any], groups: Mapping[str, Sequence[FoundGroup]]
 ) -> Verdict:
-    """What the page begins with."""
+    """Return the box at the top of the page."""
     total = audit["findings_total"]
-    word, state = (counted(total, "finding"), "bad") if total else ("No finding", "good")
+    word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     return Verdict(word, state, _checked(audit["checked"]), tuple(_areas(audit, statistics, groups)))
 
 
 def remarks_of(statistics: Mapping[str, Any]) -> list[str]:
-    """Sentences on what the plots do not show."""
-    said = []
+    """Return sentences on what the plots do not show."""
+    remarks = []
     if statistics.get("without_masks") is not None:
-        said.append(f"{counted(statistics['without_masks'], 'image')} without any mask.")
+        remarks.append(f"{counted(statistics['without_masks'], 'image')} without masks.")
     tiny, huge, cleanup, twins = (statistics.get(key) or {} for key in ("tiny", "huge", "cleanup", "near_duplicates"))
     if tiny.get("masks") is not None:
-        said.append(f"{counted(tiny['masks'], 'mask')} under {count(tiny['below_px'])} pixels.")
+        remarks.append(f"{counted(tiny['masks'], 'mask')} under {count(tiny['below_px'])} pixels.")
     if huge.get("masks") is not None:
-        said.append(f"{counted(huge['masks'], 'mask')} over {share(huge['above_share'])} of their image.")
+        remarks.append(f"{counted(huge['masks'], 'mask')} larger than {share(huge['above_share'])} of the image.")
     if cleanup.get("cleaned") is not None:
-        said.append(
-            f"Clean-up filled holes or took islands away in {counted(cleanup['cleaned'], 'mask')} "
-            f"({share(cleanup.get('cleaned_share'))}), and removed {count(cleanup.get('removed'))} "
+        remarks.append(
+            f"Clean-up filled holes or removed islands in {counted(cleanup['cleaned'], 'mask')} "
+            f"({share(cleanup.get('cleaned_share'))}), and removed {counted(cleanup.get('removed'), 'mask')} "
             f"({share(cleanup.get('removed_share'))})."
         )
     if twins.get("pairs") is not None:
-        said.append(
+        remarks.append(
             f"{counted(twins['pairs'], 'pair')} of masks of one image with an IoU of {number(twins['threshold'])} or "
-            f"more, among {counted(twins['masks'], 'mask')} of {counted(twins['images_sampled'], 'image')} compared."
+            f"more, among {counted(twins['masks'], 'mask')} of {counted(twins['images_sampled'], 'sampled image')}."
         )
-    return said
+    return remarks
 
 
 def made_of(facts: Facts) -> list[tuple[str, str]]:
-    """How a dataset was made, a name and its value each; nothing where that is unknown."""
+    """Return how a dataset was made, as names and values; empty if that is unknown."""
     manifest = facts.manifest
     if manifest is None:
         return []
@@ -151,18 +151,18 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
         (
             "Masks",
-            f"profile {masks.get('profile')}: {masks.get('points_per_side')} points a side, "
-            f"{counted(masks.get('crop_n_layers'), 'layer')} of crops, predicted IoU over "
-            f"{masks.get('pred_iou_thresh')}, stability of at least {masks.get('stability_score_thresh')}",
+            f"profile {masks.get('profile')}: {masks.get('points_per_side')} points per side, "
+            f"{counted(masks.get('crop_n_layers'), 'crop layer')}, predicted IoU over "
+            f"{masks.get('pred_iou_thresh')}, stability score of at least {masks.get('stability_score_thresh')}",
         ),
         (
             "Release",
             f"{release.get('format')}, short side at most {release.get('short_side')} pixels, JPEG quality "
-            f"{release.get('jpeg_quality')}" + (f"; the median image has {pixels[0]} × {pixels[1]}" if pixels else ""),
+            f"{release.get('jpeg_quality')}" + (f"; median image {pixels[0]} × {pixels[1]}" if pixels else ""),
         ),
         (
             "Licenses",
-            f"allowed: {listed(license.get('allow') or ['none'])}; judged by {manifest.policy_date.isoformat()}; "
+            f"allowed: {listed(license.get('allow') or ['none'])}; judged as of {manifest.policy_date.isoformat()}; "
             f"redistribution {'required' if license.get('require_redistributable') else 'not required'}",
         ),
         ("Computed on", f"{numerics.get('device')}, {numerics.get('precision')}"),
@@ -173,14 +173,14 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _checked(checked: Mapping[str, int]) -> str:
-    looked_at = [
+    checks = [
         counted(checked[key], noun)
         for key, noun in (("files", "file"), ("images", "image"), ("rejects", "refused row"), ("masks", "mask"))
         if checked.get(key)
     ]
-    sentence = f"{listed(looked_at) or 'nothing'} read and compared"
+    sentence = f"{listed(checks) or 'nothing'} read and compared"
     if checked.get("bytes"):
-        sentence += f", {size(checked['bytes'])} in all"
+        sentence += f", {size(checked['bytes'])} in total"
     if checked.get("jpegs_decoded"):
         decoded = f"{counted(checked['jpegs_decoded'], 'JPEG')} and {counted(checked['masks_decoded'], 'mask')}"
         sentence += f"; {decoded} decoded to pixels"
@@ -200,15 +200,15 @@ def _areas(
         elif area != INTEGRITY and audit[area] is None:
             areas.append(Area(area.capitalize(), area, NOT_AUDITED))
         else:
-            areas.append(Area(area.capitalize(), area, "no finding", "good"))
+            areas.append(Area(area.capitalize(), area, "no findings", "good"))
     per_image = statistics.get("masks_per_image") or {}
-    areas.append(Area("Masks", "masks", f"{number(per_image.get('mean'))} an image on average"))
+    areas.append(Area("Masks", "masks", f"{number(per_image.get('mean'))} per image on average"))
     known = (statistics.get("geography") or {}).get("known")
-    areas.append(Area("Geography", "geography", f"known of {counted(known, 'image')}" if known else UNKNOWN))
+    areas.append(Area("Geography", "geography", f"known for {counted(known, 'image')}" if known else UNKNOWN))
     shards = len({row["shard"] for row in statistics.get("drift") or []})
     images = len({row["id"] for row in statistics.get("outliers") or []})
-    stand_out = [counted(many, noun) for many, noun in ((shards, "shard"), (images, "image")) if many]
-    areas.append(Area("Drift", "drift", f"{listed(stand_out or ['nothing'])} to look at"))
+    to_check = [counted(many, noun) for many, noun in ((shards, "shard"), (images, "image")) if many]
+    areas.append(Area("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
     return areas
 
 
@@ -222,7 +222,7 @@ def _tiles(statistics: Mapping[str, Any], facts: Facts) -> list[tuple[str, str]]
     tiles = [
         ("Images", count(facts.images)),
         ("Masks", count(facts.masks)),
-        ("Masks an image", number(per_image.get("mean"))),
+        ("Masks per image", number(per_image.get("mean"))),
         ("Refused rows", count(facts.rejected)),
     ]
     if facts.manifest is not None:
@@ -236,6 +236,6 @@ def _masks_sentence(statistics: Mapping[str, Any]) -> str:
     concavity, relative = (statistics.get(key) or {} for key in ("concavity", "relative_size"))
     return (
         f"{counted(statistics['masks'], 'mask')} in {counted(statistics['images'], 'image')}: "
-        f"{number(per_image.get('mean'))} an image on average, {number(per_image.get('median'))} in the median one; "
+        f"{number(per_image.get('mean'))} per image on average, {number(per_image.get('median'))} in the median image; "
         f"mean relative size {number(relative.get('mean'))}, mean concavity {number(concavity.get('mean'))}."
     )

@@ -1,4 +1,4 @@
-"""Plots of a report as values: where bars, steps and cells lie, in percent of their frame. The template draws them."""
+"""Plots of a report as values: positions of bars, steps and cells in percent of the frame. Templates draw them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import Any
 from segmint.infra.wording import number
 
 _LEVELS = 24  # shades of a heat map
-_EVEN = 1e-6  # by how much, relative to the first, the widths of bins may differ and still count as equal
+_EVEN = 1e-6  # relative difference of bin widths that still counts as equal
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of bars: `share` and `paper` are 0 to 1, None where not known; `text` and `more` stand at its end."""
+    """A row of bars: `share` and `paper` are 0 to 1, None if unknown; `text` and `more` follow the bar."""
 
     label: str
     share: float | None
@@ -25,23 +25,23 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of one kind; the longest takes the whole width. With `has_paper` the paper's stand beside."""
+    """Bars of one kind; the longest has the full width. With `has_paper`, rows also have the paper's bar."""
 
     label: str  # what a row is
     value: str  # what its text is
     rows: tuple[Bar, ...]
     has_paper: bool = False
-    more: str = ""  # what `Bar.more` is; empty where there is none
+    more: str = ""  # what `Bar.more` is; empty if unused
 
     def width(self, share: float | None) -> float:
-        """The length of a bar in percent of the frame."""
+        """Return the length of a bar in percent of the frame."""
         longest = max((each for row in self.rows for each in (row.share, row.paper) if each is not None), default=0)
         return 0.0 if not share or not longest else round(100 * share / longest, 2)
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: `at` is in percent of the frame, from the left or from the bottom."""
+    """A tick on an axis: `at` is in percent of the frame, from the left or from the bottom."""
 
     at: float
     text: str
@@ -60,12 +60,12 @@ class Steps:
 
     @property
     def top(self) -> float:
-        """The share at the upper end of the axis."""
+        """The share at the top of the axis."""
         return _rounded_up(max(self.shares))
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Marks of the horizontal axis: round numbers, or some of the edges where bins are not equally wide."""
+        """Ticks of the horizontal axis: round numbers, or some of the edges if bins differ in width."""
         if not self._even:
             step = max(1, (len(self.edges) - 1) // 4)
             return [Tick(self._at(index), number(self.edges[index])) for index in range(0, len(self.edges), step)]
@@ -78,30 +78,30 @@ class Steps:
 
     @property
     def y_ticks(self) -> list[Tick]:
-        """Marks of the vertical axis, in percent of all."""
+        """Ticks of the vertical axis, in percent of the total."""
         return [Tick(at, f"{number(100 * self.top * at / 100)} %") for at in (0.0, 50.0, 100.0)]
 
     @property
     def bins(self) -> list[str]:
-        """What each bin holds, in words."""
+        """The range of each bin, as text."""
         return [f"{number(low)} to {number(high)}" for low, high in pairwise(self.edges)]
 
     @property
     def summary(self) -> str:
-        """The plot in a sentence, for those who cannot see it."""
+        """The plot in a sentence, for screen readers."""
         place = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
-            f"Histogram of {len(self.shares)} bins, {self.x_label}: the fullest is {self.bins[place]} with "
+            f"Histogram of {len(self.shares)} bins, {self.x_label}: the largest is {self.bins[place]} with "
             f"{number(100 * self.shares[place])} %"
         )
 
     @property
     def positions(self) -> list[float]:
-        """Where each edge lies, in percent of the frame from the left."""
+        """The position of each edge, in percent of the frame from the left."""
         return [self._at(index) for index in range(len(self.edges))]
 
     def path(self, closed: bool = False) -> str:
-        """The steps as an SVG path in a frame of 100 x 100; `closed` goes on along the bottom."""
+        """Return the steps as an SVG path in a 100 x 100 frame; `closed` adds the bottom edge."""
         points = []
         for share, (left, right) in zip(self.shares, pairwise(self.positions), strict=True):
             height = round(100 - 100 * share / self.top, 2)
@@ -115,7 +115,7 @@ class Steps:
         return all(abs(width - widths[0]) <= _EVEN * abs(widths[0]) for width in widths)
 
     def _at(self, index: int) -> float:
-        """Where an edge lies, in percent."""
+        """Return the position of an edge, in percent."""
         low, high = self.edges[0], self.edges[-1]
         share = (self.edges[index] - low) / (high - low) if self._even else index / (len(self.edges) - 1)
         return round(100 * share, 3)
@@ -123,7 +123,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cell:
-    """Cells of one shade beside one another: a rectangle in a frame of `HeatMap.bins` a side."""
+    """Adjacent cells of one shade: a rectangle in a frame of `HeatMap.bins` cells per side."""
 
     x: int
     y: int
@@ -133,19 +133,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where something lies in a square frame; `counts` has its rows from the top."""
+    """Counts over a square frame; rows are from top to bottom."""
 
     title: str
     counts: tuple[tuple[int, ...], ...]
 
     @property
     def bins(self) -> int:
-        """Cells a side."""
+        """Cells per side."""
         return len(self.counts)
 
     @property
     def cells(self) -> list[Cell]:
-        """What is not empty, the darkest being the highest count."""
+        """The cells that are not empty; the highest count is the darkest."""
         most = max(count for row in self.counts for count in row)
         found: list[Cell] = []
         for y, row in enumerate(self.counts):
@@ -161,12 +161,12 @@ class HeatMap:
 
     @property
     def summary(self) -> str:
-        """The plot in a sentence, for those who cannot see it."""
+        """The plot in a sentence, for screen readers."""
         inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
         return f"Heat map of {self.title.lower()}: {number(100 * inner)} % lie in the inner quarter of the image"
 
     def coarse(self, parts: int = 4) -> list[list[float]]:
-        """The share of the whole in each of `parts` x `parts` fields, for a table that a person can read."""
+        """Return the share of the total in each of `parts` x `parts` fields, for a readable table."""
         total = sum(map(sum, self.counts))
         bounds = [round(self.bins * part / parts) for part in range(parts + 1)]
         return [
@@ -176,7 +176,7 @@ class HeatMap:
 
 
 def histogram(statistic: Mapping[str, Any] | None, title: str, x_label: str, y_label: str) -> Steps | None:
-    """A statistic of the form {edges, counts, mean} as steps; None where nothing is known."""
+    """Return a statistic {edges, counts, mean} as steps; None if nothing is known."""
     if not statistic or not statistic.get("edges") or not sum(statistic.get("counts") or ()):
         return None
     edges = tuple(float(edge) for edge in statistic["edges"])
@@ -184,20 +184,20 @@ def histogram(statistic: Mapping[str, Any] | None, title: str, x_label: str, y_l
 
 
 def heat_map(centers: Mapping[str, Any] | None, title: str) -> HeatMap | None:
-    """The statistic of centers; None where nothing is known."""
+    """Return the statistic of centers as a heat map; None if nothing is known."""
     if not centers or not any(map(sum, centers.get("counts") or ())):
         return None
     return HeatMap(title, tuple(tuple(row) for row in centers["counts"]))
 
 
 def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
-    """Counts as shares of their sum, which is over 0."""
+    """Return counts as shares of their sum, which must be over 0."""
     total = sum(counts)
     return tuple(count / total for count in counts)
 
 
 def _rounded_up(value: float) -> float:
-    """The next number that halves well, at most half as much again; `value` is over 0."""
+    """Round up to a number that is easy to halve, at most 1.5 times `value`, which must be over 0."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(
         factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - _EVEN)
@@ -205,6 +205,6 @@ def _rounded_up(value: float) -> float:
 
 
 def _round_step(span: float) -> float:
-    """A distance between marks, so that there are three to six of them."""
+    """Return a tick distance that gives three to six ticks."""
     power = 10.0 ** math.floor(math.log10(span))
     return next(factor * power for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (factor * power) <= 5 + _EVEN)

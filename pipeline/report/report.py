@@ -1,4 +1,4 @@
-"""`segmint report`: a dataset as a page to look at, its plots and numbers, a dataset card and a Croissant file."""
+"""`segmint report`: a page about a dataset, its plots and numbers, a dataset card and a Croissant file."""
 
 import json
 import os
@@ -30,10 +30,10 @@ from segmint.pipeline.report.samples import choose_images, draw_pictures
 from segmint.pipeline.statistics.open_tables import open_tables
 
 SAMPLES = 12
-"""Images of a report's sample."""
+"""Images in a report's sample."""
 
-LOOKED_AT = 12
-"""Images shown because of a finding, or because they stand out."""
+FLAGGED = 12
+"""Images shown because of a finding or as outliers."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Report:
     findings_total: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON has it."""
+        """Return the answer as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The answer as a person reads it."""
+        """Return the answer as lines for a person."""
         return [
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
             f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
@@ -76,8 +76,8 @@ def write_report(
     """
     if output is None and not manifest_generations(storage, dataset_uri):
         raise UsageError(
-            f"{dataset_uri} is no dataset of segmint's, for it has no {MANIFEST}: check the path; of a folder in the "
-            "manner of SA-1B, say with -o where its report shall go"
+            f"{dataset_uri} is not a segmint dataset: no {MANIFEST}. Check the path; for an SA-1B-style folder, name "
+            "the report's folder with -o"
         )
     folder = output or join(dataset_uri, REPORT)
     with _audited(dataset_uri, storage, audit_uri, options) as (audit, tables):
@@ -94,10 +94,10 @@ def write_report(
         "index.html": render_page(audit, statistics, facts, charts, pictures).encode(),
     }
     if facts.manifest is not None:
-        files["croissant.json"] = croissant_json(facts, way_back(folder, dataset_uri))
+        files["croissant.json"] = croissant_json(facts, path_to_dataset(folder, dataset_uri))
     for name, data in files.items():
         storage.put(join(folder, name), data)
-    shown = sum(picture.jpeg is not None for picture in (*pictures.looked_at, *pictures.samples))
+    shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
     return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit["findings_total"])
 
 
@@ -105,10 +105,10 @@ def write_report(
 def _audited(
     uri: str, storage: Storage, audit_uri: str | None, options: AuditOptions
 ) -> Iterator[tuple[dict[str, Any], DatasetTables]]:
-    """An audit, made or read, with the tables of what it found whole."""
+    """Make or read an audit, and open the tables of the shards that it found intact."""
     if audit_uri is None and not manifest_generations(storage, uri):
         check_foreign(uri, options)
-        with open_tables(uri, storage) as tables:  # which measures foreign data, once for both
+        with open_tables(uri, storage) as tables:  # measures foreign data, once for audit and report
             yield audit_foreign(tables, storage, options.sample).to_dict(), tables
         return
     made = audit_dataset(uri, storage, options).to_dict() if audit_uri is None else read_audit(audit_uri, storage)
@@ -116,8 +116,8 @@ def _audited(
         yield made, tables
 
 
-def way_back(folder: str, dataset_uri: str) -> str:
-    """What leads from a report's folder to its dataset: a relative path on one store, else the dataset's own URI."""
+def path_to_dataset(folder: str, dataset_uri: str) -> str:
+    """Return the relative path from a report's folder to its dataset; the dataset's URI if there is none."""
     there, here = absolute(dataset_uri), absolute(folder)
     if scheme(there) == scheme(here) == LOCAL:
         return Path(os.path.relpath(local_path(there), local_path(here))).as_posix()
@@ -128,19 +128,19 @@ def way_back(folder: str, dataset_uri: str) -> str:
 
 
 def _pictures(tables: DatasetTables, storage: Storage, facts: Facts, audit: Mapping[str, Any]) -> Pictures:
-    """What the page shows: what findings and outliers are about, and a sample; nobody whom a detector still sees."""
+    """Draw the page's images: with findings, outliers, a sample; none in which a detector still finds anything."""
     if not facts.with_images:
-        return Pictures(why="This dataset holds annotations alone: there are no pixels to show.")
-    barred = {region["id"] for region in (audit["privacy"] or {}).get("found", [])}
+        return Pictures(why="This dataset has only annotations: there are no images to show.")
+    hidden = {region["id"] for region in (audit["privacy"] or {}).get("found", [])}
     outliers = [row["id"] for row in audit["statistics"].get("outliers") or []]
-    wanted = dict.fromkeys(id for id in (*images_of(audit["findings"]), *outliers) if id not in barred)
-    looked_at = list(wanted)[:LOOKED_AT]
-    samples = choose_images(tables, SAMPLES, barred.union(looked_at))
-    drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*looked_at, *samples])}
+    wanted = dict.fromkeys(id for id in (*images_of(audit["findings"]), *outliers) if id not in hidden)
+    flagged = list(wanted)[:FLAGGED]
+    samples = choose_images(tables, SAMPLES, hidden.union(flagged))
+    drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*flagged, *samples])}
     return Pictures(
-        tuple(drawn[id] for id in looked_at if id in drawn),
+        tuple(drawn[id] for id in flagged if id in drawn),
         tuple(drawn[id] for id in samples if id in drawn),
-        "" if drawn else "There is no image to show.",
+        "" if drawn else "There are no images to show.",
     )
 
 

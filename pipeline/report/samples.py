@@ -1,4 +1,4 @@
-"""Images for a report: which ones, always the same of a dataset, and small pictures of them with their masks drawn."""
+"""The images of a report: which ones (always the same for a dataset), scaled down with their masks drawn."""
 
 import base64
 import io
@@ -25,23 +25,23 @@ from segmint.operators.child import Children
 from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
-"""Pixels of the longer side of a picture in a report."""
+"""Maximum pixels of the longer side of an image in a report."""
 
-_QUALITY = 82  # of its JPEG
-_LARGEST = 200_000_000  # pixels of an image that are decoded
+_QUALITY = 82  # of the JPEG
+_LARGEST = 200_000_000  # pixels of an image that is decoded
 _FOREIGN_SECONDS = 60.0  # for one image
 _FOREIGN_MEMORY = 3 << 30  # bytes
-_STRATA = (0, 10, 50, 100, 200)  # masks an image: as in the paper's figure, and images with none for themselves
+_STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, and one for images without masks
 
 _COLUMNS = "ordinal, id, shard, image_id, masks, width, height, license, attribution, provider, country"
 
 Read = bytes | str
-"""An image's bytes, or why there are none."""
+"""An image's bytes, or the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the dataset for a report; `jpeg` is small, with its masks drawn, None where it cannot be shown."""
+    """An image of a report; `jpeg` is scaled down and has the masks drawn, None if it cannot be shown."""
 
     id: int
     image_id: str | None
@@ -53,19 +53,20 @@ class Picture:
     provider: str | None
     country: str | None
     jpeg: bytes | None
-    problem: str = ""  # why there is no picture
+    problem: str = ""  # why `jpeg` is None
 
     @property
     def data_uri(self) -> str:
-        """The picture as a page holds it."""
+        """The JPEG as a data URI."""
         return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg or b'').decode('ascii')}"
 
 
 def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = ()) -> list[int]:
-    """The ids of up to `wanted` images, from all strata of masks an image in turn, in order of masks.
+    """Return the ids of up to `wanted` images, in order of masks.
 
-    Which images of a stratum come is decided by a hash of their ids: the same dataset gives the same images, in any
-    order of its rows. Ids in `without` are passed over, and so are images of foreign data that have no JPEG.
+    They are taken in turn from all strata of masks per image, within a stratum by a hash of the id: the same dataset
+    gives the same images, in any order of its rows. Ids in `without` are skipped, and so are foreign images without a
+    JPEG.
     """
     if not wanted:
         return []
@@ -84,16 +85,16 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
 def draw_pictures(
     tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
 ) -> list[Picture]:
-    """Pictures of these images in their order, from committed, released pixels; absent ids are passed over.
+    """Draw these images in order, from committed, released pixels; absent ids are skipped.
 
-    JPEGs that segmint did not write are decoded in a process of their own, which may die of them.
+    JPEGs that segmint did not write are decoded in a child process, which they may kill.
     """
     if not ids:
         return []
     found = tables.query(
         f"SELECT {_COLUMNS} FROM images WHERE list_contains(?::BIGINT[], id) ORDER BY ordinal DESC", [list(ids)]
     )
-    rows = {row["id"]: row for row in found.to_pylist()}  # of several with one id, as foreign data may have, the first
+    rows = {row["id"]: row for row in found.to_pylist()}  # the first of those with one id, in foreign data
     masks = _masks_of(tables, rows.values())
     read = _foreign(tables, storage, rows.values()) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
     drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg) for id, jpeg in read}
@@ -101,14 +102,14 @@ def draw_pictures(
 
 
 def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
-    """An image with its masks drawn, at most `LONG_SIDE` pixels long, as JPEG.
+    """Return an image with its masks drawn, at most `LONG_SIDE` pixels long, as JPEG.
 
-    Raises `OSError` or `ValueError` for what is no image, is too large, or has masks of another size.
+    Raises `OSError` or `ValueError` if it is not an image, is too large, or has masks of another size.
     """
     pixels = _decoded(jpeg)
     for mask in masks:
         if mask.segmentation.size != pixels.shape[:2]:
-            raise ValueError(f"a mask has the size {mask.segmentation.size}, and the image {pixels.shape[:2]}")
+            raise ValueError(f"a mask has the size {mask.segmentation.size}, the image {pixels.shape[:2]}")
     drawn = draw_overlay(pixels, masks)
     scale = min(1.0, LONG_SIDE / max(drawn.shape[:2]))
     size = max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale))
@@ -117,7 +118,7 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
 
 
 def clean(jpeg: bytes) -> bytes:
-    """A foreign JPEG's pixels in bytes of our own; raises `OSError` or `ValueError` where it has none."""
+    """Re-encode a foreign JPEG; raises `OSError` or `ValueError` if it cannot be decoded."""
     return _encoded(_decoded(jpeg), 95)
 
 
@@ -139,20 +140,18 @@ def _encoded(pixels: np.ndarray[Any, np.dtype[np.uint8]], quality: int) -> bytes
 
 
 def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[int, list[MaskRecord]]:
-    """The masks of images by their ordinals."""
+    """Return the masks of images by ordinal."""
     found: dict[int, list[MaskRecord]] = {}
     table = tables.query(
         "SELECT ordinal, segmentation, area FROM masks "
         "WHERE list_contains(?::BIGINT[], shard) AND list_contains(?::BIGINT[], ordinal)",
         [sorted({row["shard"] for row in rows}), sorted(row["ordinal"] for row in rows)],
     )
-    nowhere = (0.0, 0.0, 0.0, 0.0)  # drawing asks for a mask's pixels and area alone
+    unused = (0.0, 0.0, 0.0, 0.0)  # drawing needs only a mask's pixels and area
     for row in table.to_pylist():
         height, width = row["segmentation"]["size"]
         rle = Rle((height, width), row["segmentation"]["counts"])
-        found.setdefault(row["ordinal"], []).append(
-            MaskRecord(rle, row["area"], nowhere, 0.0, 0.0, nowhere, nowhere[:2])
-        )
+        found.setdefault(row["ordinal"], []).append(MaskRecord(rle, row["area"], unused, 0.0, 0.0, unused, unused[:2]))
     return found
 
 
@@ -168,9 +167,9 @@ def _own(
 
 
 def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
-    """The JPEGs of images, from their shard's tar, which is read up to the last of them."""
+    """Yield the JPEGs of images from their shard's tar, which is read up to the last of them."""
     wanted = {image_name(id): id for id in ids}
-    problem = "its tar does not hold it"
+    problem = "not in its shard's tar"
     try:
         with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
@@ -180,7 +179,7 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
                 if not wanted:
                     return
     except (tarfile.TarError, SegmintError) as error:
-        problem = f"its tar cannot be read: {error}"
+        problem = f"its shard's tar cannot be read: {error}"
     for id in wanted.values():
         yield id, problem
 
@@ -190,7 +189,7 @@ def _foreign(tables: DatasetTables, storage: Storage, rows: Iterable[Mapping[str
         for row in rows:
             jpeg = read_jpeg(storage, tables, row["ordinal"])
             if jpeg is None:
-                yield row["id"], "it has no JPEG"
+                yield row["id"], "no JPEG"
                 continue
             try:
                 yield row["id"], children.run(jpeg)

@@ -67,7 +67,7 @@ def test_everybody_can_read_it(
 def test_it_can_be_walked_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
     opened(page, pages["reported"])
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the findings"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the findings"
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#integrity"
     summary = page.locator("#masks summary").first

@@ -24,10 +24,10 @@ INTEGRITY = {
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("no JSON at all", "is no JSON"),
-        ("[1, 2]", "is no audit"),
-        ('{"dataset": "x"}', "is no audit: it has no scope"),
-        (json.dumps({**INTEGRITY, "findings": [{"where": "id 1"}]}), "do not say which image they are about"),
+        ("no JSON at all", "is not JSON"),
+        ("[1, 2]", "is not an audit"),
+        ('{"dataset": "x"}', "is not an audit: no scope"),
+        (json.dumps({**INTEGRITY, "findings": [{"where": "id 1"}]}), "do not name their image"),
     ],
 )
 def test_what_is_no_audit_is_refused(tmp_path: Path, written: str, told: str) -> None:
@@ -57,7 +57,7 @@ def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(report
         computed["statistics"]["without_masks"] = 12345
         assert with_statistics(computed, "audit.json", tables, 10) == computed
         computed["statistics"]["masks"] += 1
-        with pytest.raises(UsageError, match=r"audit.json is of 11 masks, .* has 10: audit it again"):
+        with pytest.raises(UsageError, match=r"audit.json has 11 masks, .* has 10: audit it again"):
             with_statistics(computed, "audit.json", tables, 10)
 
 

@@ -66,8 +66,8 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     assert "**The bundled detectors (mtcnn) are for trials**" in processing
     assert "1 face by mtcnn at score 0.9 or over" in processing
     gaps = section(card, "Known gaps")
-    assert "2 rows of the catalog were refused (not\\_an\\_image: 2)" in gaps
-    assert "1 image without any mask." in gaps
+    assert "2 catalog rows refused, and not in the dataset: not\\_an\\_image: 2." in gaps
+    assert "1 image without masks." in gaps
     assert "The audit has 103 findings" in gaps
 
 

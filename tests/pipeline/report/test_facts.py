@@ -1,7 +1,7 @@
 """What a report says of a dataset beside its statistics."""
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.report.facts import Credit, Detector, Obliterated, gather_facts
+from segmint.pipeline.report.facts import Credit, Detector, RedactedRegions, gather_facts
 from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.reported import ATTRIBUTION
 
@@ -18,7 +18,7 @@ def test_facts_of_a_dataset(reported: str) -> None:
         Credit("CC-BY-4.0", provider, "Zoë", 5),
         Credit("LicenseRef-acme", provider, ATTRIBUTION, 1),
     )
-    assert facts.obliterated == (Obliterated("face", "mtcnn", 1, 1),)
+    assert facts.redacted == (RedactedRegions("face", "mtcnn", 1, 1),)
     assert facts.detectors == (Detector("faces", "mtcnn"), Detector("plates", None))
     assert [detector.bundled for detector in facts.detectors] == [True, False]
     assert facts.released == (80, 60)

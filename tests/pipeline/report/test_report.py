@@ -11,7 +11,7 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
-from segmint.pipeline.report.report import way_back, write_report
+from segmint.pipeline.report.report import path_to_dataset, write_report
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
 from tests.support.builds import digests
@@ -38,7 +38,7 @@ def test_the_statistics_are_the_dataset_s(minted: Path, minted_report: Path) -> 
     text = parse_page((minted_report / "index.html").read_text()).text
     for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Refused rows 2"):
         assert number in text
-    assert "No finding" in text
+    assert "No findings" in text
     assert "Privacy not audited" in text
 
 
@@ -76,7 +76,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert report.findings_total == 1
     assert "1 finding" in page.text
     assert "file_size" in page.text
-    assert "Left out of all numbers below, for their files are damaged and were not compared: shards 0." in page.text
+    assert "Left out of all numbers below: shards 0. Their files are damaged and were not compared." in page.text
     assert len(page.all("img")) == 4  # of the other shards
     assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
 
@@ -84,7 +84,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
 def test_an_audit_s_findings_lead_to_their_images(report_folder: Path) -> None:
     page = parse_page((report_folder / "index.html").read_text())
     assert "103 findings" in page.text
-    assert "And 100 more, which are counted and not listed." in page.text
+    assert "And 100 more, counted but not listed." in page.text
     ids = {element.attributes["id"] for element in page.elements if "id" in element.attributes}
     links = [link.attributes["href"] for link in page.all("a")]
     assert all(link.startswith("#") and link[1:] in ids for link in links)
@@ -116,17 +116,17 @@ def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: 
 def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
     data = loosen(minted, tmp_path / "data")
     before = digests(data)
-    with pytest.raises(UsageError, match="say with -o"):
+    with pytest.raises(UsageError, match="name the report's folder with -o"):
         write_report(str(data), Storage())
     report = write_report(str(data), Storage(), str(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
     assert "croissant.json" not in report.files
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     for unknown in (
-        "Whether images were refused when this dataset was made is unknown.",
+        "It is unknown whether images were refused when this dataset was made.",
         "The license of the images is unknown.",
-        "Whether faces and plates were obliterated when this dataset was made is unknown.",
-        "No image names its country",
+        "It is unknown whether faces and plates were redacted when this dataset was made.",
+        "No image has a country",
         "Unknown: the data was not written by segmint.",
     ):
         assert unknown in page.text
@@ -198,4 +198,4 @@ def test_a_bucket_s_dataset_gets_the_same_report(
     ],
 )
 def test_a_report_knows_the_way_to_its_dataset(folder: str, dataset: str, expected: str) -> None:
-    assert way_back(folder, dataset) == expected
+    assert path_to_dataset(folder, dataset) == expected

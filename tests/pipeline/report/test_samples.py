@@ -82,7 +82,7 @@ def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> N
         swapped = [type(first)(0, 1, first.ordinals, first.numerics, first.counts, second.files)]
         (picture,) = draw_pictures(tables, storage, swapped, [1])
     assert picture.jpeg is None
-    assert picture.problem == "its tar does not hold it"
+    assert picture.problem == "not in its shard's tar"
 
 
 def test_a_foreign_image_that_is_none_is_not_shown(minted: Path, tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_a_foreign_image_that_is_none_is_not_shown(minted: Path, tmp_path: Path)
         broken, absent, good = draw_pictures(tables, Storage(), [], [1, 2, 4])
     assert broken.jpeg is None
     assert "cannot be decoded" in broken.problem
-    assert (absent.jpeg, absent.problem) == (None, "it has no JPEG")
+    assert (absent.jpeg, absent.problem) == (None, "no JPEG")
     assert good.jpeg is not None
