@@ -1,5 +1,6 @@
 """Every `segmint …` that the README and the docs show is a command line that segmint takes."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer.main
 from segmint.pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(importlib.util.find_spec("ray").origin).parent
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -59,7 +61,7 @@ def test_every_link_to_a_heading_leads_to_one() -> None:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    """Paths from the root into a folder of the code, `name.py` also by its name alone."""
+    """Paths from the root into a folder of the code, or of the installed Ray; `name.py` also by its name alone."""
     folders = ("infra", "catalogs", "model", "operators", "pipeline", "tests", "benchmarks")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
     found = 0
@@ -68,6 +70,8 @@ def test_every_file_that_is_named_is_there() -> None:
             if name.split("/")[0] in folders and "/" in name:
                 assert (ROOT / name).exists(), f"{page.name}: {name}"
                 found += 1
+            elif name.startswith("ray/"):
+                assert (RAY.parent / name).exists(), f"{page.name}: {name}"
             elif name.endswith(".py"):
                 assert any(path.match(f"*/{name}") for path in files), f"{page.name}: {name}"
     assert found > 50
