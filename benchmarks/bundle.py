@@ -23,7 +23,7 @@ LIMIT = 60 << 20
 
 def main() -> None:
     """Writes the bundle anew and prints its size."""
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
 
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bundle"
     shutil.rmtree(folder, ignore_errors=True)

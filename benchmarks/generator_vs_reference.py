@@ -97,7 +97,7 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str) -> dict[str, Any]:
     """Our generator: seconds, peak memory, masks."""
     started = time.perf_counter()
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
@@ -131,7 +131,7 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.reference import reference_sam
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
     from segmint.model.sam.load import load_sam
 
     torch.set_num_threads(threads)

@@ -163,7 +163,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     """One image after another through the stages' pure functions; torch has so many threads."""
     import torch
 
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import resolve_compute
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.sam.predictor import Predictor

@@ -201,7 +201,7 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
     """
     import torch
 
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute, Precision
     from segmint.infra.peak import measure_peak
     from segmint.model.automatic.generator import MaskGenerator

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.catalogs.reasons import RejectedError
-from segmint.infra.assets import resolve
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage

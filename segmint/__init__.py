@@ -53,7 +53,7 @@ def load_sam(weights: str = "mobile_sam", device: str = "auto", precision: str =
     `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
     Raises `segmint.infra.errors.UsageError` when the weights cannot be found, or the device is not there.
     """
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import resolve_compute
     from segmint.operators.segment.models import load_model
 

@@ -60,7 +60,7 @@ def crds() -> Path:
 @pytest.fixture(scope="session")
 def mobile_sam_path() -> Path:
     """MobileSAM's published checkpoint, verified by its hash."""
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
 
     return resolve("mobile_sam")
 

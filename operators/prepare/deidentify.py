@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segmint.infra.assets import settled
+from segmint.infra.assets.resolve import resolve, settled
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
@@ -142,19 +142,15 @@ Resolve = Callable[[str], Path]
 
 
 def build_detectors(
-    config: DeidentifyConfig, device: str = "cpu", resolve: Resolve | None = None, threads: int | None = None
+    config: DeidentifyConfig, device: str = "cpu", resolve: Resolve = resolve, threads: int | None = None
 ) -> tuple[Detector, ...]:
     """The detectors that `config` asks for: faces first, then plates; none for `none`.
 
-    `device` is where torch runs them. `resolve` finds weights by name or path (default:
-    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as
-    many as torch has). Takes about a second in a new process, most of it the libraries' import. Raises
-    UsageError for a file that is missing or is no TorchScript.
+    `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
+    `segmint.infra.assets`). `threads` is for the plate network, which has threads of its own (default: as many as
+    torch has). Takes about a second in a new process, most of it the libraries' import. Raises UsageError for a file
+    that is missing or is no TorchScript.
     """
-    if resolve is None:
-        from segmint.infra import assets
-
-        resolve = assets.resolve
     found: list[Detector] = []
     if config.faces.detector == "mtcnn":
         found.append(_mtcnn(config.faces.score, device))

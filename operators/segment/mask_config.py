@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from segmint.infra.assets import settled
+from segmint.infra.assets.resolve import settled
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
 

@@ -18,7 +18,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JS
 @guarded
 def list_assets(as_json: JsonOption = False) -> None:
     """Show every known weight file with its license, and where a verified copy of it stands."""
-    from segmint.infra.assets import describe
+    from segmint.infra.assets.resolve import describe
 
     found = describe()
     if as_json:
@@ -50,7 +50,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch weight files into the cache, check their hashes, and show where they are."""
-    from segmint.infra.assets import resolve
+    from segmint.infra.assets.resolve import resolve
 
     paths = {name: resolve(_known(name), mirror=mirror) for name in names}
     if as_json:
@@ -70,8 +70,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check the hashes of weight files: those named, or all that are on this machine."""
-    from segmint.infra.assets import ASSETS, AssetError, cache_folder, locate
-    from segmint.infra.assets import verify as verify_file
+    from segmint.infra.assets.resolve import ASSETS, AssetError, cache_folder, locate
+    from segmint.infra.assets.resolve import verify as verify_file
 
     verified: dict[str, Path] = {}
     wrong: list[str] = []
@@ -102,7 +102,7 @@ def verify(
 
 
 def _known(name: str) -> str:
-    from segmint.infra.assets import ASSETS
+    from segmint.infra.assets.resolve import ASSETS
 
     if name not in ASSETS:
         raise UsageError(f"{name!r} is no known weight file: expected one of {', '.join(ASSETS)}")

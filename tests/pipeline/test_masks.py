@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.infra.assets import resolve
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.model.sam.predictor import Predictor

@@ -422,7 +422,7 @@ def test_a_scheme_without_its_package_says_so() -> None:
 
 
 def test_importing_storage_is_quick_and_brings_no_client() -> None:
-    modules = "segmint.infra.storage.storage, segmint.infra.assets, segmint.infra.log, segmint.infra.progress"
+    modules = "segmint.infra.storage.storage, segmint.infra.assets.resolve, segmint.infra.log, segmint.infra.progress"
     script = f"import sys, {modules}; print(sorted(sys.modules))"
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra import assets
-from segmint.infra.assets import (
+from segmint.infra.assets import resolve as assets
+from segmint.infra.assets.resolve import (
     ASSETS,
     AssetError,
     PinnedUrl,
