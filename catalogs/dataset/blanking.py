@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.tombstones import BLANK
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import NORMALIZED
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 
 _ROWS = 65_536
 _KEPT = ("ordinal", "id")

@@ -19,7 +19,7 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.conform import OnProblem, refuse
 from segmint.catalogs.source.readers import read_catalog
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import fit_to_keep, redact

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from segmint.infra.assets.resolve import resolve, settled
+from segmint.infra.assets.names import absolute_name
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
@@ -34,7 +35,7 @@ def _check_detector(value: str, bundled: str) -> str:
         return value
     if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
         try:
-            return settled(value)
+            return absolute_name(value)
         except UsageError as error:
             raise ValueError(str(error)) from error
     endings = ", ".join(_TORCHSCRIPT_ENDINGS)
@@ -147,7 +148,7 @@ def build_detectors(
     """The detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
-    `segmint.infra.assets`). `threads` is for the plate network, which has threads of its own (default: as many as
+    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as many as
     torch has). Takes about a second in a new process, most of it the libraries' import. Raises UsageError for a file
     that is missing or is no TorchScript.
     """

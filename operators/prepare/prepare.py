@@ -17,7 +17,8 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.resolve import pinned, resolve
+from segmint.infra.assets.hashes import pinned
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import keep_freed_memory
 from segmint.infra.storage.storage import Storage, StorageFaultError
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps

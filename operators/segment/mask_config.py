@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from segmint.infra.assets.resolve import settled
+from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
 
@@ -22,7 +22,7 @@ def auto_or_count(value: Any) -> Any:
 
 def _weights(value: str) -> str:
     try:
-        return settled(value)
+        return absolute_name(value)
     except UsageError as error:
         raise ValueError(str(error)) from error
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from segmint.infra.assets.resolve import resolve, sha256_of
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.deadline import Deadline
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak

@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
 from segmint.infra.assets.resolve import pinned, resolve
+from segmint.infra.assets.hashes import pinned
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join

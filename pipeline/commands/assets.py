@@ -70,8 +70,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check the hashes of weight files: those named, or all that are on this machine."""
-    from segmint.infra.assets.resolve import ASSETS, AssetError, cache_folder, locate
-    from segmint.infra.assets.resolve import verify as verify_file
+    from segmint.infra.assets.cache import cache_folder
+    from segmint.infra.assets.hashes import verify as verify_file
+    from segmint.infra.assets.known import ASSETS, AssetError
+    from segmint.infra.assets.resolve import locate
 
     verified: dict[str, Path] = {}
     wrong: list[str] = []
@@ -102,7 +104,7 @@ def verify(
 
 
 def _known(name: str) -> str:
-    from segmint.infra.assets.resolve import ASSETS
+    from segmint.infra.assets.known import ASSETS
 
     if name not in ASSETS:
         raise UsageError(f"{name!r} is no known weight file: expected one of {', '.join(ASSETS)}")

@@ -15,7 +15,9 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import read_rows
-from segmint.infra.assets.resolve import plain_name, resolve, sha256_of
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.names import plain_name
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage

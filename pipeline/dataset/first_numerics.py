@@ -6,7 +6,7 @@ Ray is imported only where it is asked: a plan needs none.
 from dataclasses import replace
 from pathlib import Path
 
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig

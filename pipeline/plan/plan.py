@@ -19,7 +19,9 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
 from segmint.catalogs.source.readers import catalog_format
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
-from segmint.infra.assets.resolve import ASSETS, resolve, sha256_of
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import ASSETS
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.resolve import ASSETS, PackageFile
+from segmint.infra.assets.known import ASSETS, PackageFile
 from segmint.infra.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import RetryPolicy, Storage, StorageFaultError
 from segmint.operators.child import Children

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics

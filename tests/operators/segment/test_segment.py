@@ -9,7 +9,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from segmint.infra.assets.resolve import sha256_of
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings

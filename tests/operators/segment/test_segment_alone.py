@@ -2,7 +2,8 @@
 
 import pytest
 
-from segmint.infra.assets.resolve import resolve, sha256_of
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.images import decode_jpeg

@@ -1,0 +1,89 @@
+"""The cache of weight files: where it is, and how stores and the web fill it."""
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segmint.infra.assets.hashes import sha256_of, verify
+from segmint.infra.assets.known import Asset, AssetError
+from segmint.infra.assets.names import plain_name, refuse_credentials
+from segmint.infra.uris import base_name, redact
+
+if TYPE_CHECKING:
+    from segmint.infra.storage.storage import Storage
+
+
+CACHE_VARIABLE = "SEGMINT_CACHE"
+
+_PINNED_ADDRESS = re.compile(r"^(https?://[^#]+)#sha256=([0-9a-fA-F]{64})$")
+
+
+def cache_folder() -> Path:
+    """Return the folder of fetched files: `SEGMINT_CACHE`, else `segmint` in the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmint"
+
+
+def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path) -> Path:
+    """Fetch a known asset from a mirror in a store, unless the cache has it. Raises `AssetError` for another file."""
+    cached = cache / asset.file_name
+    if cached.is_file() and sha256_of(cached) == asset.sha256:
+        return cached
+    fetched = fetch_from_store(uri, storage, cache)
+    verify(fetched, asset)
+    return fetched.replace(cached)
+
+
+def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
+    """Fetch an object into the cache, under the start of its SHA-256 and its name."""
+    from segmint.infra.storage.storage import Storage
+
+    _make_private(cache)
+    temporary = cache / f".tmp-{uuid.uuid4().hex}"
+    try:
+        (storage or Storage()).get_file(uri, temporary)
+        # The name keeps what a caller gave, and files of one name but other contents apart.
+        return temporary.replace(cache / f"{sha256_of(temporary)[:12]}-{base_name(uri)}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fetch_pinned(address: str, cache: Path) -> Path:
+    """Fetch `https://…#sha256=<64 digits>`; raises `AssetError` for an address without its hash."""
+    match = _PINNED_ADDRESS.match(address)
+    if match is None:
+        raise AssetError(f"{redact(address)} is not pinned: append #sha256=<the file's 64 hexadecimal digits>")
+    refuse_credentials(address)
+    url, sha256 = match.group(1), match.group(2).lower()
+    try:
+        return download(url, sha256, f"{sha256[:12]}-{plain_name(url)}", cache)
+    except (OSError, ValueError) as error:
+        raise AssetError(f"cannot fetch {redact(address)}: {redact(str(error))}") from error
+
+
+def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
+    """Fetch a web address with pooch, which checks the hash before the file appears under its name."""
+    import logging
+
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    _make_private(cache)
+    keeper = pooch.create(
+        path=cache,
+        base_url="",
+        registry={file_name: f"sha256:{sha256}"},
+        urls={file_name: url},
+        retry_if_failed=1,
+    )
+    return Path(keeper.fetch(file_name, downloader=pooch.HTTPDownloader(timeout=30)))
+
+
+def _make_private(folder: Path) -> None:
+    """Create the cache readable by its owner alone: weights may be private."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
