@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,57 +25,62 @@ Pixels = NDArray[np.uint8]
 
 _TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
 
-
-BUNDLED_DETECTORS = frozenset({"mtcnn", "clp", "none"})
-"""What a configuration may name beside a TorchScript file."""
-
-
-def _check_detector(value: str, bundled: str) -> str:
-    if value in (bundled, "none"):
-        return value
-    if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
-        try:
-            return absolute_name(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-    endings = ", ".join(_TORCHSCRIPT_ENDINGS)
-    raise ValueError(
-        f"expected {bundled!r}, 'none', or the path or URI of a TorchScript file ({endings}), got {redact(value)!r}"
-    )
+NO_DETECTOR = "none"
+BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
+"""The detectors that come with segmint, by name."""
 
 
-class FacesConfig(BaseModel):
+def is_detector_file(name: str) -> bool:
+    """Whether a detector is a file: by its path or URI in a configuration, or by its SHA-256 in a manifest."""
+    return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
+
+
+class _DetectorConfig(BaseModel):
+    """One kind's detector: the bundled one, `none`, or the path or URI of a TorchScript file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundled: ClassVar[str]
+
+    detector: str
+    score: float | None = Field(default=None, gt=0, le=1)
+
+    @field_validator("detector")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in (cls.bundled, NO_DETECTOR):
+            return value
+        if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
+            try:
+                return absolute_name(value)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        raise ValueError(
+            f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of a TorchScript file "
+            f"({', '.join(_TORCHSCRIPT_ENDINGS)}), got {redact(value)!r}"
+        )
+
+
+class FacesConfig(_DetectorConfig):
     """How faces are found.
 
     `score`: the lowest that counts; default 0.7 for mtcnn, 0.9 for a TorchScript file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    bundled = "mtcnn"
 
-    detector: str = "mtcnn"
-    score: float | None = Field(default=None, gt=0, le=1)
-
-    @field_validator("detector")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return _check_detector(value, "mtcnn")
+    detector: str = bundled
 
 
-class PlatesConfig(BaseModel):
+class PlatesConfig(_DetectorConfig):
     """How plates are found.
 
     `score`: the lowest that counts; default 0.5 for clp, 0.9 for a TorchScript file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    bundled = "clp"
 
-    detector: str = "clp"
-    score: float | None = Field(default=None, gt=0, le=1)
-
-    @field_validator("detector")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return _check_detector(value, "clp")
+    detector: str = bundled
 
 
 class DeidentifyConfig(BaseModel):
@@ -85,6 +90,17 @@ class DeidentifyConfig(BaseModel):
 
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
+
+    @property
+    def detectors(self) -> dict[str, str]:
+        """The detectors asked for, by kind (`faces`, `plates`), as the configuration names them."""
+        named = {"faces": self.faces.detector, "plates": self.plates.detector}
+        return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
+
+    @property
+    def detector_files(self) -> dict[str, str]:
+        """Those of `detectors` that are files, by path or URI."""
+        return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 
 @dataclass(frozen=True)
@@ -148,19 +164,19 @@ def build_detectors(
     """The detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
-    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has threads of its own (default: as many as
-    torch has). Takes about a second in a new process, most of it the libraries' import. Raises UsageError for a file
+    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has its own threads (default: as many
+    as torch has). Takes about a second in a new process, most of it the libraries' import. Raises UsageError for a file
     that is missing or is no TorchScript.
     """
     found: list[Detector] = []
-    if config.faces.detector == "mtcnn":
-        found.append(_mtcnn(config.faces.score, device))
-    elif config.faces.detector != "none":
+    if "faces" in config.detector_files:
         found.append(_torchscript("face", config.faces, device, resolve))
-    if config.plates.detector == "clp":
-        found.append(_clp(config.plates.score, resolve, threads))
-    elif config.plates.detector != "none":
+    elif config.faces.detector != NO_DETECTOR:
+        found.append(_mtcnn(config.faces.score, device))
+    if "plates" in config.detector_files:
         found.append(_torchscript("plate", config.plates, device, resolve))
+    elif config.plates.detector != NO_DETECTOR:
+        found.append(_clp(config.plates.score, resolve, threads))
     return tuple(found)
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
-from segmint.infra.assets.resolve import pinned, resolve
 from segmint.infra.assets.hashes import pinned
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.model.detectors.detection import Detector
 from segmint.operators.audit.privacy import StillDetected, picture, search_release
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, DeidentifyConfig, build_detectors
+from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, is_detector_file
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config
 
@@ -143,12 +143,13 @@ def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Sto
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedDatasetError(f"deidentify: {error!r}") from error
     hashes: dict[str, str] = {}
+    files = build.deidentify.detector_files if build is not None else {}
     for kind, part in parts.items():
         digest = digests[kind]
-        if digest in BUNDLED_DETECTORS:
+        if not is_detector_file(digest):
             continue
-        file = getattr(build.deidentify, kind).detector if build is not None else None
-        if file is None or file in BUNDLED_DETECTORS:
+        file = files.get(kind)
+        if file is None:
             raise UsageError(
                 f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): name the build's "
                 "configuration, which says where it is, with --config; or leave privacy out with --privacy-sample 0"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
@@ -13,8 +12,7 @@ from segmint.pipeline.config.config import Config
 def detector_hashes(config: Config, standing: DatasetManifest) -> dict[str, str]:
     """SHA-256 of each detector's file as the dataset pins it, by how the configuration names it."""
     pinned = standing.config["deidentify"]
-    named = {"faces": config.deidentify.faces.detector, "plates": config.deidentify.plates.detector}
-    return {name: pinned[kind]["detector"] for kind, name in named.items() if name not in BUNDLED_DETECTORS}
+    return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
 def prepare_config(config: Config, detector_sha256: Mapping[str, str] | None = None) -> PrepareConfig:

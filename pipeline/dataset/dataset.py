@@ -23,7 +23,6 @@ from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.infra.version import VERSION
-from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.config.config import Config, identity
@@ -214,7 +213,6 @@ def _check_numerics(config: Config, standing: Numerics) -> None:
 def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
     """SHA-256 of each model or detector file, by how the configuration names it."""
     known = {config.model.weights: sha256_of(weights)}
-    for detector in (config.deidentify.faces.detector, config.deidentify.plates.detector):
-        if detector not in BUNDLED_DETECTORS:
-            known[detector] = sha256_of(resolve(detector, mirror=config.assets, storage=storage))
+    for file in config.deidentify.detector_files.values():
+        known[file] = sha256_of(resolve(file, mirror=config.assets, storage=storage))
     return known

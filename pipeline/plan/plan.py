@@ -29,7 +29,6 @@ from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.model.cost import image_cost
-from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.cpu_actors import actors_that_fit
@@ -214,9 +213,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
-    for detector in (config.deidentify.faces.detector, config.deidentify.plates.detector):
-        if detector not in BUNDLED_DETECTORS:
-            resolve(detector, mirror=config.assets, storage=storage)
+    for file in config.deidentify.detector_files.values():
+        resolve(file, mirror=config.assets, storage=storage)
     standing = read_manifest(storage, config.output)
     if standing is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
@@ -430,8 +428,8 @@ def _notes(config: Config, catalog_rows: int, work: _Work, ceiling: Ceiling, sam
             notes.append("no row of the sample was accepted: take a larger sample, or mend the catalog or the policy")
         if sample.device != ceiling.device:
             notes.append(f"the sample ran on this machine's {sample.device}: the GPUs' time is not from it")
-    detectors = {config.deidentify.faces.detector, config.deidentify.plates.detector} - {"none"}
-    if work.rows > DETECTORS_WARNING_ROWS and detectors & BUNDLED_DETECTORS:
+    bundled = len(config.deidentify.detectors) > len(config.deidentify.detector_files)
+    if work.rows > DETECTORS_WARNING_ROWS and bundled:
         notes.append("the bundled detectors of faces and plates are for trials; their training data may restrict use")
     return notes
 

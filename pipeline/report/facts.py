@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, na
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.infra.storage.storage import Storage
-from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS
+from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 
 _CREDITS_SHOWN = 200
 
@@ -139,7 +139,7 @@ def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:
     found = []
     for kind in ("faces", "plates"):
         name = (config.get(kind) or {}).get("detector")
-        found.append(Detector(kind, None if name in (None, "none") else str(name)))
+        found.append(Detector(kind, None if name in (None, NO_DETECTOR) else str(name)))
     return tuple(found)
 
 
