@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
 from segmint.pipeline.build import run_build  # noqa: E402
-from segmint.pipeline.cli import parse_shards  # noqa: E402
 from segmint.pipeline.config.config import load_config  # noqa: E402
+from segmint.pipeline.shard_ranges import parse_shards  # noqa: E402
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Arguments that commands on a dataset share."""
+"""Arguments that several commands take."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.config.config import Config as Configuration
 
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration, a path or URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Override a key, as in --set masks.points_per_side=16; repeatable."),
+]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, a folder or a bucket's prefix.")]
 Config = Annotated[
     str | None,

@@ -1,0 +1,45 @@
+"""`segmint build`: mint a dataset, or what is missing of it."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.arguments import ConfigFile, Overrides
+from segmint.pipeline.commands.console import answer_with, guarded
+from segmint.pipeline.shard_ranges import parse_shards
+
+
+@guarded
+def build(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B|K/N",
+            help="Only shards A to B-1, or part K of N from 0; disjoint ranges may be built at the same time.",
+        ),
+    ] = None,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Add the catalog's new rows to a dataset that was begun, as new shards.")
+    ] = False,
+    retry_rejected: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REASON",
+            help="Take rows again that committed shards refused for this reason, such as not_found; repeatable.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
+) -> None:
+    """Build a dataset, or go on with what is missing of it."""
+    from segmint.catalogs.reasons import reasons_to_retry
+    from segmint.pipeline.config.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    span = parse_shards(shards) if shards is not None else None
+    reasons = reasons_to_retry(retry_rejected or [])
+    from segmint.pipeline.build import run_build
+
+    accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
+    answer_with(accounting, as_json)

@@ -1,0 +1,21 @@
+"""`segmint demo`: a small dataset of real photographs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.console import answer, answer_json, guarded, say
+
+
+@guarded
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes; made if it is not there.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
+) -> None:
+    """Build a small dataset of photographs that scikit-image and scikit-learn bring, draw its masks, and show crops."""
+    from segmint.pipeline.demo import run_demo
+
+    accounting = run_demo(folder, say if as_json else answer)
+    if as_json:
+        answer_json(accounting.to_dict())

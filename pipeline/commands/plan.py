@@ -1,0 +1,41 @@
+"""`segmint plan`: what a build will take, before it runs."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.arguments import ConfigFile, Overrides
+from segmint.pipeline.commands.console import answer_with, guarded, say
+from segmint.pipeline.shard_ranges import parse_shards
+
+
+@guarded
+def plan(
+    config: ConfigFile,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", help="Measure N real rows, spread evenly over the catalog.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Plan for so many GPUs; those here without it.")] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="X", help="Price of a GPU-hour; of a core-hour on a CPU.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of the ceiling to assume where none is measured; 0.3.")
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Peak of a GPU that is not here, operations a second, as in 9.9e14."),
+    ] = None,
+    overrides: Overrides = None,
+    shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a build takes and gives, before anything is spent: images, bytes, hours, days and cost."""
+    from segmint.pipeline.config.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    span = parse_shards(shards) if shards is not None else None
+    from segmint.pipeline.plan.plan import PlanOptions, make_plan
+
+    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
+    answer_with(planned, as_json)
