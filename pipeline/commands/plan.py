@@ -35,7 +35,8 @@ def plan(
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    from segmint.pipeline.plan.plan import PlanOptions, make_plan
+    from segmint.pipeline.plan.options import PlanOptions
+    from segmint.pipeline.plan.plan import make_plan
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
     answer_with(planned, as_json)

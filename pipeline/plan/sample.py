@@ -1,7 +1,7 @@
 """The sample behind a plan: a few real rows of the catalog through the real stages, one after another, without Ray.
 
-The stages are the callables that Ray Data runs in a build. An original lives in this process and in the child process
-that decodes it, as in a build; what is written is written to a temporary folder, and removed.
+The stages are the callables that Ray Data runs in a build. An original is only in this process and in the child process
+that decodes it, as in a build; shards are written to a temporary folder, and removed.
 """
 
 import tempfile
@@ -32,12 +32,12 @@ from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
-"""The stages that are timed; `prepare` reads, too."""
+"""The stages that are timed; `prepare` includes reading."""
 
 
 @dataclass(frozen=True)
 class SampledRow:
-    """What one row of the catalog took and gave. A refused row has no bytes out but its line in `rejects`."""
+    """What one row of the catalog took and gave. A refused row has no bytes out but its row in `rejects`."""
 
     ordinal: int  # from 0
     image_id: str
@@ -45,10 +45,10 @@ class SampledRow:
     read_s: float
     segment_s: float
     describe_s: float
-    write_s: float  # an equal part of what its shard took
+    write_s: float  # an equal part of its shard's
     bytes_in: int  # read from storage
     released_bytes: int  # the released JPEG
-    annotation_bytes: int  # the JSON beside it
+    annotation_bytes: int  # its JSON
     table_bytes: float  # an equal part of its shard's tables, tar headers and commit
     masks: int
     stage: str | None = None  # with reason and detail, where the row was refused
@@ -57,13 +57,13 @@ class SampledRow:
 
     @property
     def seconds(self) -> float:
-        """Of all stages, one after another."""
+        """Seconds in all stages, one after another."""
         return self.prepare_s + self.segment_s + self.describe_s + self.write_s
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows of a sample, and what does not grow with them."""
+    """The rows of a sample, and what does not depend on their number."""
 
     rows: tuple[SampledRow, ...]
     start_s: float  # seconds until model and detectors were ready
@@ -94,10 +94,10 @@ def run_sample(
     policy: LicensePolicy,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Sample:
-    """Takes `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measures.
+    """Take `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measure.
 
-    `numerics` are those of this machine. `tell` hears a line a row. Raises `SegmintError` where a row can be neither
-    accepted nor refused (an outage, a bug), and what loading the model raises.
+    `numerics` are those of this machine. `tell` is called with a line for each row. Raises `SegmintError` where a row
+    can be neither accepted nor refused (an outage, a bug), and what loading the model raises.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
@@ -131,7 +131,7 @@ def run_sample(
 
 
 class _MeteredStorage(Storage):
-    """Storage that knows what the last row's reading took; in a child process it is a plain one."""
+    """Storage that measures reading since the last reset; in a child process it is a plain one."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(options)
@@ -161,7 +161,7 @@ def _timed() -> Iterator[_Clock]:
 
 
 def _warm_up(generator: MaskGenerator) -> None:
-    """One small image: the first one sets up kernels and memory, which a build does once an actor."""
+    """Segment one small image: the first one sets up kernels and memory, which a build does once per actor."""
     small = replace(generator.settings, points_per_side=2, crop_n_layers=0)
     MaskGenerator(generator.predictor, small, generator.crops_per_batch).generate(np.full((64, 64, 3), 128, np.uint8))
 
@@ -169,7 +169,7 @@ def _warm_up(generator: MaskGenerator) -> None:
 def _take_row(
     source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
 ) -> tuple[pa.Table, SampledRow]:
-    """One row, described, and what it took so far: all but its writing."""
+    """Take one row through all stages but writing; returns it described, and what it took."""
     storage.reset()
     with _timed() as preparing:
         prepared = prepare(source)
@@ -181,7 +181,7 @@ def _take_row(
     if row["fault"] is not None:
         raise SegmintError(
             f"row {row['ordinal'] + 1} of the sample ({row['image_id']}) can be neither accepted nor refused: "
-            f"{row['fault']}. A build would hold its shard back; see to it, and plan again"
+            f"{row['fault']}. A build would hold its shard back; fix that, and plan again"
         )
     live = is_live(row)
     size = (row["height"], row["width"])
@@ -207,8 +207,8 @@ def _take_row(
 
 
 def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) -> list[SampledRow]:
-    """Writes and commits the rows as a shard in a temporary folder; returns them with their parts of it."""
-    ordinals = list(range(len(rows)))  # a shard's are neighbors
+    """Write and commit the rows as a shard in a temporary folder; returns them with their share of time and bytes."""
+    ordinals = list(range(len(rows)))  # a shard's are consecutive
     for name, values in (("ordinal", ordinals), ("id", [ordinal + 1 for ordinal in ordinals])):
         index = described.schema.get_field_index(name)
         described = described.set_column(index, described.schema.field(index), pa.array(values, pa.int64()))

@@ -1,0 +1,152 @@
+"""The plan as an answer: its values, and how they are written as text and JSON."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segmint.pipeline.execution.ceiling import Ceiling
+from segmint.pipeline.plan.estimates import Estimate
+from segmint.pipeline.plan.sample import STAGES, Sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to build, and what that takes."""
+
+    catalog: str
+    catalog_rows: int
+    counted_by: str
+    committed: int  # shards, of those asked for
+    rows: int  # left to build
+    shards: int
+    encodes_per_image: int
+    prompts_per_image: int
+    images: Estimate  # every row, where no sample says how many are refused
+    bytes_in: Estimate | None  # None: unknown without a sample
+    bytes_out: Estimate | None
+    masks: Estimate | None
+    ceiling: Ceiling
+    hardware: str
+    measured: bool  # whether time comes from the sample; else from the ceiling and an assumption
+    share_of_ceiling: float  # assumed, or what the sample reached
+    device_hours: Estimate  # GPU-hours, or core-hours where the device is a CPU
+    days: Estimate
+    cpu_core_hours: Estimate | None  # of the stages that run on CPUs, measured on this machine's CPU
+    price: float | None
+    cost: Estimate | None
+    sample: Sample | None
+    notes: tuple[str, ...]
+
+    @property
+    def hours_of(self) -> str:
+        """The device that `device_hours` counts: GPU or core."""
+        return "GPU" if self.ceiling.device == "cuda" else "core"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
+        return {
+            **asdict(self),
+            "hours_of": self.hours_of,
+            "encodes": asdict(self.images.scaled(self.encodes_per_image)),
+            "prompts": asdict(self.images.scaled(self.prompts_per_image)),
+            "ceiling_images_per_s": self.ceiling.images_per_s,
+            "rejected": {} if self.sample is None else {k: len(rows) for k, rows in self.sample.rejected.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        committed = f"; {self.committed:,} more are committed" if self.committed else ""
+        lines = [
+            _line("catalog", f"{self.catalog_rows:,}", f"rows, by {self.counted_by}"),
+            _line("to build", f"{self.rows:,}", f"rows in {self.shards:,} shards{committed}"),
+        ]
+        if not self.rows:
+            return [*lines, "nothing is left to do"]
+        if self.sample is not None:
+            lines += self._sample_lines(self.sample)
+        lines += [
+            _line("images", *_shown(self.images, "of these rows" if self.sample else "at the most")),
+            self._per_image_line("encodes", self.encodes_per_image),
+            self._per_image_line("prompts", self.prompts_per_image),
+            _line("masks", *_shown(self.masks, "")),
+            _line("bytes in", *_shown(self.bytes_in, "", _size)),
+            _line("bytes out", *_shown(self.bytes_out, "", _size)),
+            _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s by plain algebra on {self.hardware}"),
+            self._share_line(),
+            _line("time", *_shown(self.device_hours, f"{self.hours_of}-hours")),
+            _line("days", *_shown(self.days, f"on {self._devices()}")),
+        ]
+        if self.cpu_core_hours is not None:
+            stages = "core-hours on CPUs: all stages but segment, at this machine's speed"
+            lines.append(_line("CPUs", *_shown(self.cpu_core_hours, stages)))
+        if self.cost is not None:
+            lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def _per_image_line(self, label: str, each: int) -> str:
+        most = "" if self.sample else "at the most, "
+        return _line(label, *_shown(self.images.scaled(each), f"{most}at {each:,} an image"))
+
+    def _devices(self) -> str:
+        ceiling = self.ceiling
+        if ceiling.device == "cuda":
+            return f"{ceiling.devices:,} GPU{'s' * (ceiling.devices > 1)}"
+        cores = ceiling.devices * ceiling.threads
+        return f"this machine's CPU, {cores} core{'s' * (cores > 1)}"
+
+    def _share_line(self) -> str:
+        share = f"{100 * self.share_of_ceiling:.3g} %"
+        if self.measured:
+            return _line("reached", share, "of the ceiling in the sample, the device's waiting included")
+        return _line("assumed", share, "of the ceiling: an assumption (--share), not a measurement")
+
+    def _sample_lines(self, sample: Sample) -> list[str]:
+        lines = [
+            _line(
+                "sample",
+                f"{len(sample.rows):,}",
+                f"rows in {sample.seconds:,.1f} s, {sample.start_s:,.1f} s of it to start; {sample.device}, "
+                f"{sample.threads} thread{'s' * (sample.threads > 1)}",
+            )
+        ]
+        for stage in STAGES:
+            seconds = [getattr(row, f"{stage}_s") for row in sample.rows if row.reason is None]
+            if seconds:
+                spread = f"s an image, {min(seconds):.3g} to {max(seconds):.3g}"
+                lines.append(_line(f"  {stage}", f"{sum(seconds) / len(seconds):.3g}", spread))
+        for name, title in (("bytes_in", "read"), ("released_bytes", "JPEG"), ("annotation_bytes", "JSON")):
+            sizes = [getattr(row, name) for row in sample.rows if row.reason is None]
+            if sizes:
+                spread = f"an image, {_size(min(sizes))} to {_size(max(sizes))}"
+                lines.append(_line(f"  {title}", _size(sum(sizes) / len(sizes)), spread))
+        refused = len(sample.rows) - sample.accepted
+        lines.append(_line("rejected", f"{refused:,}", f"of the sample's {len(sample.rows):,} rows"))
+        for reason, rows in sample.rejected.items():
+            first = rows[0]
+            lines.append(f"  {reason:<24} {len(rows):>8,}  row {first.ordinal + 1}: {first.detail}")
+        return lines
+
+
+def _line(label: str, value: str, rest: str) -> str:
+    return f"{label:<10}{value:>16} {rest}".rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _size(size: float) -> str:
+    """Bytes in decimal units, three digits: 1.23 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} PB"
+
+
+def _shown(estimate: Estimate | None, rest: str, written: Callable[[float], str] = _number) -> tuple[str, str]:
+    if estimate is None:
+        return "unknown", "without --sample"
+    if estimate.low != estimate.high:
+        rest = f"{rest} ({written(estimate.low)} to {written(estimate.high)})".lstrip()
+    return written(estimate.value), rest

@@ -1,0 +1,34 @@
+"""What a plan is asked for besides the configuration."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from segmint.infra.errors import UsageError
+from segmint.pipeline.shard_ranges import ShardPart
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of `segmint plan`. Raises `UsageError` for numbers that make no sense."""
+
+    shards: tuple[int, int] | ShardPart | None = None
+    sample: int | None = None  # rows
+    gpus: int | None = None  # None: those of this machine
+    price: float | None = None  # of a GPU-hour; of a core-hour where the device is a CPU
+    share: float | None = None  # of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
+    flops: float | None = None  # peak of one GPU of another machine, operations per second
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
+            ("--sample", self.sample, lambda value: value >= 1, "a number of rows from 1"),
+            ("--gpus", self.gpus, lambda value: value >= 1, "a number of GPUs from 1"),
+            ("--price", self.price, lambda value: value >= 0, "the price of an hour, 0 or more"),
+            ("--share", self.share, lambda value: 0 < value <= 1, "a share over 0, and at most 1"),
+            ("--flops", self.flops, lambda value: value > 0, "operations per second, such as 9.9e14"),
+        ]
+        for name, value, fits, expected in checks:
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise UsageError(f"{name} is {value:g}: expected {expected}")
+        if self.share is not None and self.sample is not None and self.flops is None:
+            raise UsageError("--share is an assumption about what --sample measures: give one of them")

@@ -1,0 +1,73 @@
+"""What a build still has to do: the shards that are not committed, and their rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.shard_ranges import ShardPart, choose_shards
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Shards of one part of the catalog: all are full but the last of the part."""
+
+    shards: Sequence[int]  # ascending
+    rows: int
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The shards that a run would build."""
+
+    images_per_shard: int
+    pieces: Sequence[Piece]  # a part of the catalog each, in order
+    committed: int  # shards, of those asked for
+    pinned_rows: int | None  # of the dataset; None where it does not exist yet
+
+    @property
+    def shards(self) -> int:
+        """The number of shards to build."""
+        return sum(len(piece.shards) for piece in self.pieces)
+
+    @property
+    def rows(self) -> int:
+        """The number of their rows."""
+        return sum(piece.rows for piece in self.pieces)
+
+    def ordinal(self, position: int) -> int:
+        """The ordinal of the row at a position among those to build; raises `IndexError` beyond the last."""
+        for piece in self.pieces:
+            if position < piece.rows:
+                shard, row = divmod(position, self.images_per_shard)
+                return piece.shards[shard] * self.images_per_shard + row
+            position -= piece.rows
+        raise IndexError("position is beyond the last row to build")
+
+
+def find_remaining(
+    config: Config,
+    storage: Storage,
+    shards: tuple[int, int] | ShardPart | None,
+    catalog_rows: int,
+    manifest: DatasetManifest | None,
+) -> Remaining:
+    """Return the shards asked for without those that are committed.
+
+    Rows are those that the dataset pinned, or `catalog_rows` where there is no dataset yet (`manifest` is None).
+    """
+    size = config.images_per_shard
+    parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
+    wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), shards)
+    done = CommitLog(storage, config.output).committed() if manifest is not None else {}
+    pieces = []
+    for first, count in parts:
+        stop = first - (-count // size)
+        inside = range(max(first, wanted.start), min(stop, wanted.stop))
+        left: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
+        short = (stop - first) * size - count if left and left[-1] == stop - 1 else 0
+        pieces.append(Piece(left, len(left) * size - short))
+    pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
+    return Remaining(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
