@@ -27,6 +27,7 @@ from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import MANIFEST, annotation_name, config_sha256, data_path, image_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.schemas import SCHEMAS
@@ -139,7 +140,7 @@ class Maker:
         self._pool = Pool(dataset.source)
         manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
         self._numerics = manifest.numerics_fingerprint
-        self._log = CommitLog(Storage(), str(dataset.folder))
+        self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
         """Writes and commits one shard; returns its bytes."""

@@ -31,6 +31,7 @@ from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.scale import write_build  # noqa: E402
 from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
 from segmint.catalogs.layout import data_path  # noqa: E402
+from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 from segmint.infra.uris import join  # noqa: E402
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server  # noqa: E402
@@ -66,8 +67,8 @@ def measure(folder: Path, commits: int) -> dict[str, Any]:
         put_commits(storage, dataset, range(1, commits))
         made = time.perf_counter() - began
         first = build(config)
-        log = CommitLog(storage, dataset)
-        storage.delete(log.uri(commits, 1))
+        log = CommitLog(Location(storage, dataset))
+        log.location(commits, 1).delete()
         return {
             "settings": {"commits": commits},
             "builds": {"without summaries": first, "with summaries": build(config)},
@@ -91,7 +92,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 def put_commits(storage: Storage, dataset: str, shards: range) -> None:
     """Puts and commits shards with the files of shard 0, each under its own name."""
-    log = CommitLog(storage, dataset)
+    log = CommitLog(Location(storage, dataset))
     first = log.read(0, 1)
     if first is None:
         raise SystemExit("the first shard is not committed")

@@ -25,6 +25,7 @@ from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.processes import Trace, Traced  # noqa: E402
 from segmint.catalogs.dataset.summaries import sum_commits  # noqa: E402
+from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 
 OBJECT_STORE = 500_000_000
@@ -76,7 +77,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
     seconds = time.monotonic() - began
     if build.returncode and not ended:
         raise SystemExit(f"the build ended with {build.returncode}:\n{(folder / 'log').read_text()[-4000:]}")
-    sums = sum_commits(Storage(), str(folder / "dataset"))
+    sums = sum_commits(Location(Storage(), str(folder / "dataset")))
     done, written, refused = (sums.counts[name] for name in ("rows", "images", "rejected"))
     if (written, refused) != (done - done // REFUSED_EVERY, done // REFUSED_EVERY) or (done != rows and not ended):
         raise SystemExit(f"{rows} rows went in, and {sums} came out")

@@ -25,6 +25,7 @@ from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -101,7 +102,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     if shards is None:
-        sweep(storage, config.output)
+        sweep(Location(storage, config.output))
     wanted = dataset.shards(shards)
     run = RunRecord(RunMetrics(config.name))
     missing = MissingShards(config, storage, dataset, wanted, run.metrics)
@@ -125,7 +126,7 @@ def run_build(
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
-            sweep(storage, config.output)  # of the generations that were replaced
+            sweep(Location(storage, config.output))  # of the generations that were replaced
 
     seconds = time.monotonic() - started
     accounting = replace(
@@ -136,7 +137,7 @@ def run_build(
     )
     if not accounting.complete:
         raise UnfinishedError(accounting.unfinished_message(run.held_back))
-    dataset.write_index(storage, CommitLog(storage, config.output))
+    dataset.write_index(storage, CommitLog(Location(storage, config.output)))
     return accounting
 
 

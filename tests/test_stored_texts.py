@@ -32,6 +32,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.demo import write_demo
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import scan
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage, StorageFaultError
 from segmint.infra.version import VERSION
 from segmint.model.detectors.faces import FaceDetector
@@ -496,8 +497,7 @@ def test_a_takedown_stores_these_words(tmp_path: Path) -> None:
     licenses = count_licenses(dataset / part)
     assert licenses == {"CC0-1.0": 1, "missing": 1}
     put_manifest(
-        Storage(),
-        str(dataset),
+        Location(Storage(), str(dataset)),
         DatasetManifest(
             name="small",
             config={"release": ReleaseConfig().model_dump()},

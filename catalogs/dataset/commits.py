@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import NotFoundError
-from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import join
 
 REJECTED = "rejected:"
 """What a commit's count of rows refused for a reason begins with; the reason follows."""
@@ -86,9 +85,8 @@ class Commit:
 class CommitLog:
     """The commits of one dataset. Cheap to make, and may be used by several threads."""
 
-    def __init__(self, storage: Storage, dataset_uri: str) -> None:
-        self._storage = storage
-        self._folder = join(dataset_uri, COMMITS)
+    def __init__(self, dataset: Location) -> None:
+        self._folder = dataset / COMMITS
 
     def committed(self) -> dict[int, int]:
         """Every committed shard with its highest generation, in order of shards, from one listing."""
@@ -97,23 +95,23 @@ class CommitLog:
 
     def generations(self) -> dict[int, list[int]]:
         """Each committed shard with its generations, ascending; files with foreign names are passed over."""
-        return generations_of(entry.name for entry in self._storage.list(self._folder))
+        return generations_of(entry.name for entry in self._folder.list())
 
-    def uri(self, shard: int, generation: int) -> str:
-        """Where a commit stands."""
-        return join(self._folder, commit_name(shard, generation))
+    def location(self, shard: int, generation: int) -> Location:
+        """The file of a commit."""
+        return self._folder / commit_name(shard, generation)
 
     def read(self, shard: int, generation: int) -> Commit | None:
         """One commit; None when it is not there."""
-        uri = self.uri(shard, generation)
+        file = self.location(shard, generation)
         try:
-            data = self._storage.read(uri)
+            data = file.read()
         except NotFoundError:
             return None
-        commit = Commit.from_json(data, uri)
+        commit = Commit.from_json(data, str(file))
         if (commit.shard, commit.generation) != (shard, generation):
             raise DamagedDatasetError(
-                f"{uri} is the commit of shard {commit.shard}, generation {commit.generation}, by its content"
+                f"{file} is the commit of shard {commit.shard}, generation {commit.generation}, by its content"
             )
         return commit
 
@@ -143,7 +141,7 @@ class CommitLog:
 
         True: this very commit stands there now, by this call or an equal one. False: another one does.
         """
-        return self._storage.put_if_absent(self.uri(commit.shard, commit.generation), commit.to_json())
+        return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_holding(self, shard: int, generation: int) -> Commit | None:
         """A commit that was listed, or that which replaced it since: a reader must not miss a shard for that."""

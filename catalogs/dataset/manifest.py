@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import NotFoundError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute, base_name, join
+from segmint.infra.uris import absolute, base_name
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
@@ -126,48 +126,48 @@ def parse_manifest_name(name: str) -> int | None:
     return None if match is None else int(match["generation"])
 
 
-def manifest_generations(storage: Storage, dataset_uri: str) -> list[int]:
+def manifest_generations(dataset: Location) -> list[int]:
     """The generations of the manifest that stand in a dataset, ascending; from one listing."""
-    numbers = (parse_manifest_name(entry.name) for entry in storage.list(dataset_uri))
+    numbers = (parse_manifest_name(entry.name) for entry in dataset.list())
     return sorted(number for number in numbers if number is not None)
 
 
-def read_generation(storage: Storage, dataset_uri: str, generation: int) -> DatasetManifest | None:
+def read_generation(dataset: Location, generation: int) -> DatasetManifest | None:
     """One generation of a dataset's manifest; None when it is not there."""
-    uri = join(dataset_uri, manifest_name(generation))
+    file = dataset / manifest_name(generation)
     try:
-        data = storage.read(uri)
+        data = file.read()
     except NotFoundError:
         return None
-    return DatasetManifest.from_json(data, uri)
+    return DatasetManifest.from_json(data, str(file))
 
 
-def read_standing(storage: Storage, dataset_uri: str) -> StandingManifest | None:
-    """The manifest that holds, with its generation; None when no dataset was begun at `dataset_uri`."""
-    for generation in reversed(manifest_generations(storage, dataset_uri)):
-        manifest = read_generation(storage, dataset_uri, generation)
+def read_standing(dataset: Location) -> StandingManifest | None:
+    """The manifest that holds, with its generation; None when no dataset was begun at `dataset`."""
+    for generation in reversed(manifest_generations(dataset)):
+        manifest = read_generation(dataset, generation)
         if manifest is not None:
             return StandingManifest(manifest, generation)
     return None
 
 
-def read_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest | None:
-    """The manifest that holds for the dataset at `dataset_uri`; None when no dataset was begun there."""
-    standing = read_standing(storage, dataset_uri)
+def read_manifest(dataset: Location) -> DatasetManifest | None:
+    """The manifest that holds for the dataset at `dataset`; None when no dataset was begun there."""
+    standing = read_standing(dataset)
     return None if standing is None else standing.manifest
 
 
-def load_standing(storage: Storage, dataset_uri: str) -> StandingManifest:
+def load_standing(dataset: Location) -> StandingManifest:
     """The manifest that holds, with its generation; raises `UsageError` when no dataset was begun there."""
-    standing = read_standing(storage, dataset_uri)
+    standing = read_standing(dataset)
     if standing is None:
-        raise UsageError(f"{dataset_uri} is no dataset: it has no {MANIFEST}; check the path, or build one there")
+        raise UsageError(f"{dataset} is no dataset: it has no {MANIFEST}; check the path, or build one there")
     return standing
 
 
-def load_manifest(storage: Storage, dataset_uri: str) -> DatasetManifest:
-    """The manifest that holds for the dataset at `dataset_uri`; raises `UsageError` when none was begun there."""
-    return load_standing(storage, dataset_uri).manifest
+def load_manifest(dataset: Location) -> DatasetManifest:
+    """The manifest that holds for the dataset at `dataset`; raises `UsageError` when none was begun there."""
+    return load_standing(dataset).manifest
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
@@ -175,10 +175,10 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
-def put_manifest(storage: Storage, dataset_uri: str, manifest: DatasetManifest, generation: int) -> bool:
+def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
     """Puts a generation of a dataset's manifest if none stands there.
 
     True: this very manifest stands there now, by this call or an equal one. False: another one does. What the
     manifest names must stand there before.
     """
-    return storage.put_if_absent(join(dataset_uri, manifest_name(generation)), manifest.to_json())
+    return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())

@@ -15,6 +15,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 
@@ -103,12 +104,12 @@ class Dataset:
         self.uri = uri
         self.manifest = manifest
         self.storage = storage
-        self.log = CommitLog(storage, uri)
+        self.log = CommitLog(Location(storage, uri))
 
     @classmethod
     def open(cls, uri: str, storage: Storage) -> Self:
         """The dataset at `uri`; raises `UsageError` when none stands there."""
-        return cls(uri, storage, load_manifest(storage, uri))
+        return cls(uri, storage, load_manifest(Location(storage, uri)))
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
         """The commits that hold, in order of shards: of all of them, or `only` of these shards."""

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import SHARDS_INDEX, canonical_json
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
@@ -22,7 +21,7 @@ def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
     return canonical_json({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards})
 
 
-def write_shards_index(storage: Storage, dataset_uri: str, name: str, threads: int = 16) -> None:
+def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
     """Writes the index of the commits that hold now, over an older one."""
-    data = shards_index(name, CommitLog(storage, dataset_uri).read_all(threads))
-    storage.put(join(dataset_uri, SHARDS_INDEX), data)
+    data = shards_index(name, CommitLog(dataset).read_all(threads))
+    (dataset / SHARDS_INDEX).put(data)

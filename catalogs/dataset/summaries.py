@@ -8,8 +8,7 @@ from itertools import groupby
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import SUMMARIES, canonical_json, fingerprint, shard_name
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 
 SUMMARY_SHARDS = 1000
 """How many shards a summary covers."""
@@ -45,15 +44,15 @@ def sums_of(commit: Commit) -> CommitSums:
     return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1})
 
 
-def sum_commits(storage: Storage, dataset_uri: str, wanted: range | None = None, threads: int = 16) -> CommitSums:
+def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
     """The sums of a dataset's commits that hold; of the shards in `wanted` (step 1) where it is given.
 
     The sums of each full thousand of shards are kept in `summaries/`, under a name that carries the
     generations they were made from: a summary that no longer fits is not found, and is made anew.
     """
-    log = CommitLog(storage, dataset_uri)
-    folder = join(dataset_uri, SUMMARIES)
-    standing = {entry.name for entry in storage.list(folder)}
+    log = CommitLog(dataset)
+    folder = dataset / SUMMARIES
+    standing = {entry.name for entry in folder.list()}
     held = {s: g for s, g in log.committed().items() if wanted is None or s in wanted}
     total = NOTHING
     for block, pairs in groupby(held.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
@@ -62,16 +61,16 @@ def sum_commits(storage: Storage, dataset_uri: str, wanted: range | None = None,
         name = f"{prefix}{fingerprint(members)}.json"
         full = len(members) == SUMMARY_SHARDS
         if full and name in standing:
-            total += CommitSums(**json.loads(storage.read(join(folder, name))))
+            total += CommitSums(**json.loads((folder / name).read()))
             continue
         part = NOTHING
         for commit in log.read_many(members, threads):
             part += sums_of(commit)
         if full and part.shards == SUMMARY_SHARDS:
-            storage.put(join(folder, name), canonical_json(vars(part)))
+            (folder / name).put(canonical_json(vars(part)))
             for old in standing:
                 if old.startswith(prefix):
-                    storage.delete(join(folder, old))
+                    (folder / old).delete()
         total += part
     return total
 

@@ -6,8 +6,18 @@ from datetime import UTC, datetime, timedelta
 from segmint.catalogs.dataset.commits import CommitLog, generations_of
 from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.layout import CATALOG, COMMITS, DATA_KINDS, SUMMARIES, DataFile, is_part_path, parse_data_path
-from segmint.infra.storage.storage import TEMPORARY_PREFIX, ObjectInfo, Storage
+from segmint.catalogs.layout import (
+    CATALOG,
+    COMMITS,
+    DATA_KINDS,
+    SUMMARIES,
+    DataFile,
+    commit_name,
+    is_part_path,
+    parse_data_path,
+)
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
@@ -18,8 +28,7 @@ A writer of a first generation needs none: nothing of a shard is swept before th
 
 
 def sweep(
-    storage: Storage,
-    dataset_uri: str,
+    dataset: Location,
     grace: timedelta = GRACE,
     now: datetime | None = None,
     threads: int = 16,
@@ -38,7 +47,7 @@ def sweep(
     doomed: list[str] = []
     old_parts: list[str] = []
     commit_names: list[str] = []
-    for path, entry in _entries(storage, dataset_uri):
+    for path, entry in _entries(dataset):
         if path.startswith(f"{COMMITS}/"):
             commit_names.append(entry.name)
         data_file = parse_data_path(path)
@@ -48,8 +57,8 @@ def sweep(
             old_parts.append(path)
         elif entry.name.startswith(TEMPORARY_PREFIX) and entry.modified < limit:
             doomed.append(path)
-    doomed.extend(_unnamed_parts(storage, dataset_uri, old_parts))
-    log = CommitLog(storage, dataset_uri)
+    doomed.extend(_unnamed_parts(dataset, old_parts))
+    log = CommitLog(dataset)
     generations = generations_of(commit_names)
 
     # Where a shard has one generation and one file of each kind, those are its commit's: no need to read it.
@@ -73,29 +82,29 @@ def sweep(
             if unnamed and (modified < limit or path in replaced.get(shard, set())):
                 doomed.append(path)
     for path in doomed:
-        storage.delete(join(dataset_uri, path))
+        (dataset / path).delete()
     # Only now: as long as a replaced commit stands, its files can be told from those of a writer at work.
     for shard, numbers in sorted(generations.items()):
         for generation in numbers[:-1]:
             if shard in held:
-                storage.delete(log.uri(shard, generation))
-                doomed.append(f"{COMMITS}/{log.uri(shard, generation).rpartition('/')[2]}")
+                log.location(shard, generation).delete()
+                doomed.append(f"{COMMITS}/{commit_name(shard, generation)}")
     return sorted(doomed)
 
 
-def _unnamed_parts(storage: Storage, dataset_uri: str, paths: list[str]) -> list[str]:
-    manifest = read_manifest(storage, dataset_uri) if paths else None
+def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
+    manifest = read_manifest(dataset) if paths else None
     if manifest is None:
         return []
     named = {part.path for part in manifest.catalog}
     return [path for path in paths if path not in named]
 
 
-def _entries(storage: Storage, dataset_uri: str) -> Iterator[tuple[str, ObjectInfo]]:
+def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:
     """What lies in the dataset's folders, side by side: a store gives a thousand names at a time."""
 
     def listed(folder: str) -> list[ObjectInfo]:
-        return storage.list(join(dataset_uri, folder), include_temporary=True)
+        return (dataset / folder).list(include_temporary=True)
 
     # Files are listed before what names them: one that is named in between is then seen to be.
     for folders in (tuple(DATA_KINDS), (COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")):

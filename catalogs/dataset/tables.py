@@ -17,6 +17,7 @@ from segmint.catalogs.findings import Findings
 from segmint.catalogs.layout import DamagedDatasetError, shard_name
 from segmint.infra.errors import last_line
 from segmint.infra.storage.fsspec_files import StorageFiles
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import NotFoundError, Storage, StorageFaultError
 from segmint.infra.uris import LOCAL, join, local_path, scheme
 
@@ -165,7 +166,7 @@ def open_committed(
     `DamagedDatasetError` for a commit that cannot be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
-    log = CommitLog(storage, uri)
+    log = CommitLog(Location(storage, uri))
     wanted = log.committed().keys() - leave_out if leave_out else None
     for commit in log.read_all(only=wanted):
         for kind, found in files.items():

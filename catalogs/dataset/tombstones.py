@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 
 TOMBSTONES = "tombstones"
 
@@ -61,20 +60,20 @@ class Tombstone(_Frozen):
         return canonical_json(self.model_dump(mode="json"))
 
 
-def put_tombstone(storage: Storage, dataset_uri: str, tombstone: Tombstone) -> None:
+def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
     """Puts a tombstone if the same takedown has none; one that stands keeps the time at which it was asked for."""
-    storage.put_if_absent(join(dataset_uri, TOMBSTONES, tombstone.name), tombstone.to_json())
+    (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
-def read_tombstones(storage: Storage, dataset_uri: str) -> list[Tombstone]:
+def read_tombstones(dataset: Location) -> list[Tombstone]:
     """All tombstones of a dataset, by name; raises `DamagedDatasetError` for a file that is none."""
     found = []
-    for entry in storage.list(join(dataset_uri, TOMBSTONES)):
-        uri = join(dataset_uri, TOMBSTONES, entry.name)
+    for entry in (dataset / TOMBSTONES).list():
+        file = dataset / TOMBSTONES / entry.name
         try:
-            found.append(Tombstone.model_validate(json.loads(storage.read(uri))))
+            found.append(Tombstone.model_validate(json.loads(file.read())))
         except (ValidationError, ValueError) as error:
-            raise DamagedDatasetError(f"{uri} is no tombstone: {error}") from error
+            raise DamagedDatasetError(f"{file} is no tombstone: {error}") from error
     return found
 
 

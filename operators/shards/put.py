@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import data_path
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.shards.files import ShardFiles
@@ -34,7 +35,7 @@ def delete_unnamed(storage: Storage, dataset_uri: str, shard: int, ours: Iterabl
     Not the winner's alone counts: a later generation may name a file of ours, too. Where a commit is replaced meanwhile
     nothing is deleted, and the sweep knows what is named then.
     """
-    log = CommitLog(storage, dataset_uri)
+    log = CommitLog(Location(storage, dataset_uri))
     generations = log.generations().get(shard, [])
     standing = list(log.read_many((shard, generation) for generation in generations))
     if not standing:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
 from segmint.infra.errors import UnfinishedError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
 from segmint.infra.uris import base_name, join
 from segmint.operators.rows import Row
@@ -31,7 +32,7 @@ def replace_shard(storage: Storage, dataset_uri: str, old: Commit, rows: Iterabl
     files = build_shard_files(rows, with_images=with_images)
     entries = put_files(storage, dataset_uri, old.shard, files)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    if not CommitLog(storage, dataset_uri).put(new):
+    if not CommitLog(Location(storage, dataset_uri)).put(new):
         delete_unnamed(storage, dataset_uri, new.shard, entries)
         raise LostRaceError(
             f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, and what this "
@@ -54,7 +55,7 @@ def remove_replaced(storage: Storage, dataset_uri: str, shards: Iterable[int]) -
     That is: files of older generations and of writers that died, temporary files, each with its older versions, and
     older versions of what was deleted before; last the older commits. Only where nobody else writes to the dataset.
     """
-    log = CommitLog(storage, dataset_uri)
+    log = CommitLog(Location(storage, dataset_uri))
     wanted = set(shards)
     newest = {shard: generation for shard, generation in log.committed().items() if shard in wanted}
     held = {commit.shard: commit for commit in log.read_many(newest.items())}

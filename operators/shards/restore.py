@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import NotFoundError, Storage
 from segmint.infra.uris import join
 from segmint.operators.describe import describe_mask
@@ -82,7 +83,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     The result is `held_back`, and nothing was changed, where a file would have other bytes than the commit names.
     """
     storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    commit = CommitLog(storage, task.dataset_uri).latest(task.shard)
+    commit = CommitLog(Location(storage, task.dataset_uri)).latest(task.shard)
     if commit is None:
         return ShardResult(task.shard, "held_back", {}, "it has no commit any more")
     table = shard_table(task, cuts, *blocks)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -42,7 +43,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     it is. Raises `WrongRowsError` when the rows are not those of the task, or were not refused.
     """
     storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    log = CommitLog(storage, task.dataset_uri)
+    log = CommitLog(Location(storage, task.dataset_uri))
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
     )

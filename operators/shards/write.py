@@ -15,6 +15,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import build_shard_files
@@ -63,7 +64,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     Raises `WrongRowsError` when the rows are not the shard's ordinals in order, and storage faults as they come.
     """
     storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    log = CommitLog(storage, task.dataset_uri)
+    log = CommitLog(Location(storage, task.dataset_uri))
     standing = log.read(task.shard, task.generation)
     if standing is not None:
         return ShardResult(task.shard, "committed", standing.counts)

@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.rows import Row
@@ -69,12 +70,12 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     """
     if options.attributions is not None:
         check_ending(options.attributions)
-    if not manifest_generations(storage, uri):
+    if not manifest_generations(Location(storage, uri)):
         check_foreign(uri, options)
         with open_tables(uri, storage) as tables:
             return audit_foreign(tables, storage, options.sample)
     now = options.now or datetime.now(UTC)
-    pinned = load_standing(storage, uri)
+    pinned = load_standing(Location(storage, uri))
     content, problems = _content(pinned.manifest, storage, options, now)
     report = audit_integrity(uri, storage, options.sample, options.now, content, options.resources, options.ray_from)
     if problems:

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import absolute
 from segmint.pipeline.audit.shard import ShardAudit, ShardPlan
 from segmint.pipeline.audit.workers import AuditTask, ShardAuditor
@@ -53,7 +54,7 @@ class AuditShards:
     @cached_property
     def _auditor(self) -> ShardAuditor:
         task = self._task
-        if not manifest_generations(task.storage, task.dataset_uri):
+        if not manifest_generations(Location(task.storage, task.dataset_uri)):
             raise UsageError(
                 f"{task.dataset_uri} is not to be seen from {socket.gethostname()}, a node of the Ray cluster: the "
                 "dataset must lie where all nodes see it; or audit it with resources.address: local"

@@ -24,6 +24,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import NotFoundError
 from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
 from segmint.infra.threads import map_ahead
@@ -104,11 +105,11 @@ def audit_commits(
 
     At most a few hundred are in memory at a time.
     """
-    log = CommitLog(storage, dataset_uri)
+    log = CommitLog(Location(storage, dataset_uri))
 
     def audit(pair: tuple[int, int]) -> AuditedCommit | None:
         try:
-            data = storage.read(log.uri(*pair))
+            data = log.location(*pair).read()
         except NotFoundError:
             return None
         return audit_commit(data, *pair, manifest)

@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
 from segmint.catalogs.findings import Code, Findings, Place
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.prepare.release import ReleaseConfig
@@ -55,8 +56,8 @@ def audit_integrity(
     """
     # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
     listed = list_files(storage, dataset_uri)
-    generations = CommitLog(storage, dataset_uri).generations()
-    pinned = load_standing(storage, dataset_uri)
+    generations = CommitLog(Location(storage, dataset_uri)).generations()
+    pinned = load_standing(Location(storage, dataset_uri))
     manifest = pinned.manifest
     report = AuditReport(dataset_uri, sample, manifest.shards)
     report.findings.extend(audit_manifest(storage, dataset_uri, pinned))
@@ -130,7 +131,7 @@ def _plans(
     task: AuditTask, standing: Standing, taken: dict[int, frozenset[int]], sample: int, searched: int
 ) -> Iterator[ShardPlan]:
     seen = 0
-    for commit in CommitLog(task.storage, task.dataset_uri).read_many(standing.pairs):
+    for commit in CommitLog(Location(task.storage, task.dataset_uri)).read_many(standing.pairs):
         end = seen + commit.counts.get("images", 0)
         yield ShardPlan(
             commit,
@@ -149,7 +150,7 @@ def _taken_down(
 ) -> dict[int, frozenset[int]]:
     """Ordinals that tombstones name, by shard."""
     try:
-        tombstones = read_tombstones(storage, dataset_uri)
+        tombstones = read_tombstones(Location(storage, dataset_uri))
     except DamagedDatasetError as error:
         findings.add(Place(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
         return {}

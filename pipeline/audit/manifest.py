@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import config_sha256, part_path
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 
 
@@ -42,7 +43,7 @@ def _audit_generations(storage: Storage, dataset_uri: str, standing: StandingMan
         number -= 1
         place = Place(manifest_name(number))
         try:
-            earlier = read_generation(storage, dataset_uri, number)
+            earlier = read_generation(Location(storage, dataset_uri), number)
         except UsageError as error:
             yield place.finding(Code.BAD_MANIFEST, "a dataset's manifest", error)
             return

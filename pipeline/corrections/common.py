@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
@@ -24,7 +25,7 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
 
 def held_commits(storage: Storage, dataset_uri: str, shards: Iterable[int]) -> dict[int, Commit]:
     """The commits that hold for these shards, in their order; shards that are not committed are left out."""
-    log = CommitLog(storage, dataset_uri)
+    log = CommitLog(Location(storage, dataset_uri))
     wanted = set(shards)
     pairs = [(shard, generation) for shard, generation in log.committed().items() if shard in wanted]
     return {commit.shard: commit for commit in log.read_many(pairs)}
@@ -33,7 +34,7 @@ def held_commits(storage: Storage, dataset_uri: str, shards: Iterable[int]) -> d
 def rewrite_index(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> None:
     """Writes WebDataset's index anew where a dataset has one: it names tars, and those were replaced."""
     if storage.exists(join(dataset_uri, SHARDS_INDEX)):
-        write_shards_index(storage, dataset_uri, manifest.name)
+        write_shards_index(Location(storage, dataset_uri), manifest.name)
 
 
 def remove_report(storage: Storage, dataset_uri: str) -> None:

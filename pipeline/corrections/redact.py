@@ -8,6 +8,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
@@ -49,7 +50,7 @@ def redact(dataset_uri: str, storage: Storage, regions_uri: str) -> Redacted:
     leaves its image, a dataset without images, or a store whose older versions cannot be removed. Interrupted at any
     point, the same call goes on.
     """
-    manifest = load_manifest(storage, dataset_uri)
+    manifest = load_manifest(Location(storage, dataset_uri))
     config = release_config(manifest)
     if config.format != "images":
         raise UsageError(f"{dataset_uri} holds annotations alone, and no images to redact")

@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, join
 from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
@@ -52,7 +53,7 @@ def repair(dataset_uri: str, storage: Storage, config: "Config | None" = None) -
     made again from its files where these prove it. Raises `UsageError` where no dataset stands, or the configuration
     is of another one.
     """
-    manifest = load_manifest(storage, dataset_uri)
+    manifest = load_manifest(Location(storage, dataset_uri))
     if config is not None and absolute(config.output) != absolute(dataset_uri):
         raise UsageError(f"the configuration's output is {config.output}, and not {dataset_uri}: name its own dataset")
     with_images = release_config(manifest).format == "images"
@@ -82,7 +83,7 @@ def _read_commits(
     storage: Storage, dataset_uri: str, result: Repaired
 ) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
     """The commits that hold, by shard, and shards and generations of those that cannot be read."""
-    log = CommitLog(storage, dataset_uri)
+    log = CommitLog(Location(storage, dataset_uri))
     commits: dict[int, Commit] = {}
     unreadable: list[tuple[int, int]] = []
 

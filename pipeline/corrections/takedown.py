@@ -23,6 +23,7 @@ from segmint.catalogs.dataset.tombstones import (
 )
 from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
 from segmint.infra.uris import base_name, join
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
@@ -75,18 +76,19 @@ def takedown(dataset_uri: str, storage: Storage, asked: Asked, reason: str, now:
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
-    manifest = load_manifest(storage, dataset_uri)
+    manifest = load_manifest(Location(storage, dataset_uri))
     with_images = release_config(manifest).format == "images"
     check_purge(storage, dataset_uri)
-    earlier = read_tombstones(storage, dataset_uri)
+    earlier = read_tombstones(Location(storage, dataset_uri))
     chosen = _choose(storage, dataset_uri, manifest, asked, earlier)
     if chosen:
         _check_readable(storage, dataset_uri, manifest, chosen)
         when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         put_tombstone(
-            storage, dataset_uri, Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values()))
+            Location(storage, dataset_uri),
+            Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values())),
         )
-    standing = read_tombstones(storage, dataset_uri)
+    standing = read_tombstones(Location(storage, dataset_uri))
     ordinals = taken_images(standing).keys()
     manifest = _blank_catalog(storage, dataset_uri, ordinals)
     changed = _replace_shards(storage, dataset_uri, manifest, ordinals, with_images)
@@ -119,7 +121,7 @@ def _choose(
             what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
             raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
         return {}
-    tables = [commit.file("images").path for commit in CommitLog(storage, dataset_uri).read_all()]
+    tables = [commit.file("images").path for commit in CommitLog(Location(storage, dataset_uri)).read_all()]
     return with_copies(storage, dataset_uri, manifest, selection.rows, tables)
 
 
@@ -133,7 +135,7 @@ def _check_readable(storage: Storage, dataset_uri: str, manifest: DatasetManifes
 
 def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]) -> DatasetManifest:
     """The manifest that holds once no part of the catalog says anything of these rows."""
-    manifest, generation = load_standing(storage, dataset_uri)
+    manifest, generation = load_standing(Location(storage, dataset_uri))
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
@@ -155,7 +157,7 @@ def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]
         return manifest
     counted = {name: count for name, count in sorted(licenses.items()) if count}
     blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-    if not put_manifest(storage, dataset_uri, blank, generation + 1):
+    if not put_manifest(Location(storage, dataset_uri), blank, generation + 1):
         raise UnfinishedError(
             f"another command has put generation {generation + 1} of the manifest meanwhile: run one at a time, and "
             "this one again"

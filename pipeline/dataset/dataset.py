@@ -19,6 +19,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
@@ -97,7 +98,7 @@ class OpenDataset:
     def write_index(self, storage: Storage, commits: CommitLog) -> None:
         """Rewrites WebDataset's index once every shard is committed."""
         if len(commits.committed()) == self.manifest.shards:
-            write_shards_index(storage, self.uri, self.manifest.name)
+            write_shards_index(Location(storage, self.uri), self.manifest.name)
 
 
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> OpenDataset:
@@ -108,7 +109,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
     """
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
-    standing = read_standing(storage, config.output)
+    standing = read_standing(Location(storage, config.output))
     if standing is None:
         probe(storage, config.output)
         standing = _begin(config, storage, weights)
@@ -160,9 +161,9 @@ def _begin(config: Config, storage: Storage, weights: Path) -> StandingManifest:
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
     )
-    if put_manifest(storage, config.output, manifest, 1):
+    if put_manifest(Location(storage, config.output), manifest, 1):
         return StandingManifest(manifest, 1)
-    standing = read_standing(storage, config.output)
+    standing = read_standing(Location(storage, config.output))
     if standing is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read; build again to retry")
     return standing

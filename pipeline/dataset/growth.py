@@ -19,6 +19,7 @@ from segmint.catalogs.layout import part_path
 from segmint.catalogs.source.normalize import NormalizedCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.pipeline.config.config import Config
@@ -44,7 +45,7 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
             Path(folder) / "part.parquet",
             parts=[join(config.output, part.path) for part in manifest.catalog],
             first_ordinal=first_shard * manifest.images_per_shard,
-            taken=taken_images(read_tombstones(storage, config.output)).values(),
+            taken=taken_images(read_tombstones(Location(storage, config.output))).values(),
         )
         if not growth.keeps_all:
             raise UsageError(_why_another(config, manifest, growth))
@@ -62,10 +63,10 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
     grown = manifest.model_copy(
         update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
     )
-    if put_manifest(storage, config.output, grown, generation + 1):
+    if put_manifest(Location(storage, config.output), grown, generation + 1):
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown
-    winner = load_standing(storage, config.output)
+    winner = load_standing(Location(storage, config.output))
     if len(winner.manifest.catalog) == len(manifest.catalog):  # a correction of a part, no growth
         return fit_catalog(config, storage, winner, grow=grow)
     try:

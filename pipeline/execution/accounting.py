@@ -6,6 +6,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
@@ -134,8 +135,8 @@ def account(
     ceiling: Ceiling | None = None,
 ) -> Accounting:
     """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    standing = CommitLog(storage, dataset.uri).committed()
-    sums = sum_commits(storage, dataset.uri, wanted)
+    standing = CommitLog(Location(storage, dataset.uri)).committed()
+    sums = sum_commits(Location(storage, dataset.uri), wanted)
     missing = [shard for shard in wanted if shard not in standing]
     return Accounting(
         dataset=dataset.uri,

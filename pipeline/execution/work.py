@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file
@@ -66,7 +67,7 @@ class MissingShards:
         self._storage = storage
         self._dataset = dataset
         self._metrics = metrics
-        self._commits = CommitLog(storage, dataset.uri)
+        self._commits = CommitLog(Location(storage, dataset.uri))
         self.left = sorted(set(wanted) - self._commits.committed().keys())
 
     def read(self, window: list[int]) -> WindowRows:
@@ -94,7 +95,7 @@ class RejectedRows:
         self._storage = storage
         self._dataset = dataset
         self._reasons = sorted(str(reason) for reason in reasons)
-        self._commits = CommitLog(storage, dataset.uri)
+        self._commits = CommitLog(Location(storage, dataset.uri))
         standing = self._commits.committed() if reasons else {}
         pairs = ((shard, standing[shard]) for shard in wanted if shard in standing)
         self._generations = {

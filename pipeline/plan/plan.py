@@ -16,6 +16,7 @@ from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_a
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.model.cost import image_cost
@@ -47,7 +48,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     require_catalog(config, storage)
     for file in config.deidentify.detector_files.values():
         resolve(file, mirror=config.assets, storage=storage)
-    manifest = read_manifest(storage, config.output)
+    manifest = read_manifest(Location(storage, config.output))
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.shard_ranges import ShardPart, choose_shards
@@ -61,7 +62,7 @@ def find_remaining(
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
     wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), shards)
-    done = CommitLog(storage, config.output).committed() if manifest is not None else {}
+    done = CommitLog(Location(storage, config.output)).committed() if manifest is not None else {}
     pieces = []
     for first, count in parts:
         stop = first - (-count // size)

@@ -19,6 +19,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.operators.describe import describe_table
@@ -225,7 +226,7 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
         )
         with _timed() as writing:
             write_shard(task, [(0, len(rows))], described)
-        commit = CommitLog(Storage(), folder).read(0, 1)
+        commit = CommitLog(Location(Storage(), folder)).read(0, 1)
         if commit is None:
             raise SegmintError(f"the sample's shard could not be read back from {folder}")
         written = sum(file.size for file in commit.files)

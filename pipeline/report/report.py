@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
@@ -74,7 +75,7 @@ def write_report(
     same files. Raises `UsageError` where no dataset stands there, where the audit is none of this dataset, and for
     foreign data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
     """
-    if output is None and not manifest_generations(storage, dataset_uri):
+    if output is None and not manifest_generations(Location(storage, dataset_uri)):
         raise UsageError(
             f"{dataset_uri} is not a segmint dataset: no {MANIFEST}. Check the path; for an SA-1B-style folder, name "
             "the report's folder with -o"
@@ -106,7 +107,7 @@ def _audited(
     uri: str, storage: Storage, audit_uri: str | None, options: AuditOptions
 ) -> Iterator[tuple[dict[str, Any], DatasetTables]]:
     """Make or read an audit, and open the tables of the shards that it found intact."""
-    if audit_uri is None and not manifest_generations(storage, uri):
+    if audit_uri is None and not manifest_generations(Location(storage, uri)):
         check_foreign(uri, options)
         with open_tables(uri, storage) as tables:  # measures foreign data, once for audit and report
             yield audit_foreign(tables, storage, options.sample).to_dict(), tables

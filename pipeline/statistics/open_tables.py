@@ -24,6 +24,7 @@ from segmint.catalogs.dataset.tables import (
 from segmint.catalogs.findings import Code, Finding, Findings, Place
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.foreign.masks import BOXES
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
@@ -50,7 +51,7 @@ def open_tables(
     not write is measured first, into Parquet below `scratch` that goes with the tables; what is wrong with it is in
     their `foreign.findings`. Raises `UsageError` where neither stands.
     """
-    if manifest_generations(storage, uri):
+    if manifest_generations(Location(storage, uri)):
         return open_committed(uri, storage, SCHEMAS, memory_limit, scratch, leave_out)
     folder = make_folder(scratch)
     try:

@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import NotFoundError, Storage
 from segmint.infra.uris import join
 from segmint.pipeline.view.tars import TarIndex
@@ -85,7 +86,7 @@ class ShardPictures:
     def __init__(self, storage: Storage, uri: str) -> None:
         self._storage = storage
         self._uri = uri
-        self._log = CommitLog(storage, uri)
+        self._log = CommitLog(Location(storage, uri))
         self._generations = self._log.committed()
         self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
@@ -35,7 +36,9 @@ def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterato
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
         tables = stack.enter_context(open_tables(uri, storage, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
-        yield Viewer(name_of(read_manifest(storage, uri), uri), tables, index, _pictures(tables, storage), findings)
+        yield Viewer(
+            name_of(read_manifest(Location(storage, uri)), uri), tables, index, _pictures(tables, storage), findings
+        )
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
+from tests.support.locations import location_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -78,7 +79,7 @@ def test_refused_rows_are_taken_again_and_the_others_stay(tmp_path: Path) -> Non
     segmint("build", config)
     dataset = tmp_path / "dataset"
     before = digests(dataset)
-    commits = CommitLog(Storage(), str(dataset))
+    commits = CommitLog(location_of(dataset))
 
     told = segmint("build", config, "--retry-rejected", "license_not_allowed", "--retry-rejected", "not_found")
     assert "2 refused rows: 0 are images now" in told

@@ -14,17 +14,17 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.layout import COMMITS, MANIFEST, commit_name, data_path
 from segmint.catalogs.parquet import table_bytes
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.files import annotations_json
+from tests.support.locations import location_of
 
 
 class CommittedShard:
     """The rows of a shard's tables and the members of its tar; `write` commits them under right names and digests."""
 
     def __init__(self, dataset: Path, shard: int) -> None:
-        commit = CommitLog(Storage(), str(dataset)).latest(shard)
+        commit = CommitLog(location_of(dataset)).latest(shard)
         assert commit is not None
         self.dataset = dataset
         self.commit = commit

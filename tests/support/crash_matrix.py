@@ -23,6 +23,7 @@ import tenacity  # noqa: F401 (imported once, for all forks: the product imports
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import data_path
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
@@ -94,7 +95,7 @@ OPERATIONS = {
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
     "sweep": Operation(_left_overs, sweep_all),
     "shards.json": Operation(
-        _both_shards, lambda place: write_shards_index(place.storage, place.uri, "protocol", threads=1)
+        _both_shards, lambda place: write_shards_index(Location(place.storage, place.uri), "protocol", threads=1)
     ),
     "takedown": Operation(_both_shards, _take_down),
     "redact": Operation(_both_shards, _redact),
@@ -188,7 +189,7 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
 
         def other(place: Place = place) -> bytes:
             write(place, 1, variant)
-            return place.storage.read(place.log.uri(1, 1))
+            return place.log.location(1, 1).read()
 
         child = Child(sleeper)
         if not child.wait_until_stopped():
@@ -197,7 +198,7 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
         standing = Child(other).result()
         child.go_on()
         child.result()
-        after = Child(lambda place=place: (place.storage.read(place.log.uri(1, 1)), contents(place))).result()
+        after = Child(lambda place=place: (place.log.location(1, 1).read(), contents(place))).result()
         lines = [] if after[0] == standing else ["the commit was changed"]
         if after[1] not in [outcome[1] for outcome in outcomes.values()]:
             lines.append(f"more or less stands there than either writer's files: {sorted(after[1])}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -30,5 +31,5 @@ def mint(config_path: Path) -> str:
                 raise AssertionError(result.detail)
     finally:
         prepare.close()
-    dataset.write_index(storage, CommitLog(storage, dataset.uri))
+    dataset.write_index(storage, CommitLog(Location(storage, dataset.uri)))
     return dataset.uri

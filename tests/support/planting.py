@@ -15,9 +15,9 @@ from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.layout import part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
+from tests.support.locations import location_of
 
 LATER = datetime.now(UTC) + timedelta(days=2)
 """By when every file of a test is old."""
@@ -37,7 +37,7 @@ def commit_path(dataset: Path, shard: int) -> Path:
 
 def change_commit(dataset: Path, shard: int, **changes: Any) -> None:
     """Writes a shard's commit anew with other values of these fields."""
-    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    commit = CommitLog(location_of(dataset)).latest(shard)
     assert commit is not None
     write_commit(dataset, replace(commit, **changes))
 

@@ -22,6 +22,7 @@ from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import NotFoundError, RetryPolicy, Storage
 from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
@@ -59,7 +60,7 @@ class Place:
 
     @property
     def log(self) -> CommitLog:
-        return CommitLog(self.storage, self.uri)
+        return CommitLog(Location(self.storage, self.uri))
 
 
 @cache
@@ -115,7 +116,7 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> Sh
 def sweep_all(place: Place) -> list[str]:
     """The sweep, for which every file is old."""
     later = datetime.now(UTC) + timedelta(days=1000)
-    return sweep(place.storage, place.uri, grace=timedelta(0), now=later, threads=1)
+    return sweep(Location(place.storage, place.uri), grace=timedelta(0), now=later, threads=1)
 
 
 def contents(place: Place) -> dict[str, str]:
@@ -144,7 +145,7 @@ def copy_folder(folder: Path, place: Place) -> None:
 def holding(place: Place) -> Iterator[tuple[Commit, bytes]]:
     """The commit that holds of each shard, with the bytes of its file."""
     for shard, generation in place.log.committed().items():
-        data = place.storage.read(place.log.uri(shard, generation))
+        data = place.log.location(shard, generation).read()
         yield Commit.from_json(data), data
 
 

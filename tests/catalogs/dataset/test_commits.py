@@ -8,7 +8,9 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 DIGEST = "ab" * 32
 
@@ -50,7 +52,7 @@ def test_what_is_no_commit_is_named(data: bytes) -> None:
 
 
 def check_log(storage: Storage, uri: str) -> None:
-    log = CommitLog(storage, uri)
+    log = CommitLog(Location(storage, uri))
     assert log.committed() == {}
     assert log.read(0, 1) is None
     assert list(log.read_all()) == []
@@ -94,11 +96,11 @@ def test_a_commit_under_another_name_is_damage(tmp_path: Path) -> None:
     storage, uri = Storage(), str(tmp_path)
     storage.put(f"{uri}/commits/000001.g1.json", commit_of(2).to_json())
     with pytest.raises(DamagedDatasetError, match="is the commit of shard 2"):
-        CommitLog(storage, uri).read(1, 1)
+        CommitLog(Location(storage, uri)).read(1, 1)
 
 
 def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_newer_generation(tmp_path: Path) -> None:
-    log = CommitLog(Storage(), str(tmp_path))
+    log = CommitLog(location_of(tmp_path))
     for shard in range(3):
         log.put(commit_of(shard))
 
@@ -109,10 +111,10 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
             listed = super().committed()
             if listed[1] < 3:
                 log.put(commit_of(1, listed[1] + 1))
-                Storage().delete(log.uri(1, listed[1]))
+                log.location(1, listed[1]).delete()
             return listed
 
     replaced = Replaced(Storage(), str(tmp_path))
     assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]
-    Storage().delete(log.uri(1, 3))
+    log.location(1, 3).delete()
     assert [commit.shard for commit in log.read_all()] == [0, 2]

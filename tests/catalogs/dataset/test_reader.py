@@ -15,6 +15,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.bombs import hostile_tar
 from tests.support.committed import masks, pixels, write_dataset, write_generation
+from tests.support.locations import location_of
 
 
 def check(dataset: Dataset) -> None:
@@ -81,7 +82,7 @@ def test_no_dataset_is_a_plain_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["shards", "images"])
 def test_damage_is_named(dataset: str, kind: str) -> None:
-    commit = CommitLog(Storage(), dataset).latest(1)
+    commit = CommitLog(location_of(dataset)).latest(1)
     assert commit is not None
     path = Path(dataset, commit.file(kind).path)
     path.write_bytes(b"x" * path.stat().st_size)
@@ -90,7 +91,7 @@ def test_damage_is_named(dataset: str, kind: str) -> None:
 
 
 def test_a_tar_of_another_shard_is_damage(dataset: str) -> None:
-    log = CommitLog(Storage(), dataset)
+    log = CommitLog(location_of(dataset))
     one, two = log.latest(0), log.latest(1)
     assert one is not None
     assert two is not None
@@ -101,7 +102,7 @@ def test_a_tar_of_another_shard_is_damage(dataset: str) -> None:
 
 @pytest.mark.parametrize("kind", [b"2", b"S"])
 def test_a_tar_of_links_or_holes_is_not_followed(dataset: str, kind: bytes) -> None:
-    commit = CommitLog(Storage(), dataset).latest(0)
+    commit = CommitLog(location_of(dataset)).latest(0)
     assert commit is not None
     Path(dataset, commit.file("shards").path).write_bytes(hostile_tar("sa_1.json", kind))
     with pytest.raises(DamagedDatasetError, match="is no plain file"):
@@ -110,7 +111,7 @@ def test_a_tar_of_links_or_holes_is_not_followed(dataset: str, kind: bytes) -> N
 
 @pytest.mark.parametrize("path", ["shards/../../../etc/passwd", "shards/../dataset.json"])
 def test_a_commit_that_climbs_out_of_its_dataset_is_refused(dataset: str, path: str) -> None:
-    log = CommitLog(Storage(), dataset)
+    log = CommitLog(location_of(dataset))
     commit = log.latest(0)
     assert commit is not None
     entry = replace(commit.file("shards"), path=path)

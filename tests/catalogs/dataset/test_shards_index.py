@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 
 from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_generation
+from tests.support.locations import location_of
 
 
 def test_the_index_names_committed_tars_with_images(dataset: str) -> None:
     storage = Storage()
     write_generation(storage, dataset, shard=1, generation=2, refuse=3)
-    write_shards_index(storage, dataset, "small")
+    write_shards_index(Location(storage, dataset), "small")
     index = json.loads(Path(dataset, "shards.json").read_text())
     assert (index["__kind__"], index["wids_version"], index["name"]) == ("wids-shard-index-v1", 1, "small")
     assert [(entry["url"][:17], entry["nsamples"]) for entry in index["shardlist"]] == [
@@ -25,7 +27,7 @@ def test_the_index_names_committed_tars_with_images(dataset: str) -> None:
 def test_webdataset_reads_what_the_index_names(dataset: str) -> None:
     import webdataset
 
-    write_shards_index(Storage(), dataset, "small")
+    write_shards_index(location_of(dataset), "small")
     index = json.loads(Path(dataset, "shards.json").read_text())
     urls = [f"{dataset}/{entry['url']}" for entry in index["shardlist"]]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))

@@ -9,8 +9,10 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import data_path, part_path
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
+from tests.support.locations import location_of
 
 LATER = datetime.now(UTC) + timedelta(days=2)
 
@@ -26,7 +28,7 @@ def put(dataset: str, path: str) -> str:
 
 def test_a_whole_dataset_loses_nothing(dataset: str) -> None:
     before = files_of(dataset)
-    assert sweep(Storage(), dataset, now=LATER) == []
+    assert sweep(location_of(dataset), now=LATER) == []
     assert files_of(dataset) == before
 
 
@@ -39,8 +41,8 @@ def test_left_overs_go_when_they_are_old(dataset: str) -> None:
     }
     foreign = {put(dataset, "shards/README.txt"), put(dataset, "report/sa_000001-000000000000.tar")}
 
-    assert sweep(Storage(), dataset) == [], "a writer may be at work"
-    assert sweep(Storage(), dataset, now=LATER) == sorted([unnamed, *temporary])
+    assert sweep(location_of(dataset)) == [], "a writer may be at work"
+    assert sweep(location_of(dataset), now=LATER) == sorted([unnamed, *temporary])
     assert files_of(dataset) == before | foreign
 
 
@@ -48,29 +50,29 @@ def test_parts_of_the_catalog_that_the_manifest_does_not_name_go_when_they_are_o
     """A build that died as the dataset grew left its part, and no manifest that names it."""
     named = put(dataset, part_path(0, "0" * 64))
     unnamed = put(dataset, part_path(1, "ab" * 32))
-    assert sweep(Storage(), dataset) == [], "a build may be at work"
-    assert sweep(Storage(), dataset, now=LATER) == [unnamed]
+    assert sweep(location_of(dataset)) == [], "a build may be at work"
+    assert sweep(location_of(dataset), now=LATER) == [unnamed]
     assert named in files_of(dataset)
 
 
 def test_nothing_of_a_shard_goes_before_it_is_committed(dataset: str) -> None:
     """Its writer may sleep for days before it puts the commit, and another may write the same bytes again."""
-    commit = CommitLog(Storage(), dataset).latest(1)
+    commit = CommitLog(location_of(dataset)).latest(1)
     assert commit is not None
     Storage().delete(f"{dataset}/commits/000001.g1.json")
     unnamed = put(dataset, data_path("shards", 1, "0" * 64))
     before = files_of(dataset)
-    assert sweep(Storage(), dataset, now=LATER) == []
+    assert sweep(location_of(dataset), now=LATER) == []
     assert files_of(dataset) == before
 
-    CommitLog(Storage(), dataset).put(commit)
-    assert sweep(Storage(), dataset, now=LATER) == [unnamed]
+    CommitLog(location_of(dataset)).put(commit)
+    assert sweep(location_of(dataset), now=LATER) == [unnamed]
 
 
 def test_a_replaced_generation_goes_at_once(dataset: str) -> None:
     """A take-down that died after its commit is finished by the sweep."""
     storage = Storage()
-    log = CommitLog(storage, dataset)
+    log = CommitLog(Location(storage, dataset))
     old = log.latest(1)
     assert old is not None
     write_generation(storage, dataset, shard=1, generation=2, refuse=2)
@@ -79,7 +81,7 @@ def test_a_replaced_generation_goes_at_once(dataset: str) -> None:
     busy = put(dataset, data_path("shards", 1, "5" * 64))  # of a writer of generation 3
 
     gone = sorted({entry.path for entry in old.files} - {entry.path for entry in new.files})
-    assert sweep(storage, dataset) == sorted([*gone, "commits/000001.g1.json"])
+    assert sweep(Location(storage, dataset)) == sorted([*gone, "commits/000001.g1.json"])
     assert log.generations() == {0: [1], 1: [2], 2: [1]}
     assert busy in files_of(dataset)
     assert [sample.id for sample in open_dataset(dataset)] == [1, 2, 4, 7, 8]
@@ -89,7 +91,7 @@ def test_a_file_that_both_generations_name_stays(dataset: str) -> None:
     storage = Storage()
     write_generation(storage, dataset, shard=0, generation=2)  # the same rows: the same files
     before = files_of(dataset)
-    assert sweep(storage, dataset, now=LATER) == ["commits/000000.g1.json"]
+    assert sweep(Location(storage, dataset), now=LATER) == ["commits/000000.g1.json"]
     assert files_of(dataset) == before - {"commits/000000.g1.json"}
 
 
@@ -100,6 +102,6 @@ def test_the_sweep_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) 
     before = [entry.name for entry in storage.walk(uri)]
     unnamed = data_path("images", 0, "0" * 64)
     storage.put(f"{uri}/{unnamed}", b"left over")
-    assert sweep(storage, uri) == []
-    assert sweep(storage, uri, now=LATER) == [unnamed]
+    assert sweep(Location(storage, uri)) == []
+    assert sweep(Location(storage, uri), now=LATER) == [unnamed]
     assert [entry.name for entry in storage.walk(uri)] == before

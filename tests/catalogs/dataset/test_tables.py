@@ -11,9 +11,11 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder, open_committed
 from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import SCHEMAS
 from tests.support.committed import write_dataset, write_generation
+from tests.support.locations import location_of
 
 OVERVIEW = """
     SELECT shard, count(*) AS images, sum(masks)::BIGINT AS masks, min(id) AS first
@@ -77,7 +79,7 @@ def test_names_of_folders_are_no_patterns(dataset: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTables) -> None:
-    commit = CommitLog(Storage(), dataset).latest(1)
+    commit = CommitLog(location_of(dataset)).latest(1)
     assert commit is not None
     path = Path(dataset, commit.file("images").path)
     data = path.read_bytes()
@@ -98,7 +100,7 @@ def test_the_scratch_folder_goes_with_the_tables(dataset: str, tmp_path: Path) -
 
 
 def test_a_shard_asked_for_is_the_only_one_read(dataset: str, tables: DatasetTables) -> None:
-    commit = CommitLog(Storage(), dataset).latest(2)
+    commit = CommitLog(location_of(dataset)).latest(2)
     assert commit is not None
     path = Path(dataset, commit.file("masks").path)
     path.write_bytes(b"damaged" + path.read_bytes()[7:-4] + b"DAMA")
@@ -132,7 +134,7 @@ def test_tables_come_from_s3_with_the_options_of_the_storage(
         assert rows == [{"shard": i, "images": 2, "masks": 4, "first": 3 * i + 1} for i in range(3)]
         counts = tables.query("SELECT segmentation.counts AS code FROM masks WHERE shard = 2").column("code")
         assert len(counts.to_pylist()) == 4
-        commit = CommitLog(storage, uri).latest(1)
+        commit = CommitLog(Location(storage, uri)).latest(1)
         assert commit is not None
         storage.delete(f"{uri}/{commit.file('masks').path}")
         with pytest.raises(DamagedDatasetError, match="it is not there"):

@@ -14,7 +14,9 @@ from segmint.catalogs.dataset.tombstones import (
     taken_images,
 )
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = "asked") -> Tombstone:
@@ -25,13 +27,13 @@ def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = 
 def test_the_same_takedown_has_one_tombstone_with_its_first_time(tmp_path: Path) -> None:
     storage, uri = Storage(), str(tmp_path)
     first = tombstone(1, 2)
-    put_tombstone(storage, uri, first)
-    put_tombstone(storage, uri, tombstone(1, 2, when="2027-01-01T00:00:00Z"))
-    assert read_tombstones(storage, uri) == [first]
+    put_tombstone(Location(storage, uri), first)
+    put_tombstone(Location(storage, uri), tombstone(1, 2, when="2027-01-01T00:00:00Z"))
+    assert read_tombstones(Location(storage, uri)) == [first]
     for other in (tombstone(1), tombstone(1, 2, reason="otherwise")):
-        put_tombstone(storage, uri, other)
-        assert other in read_tombstones(storage, uri)
-    assert len(read_tombstones(storage, uri)) == 3
+        put_tombstone(Location(storage, uri), other)
+        assert other in read_tombstones(Location(storage, uri))
+    assert len(read_tombstones(Location(storage, uri))) == 3
 
 
 def test_ordinals_of_all_tombstones_by_shard() -> None:
@@ -44,5 +46,5 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tombstones").mkdir()
     (tmp_path / "tombstones" / "x.json").write_text("[]")
     with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is no tombstone"):
-        read_tombstones(Storage(), str(tmp_path))
-    assert read_tombstones(Storage(), str(tmp_path / "nowhere")) == []
+        read_tombstones(location_of(tmp_path))
+    assert read_tombstones(location_of(tmp_path / "nowhere")) == []

@@ -14,6 +14,7 @@ from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 def rebuilt(dataset: Path, commit: Commit, *, with_images: bool) -> dict[str, str]:
@@ -29,15 +30,15 @@ def named(commit: Commit) -> dict[str, str]:
 
 
 def test_every_shard_of_a_real_dataset_is_built_again_to_the_byte(minted: Path) -> None:
-    commits = list(CommitLog(Storage(), str(minted)).read_all())
+    commits = list(CommitLog(location_of(minted)).read_all())
     assert sum(commit.counts["rejected"] for commit in commits) == 2
     for commit in commits:
         assert rebuilt(minted, commit, with_images=True) == named(commit)
 
 
 def test_rows_are_those_of_the_last_stage_in_order(minted: Path) -> None:
-    manifest = load_manifest(Storage(), str(minted))
-    for commit in CommitLog(Storage(), str(minted)).read_all():
+    manifest = load_manifest(location_of(minted))
+    for commit in CommitLog(location_of(minted)).read_all():
         rows = read_committed_rows(Storage(), str(minted), commit)
         assert [row["ordinal"] for row in rows] == list(range(*manifest.ordinals(commit.shard)))
         assert all(set(row) >= set(DESCRIBED.names) for row in rows)
@@ -46,14 +47,14 @@ def test_rows_are_those_of_the_last_stage_in_order(minted: Path) -> None:
 
 def test_a_dataset_of_annotations_alone_too(tmp_path: Path) -> None:
     write_dataset(Storage(), str(tmp_path), shards=1, with_images=False)
-    (commit,) = CommitLog(Storage(), str(tmp_path)).read_all()
+    (commit,) = CommitLog(location_of(tmp_path)).read_all()
     assert rebuilt(tmp_path, commit, with_images=False) == named(commit)
 
 
 @pytest.mark.parametrize("kind", ["shards", "images", "masks", "rejects"])
 def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind: str) -> None:
     write_dataset(Storage(), str(tmp_path), shards=1)
-    (commit,) = CommitLog(Storage(), str(tmp_path)).read_all()
+    (commit,) = CommitLog(location_of(tmp_path)).read_all()
     entry = commit.file(kind)
     path = tmp_path / entry.path
     data = path.read_bytes()
@@ -73,7 +74,7 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
 def test_a_tar_that_does_not_hold_what_the_tables_say_is_named(tmp_path: Path) -> None:
     """Whole files of two shards under one commit, as no writer of ours makes them."""
     write_dataset(Storage(), str(tmp_path), shards=2)
-    first, second = CommitLog(Storage(), str(tmp_path)).read_all()
+    first, second = CommitLog(location_of(tmp_path)).read_all()
     files = [second.file("shards"), *(entry for entry in first.files if not entry.path.startswith("shards/"))]
     with pytest.raises(DamagedDatasetError, match=r"does not fit its tables: it holds no sa_1\.jpg"):
         read_committed_rows(Storage(), str(tmp_path), replace(first, files=tuple(files)))

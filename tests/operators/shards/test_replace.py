@@ -9,6 +9,7 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.fsspec_store import FsspecStore
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -35,7 +36,7 @@ def refused(dataset: str, storage: Storage, commit: Commit, ordinal: int = 0) ->
 
 def test_the_next_generation_holds_and_nothing_of_the_former_is_left(dataset: Path) -> None:
     storage, uri = Storage(), str(dataset)
-    old, other = CommitLog(storage, uri).read_all()
+    old, other = CommitLog(Location(storage, uri)).read_all()
     before = digests(dataset)
     new = replace_shard(storage, uri, old, refused(uri, storage, old), with_images=True)
     assert (new.shard, new.generation, new.ordinals, new.numerics) == (0, 2, old.ordinals, old.numerics)
@@ -56,7 +57,7 @@ def test_the_next_generation_holds_and_nothing_of_the_former_is_left(dataset: Pa
 
 def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
     storage, uri = Storage(), str(dataset)
-    old, _ = CommitLog(storage, uri).read_all()
+    old, _ = CommitLog(Location(storage, uri)).read_all()
     new = replace_shard(storage, uri, old, read_committed_rows(storage, uri, old), with_images=True)
     remove_replaced(storage, uri, [0])
     assert new.to_json() == replace(old, generation=2).to_json()
@@ -86,7 +87,7 @@ def test_what_a_dead_writer_left_of_a_shard_without_a_commit_goes(dataset: Path)
 
 def test_the_loser_of_a_race_takes_back_its_own_files_alone(dataset: Path) -> None:
     storage, uri = Storage(), str(dataset)
-    old, _ = CommitLog(storage, uri).read_all()
+    old, _ = CommitLog(Location(storage, uri)).read_all()
     winner = replace_shard(storage, uri, old, refused(uri, storage, old, ordinal=0), with_images=True)
     before = digests(dataset)
     with pytest.raises(LostRaceError, match="shard 0: another command has committed generation 2"):
@@ -113,7 +114,7 @@ def test_older_versions_go_too_on_a_versioned_bucket(
     storage.put(f"{uri}/shards/sa_000000-0123456789ab.tar", b"put before versions were kept")
     client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
     upload(storage, dataset, uri)
-    old, other = CommitLog(storage, uri).read_all()
+    old, other = CommitLog(Location(storage, uri)).read_all()
     storage.put(f"{uri}/{old.files[0].path}", storage.read(f"{uri}/{old.files[0].path}"))
     storage.delete(f"{uri}/shards/sa_000000-0123456789ab.tar")  # as a sweep does: its version is kept
 

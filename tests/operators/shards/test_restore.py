@@ -17,12 +17,13 @@ from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.restore import find_damage, remake_commit, restore_from_rest, restore_shard
 from segmint.operators.shards.write import ShardTask
 from tests.support.builds import digests
+from tests.support.locations import location_of
 
 Spoil = Callable[[bytes], bytes]
 
 
 def commit_of(dataset: Path, shard: int) -> Commit:
-    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    commit = CommitLog(location_of(dataset)).latest(shard)
     assert commit is not None
     return commit
 

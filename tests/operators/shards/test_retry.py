@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.infra.storage.storage import Storage
 from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import ShardResult, ShardTask, WrongRowsError, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
+from tests.support.locations import location_of
 
 ROWS = [accepted_row(3), rejected_row(4), accepted_row(5), rejected_row(6), rejected_row(7, "truncated", "ingest")]
 
@@ -29,7 +29,7 @@ def retry(folder: Path, rows: list[dict[str, Any]], generation: int = 1, **chang
 
 
 def latest(folder: Path) -> Commit:
-    commit = CommitLog(Storage(), str(folder)).latest(1)
+    commit = CommitLog(location_of(folder)).latest(1)
     assert commit is not None
     return commit
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.infra.storage.storage import Storage
 from segmint.operators.shards.write import ShardTask, WrongRowsError, held_back, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
+from tests.support.locations import location_of
 from tests.support.stepped import Stepped, stepping
 
 
@@ -38,7 +38,7 @@ CUTS = [(2, 3), (0, 2)]
 def test_a_shard_is_cut_written_and_committed(tmp_path: Path) -> None:
     result = write_shard(task(tmp_path), CUTS, *BLOCKS)
     assert (result.status, result.counts["images"], result.counts["rejected"]) == ("committed", 2, 1)
-    commit = CommitLog(Storage(), str(tmp_path)).read(1, 1)
+    commit = CommitLog(location_of(tmp_path)).read(1, 1)
     assert commit.ordinals == (3, 6)
     assert {entry.path.split("/")[0] for entry in commit.files} == {"shards", "images", "masks", "rejects"}
     for entry in commit.files:
@@ -84,7 +84,7 @@ def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:
 def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = CommitLog(Storage(), str(tmp_path))
+    log = CommitLog(location_of(tmp_path))
     write_shard(task(tmp_path), CUTS, *BLOCKS)
     winner = log.read(1, 1)
 
@@ -117,7 +117,7 @@ def test_writers_at_the_same_time_leave_one_whole_shard(tmp_path: Path) -> None:
     for writer in writers:
         writer.join(120)
         assert writer.exitcode == 0
-    commit = CommitLog(Storage(), str(tmp_path)).read(1, 1)
+    commit = CommitLog(location_of(tmp_path)).read(1, 1)
     assert {path for path in digests(tmp_path) if not path.startswith("commits/")} == {
         entry.path for entry in commit.files
     }
@@ -152,7 +152,7 @@ def test_a_writer_that_loses_to_a_commit_that_is_gone_again_has_lost(tmp_path: P
         before = digests(tmp_path)
         late.finish()
     assert late.error is None
-    commit = CommitLog(Storage(), str(tmp_path)).read(1, 2)
+    commit = CommitLog(location_of(tmp_path)).read(1, 2)
     named = {entry.path for entry in commit.files}
     assert digests(tmp_path) == {
         path: digest for path, digest in before.items() if path in named | {"commits/000001.g2.json"}

@@ -23,6 +23,7 @@ from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.everything import upload
 from tests.support.foreign_data import loosen
+from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit, edit_row, flip
 
 
@@ -147,7 +148,7 @@ def test_a_source_that_is_not_known_is_like_no_other(dataset: Path) -> None:
 
 
 def test_a_manifest_without_rules_is_a_finding(dataset: Path) -> None:
-    config = {name: part for name, part in load_manifest(Storage(), str(dataset)).config.items() if name != "license"}
+    config = {name: part for name, part in load_manifest(location_of(dataset)).config.items() if name != "license"}
     change_manifest(dataset, config=config)
     report = audit(dataset)
     assert report.findings.counts == {Code.BAD_MANIFEST: 2}, "the hash, and this"
@@ -155,7 +156,7 @@ def test_a_manifest_without_rules_is_a_finding(dataset: Path) -> None:
 
 
 def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(minted: Path, dataset: Path) -> None:
-    config = load_manifest(Storage(), str(dataset)).config
+    config = load_manifest(location_of(dataset)).config
     own = {**config["deidentify"], "plates": {"detector": "0" * 64, "score": None}}
     change_manifest(dataset, config={**config, "deidentify": own})
     with pytest.raises(UsageError, match=r"deidentify\.plates\.detector .*--config.*--privacy-sample 0"):
@@ -203,7 +204,7 @@ def test_findings_say_their_image(dataset: Path) -> None:
 
 
 def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
-    config = load_manifest(Storage(), str(dataset)).config
+    config = load_manifest(location_of(dataset)).config
     config = {**config, "release": {**config["release"], "format": "annotations"}}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     for shard in range(3):
@@ -220,7 +221,7 @@ def without_jpegs(taken: CommittedShard) -> None:
 
 
 def test_a_build_without_detectors_is_told(dataset: Path) -> None:
-    config = load_manifest(Storage(), str(dataset)).config
+    config = load_manifest(location_of(dataset)).config
     none = {kind: {"detector": "none", "score": None} for kind in ("faces", "plates")}
     config = {**config, "deidentify": none}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))

@@ -41,6 +41,7 @@ from tests.support.builds import ROOT, digests, photograph
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
 from tests.support.faulty_proxy import FaultyProxy, answer
+from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit, edit_row, first_part, flip
 from tests.support.s3_server import S3Server
 
@@ -191,12 +192,12 @@ def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, t
 
 @pytest.fixture
 def task(minted: Path) -> AuditTask:
-    manifest = load_manifest(Storage(), str(minted))
+    manifest = load_manifest(location_of(minted))
     return AuditTask(Storage(), str(minted), manifest, frozenset(), FileSettings(None, with_images=True), None)
 
 
 def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
-    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    commit = CommitLog(location_of(dataset)).latest(shard)
     assert commit is not None
     return ShardPlan(commit, commit.ordinals, frozenset(), counts_hold=True, decoded=frozenset())
 

@@ -18,6 +18,7 @@ from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.integrity import audit_integrity, sampled
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
+from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit, commit_path, flip
 
 
@@ -33,7 +34,7 @@ def test_a_whole_dataset_has_no_finding_and_is_not_changed(minted: Path) -> None
     checked = report.checked
     assert (checked.commits, checked.catalog_parts, checked.catalog_rows, checked.files) == (3, 1, 8, 12)
     assert (checked.images, checked.rejects, checked.jsons, checked.jpegs, checked.jpegs_decoded) == (6, 2, 6, 6, 6)
-    named = [entry for commit in CommitLog(Storage(), str(minted)).read_all() for entry in commit.files]
+    named = [entry for commit in CommitLog(location_of(minted)).read_all() for entry in commit.files]
     assert checked.bytes == sum(entry.size for entry in named)
     masks = sum(pq.read_metadata(path).num_rows for path in (minted / "masks").iterdir())
     assert checked.masks == checked.masks_decoded == masks > 6

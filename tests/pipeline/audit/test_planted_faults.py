@@ -33,6 +33,7 @@ from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
+from tests.support.locations import location_of
 from tests.support.planting import (
     LATER,
     ShardEdit,
@@ -296,7 +297,7 @@ def tombstone(ordinal: int) -> Damage:
     def damage(dataset: Path) -> None:
         image = TakenImage(ordinal=ordinal, id=ordinal + 1, image_id="x", uri="x.jpg", sha256=None)
         asked = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
-        put_tombstone(Storage(), str(dataset), asked)
+        put_tombstone(location_of(dataset), asked)
 
     return damage
 
@@ -496,7 +497,7 @@ registered("blank", licensed(license="CC-BY-4.0", attribution=" "), Code.MISSING
 
 @damage(Code.NOT_REDISTRIBUTABLE, "images/sa_000001-", "id 4", "denied")
 def kept_for_itself(dataset: Path) -> None:
-    config = load_manifest(Storage(), str(dataset)).config
+    config = load_manifest(location_of(dataset)).config
     config = {**config, "license": {**config["license"], "require_redistributable": True}}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     rewrite_catalog(dataset, lambda rows: [{**row, "redistributable": row["ordinal"] != 3} for row in rows])

@@ -10,6 +10,7 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import Redacted, redact
@@ -48,7 +49,7 @@ def old_windows(before: dict[str, bytes], after: dict[str, bytes], names: list[s
 def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: str) -> None:
     storage, uri = Storage(), str(dataset)
     before, old = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
-    commits = list(CommitLog(storage, uri).read_all())
+    commits = list(CommitLog(Location(storage, uri)).read_all())
 
     assert redact(uri, storage, regions) == Redacted(uri, 3, 2, 2, (0, 1))
     after, new = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
@@ -62,9 +63,9 @@ def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: s
     assert new[5].row["plates"] == old[5].row["plates"] + 1
     assert [region["kind"] for region in new[5].row["regions"][-2:]] == ["plate", "other"]
 
-    generations = CommitLog(storage, uri).generations()
+    generations = CommitLog(Location(storage, uri)).generations()
     assert generations == {0: [2], 1: [2], 2: [1]}
-    held = list(CommitLog(storage, uri).read_all())
+    held = list(CommitLog(Location(storage, uri)).read_all())
     assert [commit.numerics for commit in held] == [commit.numerics for commit in commits]
     assert [commit.counts for commit in held] == [commit.counts for commit in commits]
     assert audit_integrity(uri, storage).findings.total == 0

@@ -12,10 +12,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.repair import repair
 from tests.support.builds import digests
+from tests.support.locations import location_of
 
 
 def path_of(dataset: Path, shard: int, kind: str) -> Path:
-    commit = CommitLog(Storage(), str(dataset)).latest(shard)
+    commit = CommitLog(location_of(dataset)).latest(shard)
     assert commit is not None
     return dataset / commit.file(kind).path
 

@@ -15,6 +15,7 @@ from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -28,6 +29,7 @@ from segmint.pipeline.execution.stages import lay_out
 from tests.support.builds import digests
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
 from tests.support.killed_writes import KilledError, dying_after
+from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
@@ -50,7 +52,7 @@ def take(dataset: Path, asked: Asked = ONE) -> TakenDown:
 def test_the_image_is_gone_and_all_else_stands(minted: Path, dataset: Path) -> None:
     words, before = names_of(minted, [2]), jpegs(minted)
     assert mentions(dataset, words)
-    commits = list(CommitLog(Storage(), str(dataset)).read_all())
+    commits = list(CommitLog(location_of(dataset)).read_all())
     done = take(dataset)
     assert (done.rows, done.images, done.changed_shards, done.taken_down) == (1, 1, (0,), 1)
 
@@ -61,7 +63,7 @@ def test_the_image_is_gone_and_all_else_stands(minted: Path, dataset: Path) -> N
     assert new.keys() == old.keys() - {2}
     assert all(new[id].row == old[id].row and new[id].masks == old[id].masks for id in new)
 
-    held = list(CommitLog(Storage(), str(dataset)).read_all())
+    held = list(CommitLog(location_of(dataset)).read_all())
     assert [(commit.generation, commit.numerics) for commit in held] == [
         (generation, commits[0].numerics) for generation in (2, 1, 1)
     ]
@@ -89,7 +91,7 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -
 
 def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(dataset: Path, minted: Path) -> None:
     take(dataset)
-    before, after = load_standing(Storage(), str(minted)), load_standing(Storage(), str(dataset))
+    before, after = load_standing(location_of(minted)), load_standing(location_of(dataset))
     assert after.generation == before.generation + 1
     (old,), (new,) = before.manifest.catalog, after.manifest.catalog
     assert (new.rows, new.source_sha256, new.first_shard) == (old.rows, old.source_sha256, old.first_shard)
@@ -125,7 +127,7 @@ def test_again_changes_nothing_and_one_tombstone_stands(dataset: Path) -> None:
     assert (again.rows, again.images, again.changed_shards, again.taken_down) == (0, 0, (), 1)
     assert digests(dataset) == once
     take(dataset, Asked(ids=("image-1", "image-4")))
-    assert sorted(image.id for t in read_tombstones(Storage(), str(dataset)) for image in t.images) == [2, 5]
+    assert sorted(image.id for t in read_tombstones(location_of(dataset)) for image in t.images) == [2, 5]
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 6, 7]
 
 
@@ -170,7 +172,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     (folder / "build.yaml").write_text(text)
     config = load_config(str(folder / "build.yaml"))
     storage = Storage()
-    for commit in CommitLog(storage, str(dataset)).read_all():
+    for commit in CommitLog(Location(storage, str(dataset))).read_all():
         if commit.shard == 0:  # as if it had not been built yet
             for path in (*(entry.path for entry in commit.files), "commits/000000.g1.json"):
                 (dataset / path).unlink()
@@ -251,7 +253,7 @@ def test_no_older_version_of_the_image_is_left_on_s3(
 
     versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
     assert files_with_traces(windows, [versions]) == []
-    tombstone = read_tombstones(storage, uri)[0].name
+    tombstone = read_tombstones(Location(storage, uri))[0].name
     assert [path for path in mentions(versions, words) if not path.endswith(tombstone)] == []
     copy = download(storage, uri, tmp_path / "copy")
     shutil.copytree(minted, tmp_path / "local")

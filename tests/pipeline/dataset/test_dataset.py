@@ -14,6 +14,7 @@ from segmint.pipeline.config.stage_settings import detector_hashes, prepare_conf
 from segmint.pipeline.dataset.dataset import _begin, open_or_create
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
+from tests.support.locations import location_of
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def config(folder: Path, catalog: Path, **changes: Any) -> Config:
 
 def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path) -> None:
     dataset = open_or_create(config(tmp_path, catalog), Storage())
-    manifest = read_manifest(Storage(), str(tmp_path / "dataset"))
+    manifest = read_manifest(location_of(tmp_path / "dataset"))
     assert dataset.manifest == manifest
     assert (dataset.rows, dataset.shards()) == (8, range(3))
     assert [(span.start, span.stop) for span in dataset.spans([0, 1, 2])] == [(0, 3), (3, 6), (6, 8)]

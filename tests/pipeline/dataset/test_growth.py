@@ -17,6 +17,7 @@ from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from tests.support.builds import digests, write_catalog, write_config
+from tests.support.locations import location_of
 
 
 def row(index: int, **changes: Any) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Pa
         (12, 13, "photo_11.jpg"),
     ]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 6, "CC0-1.0": 6}
-    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 2)
+    assert load_standing(location_of(begun)) == (dataset.manifest, 2)
 
 
 def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, begun: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, 
     dataset = grown(tmp_path, [row(12), *LATER])
     assert [part.first_shard for part in dataset.manifest.catalog] == [0, 3, 5]
     assert dataset.read_rows(Storage(), [5]).column("uri").to_pylist() == ["photo_12.jpg"]
-    assert load_standing(Storage(), str(begun)).generation == 3
+    assert load_standing(location_of(begun)).generation == 3
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
 def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
     """Also where the winner's file has other bytes: the same rows in another order."""
     dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
-    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 2)
+    assert load_standing(location_of(begun)) == (dataset.manifest, 2)
     uris = dataset.read_rows(Storage(), [3, 4]).column("uri").to_pylist()
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
@@ -169,7 +170,7 @@ def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         datasets = list(pool.map(lambda _: open_or_create(config, Storage(), grow=True), range(4)))
     assert len({dataset.manifest.to_json() for dataset in datasets}) == 1
-    assert load_standing(Storage(), str(begun)) == (datasets[0].manifest, 2)
+    assert load_standing(location_of(begun)) == (datasets[0].manifest, 2)
 
 
 def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp
     asked = Asked(ids=("photo_2.jpg",))
     correct = partial(takedown, str(begun), Storage(), asked, "a request")
     dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))
-    assert load_standing(Storage(), str(begun)) == (dataset.manifest, 3)
+    assert load_standing(location_of(begun)) == (dataset.manifest, 3)
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
     assert dataset.read_rows(Storage(), [3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}

@@ -12,6 +12,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.work import MissingShards, RejectedRows
+from tests.support.locations import location_of
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def rejected(opened: tuple[Config, OpenDataset], *reasons: Reason, wanted: range
 
 
 def commits(opened: tuple[Config, OpenDataset]) -> CommitLog:
-    return CommitLog(Storage(), opened[1].uri)
+    return CommitLog(location_of(opened[1].uri))
 
 
 def test_shards_without_a_commit_are_missing(opened: tuple[Config, OpenDataset]) -> None:
@@ -101,7 +102,7 @@ def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, OpenD
     commit = log.latest(2)
     assert commit is not None
     log.put(replace(commit, generation=2))
-    Path(log.uri(2, 1)).unlink()
+    log.location(2, 1).delete()
     taken = work.read([2])
     assert (taken.rows.num_rows, list(taken.spans), dict(taken.tasks)) == (0, [], {})
     assert work.settle([2], done=()) == 0

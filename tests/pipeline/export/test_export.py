@@ -15,6 +15,7 @@ from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.committed import masks, write_dataset
 from tests.support.killed_writes import KilledError, dying_after
+from tests.support.locations import location_of
 
 ALL = [1, 2, 4, 5, 7, 8]
 
@@ -101,7 +102,7 @@ def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, smal
 
 
 def test_damage_ends_it_without_a_whole_file(small: str, tmp_path: Path) -> None:
-    commit = CommitLog(Storage(), small).latest(2)
+    commit = CommitLog(location_of(small)).latest(2)
     assert commit is not None
     Path(small, commit.file("shards").path).write_bytes(b"x" * 2048)
     with pytest.raises(SegmintError, match="no shard that can be read"):

@@ -20,6 +20,7 @@ from segmint.pipeline.plan.estimates import Estimate
 from segmint.pipeline.plan.options import PlanOptions
 from segmint.pipeline.plan.plan import DEFAULT_SHARE, make_plan
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
+from tests.support.locations import location_of
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -238,7 +239,7 @@ def test_what_a_build_refuses_a_plan_refuses(tmp_path: Path, unread: Path) -> No
     for options in (PlanOptions(gpus=2), PlanOptions(flops=1e15)):
         with pytest.raises(UsageError, match=r"model\.device is cpu"):
             make_plan(config, options)
-    assert read_manifest(Storage(), config.output) is None
+    assert read_manifest(location_of(config.output)) is None
 
 
 def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) -> None:

@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.pipeline.report.samples import LONG_SIDE, choose_images, clean, draw_pictures, draw_small
 from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.foreign_data import loosen
+from tests.support.locations import location_of
 
 
 def jpeg(height: int, width: int) -> bytes:
@@ -68,7 +70,7 @@ def test_the_choice_is_the_same_whatever_is_asked_and_from_all_strata(reported: 
 
 def test_pictures_come_in_the_order_asked_for(reported: str) -> None:
     with open_tables(reported, Storage()) as tables:
-        commits = list(CommitLog(Storage(), reported).read_all())
+        commits = list(CommitLog(location_of(reported)).read_all())
         drawn = draw_pictures(tables, Storage(), commits, [7, 4, 1, 99])
     assert [picture.id for picture in drawn] == [7, 1]  # 4 was refused, and there is no 99
     assert all(picture.jpeg is not None and picture.masks == 2 for picture in drawn)
@@ -78,7 +80,7 @@ def test_pictures_come_in_the_order_asked_for(reported: str) -> None:
 def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> None:
     storage = Storage()
     with open_tables(reported, storage) as tables:
-        first, second = CommitLog(storage, reported).read_all()
+        first, second = CommitLog(Location(storage, reported)).read_all()
         swapped = [type(first)(0, 1, first.ordinals, first.numerics, first.counts, second.files)]
         (picture,) = draw_pictures(tables, storage, swapped, [1])
     assert picture.jpeg is None
