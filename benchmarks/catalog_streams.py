@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from segmint.infra.storage.location import Location
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -61,7 +63,7 @@ def stream(path: str) -> dict[str, Any]:
 
     began, cpu = time.perf_counter(), time.process_time()
     rows, looks = 0, []
-    for batch in read_catalog(path, Storage()):
+    for batch in read_catalog(Location(Storage(), path)):
         rows += batch.num_rows
         now = time.perf_counter() - began
         if now >= len(looks) * 0.25:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
 """What a file of attributions says of an image; `image` is its name in the tar, `image_id` the catalog's."""
@@ -65,19 +65,19 @@ def check_ending(uri: str) -> None:
         raise UsageError(f"a file of attributions ends in {', '.join(_WRITERS)}; got {uri!r}")
 
 
-def write_attributions(rows: Iterable[Row], uri: str, storage: Storage) -> int:
+def write_attributions(rows: Iterable[Row], destination: Location) -> int:
     """Writes a file that names the author, the license and the source of each image; returns how many it names.
 
     `rows` are of `images`, as a stream; they need the columns id, image_id, attribution, provider, license and
     source_url. CSV, JSON Lines or Markdown by the file's ending: raises `UsageError` for another one.
     """
-    check_ending(uri)
-    write = _WRITERS["." + uri.lower().rpartition(".")[2]]
+    check_ending(destination.uri)
+    write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         path = Path(folder) / "attributions"
         with path.open("w", encoding="utf-8", newline="") as file:
             count = write(map(_entry, rows), file)
-        storage.put_file(uri, path)
+        destination.put_file(path)
     return count
 
 

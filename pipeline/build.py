@@ -16,7 +16,6 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import SegmintError, UnfinishedError
@@ -99,14 +98,15 @@ def run_build(
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
     # From here on there is something to lose: an outage is waited for.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
+    dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     if shards is None:
-        sweep(Location(storage, config.output))
+        sweep(dataset.location)
     wanted = dataset.shards(shards)
     run = RunRecord(RunMetrics(config.name))
-    missing = MissingShards(config, storage, dataset, wanted, run.metrics)
-    refused = RejectedRows(config, storage, dataset, wanted, retry_rejected)
+    missing = MissingShards(config, dataset, wanted, run.metrics)
+    refused = RejectedRows(config, dataset, wanted, retry_rejected)
     log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(missing.left))
 
     ceiling = None
@@ -126,18 +126,18 @@ def run_build(
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
-            sweep(Location(storage, config.output))  # of the generations that were replaced
+            sweep(dataset.location)  # of the generations that were replaced
 
     seconds = time.monotonic() - started
     accounting = replace(
-        account(storage, dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling),
+        account(dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling),
         retried_rows=retried["rows"],
         retried_images=retried["images"],
         not_retried=refused.left,
     )
     if not accounting.complete:
         raise UnfinishedError(accounting.unfinished_message(run.held_back))
-    dataset.write_index(storage, CommitLog(Location(storage, config.output)))
+    dataset.write_index()
     return accounting
 
 

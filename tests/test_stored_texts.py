@@ -32,7 +32,6 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.demo import write_demo
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import scan
-from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage, StorageFaultError
 from segmint.infra.version import VERSION
 from segmint.model.detectors.faces import FaceDetector
@@ -64,6 +63,7 @@ from tests.support.bad_images import (
     png_bomb,
     png_chunk,
 )
+from tests.support.locations import location_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the damage that these files have
 
@@ -490,14 +490,14 @@ def test_a_takedown_stores_these_words(tmp_path: Path) -> None:
         '{"uri": "a.jpg", "image_id": "image-1", "license": "CC0-1.0"}\n{"uri": "b.jpg", "license": ""}\n'
     )
     dataset = tmp_path / "dataset"
-    pinned = normalize(str(catalog), Storage(), dataset / "part.parquet")
+    pinned = normalize(location_of(catalog), dataset / "part.parquet")
     part = part_path(0, pinned.sha256)
     (dataset / "catalog").mkdir()
     pinned.path.rename(dataset / part)
     licenses = count_licenses(dataset / part)
     assert licenses == {"CC0-1.0": 1, "missing": 1}
     put_manifest(
-        Location(Storage(), str(dataset)),
+        location_of(dataset),
         DatasetManifest(
             name="small",
             config={"release": ReleaseConfig().model_dump()},
@@ -513,7 +513,7 @@ def test_a_takedown_stores_these_words(tmp_path: Path) -> None:
         1,
     )
     now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-    takedown(str(dataset), Storage(), Asked(ids=("image-1",)), "the author asked", now)
+    takedown(location_of(dataset), Asked(ids=("image-1",)), "the author asked", now)
 
     (tombstone,) = (dataset / "tombstones").iterdir()
     assert tombstone.name == "a3e03a2cdd40.json"
@@ -577,7 +577,7 @@ def test_a_catalogs_texts_are_stored_like_this(tmp_path: Path) -> None:
         {"uri": "s3://user:secret@bucket/x.jpg", "license": ""},
     ]
     (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    catalog = normalize(str(tmp_path / "catalog.jsonl"), Storage(), tmp_path / "part.parquet")
+    catalog = normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "part.parquet")
     first, second = pq.read_table(catalog.path).to_pylist()
     assert first == {
         "ordinal": 0,
@@ -602,7 +602,7 @@ def test_a_scan_joins_copyrights_like_this(tmp_path: Path) -> None:
     (tmp_path / "a.jpg.license").write_text(
         "SPDX-License-Identifier: CC0-1.0\nSPDX-FileCopyrightText: 2020 A\nSPDX-FileCopyrightText: 2021 B\n"
     )
-    assert list(scan(str(tmp_path), Storage())) == [
+    assert list(scan(location_of(tmp_path))) == [
         {"license": "CC0-1.0", "uri": f"{tmp_path}/a.jpg", "image_id": "a.jpg", "attribution": "2020 A; 2021 B"}
     ]
 

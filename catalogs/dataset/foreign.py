@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 
 PAIRS_IN_SHARD = 1_000
@@ -53,15 +54,15 @@ class ForeignShard:
     pairs: tuple[Pair, ...] = ()
 
 
-def find_shards(storage: Storage, uri: str) -> Iterator[ForeignShard]:
-    """What there is below a folder or prefix, as a stream; its shards are numbered as they come.
+def find_shards(folder: Location) -> Iterator[ForeignShard]:
+    """What there is below a folder, as a stream; its shards are numbered as they come.
 
     In a listing that is sorted by names, pairs are found while only those are kept whose other half is missing.
     """
     shard = 0
     halves: dict[str, Pair] = {}
     whole: list[Pair] = []
-    for entry in storage.walk(uri):
+    for entry in folder.walk():
         if entry.name.lower().endswith(".tar"):
             yield ForeignShard(shard, tar=entry.name)
             shard += 1

@@ -26,7 +26,7 @@ from segmint.catalogs.source.normalize import (
     with_column,
     write_marked,
 )
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
 """What a dataset pins of an image beside its id: these columns of a known image must not change."""
@@ -96,17 +96,16 @@ class CatalogGrowth:
 
 
 def compare_catalog(
-    catalog_uri: str,
-    storage: Storage,
+    catalog: Location,
     destination: Path,
     *,
-    parts: Sequence[str],
+    parts: Sequence[Location],
     first_ordinal: int,
     taken: Iterable[TakenImage] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> CatalogGrowth:
-    """Compares the catalog at `catalog_uri` with the pinned `parts` (URIs), and writes what is new to `destination`.
+    """Compares the catalog at `catalog` with the pinned `parts`, and writes what is new to `destination`.
 
     The order of rows does not matter, nor where new ones stand. A row whose image_id is pinned is that image and no
     new one; a pinned row is unchanged where the source has one of its image_id with the same `PINNED` columns. New
@@ -117,10 +116,10 @@ def compare_catalog(
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
-        staged, rows = stage_catalog(catalog_uri, storage, folder)
+        staged, rows = stage_catalog(catalog, folder)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
-        for uri, path in zip(parts, known, strict=True):
-            storage.get_file(uri, path)
+        for part, path in zip(parts, known, strict=True):
+            part.get_file(path)
         gone_for_good = folder / "taken.parquet"
         rows_taken = [{"image_id": image.image_id, "uri": image.uri} for image in taken]
         pq.write_table(pa.Table.from_pylist(rows_taken, schema=_NAMES), gone_for_good)

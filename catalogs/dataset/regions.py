@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.infra.errors import UsageError, raise_problems
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import NotFoundError
 
 _PARQUET = ".parquet"
 
@@ -34,7 +35,7 @@ class WantedRegion(BaseModel):
         return self.id - 1
 
 
-def read_regions(uri: str, storage: Storage) -> list[WantedRegion]:
+def read_regions(file: Location) -> list[WantedRegion]:
     """The regions of a file, in its order; other columns than those of `WantedRegion` are passed over.
 
     Raises `UsageError`, which names file, row and column of up to ten mistakes, for a file that holds anything else,
@@ -42,8 +43,8 @@ def read_regions(uri: str, storage: Storage) -> list[WantedRegion]:
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []
-    for row, value in _values(uri, storage):
-        where = f"{uri}, row {row}"
+    for row, value in _values(file):
+        where = f"{file}, row {row}"
         try:
             regions.append(WantedRegion.model_validate({**value, "where": where}))
         except ValidationError as error:
@@ -53,28 +54,28 @@ def read_regions(uri: str, storage: Storage) -> list[WantedRegion]:
                 problems.append(f"{where}, {name}: {found['msg']}{shown}")
     raise_problems(problems)
     if not regions:
-        raise UsageError(f"{uri} holds no region: expected rows with id, kind, x, y, w and h")
+        raise UsageError(f"{file} holds no region: expected rows with id, kind, x, y, w and h")
     return regions
 
 
-def _values(uri: str, storage: Storage) -> Iterator[tuple[int, dict[str, Any]]]:
+def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of the file with its number from 1; of a text file that is the number of its line."""
     try:
-        data = storage.read(uri)
+        data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"{uri}: there is no such file of regions") from error
-    if uri.lower().endswith(_PARQUET):
+        raise UsageError(f"{file}: there is no such file of regions") from error
+    if file.uri.lower().endswith(_PARQUET):
         try:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()
         except pa.ArrowException as error:
-            raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
+            raise UsageError(f"{file} is no Parquet file that can be read: {error}") from error
         yield from enumerate(rows, 1)
         return
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{uri} is no text in UTF-8: expected JSON Lines, or Parquet by the ending {_PARQUET}"
+            f"{file} is no text in UTF-8: expected JSON Lines, or Parquet by the ending {_PARQUET}"
         ) from error
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -82,20 +83,20 @@ def _values(uri: str, storage: Storage) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{uri}, row {number}: no JSON: {error}") from error
+            raise UsageError(f"{file}, row {number}: no JSON: {error}") from error
         if not isinstance(value, dict):
-            raise UsageError(f"{uri}, row {number}: expected an object with id, kind, x, y, w and h, got {line[:80]}")
+            raise UsageError(f"{file}, row {number}: expected an object with id, kind, x, y, w and h, got {line[:80]}")
         yield number, value
 
 
-def write_regions(uri: str, storage: Storage, regions: Sequence[Mapping[str, Any]]) -> None:
+def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
     """Writes a file that `read_regions` takes: rows with id, kind, x, y, w, h and any more, such as a score.
 
     JSON Lines, or Parquet by its ending. Without regions the file is empty, and `read_regions` refuses it.
     """
-    if uri.lower().endswith(_PARQUET):
+    if file.uri.lower().endswith(_PARQUET):
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist([dict(region) for region in regions]), sink)
-        storage.put(uri, sink.getvalue())
+        file.put(sink.getvalue())
         return
-    storage.put(uri, "".join(json.dumps(region, ensure_ascii=False) + "\n" for region in regions).encode())
+    file.put("".join(json.dumps(region, ensure_ascii=False) + "\n" for region in regions).encode())

@@ -13,9 +13,9 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import NotFoundError
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import join
 
 _ROWS = 65_536
 _THREADS = 16
@@ -33,20 +33,20 @@ class Selection:
     ambiguous: dict[str, str] = field(default_factory=dict)
 
 
-def read_ids(uri: str, storage: Storage) -> dict[str, int]:
+def read_ids(file: Location) -> dict[str, int]:
     """The names in a text file, one a line, each with the number of its line; raises `UsageError` for none."""
     try:
-        text = storage.read(uri).decode("utf-8")
+        text = file.read().decode("utf-8")
     except NotFoundError as error:
-        raise UsageError(f"{uri}: there is no such file of ids") from error
+        raise UsageError(f"{file}: there is no such file of ids") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{uri} is no text in UTF-8: expected one image_id or id a line") from error
+        raise UsageError(f"{file} is no text in UTF-8: expected one image_id or id a line") from error
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             found.setdefault(line.strip(), number)
     if not found:
-        raise UsageError(f"{uri} names no image: expected one image_id or id a line")
+        raise UsageError(f"{file} names no image: expected one image_id or id a line")
     return found
 
 
@@ -56,7 +56,7 @@ def number_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, asked: Asked) -> Selection:
+def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> Selection:
     """The rows that were asked for, and those alone; what was taken down before is not found any more.
 
     A name is an image_id of the catalog, or the number of an image in the dataset. One that is both, of two images, is
@@ -66,7 +66,7 @@ def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, a
         column, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
         chosen = {
             image.ordinal: image
-            for batch in _batches(storage, dataset_uri, manifest)
+            for batch in _batches(dataset, manifest)
             for image in _images(batch, pc.equal(batch.column(column), value))
         }
         return Selection(chosen)
@@ -75,7 +75,7 @@ def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, a
     ordinals = pa.array([number - 1 for number in numbers.values()], pa.int64())
     by_name: dict[str, list[TakenImage]] = {}
     by_ordinal: dict[int, TakenImage] = {}
-    for batch in _batches(storage, dataset_uri, manifest):
+    for batch in _batches(dataset, manifest):
         for image in _images(batch, pc.is_in(batch.column("image_id"), value_set=names)):
             by_name.setdefault(image.image_id, []).append(image)
         for image in _images(batch, pc.is_in(batch.column("ordinal"), value_set=ordinals)):
@@ -99,7 +99,7 @@ def select_rows(storage: Storage, dataset_uri: str, manifest: DatasetManifest, a
 
 
 def with_copies(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, rows: Mapping[int, TakenImage], tables: Sequence[str]
+    dataset: Location, manifest: DatasetManifest, rows: Mapping[int, TakenImage], tables: Sequence[str]
 ) -> dict[int, TakenImage]:
     """These rows with all others that have the image_id, the uri or the bytes of one of them, and so on, in order.
 
@@ -117,11 +117,11 @@ def with_copies(
             "uri": _values(image.uri for image in found.values()),
             "sha256": _values([*(image.sha256 for image in found.values()), *digests.values()]),
         }
-        for batch in _batches(storage, dataset_uri, manifest):
+        for batch in _batches(dataset, manifest):
             hits = [pc.is_in(batch.column(name), value_set=values) for name, values in same.items()]
             found |= {image.ordinal: image for image in _images(batch, reduce(pc.or_, hits))}
         ordinals = pa.array(sorted(found), pa.int64())
-        for table in _digest_tables(storage, dataset_uri, tables):
+        for table in _digest_tables(dataset, tables):
             by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
             by_bytes = pc.is_in(table.column("source_sha256"), value_set=same["sha256"])
             for row in table.filter(pc.or_(by_row, by_bytes)).to_pylist():
@@ -137,10 +137,10 @@ def _values(values: Iterable[str | None]) -> pa.StringArray:
     return pa.array(sorted({value for value in values if value is not None}), pa.string())
 
 
-def _batches(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
+def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
     """The catalog's columns that name an image, all parts one after another."""
     for part in manifest.catalog:
-        with storage.open(join(dataset_uri, part.path)) as stream, pq.ParquetFile(stream) as file:
+        with (dataset / part.path).open() as stream, pq.ParquetFile(stream) as file:
             yield from file.iter_batches(batch_size=_ROWS, columns=_COLUMNS)
 
 
@@ -152,13 +152,13 @@ def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[TakenIma
             yield TakenImage(id=row["ordinal"] + 1, **named)
 
 
-def _digest_tables(storage: Storage, dataset_uri: str, tables: Sequence[str]) -> Iterator[pa.Table]:
+def _digest_tables(dataset: Location, tables: Sequence[str]) -> Iterator[pa.Table]:
     def read(path: str) -> pa.Table:
-        uri = join(dataset_uri, path)
+        file = dataset / path
         try:
-            with storage.open(uri) as stream:
+            with file.open() as stream:
                 return pq.read_table(stream, columns=["ordinal", "source_sha256"])
         except (pa.ArrowInvalid, OSError, NotFoundError) as error:
-            raise DamagedDatasetError(f"{uri} cannot be read: {error}; `segmint repair` may restore it") from error
+            raise DamagedDatasetError(f"{file} cannot be read: {error}; `segmint repair` may restore it") from error
 
     yield from map_ahead(read, tables, _THREADS, _READ_AHEAD, "digests")

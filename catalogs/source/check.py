@@ -12,7 +12,7 @@ from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, sugge
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.conform import Problem
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, relative_to
 
 EXAMPLES = 20
@@ -98,19 +98,18 @@ class CatalogFindings:
 
 
 def check(
-    uri: str,
-    storage: Storage,
+    catalog: Location,
     policy: LicensePolicy | None = None,
     today: date | None = None,
     temporary: Path | None = None,
 ) -> CatalogFindings:
-    """Reads the whole catalog at `uri` and says what is in it; images are not looked at.
+    """Reads the whole catalog and says what is in it; images are not looked at.
 
     A value that cannot be used is a finding here and does not stop the reading; a file that is no catalog
     raises `UsageError`. Without a policy, `today` (default: this day, UTC) decides what is expired.
     """
     policy_date = policy.policy_date if policy else today or datetime.now(UTC).date()
-    findings = CatalogFindings(uri, policy_date=policy_date)
+    findings = CatalogFindings(str(catalog), policy_date=policy_date)
     bad_rows: set[int] = set()
 
     def remember(problem: Problem) -> None:
@@ -121,7 +120,7 @@ def check(
             findings.problems.append(str(problem))
 
     with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
-        staged, findings.rows = stage_catalog(uri, storage, Path(name), remember)
+        staged, findings.rows = stage_catalog(catalog, Path(name), remember)
         judge = _Judge(findings, policy, policy_date)
         for batch in marked_batches(staged, Path(name)):
             judge.look(batch)

@@ -15,38 +15,36 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import OnProblem, conform, refuse, require_columns, shown
 from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, open_text
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 _MOST_COLUMNS = 10_000  # whose reader takes 2 KB a column before the first row
 _LONGEST_READ_S = 60.0  # of one block, for which the end of a reading waits
 
 
-def read_csv(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the CSV catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """The rows of the CSV catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
-    with closing(csv_batches(uri, storage)) as batches:
+    with closing(csv_batches(catalog)) as batches:
         for batch in batches:
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield conform(uri, columns, batch.num_rows, row, on_problem)
+            yield conform(catalog.uri, columns, batch.num_rows, row, on_problem)
             row += batch.num_rows
 
 
-def csv_batches(
-    uri: str, storage: Storage, only: Sequence[str] = SOURCE.names
-) -> Generator[pa.RecordBatch, None, None]:
+def csv_batches(catalog: Location, only: Sequence[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
     """The rows of a CSV catalog as text, those columns alone that are named in `only`, which decide no row's end."""
-    with open_text(uri, storage) as stream:
+    with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
-            names = next((line for line in csv.reader(_header_lines(uri, text)) if line), [])
+            names = next((line for line in csv.reader(_header_lines(catalog.uri, text)) if line), [])
         except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{uri}: the header is no CSV in UTF-8: {error}") from error
+            raise UsageError(f"{catalog}: the header is no CSV in UTF-8: {error}") from error
     if len(names) > _MOST_COLUMNS:
-        raise UsageError(f"{uri}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
-    require_columns(uri, names)
+        raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
+    require_columns(catalog.uri, names)
     bad: list[pacsv.InvalidRow] = []
     rows = 0
-    with open_text(uri, storage) as stream, closing(_batches(stream, names, only, bad)) as batches:
+    with open_text(catalog) as stream, closing(_batches(stream, names, only, bad)) as batches:
         try:
             for batch in batches:
                 yield batch
@@ -54,7 +52,7 @@ def csv_batches(
         except pa.ArrowInvalid as error:
             if bad:
                 raise UsageError(
-                    f"{uri}, line {bad[0].number}: found {bad[0].actual_columns} values; "
+                    f"{catalog}, line {bad[0].number}: found {bad[0].actual_columns} values; "
                     f"expected {bad[0].expected_columns}, as in the header: {shown(bad[0].text)}"
                 ) from error
             if "Empty CSV" in str(error):
@@ -62,7 +60,7 @@ def csv_batches(
             why = str(error)
             if "straddling" in why:
                 why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
-            raise UsageError(f"{uri}: no CSV that can be read after row {rows}: {why}") from error
+            raise UsageError(f"{catalog}: no CSV that can be read after row {rows}: {why}") from error
 
 
 def _batches(

@@ -20,38 +20,38 @@ from segmint.catalogs.source.conform import (
 )
 from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, line_blocks, open_text
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
 _PARSED_BYTES = 1 << 20  # by one thread at a time; a block with a longer row takes the slow way
 
 
-def read_json_lines(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the JSON Lines catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """The rows of the JSON Lines catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
-    for block, rows in json_blocks(uri, storage):
+    for block, rows in json_blocks(catalog):
         columns = _parse_fast(block, rows)
         if columns is None:
-            columns = _parse_slowly(uri, split_lines(block), row, on_problem)
-        yield conform(uri, columns, rows, row, on_problem)
+            columns = _parse_slowly(catalog.uri, split_lines(block), row, on_problem)
+        yield conform(catalog.uri, columns, rows, row, on_problem)
         row += rows
 
 
-def json_blocks(uri: str, storage: Storage) -> Iterator[tuple[bytes, int]]:
+def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
     """A JSON Lines catalog in blocks of whole lines, each with its number of rows: lines that are not blank.
 
     Raises `UsageError` where the first rows have no required columns, or a row is too long.
     """
     rows = 0
-    with open_text(uri, storage) as stream:
+    with open_text(catalog) as stream:
         for block in line_blocks(stream):
             count, longest = _measure_lines(block)
             if len(block) > BLOCK_BYTES + ROW_BYTES or longest > ROW_BYTES:
-                raise UsageError(f"{uri}: one of the rows up to {rows + count} is longer than {ROW_BYTES:,} bytes")
+                raise UsageError(f"{catalog}: one of the rows up to {rows + count} is longer than {ROW_BYTES:,} bytes")
             if count:
                 if rows == 0:
-                    _require_keys(uri, split_lines(block))
+                    _require_keys(catalog.uri, split_lines(block))
                 yield block, count
             rows += count
 

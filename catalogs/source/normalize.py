@@ -21,7 +21,7 @@ from segmint.catalogs.source.conform import OnProblem, refuse
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import fit_to_keep, redact
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -56,14 +56,13 @@ class NormalizedCatalog:
 
 
 def normalize(
-    catalog_uri: str,
-    storage: Storage,
+    catalog: Location,
     destination: Path,
     *,
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
-    """Writes the catalog at `catalog_uri` to the local Parquet file `destination`, with `NORMALIZED` rows.
+    """Writes the catalog at `catalog` to the local Parquet file `destination`, with `NORMALIZED` rows.
 
     Rows keep the catalog's order and none is dropped: one without a license has a null there, one whose image_id
     stood earlier points at the first; their verdicts come later. A `uri` stays as it is written, so that the same
@@ -75,22 +74,22 @@ def normalize(
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
         folder = Path(name)
-        staged, _ = stage_catalog(catalog_uri, storage, folder)
+        staged, _ = stage_catalog(catalog, folder)
         return write_marked(staged, destination, folder, memory_limit=memory_limit)
 
 
-def stage_catalog(catalog_uri: str, storage: Storage, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
+def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
     """Writes the catalog's rows to a file in `folder`, ordinals from 0, duplicates not yet marked.
 
     Returns the file and its number of rows.
     """
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, NORMALIZED) as writer:
-        for batch in read_catalog(catalog_uri, storage, on_problem):
+        for batch in read_catalog(catalog, on_problem):
             writer.add([number_rows(batch, writer.rows)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
-                    f"{catalog_uri}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
+                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
                     f"{MOST_WAITING:,} bytes: no catalog has texts as long as that"
                 )
     return staged, writer.rows

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
 """How many rows of a Parquet catalog are read at a time: each reading copies all texts so far of its row group."""
@@ -19,33 +19,33 @@ BATCH_ROWS = 131_072
 _PIECE_BYTES = 64 << 20
 
 
-def read_parquet(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the Parquet catalog at `uri`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+def read_parquet(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """The rows of the Parquet catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
-    with open_parquet(uri, storage) as file:
-        for batch in parquet_batches(uri, file, range(file.metadata.num_row_groups), on_problem):
+    with open_parquet(catalog) as file:
+        for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem):
             rows += batch.num_rows
             yield batch
         if rows != file.metadata.num_rows:
             raise UsageError(
-                f"{uri}: the file is damaged: its footer tells of {file.metadata.num_rows} rows, {rows} came"
+                f"{catalog}: the file is damaged: its footer tells of {file.metadata.num_rows} rows, {rows} came"
             )
 
 
 @contextmanager
-def open_parquet(uri: str, storage: Storage) -> Iterator[pq.ParquetFile]:
+def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
     """A Parquet catalog of which only the footer has been read.
 
     Raises `UsageError` where it is no Parquet, or its columns are not a catalog's.
     """
-    with storage.open(uri) as stream:
+    with catalog.open() as stream:
         try:
             # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         except pa.ArrowInvalid as error:
-            raise UsageError(f"{uri} is no Parquet file that can be read: {error}") from error
-        require_columns(uri, list(file.schema_arrow.names))
-        require_types(uri, file.schema_arrow)
+            raise UsageError(f"{catalog} is no Parquet file that can be read: {error}") from error
+        require_columns(catalog.uri, list(file.schema_arrow.names))
+        require_types(catalog.uri, file.schema_arrow)
         # Read as dictionaries, a long text that a few bytes repeat stands in memory once.
         texts = [field.name for field in file.schema_arrow if field.name in SOURCE.names and is_text(field.type)]
         yield pq.ParquetFile(

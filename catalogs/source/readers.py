@@ -13,7 +13,7 @@ from segmint.catalogs.source.csv_reader import read_csv
 from segmint.catalogs.source.json_lines_reader import read_json_lines
 from segmint.catalogs.source.parquet_reader import read_parquet
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 FORMATS = {
     "Parquet": (".parquet",),
@@ -22,7 +22,7 @@ FORMATS = {
 }
 """The formats of a catalog, each with the endings that say so."""
 
-_READERS: dict[str, Callable[[str, Storage, OnProblem], Iterator[pa.RecordBatch]]] = {
+_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "Parquet": read_parquet,
     "JSON Lines": read_json_lines,
     "CSV": read_csv,
@@ -38,11 +38,11 @@ def catalog_format(uri: str) -> str:
     raise UsageError(f"{uri}: a catalog's name must end in one of {known}")
 
 
-def read_catalog(uri: str, storage: Storage, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the catalog at `uri`, in order, as batches of `SOURCE`.
+def read_catalog(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+    """The rows of the catalog at `catalog`, in order, as batches of `SOURCE`.
 
     A missing required column, a column of a wrong type, a value that cannot be used and a file that is not
     what its ending says raise `UsageError`, which names the file, column and row. A value that cannot be used
     goes to `on_problem` first: when that returns, the value is read as absent.
     """
-    return _READERS[catalog_format(uri)](uri, storage, on_problem)
+    return _READERS[catalog_format(catalog.uri)](catalog, on_problem)

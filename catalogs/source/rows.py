@@ -9,23 +9,22 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 
 class NormalizedRows:
     """An open normalized catalog, as a context manager: the footer is read once, row groups as asked for."""
 
-    def __init__(self, storage: Storage, uri: str) -> None:
-        self.uri = uri
-        self._stream = storage.open(uri)
+    def __init__(self, file: Location) -> None:
+        self._stream = file.open()
         try:
             self._file = pq.ParquetFile(self._stream)
         except pa.ArrowInvalid as error:
             self._stream.close()
-            raise UsageError(f"{uri} is no normalized catalog: {error}") from error
+            raise UsageError(f"{file} is no normalized catalog: {error}") from error
         if not self._file.schema_arrow.equals(NORMALIZED):
             self.close()
-            raise UsageError(f"{uri} is no normalized catalog: its columns are not those of one")
+            raise UsageError(f"{file} is no normalized catalog: its columns are not those of one")
         metadata = self._file.metadata
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         first = self._file.read_row_group(0, columns=["ordinal"]).column(0)[0].as_py() if counts else 0
@@ -77,18 +76,11 @@ class NormalizedRows:
         self.close()
 
 
-def read_rows(storage: Storage, uri: str, start: int, stop: int) -> pa.Table:
+def read_rows(file: Location, start: int, stop: int) -> pa.Table:
     """The rows of a normalized catalog with ordinals in [start, stop), in order, as `NORMALIZED`.
 
     Row groups that hold none of them are skipped by their counts. To read again and again, keep a
     `NormalizedRows` open.
     """
-    with NormalizedRows(storage, uri) as rows:
+    with NormalizedRows(file) as rows:
         return rows.read(start, stop)
-
-
-def count_rows(storage: Storage, uri: str) -> int:
-    """How many rows a normalized catalog has, from its footer."""
-    with NormalizedRows(storage, uri) as rows:
-        first, end = rows.ordinals
-        return end - first

@@ -15,7 +15,7 @@ from segmint.catalogs.source.json_lines_reader import json_blocks
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
 from segmint.catalogs.source.readers import catalog_format, read_catalog
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 COUNTED_BY = {
     "Parquet": "its footer",
@@ -25,20 +25,20 @@ COUNTED_BY = {
 """What `count_rows` reads of a catalog, by its format; each gives the exact number."""
 
 
-def count_rows(uri: str, storage: Storage) -> int:
-    """The exact number of rows of the catalog at `uri`; see `COUNTED_BY`.
+def count_rows(catalog: Location) -> int:
+    """The exact number of rows of the catalog at `catalog`; see `COUNTED_BY`.
 
     Of a Parquet file only the footer is read. Text is read through once, a block at a time; values are not looked at.
     Raises `UsageError` for a file that is no catalog, or whose columns are not one's.
     """
-    kind = catalog_format(uri)
+    kind = catalog_format(catalog.uri)
     if kind == "Parquet":
-        with open_parquet(uri, storage) as file:
+        with open_parquet(catalog) as file:
             rows: int = file.metadata.num_rows
             return rows
     if kind == "CSV":
-        return sum(batch.num_rows for batch in csv_batches(uri, storage, only=REQUIRED[:1]))
-    return sum(rows for _, rows in json_blocks(uri, storage))
+        return sum(batch.num_rows for batch in csv_batches(catalog, only=REQUIRED[:1]))
+    return sum(rows for _, rows in json_blocks(catalog))
 
 
 def spread_evenly(rows: int, wanted: int) -> list[int]:
@@ -50,20 +50,20 @@ def spread_evenly(rows: int, wanted: int) -> list[int]:
     return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
 
 
-def read_rows_at(uri: str, storage: Storage, ordinals: Sequence[int]) -> pa.Table:
+def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
     """The rows of the source catalog with these ordinals (from 0, ascending), as `NORMALIZED`.
 
     Of a Parquet file only the row groups that hold one are read; text is parsed up to the last. Duplicates are not
     marked: that takes all rows. Raises `UsageError` where a row on the way cannot be used.
     """
-    if catalog_format(uri) != "Parquet":
-        return _pick(_numbered(read_catalog(uri, storage), 0), ordinals)
-    with open_parquet(uri, storage) as file:
+    if catalog_format(catalog.uri) != "Parquet":
+        return _pick(_numbered(read_catalog(catalog), 0), ordinals)
+    with open_parquet(catalog) as file:
         pieces = []
         for group, (start, stop) in enumerate(pairwise(_starts(file))):
             inside = [ordinal for ordinal in ordinals if start <= ordinal < stop]
             if inside:
-                batches = parquet_batches(uri, file, [group], first_row=start + 1)
+                batches = parquet_batches(catalog.uri, file, [group], first_row=start + 1)
                 pieces.append(_pick(_numbered(batches, start), inside))
         return pa.concat_tables([NORMALIZED.empty_table(), *pieces])
 

@@ -24,9 +24,9 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import LOCAL, join, local_path, scheme
+from segmint.infra.uris import LOCAL, local_path, scheme
 
 IMAGE_ENDINGS = (
     ".jpg",
@@ -57,38 +57,42 @@ class _Found:
 
 
 def scan(
-    uri: str, storage: Storage, license: str | None = None, provider: str | None = None, threads: int = 16
+    folder: Location, license: str | None = None, provider: str | None = None, threads: int = 16
 ) -> Iterator[dict[str, Any]]:
-    """A row of `SOURCE` (a dictionary, absent values left out) for each image below `uri`, in order of names.
+    """A row of `SOURCE` (a dictionary, absent values left out) for each image below `folder`, in order of names.
 
-    `uri` is made absolute in the rows, `image_id` is the name relative to the prefix. An image without a
+    URIs are absolute in the rows, `image_id` is the name relative to the prefix. An image without a
     license gets a row without one. Raises `UsageError` for a license that is no identifier and for a bad
     sidecar.
     """
-    base = str(local_path(uri).resolve()) if scheme(uri) == LOCAL else uri
+    base = _absolute(folder)
     common = {"license": validate_identifier(license) if license else None, "provider": provider}
-    yield from map_ahead(
-        lambda image: _row(base, image, common, storage), _images(base, storage), threads, _READ_AHEAD, "scan"
-    )
+    yield from map_ahead(lambda image: _row(base, image, common), _images(base), threads, _READ_AHEAD, "scan")
 
 
-def write_catalog(rows: Iterator[Mapping[str, Any]], destination: str, storage: Storage) -> int:
-    """Writes rows of `SOURCE` as a catalog, in the format of `destination`'s ending; returns their number."""
-    kind = catalog_format(destination)
-    if destination.lower().endswith(".gz"):
-        raise UsageError(f"{destination}: a catalog is written without compression; leave out .gz")
+def _absolute(folder: Location) -> Location:
+    if scheme(folder.uri) != LOCAL:
+        return folder
+    return Location(folder.storage, str(local_path(folder.uri).resolve()))
+
+
+def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
+    """Writes rows of `SOURCE` as a catalog, in the format of `file`'s ending; returns their number."""
+    kind = catalog_format(file.uri)
+    if file.uri.lower().endswith(".gz"):
+        raise UsageError(f"{file}: a catalog is written without compression; leave out .gz")
     with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
         path = Path(folder) / "catalog"
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
-        storage.put_file(destination, path)
+        file.put_file(path)
     return count
 
 
-def _images(base: str, storage: Storage) -> Iterator[_Found]:
+def _images(base: Location) -> Iterator[_Found]:
     # Names come sorted, so all that begin with an image's name come right after it: sidecars are found while
     # only those few names are kept.
     open_images: deque[_Found] = deque()
-    for entry in storage.walk(base):
+    for entry in base.walk():
         while open_images and not entry.name.startswith(open_images[0].name):
             yield open_images.popleft()
         if entry.name.lower().endswith(IMAGE_ENDINGS):
@@ -101,11 +105,11 @@ def _images(base: str, storage: Storage) -> Iterator[_Found]:
     yield from open_images
 
 
-def _row(base: str, image: _Found, common: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
-    row = {**common, "uri": join(base, image.name), "image_id": image.name}
+def _row(base: Location, image: _Found, common: Mapping[str, Any]) -> dict[str, Any]:
+    row = {**common, "uri": str(base / image.name), "image_id": image.name}
     for name in sorted(image.sidecars, reverse=True):  # .license, then .json
-        where = join(base, name)
-        data = storage.read(where, max_bytes=_SIDECAR_BYTES)
+        file = base / name
+        where, data = str(file), file.read(max_bytes=_SIDECAR_BYTES)
         row.update(_from_json(where, data) if name.lower().endswith(".json") else _from_license(where, data))
     return {key: value for key, value in row.items() if value is not None}
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, cast
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 
 BLOCK_BYTES = 4 << 20
 """How much of a text catalog is parsed at a time."""
@@ -16,9 +16,9 @@ ROW_BYTES = 4 << 20
 """How long one row of a text catalog may be. Whatever is longer is no catalog, and would fill the memory."""
 
 
-def open_text(uri: str, storage: Storage) -> AbstractContextManager[BinaryIO]:
+def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
     """A stream of the catalog's bytes, unpacked where its name ends in `.gz`; raises `UsageError` for a bad gzip."""
-    return _unpacked(uri, storage) if uri.lower().endswith(".gz") else storage.open(uri)
+    return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
 
 
 def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
@@ -45,9 +45,9 @@ def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 @contextmanager
-def _unpacked(uri: str, storage: Storage) -> Iterator[BinaryIO]:
-    with storage.open(uri) as packed, gzip.open(packed) as stream:
+def _unpacked(file: Location) -> Iterator[BinaryIO]:
+    with file.open() as packed, gzip.open(packed) as stream:
         try:
             yield cast(BinaryIO, stream)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{uri} is no gzip file that can be read: {error}") from error
+            raise UsageError(f"{file} is no gzip file that can be read: {error}") from error

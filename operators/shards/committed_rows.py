@@ -10,43 +10,43 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
-from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError
 from segmint.operators.rows import Row
 from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, SCHEMAS
 from segmint.operators.shards.tables import read_table
 
 
-def read_committed_rows(storage: Storage, dataset_uri: str, commit: Commit) -> list[Row]:
+def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
     """The rows of a committed shard in order of their ordinals, accepted and refused, with the keys of `DESCRIBED`.
 
     What no file of a shard holds (the catalog's `redistributable`, `valid_until`, `sha256`, `duplicate_of`) is null;
     `release` is empty in a dataset of annotations alone. All of the shard is in memory. Raises `DamagedDatasetError`,
     which names the file, where one is missing, has other bytes than the commit says, or does not fit the others.
     """
-    rows = {kind: read_table(read_file(storage, dataset_uri, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
+    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
     try:
-        members = dict(tar_members(read_file(storage, dataset_uri, tar)))
+        members = dict(tar_members(read_file(dataset, tar)))
         return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise DamagedDatasetError(f"{join(dataset_uri, tar.path)} does not fit its tables: {error}") from error
+        raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
 
 
-def read_file(storage: Storage, dataset_uri: str, entry: FileEntry) -> bytes:
+def read_file(dataset: Location, entry: FileEntry) -> bytes:
     """The bytes of a file that a commit names; raises `DamagedDatasetError` where they are not those."""
-    uri = join(dataset_uri, entry.path)
+    file = dataset / entry.path
     try:
-        data = storage.read(uri, max_bytes=entry.size)
+        data = file.read(max_bytes=entry.size)
     except NotFoundError as error:
-        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and there is no such file") from error
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and there is no such file") from error
     except ObjectTooLargeError as error:
-        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and it has {error.size}") from error
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and it has {error.size}") from error
     if len(data) != entry.size:
-        raise DamagedDatasetError(f"{uri}: {entry.size} bytes expected, and it has {len(data)}")
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and it has {len(data)}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
-        raise DamagedDatasetError(f"{uri}: SHA-256 {entry.sha256} expected, and it has {digest}")
+        raise DamagedDatasetError(f"{file}: SHA-256 {entry.sha256} expected, and it has {digest}")
     return data
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import data_path
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.operators.shards.files import ShardFiles
 
 
@@ -21,21 +19,21 @@ def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
     return named
 
 
-def put_files(storage: Storage, dataset_uri: str, shard: int, files: ShardFiles) -> tuple[FileEntry, ...]:
+def put_files(dataset: Location, shard: int, files: ShardFiles) -> tuple[FileEntry, ...]:
     """Puts a shard's four files; returns what its commit is to name."""
     named = named_files(shard, files)
     for entry, data in named:
-        storage.put(join(dataset_uri, entry.path), data)
+        (dataset / entry.path).put(data)
     return tuple(entry for entry, _ in named)
 
 
-def delete_unnamed(storage: Storage, dataset_uri: str, shard: int, ours: Iterable[FileEntry]) -> Commit | None:
+def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry]) -> Commit | None:
     """Deletes what a beaten writer put and no commit of the shard names; returns the commit that holds, if any.
 
     Not the winner's alone counts: a later generation may name a file of ours, too. Where a commit is replaced meanwhile
     nothing is deleted, and the sweep knows what is named then.
     """
-    log = CommitLog(Location(storage, dataset_uri))
+    log = CommitLog(dataset)
     generations = log.generations().get(shard, [])
     standing = list(log.read_many((shard, generation) for generation in generations))
     if not standing:
@@ -44,5 +42,5 @@ def delete_unnamed(storage: Storage, dataset_uri: str, shard: int, ours: Iterabl
         kept = {entry.path for commit in standing for entry in commit.files}
         for entry in ours:
             if entry.path not in kept:
-                storage.delete(join(dataset_uri, entry.path))
+                (dataset / entry.path).delete()
     return standing[-1]

@@ -15,8 +15,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.storage import NotFoundError
 from segmint.operators.describe import describe_mask
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
@@ -44,14 +43,14 @@ class Damage:
         return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
 
 
-def find_damage(storage: Storage, dataset_uri: str, commit: Commit) -> list[Damage]:
+def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
     """The files of a commit that are missing, or of another size or SHA-256; each is read as a stream."""
     found = []
     for entry in commit.files:
-        uri = join(dataset_uri, entry.path)
+        file = dataset / entry.path
         try:
-            size = storage.size(uri)
-            digest = storage.sha256(uri)
+            size = file.size()
+            digest = file.sha256()
         except NotFoundError:
             found.append(Damage(entry, "no such file"))
             continue
@@ -60,9 +59,7 @@ def find_damage(storage: Storage, dataset_uri: str, commit: Commit) -> list[Dama
     return found
 
 
-def restore_from_rest(
-    storage: Storage, dataset_uri: str, commit: Commit, damages: Sequence[Damage], *, with_images: bool
-) -> bool:
+def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damage], *, with_images: bool) -> bool:
     """Restores the damaged files of a shard from its other files, if these say enough; whether they did.
 
     The tar's JSON has the masks, and the tables have the JSON. JPEGs are in the tar alone, and are taken from a
@@ -70,11 +67,11 @@ def restore_from_rest(
     """
     damaged = {damage.kind for damage in damages}
     try:
-        rows = _rows_of_rest(storage, dataset_uri, commit, damaged)
+        rows = _rows_of_rest(dataset, commit, damaged)
         files = build_shard_files(rows, with_images=with_images)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # what is left contradicts itself: it is not what was built from
-    return not _put_back(storage, dataset_uri, commit, damages, files)
+    return not _put_back(dataset, commit, damages, files)
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -82,8 +79,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
     The result is `held_back`, and nothing was changed, where a file would have other bytes than the commit names.
     """
-    storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    commit = CommitLog(Location(storage, task.dataset_uri)).latest(task.shard)
+    commit = CommitLog(task.dataset).latest(task.shard)
     if commit is None:
         return ShardResult(task.shard, "held_back", {}, "it has no commit any more")
     table = shard_table(task, cuts, *blocks)
@@ -91,16 +87,14 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     if fault:
         return ShardResult(task.shard, "held_back", {}, fault)
     files = build_shard_files(iter_rows(table), with_images=task.with_images)
-    damages = find_damage(storage, task.dataset_uri, commit)
-    other = _put_back(storage, task.dataset_uri, commit, damages, files)
+    damages = find_damage(task.dataset, commit)
+    other = _put_back(task.dataset, commit, damages, files)
     if other:
         return ShardResult(task.shard, "held_back", files.counts, "; ".join(other))
     return ShardResult(task.shard, "committed", commit.counts)
 
 
-def _put_back(
-    storage: Storage, dataset_uri: str, commit: Commit, damages: Sequence[Damage], files: ShardFiles
-) -> list[str]:
+def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], files: ShardFiles) -> list[str]:
     """Puts the damaged files anew where all have the bytes that the commit names; else says which have not."""
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
@@ -113,22 +107,22 @@ def _put_back(
             )
     if not other:
         for damage in damages:
-            storage.put(join(dataset_uri, damage.entry.path), built[damage.kind][1])
+            (dataset / damage.entry.path).put(built[damage.kind][1])
     return other
 
 
-def _rows_of_rest(storage: Storage, dataset_uri: str, commit: Commit, damaged: set[str]) -> list[Row]:
+def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
     """The shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` where these lack some."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
         raise ValueError("no other file has the rows of refused images")
     tables = {
-        kind: read_table(read_file(storage, dataset_uri, commit.file(kind)), kind).to_pylist()
+        kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist()
         for kind in SCHEMAS
         if kind not in damaged
     }
-    members = _members_of_rest(storage, join(dataset_uri, commit.file("shards").path))
+    members = _members_of_rest(dataset / commit.file("shards").path)
     if "masks" in damaged:
         if "shards" in damaged:
             raise ValueError("no whole file has the masks")
@@ -136,11 +130,11 @@ def _rows_of_rest(storage: Storage, dataset_uri: str, commit: Commit, damaged: s
     return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
 
 
-def _members_of_rest(storage: Storage, uri: str) -> dict[str, bytes]:
+def _members_of_rest(tar: Location) -> dict[str, bytes]:
     """The members of a tar up to where it can be read; none where it is not there."""
     members: dict[str, bytes] = {}
     try:
-        for name, data in tar_members(storage.read(uri)):
+        for name, data in tar_members(tar.read()):
             members[name] = data
     except (NotFoundError, tarfile.TarError, EOFError, ValueError):
         pass  # what came before is enough, or is not: the hash of what is built from it tells
@@ -159,8 +153,7 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
 
 
 def remake_commit(
-    storage: Storage,
-    dataset_uri: str,
+    dataset: Location,
     damaged: Commit,
     standing: Mapping[str, Sequence[str]],
     *,
@@ -179,10 +172,10 @@ def remake_commit(
     entries = []
     for kind in DATA_KINDS:
         path = standing[kind][0]
-        data = storage.read(join(dataset_uri, path))
+        data = (dataset / path).read()
         entries.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()))
     candidate = replace(damaged, files=tuple(entries))
-    rows = read_committed_rows(storage, dataset_uri, candidate)
+    rows = read_committed_rows(dataset, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} do not hold its ordinals, once each and in order"

@@ -4,16 +4,14 @@ All other rows are read back from the committed files, and their bytes stay what
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import LostRaceError, replace_shard
@@ -29,10 +27,8 @@ class RetryTask:
     shard: int
     generation: int  # the one in which the rows are refused
     ordinals: Sequence[int]  # of the rows that were taken again, ascending
-    dataset_uri: str
-    storage_options: Mapping[str, Mapping[str, Any]]
+    dataset: Location
     with_images: bool
-    outage_timeout_s: float = 0.0  # how long a store that does not answer is waited for
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -42,8 +38,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     another command has replaced the shard meanwhile; nothing is written then. A fault holds the shard back: it stays as
     it is. Raises `WrongRowsError` when the rows are not those of the task, or were not refused.
     """
-    storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    log = CommitLog(Location(storage, task.dataset_uri))
+    log = CommitLog(task.dataset)
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
     )
@@ -61,7 +56,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if old is None:
         return superseded
     try:
-        rows = read_committed_rows(storage, task.dataset_uri, old)
+        rows = read_committed_rows(task.dataset, old)
     except DamagedDatasetError:
         if log.read(task.shard, task.generation + 1) is not None:
             return superseded
@@ -74,7 +69,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         return ShardResult(task.shard, "unchanged", counts)
     merged = [again.get(row["ordinal"], row) for row in rows]
     try:
-        replace_shard(storage, task.dataset_uri, old, merged, with_images=task.with_images)
+        replace_shard(task.dataset, old, merged, with_images=task.with_images)
     except LostRaceError:
         return superseded
     return ShardResult(task.shard, "committed", counts)

@@ -8,7 +8,7 @@ its files that no commit names. docs/exactly-once.md has the invariants.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -16,7 +16,6 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import delete_unnamed, put_files
@@ -32,13 +31,11 @@ class ShardTask:
     shard: int
     start: int  # the first ordinal
     stop: int  # one past the last ordinal
-    dataset_uri: str
-    storage_options: Mapping[str, Mapping[str, Any]]
+    dataset: Location
     numerics: str  # fingerprint
     with_images: bool  # whether the tar holds the released JPEGs
     max_reject_ratio: float
     generation: int = 1
-    outage_timeout_s: float = 0.0  # how long a store that does not answer is waited for
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     Raises `WrongRowsError` when the rows are not the shard's ordinals in order, and storage faults as they come.
     """
-    storage = Storage(task.storage_options, outage_s=task.outage_timeout_s)
-    log = CommitLog(Location(storage, task.dataset_uri))
+    log = CommitLog(task.dataset)
     standing = log.read(task.shard, task.generation)
     if standing is not None:
         return ShardResult(task.shard, "committed", standing.counts)
@@ -75,7 +71,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         return ShardResult(task.shard, "held_back", {}, reason_to_wait)
 
     files = build_shard_files(iter_rows(table), with_images=task.with_images)
-    entries = put_files(storage, task.dataset_uri, task.shard, files)
+    entries = put_files(task.dataset, task.shard, files)
     commit = Commit(
         shard=task.shard,
         generation=task.generation,
@@ -85,7 +81,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         files=entries,
     )
     if not log.put(commit):
-        holding = delete_unnamed(storage, task.dataset_uri, task.shard, entries)
+        holding = delete_unnamed(task.dataset, task.shard, entries)
         if holding is None:
             raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read; build again to retry")
         return ShardResult(task.shard, "committed", holding.counts)

@@ -88,7 +88,7 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     if options.attributions is not None:
         _write_credits(uri, storage, options.attributions, report)
     if options.regions is not None:
-        write_regions(options.regions, storage, content.privacy.regions())
+        write_regions(Location(storage, options.regions), content.privacy.regions())
     return report
 
 
@@ -140,7 +140,7 @@ def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -
 
     try:
         with _open(uri, storage, report) as tables:
-            write_attributions(rows(tables), file, storage)
+            write_attributions(rows(tables), Location(storage, file))
     except DamagedDatasetError as error:
         report.notes.append(f"no attributions were written: {error}")
 

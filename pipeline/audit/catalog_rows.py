@@ -7,6 +7,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.rows import read_rows
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.rows import Row
@@ -42,6 +43,6 @@ class CatalogRows:
         with self._lock:
             if start < self._start or stop > self._start + self._window.num_rows:
                 uri = join(self._dataset_uri, part.path)
-                self._window = read_rows(self._storage, uri, start, max(stop, start + _WINDOW))
+                self._window = read_rows(Location(self._storage, uri), start, max(stop, start + _WINDOW))
                 self._start = start
             return self._window.slice(start - self._start, stop - start)

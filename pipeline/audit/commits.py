@@ -83,7 +83,7 @@ def audit_catalog_part(
         yield place.finding(Code.CATALOG_DIGEST, f"SHA-256 {part.sha256}", digest)
         return
     try:
-        with NormalizedRows(storage, uri) as rows:
+        with NormalizedRows(Location(storage, uri)) as rows:
             first, end = rows.ordinals
     except UsageError as error:
         yield place.finding(Code.CATALOG_ROWS, "a normalized catalog", error)

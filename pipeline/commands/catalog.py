@@ -31,13 +31,14 @@ def scan(
     from segmint.catalogs.source.scan import scan as scan_images
     from segmint.catalogs.source.scan import write_catalog
     from segmint.infra.errors import UsageError
+    from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
-    found = scan_images(uri, storage, license=license, provider=provider)
+    found = scan_images(Location(storage, uri), license=license, provider=provider)
     first = next(found, None)
     if first is None:
         raise UsageError(f"there is no image below {uri}, so {output} was not written: expected a folder or prefix")
-    rows = write_catalog(chain([first], found), output, storage)
+    rows = write_catalog(chain([first], found), Location(storage, output))
     if as_json:
         answer_json({"catalog": output, "rows": rows})
     else:
@@ -57,6 +58,7 @@ def check(
     """Read a whole catalog and say what is in it; exit code 1 when something needs a look."""
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.infra.errors import UsageError
+    from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import NotFoundError
 
     build, storage = build_of(config)
@@ -64,7 +66,7 @@ def check(
     if build is not None:
         policy = build.license.policy(build.license.policy_date or datetime.now(UTC).date())
     try:
-        findings = check_catalog(catalog, storage, policy)
+        findings = check_catalog(Location(storage, catalog), policy)
     except NotFoundError as error:
         raise UsageError(str(error)) from error
     answer_with(findings, as_json)

@@ -25,11 +25,13 @@ def takedown(
     as_json: AsJson = False,
 ) -> None:
     """Remove images for good, with whatever names them but a tombstone; not while a build runs."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
 
     storage = storage_of(config)
-    answer_with(take_down(dataset, storage, read_asked(storage, ids, license_id, provider), reason), as_json)
+    asked = read_asked(storage, ids, license_id, provider)
+    answer_with(take_down(Location(storage, dataset), asked, reason), as_json)
 
 
 @guarded
@@ -45,9 +47,11 @@ def redact(
     as_json: AsJson = False,
 ) -> None:
     """Obliterate more regions of released images for good; not while a build runs."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.redact import redact as redact_images
 
-    answer_with(redact_images(dataset, storage_of(config), regions), as_json)
+    storage = storage_of(config)
+    answer_with(redact_images(Location(storage, dataset), Location(storage, regions)), as_json)
 
 
 @guarded
@@ -64,10 +68,11 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Restore missing and damaged files to the bytes that commits name; exit code 1 where some cannot be."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files
 
     build, storage = build_of(config)
-    repaired = repair_files(dataset, storage, build)
+    repaired = repair_files(Location(storage, dataset), build)
     answer_with(repaired, as_json)
     if repaired.left:
         raise typer.Exit(FINDINGS)

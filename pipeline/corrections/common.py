@@ -10,8 +10,6 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
 
 
@@ -23,21 +21,21 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
         raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
 
 
-def held_commits(storage: Storage, dataset_uri: str, shards: Iterable[int]) -> dict[int, Commit]:
+def held_commits(dataset: Location, shards: Iterable[int]) -> dict[int, Commit]:
     """The commits that hold for these shards, in their order; shards that are not committed are left out."""
-    log = CommitLog(Location(storage, dataset_uri))
+    log = CommitLog(dataset)
     wanted = set(shards)
     pairs = [(shard, generation) for shard, generation in log.committed().items() if shard in wanted]
     return {commit.shard: commit for commit in log.read_many(pairs)}
 
 
-def rewrite_index(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> None:
+def rewrite_index(dataset: Location, manifest: DatasetManifest) -> None:
     """Writes WebDataset's index anew where a dataset has one: it names tars, and those were replaced."""
-    if storage.exists(join(dataset_uri, SHARDS_INDEX)):
-        write_shards_index(Location(storage, dataset_uri), manifest.name)
+    if (dataset / SHARDS_INDEX).exists():
+        write_shards_index(dataset, manifest.name)
 
 
-def remove_report(storage: Storage, dataset_uri: str) -> None:
+def remove_report(dataset: Location) -> None:
     """Removes the dataset's report, with its older versions: it may show what was corrected, and can be made again."""
-    for name in storage.walk_ever(join(dataset_uri, REPORT)):
-        storage.purge(join(dataset_uri, REPORT, name))
+    for name in (dataset / REPORT).walk_ever():
+        (dataset / REPORT / name).purge()

@@ -9,7 +9,6 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.redact import redact_row
@@ -43,42 +42,42 @@ class Redacted:
         ]
 
 
-def redact(dataset_uri: str, storage: Storage, regions_uri: str) -> Redacted:
-    """Obliterates the regions of the file at `regions_uri` in the images of a dataset.
+def redact(dataset: Location, regions: Location) -> Redacted:
+    """Obliterates the regions of the file at `regions` in the images of a dataset.
 
     Raises `UsageError` before anything is changed: for a mistake in the file, an image that is not there, a box that
     leaves its image, a dataset without images, or a store whose older versions cannot be removed. Interrupted at any
     point, the same call goes on.
     """
-    manifest = load_manifest(Location(storage, dataset_uri))
+    manifest = load_manifest(dataset)
     config = release_config(manifest)
     if config.format != "images":
-        raise UsageError(f"{dataset_uri} holds annotations alone, and no images to redact")
-    wanted = read_regions(regions_uri, storage)
+        raise UsageError(f"{dataset} holds annotations alone, and no images to redact")
+    wanted = read_regions(regions)
     by_ordinal: Regions = {}
     for region in wanted:
         by_ordinal.setdefault(region.ordinal, []).append(region)
-    check_purge(storage, dataset_uri)
+    check_purge(dataset)
     shards = {ordinal // manifest.images_per_shard for ordinal in by_ordinal}
-    commits = held_commits(storage, dataset_uri, shards)
-    raise_problems(_problems(storage, dataset_uri, manifest, commits, by_ordinal))
+    commits = held_commits(dataset, shards)
+    raise_problems(_problems(dataset, manifest, commits, by_ordinal))
 
     changed: dict[int, int] = {}
     for shard, commit in commits.items():
-        before = read_committed_rows(storage, dataset_uri, commit)
+        before = read_committed_rows(dataset, commit)
         after = [redact_row(row, by_ordinal.get(row["ordinal"], ()), config) for row in before]
         different = sum(one is not other for one, other in zip(before, after, strict=True))
         if different:
-            replace_shard(storage, dataset_uri, commit, after, with_images=True)
+            replace_shard(dataset, commit, after, with_images=True)
             changed[shard] = different
-    remove_replaced(storage, dataset_uri, commits)
-    remove_report(storage, dataset_uri)
-    rewrite_index(storage, dataset_uri, manifest)
-    return Redacted(dataset_uri, len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed))
+    remove_replaced(dataset, commits)
+    remove_report(dataset)
+    rewrite_index(dataset, manifest)
+    return Redacted(str(dataset), len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed))
 
 
 def _problems(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, commits: Mapping[int, Commit], by_ordinal: Regions
+    dataset: Location, manifest: DatasetManifest, commits: Mapping[int, Commit], by_ordinal: Regions
 ) -> list[str]:
     """What is wrong with each region, in order of the images."""
     found = []
@@ -88,7 +87,7 @@ def _problems(
     for shard, ordinals in by_shard.items():
         images: dict[int, Row] = {}
         if shard in commits:
-            data = read_file(storage, dataset_uri, commits[shard].file("images"))
+            data = read_file(dataset, commits[shard].file("images"))
             images = {row["ordinal"]: row for row in read_table(data, "images").to_pylist()}
         for ordinal in ordinals:
             found += _problems_of_image(images.get(ordinal), by_ordinal[ordinal])

@@ -11,7 +11,7 @@ from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, co
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute, join
+from segmint.infra.uris import absolute
 from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
 from segmint.pipeline.corrections.common import release_config
 
@@ -45,7 +45,7 @@ class Repaired:
         ]
 
 
-def repair(dataset_uri: str, storage: Storage, config: "Config | None" = None) -> Repaired:
+def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
     """Looks at every file that a commit names, and restores those that are missing or have other bytes.
 
     From what is left of a shard where that is enough, else, with the configuration that it was built by, from the
@@ -53,18 +53,18 @@ def repair(dataset_uri: str, storage: Storage, config: "Config | None" = None) -
     made again from its files where these prove it. Raises `UsageError` where no dataset stands, or the configuration
     is of another one.
     """
-    manifest = load_manifest(Location(storage, dataset_uri))
-    if config is not None and absolute(config.output) != absolute(dataset_uri):
-        raise UsageError(f"the configuration's output is {config.output}, and not {dataset_uri}: name its own dataset")
+    manifest = load_manifest(dataset)
+    if config is not None and absolute(config.output) != absolute(dataset.uri):
+        raise UsageError(f"the configuration's output is {config.output}, and not {dataset}: name its own dataset")
     with_images = release_config(manifest).format == "images"
-    result = Repaired(dataset_uri)
-    commits, unreadable = _read_commits(storage, dataset_uri, result)
+    result = Repaired(str(dataset))
+    commits, unreadable = _read_commits(dataset, result)
     for commit in unreadable:
-        _remake(storage, dataset_uri, manifest, list(commits.values()), commit, with_images, result)
-    damages = _find_damages(storage, dataset_uri, list(commits.values()))
+        _remake(dataset, manifest, list(commits.values()), commit, with_images, result)
+    damages = _find_damages(dataset, list(commits.values()))
     result.damages += [damage.line() for each in damages.values() for damage in each]
     for shard, each in damages.items():
-        if restore_from_rest(storage, dataset_uri, commits[shard], each, with_images=with_images):
+        if restore_from_rest(dataset, commits[shard], each, with_images=with_images):
             result.repaired += [damage.entry.path for damage in each]
         else:
             files = ", ".join(damage.entry.path for damage in each)
@@ -74,16 +74,14 @@ def repair(dataset_uri: str, storage: Storage, config: "Config | None" = None) -
             )
     again = sorted(result.left.keys() & damages.keys())
     if again and config is not None:
-        _build_again(config, storage, again, result)
+        _build_again(config, dataset.storage, again, result)
         result.repaired += [d.entry.path for shard in again if shard not in result.left for d in damages[shard]]
     return result
 
 
-def _read_commits(
-    storage: Storage, dataset_uri: str, result: Repaired
-) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
+def _read_commits(dataset: Location, result: Repaired) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
     """The commits that hold, by shard, and shards and generations of those that cannot be read."""
-    log = CommitLog(Location(storage, dataset_uri))
+    log = CommitLog(dataset)
     commits: dict[int, Commit] = {}
     unreadable: list[tuple[int, int]] = []
 
@@ -105,16 +103,15 @@ def _read_commits(
     return commits, unreadable
 
 
-def _find_damages(storage: Storage, dataset_uri: str, commits: Sequence[Commit]) -> dict[int, list[Damage]]:
+def _find_damages(dataset: Location, commits: Sequence[Commit]) -> dict[int, list[Damage]]:
     """What is damaged, by shard."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
-        found = pool.map(lambda commit: find_damage(storage, dataset_uri, commit), commits)
+        found = pool.map(lambda commit: find_damage(dataset, commit), commits)
         return {commit.shard: each for commit, each in zip(commits, found, strict=True) if each}
 
 
 def _remake(
-    storage: Storage,
-    dataset_uri: str,
+    dataset: Location,
     manifest: DatasetManifest,
     commits: Sequence[Commit],
     pair: tuple[int, int],
@@ -131,22 +128,20 @@ def _remake(
                 "of them are this shard's is not known"
             )
         known = Commit(shard, generation, manifest.ordinals(shard), manifest.numerics_fingerprint, {}, ())
-        commit = remake_commit(
-            storage, dataset_uri, known, _standing(storage, dataset_uri, shard), with_images=with_images
-        )
+        commit = remake_commit(dataset, known, _standing(dataset, shard), with_images=with_images)
     except (DamagedDatasetError, ValueError) as error:
         result.left[shard] = str(error)
         return
     path = f"{COMMITS}/{commit_name(shard, generation)}"
-    storage.put(join(dataset_uri, path), commit.to_json())
+    (dataset / path).put(commit.to_json())
     result.repaired.append(path)
 
 
-def _standing(storage: Storage, dataset_uri: str, shard: int) -> Mapping[str, list[str]]:
+def _standing(dataset: Location, shard: int) -> Mapping[str, list[str]]:
     """Paths of the data files that stand of a shard, by folder."""
     found: dict[str, list[str]] = {}
     for kind in DATA_KINDS:
-        for entry in storage.list(join(dataset_uri, kind)):
+        for entry in (dataset / kind).list():
             named = parse_data_path(f"{kind}/{entry.name}")
             if named is not None and named.shard == shard:
                 found.setdefault(kind, []).append(f"{kind}/{entry.name}")
@@ -183,7 +178,7 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
             window = shards[start : start + config.window_shards]
             waiting = set(window)
             try:
-                taken = shard_rows(config, storage, dataset, window)
+                taken = shard_rows(config, dataset, window)
                 with watched(bar, taken.rows.num_rows, config.stall_timeout, RunMetrics(config.name)) as watch:
                     for restored in run_rows(taken, stages, restore_shard):
                         watch.moved()

@@ -25,7 +25,7 @@ from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
-from segmint.infra.uris import base_name, join
+from segmint.infra.uris import base_name
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
@@ -62,11 +62,11 @@ def read_asked(storage: Storage, ids: str | None, license_id: str | None, provid
     given = [value for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
-    names = tuple(read_ids(ids, storage)) if ids is not None else None
+    names = tuple(read_ids(Location(storage, ids))) if ids is not None else None
     return Asked(ids=names, license=license_id, provider=provider)
 
 
-def takedown(dataset_uri: str, storage: Storage, asked: Asked, reason: str, now: datetime | None = None) -> TakenDown:
+def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None = None) -> TakenDown:
     """Takes the images that were asked for out of a dataset, with every other row that names or is the same image.
 
     A tombstone first, then the catalog without these rows, then each shard's next generation, and then everything that
@@ -76,28 +76,28 @@ def takedown(dataset_uri: str, storage: Storage, asked: Asked, reason: str, now:
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
-    manifest = load_manifest(Location(storage, dataset_uri))
+    manifest = load_manifest(dataset)
     with_images = release_config(manifest).format == "images"
-    check_purge(storage, dataset_uri)
-    earlier = read_tombstones(Location(storage, dataset_uri))
-    chosen = _choose(storage, dataset_uri, manifest, asked, earlier)
+    check_purge(dataset)
+    earlier = read_tombstones(dataset)
+    chosen = _choose(dataset, manifest, asked, earlier)
     if chosen:
-        _check_readable(storage, dataset_uri, manifest, chosen)
+        _check_readable(dataset, manifest, chosen)
         when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         put_tombstone(
-            Location(storage, dataset_uri),
+            dataset,
             Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values())),
         )
-    standing = read_tombstones(Location(storage, dataset_uri))
+    standing = read_tombstones(dataset)
     ordinals = taken_images(standing).keys()
-    manifest = _blank_catalog(storage, dataset_uri, ordinals)
-    changed = _replace_shards(storage, dataset_uri, manifest, ordinals, with_images)
-    remove_replaced(storage, dataset_uri, by_shard(ordinals, manifest.images_per_shard))
-    _remove_parts(storage, dataset_uri, manifest)
-    remove_report(storage, dataset_uri)
-    rewrite_index(storage, dataset_uri, manifest)
+    manifest = _blank_catalog(dataset, ordinals)
+    changed = _replace_shards(dataset, manifest, ordinals, with_images)
+    remove_replaced(dataset, by_shard(ordinals, manifest.images_per_shard))
+    _remove_parts(dataset, manifest)
+    remove_report(dataset)
+    rewrite_index(dataset, manifest)
     return TakenDown(
-        dataset=dataset_uri,
+        dataset=str(dataset),
         rows=len(chosen),
         images=sum(changed.values()),
         changed_shards=tuple(changed),
@@ -107,10 +107,10 @@ def takedown(dataset_uri: str, storage: Storage, asked: Asked, reason: str, now:
 
 
 def _choose(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, asked: Asked, earlier: Sequence[Tombstone]
+    dataset: Location, manifest: DatasetManifest, asked: Asked, earlier: Sequence[Tombstone]
 ) -> Mapping[int, TakenImage]:
     """The rows to take down now, with their copies; none where an earlier takedown was about all that was asked for."""
-    selection = select_rows(storage, dataset_uri, manifest, asked)
+    selection = select_rows(dataset, manifest, asked)
     taken = taken_images(earlier).values()
     known = {name for image in taken for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
@@ -121,21 +121,21 @@ def _choose(
             what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
             raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
         return {}
-    tables = [commit.file("images").path for commit in CommitLog(Location(storage, dataset_uri)).read_all()]
-    return with_copies(storage, dataset_uri, manifest, selection.rows, tables)
+    tables = [commit.file("images").path for commit in CommitLog(dataset).read_all()]
+    return with_copies(dataset, manifest, selection.rows, tables)
 
 
-def _check_readable(storage: Storage, dataset_uri: str, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
+def _check_readable(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
     """Reads every file that has to be written anew; raises `DamagedDatasetError` while nothing was changed yet."""
     shards = by_shard(ordinals, manifest.images_per_shard)
-    for commit in held_commits(storage, dataset_uri, shards).values():
+    for commit in held_commits(dataset, shards).values():
         for entry in commit.files:
-            read_file(storage, dataset_uri, entry)
+            read_file(dataset, entry)
 
 
-def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]) -> DatasetManifest:
+def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
     """The manifest that holds once no part of the catalog says anything of these rows."""
-    manifest, generation = load_standing(Location(storage, dataset_uri))
+    manifest, generation = load_standing(dataset)
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
@@ -144,11 +144,11 @@ def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]
             own = [ordinal for ordinal in ordinals if first <= ordinal < first + part.rows]
             if own:
                 before = Path(folder) / f"part-{number}.parquet"
-                storage.get_file(join(dataset_uri, part.path), before)
+                (dataset / part.path).get_file(before)
                 blanked = blank_part(before, own, Path(folder) / f"blank-{number}.parquet")
                 if blanked.sha256 != part.sha256:
                     path = part_path(number, blanked.sha256)
-                    storage.put_file(join(dataset_uri, path), blanked.path)
+                    (dataset / path).put_file(blanked.path)
                     part = part.model_copy(update={"path": path, "sha256": blanked.sha256})
                     licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
                     licenses["taken_down"] += blanked.licenses.total()
@@ -157,7 +157,7 @@ def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]
         return manifest
     counted = {name: count for name, count in sorted(licenses.items()) if count}
     blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-    if not put_manifest(Location(storage, dataset_uri), blank, generation + 1):
+    if not put_manifest(dataset, blank, generation + 1):
         raise UnfinishedError(
             f"another command has put generation {generation + 1} of the manifest meanwhile: run one at a time, and "
             "this one again"
@@ -166,30 +166,30 @@ def _blank_catalog(storage: Storage, dataset_uri: str, ordinals: Collection[int]
 
 
 def _replace_shards(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, ordinals: Collection[int], with_images: bool
+    dataset: Location, manifest: DatasetManifest, ordinals: Collection[int], with_images: bool
 ) -> dict[int, int]:
     """Commits the next generation of each shard that still holds one of these rows; images removed, by shard."""
     shards = by_shard(ordinals, manifest.images_per_shard)
     changed: dict[int, int] = {}
-    for shard, commit in held_commits(storage, dataset_uri, shards).items():
-        if _left(storage, dataset_uri, commit, shards[shard]):
-            before = read_committed_rows(storage, dataset_uri, commit)
+    for shard, commit in held_commits(dataset, shards).items():
+        if _left(dataset, commit, shards[shard]):
+            before = read_committed_rows(dataset, commit)
             after = [take_down(row) if row["ordinal"] in shards[shard] else row for row in before]
-            new = replace_shard(storage, dataset_uri, commit, after, with_images=with_images)
+            new = replace_shard(dataset, commit, after, with_images=with_images)
             changed[shard] = commit.counts["images"] - new.counts["images"]
     return changed
 
 
-def _left(storage: Storage, dataset_uri: str, commit: Commit, ordinals: frozenset[int]) -> bool:
+def _left(dataset: Location, commit: Commit, ordinals: frozenset[int]) -> bool:
     """Whether a shard says anything yet of rows that were taken down."""
-    rejects = read_table(read_file(storage, dataset_uri, commit.file("rejects")), "rejects").to_pylist()
+    rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
     return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row)}
 
 
-def _remove_parts(storage: Storage, dataset_uri: str, manifest: DatasetManifest) -> None:
+def _remove_parts(dataset: Location, manifest: DatasetManifest) -> None:
     """Removes the parts of the catalog that the manifest does not name, with their older versions."""
     kept = {part.path for part in manifest.catalog}
-    for name in storage.walk_ever(join(dataset_uri, CATALOG)):
+    for name in (dataset / CATALOG).walk_ever():
         path = f"{CATALOG}/{name}"
         if path not in kept and (is_part_path(path) or base_name(name).startswith(TEMPORARY_PREFIX)):
-            storage.purge(join(dataset_uri, path))
+            (dataset / path).purge()

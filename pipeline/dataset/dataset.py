@@ -22,7 +22,6 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.infra.version import VERSION
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
@@ -36,7 +35,7 @@ from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
 class OpenDataset:
     """A dataset with its manifest, as a build sees it."""
 
-    uri: str
+    location: Location
     manifest: DatasetManifest
     weights: Path  # this machine's copy of the model's checkpoint
 
@@ -66,7 +65,7 @@ class OpenDataset:
         """How many rows these shards take."""
         return sum(span.rows for span in self.spans(shards))
 
-    def read_rows(self, storage: Storage, shards: Sequence[int]) -> pa.Table:
+    def read_rows(self, shards: Sequence[int]) -> pa.Table:
         """The catalog rows of these shards, in the order of the shards; neighbors are read together."""
         runs: list[tuple[int, int]] = []
         for span in self.spans(shards):
@@ -74,12 +73,10 @@ class OpenDataset:
                 runs[-1] = (runs[-1][0], span.stop)
             else:
                 runs.append((span.start, span.stop))
-        return pa.concat_tables([self._read_run(storage, start, stop) for start, stop in runs]).combine_chunks()
+        return pa.concat_tables([self._read_run(start, stop) for start, stop in runs]).combine_chunks()
 
-    def _read_run(self, storage: Storage, start: int, stop: int) -> pa.Table:
-        return pa.concat_tables(
-            [read_rows(storage, join(self.uri, part.path), start, stop) for part in self.manifest.catalog]
-        )
+    def _read_run(self, start: int, stop: int) -> pa.Table:
+        return pa.concat_tables([read_rows(self.location / part.path, start, stop) for part in self.manifest.catalog])
 
     def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
         """What the writer of a shard must know."""
@@ -87,18 +84,16 @@ class OpenDataset:
             shard=span.shard,
             start=span.start,
             stop=span.stop,
-            dataset_uri=self.uri,
-            storage_options=config.storage,
+            dataset=Location(Storage(config.storage, outage_s=config.outage_timeout_s), self.location.uri),
             numerics=self.numerics.fingerprint,
             with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
-            outage_timeout_s=config.outage_timeout_s,
         )
 
-    def write_index(self, storage: Storage, commits: CommitLog) -> None:
+    def write_index(self) -> None:
         """Rewrites WebDataset's index once every shard is committed."""
-        if len(commits.committed()) == self.manifest.shards:
-            write_shards_index(Location(storage, self.uri), self.manifest.name)
+        if len(CommitLog(self.location).committed()) == self.manifest.shards:
+            write_shards_index(self.location, self.manifest.name)
 
 
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> OpenDataset:
@@ -109,12 +104,13 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
     """
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
-    standing = read_standing(Location(storage, config.output))
+    output = Location(storage, config.output)
+    standing = read_standing(output)
     if standing is None:
-        probe(storage, config.output)
-        standing = _begin(config, storage, weights)
+        probe(output)
+        standing = _begin(config, output, weights)
     check_begun_alike(config, storage, standing.manifest, weights)
-    return OpenDataset(config.output, fit_catalog(config, storage, standing, grow=grow), weights)
+    return OpenDataset(output, fit_catalog(config, storage, standing, grow=grow), weights)
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
@@ -137,18 +133,19 @@ def check_begun_alike(config: Config, storage: Storage, standing: DatasetManifes
     _check_numerics(config, Numerics(**standing.numerics))
 
 
-def _begin(config: Config, storage: Storage, weights: Path) -> StandingManifest:
+def _begin(config: Config, output: Location, weights: Path) -> StandingManifest:
     """Pins catalog, configuration and numerics; of two drivers that begin at once one wins, and both read its pins."""
+    source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        catalog = normalize(config.catalog, storage, Path(folder) / "part.parquet")
+        catalog = normalize(source, Path(folder) / "part.parquet")
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
-        storage.put_file(join(config.output, path), catalog.path)
+        (output / path).put_file(catalog.path)
         licenses = count_licenses(catalog.path)
-    tree = identity(config, _hashes(config, storage, weights))
+    tree = identity(config, _hashes(config, output.storage, weights))
     digest = sha256_of(weights)
     numerics = first_numerics(config, weights)
-    part = catalog_part(path, catalog, storage.sha256(config.catalog), first_shard=0)
+    part = catalog_part(path, catalog, source.sha256(), first_shard=0)
     manifest = DatasetManifest(
         name=config.name,
         config=tree,
@@ -161,9 +158,9 @@ def _begin(config: Config, storage: Storage, weights: Path) -> StandingManifest:
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
     )
-    if put_manifest(Location(storage, config.output), manifest, 1):
+    if put_manifest(output, manifest, 1):
         return StandingManifest(manifest, 1)
-    standing = read_standing(Location(storage, config.output))
+    standing = read_standing(output)
     if standing is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read; build again to retry")
     return standing

@@ -21,7 +21,6 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.pipeline.config.config import Config
 
 
@@ -34,18 +33,19 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
     or changed, and for new rows without `grow`.
     """
     manifest, generation = standing
-    source = storage.sha256(config.catalog)
-    if source == manifest.catalog[-1].source_sha256:
+    output = Location(storage, config.output)
+    source = Location(storage, config.catalog)
+    digest = source.sha256()
+    if digest == manifest.catalog[-1].source_sha256:
         return manifest
     first_shard = manifest.shards
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         growth = compare_catalog(
-            config.catalog,
-            storage,
+            source,
             Path(folder) / "part.parquet",
-            parts=[join(config.output, part.path) for part in manifest.catalog],
+            parts=[output / part.path for part in manifest.catalog],
             first_ordinal=first_shard * manifest.images_per_shard,
-            taken=taken_images(read_tombstones(Location(storage, config.output))).values(),
+            taken=taken_images(read_tombstones(output)).values(),
         )
         if not growth.keeps_all:
             raise UsageError(_why_another(config, manifest, growth))
@@ -57,16 +57,16 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
                 "to add them as new shards, build with --grow; or name the catalog as it was before"
             )
         path = part_path(len(manifest.catalog), growth.new.sha256)
-        storage.put_file(join(config.output, path), growth.new.path)
+        (output / path).put_file(growth.new.path)
         licenses = Counter(manifest.licenses) + Counter(count_licenses(growth.new.path))
-    part = catalog_part(path, growth.new, source, first_shard)
+    part = catalog_part(path, growth.new, digest, first_shard)
     grown = manifest.model_copy(
         update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
     )
-    if put_manifest(Location(storage, config.output), grown, generation + 1):
+    if put_manifest(output, grown, generation + 1):
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown
-    winner = load_standing(Location(storage, config.output))
+    winner = load_standing(output)
     if len(winner.manifest.catalog) == len(manifest.catalog):  # a correction of a part, no growth
         return fit_catalog(config, storage, winner, grow=grow)
     try:

@@ -6,8 +6,6 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.summaries import sum_commits
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
 
@@ -126,7 +124,6 @@ def _shards(shards: Sequence[int], held_back: Mapping[int, str]) -> list[str]:
 
 
 def account(
-    storage: Storage,
     dataset: OpenDataset,
     wanted: range,
     *,
@@ -135,11 +132,11 @@ def account(
     ceiling: Ceiling | None = None,
 ) -> Accounting:
     """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    standing = CommitLog(Location(storage, dataset.uri)).committed()
-    sums = sum_commits(Location(storage, dataset.uri), wanted)
+    standing = CommitLog(dataset.location).committed()
+    sums = sum_commits(dataset.location, wanted)
     missing = [shard for shard in wanted if shard not in standing]
     return Accounting(
-        dataset=dataset.uri,
+        dataset=str(dataset.location),
         rows=dataset.count_rows(wanted),
         written=sums.counts.get("images", 0),
         rejected={

@@ -11,8 +11,6 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.retry import RetryTask, retry_shard
@@ -60,19 +58,16 @@ class MissingShards:
 
     write = staticmethod(write_shard)
 
-    def __init__(
-        self, config: Config, storage: Storage, dataset: OpenDataset, wanted: range, metrics: RunMetrics
-    ) -> None:
+    def __init__(self, config: Config, dataset: OpenDataset, wanted: range, metrics: RunMetrics) -> None:
         self._config = config
-        self._storage = storage
         self._dataset = dataset
         self._metrics = metrics
-        self._commits = CommitLog(Location(storage, dataset.uri))
+        self._commits = CommitLog(dataset.location)
         self.left = sorted(set(wanted) - self._commits.committed().keys())
 
     def read(self, window: list[int]) -> WindowRows:
         """All rows of the shards."""
-        return shard_rows(self._config, self._storage, self._dataset, window)
+        return shard_rows(self._config, self._dataset, window)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Looks at the commits, which another build may write too."""
@@ -88,14 +83,11 @@ class RejectedRows:
 
     write = staticmethod(retry_shard)
 
-    def __init__(
-        self, config: Config, storage: Storage, dataset: OpenDataset, wanted: range, reasons: Collection[Reason]
-    ) -> None:
+    def __init__(self, config: Config, dataset: OpenDataset, wanted: range, reasons: Collection[Reason]) -> None:
         self._config = config
-        self._storage = storage
         self._dataset = dataset
         self._reasons = sorted(str(reason) for reason in reasons)
-        self._commits = CommitLog(Location(storage, dataset.uri))
+        self._commits = CommitLog(dataset.location)
         standing = self._commits.committed() if reasons else {}
         pairs = ((shard, standing[shard]) for shard in wanted if shard in standing)
         self._generations = {
@@ -117,14 +109,12 @@ class RejectedRows:
                 shard=commit.shard,
                 generation=commit.generation,
                 ordinals=ordinals,
-                dataset_uri=self._dataset.uri,
-                storage_options=self._config.storage,
+                dataset=self._dataset.location,
                 with_images=self._config.release.format == "images",
-                outage_timeout_s=self._config.outage_timeout_s,
             )
         if not spans:
             return WindowRows(NORMALIZED.empty_table(), (), {})
-        rows = self._dataset.read_rows(self._storage, [span.shard for span in spans])
+        rows = self._dataset.read_rows([span.shard for span in spans])
         kept = rows.filter(pc.is_in(rows.column("ordinal"), pa.array(chosen, pa.int64())))
         return WindowRows(kept.combine_chunks(), spans, tasks)
 
@@ -143,13 +133,13 @@ class RejectedRows:
                 yield commit, ordinals
 
     def _refused(self, commit: Commit) -> tuple[Commit, list[int]]:
-        table = read_table(read_file(self._storage, self._dataset.uri, commit.file("rejects")), "rejects")
+        table = read_table(read_file(self._dataset.location, commit.file("rejects")), "rejects")
         kept = table.filter(pc.is_in(table.column("reason"), pa.array(self._reasons)))
         return commit, kept.column("ordinal").to_pylist()
 
 
-def shard_rows(config: Config, storage: Storage, dataset: OpenDataset, window: list[int]) -> WindowRows:
+def shard_rows(config: Config, dataset: OpenDataset, window: list[int]) -> WindowRows:
     """All rows of some shards, with the tasks that write them."""
     spans = dataset.spans(window)
     tasks = {span.shard: dataset.shard_task(config, span) for span in spans}
-    return WindowRows(dataset.read_rows(storage, window), spans, tasks)
+    return WindowRows(dataset.read_rows(window), spans, tasks)

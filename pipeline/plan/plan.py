@@ -18,7 +18,6 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.model.cost import image_cost
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.config.config import Config
@@ -53,7 +52,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)
     ceiling, compute = find_ceiling(config, options, manifest, storage)
-    catalog_rows = count_rows(config.catalog, storage)
+    catalog_rows = count_rows(Location(storage, config.catalog))
     require_rows(config, catalog_rows)
     remaining = find_remaining(config, storage, options.shards, catalog_rows, manifest)
     sample = None
@@ -83,10 +82,10 @@ def _measure(
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:
     """The rows with these ordinals: of the catalog, or of the dataset's copy where there is a dataset."""
     if manifest is None:
-        return read_rows_at(config.catalog, storage, ordinals)
+        return read_rows_at(Location(storage, config.catalog), ordinals)
     tables = []
     for part in manifest.catalog:
-        with NormalizedRows(storage, join(config.output, part.path)) as rows:
+        with NormalizedRows(Location(storage, config.output) / part.path) as rows:
             tables.append(rows.take(ordinals))
     return pa.concat_tables(tables)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -214,19 +213,19 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
         index = described.schema.get_field_index(name)
         described = described.set_column(index, described.schema.field(index), pa.array(values, pa.int64()))
     with tempfile.TemporaryDirectory(prefix="segmint-plan-") as folder:
+        location = Location(Storage(), folder)
         task = ShardTask(
             shard=0,
             start=0,
             stop=len(rows),
-            dataset_uri=str(Path(folder)),
-            storage_options={},
+            dataset=location,
             numerics="",
             with_images=with_images,
             max_reject_ratio=1.0,
         )
         with _timed() as writing:
             write_shard(task, [(0, len(rows))], described)
-        commit = CommitLog(Location(Storage(), folder)).read(0, 1)
+        commit = CommitLog(location).read(0, 1)
         if commit is None:
             raise SegmintError(f"the sample's shard could not be read back from {folder}")
         written = sum(file.size for file in commit.files)

@@ -101,7 +101,7 @@ def _convention(boxes: dict[BoxConvention, Findings]) -> BoxConvention | None:
 def _measured(uri: str, storage: Storage, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
     """The shards in their order, measured here for a while, and then by a process a core, a few ahead."""
     started = time.monotonic()
-    shards = find_shards(storage, uri)
+    shards = find_shards(Location(storage, uri))
     for shard in shards:
         yield measure_shard(storage, uri, shard, folder)
         if time.monotonic() - started >= alone_s:

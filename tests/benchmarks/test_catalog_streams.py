@@ -9,7 +9,7 @@ import pytest
 from benchmarks import catalog_streams
 from benchmarks.catalog_streams import COLUMNS, WRITERS, main, stream, values
 from segmint.catalogs.source.readers import read_catalog
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 @pytest.mark.parametrize("ending", list(WRITERS))
@@ -17,7 +17,7 @@ def test_a_written_catalog_repeats_its_first_rows(ending: str, tmp_path: Path, m
     monkeypatch.setattr(catalog_streams, "DISTINCT", 100)
     path = tmp_path / f"c{ending}"
     WRITERS[ending](path, 250)
-    table = pa.Table.from_batches(list(read_catalog(str(path), Storage())))
+    table = pa.Table.from_batches(list(read_catalog(location_of(path))))
     rows = list(zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True))
     distinct = list(values(0, 100))
     assert rows == [*distinct, *distinct, *distinct[:50]]

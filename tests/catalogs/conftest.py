@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
     """A local folder with three committed shards of three rows each, of which one is refused."""
     uri = str(tmp_path / "dataset")
-    write_dataset(Storage(), uri, shards=3)
+    write_dataset(location_of(uri), shards=3)
     return uri

@@ -15,7 +15,7 @@ from segmint.catalogs.attributions import (
 )
 from segmint.catalogs.licenses import spdx_identifiers
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 ROWS = [
     {
@@ -85,7 +85,7 @@ def test_where_a_license_stands(license: str | None, url: str | None) -> None:
 
 def written(tmp_path: Path, name: str) -> str:
     uri = str(tmp_path / name)
-    assert write_attributions(iter(ROWS), uri, Storage()) == 2
+    assert write_attributions(iter(ROWS), location_of(uri)) == 2
     return Path(uri).read_text(encoding="utf-8")
 
 
@@ -112,5 +112,5 @@ def test_markdown_shows_a_catalog_s_text_as_it_is_and_links_web_pages_alone(tmp_
 
 def test_another_ending_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md; got .*a\.txt"):
-        write_attributions([], str(tmp_path / "a.txt"), Storage())
+        write_attributions([], location_of(tmp_path / "a.txt"))
     assert list(tmp_path.iterdir()) == []

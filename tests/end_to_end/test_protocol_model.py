@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.protocol import (
     ROWS,
@@ -101,7 +100,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(grace=st.sampled_from([0, 24]), at_once=st.booleans())
     def start_a_sweep(self, grace: int, at_once: bool) -> None:
         """Without grace while no correction is being written: a writer of a first generation needs none."""
-        self.sweeps.append(Stepped(lambda: sweep(Location(self.place.storage, self.place.uri), timedelta(hours=grace))))
+        self.sweeps.append(Stepped(lambda: sweep(self.place.location, timedelta(hours=grace))))
         if at_once:
             self.sweeps[0].finish()
             assert self.sweeps.pop().error is None
@@ -187,7 +186,7 @@ class Protocol(RuleBasedStateMachine):
             sweep_all(self.place)
             named = {entry.path for commit, _ in holding(self.place) for entry in commit.files}
             commits = {f"commits/{shard:06}.g{generation}.json" for shard, (generation, _) in self.held.items()}
-            parts = {part.path for part in load_manifest(Location(self.place.storage, self.place.uri)).catalog}
+            parts = {part.path for part in load_manifest(self.place.location).catalog}
             assert contents(self.place).keys() == {"dataset.json"} | parts | named | commits
             report = audit_integrity(self.place.uri, self.place.storage)
             assert [finding.line() for finding in report.findings] == []

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.infra.storage.storage import Storage
 from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, running_viewer, vary, write_audit
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def test_unknown_values_and_the_order(page: "Page", looked_at: Path) -> None:
 
 
 def test_pages_come_as_one_scrolls(chromium: "Browser", tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "many"), shards=70)
+    write_dataset(location_of(tmp_path / "many"), shards=70)
     ids = [row["id"] for row in image_rows(tmp_path / "many")]
     assert len(ids) == 140  # three pages
     context = chromium.new_context(viewport={"width": 500, "height": 500})

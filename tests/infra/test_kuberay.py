@@ -184,7 +184,7 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     here = [f"catalog={catalog}", f"output={folder / 'dataset'}", "model.device=cpu", "model.precision=fp32"]
     begun = open_or_create(load_config(str(path), [*overrides, *here]), Storage())
     manifest = begun.manifest.model_copy(update={"numerics": {**begun.manifest.numerics, "device": "cuda"}})
-    return lay_out(loaded, OpenDataset(begun.uri, manifest, begun.weights), cluster)
+    return lay_out(loaded, OpenDataset(begun.location, manifest, begun.weights), cluster)
 
 
 def test_the_smallest_cluster_starts_the_build(tmp_path: Path) -> None:

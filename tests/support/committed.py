@@ -11,8 +11,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.write import ShardTask, write_shard
 
@@ -62,7 +61,7 @@ def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
     }
 
 
-def write_dataset(storage: Storage, uri: str, shards: int, with_images: bool = True) -> DatasetManifest:
+def write_dataset(dataset: Location, shards: int, with_images: bool = True) -> DatasetManifest:
     """Writes `dataset.json` and commits each shard."""
     manifest = DatasetManifest(
         name="small",
@@ -83,14 +82,14 @@ def write_dataset(storage: Storage, uri: str, shards: int, with_images: bool = T
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),
     )
-    storage.put(join(uri, MANIFEST), manifest.to_json())
+    (dataset / MANIFEST).put(manifest.to_json())
     for shard in range(shards):
-        write_generation(storage, uri, shard, with_images=with_images)
+        write_generation(dataset, shard, with_images=with_images)
     return manifest
 
 
 def write_generation(
-    storage: Storage, uri: str, shard: int, generation: int = 1, refuse: int = 1, with_images: bool = True
+    dataset: Location, shard: int, generation: int = 1, refuse: int = 1, with_images: bool = True
 ) -> None:
     """Writes and commits one generation of a shard, its last `refuse` rows refused."""
     start, stop = shard * ROWS, (shard + 1) * ROWS
@@ -101,8 +100,7 @@ def write_generation(
         shard=shard,
         start=start,
         stop=stop,
-        dataset_uri=uri,
-        storage_options=storage._options,
+        dataset=dataset,
         numerics="0123456789ab",
         with_images=with_images,
         max_reject_ratio=1.0,

@@ -23,13 +23,13 @@ import tenacity  # noqa: F401 (imported once, for all forks: the product imports
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import data_path
-from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
+from tests.support.locations import location_of
 from tests.support.protocol import (
     SHARDS,
     VARIANTS,
@@ -81,25 +81,23 @@ def _damaged(place: Place) -> None:
 
 
 def _take_down(place: Place) -> None:
-    takedown(place.uri, place.storage, Asked(ids=("image-0", "image-2")), "as was asked", NOW)
+    takedown(place.location, Asked(ids=("image-0", "image-2")), "as was asked", NOW)
 
 
 def _redact(place: Place) -> None:
     regions = Path(f"{place.uri}.jsonl")
     regions.write_text('{"id": 4, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
-    redact(place.uri, place.storage, str(regions))
+    redact(place.location, location_of(regions))
 
 
 OPERATIONS = {
     "write_shard": Operation(lambda place: write(place, 0), lambda place: write(place, 1)),
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
     "sweep": Operation(_left_overs, sweep_all),
-    "shards.json": Operation(
-        _both_shards, lambda place: write_shards_index(Location(place.storage, place.uri), "protocol", threads=1)
-    ),
+    "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
     "takedown": Operation(_both_shards, _take_down),
     "redact": Operation(_both_shards, _redact),
-    "repair": Operation(_damaged, lambda place: repair(place.uri, place.storage), mends=True),
+    "repair": Operation(_damaged, lambda place: repair(place.location), mends=True),
 }
 """One line each: all are killed at every call."""
 

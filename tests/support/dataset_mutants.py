@@ -251,14 +251,14 @@ DATASET_MUTANTS = (
     Mutant(
         "a takedown leaves the former catalog",
         "pipeline/corrections/takedown.py",
-        "    _remove_parts(storage, dataset_uri, manifest)\n    remove_report",
+        "    _remove_parts(dataset, manifest)\n    remove_report",
         "    remove_report",
         "tests/pipeline/corrections/test_takedown.py",
     ),
     Mutant(
         "a takedown leaves the former shards",
         "pipeline/corrections/takedown.py",
-        "    remove_replaced(storage, dataset_uri, by_shard(ordinals, manifest.images_per_shard))\n",
+        "    remove_replaced(dataset, by_shard(ordinals, manifest.images_per_shard))\n",
         "",
         "tests/pipeline/corrections/test_takedown.py",
     ),
@@ -293,7 +293,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a redaction leaves the report",
         "pipeline/corrections/redact.py",
-        "    remove_report(storage, dataset_uri)\n",
+        "    remove_report(dataset)\n",
         "",
         "tests/pipeline/corrections/test_redact.py",
     ),

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.ray_session import Cluster
-from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -25,11 +23,11 @@ def mint(config_path: Path) -> str:
     try:
         segment = Segment(stages.segment)
         for span in dataset.spans(dataset.shards()):
-            rows = describe_table(segment(prepare(dataset.read_rows(storage, [span.shard]))))
+            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
                 raise AssertionError(result.detail)
     finally:
         prepare.close()
-    dataset.write_index(storage, CommitLog(Location(storage, dataset.uri)))
-    return dataset.uri
+    dataset.write_index()
+    return dataset.location.uri

@@ -59,8 +59,12 @@ class Place:
         return Storage(self.options, QUICK)
 
     @property
+    def location(self) -> Location:
+        return Location(self.storage, self.uri)
+
+    @property
     def log(self) -> CommitLog:
-        return CommitLog(Location(self.storage, self.uri))
+        return CommitLog(self.location)
 
 
 @cache
@@ -103,8 +107,7 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> Sh
         shard=shard,
         start=shard * ROWS,
         stop=(shard + 1) * ROWS,
-        dataset_uri=place.uri,
-        storage_options=place.options,
+        dataset=place.location,
         numerics=fingerprint(NUMERICS),
         with_images=True,
         max_reject_ratio=1.0,
@@ -116,7 +119,7 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> Sh
 def sweep_all(place: Place) -> list[str]:
     """The sweep, for which every file is old."""
     later = datetime.now(UTC) + timedelta(days=1000)
-    return sweep(Location(place.storage, place.uri), grace=timedelta(0), now=later, threads=1)
+    return sweep(place.location, grace=timedelta(0), now=later, threads=1)
 
 
 def contents(place: Place) -> dict[str, str]:

@@ -16,6 +16,7 @@ from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.audit.audit import AuditOptions
 from segmint.pipeline.audit.places import image_of
 from tests.support.committed import row_of
+from tests.support.locations import location_of
 
 QUICK = AuditOptions(sample=4, privacy_sample=0, now=datetime(2026, 11, 20, tzinfo=UTC))
 """Without detectors, whose loading takes longest."""
@@ -68,8 +69,7 @@ def write_reported(folder: Path) -> str:
             shard=shard,
             start=4 * shard,
             stop=4 * shard + 4,
-            dataset_uri=uri,
-            storage_options={},
+            dataset=location_of(uri),
             numerics=manifest.numerics_fingerprint,
             with_images=True,
             max_reject_ratio=1.0,

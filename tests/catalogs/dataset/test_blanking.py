@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def part(folder: Path, rows: int = 10) -> Path:
@@ -23,7 +23,7 @@ def part(folder: Path, rows: int = 10) -> Path:
     value |= {"redistributable": True, "valid_until": "2030-01-01", "country": "DE"}
     lines = [json.dumps({**value, "uri": f"{i}.jpg", "image_id": f"i{i % 8}"}) for i in range(rows)]
     (folder / "catalog.jsonl").write_text("\n".join(lines))
-    normalize(str(folder / "catalog.jsonl"), Storage(), folder / "part.parquet")
+    normalize(location_of(folder / "catalog.jsonl"), folder / "part.parquet")
     return folder / "part.parquet"
 
 

@@ -51,8 +51,8 @@ def test_what_is_no_commit_is_named(data: bytes) -> None:
         Commit.from_json(data, "a/commit")
 
 
-def check_log(storage: Storage, uri: str) -> None:
-    log = CommitLog(Location(storage, uri))
+def check_log(dataset: Location) -> None:
+    log = CommitLog(dataset)
     assert log.committed() == {}
     assert log.read(0, 1) is None
     assert list(log.read_all()) == []
@@ -61,8 +61,8 @@ def check_log(storage: Storage, uri: str) -> None:
         assert log.put(commit_of(shard, generation))
     assert log.put(commit_of(0)), "the same commit stands there: as good as written"
     assert not log.put(commit_of(0, numerics="other0000000"))
-    storage.put(f"{uri}/commits/README", b"x")
-    storage.put(f"{uri}/commits/000005.g1.json.orig", b"x")
+    (dataset / "commits/README").put(b"x")
+    (dataset / "commits/000005.g1.json.orig").put(b"x")
 
     assert list(log.committed().items()) == [(0, 10), (2, 1), (1_000_000, 1)]
     assert log.generations()[0] == [1, 2, 10]
@@ -84,12 +84,12 @@ def check_log(storage: Storage, uri: str) -> None:
 
 
 def test_the_log_on_local_files(tmp_path: Path) -> None:
-    check_log(Storage(), str(tmp_path / "dataset"))
+    check_log(location_of(tmp_path / "dataset"))
 
 
 @pytest.mark.s3
 def test_the_log_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
-    check_log(Storage(s3_options), f"s3://{s3_bucket}/data/set")
+    check_log(Location(Storage(s3_options), f"s3://{s3_bucket}/data/set"))
 
 
 def test_a_commit_under_another_name_is_damage(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
                 log.location(1, listed[1]).delete()
             return listed
 
-    replaced = Replaced(Storage(), str(tmp_path))
+    replaced = Replaced(location_of(tmp_path))
     assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]
     log.location(1, 3).delete()
     assert [commit.shard for commit in log.read_all()] == [0, 2]

@@ -11,9 +11,8 @@ from segmint.catalogs.dataset.growth import CatalogGrowth, Change, compare_catal
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.scan import write_catalog
-from segmint.infra.storage.storage import Storage
-
-STORAGE = Storage()
+from segmint.infra.storage.location import Location
+from tests.support.locations import location_of
 
 
 def row(image_id: str, **changes: Any) -> dict[str, Any]:
@@ -22,26 +21,29 @@ def row(image_id: str, **changes: Any) -> dict[str, Any]:
 
 def compare(folder: Path, *catalogs: list[dict[str, Any]]) -> CatalogGrowth:
     """The last catalog beside the others, which are pinned one after another, 100 ordinals each."""
-    parts: list[str] = []
+    parts: list[Location] = []
     for number, rows in enumerate(catalogs):
         source = folder / f"source-{number}.parquet"
-        write_catalog(iter(rows), str(source), STORAGE)
+        write_catalog(iter(rows), location_of(source))
         growth = (
             compare_catalog(
-                str(source), STORAGE, folder / f"part-{number}.parquet", parts=parts, first_ordinal=100 * number
+                location_of(source),
+                folder / f"part-{number}.parquet",
+                parts=parts,
+                first_ordinal=100 * number,
             )
             if parts
             else None
         )
         if growth is None:
-            normalize(str(source), STORAGE, folder / "part-0.parquet")
-        parts.append(str(folder / f"part-{number}.parquet"))
+            normalize(location_of(source), folder / "part-0.parquet")
+        parts.append(location_of(folder / f"part-{number}.parquet"))
     assert growth is not None
     return growth
 
 
 def new_rows(growth: CatalogGrowth) -> list[tuple[int, int, str, int | None]]:
-    rows = read_rows(STORAGE, str(growth.new.path), 0, 10_000).to_pylist()
+    rows = read_rows(location_of(growth.new.path), 0, 10_000).to_pylist()
     return [(r["ordinal"], r["id"], r["image_id"], r["duplicate_of"]) for r in rows]
 
 

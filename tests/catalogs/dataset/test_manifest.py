@@ -26,6 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
+from tests.support.locations import location_of
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -64,41 +65,42 @@ def test_foreign_names_are_no_generation(name: str) -> None:
 
 
 def test_the_highest_generation_holds(tmp_path: Path) -> None:
-    storage, uri = Storage(), str(tmp_path / "dataset")
-    assert read_standing(Location(storage, uri)) is None
+    location = location_of(tmp_path / "dataset")
+    assert read_standing(location) is None
     manifests = {number: manifest((100 * number, 0)) for number in (1, 2, 10)}
     for number, written in manifests.items():
-        assert put_manifest(Location(storage, uri), written, number)
-        assert load_standing(Location(storage, uri)) == (written, number)
-        assert load_manifest(Location(storage, uri)) == written
-    assert manifest_generations(Location(storage, uri)) == [1, 2, 10]
-    assert read_generation(Location(storage, uri), 2) == manifests[2]
-    assert read_generation(Location(storage, uri), 3) is None
+        assert put_manifest(location, written, number)
+        assert load_standing(location) == (written, number)
+        assert load_manifest(location) == written
+    assert manifest_generations(location) == [1, 2, 10]
+    assert read_generation(location, 2) == manifests[2]
+    assert read_generation(location, 3) is None
 
 
 def test_a_generation_is_put_once(tmp_path: Path) -> None:
     """Of eight that put one generation at once, one wins, and so does whoever puts the same."""
-    storage, uri = Storage(), str(tmp_path / "dataset")
-    put_manifest(Location(storage, uri), manifest((100, 0)), 1)
+    location = location_of(tmp_path / "dataset")
+    put_manifest(location, manifest((100, 0)), 1)
     grown = [manifest((100, 0), (rows, 1)) for rows in range(1, 9)]
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda one: put_manifest(Location(storage, uri), one, 2), grown))
+        won = list(pool.map(lambda one: put_manifest(location, one, 2), grown))
     assert won.count(True) == 1
     winner = grown[won.index(True)]
-    assert load_standing(Location(storage, uri)) == (winner, 2)
-    assert put_manifest(Location(storage, uri), winner, 2)
-    assert read_generation(Location(storage, uri), 1) == manifest((100, 0))
+    assert load_standing(location) == (winner, 2)
+    assert put_manifest(location, winner, 2)
+    assert read_generation(location, 1) == manifest((100, 0))
 
 
 def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     storage, uri = Storage(), str(tmp_path / "dataset")
-    assert read_manifest(Location(storage, uri)) is None
+    location = Location(storage, uri)
+    assert read_manifest(location) is None
     with pytest.raises(UsageError, match=r"is no dataset: it has no dataset\.json"):
-        load_manifest(Location(storage, uri))
+        load_manifest(location)
     written = manifest((250, 0))
     storage.put(join(uri, "dataset.json"), written.to_json())
-    assert load_manifest(Location(storage, uri)) == written
-    assert written.to_json() == load_manifest(Location(storage, uri)).to_json()
+    assert load_manifest(location) == written
+    assert written.to_json() == load_manifest(location).to_json()
 
 
 @pytest.mark.parametrize(

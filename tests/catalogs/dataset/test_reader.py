@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.reader import Dataset, NoPixelsError
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.bombs import hostile_tar
@@ -44,7 +45,7 @@ def test_samples_are_what_was_written(dataset: str) -> None:
 @pytest.mark.s3
 def test_samples_come_from_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    write_dataset(storage, uri, shards=3)
+    write_dataset(Location(storage, uri), shards=3)
     check(open_dataset(uri, storage))
 
 
@@ -53,7 +54,7 @@ def test_only_what_is_committed_is_there(dataset: str) -> None:
     opened = open_dataset(dataset)
     Path(dataset, "commits/000001.g1.json").unlink()
     assert [sample.id for sample in opened] == [1, 2, 7, 8]
-    write_generation(storage, dataset, shard=2, generation=2, refuse=2)
+    write_generation(Location(storage, dataset), shard=2, generation=2, refuse=2)
     assert [sample.id for sample in opened] == [1, 2, 7]
     assert len(opened) == 3
 
@@ -67,7 +68,7 @@ def test_tables_of_a_shard(dataset: str) -> None:
 
 def test_annotations_without_images_say_where_the_image_is(tmp_path: Path) -> None:
     uri = str(tmp_path / "dataset")
-    write_dataset(Storage(), uri, shards=1, with_images=False)
+    write_dataset(location_of(uri), shards=1, with_images=False)
     sample = next(iter(open_dataset(uri)))
     assert sample.jpeg is None
     assert sample.masks[1].mask.sum() == sample.masks[1].area

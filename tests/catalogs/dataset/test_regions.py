@@ -9,7 +9,9 @@ import pytest
 
 from segmint.catalogs.dataset.regions import read_regions, write_regions
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 GOOD = {"id": 2, "kind": "face", "x": 0, "y": 3, "w": 10, "h": 20}
 
@@ -21,9 +23,9 @@ def write(path: Path, *rows: object) -> str:
 
 def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "id": 7, "kind": "other", "note": "passed over"}]
-    text = read_regions(write(tmp_path / "regions.jsonl", rows[0], "", rows[1]), Storage())
+    text = read_regions(Location(Storage(), write(tmp_path / "regions.jsonl", rows[0], "", rows[1])))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "regions.parquet")
-    table = read_regions(str(tmp_path / "regions.parquet"), Storage())
+    table = read_regions(location_of(tmp_path / "regions.parquet"))
     assert [region.model_dump(exclude={"where"}) for region in text] == [GOOD, {**GOOD, "id": 7, "kind": "other"}]
     assert [region.model_dump(exclude={"where"}) for region in table] == [
         region.model_dump(exclude={"where"}) for region in text
@@ -47,13 +49,13 @@ def test_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_row_and_column(tmp_path: Path, change: dict[str, object], told: str) -> None:
     uri = write(tmp_path / "regions.jsonl", GOOD, {**GOOD, **change})
     with pytest.raises(UsageError, match=f"nothing was changed:\n  {uri}, {told}"):
-        read_regions(uri, Storage())
+        read_regions(location_of(uri))
 
 
 def test_many_mistakes_are_counted(tmp_path: Path) -> None:
     uri = write(tmp_path / "regions.jsonl", *[{"id": 1, "kind": "face", "x": 0, "y": 0, "w": 1}] * 12)
     with pytest.raises(UsageError, match="row 1, h: Field required") as caught:
-        read_regions(uri, Storage())
+        read_regions(location_of(uri))
     assert "row 10, h" in str(caught.value)
     assert "row 11, h" not in str(caught.value)
     assert str(caught.value).endswith("and 2 more")
@@ -72,18 +74,18 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=told):
-        read_regions(str(tmp_path / name), Storage())
+        read_regions(location_of(tmp_path / name))
     with pytest.raises(UsageError, match="no such file of regions"):
-        read_regions(str(tmp_path / "absent.jsonl"), Storage())
+        read_regions(location_of(tmp_path / "absent.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
     uri = str(tmp_path / name)
-    write_regions(uri, Storage(), [{**GOOD, "detector": "mtcnn", "score": 0.9}, {**GOOD, "id": 9}])
-    one, other = read_regions(uri, Storage())
+    write_regions(location_of(uri), [{**GOOD, "detector": "mtcnn", "score": 0.9}, {**GOOD, "id": 9}])
+    one, other = read_regions(location_of(uri))
     assert one.model_dump(exclude={"where"}) == GOOD
     assert other.id == 9
-    write_regions(uri, Storage(), [])
+    write_regions(location_of(uri), [])
     with pytest.raises(UsageError, match="holds no region"):
-        read_regions(uri, Storage())
+        read_regions(location_of(uri))

@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.source.normalize import normalize
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 ROWS = [
     {"image_id": "a", "uri": "a.jpg", "license": "L1", "provider": "P"},
@@ -32,7 +32,7 @@ ROWS = [
 def manifest(tmp_path: Path) -> DatasetManifest:
     """A dataset of `ROWS`; of the fifth the catalog knows the bytes, of the first and sixth the build does."""
     (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
-    normalize(str(tmp_path / "catalog.jsonl"), Storage(), tmp_path / "catalog" / "part-0.parquet")
+    normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "catalog" / "part-0.parquet")
     read = [{"ordinal": 0, "source_sha256": "d" * 64}, {"ordinal": 5, "source_sha256": "e" * 64}]
     schema = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
     pq.write_table(pa.Table.from_pylist(read, schema=schema), tmp_path / "images.parquet")
@@ -51,7 +51,7 @@ def manifest(tmp_path: Path) -> DatasetManifest:
 
 
 def selected(folder: Path, manifest: DatasetManifest, *ids: str) -> list[int]:
-    return sorted(select_rows(Storage(), str(folder), manifest, Asked(ids=ids)).rows)
+    return sorted(select_rows(location_of(folder), manifest, Asked(ids=ids)).rows)
 
 
 def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetManifest) -> None:
@@ -59,13 +59,13 @@ def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetM
     assert selected(tmp_path, manifest, "5", "sa_6") == [4, 5]
     assert selected(tmp_path, manifest, "a") == [0, 2]
     assert selected(tmp_path, manifest, "8") == [7]  # the image_id of image 8
-    by_license = select_rows(Storage(), str(tmp_path), manifest, Asked(license="L1"))
-    by_provider = select_rows(Storage(), str(tmp_path), manifest, Asked(provider="P"))
+    by_license = select_rows(location_of(tmp_path), manifest, Asked(license="L1"))
+    by_provider = select_rows(location_of(tmp_path), manifest, Asked(provider="P"))
     assert list(by_license.rows) == list(by_provider.rows) == [0]
 
 
 def test_what_is_unknown_or_two_images_is_told(tmp_path: Path, manifest: DatasetManifest) -> None:
-    found = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=("zz", "9", "sa_0", "2", "b")))
+    found = select_rows(location_of(tmp_path), manifest, Asked(ids=("zz", "9", "sa_0", "2", "b")))
     assert found.unknown == ["zz", "9", "sa_0"]
     assert list(found.ambiguous) == ["2"]
     assert "image_id of image 7 (write sa_7)" in found.ambiguous["2"]
@@ -75,8 +75,8 @@ def test_what_is_unknown_or_two_images_is_told(tmp_path: Path, manifest: Dataset
 
 def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: DatasetManifest) -> None:
     def copies(*ids: str) -> dict[int, str | None]:
-        rows = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=ids)).rows
-        found = with_copies(Storage(), str(tmp_path), manifest, rows, ["images.parquet"])
+        rows = select_rows(location_of(tmp_path), manifest, Asked(ids=ids)).rows
+        found = with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"])
         return {ordinal: image.sha256 for ordinal, image in found.items()}
 
     assert copies("b") == {1: None}
@@ -88,22 +88,22 @@ def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: Datas
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, manifest: DatasetManifest) -> None:
-    rows = select_rows(Storage(), str(tmp_path), manifest, Asked(ids=("b",))).rows
+    rows = select_rows(location_of(tmp_path), manifest, Asked(ids=("b",))).rows
     (tmp_path / "images.parquet").write_bytes(b"x")
     with pytest.raises(DamagedDatasetError, match=r"images\.parquet cannot be read"):
-        with_copies(Storage(), str(tmp_path), manifest, rows, ["images.parquet"])
+        with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"])
 
 
 def test_a_file_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("image-1\r\n\n 17 \nimage-1\n")
-    assert read_ids(str(path), Storage()) == {"image-1": 1, "17": 3}
+    assert read_ids(location_of(path)) == {"image-1": 1, "17": 3}
     for content, told in ((b"\n \n", "names no image"), (b"\xff", "no text in UTF-8")):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=told):
-            read_ids(str(path), Storage())
+            read_ids(location_of(path))
     with pytest.raises(UsageError, match="no such file of ids"):
-        read_ids(str(tmp_path / "absent.txt"), Storage())
+        read_ids(location_of(tmp_path / "absent.txt"))
 
 
 def test_numbers_of_names() -> None:

@@ -12,8 +12,9 @@ from tests.support.locations import location_of
 
 def test_the_index_names_committed_tars_with_images(dataset: str) -> None:
     storage = Storage()
-    write_generation(storage, dataset, shard=1, generation=2, refuse=3)
-    write_shards_index(Location(storage, dataset), "small")
+    location = Location(storage, dataset)
+    write_generation(location, shard=1, generation=2, refuse=3)
+    write_shards_index(location, "small")
     index = json.loads(Path(dataset, "shards.json").read_text())
     assert (index["__kind__"], index["wids_version"], index["name"]) == ("wids-shard-index-v1", 1, "small")
     assert [(entry["url"][:17], entry["nsamples"]) for entry in index["shardlist"]] == [

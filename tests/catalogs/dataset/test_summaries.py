@@ -10,28 +10,30 @@ from segmint.catalogs.dataset.summaries import NOTHING, sum_commits
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
+from tests.support.locations import location_of
 
 
 def test_sums_are_those_of_the_commits_that_hold(dataset: str) -> None:
     storage = Storage()
-    sums = sum_commits(Location(storage, dataset))
+    location = Location(storage, dataset)
+    sums = sum_commits(location)
     assert sums.counts == {"rows": 9, "images": 6, "masks": 12, "rejected": 3, "rejected:not_an_image": 3}
     assert (sums.shards, sums.files, dict(sums.numerics)) == (3, 12, {"0123456789ab": 3})
     files = [path for kind in ("shards", "images", "masks", "rejects") for path in Path(dataset, kind).iterdir()]
     assert sums.bytes == sum(path.stat().st_size for path in files)
 
-    write_generation(storage, dataset, shard=1, generation=2, refuse=3)
-    again = sum_commits(Location(storage, dataset))
+    write_generation(location, shard=1, generation=2, refuse=3)
+    again = sum_commits(location)
     assert (again.shards, again.counts["images"], again.counts["rejected:not_an_image"]) == (3, 4, 5)
-    assert sum_commits(Location(storage, dataset), wanted=range(1, 2)).counts["images"] == 0
+    assert sum_commits(location, wanted=range(1, 2)).counts["images"] == 0
     assert sum_commits(Location(storage, f"{dataset}-nowhere")) == NOTHING
 
 
 def test_full_blocks_are_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
-    storage, uri = Storage(), str(tmp_path / "dataset")
-    write_dataset(storage, uri, shards=5)
-    first = sum_commits(Location(storage, uri))
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=5)
+    first = sum_commits(location)
     assert len(list((tmp_path / "dataset/summaries").iterdir())) == 2
 
     read: list[tuple[int, int]] = []
@@ -42,12 +44,12 @@ def test_full_blocks_are_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return original(self, shard, generation)
 
     monkeypatch.setattr(CommitLog, "read", counted)
-    assert sum_commits(Location(storage, uri)) == first
+    assert sum_commits(location) == first
     assert read == [(4, 1)], "only the block that is not full yet is read"
 
-    write_generation(storage, uri, shard=0, generation=2, refuse=3)
+    write_generation(location, shard=0, generation=2, refuse=3)
     read.clear()
-    assert sum_commits(Location(storage, uri)).counts["images"] == first.counts["images"] - 2
+    assert sum_commits(location).counts["images"] == first.counts["images"] - 2
     assert sorted(read) == [(0, 2), (1, 1), (4, 1)]
     names = sorted(path.name[:7] for path in (tmp_path / "dataset/summaries").iterdir())
     assert names == ["000000-", "000002-"], "the summary that no longer fits is gone"

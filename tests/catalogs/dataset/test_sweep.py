@@ -72,16 +72,17 @@ def test_nothing_of_a_shard_goes_before_it_is_committed(dataset: str) -> None:
 def test_a_replaced_generation_goes_at_once(dataset: str) -> None:
     """A take-down that died after its commit is finished by the sweep."""
     storage = Storage()
-    log = CommitLog(Location(storage, dataset))
+    location = Location(storage, dataset)
+    log = CommitLog(location)
     old = log.latest(1)
     assert old is not None
-    write_generation(storage, dataset, shard=1, generation=2, refuse=2)
+    write_generation(location, shard=1, generation=2, refuse=2)
     new = log.latest(1)
     assert new is not None
     busy = put(dataset, data_path("shards", 1, "5" * 64))  # of a writer of generation 3
 
     gone = sorted({entry.path for entry in old.files} - {entry.path for entry in new.files})
-    assert sweep(Location(storage, dataset)) == sorted([*gone, "commits/000001.g1.json"])
+    assert sweep(location) == sorted([*gone, "commits/000001.g1.json"])
     assert log.generations() == {0: [1], 1: [2], 2: [1]}
     assert busy in files_of(dataset)
     assert [sample.id for sample in open_dataset(dataset)] == [1, 2, 4, 7, 8]
@@ -89,19 +90,21 @@ def test_a_replaced_generation_goes_at_once(dataset: str) -> None:
 
 def test_a_file_that_both_generations_name_stays(dataset: str) -> None:
     storage = Storage()
-    write_generation(storage, dataset, shard=0, generation=2)  # the same rows: the same files
+    location = Location(storage, dataset)
+    write_generation(location, shard=0, generation=2)  # the same rows: the same files
     before = files_of(dataset)
-    assert sweep(Location(storage, dataset), now=LATER) == ["commits/000000.g1.json"]
+    assert sweep(location, now=LATER) == ["commits/000000.g1.json"]
     assert files_of(dataset) == before - {"commits/000000.g1.json"}
 
 
 @pytest.mark.s3
 def test_the_sweep_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/dataset"
-    write_dataset(storage, uri, shards=2)
+    location = Location(storage, uri)
+    write_dataset(location, shards=2)
     before = [entry.name for entry in storage.walk(uri)]
     unnamed = data_path("images", 0, "0" * 64)
     storage.put(f"{uri}/{unnamed}", b"left over")
-    assert sweep(Location(storage, uri)) == []
-    assert sweep(Location(storage, uri), now=LATER) == [unnamed]
+    assert sweep(location) == []
+    assert sweep(location, now=LATER) == [unnamed]
     assert [entry.name for entry in storage.walk(uri)] == before

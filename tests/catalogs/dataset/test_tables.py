@@ -49,7 +49,7 @@ def test_rows_are_those_of_the_files(tables: DatasetTables) -> None:
 
 def test_the_highest_commit_names_the_files(dataset: str) -> None:
     storage = Storage()
-    write_generation(storage, dataset, shard=1, generation=2, refuse=2)
+    write_generation(Location(storage, dataset), shard=1, generation=2, refuse=2)
     Path(dataset, "commits/000002.g1.json").unlink()
     with open_committed(dataset, storage, SCHEMAS) as tables:
         assert tables.query("SELECT id FROM images ORDER BY id").column("id").to_pylist() == [1, 2, 4]
@@ -128,13 +128,14 @@ def test_tables_come_from_s3_with_the_options_of_the_storage(
     s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some [odd] prefix"
-    write_dataset(storage, uri, shards=3)
+    dataset = Location(storage, uri)
+    write_dataset(dataset, shards=3)
     with open_committed(uri, storage, SCHEMAS) as tables:
         rows = tables.query(OVERVIEW).to_pylist()
         assert rows == [{"shard": i, "images": 2, "masks": 4, "first": 3 * i + 1} for i in range(3)]
         counts = tables.query("SELECT segmentation.counts AS code FROM masks WHERE shard = 2").column("code")
         assert len(counts.to_pylist()) == 4
-        commit = CommitLog(Location(storage, uri)).latest(1)
+        commit = CommitLog(dataset).latest(1)
         assert commit is not None
         storage.delete(f"{uri}/{commit.file('masks').path}")
         with pytest.raises(DamagedDatasetError, match="it is not there"):

@@ -14,8 +14,6 @@ from segmint.catalogs.dataset.tombstones import (
     taken_images,
 )
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from tests.support.locations import location_of
 
 
@@ -25,15 +23,15 @@ def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = 
 
 
 def test_the_same_takedown_has_one_tombstone_with_its_first_time(tmp_path: Path) -> None:
-    storage, uri = Storage(), str(tmp_path)
+    dataset = location_of(tmp_path)
     first = tombstone(1, 2)
-    put_tombstone(Location(storage, uri), first)
-    put_tombstone(Location(storage, uri), tombstone(1, 2, when="2027-01-01T00:00:00Z"))
-    assert read_tombstones(Location(storage, uri)) == [first]
+    put_tombstone(dataset, first)
+    put_tombstone(dataset, tombstone(1, 2, when="2027-01-01T00:00:00Z"))
+    assert read_tombstones(dataset) == [first]
     for other in (tombstone(1), tombstone(1, 2, reason="otherwise")):
-        put_tombstone(Location(storage, uri), other)
-        assert other in read_tombstones(Location(storage, uri))
-    assert len(read_tombstones(Location(storage, uri))) == 3
+        put_tombstone(dataset, other)
+        assert other in read_tombstones(dataset)
+    assert len(read_tombstones(dataset)) == 3
 
 
 def test_ordinals_of_all_tombstones_by_shard() -> None:

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.torch_dataset import Place, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
+from tests.support.locations import location_of
 
 ALL = [1, 2, 4, 5, 7, 8]
 
@@ -61,7 +63,7 @@ def test_a_spawned_worker_opens_it_anew(dataset: str) -> None:
 @pytest.mark.s3
 def test_forked_workers_read_from_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    write_dataset(storage, uri, shards=3)
+    write_dataset(Location(storage, uri), shards=3)
     loader = DataLoader(open_dataset(uri, storage), num_workers=2, batch_size=None)
     assert sorted(sample.id for sample in loader) == ALL
 
@@ -128,7 +130,7 @@ def test_workers_split_what_was_committed_when_it_was_opened(dataset: str) -> No
 
 
 def test_workers_read_the_generation_that_holds(dataset: str) -> None:
-    write_generation(Storage(), dataset, shard=2, generation=2, refuse=2)
+    write_generation(location_of(dataset), shard=2, generation=2, refuse=2)
     assert sorted(loaded(dataset, 4)) == [1, 2, 4, 5, 7]
 
 

@@ -10,7 +10,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.check import EXAMPLES, check
 from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 DAY = date(2026, 6, 1)
 
@@ -30,7 +30,7 @@ def test_findings_name_their_rows(tmp_path: Path) -> None:
         {"uri": "../5.jpg", "license": "CC0-1.0"},
         {"uri": "6.jpg", "license": "CC-BY-4.0", "country": "Norway", "valid_until": "soon"},
     )
-    found = check(uri, Storage(), LicensePolicy(frozenset({"CC-BY-4.0"}), False, DAY))
+    found = check(location_of(uri), LicensePolicy(frozenset({"CC-BY-4.0"}), False, DAY))
     assert found.rows == 6
     assert found.by_license == {"CC-BY-4.0": 3, "CC0-1.0": 1}
     assert found.missing_license.rows == [3]
@@ -60,26 +60,26 @@ def test_findings_name_their_rows(tmp_path: Path) -> None:
 
 def test_a_good_catalog_is_clean(tmp_path: Path) -> None:
     uri = catalog(tmp_path / "c.jsonl", {"uri": "1.jpg", "license": "CC0-1.0", "valid_until": "2026-06-01"})
-    found = check(uri, Storage(), today=DAY)
+    found = check(location_of(uri), today=DAY)
     assert found.clean
     assert found.accepted == found.rows == 1
 
 
 def test_all_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
     uri = catalog(tmp_path / "c.jsonl", *({"uri": f"{i}.jpg", "license": ""} for i in range(50)))
-    found = check(uri, Storage(), today=DAY)
+    found = check(location_of(uri), today=DAY)
     assert found.missing_license.count == 50
     assert found.missing_license.rows == list(range(1, EXAMPLES + 1))
 
 
 def test_what_is_no_catalog_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'license' is missing"):
-        check(catalog(tmp_path / "c.jsonl", {"uri": "a"}), Storage())
+        check(location_of(catalog(tmp_path / "c.jsonl", {"uri": "a"})))
 
 
 def test_the_demo_as_its_configuration_would_judge_it(tmp_path: Path) -> None:
     uri = str(write_demo(tmp_path))
-    found = check(uri, Storage(), LicensePolicy(frozenset(DEMO_LICENSES), True, DAY))
+    found = check(location_of(uri), LicensePolicy(frozenset(DEMO_LICENSES), True, DAY))
     assert {reason: finding.rows for reason, finding in found.verdicts.items()} == {
         "license_not_allowed": [3],
         "license_expired": [5],

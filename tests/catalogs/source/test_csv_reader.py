@@ -11,11 +11,11 @@ import pytest
 
 from segmint.catalogs.source.csv_reader import csv_batches, read_csv
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def read(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_csv(str(path), Storage())))
+    return pa.Table.from_batches(list(read_csv(location_of(path))))
 
 
 def test_columns_without_end_are_refused(tmp_path: Path) -> None:
@@ -72,6 +72,6 @@ def test_no_thread_reads_on_once_the_reading_has_ended(
 
     monkeypatch.setattr(gzip.GzipFile, "read", slow_read)
     began = time.monotonic()
-    reading(csv_batches(str(path), Storage()))
+    reading(csv_batches(location_of(path)))
     assert not under_way
     assert time.monotonic() - began < 30  # it is told of the end of a read, and does not wait for its limit

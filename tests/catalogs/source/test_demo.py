@@ -10,7 +10,7 @@ from PIL import Image
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
 from segmint.catalogs.source.readers import read_catalog
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def test_the_photographs_are_the_packages_own_files(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_photographs_are_the_packages_own_files(tmp_path: Path) -> None:
     import sklearn
 
     catalog = write_demo(tmp_path)
-    (batch,) = read_catalog(str(catalog), Storage())
+    (batch,) = read_catalog(location_of(catalog))
     rows = batch.to_pylist()
     assert len(rows) == 8
     sources = {

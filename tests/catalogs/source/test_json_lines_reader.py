@@ -13,7 +13,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source import text_blocks
 from segmint.catalogs.source.json_lines_reader import json_blocks, read_json_lines, split_lines
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 ROWS = st.fixed_dictionaries({"uri": st.text(min_size=1), "license": st.none() | st.just("CC0-1.0")})
 BLANK = st.sampled_from(["", " ", "\t", "\r", "  \r"])
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_json_lines(str(path), Storage())), schema=SOURCE)
+    return pa.Table.from_batches(list(read_json_lines(location_of(path))), schema=SOURCE)
 
 
 def spelled(row: dict[str, Any], before: str, after: str) -> str:
@@ -49,7 +49,7 @@ def test_blank_lines_spaces_and_ends_of_any_kind_are_no_rows(
     path.write_text("\n".join(lines) + "\n" * ended, encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_blocks, "BLOCK_BYTES", block_bytes)
-        blocks = list(json_blocks(str(path), Storage()))
+        blocks = list(json_blocks(location_of(path)))
         table = read(path)
     assert [rows for _, rows in blocks] == [len(split_lines(block)) for block, _ in blocks]
     assert sum(rows for _, rows in blocks) == len(parts)

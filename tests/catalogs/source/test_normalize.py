@@ -16,20 +16,19 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError, relative_to
+from tests.support.locations import location_of
 
-STORAGE = Storage()
 ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b", "1", "01"]), max_size=30)
 
 
 def catalog_of(path: Path, rows: list[dict[str, Any]]) -> str:
-    write_catalog(iter(rows), str(path), STORAGE)
+    write_catalog(iter(rows), location_of(path))
     return str(path)
 
 
 def rows_of(catalog: str, destination: Path, **options: Any) -> list[dict[str, Any]]:
-    normalize(catalog, STORAGE, destination, **options)
+    normalize(location_of(catalog), destination, **options)
     rows: list[dict[str, Any]] = pq.read_table(destination).to_pylist()
     return rows
 
@@ -74,14 +73,14 @@ def test_three_formats_give_the_same_bytes(tmp_path: Path) -> None:
         for i in range(70_000)
     ]
     results = [
-        normalize(catalog_of(tmp_path / f"c.{ending}", source), STORAGE, tmp_path / f"n-{ending}.parquet")
+        normalize(location_of(catalog_of(tmp_path / f"c.{ending}", source)), tmp_path / f"n-{ending}.parquet")
         for ending in ("parquet", "jsonl", "csv")
     ]
     assert {(r.rows, r.duplicates) for r in results} == {(70_000, 35_000)}
     assert len({r.sha256 for r in results}) == 1
     assert hashlib.sha256(results[0].path.read_bytes()).hexdigest() == results[0].sha256
 
-    again = normalize(str(tmp_path / "c.csv"), STORAGE, tmp_path / "again.parquet", memory_limit="128MB")
+    again = normalize(location_of(tmp_path / "c.csv"), tmp_path / "again.parquet", memory_limit="128MB")
     assert again.path.read_bytes() == results[0].path.read_bytes()
     metadata = pq.read_metadata(again.path)
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [65_536, 4_464]
@@ -101,12 +100,14 @@ def test_where_a_catalog_lies_does_not_matter(tmp_path: Path) -> None:
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder in folders:
         folder.mkdir()
-    one, other = (normalize(catalog_of(folder / "c.csv", source), STORAGE, folder / "n.parquet") for folder in folders)
+    one, other = (
+        normalize(location_of(catalog_of(folder / "c.csv", source)), folder / "n.parquet") for folder in folders
+    )
     assert one.sha256 == other.sha256
 
 
 def test_an_empty_catalog_has_no_rows_but_all_columns(tmp_path: Path) -> None:
-    empty = normalize(catalog_of(tmp_path / "c.csv", []), STORAGE, tmp_path / "n.parquet")
+    empty = normalize(location_of(catalog_of(tmp_path / "c.csv", [])), tmp_path / "n.parquet")
     assert (empty.rows, empty.duplicates) == (0, 0)
     assert pq.read_schema(empty.path).equals(NORMALIZED)
 
@@ -115,14 +116,15 @@ def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
     """Peak memory of a process that normalizes so many rows, and the duplicates that it found."""
     program = f"""
 import resource, pathlib
-from segmint.infra.storage.storage import Storage
 from segmint.catalogs.source.normalize import normalize
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
 catalog = pathlib.Path({str(folder)!r}) / "c-{rows}.csv"
 with catalog.open("w") as file:
     file.write("uri,license,image_id\\n")
     for i in range({rows}):
         file.write(f"images/{{i // 1000}}/photo_{{i * 2654435761 % 2**32:08x}}.jpg,CC0-1.0,{{i if i % 1000 else 1}}\\n")
-result = normalize(str(catalog), Storage(), catalog.with_suffix(".parquet"), memory_limit="128MB")
+result = normalize(Location(Storage(), str(catalog)), catalog.with_suffix(".parquet"), memory_limit="128MB")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, result.duplicates)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -182,6 +184,6 @@ def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr("segmint.catalogs.source.normalize.MOST_WAITING", 20 << 20)
     texts = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "attribution": "a" * (1 << 20)} for i in range(25)]
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row \d+ would take more memory"):
-        normalize(catalog_of(tmp_path / "c.jsonl", texts), STORAGE, tmp_path / "n.parquet")
+        normalize(location_of(catalog_of(tmp_path / "c.jsonl", texts)), tmp_path / "n.parquet")
     captions = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "a" * (1 << 20)} for i in range(25)]
     assert len(rows_of(catalog_of(tmp_path / "c.jsonl", captions), tmp_path / "n.parquet")) == 25

@@ -8,11 +8,11 @@ import pytest
 
 from segmint.catalogs.source.parquet_reader import read_parquet
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def read(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_parquet(str(path), Storage())))
+    return pa.Table.from_batches(list(read_parquet(location_of(path))))
 
 
 def test_a_column_of_a_wrong_type_is_named(tmp_path: Path) -> None:

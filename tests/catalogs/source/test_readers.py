@@ -19,7 +19,7 @@ from segmint.catalogs.source.conform import Problem
 from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -39,7 +39,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def read(path: Path, **options: Any) -> pa.Table:
-    return pa.Table.from_batches(list(read_catalog(str(path), Storage(), **options)), schema=SOURCE)
+    return pa.Table.from_batches(list(read_catalog(location_of(path), **options)), schema=SOURCE)
 
 
 def write(path: Path, text: str) -> Path:
@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "ndjson", "csv"])
 def test_the_same_rows_come_from_every_format(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"catalog.{ending}"
-    assert write_catalog(iter(ROWS), str(path), Storage()) == 3
+    assert write_catalog(iter(ROWS), location_of(path)) == 3
 
     expected = pa.Table.from_pylist(ROWS, schema=SOURCE)
     assert read(path).equals(expected)
@@ -64,7 +64,7 @@ def test_the_same_rows_come_from_every_format(tmp_path: Path, ending: str) -> No
 def test_rows_that_straddle_blocks_are_read_whole(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "å" * (i % 97)} for i in range(500)]
     path = tmp_path / f"catalog.{ending}"
-    write_catalog(iter(rows), str(path), Storage())
+    write_catalog(iter(rows), location_of(path))
     whole = read(path)
     for module in (text_blocks, csv_reader):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
@@ -176,13 +176,14 @@ IN_LITTLE_MEMORY = """
 import resource, sys
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 
 now = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (now + (512 << 20),) * 2)
 for path in sys.argv[1:]:
     try:
-        rows = sum(batch.num_rows for batch in read_catalog(path, Storage()))
+        rows = sum(batch.num_rows for batch in read_catalog(Location(Storage(), path)))
         print(f"{rows} rows")
     except UsageError as error:
         print(str(error).replace("\\n", " "))

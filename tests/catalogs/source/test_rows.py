@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import stage_catalog, write_marked
-from segmint.catalogs.source.rows import NormalizedRows, count_rows, read_rows
+from segmint.catalogs.source.rows import NormalizedRows, read_rows
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
-STORAGE = Storage()
 ROWS = 1000
 
 
@@ -26,8 +25,8 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A normalized catalog in row groups of 64, and its first ordinal."""
     folder = tmp_path_factory.mktemp("rows")
     source = ({"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(ROWS))
-    write_catalog(source, str(folder / "c.parquet"), STORAGE)
-    staged, _ = stage_catalog(str(folder / "c.parquet"), STORAGE, folder)
+    write_catalog(source, location_of(folder / "c.parquet"))
+    staged, _ = stage_catalog(location_of(folder / "c.parquet"), folder)
     whole = write_marked(staged, folder / "n.parquet", folder, first_ordinal=request.param)
     with RowGroupWriter(folder / "small-groups.parquet", NORMALIZED, row_group_rows=64) as writer:
         writer.add(pq.read_table(whole.path).to_batches())
@@ -39,7 +38,7 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int]) -> None:
     uri, first = part
     borders = [first, *(first + cut for cut in sorted(cuts)), first + ROWS]
-    pieces = [read_rows(STORAGE, uri, a, b) for a, b in pairwise(borders)]
+    pieces = [read_rows(location_of(uri), a, b) for a, b in pairwise(borders)]
     assert [p.num_rows for p in pieces] == [b - a for a, b in pairwise(borders)]
     whole = pa.concat_tables(pieces)
     assert whole.schema.equals(NORMALIZED)
@@ -49,7 +48,7 @@ def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int])
 
 def test_single_rows_are_taken_from_wherever_they_are(part: tuple[str, int]) -> None:
     uri, first = part
-    with NormalizedRows(STORAGE, uri) as rows:
+    with NormalizedRows(location_of(uri)) as rows:
         wanted = [first - 1, first, first + 63, first + 64, first + 65, first + ROWS - 1, first + ROWS]
         taken = rows.take(wanted)
         assert taken.column("ordinal").to_pylist() == wanted[1:-1]
@@ -59,10 +58,9 @@ def test_single_rows_are_taken_from_wherever_they_are(part: tuple[str, int]) -> 
 
 def test_ordinals_beyond_the_part_give_nothing(part: tuple[str, int]) -> None:
     uri, first = part
-    assert read_rows(STORAGE, uri, first + ROWS, first + ROWS + 5).num_rows == 0
-    assert read_rows(STORAGE, uri, first + ROWS - 2, first + ROWS + 5).num_rows == 2
-    assert read_rows(STORAGE, uri, 7, 7).equals(NORMALIZED.empty_table())
-    assert count_rows(STORAGE, uri) == ROWS
+    assert read_rows(location_of(uri), first + ROWS, first + ROWS + 5).num_rows == 0
+    assert read_rows(location_of(uri), first + ROWS - 2, first + ROWS + 5).num_rows == 2
+    assert read_rows(location_of(uri), 7, 7).equals(NORMALIZED.empty_table())
 
 
 def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_path: Path) -> None:
@@ -78,7 +76,7 @@ def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_pa
                 data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(bytes(data))
-    with NormalizedRows(STORAGE, str(damaged)) as rows:
+    with NormalizedRows(location_of(damaged)) as rows:
         start = first + 5 * 64
         assert rows.read(start, start + 64).column("ordinal").to_pylist() == list(range(start, start + 64))
         with pytest.raises((OSError, pa.ArrowInvalid)):
@@ -89,7 +87,7 @@ def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"ordinal": [0]}), path)
     with pytest.raises(UsageError, match=r"other\.parquet is no normalized catalog"):
-        count_rows(STORAGE, str(path))
+        NormalizedRows(location_of(path))
     path.write_bytes(b"text")
     with pytest.raises(UsageError, match="is no normalized catalog"):
-        count_rows(STORAGE, str(path))
+        NormalizedRows(location_of(path))

@@ -17,13 +17,11 @@ from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.sampling import count_rows, read_rows_at, spread_evenly
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
-
-STORAGE = Storage()
+from tests.support.locations import location_of
 
 
 def counted_by_reading(path: Path) -> int:
-    return sum(batch.num_rows for batch in read_catalog(str(path), STORAGE))
+    return sum(batch.num_rows for batch in read_catalog(location_of(path)))
 
 
 def parquet(path: Path, rows: int, group: int) -> Path:
@@ -53,28 +51,28 @@ def test_a_parquet_catalog_of_100_million_rows_is_counted_by_its_footer_alone(tm
     assert pq.ParquetFile(path).num_row_groups == 1000
     without_data(path)
     before = pa.default_memory_pool().max_memory()
-    assert count_rows(str(path), STORAGE) == 100_000_000
+    assert count_rows(location_of(path)) == 100_000_000
     assert pa.default_memory_pool().max_memory() - before < 10_000_000
     with pytest.raises(UsageError):
-        read_rows_at(str(path), STORAGE, [5])
+        read_rows_at(location_of(path), [5])
 
 
 def test_a_text_catalog_counts_as_it_is_read(tmp_path: Path) -> None:
     row = json.dumps({"uri": "a.jpg", "license": "CC0-1.0"})
     lines = tmp_path / "c.jsonl"
     lines.write_text(f"\ufeff{row}\n\n  \n{row}\r\n{row}")
-    assert count_rows(str(lines), STORAGE) == counted_by_reading(lines) == 3
+    assert count_rows(location_of(lines)) == counted_by_reading(lines) == 3
     packed = tmp_path / "c.jsonl.gz"
     packed.write_bytes(gzip.compress(lines.read_bytes()))
-    assert count_rows(str(packed), STORAGE) == 3
+    assert count_rows(location_of(packed)) == 3
 
 
 def test_a_line_break_in_quotes_is_no_row(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text('caption,uri,license\n"two\nlines\n\n",a.jpg,CC0-1.0\n\n"say ""so""\n",b.jpg,CC0-1.0\nc,c.jpg,\n')
     assert path.read_text().count("\n") == 9
-    assert count_rows(str(path), STORAGE) == counted_by_reading(path) == 3
-    table = read_rows_at(str(path), STORAGE, [1, 2])
+    assert count_rows(location_of(path)) == counted_by_reading(path) == 3
+    table = read_rows_at(location_of(path), [1, 2])
     assert table.column("uri").to_pylist() == ["b.jpg", "c.jpg"]
 
 
@@ -84,10 +82,10 @@ def test_text_of_many_blocks_is_counted_whole(tmp_path: Path) -> None:
     texts = tmp_path / "c.csv"
     texts.write_text("uri,license\n" + "".join(f'"{name}\n{i}",CC0-1.0\n' for i in range(rows)))
     assert texts.stat().st_size > 12 << 20
-    assert count_rows(str(texts), STORAGE) == rows
+    assert count_rows(location_of(texts)) == rows
     lines = tmp_path / "c.jsonl"
     lines.write_text("".join(f'{{"uri": "{name}{i}", "license": "CC0-1.0"}}\n' for i in range(rows)))
-    assert count_rows(str(lines), STORAGE) == rows
+    assert count_rows(location_of(lines)) == rows
 
 
 @pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.parquet"])
@@ -95,7 +93,7 @@ def test_what_is_no_catalog_is_refused_as_a_reader_refuses_it(name: str, tmp_pat
     path = tmp_path / name
     path.write_text('{"uri": 3\n' if name == "c.jsonl" else "uri,caption\na.jpg,x\n")
     with pytest.raises(UsageError) as counting:
-        count_rows(str(path), STORAGE)
+        count_rows(location_of(path))
     with pytest.raises(UsageError) as reading:
         counted_by_reading(path)
     assert str(counting.value) == str(reading.value)
@@ -104,9 +102,9 @@ def test_what_is_no_catalog_is_refused_as_a_reader_refuses_it(name: str, tmp_pat
 def test_an_empty_catalog_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("uri,license\n")
     (tmp_path / "c.jsonl").write_text("\n")
-    assert count_rows(str(tmp_path / "c.csv"), STORAGE) == 0
-    assert count_rows(str(tmp_path / "c.jsonl"), STORAGE) == 0
-    assert count_rows(str(parquet(tmp_path / "c.parquet", 0, 1)), STORAGE) == 0
+    assert count_rows(location_of(tmp_path / "c.csv")) == 0
+    assert count_rows(location_of(tmp_path / "c.jsonl")) == 0
+    assert count_rows(location_of(parquet(tmp_path / "c.parquet", 0, 1))) == 0
 
 
 @pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.parquet"])
@@ -118,19 +116,19 @@ def test_rows_are_those_that_a_normalized_catalog_has(name: str, tmp_path: Path)
         text = "uri,license\n" + "".join(f"{row['uri']},{row['license']}\n" for row in rows)
         path.write_text(text if name == "c.csv" else "".join(json.dumps(row) + "\n" for row in rows))
     ordinals = [0, 6, 7, 50, 99]
-    normalize(str(path), STORAGE, tmp_path / "part.parquet")
-    whole = read_rows(STORAGE, str(tmp_path / "part.parquet"), 0, 100)
-    assert read_rows_at(str(path), STORAGE, ordinals).equals(whole.take(ordinals).combine_chunks())
-    assert read_rows_at(str(path), STORAGE, []).num_rows == 0
+    normalize(location_of(path), tmp_path / "part.parquet")
+    whole = read_rows(location_of(tmp_path / "part.parquet"), 0, 100)
+    assert read_rows_at(location_of(path), ordinals).equals(whole.take(ordinals).combine_chunks())
+    assert read_rows_at(location_of(path), []).num_rows == 0
 
 
 def test_of_a_parquet_file_only_the_row_groups_of_the_rows_are_read(tmp_path: Path) -> None:
     path = parquet(tmp_path / "c.parquet", 100, 10)
     group = pq.ParquetFile(path).metadata.row_group(5).column(0)
     with _overwritten(path, group.data_page_offset, 20):
-        assert read_rows_at(str(path), STORAGE, [49, 60]).column("ordinal").to_pylist() == [49, 60]
+        assert read_rows_at(location_of(path), [49, 60]).column("ordinal").to_pylist() == [49, 60]
         with pytest.raises(UsageError, match="damaged"):
-            read_rows_at(str(path), STORAGE, [49, 50])
+            read_rows_at(location_of(path), [49, 50])
 
 
 @contextmanager

@@ -10,7 +10,9 @@ import pytest
 from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.scan import scan, write_catalog
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 def make(folder: Path, files: dict[str, str]) -> None:
@@ -25,7 +27,7 @@ def test_every_image_gets_a_row_in_order(tmp_path: Path) -> None:
         tmp_path,
         {"b.JPG": "", "a/z.png": "", "a/notes.txt": "", "a.webp": "", "catalog.jsonl": "", "sub/deep/c.tiff": ""},
     )
-    rows = list(scan(str(tmp_path), Storage(), license="cc0-1.0", provider="acme"))
+    rows = list(scan(location_of(tmp_path), license="cc0-1.0", provider="acme"))
     assert [row["image_id"] for row in rows] == ["a.webp", "a/z.png", "b.JPG", "sub/deep/c.tiff"]
     assert rows[1] == {
         "uri": str(tmp_path / "a/z.png"), "image_id": "a/z.png", "license": "CC0-1.0", "provider": "acme",
@@ -63,7 +65,7 @@ def test_sidecars_win(tmp_path: Path) -> None:
             "5.json": '{"license": "MIT"}',
         },
     )
-    rows = {row["image_id"]: row for row in scan(str(tmp_path), Storage(), license="CC0-1.0")}
+    rows = {row["image_id"]: row for row in scan(location_of(tmp_path), license="CC0-1.0")}
     assert list(rows) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "4.jpg-copy.jpg", "5.jpg"]
     assert rows["1.jpg"] == {
         "uri": str(tmp_path / "1.jpg"),
@@ -96,13 +98,13 @@ def test_sidecars_win(tmp_path: Path) -> None:
 def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     make(tmp_path, {"a.jpg": "", name: text})
     with pytest.raises(UsageError) as caught:
-        list(scan(str(tmp_path), Storage()))
+        list(scan(location_of(tmp_path)))
     assert says in str(caught.value)
 
 
 def test_a_license_that_is_none_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="did you mean CC-BY-4"):
-        next(scan("/nowhere", Storage(), license="CC-BY"))
+        next(scan(Location(Storage(), "/nowhere"), license="CC-BY"))
 
 
 @pytest.mark.s3
@@ -112,8 +114,8 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
         storage.put(f"{base}/{name}", b"")
     storage.put(f"{base}/x/2.jpg.json", b'{"license": "CC-BY-4.0"}')
     catalog = f"s3://{s3_bucket}/lists/catalog.parquet"
-    assert write_catalog(scan(base, storage, license="CC0-1.0"), catalog, storage) == 2
-    (batch,) = read_catalog(catalog, storage)
+    assert write_catalog(scan(Location(storage, base), license="CC0-1.0"), Location(storage, catalog)) == 2
+    (batch,) = read_catalog(Location(storage, catalog))
     assert batch.select(["uri", "license", "image_id"]).to_pylist() == [
         {"uri": f"{base}/x/2.jpg", "license": "CC-BY-4.0", "image_id": "x/2.jpg"},
         {"uri": f"{base}/x/å 1.jpg", "license": "CC0-1.0", "image_id": "x/å 1.jpg"},
@@ -122,4 +124,4 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
 
 def test_a_packed_catalog_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"leave out \.gz"):
-        write_catalog(iter([]), str(tmp_path / "c.csv.gz"), Storage())
+        write_catalog(iter([]), location_of(tmp_path / "c.csv.gz"))

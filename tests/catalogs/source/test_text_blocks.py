@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from segmint.catalogs.source import text_blocks
 from segmint.catalogs.source.text_blocks import line_blocks, open_text
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
+from tests.support.locations import location_of
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.booleans())
@@ -33,11 +33,11 @@ def test_a_line_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_packed_text_is_unpacked_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "c.csv.GZ").write_bytes(gzip.compress(b"uri,license\n"))
-    with open_text(str(tmp_path / "c.csv.GZ"), Storage()) as stream:
+    with open_text(location_of(tmp_path / "c.csv.GZ")) as stream:
         assert stream.read() == b"uri,license\n"
     (tmp_path / "bad.csv.gz").write_bytes(b"uri,license\n")
     with (
         pytest.raises(UsageError, match=r"bad\.csv\.gz is no gzip file"),
-        open_text(str(tmp_path / "bad.csv.gz"), Storage()) as stream,
+        open_text(location_of(tmp_path / "bad.csv.gz")) as stream,
     ):
         stream.read()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, RetryPolicy, Storage, StorageFaultError
 from segmint.infra.uris import UriNotAllowedError
@@ -124,7 +125,7 @@ def test_put_if_absent_says_whose_bytes_stand_there(place) -> None:
 
 def test_the_probe_passes_and_leaves_nothing(place) -> None:
     storage, base = place
-    probe(storage, base)
+    probe(Location(storage, base))
     assert storage.list(base, include_temporary=True) == []
 
 
@@ -243,7 +244,7 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
         lambda: storage.list(uri),
         lambda: list(storage.walk(uri)),
         lambda: storage.delete(uri),
-        lambda: probe(storage, uri),
+        lambda: probe(Location(storage, uri)),
     ]
     for operation in operations:
         with pytest.raises(StorageFaultError, match="no such bucket"):

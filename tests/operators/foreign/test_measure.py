@@ -12,11 +12,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
 from segmint.operators.schemas import IMAGES, MASKS
 from tests.operators.foreign.test_masks import annotation, square
+from tests.support.locations import location_of
 
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
     folder.mkdir()
-    return [measure_shard(Storage(), str(data), shard, folder) for shard in find_shards(Storage(), str(data))]
+    return [measure_shard(Storage(), str(data), shard, folder) for shard in find_shards(location_of(data))]
 
 
 def put(folder: Path, stem: str, comments: int = 0) -> None:
@@ -50,7 +51,7 @@ def test_tables_have_the_columns_of_a_dataset(tmp_path: Path) -> None:
 
 def test_shards_never_share_ordinals(tmp_path: Path) -> None:
     put(tmp_path / "data", "a")
-    (loose,) = find_shards(Storage(), str(tmp_path / "data"))
+    (loose,) = find_shards(location_of(tmp_path / "data"))
     (tmp_path / "out").mkdir()
     later = measure_shard(Storage(), str(tmp_path / "data"), type(loose)(5, pairs=loose.pairs), tmp_path / "out")
     row = pq.read_table(later.files["masks"].uri).to_pylist()[0]
@@ -67,7 +68,7 @@ def test_a_frame_behind_long_metadata_is_found(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_and_a_file_that_vanishes(tmp_path: Path) -> None:
     put(tmp_path / "data", "a\udcff")
     put(tmp_path / "data", "b")
-    shards = list(find_shards(Storage(), str(tmp_path / "data")))
+    shards = list(find_shards(location_of(tmp_path / "data")))
     (tmp_path / "data" / "b.json").unlink()
     (tmp_path / "out").mkdir()
     (measured,) = [measure_shard(Storage(), str(tmp_path / "data"), shard, tmp_path / "out") for shard in shards]

@@ -41,6 +41,7 @@ from tests.support import bad_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
 from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round
 from tests.support.faulty_proxy import SHORT_LENGTH, faulty_proxy
+from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 
 FACES_ONLY = DeidentifyConfig(plates=PlatesConfig(detector="none"))
@@ -288,7 +289,7 @@ stage.close()
 def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: Path) -> None:
     expected = write_bad_catalog(tmp_path)
     catalog = str(tmp_path / "catalog.jsonl")
-    normalize(catalog, Storage(), tmp_path / "normalized.parquet")
+    normalize(location_of(catalog), tmp_path / "normalized.parquet")
     root = Path(__file__).parents[3]
     paths = os.pathsep.join([str(bad_images.POISON), str(root)])
     subprocess.run(

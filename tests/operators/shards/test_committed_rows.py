@@ -9,7 +9,6 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
@@ -19,7 +18,7 @@ from tests.support.locations import location_of
 
 def rebuilt(dataset: Path, commit: Commit, *, with_images: bool) -> dict[str, str]:
     """SHA-256 of the files built again from a commit's rows, by folder."""
-    files = build_shard_files(read_committed_rows(Storage(), str(dataset), commit), with_images=with_images)
+    files = build_shard_files(read_committed_rows(location_of(dataset), commit), with_images=with_images)
     assert files.counts == commit.counts
     data = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
     return {kind: hashlib.sha256(data).hexdigest() for kind, data in data.items()}
@@ -39,21 +38,21 @@ def test_every_shard_of_a_real_dataset_is_built_again_to_the_byte(minted: Path) 
 def test_rows_are_those_of_the_last_stage_in_order(minted: Path) -> None:
     manifest = load_manifest(location_of(minted))
     for commit in CommitLog(location_of(minted)).read_all():
-        rows = read_committed_rows(Storage(), str(minted), commit)
+        rows = read_committed_rows(location_of(minted), commit)
         assert [row["ordinal"] for row in rows] == list(range(*manifest.ordinals(commit.shard)))
         assert all(set(row) >= set(DESCRIBED.names) for row in rows)
         assert all((row["reason"] is None) == (row["release"] is not None) for row in rows)
 
 
 def test_a_dataset_of_annotations_alone_too(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path), shards=1, with_images=False)
+    write_dataset(location_of(tmp_path), shards=1, with_images=False)
     (commit,) = CommitLog(location_of(tmp_path)).read_all()
     assert rebuilt(tmp_path, commit, with_images=False) == named(commit)
 
 
 @pytest.mark.parametrize("kind", ["shards", "images", "masks", "rejects"])
 def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind: str) -> None:
-    write_dataset(Storage(), str(tmp_path), shards=1)
+    write_dataset(location_of(tmp_path), shards=1)
     (commit,) = CommitLog(location_of(tmp_path)).read_all()
     entry = commit.file(kind)
     path = tmp_path / entry.path
@@ -65,16 +64,16 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
     ):
         path.write_bytes(damaged)
         with pytest.raises(DamagedDatasetError, match=f"{entry.path}: {told}"):
-            read_committed_rows(Storage(), str(tmp_path), commit)
+            read_committed_rows(location_of(tmp_path), commit)
     path.unlink()
     with pytest.raises(DamagedDatasetError, match=f"{entry.path}: .* there is no such file"):
-        read_committed_rows(Storage(), str(tmp_path), commit)
+        read_committed_rows(location_of(tmp_path), commit)
 
 
 def test_a_tar_that_does_not_hold_what_the_tables_say_is_named(tmp_path: Path) -> None:
     """Whole files of two shards under one commit, as no writer of ours makes them."""
-    write_dataset(Storage(), str(tmp_path), shards=2)
+    write_dataset(location_of(tmp_path), shards=2)
     first, second = CommitLog(location_of(tmp_path)).read_all()
     files = [second.file("shards"), *(entry for entry in first.files if not entry.path.startswith("shards/"))]
     with pytest.raises(DamagedDatasetError, match=r"does not fit its tables: it holds no sa_1\.jpg"):
-        read_committed_rows(Storage(), str(tmp_path), replace(first, files=tuple(files)))
+        read_committed_rows(location_of(tmp_path), replace(first, files=tuple(files)))

@@ -17,33 +17,34 @@ from segmint.operators.shards.replace import LostRaceError, check_purge, remove_
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import upload
+from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """Two committed shards of three made-up rows, the last of each refused."""
-    write_dataset(Storage(), str(tmp_path / "dataset"), shards=2)
+    write_dataset(location_of(tmp_path / "dataset"), shards=2)
     return tmp_path / "dataset"
 
 
-def refused(dataset: str, storage: Storage, commit: Commit, ordinal: int = 0) -> list[Row]:
+def refused(dataset: Location, commit: Commit, ordinal: int = 0) -> list[Row]:
     """The rows of a commit with one more refused."""
-    rows = read_committed_rows(storage, dataset, commit)
+    rows = read_committed_rows(dataset, commit)
     verdict = {"stage": "read", "reason": "not_found", "detail": "gone"}
     return [{**row, **verdict} if row["ordinal"] == ordinal else row for row in rows]
 
 
 def test_the_next_generation_holds_and_nothing_of_the_former_is_left(dataset: Path) -> None:
-    storage, uri = Storage(), str(dataset)
-    old, other = CommitLog(Location(storage, uri)).read_all()
+    location = location_of(dataset)
+    old, other = CommitLog(location).read_all()
     before = digests(dataset)
-    new = replace_shard(storage, uri, old, refused(uri, storage, old), with_images=True)
+    new = replace_shard(location, old, refused(location, old), with_images=True)
     assert (new.shard, new.generation, new.ordinals, new.numerics) == (0, 2, old.ordinals, old.numerics)
     assert new.counts["images"] == old.counts["images"] - 1
     assert before.items() <= digests(dataset).items()  # nothing is removed yet
 
-    remove_replaced(storage, uri, [0])
+    remove_replaced(location, [0])
     after = digests(dataset)
     assert after.keys() == {
         "dataset.json",
@@ -51,27 +52,27 @@ def test_the_next_generation_holds_and_nothing_of_the_former_is_left(dataset: Pa
         "commits/000001.g1.json",
         *(entry.path for entry in (*new.files, *other.files)),
     }
-    remove_replaced(storage, uri, [0, 1])
+    remove_replaced(location, [0, 1])
     assert digests(dataset) == after
 
 
 def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
-    storage, uri = Storage(), str(dataset)
-    old, _ = CommitLog(Location(storage, uri)).read_all()
-    new = replace_shard(storage, uri, old, read_committed_rows(storage, uri, old), with_images=True)
-    remove_replaced(storage, uri, [0])
+    location = location_of(dataset)
+    old, _ = CommitLog(location).read_all()
+    new = replace_shard(location, old, read_committed_rows(location, old), with_images=True)
+    remove_replaced(location, [0])
     assert new.to_json() == replace(old, generation=2).to_json()
     assert all((dataset / entry.path).is_file() for entry in old.files)
 
 
 def test_left_overs_of_the_shard_and_temporary_files_go_and_those_of_others_stay(dataset: Path) -> None:
-    storage, uri = Storage(), str(dataset)
+    location = location_of(dataset)
     left = ["shards/sa_000000-0123456789ab.tar", "masks/.tmp-dead", "images/sa_000000-0123456789ab.parquet"]
     kept = ["shards/sa_000001-0123456789ab.tar", "shards/notes.txt"]
     for name in (*left, *kept):
         (dataset / name).write_bytes(b"x")
     before = digests(dataset)
-    remove_replaced(storage, uri, [0])
+    remove_replaced(location, [0])
     assert before.keys() - digests(dataset).keys() == set(left)
 
 
@@ -79,30 +80,30 @@ def test_what_a_dead_writer_left_of_a_shard_without_a_commit_goes(dataset: Path)
     """It may hold the very image that is taken down; the next build makes the shard without it."""
     (dataset / "commits" / "000000.g1.json").unlink()
     before = digests(dataset)
-    remove_replaced(Storage(), str(dataset), [0])
+    remove_replaced(location_of(dataset), [0])
     gone = before.keys() - digests(dataset).keys()
     assert gone == {path for path in before if "/sa_000000-" in path}
     assert len(gone) == 4
 
 
 def test_the_loser_of_a_race_takes_back_its_own_files_alone(dataset: Path) -> None:
-    storage, uri = Storage(), str(dataset)
-    old, _ = CommitLog(Location(storage, uri)).read_all()
-    winner = replace_shard(storage, uri, old, refused(uri, storage, old, ordinal=0), with_images=True)
+    location = location_of(dataset)
+    old, _ = CommitLog(location).read_all()
+    winner = replace_shard(location, old, refused(location, old, ordinal=0), with_images=True)
     before = digests(dataset)
     with pytest.raises(LostRaceError, match="shard 0: another command has committed generation 2"):
-        replace_shard(storage, uri, old, refused(uri, storage, old, ordinal=1), with_images=True)
+        replace_shard(location, old, refused(location, old, ordinal=1), with_images=True)
     assert digests(dataset) == before
-    assert replace_shard(storage, uri, old, refused(uri, storage, old, ordinal=0), with_images=True) == winner
+    assert replace_shard(location, old, refused(location, old, ordinal=0), with_images=True) == winner
 
 
 def test_a_store_whose_versions_cannot_be_seen_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_purge(Storage(), str(tmp_path))
+    check_purge(location_of(tmp_path))
     assert digests(tmp_path) == {}
     memory = FsspecStore(fsspec.filesystem("memory"))
     monkeypatch.setattr("segmint.infra.storage.storage.connect", lambda *_: memory)
     with pytest.raises(UsageError, match="older versions"):
-        check_purge(Storage(), "gs://datasets/small")
+        check_purge(Location(Storage(), "gs://datasets/small"))
 
 
 @pytest.mark.s3
@@ -111,16 +112,17 @@ def test_older_versions_go_too_on_a_versioned_bucket(
 ) -> None:
     client = s3_server.client()
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/dataset"
+    location = Location(storage, uri)
     storage.put(f"{uri}/shards/sa_000000-0123456789ab.tar", b"put before versions were kept")
     client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
     upload(storage, dataset, uri)
-    old, other = CommitLog(Location(storage, uri)).read_all()
+    old, other = CommitLog(location).read_all()
     storage.put(f"{uri}/{old.files[0].path}", storage.read(f"{uri}/{old.files[0].path}"))
     storage.delete(f"{uri}/shards/sa_000000-0123456789ab.tar")  # as a sweep does: its version is kept
 
-    check_purge(storage, uri)
-    new = replace_shard(storage, uri, old, refused(uri, storage, old), with_images=True)
-    remove_replaced(storage, uri, [0])
+    check_purge(location)
+    new = replace_shard(location, old, refused(location, old), with_images=True)
+    remove_replaced(location, [0])
     left = client.list_object_versions(Bucket=s3_bucket)
     assert left.get("DeleteMarkers", []) == []
     assert {entry["Key"].removeprefix("dataset/") for entry in left["Versions"]} == {

@@ -10,7 +10,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
-from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -55,18 +54,18 @@ SPOILS: list[Spoil | None] = [None, flipped, lambda data: data[:-1], lambda data
 
 
 def restored(dataset: Path, commit: Commit) -> bool:
-    damages = find_damage(Storage(), str(dataset), commit)
+    damages = find_damage(location_of(dataset), commit)
     assert damages
-    return restore_from_rest(Storage(), str(dataset), commit, damages, with_images=True)
+    return restore_from_rest(location_of(dataset), commit, damages, with_images=True)
 
 
 @pytest.mark.parametrize("kind", sorted(DATA_KINDS))
 @pytest.mark.parametrize("change", SPOILS)
 def test_every_damage_is_found_and_told(dataset: Path, kind: str, change: Spoil | None) -> None:
     commit = commit_of(dataset, 0)
-    assert find_damage(Storage(), str(dataset), commit) == []
+    assert find_damage(location_of(dataset), commit) == []
     spoil(dataset, commit, kind, change)
-    (damage,) = find_damage(Storage(), str(dataset), commit)
+    (damage,) = find_damage(location_of(dataset), commit)
     assert (damage.kind, damage.entry) == (kind, commit.file(kind))
     size = f"{(dataset / damage.entry.path).stat().st_size} bytes" if change else "no such file"
     assert damage.line().startswith(f"{damage.entry.path}: {damage.entry.size} bytes, SHA-256 ")
@@ -139,14 +138,14 @@ def test_a_jpeg_with_another_bit_is_not_passed_off_as_the_picture(dataset: Path)
 
 def task_of(dataset: Path, commit: Commit) -> ShardTask:
     start, stop = commit.ordinals
-    return ShardTask(commit.shard, start, stop, str(dataset), {}, commit.numerics, True, 0.5)
+    return ShardTask(commit.shard, start, stop, location_of(dataset), commit.numerics, True, 0.5)
 
 
 def built(
     dataset: Path, commit: Commit, change: Callable[[Row], Row] = lambda row: row
 ) -> tuple[ShardTask, list, object]:
     """What a build would hand to the writer of a shard."""
-    rows = [change(row) for row in read_committed_rows(Storage(), str(dataset), commit)]
+    rows = [change(row) for row in read_committed_rows(location_of(dataset), commit)]
     return task_of(dataset, commit), [(0, len(rows))], to_table(rows, DESCRIBED)
 
 
@@ -190,7 +189,7 @@ def test_a_commit_is_made_again_from_its_files(dataset: Path) -> None:
     for shard in range(3):
         commit = commit_of(dataset, shard)
         known = replace(commit, counts={}, files=())
-        made = remake_commit(Storage(), str(dataset), known, standing(commit), with_images=True)
+        made = remake_commit(location_of(dataset), known, standing(commit), with_images=True)
         assert made.to_json() == commit.to_json()
 
 
@@ -204,7 +203,7 @@ def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
         (standing(other), "do not hold its ordinals"),
     ):
         with pytest.raises(DamagedDatasetError, match=told):
-            remake_commit(Storage(), uri, known, paths, with_images=True)
+            remake_commit(location_of(uri), known, paths, with_images=True)
     spoil(dataset, commit, "masks", flipped)
     with pytest.raises(DamagedDatasetError):
-        remake_commit(Storage(), uri, known, standing(commit), with_images=True)
+        remake_commit(location_of(uri), known, standing(commit), with_images=True)

@@ -16,14 +16,14 @@ ROWS = [accepted_row(3), rejected_row(4), accepted_row(5), rejected_row(6), reje
 
 
 def commit_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    task = ShardTask(1, 3, 8, str(folder), {}, "0123456789ab", with_images=True, max_reject_ratio=1.0)
+    task = ShardTask(1, 3, 8, location_of(folder), "0123456789ab", with_images=True, max_reject_ratio=1.0)
     assert write_shard(task, [(0, len(rows))], described(rows)).status == "committed"
 
 
 def retry(folder: Path, rows: list[dict[str, Any]], generation: int = 1, **changes: Any) -> ShardResult:
     """Hands the rows over in two blocks, cut out of longer ones."""
     ordinals = [row["ordinal"] for row in rows]
-    values = {"ordinals": ordinals, "dataset_uri": str(folder), "storage_options": {}, "with_images": True, **changes}
+    values = {"ordinals": ordinals, "dataset": location_of(folder), "with_images": True, **changes}
     blocks = described([accepted_row(0), *rows[:1]]), described([*rows[1:], accepted_row(9)])
     return retry_shard(RetryTask(shard=1, generation=generation, **values), [(1, 2), (0, len(rows) - 1)], *blocks)
 

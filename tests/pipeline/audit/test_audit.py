@@ -91,7 +91,7 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.size == (240, 180)
 
-    done = redact(str(dataset), Storage(), str(regions))
+    done = redact(location_of(dataset), location_of(regions))
     assert (done.regions, done.changed_shards) == (1, (1,))
     again = audit(dataset, None)
     assert [finding.line() for finding in again.findings] == []

@@ -39,7 +39,7 @@ def found(dataset: Path) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def first(tmp_path: Path) -> DatasetManifest:
-    return write_dataset(Storage(), str(tmp_path), shards=2)
+    return write_dataset(location_of(tmp_path), shards=2)
 
 
 def test_generations_may_grow(tmp_path: Path, first: DatasetManifest) -> None:

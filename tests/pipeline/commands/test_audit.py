@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
     """Three committed shards of made-up rows, whose manifest has no configuration of masks and no catalog."""
     uri = str(tmp_path / "dataset")
-    write_dataset(Storage(), uri, shards=3)
+    write_dataset(location_of(uri), shards=3)
     return uri
 
 

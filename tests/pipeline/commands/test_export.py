@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """Two shards of two images each."""
-    write_dataset(Storage(), str(tmp_path / "small"), shards=2)
+    write_dataset(location_of(tmp_path / "small"), shards=2)
     return tmp_path / "small"
 
 

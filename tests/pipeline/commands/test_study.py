@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 def run(*arguments: object):
@@ -16,7 +16,7 @@ def run(*arguments: object):
 
 
 def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=2)
+    write_dataset(location_of(tmp_path / "small"), shards=2)
     done = run("sample", tmp_path / "small", "-n", 3, "-o", tmp_path / "study", "--seed", 1)
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("3 images with 6 masks, drawn out of 4 in 1 strata")
@@ -36,7 +36,7 @@ def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
 
 
 def test_the_sample_as_json(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     done = run("sample", tmp_path / "small", "-o", tmp_path / "study", "--json")
     assert json.loads(done.stdout) == {
         "output": f"{tmp_path}/study",

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 from tests.support.viewed import running_viewer
 
 
@@ -21,7 +21,7 @@ from tests.support.viewed import running_viewer
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two committed shards of made-up rows."""
     folder = tmp_path_factory.mktemp("small") / "dataset"
-    write_dataset(Storage(), str(folder), shards=2)
+    write_dataset(location_of(folder), shards=2)
     return folder
 
 

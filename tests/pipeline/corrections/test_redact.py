@@ -18,6 +18,7 @@ from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import download, download_versions, jpegs, upload
 from tests.support.killed_writes import KilledError, dying_after
+from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
@@ -48,10 +49,11 @@ def old_windows(before: dict[str, bytes], after: dict[str, bytes], names: list[s
 
 def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: str) -> None:
     storage, uri = Storage(), str(dataset)
+    location = Location(storage, uri)
     before, old = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
-    commits = list(CommitLog(Location(storage, uri)).read_all())
+    commits = list(CommitLog(location).read_all())
 
-    assert redact(uri, storage, regions) == Redacted(uri, 3, 2, 2, (0, 1))
+    assert redact(location, location_of(regions)) == Redacted(uri, 3, 2, 2, (0, 1))
     after, new = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
     assert {name for name in before if before[name] != after[name]} == {"sa_1.jpg", "sa_5.jpg"}
     assert files_with_traces(old_windows(before, after, ["sa_1.jpg", "sa_5.jpg"]), [dataset]) == []
@@ -63,9 +65,9 @@ def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: s
     assert new[5].row["plates"] == old[5].row["plates"] + 1
     assert [region["kind"] for region in new[5].row["regions"][-2:]] == ["plate", "other"]
 
-    generations = CommitLog(Location(storage, uri)).generations()
+    generations = CommitLog(location).generations()
     assert generations == {0: [2], 1: [2], 2: [1]}
-    held = list(CommitLog(Location(storage, uri)).read_all())
+    held = list(CommitLog(location).read_all())
     assert [commit.numerics for commit in held] == [commit.numerics for commit in commits]
     assert [commit.counts for commit in held] == [commit.counts for commit in commits]
     assert audit_integrity(uri, storage).findings.total == 0
@@ -73,18 +75,18 @@ def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: s
 
 
 def test_again_changes_nothing_and_a_new_region_is_added(dataset: Path, regions: str) -> None:
-    redact(str(dataset), Storage(), regions)
+    redact(location_of(dataset), location_of(regions))
     once = digests(dataset)
-    assert redact(str(dataset), Storage(), regions) == Redacted(str(dataset), 3, 2, 0, ())
+    assert redact(location_of(dataset), location_of(regions)) == Redacted(str(dataset), 3, 2, 0, ())
     assert digests(dataset) == once
     more = write(Path(regions).with_name("more.jsonl"), [*WANTED, {**WANTED[0], "x": 0}])
-    assert redact(str(dataset), Storage(), more).changed_shards == (0,)
+    assert redact(location_of(dataset), location_of(more)).changed_shards == (0,)
 
 
 def test_a_report_that_shows_the_picture_goes(dataset: Path, regions: str) -> None:
     (dataset / "report" / "crops").mkdir(parents=True)
     (dataset / "report" / "crops" / "1.jpg").write_bytes(jpegs(dataset)["sa_1.jpg"])
-    redact(str(dataset), Storage(), regions)
+    redact(location_of(dataset), location_of(regions))
     assert [path for path in digests(dataset) if path.startswith("report/")] == []
 
 
@@ -94,16 +96,16 @@ def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(
     whole = tmp_path / "whole"
     shutil.copytree(minted, whole)
     with dying_after(None) as counted:
-        redact(str(whole), Storage(), regions)
+        redact(location_of(whole), location_of(regions))
     expected = digests(whole)
     assert counted.spent > 15
     for writes in range(counted.spent):
         dataset = tmp_path / f"killed-{writes}"
         shutil.copytree(minted, dataset)
         with dying_after(writes), pytest.raises(KilledError):
-            redact(str(dataset), Storage(), regions)
+            redact(location_of(dataset), location_of(regions))
         assert len(list(open_dataset(str(dataset)))) == 6  # one whole generation of each shard
-        redact(str(dataset), Storage(), regions)
+        redact(location_of(dataset), location_of(regions))
         assert digests(dataset) == expected
         shutil.rmtree(dataset)
 
@@ -127,7 +129,7 @@ def test_a_mistake_is_named_and_nothing_is_changed(
     before = digests(dataset)
     path = write(tmp_path / "regions.jsonl", [*WANTED, {**WANTED[0], **row}])
     with pytest.raises(UsageError, match=told):
-        redact(str(dataset), Storage(), path)
+        redact(location_of(dataset), location_of(path))
     assert digests(dataset) == before
 
 
@@ -136,12 +138,12 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
     manifest["config"]["release"]["format"] = "annotations"
     (dataset / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="holds annotations alone"):
-        redact(str(dataset), Storage(), regions)
+        redact(location_of(dataset), location_of(regions))
     with pytest.raises(UsageError, match="is no dataset"):
-        redact(str(tmp_path / "nowhere"), Storage(), regions)
-    write_dataset(Storage(), str(tmp_path / "other"), shards=1)
+        redact(location_of(tmp_path / "nowhere"), location_of(regions))
+    write_dataset(location_of(tmp_path / "other"), shards=1)
     with pytest.raises(UsageError, match="does not say how images are released"):
-        redact(str(tmp_path / "other"), Storage(), regions)
+        redact(location_of(tmp_path / "other"), location_of(regions))
 
 
 @pytest.mark.s3
@@ -157,10 +159,10 @@ def test_no_older_version_of_the_picture_is_left_on_s3(
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
     upload(storage, minted, uri)
-    redact(uri, storage, regions)
+    redact(Location(storage, uri), location_of(regions))
     copy = download(storage, uri, tmp_path / "copy")
     shutil.copytree(minted, tmp_path / "local")
-    redact(str(tmp_path / "local"), Storage(), regions)
+    redact(location_of(tmp_path / "local"), location_of(regions))
     assert digests(copy) == digests(tmp_path / "local")
     windows = old_windows(jpegs(minted), jpegs(copy), ["sa_1.jpg", "sa_5.jpg"])
     versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")

@@ -8,7 +8,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.repair import repair
 from tests.support.builds import digests
@@ -22,7 +21,7 @@ def path_of(dataset: Path, shard: int, kind: str) -> Path:
 
 
 def test_a_whole_dataset_is_left_alone(dataset: Path, minted: Path) -> None:
-    done = repair(str(dataset), Storage())
+    done = repair(location_of(dataset))
     assert (done.shards, done.damages, done.repaired, done.left) == (3, [], [], {})
     assert digests(dataset) == digests(minted)
 
@@ -30,7 +29,7 @@ def test_a_whole_dataset_is_left_alone(dataset: Path, minted: Path) -> None:
 def test_what_the_rest_of_a_shard_says_comes_back(dataset: Path, minted: Path) -> None:
     path_of(dataset, 0, "masks").unlink()
     path_of(dataset, 1, "rejects").write_bytes(b"x")
-    done = repair(str(dataset), Storage())
+    done = repair(location_of(dataset))
     assert digests(dataset) == digests(minted)
     assert (len(done.damages), len(done.repaired), done.left) == (2, 2, {})
     assert done.lines()[-1] == "3 shards looked at: 2 damaged files, 2 repaired"
@@ -39,7 +38,7 @@ def test_what_the_rest_of_a_shard_says_comes_back(dataset: Path, minted: Path) -
 def test_what_it_does_not_say_is_left_and_told(dataset: Path) -> None:
     path_of(dataset, 2, "images").write_bytes(b"x")
     path_of(dataset, 0, "masks").unlink()
-    done = repair(str(dataset), Storage())
+    done = repair(location_of(dataset))
     assert [path.partition("-")[0] for path in done.repaired] == ["masks/sa_000000"]
     assert list(done.left) == [2]
     assert "--config" in done.left[2]
@@ -48,7 +47,7 @@ def test_what_it_does_not_say_is_left_and_told(dataset: Path) -> None:
 
 def test_a_damaged_commit_is_made_again(dataset: Path, minted: Path) -> None:
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
-    done = repair(str(dataset), Storage())
+    done = repair(location_of(dataset))
     assert done.repaired == ["commits/000001.g1.json"]
     assert digests(dataset) == digests(minted)
 
@@ -57,7 +56,7 @@ def test_a_damaged_commit_whose_files_do_not_stand_is_told(dataset: Path) -> Non
     path_of(dataset, 1, "images").unlink()
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
     before = digests(dataset)
-    done = repair(str(dataset), Storage())
+    done = repair(location_of(dataset))
     assert "images: none" in done.left[1]
     assert digests(dataset) == before
 
@@ -66,15 +65,15 @@ def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_told(dataset: Pa
     path = dataset / "commits" / "000000.g1.json"
     path.write_bytes(path.read_bytes().replace(b'"numerics":"', b'"numerics":"0'))
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
-    assert "2 different numerics" in repair(str(dataset), Storage()).left[1]
+    assert "2 different numerics" in repair(location_of(dataset)).left[1]
 
 
 def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path) -> None:
     config = load_config(str(minted.parent / "build.yaml"))
     with pytest.raises(UsageError, match="the configuration's output is"):
-        repair(str(dataset), Storage(), config)
+        repair(location_of(dataset), config)
     with pytest.raises(UsageError, match="is no dataset"):
-        repair(str(dataset / "nowhere"), Storage())
+        repair(location_of(dataset / "nowhere"))
 
 
 @pytest.mark.ray
@@ -89,7 +88,7 @@ def test_the_rest_is_built_again_from_the_catalog(minted: Path, tmp_path: Path) 
     shutil.copy(folder / "photos" / "photo_000.jpg", folder / "photos" / "photo_006.jpg")
     for shard, kind in ((0, "images"), (0, "rejects"), (1, "shards"), (2, "images")):
         path_of(dataset, shard, kind).unlink()
-    done = repair(str(dataset), Storage(), load_config(str(folder / "build.yaml")))
+    done = repair(location_of(dataset), load_config(str(folder / "build.yaml")))
     left = path_of(minted, 2, "images").relative_to(minted)
     assert list(done.left) == [2]
     assert f"{left}: built again it has" in done.left[2]

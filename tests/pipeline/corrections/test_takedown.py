@@ -46,7 +46,7 @@ def names_of(minted: Path, ids: list[int]) -> list[str]:
 
 
 def take(dataset: Path, asked: Asked = ONE) -> TakenDown:
-    return takedown(str(dataset), Storage(), asked, REASON, NOW)
+    return takedown(location_of(dataset), asked, REASON, NOW)
 
 
 def test_the_image_is_gone_and_all_else_stands(minted: Path, dataset: Path) -> None:
@@ -123,7 +123,7 @@ def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path,
 def test_again_changes_nothing_and_one_tombstone_stands(dataset: Path) -> None:
     take(dataset)
     once = digests(dataset)
-    again = takedown(str(dataset), Storage(), ONE, REASON)
+    again = takedown(location_of(dataset), ONE, REASON)
     assert (again.rows, again.images, again.changed_shards, again.taken_down) == (0, 0, (), 1)
     assert digests(dataset) == once
     take(dataset, Asked(ids=("image-1", "image-4")))
@@ -187,7 +187,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     stages = lay_out(config, opened, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
     prepare = Prepare(*stages.prepare_arguments)
     try:
-        rows = describe_table(Segment(stages.segment)(prepare(opened.read_rows(storage, [0]))))
+        rows = describe_table(Segment(stages.segment)(prepare(opened.read_rows([0]))))
     finally:
         prepare.close()
     write_shard(opened.shard_task(config, opened.span(0)), [(0, rows.num_rows)], rows)
@@ -217,7 +217,7 @@ def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, asked: As
     with pytest.raises(UsageError, match=told):
         take(dataset, asked)
     with pytest.raises(UsageError, match="--reason is empty"):
-        takedown(str(dataset), Storage(), ONE, " ")
+        takedown(location_of(dataset), ONE, " ")
     assert digests(dataset) == before
 
 
@@ -246,14 +246,15 @@ def test_no_older_version_of_the_image_is_left_on_s3(
     versioning = {"Status": "Enabled"}
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    location = Location(storage, uri)
     upload(storage, minted, uri)
     upload(storage, minted, uri)  # each object has two versions now
     words, windows = names_of(minted, [2]), telling_windows(scan_data(jpegs(minted)["sa_2.jpg"]))
-    takedown(uri, storage, ONE, REASON, NOW)
+    takedown(location, ONE, REASON, NOW)
 
     versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
     assert files_with_traces(windows, [versions]) == []
-    tombstone = read_tombstones(Location(storage, uri))[0].name
+    tombstone = read_tombstones(location)[0].name
     assert [path for path in mentions(versions, words) if not path.endswith(tombstone)] == []
     copy = download(storage, uri, tmp_path / "copy")
     shutil.copytree(minted, tmp_path / "local")

@@ -36,7 +36,7 @@ def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path)
     assert manifest.licenses == {"CC-BY-4.0": 4, "CC0-1.0": 4}
     assert dataset.numerics.threads == 1
     assert manifest.numerics_fingerprint == dataset.numerics.fingerprint
-    table = dataset.read_rows(Storage(), [0, 2])
+    table = dataset.read_rows([0, 2])
     assert table.column("ordinal").to_pylist() == [0, 1, 2, 6, 7]
     assert table.column("uri").to_pylist()[0] == "photo_0.jpg"
 
@@ -73,7 +73,7 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
     before = digests(tmp_path / "dataset")
     other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
     given = config(tmp_path, other)
-    standing = _begin(given, Storage(), winner.weights)
+    standing = _begin(given, winner.location, winner.weights)
     assert standing.manifest == winner.manifest
     assert before.items() <= digests(tmp_path / "dataset").items()
 

@@ -62,7 +62,7 @@ def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Pa
     assert (part.path, part.rows, part.first_shard) == (f"catalog/part-1-{part.sha256[:12]}.parquet", 4, 3)
     assert (dataset.rows, dataset.shards()) == (12, range(5))
     assert [(span.start, span.stop) for span in dataset.spans(range(5))] == [(0, 3), (3, 6), (6, 8), (9, 12), (12, 13)]
-    rows = dataset.read_rows(Storage(), [2, 3, 4]).to_pylist()
+    rows = dataset.read_rows([2, 3, 4]).to_pylist()
     assert [(r["ordinal"], r["id"], r["uri"]) for r in rows] == [
         (6, 7, "photo_6.jpg"),
         (7, 8, "photo_7.jpg"),
@@ -84,7 +84,7 @@ def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, 
     assert digests(begun) == before
     dataset = grown(tmp_path, [row(12), *LATER])
     assert [part.first_shard for part in dataset.manifest.catalog] == [0, 3, 5]
-    assert dataset.read_rows(Storage(), [5]).column("uri").to_pylist() == ["photo_12.jpg"]
+    assert dataset.read_rows([5]).column("uri").to_pylist() == ["photo_12.jpg"]
     assert load_standing(location_of(begun)).generation == 3
 
 
@@ -152,7 +152,7 @@ def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path
     """Also where the winner's file has other bytes: the same rows in another order."""
     dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
     assert load_standing(location_of(begun)) == (dataset.manifest, 2)
-    uris = dataset.read_rows(Storage(), [3, 4]).column("uri").to_pylist()
+    uris = dataset.read_rows([3, 4]).column("uri").to_pylist()
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
 
@@ -162,7 +162,7 @@ def test_whoever_loses_to_another_catalog_is_told(tmp_path: Path, begun: Path) -
     with pytest.raises(UsageError, match=r"another build has grown (?s:.*)1 of 9 rows are gone"):
         grown(tmp_path, LATER, storage)
     dataset = open_or_create(configured(tmp_path, other), Storage())
-    assert dataset.read_rows(Storage(), [3]).column("uri").to_pylist() == ["photo_20.jpg"]
+    assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_20.jpg"]
 
 
 def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
 def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp_path: Path, begun: Path) -> None:
     """A takedown puts a generation of the manifest too, with as many parts as before."""
     asked = Asked(ids=("photo_2.jpg",))
-    correct = partial(takedown, str(begun), Storage(), asked, "a request")
+    correct = partial(takedown, location_of(begun), asked, "a request")
     dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))
     assert load_standing(location_of(begun)) == (dataset.manifest, 3)
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
-    assert dataset.read_rows(Storage(), [3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
+    assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}

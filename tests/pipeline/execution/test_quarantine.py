@@ -40,7 +40,7 @@ def open_quarantine(folder: Path, cluster: Cluster) -> tuple[Quarantine, OpenDat
 
 def test_a_suspect_that_comes_through_alone_is_none_any_more(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
-    rows, ledger = quarantine.open_window(dataset.read_rows(Storage(), [0, 1]))
+    rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
     assert "reason" not in rows.column_names
     Visit(ledger._book).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.visit() as visit, pytest.raises(BarredRowError):
@@ -56,7 +56,7 @@ def test_what_is_known_stands_in_the_rows_of_the_next_window(local_ray: Cluster,
         1: rejected({}, "segment", RejectedError(Reason.KILLED_WORKER, "it ends its worker")),
         2: faulted({}, "segment", ControlFailedError("no worker lives")),
     }
-    rows, _ = quarantine.open_window(dataset.read_rows(Storage(), [0, 1]))
+    rows, _ = quarantine.open_window(dataset.read_rows([0, 1]))
     found = [(row["ordinal"], row["stage"], row["reason"], row["fault"]) for row in rows.to_pylist()]
     assert found == [
         (0, None, None, None),
@@ -69,6 +69,6 @@ def test_what_is_known_stands_in_the_rows_of_the_next_window(local_ray: Cluster,
 def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
-    quarantine.open_window(dataset.read_rows(Storage(), [0]))
+    quarantine.open_window(dataset.read_rows([0]))
     assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, held_back={})
     assert list(quarantine._known) == [2]

@@ -12,7 +12,6 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.work import MissingShards, RejectedRows
-from tests.support.locations import location_of
 
 
 @pytest.fixture
@@ -24,32 +23,32 @@ def opened(minted: Path, dataset: Path) -> tuple[Config, OpenDataset]:
 
 def rejected(opened: tuple[Config, OpenDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
     config, dataset = opened
-    return RejectedRows(config, Storage(), dataset, wanted, reasons)
+    return RejectedRows(config, dataset, wanted, reasons)
 
 
 def commits(opened: tuple[Config, OpenDataset]) -> CommitLog:
-    return CommitLog(location_of(opened[1].uri))
+    return CommitLog(opened[1].location)
 
 
 def test_shards_without_a_commit_are_missing(opened: tuple[Config, OpenDataset]) -> None:
     config, dataset = opened
-    (Path(dataset.uri) / "commits" / "000001.g1.json").unlink()
-    work = MissingShards(config, Storage(), dataset, range(3), RunMetrics("small"))
+    (Path(dataset.location.uri) / "commits" / "000001.g1.json").unlink()
+    work = MissingShards(config, dataset, range(3), RunMetrics("small"))
     assert work.left == [1]
     taken = work.read([1])
     assert taken.rows.column("ordinal").to_pylist() == [3, 4, 5]
     assert [(span.shard, span.rows) for span in taken.spans] == [(1, 3)]
     assert (taken.tasks[1].start, taken.tasks[1].stop) == (3, 6)
-    assert MissingShards(config, Storage(), dataset, range(2, 3), RunMetrics("small")).left == []
+    assert MissingShards(config, dataset, range(2, 3), RunMetrics("small")).left == []
 
 
 def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened: tuple[Config, OpenDataset]) -> None:
     config, dataset = opened
-    folder = Path(dataset.uri) / "commits"
+    folder = Path(dataset.location.uri) / "commits"
     kept = {path: path.read_bytes() for path in sorted(folder.iterdir())}
     for path in kept:
         path.unlink()
-    work = MissingShards(config, Storage(), dataset, range(3), RunMetrics("small"))
+    work = MissingShards(config, dataset, range(3), RunMetrics("small"))
     assert work.left == [0, 1, 2]
     paths = list(kept)
     paths[1].write_bytes(kept[paths[1]])

@@ -15,6 +15,7 @@ from segmint.pipeline.export.coco import CocoWriter, license_url
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 def export(uri: object, output: Path, format: Format = Format.COCO) -> Path:
@@ -50,7 +51,7 @@ def test_every_mask_of_real_photographs_is_equal(minted: Path, tmp_path: Path, f
 
 
 def test_counts_are_compressed_for_coco_and_numbers_for_cvat(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     compressed = first_annotation(export(tmp_path / "small", tmp_path / "coco"))
     plain = first_annotation(export(tmp_path / "small", tmp_path / "cvat", Format.CVAT))
     assert isinstance(compressed["segmentation"]["counts"], str)
@@ -60,7 +61,7 @@ def test_counts_are_compressed_for_coco_and_numbers_for_cvat(tmp_path: Path) -> 
 
 
 def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     document = json.loads(export(tmp_path / "small", tmp_path / "out").read_text(encoding="utf-8"))
     url = "https://spdx.org/licenses/CC-BY-4.0.html"
     assert document["licenses"] == [{"id": 1, "name": "CC-BY-4.0", "url": url}]
@@ -78,7 +79,7 @@ def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
 
 
 def test_an_image_without_masks_is_there(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     dataset = Dataset.open(str(tmp_path / "small"), Storage())
     writer = CocoWriter(tmp_path, dataset.manifest, "instances.json", compressed=True)
     for sample in dataset:
@@ -93,7 +94,7 @@ def test_the_same_dataset_gives_the_same_bytes(minted: Path, tmp_path: Path) -> 
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     dataset = Dataset.open(str(tmp_path / "small"), Storage())
     samples = list(dataset)
     license_url("CC0-1.0")  # loads the list of licenses once

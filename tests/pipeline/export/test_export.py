@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -24,7 +25,7 @@ ALL = [1, 2, 4, 5, 7, 8]
 def small(tmp_path: Path) -> str:
     """Three shards of two images with two masks each, and a refused row."""
     uri = str(tmp_path / "small")
-    write_dataset(Storage(), uri, shards=3)
+    write_dataset(location_of(uri), shards=3)
     return uri
 
 
@@ -56,7 +57,7 @@ def test_without_images(small: str, tmp_path: Path) -> None:
 
 def test_a_dataset_of_annotations_has_no_pictures_to_give(tmp_path: Path) -> None:
     uri, output = str(tmp_path / "bare"), tmp_path / "out"
-    write_dataset(Storage(), uri, shards=1, with_images=False)
+    write_dataset(location_of(uri), shards=1, with_images=False)
     done = export_dataset(uri, Storage(), ExportOptions(Format.COCO), str(output))
     assert (done.images, done.pictures) == (2, 0)
 
@@ -122,7 +123,7 @@ def test_an_export_is_not_written_over_and_not_put_into_the_dataset(small: str, 
 @pytest.mark.s3
 def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path) -> None:
     storage, uri, output = Storage(s3_options), f"s3://{s3_bucket}/some/dataset", f"s3://{s3_bucket}/out"
-    write_dataset(storage, uri, shards=3)
+    write_dataset(Location(storage, uri), shards=3)
     export_dataset(uri, storage, ExportOptions(Format.COCO), output)
     names = [entry.name for entry in storage.walk(output)]
     assert sorted(names) == ["images/" + f"sa_{number}.jpg" for number in ALL] + ["instances.json"]

@@ -17,6 +17,7 @@ from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from tests.support.committed import write_dataset
 from tests.support.label_studio import answered, convert, decode
+from tests.support.locations import location_of
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_pictures_are_found_below_the_served_folder(tasks: list[dict[str, Any]])
 
 
 def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(Storage(), str(tmp_path / "small"), shards=1)
+    write_dataset(location_of(tmp_path / "small"), shards=1)
     monkeypatch.setitem(sys.modules, "label_studio_sdk.converter", None)
     with pytest.raises(UsageError, match=r"segmint\[label-studio\]"):
         export_dataset(str(tmp_path / "small"), Storage(), ExportOptions(Format.LABEL_STUDIO), str(tmp_path / "out"))

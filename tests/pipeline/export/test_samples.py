@@ -9,12 +9,13 @@ from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.samples import draw_images, lot, read_images
 from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Dataset:
     """Four shards: images 1, 2, 4, 5, 7, 8, 10, 11."""
-    write_dataset(Storage(), str(tmp_path / "small"), shards=4)
+    write_dataset(location_of(tmp_path / "small"), shards=4)
     return Dataset.open(str(tmp_path / "small"), Storage())
 
 

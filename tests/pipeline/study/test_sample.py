@@ -15,13 +15,14 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.study.sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
 from tests.support.committed import write_dataset
 from tests.support.killed_writes import KilledError, dying_after
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> str:
     """Images 1, 2, 4, 5, 7, 8 with two masks each."""
     uri = str(tmp_path / "small")
-    write_dataset(Storage(), uri, shards=3)
+    write_dataset(location_of(uri), shards=3)
     return uri
 
 
@@ -103,9 +104,9 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_corrected_is_refused(tmp_path: Path) -> None:
-    write_dataset(Storage(), str(tmp_path / "empty"), shards=0)
+    write_dataset(location_of(tmp_path / "empty"), shards=0)
     with pytest.raises(UsageError, match="no committed image with masks"):
         sample_study(str(tmp_path / "empty"), Storage(), 2, 0, str(tmp_path / "study"))
-    write_dataset(Storage(), str(tmp_path / "bare"), shards=1, with_images=False)
+    write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
     with pytest.raises(UsageError, match="annotations without images"):
         sample_study(str(tmp_path / "bare"), Storage(), 2, 0, str(tmp_path / "study"))

@@ -15,6 +15,7 @@ from segmint.pipeline.study.sample import sample_study
 from segmint.pipeline.study.score import StudyScore, score_study
 from tests.support.committed import write_dataset
 from tests.support.label_studio import answered, convert, decode, painted
+from tests.support.locations import location_of
 
 Work = Callable[[int, np.ndarray], np.ndarray | None]
 """What people make of a mask of an image, (height, width) bool: another one, or None."""
@@ -43,7 +44,7 @@ def erode(image: int, mask: np.ndarray) -> np.ndarray | None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images, each with a square and a disk."""
     folder = tmp_path_factory.mktemp("study")
-    write_dataset(Storage(), str(folder / "dataset"), shards=3)
+    write_dataset(location_of(folder / "dataset"), shards=3)
     sample_study(str(folder / "dataset"), Storage(), 500, 0, str(folder / "study"))
     return folder / "study"
 

@@ -12,12 +12,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
+from tests.support.locations import location_of
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """Three committed shards of made-up rows: images 1, 2, 4, 5, 7 and 8."""
-    write_dataset(Storage(), str(tmp_path / "small"), shards=3)
+    write_dataset(location_of(tmp_path / "small"), shards=3)
     return tmp_path / "small"
 
 
@@ -41,14 +42,14 @@ def test_no_picture_is_told(small: Path, tmp_path: Path) -> None:
     pictures = ShardPictures(Storage(), str(small))
     with pytest.raises(NoPictureError, match=r"sa_3\.jpg is not in the tar of shard 0"):
         pictures.jpeg(Place(3, 2, 0))
-    write_dataset(Storage(), str(tmp_path / "annotations"), shards=1, with_images=False)
+    write_dataset(location_of(tmp_path / "annotations"), shards=1, with_images=False)
     with pytest.raises(NoPictureError, match="annotations alone"):
         ShardPictures(Storage(), str(tmp_path / "annotations")).jpeg(Place(1, 0, 0))
 
 
 def test_a_shard_that_was_changed_meanwhile_is_told(small: Path) -> None:
     pictures = ShardPictures(Storage(), str(small))
-    write_generation(Storage(), str(small), shard=1, generation=2, refuse=2)
+    write_generation(location_of(small), shard=1, generation=2, refuse=2)
     (small / "commits" / "000001.g1.json").unlink()
     with pytest.raises(NoPictureError, match="start it again"):
         pictures.jpeg(Place(4, 3, 1))
