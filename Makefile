@@ -41,15 +41,18 @@ audit-deps: setup
 		$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.9.0; }
 	$(BIN)/python .ci/audit_deps.py $(AUDIT)/bin/pip-audit
 
-# The pages as a site in build/docs, with every link checked, by a tool in an environment of its own.
+# The pages as a site in build/docs, with every link checked, by a tool in a separate environment.
 DOCS := $(VENV)/docs
-docs:
-	test -x $(DOCS)/bin/zensical || { $(PYTHON) -m venv $(DOCS) && \
-		$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt zensical; }
+docs: $(DOCS)/.installed
 	rm -rf build/docs build/docs-source
 	mkdir -p build/docs-source
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/
 	$(DOCS)/bin/zensical build --strict
+
+$(DOCS)/.installed: constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt zensical
+	touch $@
 
 format: setup
 	$(BIN)/ruff check --fix .
