@@ -7,6 +7,7 @@ import typer
 
 from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
 from segmint.pipeline.commands.console import FINDINGS, answer, guarded, say
+from segmint.pipeline.commands.extras import needs
 
 _SAMPLE = 100
 _PRIVACY_SAMPLE = 20
@@ -14,6 +15,7 @@ _ALL = "all"
 
 
 @guarded
+@needs("audit")
 def audit(
     dataset: Annotated[
         str,

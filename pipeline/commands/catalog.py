@@ -8,12 +8,14 @@ import typer
 
 from segmint.pipeline.commands.arguments import Config, build_of, storage_of
 from segmint.pipeline.commands.console import FINDINGS, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.extras import needs
 
 app = typer.Typer(name="catalog", help="Make and check catalogs of licensed images.", no_args_is_help=True)
 
 
 @app.command()
 @guarded
+@needs("build")
 def scan(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A folder, or a bucket's prefix.")],
     output: Annotated[
@@ -47,6 +49,7 @@ def scan(
 
 @app.command()
 @guarded
+@needs("build")
 def check(
     catalog: Annotated[str, typer.Argument(metavar="FILE", help="The catalog, as a path or URI.")],
     config: Annotated[

@@ -15,9 +15,10 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import typer
 
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
 from segmint.infra.uris import redact
+from segmint.pipeline.commands.extras import extra_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +56,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except Exception as error:
             _maybe_traceback()
+            if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+                say(f"error: this needs {error.name}, not installed here: pip install 'segmint[{extra}]'")
+                raise typer.Exit(UsageError.exit_code) from error
             say(f"unexpected error: {type(error).__name__}: {error}")
             if not debugging():
                 say("this is a bug, or a machine in trouble: `segmint --debug …` shows where it happened")

@@ -6,9 +6,11 @@ import typer
 
 from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, build_of, storage_of
 from segmint.pipeline.commands.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.extras import needs
 
 
 @guarded
+@needs("build")
 def takedown(
     dataset: Dataset,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stands in the tombstone.")],
@@ -35,6 +37,7 @@ def takedown(
 
 
 @guarded
+@needs("build")
 def redact(
     dataset: Dataset,
     regions: Annotated[
@@ -55,6 +58,7 @@ def redact(
 
 
 @guarded
+@needs("build")
 def repair(
     dataset: Dataset,
     config: Annotated[

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.extras import needs
 
 
 @guarded
+@needs("demo")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes; made if it is not there.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,

@@ -6,10 +6,12 @@ import typer
 
 from segmint.pipeline.commands.arguments import ConfigFile, Overrides
 from segmint.pipeline.commands.console import answer_with, guarded, say
+from segmint.pipeline.commands.extras import needs
 from segmint.pipeline.shard_ranges import parse_shards
 
 
 @guarded
+@needs("build")
 def plan(
     config: ConfigFile,
     sample: Annotated[

@@ -6,9 +6,11 @@ import typer
 
 from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
 from segmint.pipeline.commands.console import answer_with, guarded
+from segmint.pipeline.commands.extras import needs
 
 
 @guarded
+@needs("report")
 def report(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or an SA-1B-style folder.")],
     output: Annotated[

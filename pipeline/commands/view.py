@@ -6,9 +6,11 @@ import typer
 
 from segmint.pipeline.commands.arguments import Config, Dataset, storage_of
 from segmint.pipeline.commands.console import answer, guarded, say
+from segmint.pipeline.commands.extras import needs
 
 
 @guarded
+@needs("report")
 def view(
     dataset: Dataset,
     port: Annotated[

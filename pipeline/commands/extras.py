@@ -1,0 +1,67 @@
+"""The optional extras of the package: which commands need which, and what to install when one is missing."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from segmint.infra.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_AUDIT = {
+    "torchvision": "torchvision",
+    "facenet-pytorch": "facenet_pytorch",
+    "onnxruntime": "onnxruntime",
+    "duckdb": "duckdb",
+    "license-expression": "license_expression",
+    "imagehash": "imagehash",
+}
+
+_BUILD = {**_AUDIT, "ray": "ray"}
+
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "audit": _AUDIT,
+    "build": _BUILD,
+    "demo": {**_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
+    "report": {**_AUDIT, **{name: name for name in ("jinja2", "matplotlib", "starlette", "uvicorn")}},
+}
+"""Each extra's packages by the names that pip knows, with the modules they are imported as."""
+
+
+class MissingExtraError(UsageError):
+    """A command was called whose optional packages are not installed."""
+
+
+def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a command that works only with `extra` installed; put it below `guarded`.
+
+    The command raises `MissingExtraError` before it does anything. Modules are looked for and not imported.
+    """
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            missing = missing_packages(extra)
+            if missing:
+                raise MissingExtraError(
+                    f"this command needs {', '.join(missing)}, not installed here: pip install 'segmint[{extra}]'"
+                )
+            return command(*args, **kwargs)
+
+        return run
+
+    return decorate
+
+
+def missing_packages(extra: str) -> list[str]:
+    """The packages of an extra that are not installed, by the names that pip knows."""
+    return [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
+
+
+def extra_of(module: str) -> str | None:
+    """The smallest extra that brings a module of this name; None for a module of no extra."""
+    top = module.partition(".")[0]
+    found = [extra for extra, modules in EXTRAS.items() if top in modules.values()]
+    return min(found, key=lambda extra: len(EXTRAS[extra]), default=None)

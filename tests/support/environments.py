@@ -1,0 +1,63 @@
+"""Environments as pip would make them, out of links to the packages that are installed here."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def build_wheel(checkout: Path, folder: Path) -> Path:
+    """The wheel that `pip wheel` builds of the checkout, in `folder`."""
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(checkout))
+    (wheel,) = folder.glob("segmint-*.whl")
+    return wheel
+
+
+def install(wheel: Path, target: Path) -> None:
+    """Installs a wheel into the folder `target` as `pip install --target` does, without what it depends on."""
+    _pip("install", "--no-deps", "--target", str(target), str(wheel))
+
+
+def link_packages(requirements: Iterable[str], folder: Path) -> None:
+    """Links into `folder` what these requirements need, with all that their packages need, and nothing else."""
+    folder.mkdir()
+    wanted = [Requirement(text) for text in requirements]
+    seen: set[tuple[str, str]] = set()
+    while wanted:
+        requirement = wanted.pop()
+        for extra in ("", *sorted(requirement.extras)):
+            key = (_normal(requirement.name), extra)
+            if key in seen:
+                continue
+            seen.add(key)
+            package = distribution(requirement.name)
+            for name in {path.parts[0] for path in package.files or ()} - {"..", "__pycache__"}:
+                link = folder / name
+                if not link.exists():
+                    link.symlink_to(Path(str(package.locate_file(name))).resolve())
+            needed = [Requirement(text) for text in package.requires or ()]
+            wanted += [r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
+def python(
+    arguments: list[str], *, path: Iterable[Path], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in `folder` with the packages on `path` alone: the installed ones are left out (`-S`)."""
+    variables = {**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run(
+        [sys.executable, "-S", *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

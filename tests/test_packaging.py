@@ -1,0 +1,191 @@
+"""What is installed: one package, beside whatever else has our folders' names, and no more than was asked for."""
+
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.commands.extras import EXTRAS
+from tests.support.committed import write_dataset
+from tests.support.environments import build_wheel, install, link_packages, python
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("pipeline", "operators", "model", "catalogs", "infra")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+SCRIPT = """
+import json, runpy, sys
+import numpy as np
+from segmint import MaskGenerator, MaskSettings, Predictor, load_sam, open_dataset
+weights, dataset, photo = sys.argv[1:]
+settings = MaskSettings.official(points_per_side=2, pred_iou_thresh=0.5)
+generator = MaskGenerator(Predictor(load_sam(weights, device="cpu")), settings)
+records = generator.generate(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).records
+images = [sample.image.shape for sample in open_dataset(dataset)]
+sys.argv = ["segmint", "masks", photo, "-o", "masks.json", "--weights", weights, "--point", "40,30"]
+try:
+    runpy.run_module("segmint", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+import catalogs, infra, model, operators, pipeline
+theirs = [module.OWNER for module in (catalogs, infra, model, operators, pipeline)]
+print(json.dumps({"images": images, "theirs": theirs, "segmint": sys.modules["segmint"].__file__}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy, since a build leaves folders behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "checkout"
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, files.stdout.decode().split("\0")):
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            target.symlink_to(source.readlink())
+        elif source.exists():
+            target.write_bytes(source.read_bytes())
+    return build_wheel(copy, folder)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """A folder with what `pip install --no-deps --target` makes of the wheel."""
+    target = wheel.parent / "installed"
+    install(wheel, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def base_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages that `pip install segmint` brings without any extra."""
+    folder = tmp_path_factory.mktemp("base") / "packages"
+    link_packages(PROJECT["dependencies"], folder)
+    return folder
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Path:
+    """A working folder with somebody else's modules under the names of our folders, a photograph and a dataset."""
+    (tmp_path / "pipeline").mkdir()
+    for name in ("pipeline/__init__.py", "operators.py", "model.py", "catalogs.py", "infra.py"):
+        (tmp_path / name).write_text("OWNER = 'theirs'\n", encoding="utf-8")
+    Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "photo.png")
+    write_dataset(Storage(), str(tmp_path / "dataset"), shards=1)
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    (metadata,) = {name.split("/")[0] for name in names if not name.startswith("segmint/")}
+    assert metadata.endswith(".dist-info")
+    expected = {f"segmint/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    for folder in FOLDERS:
+        expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
+    for assets in ("pipeline/report/assets", "pipeline/view/assets"):
+        expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / assets).iterdir() if path.is_file()}
+    expected.add("segmint/catalogs/countries.csv")
+    assert {name for name in names if name.startswith("segmint/")} == expected
+
+
+@pytest.mark.parametrize("way", ["wheel", "editable", "checkout beside"])
+def test_modules_of_our_folders_names_are_nobodys_trouble(
+    way: str, request: pytest.FixtureRequest, crowded: Path, mobile_sam_path: Path
+) -> None:
+    arguments = ["script.py", str(mobile_sam_path), "dataset", "photo.png"]
+    if way == "wheel":
+        installed: Path = request.getfixturevalue("installed")
+        base: Path = request.getfixturevalue("base_packages")
+        done, home = python(arguments, path=[installed, base], folder=crowded), installed
+    elif way == "editable":
+        done = subprocess.run([sys.executable, *arguments], cwd=crowded, capture_output=True, text=True, check=False)
+        home = ROOT
+    else:
+        base = request.getfixturevalue("base_packages")
+        done, home = python(arguments, path=[ROOT, base], folder=crowded), ROOT
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer == {
+        "images": [[60, 80, 3], [60, 80, 3]],
+        "theirs": ["theirs"] * 5,
+        "segmint": str(home / "segmint" / "__init__.py"),
+    }
+    assert json.loads((crowded / "masks.json").read_text(encoding="utf-8"))["annotations"]
+
+
+def test_a_folder_under_its_bare_name_is_refused(installed: Path, tmp_path: Path) -> None:
+    script = (
+        "import importlib, sys\ntry: importlib.import_module(sys.argv[1])\nexcept ImportError as error: print(error)"
+    )
+    for folder in FOLDERS:
+        outside = python(["-c", script, folder], path=[installed], folder=tmp_path)
+        assert outside.stdout == f"No module named '{folder}'\n"
+        inside = python(["-c", script, folder], path=[ROOT], folder=tmp_path)
+        assert inside.stdout == f"{folder} is segmint.{folder}: import it by that name\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "extra", "missing"),
+    [
+        ("build config.yaml", "build", "ray"),
+        ("plan config.yaml", "build", "ray"),
+        ("takedown dataset --ids x --reason y", "build", "ray"),
+        ("catalog check catalog.csv", "build", "duckdb"),
+        ("demo folder", "demo", "scikit-image"),
+        ("audit dataset", "audit", "duckdb"),
+        ("report dataset", "report", "matplotlib"),
+        ("view dataset", "report", "starlette"),
+    ],
+)
+def test_a_command_without_its_extra_says_which_to_install(
+    command: str, extra: str, missing: str, installed: Path, base_packages: Path, tmp_path: Path
+) -> None:
+    done = python(["-m", "segmint", *command.split()], path=[installed, base_packages], folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"pip install 'segmint[{extra}]'" in done.stderr
+    assert missing in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_command_needs_only_now_and_then_is_named_when_it_comes_to_that(
+    installed: Path, base_packages: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("license: {allow: [CC0-1.0]}\n", encoding="utf-8")
+    command = ["-m", "segmint", "export", "dataset", "--format", "coco", "-o", "out", "--config", "config.yaml"]
+    done = python(command, path=[installed, base_packages], folder=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: this needs license_expression, not installed here: pip install 'segmint[audit]'\n",
+    )
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    declared = PROJECT["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        names = set()
+        for requirement in declared[extra]:
+            if requirement.startswith("segmint["):
+                for inner in requirement.removeprefix("segmint[").rstrip("]").split(","):
+                    names |= packages(inner)
+            else:
+                names.add(requirement.partition(">")[0].partition("=")[0].partition("[")[0])
+        return names
+
+    for extra, modules in EXTRAS.items():
+        assert packages(extra) == set(modules)
+    assert packages("all") >= set().union(*EXTRAS.values())
