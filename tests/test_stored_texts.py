@@ -32,7 +32,8 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.demo import write_demo
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import scan
-from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.detectors.faces import FaceDetector
 from segmint.model.detectors.plates import PlateDetector

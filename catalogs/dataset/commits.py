@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.retry import NotFoundError
 from segmint.infra.threads import map_ahead
 
 REJECTED = "rejected:"

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.retry import NotFoundError
 from segmint.infra.uris import absolute, base_name
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError
 
 _PARQUET = ".parquet"
 

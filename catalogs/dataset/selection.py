@@ -13,8 +13,8 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError
 from segmint.infra.threads import map_ahead
 
 _ROWS = 65_536

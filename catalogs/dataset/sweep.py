@@ -17,7 +17,7 @@ from segmint.catalogs.layout import (
     parse_data_path,
 )
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import TEMPORARY_PREFIX, ObjectInfo
+from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 

@@ -16,9 +16,10 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.findings import Findings
 from segmint.catalogs.layout import DamagedDatasetError, shard_name
 from segmint.infra.errors import last_line
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, Storage, StorageFaultError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, join, local_path, scheme
 
 MEMORY_LIMIT = "2GB"

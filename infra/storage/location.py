@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from segmint.infra.storage.storage import ObjectInfo, Storage
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import base_name, join
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from segmint.infra.log import get_logger
-from segmint.infra.storage.retry import PassingFaultError, UnavailableError
+from segmint.infra.storage.errors import PassingFaultError, UnavailableError
 
 T = TypeVar("T")
 

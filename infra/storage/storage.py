@@ -9,17 +9,14 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import check_options, connect
-from segmint.infra.storage.outages import wait_out
-from segmint.infra.storage.retry import (
-    AccessRefusedError,
+from segmint.infra.storage.errors import (
     NotFoundError,
     ObjectTooLargeError,
     PassingFaultError,
-    RetryPolicy,
     StorageFaultError,
-    UnavailableError,
-    with_retries,
 )
+from segmint.infra.storage.outages import wait_out
+from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store, open_file
 from segmint.infra.uris import (
     LOCAL,
@@ -28,18 +25,6 @@ from segmint.infra.uris import (
     scheme,
     store_name,
 )
-
-__all__ = [
-    "TEMPORARY_PREFIX",
-    "AccessRefusedError",
-    "NotFoundError",
-    "ObjectInfo",
-    "ObjectTooLargeError",
-    "RetryPolicy",
-    "Storage",
-    "StorageFaultError",
-    "UnavailableError",
-]
 
 T = TypeVar("T")
 

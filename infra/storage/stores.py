@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.retry import ObjectTooLargeError, ShortBodyError
+from segmint.infra.storage.errors import ObjectTooLargeError, ShortBodyError
 from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"

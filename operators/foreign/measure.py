@@ -12,7 +12,8 @@ from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
 from segmint.catalogs.dataset.tables import BoxConvention, TableFile, scratch_path
 from segmint.catalogs.findings import Code, Finding, Findings, Place
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name, join
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.describe import describe_table

@@ -20,7 +20,8 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.hashes import pinned
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import keep_freed_memory
-from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify
 from segmint.operators.prepare.ingest import IngestConfig, ingest

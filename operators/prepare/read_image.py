@@ -3,14 +3,14 @@
 import hashlib
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.storage.storage import (
+from segmint.infra.storage.errors import (
     AccessRefusedError,
     NotFoundError,
     ObjectTooLargeError,
-    Storage,
     StorageFaultError,
     UnavailableError,
 )
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
 

@@ -28,7 +28,8 @@ from segmint.operators.segment.numerics import Numerics, observe_numerics
 # without Ray.
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import RowLedger, Visit
-    from segmint.model.automatic.generator import MaskGenerator, MaskRecord
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.records import MaskRecord
 
 
 @dataclass(frozen=True)

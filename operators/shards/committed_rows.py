@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError
 from segmint.operators.rows import Row
 from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, SCHEMAS
 from segmint.operators.shards.tables import read_table

@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import TEMPORARY_PREFIX
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import build_shard_files

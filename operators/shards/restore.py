@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError
 from segmint.operators.describe import describe_mask
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS

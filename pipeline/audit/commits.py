@@ -24,9 +24,10 @@ from segmint.catalogs.layout import (
 )
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.retry import NotFoundError
-from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import base_name, join
 

@@ -6,7 +6,8 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Findings, Place
 from segmint.catalogs.layout import COMMITS, commit_name
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.commits import Listed, audit_commits

@@ -9,7 +9,8 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.findings import Code, Findings, Place
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, Storage
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import (

@@ -61,8 +61,8 @@ def check(
     """Read a whole catalog and say what is in it; exit code 1 when something needs a look."""
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.infra.errors import UsageError
+    from segmint.infra.storage.errors import NotFoundError
     from segmint.infra.storage.location import Location
-    from segmint.infra.storage.storage import NotFoundError
 
     build, storage = build_of(config)
     policy = None

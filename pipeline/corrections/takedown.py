@@ -24,7 +24,8 @@ from segmint.catalogs.dataset.tombstones import (
 from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import TEMPORARY_PREFIX, Storage
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard

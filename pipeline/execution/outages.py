@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.outages import TELL_EVERY_S, pauses
-from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 
 MOST_STORES = 16

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush

@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import SegmintError, UsageError
-from segmint.infra.storage.retry import StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
 from segmint.pipeline.view.findings import AuditFindings
 from segmint.pipeline.view.guard import Guard

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.storage import Storage
 
 Box = tuple[float, float, float, float]
 

@@ -13,8 +13,9 @@ from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.pipeline.view.tars import TarIndex
 

@@ -22,8 +22,10 @@ from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, RetryPolicy, Storage
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import to_table

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.fsspec_files import StorageFiles
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.storage import Storage
 
 
 def test_reads_pieces_of_an_object(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import NotFoundError, Storage
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from segmint.infra.storage import outages
+from segmint.infra.storage.errors import AccessRefusedError, PassingFaultError, StorageFaultError, UnavailableError
 from segmint.infra.storage.outages import BUSY_ROUNDS, ROUNDS, pauses, wait_out
-from segmint.infra.storage.retry import AccessRefusedError, PassingFaultError, StorageFaultError, UnavailableError
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,14 @@ import errno
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.retry import (
+from segmint.infra.storage.errors import (
     AccessRefusedError,
     NotFoundError,
     PassingFaultError,
-    RetryPolicy,
     StorageFaultError,
     UnavailableError,
-    with_retries,
 )
+from segmint.infra.storage.retry import RetryPolicy, with_retries
 from tests.support.store_errors import client_error
 
 QUICK = RetryPolicy(attempts=4, first_wait_s=0.001, max_wait_s=0.002, deadline_s=5)

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.storage import s3, s3_parts
-from segmint.infra.storage.storage import (
-    AccessRefusedError,
-    NotFoundError,
-    RetryPolicy,
-    Storage,
-    StorageFaultError,
-    UnavailableError,
-)
+from segmint.infra.storage.errors import AccessRefusedError, NotFoundError, StorageFaultError, UnavailableError
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
-from segmint.infra.storage.storage import NotFoundError, ObjectTooLargeError, RetryPolicy, Storage, StorageFaultError
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.faulty_proxy import CUT_BODY, LOSE_ANSWER, answer, faulty_proxy
 from tests.support.s3_server import S3Server

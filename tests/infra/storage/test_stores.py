@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.retry import ShortBodyError
+from segmint.infra.storage.errors import ShortBodyError
 from segmint.infra.storage.stores import LocalStore, ObjectInfo, open_file
 
 

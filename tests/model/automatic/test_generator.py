@@ -13,8 +13,9 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.reference import reference_sam
 from segmint.model.automatic import generator, proposals
-from segmint.model.automatic.generator import Generated, MaskGenerator
+from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.nms import nms_on_device
+from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling

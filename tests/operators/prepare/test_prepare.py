@@ -23,7 +23,9 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import RetryPolicy, Storage, StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.storage.storage import AccessRefusedError, RetryPolicy, Storage, StorageFaultError, UnavailableError
+from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError, UnavailableError
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server

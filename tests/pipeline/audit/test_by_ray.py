@@ -24,7 +24,9 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import ray_session
-from segmint.infra.storage.storage import RetryPolicy, Storage, StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.retry import RetryPolicy
+from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit import by_ray as audit_ray
 from segmint.pipeline.audit.answer import AuditReport

@@ -12,7 +12,8 @@ from segmint.catalogs.dataset.manifest import load_standing
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage, StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
