@@ -14,27 +14,25 @@ from segmint.pipeline.commands.extras import needs
 def view(
     dataset: Dataset,
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="The port of 127.0.0.1; 0 takes a free one.")
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
     ] = 0,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Whether to open the address in a browser.")
-    ] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
     config: Config = None,
     audit: Annotated[
         str | None,
-        typer.Option("--audit", metavar="FILE", help="What `segmint audit --json -o FILE` wrote, to show findings."),
+        typer.Option("--audit", metavar="FILE", help="Output of `segmint audit --json -o FILE`, to show findings."),
     ] = None,
 ) -> None:
-    """Look at a dataset's images and masks in the browser; it is only read, and ctrl-C ends it."""
+    """Show a dataset's images and masks in the browser, read-only; ctrl-C ends it."""
     from segmint.pipeline.view.server import open_viewer, serve
 
-    def tell(address: str) -> None:
+    def show_address(address: str) -> None:
         answer(address)
-        say("open this address in a browser of this machine; ctrl-C ends the viewer")
+        say("open this address in a browser on this machine; ctrl-C ends the viewer")
 
     storage = storage_of(config)
     say(f"reading the tables of {dataset}")
     with open_viewer(dataset, storage, audit) as viewer:
         images, masks = viewer.summary["images"], viewer.summary["masks"]
         say(f"{images:,} images with {masks:,} masks")
-        serve(viewer, port, open_browser=browser, tell=tell)
+        serve(viewer, port, open_browser=browser, on_ready=show_address)

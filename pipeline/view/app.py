@@ -1,15 +1,15 @@
-"""The viewer: a web application over one dataset. Pages are files of `view_assets/`; data goes as JSON and JPEG.
+"""The viewer: a web application for one dataset. Pages are the files in `assets/`; data is sent as JSON and JPEG.
 
 ```
 /                             the page; /assets/… its scripts and styles
-/api/dataset                  what the dataset is, and what can be chosen from
-/api/images?…                 a page of the grid; `after=ID` the next one
-/api/images/{id}              an image's row, its masks and its findings
+/api/dataset                  the dataset, and the values of its filters
+/api/images?…                 a page of the grid; `after=ID` for the next page
+/api/images/{id}              an image's row, masks and findings
 /api/images/{id}/neighbors?…  the ids before and after it
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
 
-Images are named by their number alone: no part of an address becomes a path.
+Addresses name images by id alone: no part of an address becomes a path.
 """
 
 import json
@@ -43,7 +43,7 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 
 @dataclass
 class Viewer:
-    """What the application answers from; `name` is the dataset's."""
+    """What the application serves; `name` is the dataset's."""
 
     name: str
     tables: DatasetTables
@@ -56,42 +56,42 @@ class Viewer:
         self.summary = self.index.summary()
 
     def dataset(self) -> dict[str, Any]:
-        """What stands at the head of the page, and what its filters offer."""
+        """Return the content of the page's header, and the values of its filters."""
         about = {"name": self.name, "uri": redact(self.tables.uri), "kind": self.tables.kind}
         return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
-        """A page of images; the first one comes with the number of all. `next` is None on the last page."""
+        """Return a page of images; the first one also has the total. `next` is None on the last page."""
         rows = self.index.page(filters, after, PAGE)
         page: dict[str, Any] = {"images": rows, "next": rows[-1]["id"] if len(rows) == PAGE else None}
         return page if after is not None else {**page, "total": self.index.count(filters)}
 
     def image(self, image: int) -> dict[str, Any]:
-        """All columns of an image and of its masks, and what the audit says of it.
+        """Return all columns of an image and of its masks, and the image's findings.
 
-        Raises `UnknownImageError` where there is no such image.
+        Raises `UnknownImageError` if there is no such image.
         """
-        # Numbers in the text, not parameters: DuckDB then opens the files of this shard alone.
+        # Numbers in the SQL instead of parameters: DuckDB then opens only the files of this shard.
         place = self.index.place(image)
         condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
         rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
         masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
         if not rows:
-            raise UnknownImageError(f"image {image} is not there any more")
+            raise UnknownImageError(f"image {image} is no longer there")
         found = [asdict(finding) for finding in self.index.findings(image)]
         return {"image": rows[0], "masks": masks, "findings": found}
 
     def jpeg(self, image: int) -> bytes:
-        """The released picture."""
+        """Return the released JPEG."""
         return self.pictures.jpeg(self.index.place(image))
 
     def thumbnail(self, image: int) -> bytes:
-        """The picture, made small."""
+        """Return the thumbnail."""
         return self.thumbnails.jpeg(self.index.place(image))
 
 
 def make_app(viewer: Viewer, key: str, port: int) -> Starlette:
-    """The application for a viewer that listens on `port` and lets in whoever has `key`."""
+    """Return the application of a viewer that listens on `port` and serves clients that have `key`."""
     routes = [
         Route("/", _asset(ASSETS / "index.html")),
         *(Route(f"/assets/{path.name}", _asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in _TYPES),
@@ -130,11 +130,11 @@ def _image(request: Request) -> int:
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:
-    """The filters of an address, and the image after which its page begins."""
+    """Return the filters of an address, and the id after which its page begins."""
     parameters = dict(request.query_params)
     after = parameters.pop("after", None)
     if after is not None and not after.isdecimal():
-        raise UsageError(f"after: expected the number of an image, not {after!r}")
+        raise UsageError(f"after: expected the id of an image, not {after!r}")
     return parse_filters(parameters), None if after is None else int(after)
 
 
@@ -148,7 +148,7 @@ def _json(value: Any) -> Response:
 
 
 def _plain(value: Any) -> Any:
-    """A value of tables as JSON has it: NaN and infinities, which a damaged table may hold, are null."""
+    """Return a value of a table for JSON: NaN and infinities, which a damaged table may hold, become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Which images the findings of an audit are about, so that a viewer can show them there."""
+"""The findings of an audit by image, for a viewer."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _MASK = re.compile(r"^mask (\d{1,18})\b")
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """One thing that an audit says of an image: a code, a sentence, and where it is about them a mask and a box.
+    """A finding of an audit about an image: a code and a sentence, and the mask or box that it is about, if any.
 
     `mask` is the mask's `annotation_id`, `box` (x, y, width, height) in pixels of the released image.
     """
@@ -31,32 +31,32 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class AuditFindings:
-    """What an audit says of images, and how many of its findings are of files, shards or rows instead."""
+    """The findings about images, and the number of findings about files, shards or rows instead."""
 
     images: tuple[ImageFinding, ...] = ()
     elsewhere: int = 0
 
 
 def load_findings(storage: Storage, uri: str) -> AuditFindings:
-    """Reads what `segmint audit --json -o FILE` wrote; raises `UsageError` for anything else."""
+    """Read the output of `segmint audit --json -o FILE`; raises `UsageError` for anything else."""
     try:
         document = json.loads(storage.read(uri))
         return read_findings(document)
     except NotFoundError as error:
-        raise UsageError(f"{uri}: there is no such audit; `segmint audit DATASET --json -o FILE` writes one") from error
+        raise UsageError(f"{uri} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{uri} is no audit: expected what `segmint audit DATASET --json -o FILE` writes; {error}"
+            f"{uri} is not an audit: expected the output of `segmint audit DATASET --json -o FILE`; {error}"
         ) from error
 
 
 def read_findings(audit: Mapping[str, Any]) -> AuditFindings:
-    """The findings, regions, outliers and near-duplicates of an audit's JSON, by image.
+    """Return the findings, regions, outliers and near-duplicates of an audit's JSON.
 
-    Raises ValueError, TypeError or KeyError where the JSON is no audit's.
+    Raises ValueError, TypeError or KeyError if the JSON is not an audit's.
     """
     if not isinstance(audit, dict) or not isinstance(audit.get("findings"), list):
-        raise ValueError("it has no list `findings`")
+        raise ValueError("no list `findings`")
     found: list[ImageFinding] = []
     elsewhere = 0
     for finding in audit["findings"]:
@@ -70,7 +70,7 @@ def read_findings(audit: Mapping[str, Any]) -> AuditFindings:
         found.append(ImageFinding(int(outlier["id"]), "outlier", str(outlier["reason"])))
     for pair in (statistics.get("near_duplicates") or {}).get("examples") or []:
         one, other = (int(number) for number in pair["annotation_ids"])
-        text = f"masks {one} and {other} are nearly the same: IoU {pair['iou']:.3f}"
+        text = f"masks {one} and {other} are near-duplicates: IoU {pair['iou']:.3f}"
         found.append(ImageFinding(int(pair["id"]), "near_duplicate", text, mask=one))
     return AuditFindings(tuple(found), elsewhere)
 
@@ -85,5 +85,5 @@ def _finding(finding: Mapping[str, Any]) -> ImageFinding:
 def _regions(privacy: Mapping[str, Any]) -> Iterator[ImageFinding]:
     for region in privacy.get("found") or []:
         box = (float(region["x"]), float(region["y"]), float(region["w"]), float(region["h"]))
-        text = f"a {region['kind']} by the detector {region['detector']} at score {region['score']:.2f}"
+        text = f"a {region['kind']} found by {region['detector']} at score {region['score']:.2f}"
         yield ImageFinding(int(region["id"]), f"{region['kind']}_found", text, box=box)

@@ -1,8 +1,8 @@
-"""Who may ask a viewer: whoever has its key, from this machine, by the address that it printed. It answers reads alone.
+"""Access to a viewer: only reads, only from this machine, and only with the key in the address that it printed.
 
-The key comes once, in the address, and becomes a cookie that no script reads and no other site sends. A name of the
-web that was led to 127.0.0.1 is refused by the header Host (DNS rebinding). What a browser may do with the pages is in
-the headers: it runs our scripts alone, loads nothing from elsewhere, and is shown in nobody's frame.
+The key is in the first address and becomes a cookie that scripts cannot read and other sites cannot send. Requests for
+other host names are refused by the header Host, because of DNS rebinding. The headers restrict the browser: it runs
+only the viewer's scripts, loads nothing from elsewhere, and does not show the pages in a frame.
 """
 
 import secrets
@@ -25,32 +25,32 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Another dataset may be shown at the same address tomorrow, and images are taken down.
+    # Tomorrow the same address may show another dataset, and images are taken down.
     "cache-control": "no-store",
 }
 
 
 def new_key() -> str:
-    """A key that nobody guesses: 256 random bits."""
+    """Return a key that cannot be guessed: 256 random bits."""
     return secrets.token_urlsafe(32)
 
 
 def address(port: int, key: str) -> str:
-    """The address to open first."""
+    """Return the address to open first."""
     return f"http://127.0.0.1:{port}/?{KEY}={key}"
 
 
 class Guard:
-    """ASGI middleware that lets through what this module's head says, and puts its headers on every answer."""
+    """ASGI middleware that refuses requests by the rules above, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, key: str, port: int) -> None:
         self._app = app
         self._key = key.encode()
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        self._cookie = f"segmint-view-{port}"  # cookies of one host are shared by all of its ports
+        self._cookie = f"segmint-view-{port}"  # all ports of a host share its cookies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or lets the application answer it."""
+        """Answer a request, or let the application answer it."""
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -63,9 +63,9 @@ class Guard:
         await response(scope, receive, send_guarded)
 
     def _answer(self, request: Request) -> Response | None:
-        """The answer to who may not ask, or comes in; None for who is let through."""
+        """Return the answer to a refused request or to the first one with the key; None if the request may pass."""
         if request.headers.get("host", "").lower() not in self._hosts:
-            return PlainTextResponse("This viewer answers at 127.0.0.1 and localhost alone.", 421)
+            return PlainTextResponse("This viewer answers only at 127.0.0.1 and localhost.", 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("This viewer is read-only.", 405, {"allow": "GET, HEAD"})
         if request.url.path == "/" and self._is_key(request.query_params.get(KEY, "")):
@@ -73,7 +73,7 @@ class Guard:
             response.set_cookie(self._cookie, self._key.decode(), httponly=True, samesite="strict", path="/")
             return response
         if not self._is_key(request.cookies.get(self._cookie, "")):
-            return PlainTextResponse("Open the address that `segmint view` printed: it carries the key.", 403)
+            return PlainTextResponse("Open the address that `segmint view` printed: it contains the key.", 403)
         return None
 
     def _is_key(self, given: str) -> bool:

@@ -1,4 +1,4 @@
-"""The pictures that a viewer shows: JPEGs out of the tars of shards, and thumbnails of them, kept in bounded memory."""
+"""The pictures that a viewer shows: JPEGs from the tars of shards, and their thumbnails, in bounded memory."""
 
 import io
 import threading
@@ -20,21 +20,21 @@ from segmint.infra.uris import join
 from segmint.pipeline.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
-"""Pixels of a thumbnail's longer side: twice what a grid shows, for screens of double density."""
+"""Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
 
 _THUMBNAIL_BYTES = 64 << 20
-_INDEXES = 512  # shards whose tar's headers are kept; some 100 kB each
+_INDEXES = 512  # shards whose tar headers are kept; some 100 kB each
 _QUALITY = 80
 
 V = TypeVar("V")
 
 
 class NoPictureError(SegmintError):
-    """An image that has no picture to show: it is not there, or it does not decode."""
+    """An image has no picture: it is missing, or it cannot be decoded."""
 
 
 class Place(NamedTuple):
-    """Which image of a dataset, and in which shard it is."""
+    """An image of a dataset, and its shard."""
 
     id: int
     ordinal: int
@@ -42,14 +42,14 @@ class Place(NamedTuple):
 
 
 class Pictures(Protocol):
-    """Where the JPEGs of a dataset come from."""
+    """The source of a dataset's JPEGs."""
 
     def jpeg(self, place: Place) -> bytes:
-        """The bytes of an image's JPEG; raises `NoPictureError` where there is none."""
+        """Return the bytes of an image's JPEG; raises `NoPictureError` if there is none."""
 
 
 class Recent(Generic[V]):
-    """The values that were used last, by key, up to a total weight. Safe to use from threads."""
+    """A cache of the most recently used values, by key, up to a total weight. Thread-safe."""
 
     def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
         self._limit = limit
@@ -60,11 +60,11 @@ class Recent(Generic[V]):
 
     @property
     def weight(self) -> int:
-        """What the values weigh together."""
+        """The total weight of the values."""
         return self._weight
 
     def get(self, key: int, make: Callable[[], V]) -> V:
-        """The value of a key, made where it is not at hand; two threads may make one at once."""
+        """Return the value of a key, made if it is not cached; two threads may make it at the same time."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -82,7 +82,7 @@ class Recent(Generic[V]):
 
 
 class ShardPictures:
-    """The JPEGs of a segmint dataset, read by ranges out of the tars that its commits named when this was made."""
+    """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named at construction."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         self._storage = storage
@@ -92,21 +92,21 @@ class ShardPictures:
         self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
 
     def jpeg(self, place: Place) -> bytes:
-        """The bytes of an image's JPEG as they stand in the tar.
+        """Return the bytes of an image's JPEG as they are in the tar.
 
-        Raises `NoPictureError` where there is none, `DamagedDatasetError` for a tar that cannot be read.
+        Raises `NoPictureError` if there is none, `DamagedDatasetError` if the tar cannot be read.
         """
         name = image_name(place.id)
         try:
             data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(name)
         except NotFoundError as error:
             raise NoPictureError(
-                f"shard {place.shard} was changed since this viewer was started, or its tar is lost: "
-                f"start it again; {error}"
+                f"shard {place.shard} has changed since this viewer was started, or its tar is lost: "
+                f"restart the viewer; {error}"
             ) from error
         if data is None:
             raise NoPictureError(
-                f"{name} is not in the tar of shard {place.shard}: the dataset may hold annotations alone"
+                f"{name} is not in the tar of shard {place.shard}: the dataset may have only annotations"
             )
         return data
 
@@ -114,7 +114,7 @@ class ShardPictures:
         generation = self._generations.get(shard)
         commit = None if generation is None else self._log.read(shard, generation)
         if generation is None or commit is None:
-            raise NotFoundError(f"{commit_name(shard, generation or 1)} is not there")
+            raise NotFoundError(f"no {commit_name(shard, generation or 1)}")
         entry = commit.file("shards")
         uri = join(self._uri, entry.path)
 
@@ -134,29 +134,29 @@ class ForeignPictures:
         self._tables = tables
 
     def jpeg(self, place: Place) -> bytes:
-        """The bytes of an image's JPEG as they stand; raises `NoPictureError` where there is none."""
+        """Return the bytes of an image's JPEG as they are; raises `NoPictureError` if there is none."""
         data = read_jpeg(self._storage, self._tables, place.ordinal)
         if data is None:
-            raise NoPictureError(f"there is no JPEG beside the annotations of image {place.id}")
+            raise NoPictureError(f"there is no JPEG next to the annotations of image {place.id}")
         return data
 
 
 class Thumbnails:
-    """Small pictures of a dataset's images; the last are kept, up to 64 MiB."""
+    """Thumbnails of a dataset's images; the last ones are cached, up to 64 MiB."""
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
         self._recent: Recent[bytes] = Recent(_THUMBNAIL_BYTES, len)
 
     def jpeg(self, place: Place) -> bytes:
-        """An image's thumbnail as JPEG; raises `NoPictureError` where there is no picture, or it does not decode."""
+        """Return an image's thumbnail as JPEG; raises `NoPictureError` if it has no picture that can be decoded."""
         return self._recent.get(place.ordinal, lambda: thumbnail(self._pictures.jpeg(place)))
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """A JPEG scaled down so that no side is over `side` pixels, never up; raises `NoPictureError` for what is none.
+    """Scale a JPEG down so that no side is over `side` pixels; raises `NoPictureError` if it cannot be decoded.
 
-    The decoder skips what the small picture does not need, so that a large one takes neither its memory nor its time.
+    The decoder scales large pictures as it reads them, so that they cost little memory and time.
     """
     out = io.BytesIO()
     try:
@@ -164,5 +164,5 @@ def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
             picture.thumbnail((side, side))
             picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise NoPictureError(f"this picture does not decode: {error}") from error
+        raise NoPictureError(f"this picture cannot be decoded: {error}") from error
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""A viewer's index of a dataset's images: a row each of what is searched, sorted and shown in the grid, on a disk."""
+"""A viewer's index of a dataset's images, on disk: a row per image with what is searched, sorted and shown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from segmint.pipeline.view.images import Place
 from segmint.pipeline.view.queries import CHOICES, RANGES, Filters, beyond, order, where
 
 PAGE = 60
-"""Images in a page of the grid."""
+"""Images per page of the grid."""
 
 _CHOICES_SHOWN = 500
 _BATCH_ROWS = 65_536
@@ -36,14 +36,14 @@ Row = dict[str, Any]
 
 
 class UnknownImageError(SegmintError):
-    """A number that no image of the dataset has."""
+    """No image of the dataset has this id."""
 
 
 class ImageIndex:
-    """Searches, sorts and pages the images of a dataset. Safe to use from threads, each call by a cursor of its own.
+    """Searches, sorts and pages the images of a dataset. Thread-safe: each call has its own cursor.
 
-    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes an image: a dataset
-    of a million images is thousands of Parquet files, which no search could open again.
+    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes per image: a dataset
+    of a million images has thousands of Parquet files, too many to open for each search.
     """
 
     def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
@@ -59,11 +59,11 @@ class ImageIndex:
             self._by_code.setdefault(finding.code, []).append(finding.image)
 
     def close(self) -> None:
-        """Closes the database; its file is the folder's owner's to delete."""
+        """Close the database; whoever made the folder deletes the file."""
         self._database.close()
 
     def summary(self) -> Row:
-        """Totals of the dataset, the values to choose from with their numbers of images, and the ends of ranges."""
+        """Return the dataset's totals, the values to filter by with numbers of images, and the limits of ranges."""
         ends = ", ".join(f"min({column}), max({column})" for column in RANGES)
         (total, masks, *limits), *_ = self._rows(f"SELECT count(*), coalesce(sum(masks), 0), {ends} FROM images")
         return {
@@ -75,15 +75,15 @@ class ImageIndex:
         }
 
     def count(self, filters: Filters) -> int:
-        """How many images the filters leave."""
+        """Return how many images match the filters."""
         condition, values = where(filters, self._by_code)
         ((count,),) = self._rows(f"SELECT count(*) FROM images WHERE {condition}", values)
         return int(count)
 
     def page(self, filters: Filters, after: int | None = None, limit: int = PAGE) -> list[Row]:
-        """The first images of the filters in their order, or the first after the image `after`.
+        """Return the first images that match the filters, in order, or the first ones after the image `after`.
 
-        Raises `UnknownImageError` where there is no image `after`.
+        Raises `UnknownImageError` if there is no image `after`.
         """
         columns = ", ".join(_SHOWN)
         rows = self._ordered(columns, filters, after, limit)
@@ -91,20 +91,20 @@ class ImageIndex:
         return [{**image, "findings": len(self.findings(image["id"]))} for image in images]
 
     def neighbors(self, filters: Filters, image: int) -> tuple[int | None, int | None]:
-        """The ids of the images before and after one in the filters' order.
+        """Return the ids of the images before and after one in the filters' order.
 
-        Raises `UnknownImageError` where there is no such image.
+        Raises `UnknownImageError` if there is no such image.
         """
         before = self._ordered("id", filters, image, 1, backward=True)
         after = self._ordered("id", filters, image, 1)
         return (before[0][0] if before else None), (after[0][0] if after else None)
 
     def place(self, image: int) -> Place:
-        """Where an image is; raises `UnknownImageError` where there is no such image."""
+        """Return the place of an image; raises `UnknownImageError` if there is no such image."""
         return Place(*self._values(("id", "ordinal", "shard"), image))
 
     def findings(self, image: int) -> list[ImageFinding]:
-        """What the audit says of an image."""
+        """Return the findings about an image."""
         return self._by_image.get(image, [])
 
     def _fill(self, tables: DatasetTables) -> None:

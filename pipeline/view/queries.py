@@ -1,4 +1,4 @@
-"""What a viewer may ask of a dataset's images: filters and an order as values, and the SQL that they stand for."""
+"""A viewer's filters and sort order of images as values, and their SQL."""
 
 import math
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from segmint.catalogs.dataset.selection import number_of
 from segmint.infra.errors import UsageError
 
 CHOICES = ("country", "license", "provider")
-"""Columns that an image may be chosen by with one value, or with none (`unknown`)."""
+"""Columns to filter by one value, or by no value (`unknown`)."""
 
 RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels")
-"""Columns that an image may be chosen by with a least and a greatest value, both included."""
+"""Columns to filter by a minimum and a maximum, both included."""
 
 SORTS = ("id", *RANGES)
-"""Columns to sort by; images that have no value come last, and equal ones stand in order of ids."""
+"""Columns to sort by; images without a value come last, and equal values are in order of ids."""
 
 ANY_FINDING = "any"
-"""The value of `finding` that stands for all codes."""
+"""The value of `finding` for all codes."""
 
 Sql = tuple[str, list[Any]]
 """A piece of SQL, and the values of its parameters in order."""
@@ -26,9 +26,9 @@ Sql = tuple[str, list[Any]]
 
 @dataclass(frozen=True)
 class Filters:
-    """Which images, and in what order. `choices` are by column, None for images that have no value in it."""
+    """Which images, and in what order. `choices` are by column; None selects images without a value."""
 
-    text: str = ""  # in the image_id, or the number of an image
+    text: str = ""  # part of the image_id, or an id
     choices: Mapping[str, str | None] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
     greatest: Mapping[str, float] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Filters:
 
 
 def parse_filters(parameters: Mapping[str, str]) -> Filters:
-    """Filters from the parameters of an address; empty ones say nothing. Raises `UsageError` for what is none."""
+    """Parse filters from the parameters of an address, ignoring empty ones; raises `UsageError` for unknown ones."""
     text = ""
     choices: dict[str, str | None] = {}
     least: dict[str, float] = {}
@@ -69,7 +69,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
 
 
 def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
-    """The condition that an image of the filters meets; `with_finding` are the ids of images by a finding's code."""
+    """Return the SQL condition of the filters; `with_finding` are the ids of images by a finding's code."""
     terms, values = ["true"], []
     if filters.text:
         number = number_of(filters.text.strip())
@@ -90,7 +90,7 @@ def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
 
 
 def order(filters: Filters, *, backward: bool = False) -> str:
-    """The order of the filters' images, or its reverse; no two images are equal in it."""
+    """Return the SQL order of the filters, or its reverse; it is a total order."""
     falling = filters.descending != backward
     if filters.sort == "id":
         return f"id {'DESC' if falling else 'ASC'}"
@@ -99,9 +99,9 @@ def order(filters: Filters, *, backward: bool = False) -> str:
 
 
 def beyond(filters: Filters, image: int, value: float | None, *, backward: bool = False) -> Sql:
-    """The condition of the images that come after one in the order, or before it; `value` is its sorted column's.
+    """Return the SQL condition for images after one in the order, or before it; `value` is in its sorted column.
 
-    So a page begins where the last one ended, and costs the same however far down it is.
+    A page begins where the last one ended, so that all pages cost the same.
     """
     operator = "<" if filters.descending != backward else ">"
     if filters.sort == "id":

@@ -1,4 +1,4 @@
-"""Runs a viewer: opens the dataset, listens on 127.0.0.1, and ends when it is told to."""
+"""Runs a viewer: opens the dataset, and listens on 127.0.0.1 until it is interrupted."""
 
 import signal
 import socket
@@ -27,9 +27,9 @@ _LAST_ANSWERS_S = 3
 
 @contextmanager
 def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterator[Viewer]:
-    """A viewer of the dataset at `uri`, with what an audit's JSON says of it; its scratch files go at the end.
+    """Open a viewer of the dataset at `uri` with the findings in an audit's JSON; scratch files are deleted at the end.
 
-    Raises `UsageError` where there is no dataset, one of a newer format, or no audit.
+    Raises `UsageError` if there is no dataset, one of a newer format, or no audit.
     """
     with ExitStack() as stack:
         findings = load_findings(storage, audit) if audit is not None else AuditFindings()
@@ -41,10 +41,10 @@ def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterato
         )
 
 
-def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str], None]) -> None:
-    """Answers until the process is interrupted or told to end; `tell` takes the address, once it can be opened.
+def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
+    """Serve until the process gets SIGINT or SIGTERM; `on_ready` gets the address as soon as it can be opened.
 
-    Port 0 takes a free one. Raises `UsageError` for a port that is taken.
+    Port 0 takes a free one. Raises `UsageError` if the port is taken.
     """
     import uvicorn
 
@@ -57,14 +57,14 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str]
                 lifespan="off",
                 ws="none",
                 log_level="warning",
-                access_log=False,  # whose lines would hold the key
+                access_log=False,  # its lines would contain the key
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
             )
         )
-        tell(address(port, key))
+        on_ready(address(port, key))
         if open_browser:
-            # Some browsers run until they are closed, and this one must be answered meanwhile.
+            # Some browsers block until they are closed; meanwhile the server must run.
             threading.Thread(target=webbrowser.open, args=[address(port, key)], daemon=True).start()
         with _ended_by_signals():
             server.run(sockets=[listener])
@@ -72,7 +72,7 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, tell: Callable[[str]
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """An interrupt, or being told to end, is how a viewer ends: both leave by way of every `finally`, quietly."""
+    """End the block quietly on SIGINT and SIGTERM, running every `finally`."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -89,7 +89,7 @@ def _listen(port: int) -> socket.socket:
         listener.bind((_HOST, port))
     except OSError as error:
         listener.close()
-        raise UsageError(f"--port {port}: {_HOST} cannot be listened to there: {error.strerror}") from error
+        raise UsageError(f"--port {port}: cannot listen on {_HOST}:{port}: {error.strerror}") from error
     listener.listen()
     return listener
 

@@ -1,4 +1,4 @@
-"""Where a file stands in a tar: found by the headers of its members, which are read by ranges and once."""
+"""Finds files in a tar by the headers of its members, which are read by ranges, each once."""
 
 import tarfile
 import threading
@@ -7,18 +7,19 @@ from collections.abc import Callable
 from segmint.catalogs.layout import DamagedDatasetError
 
 _BLOCK = 512
-_WINDOW = 64 << 10  # a range holds an image's JSON and the header after it, as a rule: a request an image
+_WINDOW = 64 << 10  # usually holds an image's JSON and the next header: one request per image
 _LARGEST = 256 << 20
-_PASSED_OVER = frozenset({tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME})
+_SKIPPED = frozenset({tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME})
 
 ReadRange = Callable[[int, int], bytes]
 """The bytes [start, stop) of a file."""
 
 
 class TarIndex:
-    """Where the files of one tar stand; its headers are walked as far as somebody asked. Safe to use from threads.
+    """The positions of the files in a tar; headers are read as far as needed. Thread-safe.
 
-    Everything is kept under the first name that it has. What is no plain file, or ends behind the tar's end, is damage.
+    Of several files with one name the first counts. A member that is not a plain file, or that ends after the end of
+    the tar, is damage.
     """
 
     def __init__(self, where: str, size: int, read_range: ReadRange) -> None:
@@ -30,9 +31,9 @@ class TarIndex:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> tuple[int, int] | None:
-        """Start and stop of a file's bytes in the tar; None where there is no such file.
+        """Return start and stop of a file's bytes in the tar; None if there is no such file.
 
-        Raises `DamagedDatasetError` for a header on the way that is none.
+        Raises `DamagedDatasetError` if a header on the way is damaged.
         """
         with self._lock:
             while name not in self._places and self._next < self._size:
@@ -40,7 +41,7 @@ class TarIndex:
             return self._places.get(name)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes; None where there is no such file. Raises `DamagedDatasetError` for one of over 256 MiB."""
+        """Return a file's bytes, None if there is no such file; raises `DamagedDatasetError` if it is over 256 MiB."""
         place = self.find(name)
         if place is None:
             return None
@@ -50,7 +51,7 @@ class TarIndex:
         return self._read(start, stop)
 
     def _walk(self) -> None:
-        """Reads one window and takes the headers in it; the tar's end is the first block without a header."""
+        """Read one window and index its headers; the tar ends at the first empty block."""
         start = self._next
         window = self._read(start, min(start + _WINDOW, self._size))
         while self._next + _BLOCK <= start + len(window):
@@ -61,7 +62,7 @@ class TarIndex:
             try:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
-                raise DamagedDatasetError(f"{self._where} is no tar that can be read: {error}") from error
+                raise DamagedDatasetError(f"{self._where} cannot be read as a tar: {error}") from error
             self._take(member)
         if self._next + _BLOCK > self._size:
             self._next = self._size
@@ -75,9 +76,9 @@ class TarIndex:
     def _take(self, member: tarfile.TarInfo) -> None:
         data = self._next + _BLOCK
         if member.size < 0 or data + member.size > self._size:
-            raise DamagedDatasetError(f"{self._where}: {member.name} ends behind the tar's end")
+            raise DamagedDatasetError(f"{self._where}: {member.name} ends after the end of the tar")
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             self._places.setdefault(member.name, (data, data + member.size))
-        elif member.type not in _PASSED_OVER:
-            raise DamagedDatasetError(f"{self._where}: {member.name} is no plain file")
+        elif member.type not in _SKIPPED:
+            raise DamagedDatasetError(f"{self._where}: {member.name} is not a plain file")
         self._next = data + -(-member.size // _BLOCK) * _BLOCK

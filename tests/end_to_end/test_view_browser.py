@@ -107,11 +107,11 @@ def test_the_grid_and_its_filters(page: "Page", looked_at: Path) -> None:
     page.get_by_label("Masks, at least").fill(str(least))
     expect(tiles).to_have_count(sum(row["masks"] >= least for row in rows))
     page.get_by_label("Masks, at least").fill("100000")
-    expect(page.locator("#count")).to_have_text("No image is like that.")
+    expect(page.locator("#count")).to_have_text("No matching images")
     page.get_by_role("button", name="Clear all").click()
     page.locator("select[name=finding]").select_option("any")
     expect(tiles).to_have_count(1)
-    expect(page.locator("#tile-4 .badge")).to_have_text("2 found")
+    expect(page.locator("#tile-4 .badge")).to_have_text("2 findings")
 
 
 def test_unknown_values_and_the_order(page: "Page", looked_at: Path) -> None:
@@ -265,7 +265,7 @@ def test_sliders_hide_masks(page: "Page", looked_at: Path) -> None:
         assert drawn(page, "#all-masks") == int(np.logical_or.reduce(kept).sum())
         expect(page.locator("#mask-list li:visible")).to_have_count(len(kept))
         page.locator(slider).fill(page.locator(slider).get_attribute("min") or "0")
-    page.get_by_label("Draw the masks").uncheck()
+    page.get_by_label("Show masks").uncheck()
     expect(page.locator("#stage")).to_have_attribute("data-masks", "0")
     assert drawn(page, "#all-masks") == 0
 
@@ -279,7 +279,7 @@ def test_texts_of_a_dataset_are_never_markup(page: "Page") -> None:
     expect(page.locator("#image-details")).to_contain_text(HOSTILE)
     page.goto(page.url.partition("?")[0] + "#image/4")
     expect(page.locator("#findings")).to_contain_text(HOSTILE)
-    page.get_by_role("button", name="Show it").last.click()
+    page.get_by_role("button", name="Show", exact=True).last.click()
     expect(page.locator("#marks .found")).to_have_count(1)
     assert page.locator("main script, main [onerror]").count() == 0
     assert "owned" not in page.title().replace(HOSTILE, "")

@@ -105,7 +105,7 @@ def hold_masks_to_numpy(page: "Page", masks: list[tuple[dict[str, Any], np.ndarr
 
 def hold_picture_to_jpeg(page: "Page", jpeg: Image.Image) -> None:
     """The stage shows the part of the JPEG that it says it does."""
-    page.get_by_label("Draw the masks").uncheck()
+    page.get_by_label("Show masks").uncheck()
     page.mouse.move(1, 1)
     expect(page.locator("#stage")).to_have_attribute("data-masks", "0")
     shown = Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")
@@ -171,7 +171,7 @@ def test_dragging_moves_the_picture_and_is_no_click(page: "Page", opened: int, m
     corner = box(page, "#picture")
     assert (corner["x"], corner["y"]) == pytest.approx((stage["x"], stage["y"]), abs=0.5), "no further than its edge"
     hold_picture_to_jpeg(page, jpeg)
-    page.get_by_label("Draw the masks").check()
+    page.get_by_label("Show masks").check()
     assert hold_masks_to_numpy(page, masks) > 0, "the pointer was let go outside, and is no drag any more"
 
 

@@ -1,4 +1,4 @@
-// Asks the viewer's server; its answers are JSON, and its errors are sentences.
+// Requests to the viewer's server; answers are JSON, errors are sentences.
 
 export async function get(path, parameters = {}) {
   const query = new URLSearchParams(parameters).toString();
@@ -13,8 +13,8 @@ export async function get(path, parameters = {}) {
   try {
     answer = JSON.parse(text);
   } catch {
-    // said below
+    // handled below
   }
-  if (!response.ok) throw new Error(answer?.error ?? (text || `The viewer answers with ${response.status}.`));
+  if (!response.ok) throw new Error(answer?.error ?? (text || `The viewer answered with status ${response.status}.`));
   return answer;
 }

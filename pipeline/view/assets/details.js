@@ -1,4 +1,4 @@
-// Rows of tables as lists of terms for people: every column, in its order, null ones left out.
+// Table rows as description lists: all columns in order, without null ones.
 
 import { counted, make, whole } from "./dom.js";
 
@@ -15,7 +15,7 @@ const NAMES = {
   after_nms2: "After NMS between crops",
 };
 
-/** The entries of a row's list: a term and its description for each column. */
+/** The elements of a row's list: a term and its description for each column. */
 export function detailsOf(row) {
   return Object.entries(row).flatMap(([name, value]) => {
     if (LEFT_OUT.has(name) || value === null || value === undefined) return [];

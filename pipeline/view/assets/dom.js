@@ -1,4 +1,4 @@
-// Making elements. Whatever comes from a dataset goes in as text, never as markup.
+// Helpers to make elements. Values from a dataset are always inserted as text, never as markup.
 
 export const byId = (id) => document.getElementById(id);
 

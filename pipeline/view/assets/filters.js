@@ -1,4 +1,4 @@
-// The form of filters. Its state is the query of the page's address, so that an address says what is shown.
+// The filter form. Its state is the query of the page's address, so that an address names what is shown.
 
 import { byId, make, whole } from "./dom.js";
 
@@ -6,10 +6,10 @@ const UNKNOWN = "unknown";
 const WAIT_MS = 250;
 const CHOICES = ["country", "license", "provider"];
 
-/** The filters as the server takes them, from the page's address. */
+/** The filters in the page's address, as the server takes them. */
 export const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Fills the form from what the dataset offers and from the address; calls `changed` when the address changed. */
+/** Fills the form from the dataset's values and the address; calls `changed` when the address has changed. */
 export function setUpFilters(dataset, changed) {
   const form = byId("filters");
   for (const name of CHOICES) fillChoice(form.elements[name], dataset.choices[name]);
@@ -34,7 +34,7 @@ export function setUpFilters(dataset, changed) {
     }, wait);
   };
   form.addEventListener("input", (event) => change(event.target.tagName === "SELECT" ? 0 : WAIT_MS));
-  form.addEventListener("reset", () => change(0)); // the form is empty a moment later
+  form.addEventListener("reset", () => change(0)); // the form is reset after this event
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     change(0);
@@ -95,7 +95,7 @@ function readAddress(form) {
   form.elements.order.value = (query.get("sort") ?? "id") + (query.get("descending") === "1" ? ":down" : "");
 }
 
-/** An end of a range, rounded outwards so that it takes in every image. */
+/** A limit of a range, rounded outwards so that it includes every image. */
 function short(number, upwards) {
   if (Number.isInteger(number)) return String(number);
   return String((upwards ? Math.ceil(number * 1000) : Math.floor(number * 1000)) / 1000);

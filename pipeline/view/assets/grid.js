@@ -1,7 +1,7 @@
-// The grid of images: pages are asked for as their place comes into view, each beginning where the last one ended.
+// The grid of images: pages are loaded as they scroll into view, each beginning where the last one ended.
 
 import { get } from "./api.js";
-import { byId, counted, make, showProblem, whole } from "./dom.js";
+import { byId, counted, make, showProblem } from "./dom.js";
 import { asked } from "./filters.js";
 
 const AHEAD = "1200px";
@@ -9,7 +9,7 @@ const AHEAD = "1200px";
 export class Grid {
   #list = byId("results");
   #more = byId("more");
-  #search = 0; // answers to former searches come too late
+  #search = 0; // answers to earlier searches are ignored
   #next = null;
   #begun = false;
   #loading = false;
@@ -23,7 +23,7 @@ export class Grid {
     );
   }
 
-  /** Searches by the page's address, unless that was done already. */
+  /** Searches by the page's address, unless that was already done. */
   async begin() {
     if (!this.#begun) await this.search();
   }
@@ -37,7 +37,7 @@ export class Grid {
       const page = await get("/api/images", asked());
       if (search !== this.#search) return;
       this.#list.replaceChildren(...page.images.map(tile));
-      byId("count").textContent = page.total ? counted(page.total, "image") : "No image is like that.";
+      byId("count").textContent = page.total ? counted(page.total, "image") : "No matching images";
       this.#next = page.next;
     } catch (error) {
       if (search === this.#search) throw error;
@@ -48,7 +48,7 @@ export class Grid {
     this.#showMore();
   }
 
-  /** Puts the focus on an image's tile, where it is there. */
+  /** Focuses an image's tile, if it is in the grid. */
   focus(image) {
     byId(`tile-${image}`)?.focus();
   }
@@ -70,7 +70,7 @@ export class Grid {
     this.#showMore();
   }
 
-  /** Watches the button anew, which tells at once where it is in view still. */
+  /** Observes the button again, which reports at once if it is still in view. */
   #showMore() {
     this.#watch.unobserve(this.#more);
     this.#more.hidden = this.#next === null;
@@ -94,7 +94,7 @@ function tile(image) {
     make("span", { className: "tile-name", title: image.image_id }, image.image_id || `sa_${image.id}`),
     make("span", { className: "tile-masks" }, image.masks === null ? "" : counted(image.masks, "mask")),
   );
-  if (image.findings) caption.append(make("span", { className: "badge" }, `${whole(image.findings)} found`));
+  if (image.findings) caption.append(make("span", { className: "badge" }, counted(image.findings, "finding")));
   const link = make("a", { id: `tile-${image.id}`, className: "tile", href: `#image/${image.id}` }, picture, caption);
   const item = make("li", {}, link);
   const aspect = Math.min(3, Math.max(0.45, (image.width ?? 4) / (image.height ?? 3)));

@@ -1,4 +1,4 @@
-// One image: its picture with masks, the thresholds, what is known of it, and the way to the images beside it.
+// One image: its picture with masks, thresholds, details, and links to the images before and after it.
 
 import { get } from "./api.js";
 import { detailsOf } from "./details.js";
@@ -12,7 +12,7 @@ const SLIDERS = { iou: "predicted_iou", stability: "stability_score" };
 
 export class ImagePage {
   #stage = new Stage((mask) => this.#hover(mask), (mask) => this.#isolate(mask));
-  #masks = []; // all, the largest first
+  #masks = []; // all, largest first
   #visible = [];
   #isolated = null;
   #hovered = null;
@@ -28,11 +28,11 @@ export class ImagePage {
     });
   }
 
-  /** Shows the image of a number; `filters` decide which ones stand beside it. */
+  /** Shows the image with an id; `filters` decide which images are before and after it. */
   async show(image, filters) {
     if (this.#shown === image) return;
     this.#shown = image;
-    this.#stage.element.focus({ preventScroll: true }); // now, for later somebody may have gone on
+    this.#stage.element.focus({ preventScroll: true }); // now: later the user may have moved on
     scrollTo(0, 0);
     let answers;
     try {
@@ -175,7 +175,7 @@ export class ImagePage {
       const mask = this.#masks.find((each) => each.number === number) ?? null;
       const item = make("li", {}, make("strong", {}, code.replaceAll("_", " ")), ` ${text} `);
       if (!mask && !box) return item;
-      const button = make("button", { type: "button" }, "Show it");
+      const button = make("button", { type: "button" }, "Show");
       button.addEventListener("click", () => {
         if (mask && mask !== this.#isolated) this.#isolate(mask);
         if (mask) this.#stage.reveal(mask.frame);
@@ -193,7 +193,7 @@ export class ImagePage {
 
 const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)} %`;
 
-/** A slider over the scores that there are, at the lowest of them. */
+/** A slider over the existing scores, set to the lowest. */
 function setUpSlider(input, scores) {
   const known = scores.filter((score) => score !== null);
   input.disabled = known.length === 0;
@@ -202,7 +202,7 @@ function setUpSlider(input, scores) {
   input.value = input.min;
 }
 
-/** A link without an address cannot be followed and is told to be disabled. */
+/** Links to an image; without one the link is disabled. */
 function setLink(link, image) {
   if (image === null) link.removeAttribute("href");
   else link.href = `#image/${image}`;

@@ -1,4 +1,4 @@
-// Begins the viewer: the address says whether the grid is shown (its filters in the query) or an image (`#image/12`).
+// Starts the viewer: the address shows the grid (with filters in its query) or an image (`#image/12`).
 
 import { get } from "./api.js";
 import { byId, counted, showProblem } from "./dom.js";
@@ -40,7 +40,7 @@ async function begin() {
   const findings = dataset.findings_elsewhere;
   byId("totals").textContent =
     `${counted(dataset.images, "image")}, ${counted(dataset.masks, "mask")}` +
-    (findings ? `; ${counted(findings, "finding")} of no single image` : "");
+    (findings ? `; ${counted(findings, "finding")} not about a single image` : "");
   setUpFilters(dataset, () => grid.search().catch(showProblem));
   window.addEventListener("hashchange", () => show().catch(showProblem));
   await show();

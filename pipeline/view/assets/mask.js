@@ -1,10 +1,10 @@
-// One mask: whether it holds a pixel, and how it is painted.
+// One mask: hit test and painting.
 
 import { decodeCounts, eachPiece, endsOf, holds } from "./rle.js";
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
-/** A color as a canvas keeps it in 32 bits; channels and alpha 0 to 255. */
+/** A color as a canvas stores it in 32 bits; channels and alpha are 0 to 255. */
 export function packed(red, green, blue, alpha) {
   const value = LITTLE_ENDIAN
     ? (alpha << 24) | (blue << 16) | (green << 8) | red
@@ -15,7 +15,7 @@ export function packed(red, green, blue, alpha) {
 export class Mask {
   #frame = null;
 
-  /** `row` is the mask's row of the tables, `place` its place among the image's masks, the largest being 0. */
+  /** `row` is the mask's table row, `place` its position among the image's masks, the largest being 0. */
   constructor(row, place) {
     this.row = row;
     this.place = place;
@@ -33,7 +33,7 @@ export class Mask {
     return this.row.annotation_id;
   }
 
-  /** The part of the image that holds all of the mask's pixels; its width is 0 where there are none. */
+  /** The smallest part of the image with all of the mask's pixels; its width is 0 if there are none. */
   get frame() {
     if (this.#frame === null) {
       let [left, right, top, bottom] = [this.width, 0, this.height, 0];
@@ -52,10 +52,10 @@ export class Mask {
     return x >= 0 && y >= 0 && x < this.width && y < this.height && holds(this.ends, x * this.height + y);
   }
 
-  /** Paints the mask into the pixels of a part of the image that holds it, over whatever stands there. */
+  /** Paints the mask into the pixels of a part of the image that contains it, replacing them. */
   paint(pixels, part, fill, line, thickness) {
     const { left, top } = this.frame;
-    const rows = this.frame.height + 2 * thickness; // the mask's own part, down the columns, with a border of zeros
+    const rows = this.frame.height + 2 * thickness; // the mask's frame, column by column, with a border of zeros
     const bitmap = new Uint8Array((this.frame.width + 2 * thickness) * rows);
     const placeOf = (x, y) => (x - left + thickness) * rows + (y - top + thickness);
     eachPiece(this.ends, this.height, (x, from, to) => bitmap.fill(1, placeOf(x, from), placeOf(x, to)));
@@ -72,7 +72,7 @@ export class Mask {
   }
 }
 
-/** The `place`-th of a series of colors, each of another hue than those before it: as `segmint masks --overlay` draws. */
+/** The `place`-th of a series of colors with different hues, the same as in `segmint masks --overlay`. */
 function colorOf(place) {
   const hue = (0.58 + place * 0.618033988749895) % 1;
   const [saturation, value] = place % 2 === 0 ? [0.85, 1] : [0.65, 0.9];

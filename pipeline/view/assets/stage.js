@@ -1,4 +1,4 @@
-// The picture with its masks: what is drawn over it, and which mask the pointer is on.
+// The picture with its masks: draws them, and finds the mask under the pointer.
 
 import { byId } from "./dom.js";
 import { packed } from "./mask.js";
@@ -9,7 +9,7 @@ const FILL = 100; // alpha, of 255
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);
-const SQUARES = 3; // pixels of the screen for one of the picture, from which on it is not smoothed
+const SQUARES = 3; // screen pixels per picture pixel from which on the picture is not smoothed
 
 export class Stage {
   #stage = byId("stage");
@@ -20,11 +20,11 @@ export class Stage {
   #masks = [];
   #frame = 0;
   #hover;
-  #pointer = null; // the last move of a pointer that is over the picture
+  #pointer = null; // the last event of a pointer over the picture
   width = 0;
   height = 0;
 
-  /** `hover(mask or null)` and `choose(mask or null)` are told what the pointer does. */
+  /** `hover(mask or null)` and `choose(mask or null)` are called for moves and clicks. */
   constructor(hover, choose) {
     this.#hover = hover;
     this.zoom = new Zoom(this.#stage, () => this.#look());
@@ -43,7 +43,7 @@ export class Stage {
     return this.#stage;
   }
 
-  /** Shows another image; `size` is [width, height] in pixels, the frame of all masks. */
+  /** Shows another image; `size` is [width, height] in pixels, the same for all masks. */
   open(image, size, name) {
     [this.width, this.height] = size;
     this.thickness = Math.max(1, Math.round(Math.min(...size) / 600));
@@ -57,18 +57,18 @@ export class Stage {
     this.zoom.reset(this.width);
   }
 
-  /** Moves a part of the picture into sight, where it is enlarged; a box in its pixels. */
+  /** Scrolls a box, in pixels of the picture, into view, if the picture is zoomed. */
   reveal({ left, top, width, height }) {
     const shares = { left: left / this.width, top: top / this.height };
     if (width) this.zoom.reveal({ ...shares, width: width / this.width, height: height / this.height });
   }
 
-  /** Lets go of the picture, which a server may still be reading. */
+  /** Drops the picture, which may still be loading. */
   close() {
     this.#picture.removeAttribute("src");
   }
 
-  /** Draws these masks, the largest first, at the next frame. */
+  /** Draws these masks, largest first, at the next frame. */
   show(masks) {
     this.#masks = masks;
     cancelAnimationFrame(this.#frame);
@@ -87,7 +87,7 @@ export class Stage {
     });
   }
 
-  /** Points one mask out: among the others, or `alone` with where it came from; null for none. */
+  /** Highlights one mask among the others, or `alone` with its crop, box and prompt; null for none. */
   point(mask, alone, box = null) {
     this.#stage.classList.toggle("alone", mask !== null && alone);
     this.#stage.classList.toggle("pointing", mask !== null && !alone);
@@ -106,7 +106,7 @@ export class Stage {
     this.#marks.replaceChildren(...(mask !== null && alone ? this.#origin(mask.row) : []), ...this.#boxes("found", box));
   }
 
-  /** Shows what the zoom says of the picture. The marks are drawn anew, so that their lines stay as thin. */
+  /** Applies the zoom. Marks are redrawn, so that their lines keep their width. */
   #look() {
     const { scale, left, top } = this.zoom;
     this.#stage.style.setProperty("--view", `scale(${scale}) translate(${-100 * left}%, ${-100 * top}%)`);
@@ -128,7 +128,7 @@ export class Stage {
     if (!this.zoom.busy) this.#hover(event === null ? null : this.#under(event));
   }
 
-  /** The smallest mask under the pointer; null where there is none. */
+  /** The smallest mask under the pointer, or null. */
   #under(event) {
     const frame = this.#picture.getBoundingClientRect();
     const x = Math.floor(((event.clientX - frame.left) / frame.width) * this.width);
@@ -140,7 +140,7 @@ export class Stage {
     return mask.width === this.width && mask.height === this.height;
   }
 
-  /** The crop that a mask was found in, its box, and the points that asked for it. */
+  /** A mask's crop, box and point prompt. */
   #origin(row) {
     const points = (row.point_coords ?? []).map(([cx, cy]) => {
       return shape("circle", { cx, cy, r: this.#radius(), class: "point" });

@@ -1,28 +1,28 @@
-// How a picture is zoomed and moved in its frame: by wheel, by two fingers, by dragging, by keys and by buttons.
+// Zooms and moves a picture in its frame: by wheel, two fingers, dragging, keys and buttons.
 
-const STEP = 1.5; // of a key or a button
-const WHEEL = 0.002; // powers of e a pixel of the wheel
-const PINCH = 0.01; // the same for a trackpad's pinch, which comes as a wheel with ctrl
-const LINE = 16; // pixels of a wheel's line
-const PIXELS = 12; // of the screen for one of the picture, where that is enlarged most
-const LEAST = 8; // times that any picture can be enlarged at least
-const SLACK = 5; // pixels that a pointer may move and still have clicked
+const STEP = 1.5; // factor per key or button press
+const WHEEL = 0.002; // power of e per wheel pixel
+const PINCH = 0.01; // the same for a trackpad's pinch, which arrives as a wheel with ctrl
+const LINE = 16; // pixels per wheel line
+const PIXELS = 12; // screen pixels per picture pixel at the highest zoom
+const LEAST = 8; // the highest zoom is at least this
+const SLACK = 5; // pixels that a pointer may move in a click
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const MOVE = 0.2; // of what is seen, for a key
+const MOVE = 0.2; // share of the visible part, per key press
 
-/** What is seen of a picture: it is enlarged `scale` times, and `left` and `top` are shares of it that are cut off. */
+/** The visible part of a picture: enlarged `scale` times; `left` and `top` are the shares cut off there. */
 export class Zoom {
   scale = 1;
   left = 0;
   top = 0;
-  pixels = 0; // of the picture's width
+  pixels = 0; // the picture's width
   #frame;
   #changed;
-  #pointers = new Map(); // that are down on the frame, by id: where they are
-  #began = null; // where the first of them went down
+  #pointers = new Map(); // positions of the pointers that are down, by id
+  #began = null; // where the first pointer went down
   #dragged = false;
 
-  /** `frame` is the element that the picture fills when it is not enlarged; `changed()` is told of every change. */
+  /** `frame` is the element that the picture fills at scale 1; `changed()` is called after every change. */
   constructor(frame, changed) {
     this.#frame = frame;
     this.#changed = changed;
@@ -33,7 +33,7 @@ export class Zoom {
     frame.addEventListener("click", (event) => this.#click(event), { capture: true });
   }
 
-  /** Whether a pointer is moving the picture, so that it points at nothing. */
+  /** Whether a pointer is moving the picture instead of pointing at masks. */
   get busy() {
     return this.#pointers.size > 1 || (this.#pointers.size === 1 && this.#dragged);
   }
@@ -56,7 +56,7 @@ export class Zoom {
     this.#by(1 / STEP);
   }
 
-  /** Takes a key of the keyboard; whether it was one for this. */
+  /** Handles a key; returns whether it was a key of the zoom. */
   key({ key, shiftKey }) {
     if (key === "+" || key === "=") this.zoomIn();
     else if (key === "-" || key === "_") this.zoomOut();
@@ -66,7 +66,7 @@ export class Zoom {
     return true;
   }
 
-  /** Moves a part of the picture into sight: `left`, `top`, `width`, `height` as shares of it. */
+  /** Scrolls a part of the picture into view: `left`, `top`, `width`, `height` as shares of it. */
   reveal({ left, top, width, height }) {
     const seen = 1 / this.scale;
     const along = (at, from, size) => (from < at || from + size > at + seen ? from + size / 2 - seen / 2 : at);
@@ -75,26 +75,26 @@ export class Zoom {
 
   #see(scale, left, top) {
     this.scale = Math.min(this.most, Math.max(1, scale));
-    if (this.scale < 1.001) this.scale = 1; // the same after as many steps out as in
+    if (this.scale < 1.001) this.scale = 1; // equal steps in and out end at exactly 1
     const hidden = 1 - 1 / this.scale;
     this.left = Math.min(hidden, Math.max(0, left));
     this.top = Math.min(hidden, Math.max(0, top));
     this.#changed();
   }
 
-  /** Enlarges `factor` times; what is at (x, y), shares of the frame, stays where it is. */
+  /** Zooms by `factor`; the point at (x, y), shares of the frame, stays where it is. */
   #by(factor, x = 0.5, y = 0.5) {
     const scale = Math.min(this.most, Math.max(1, this.scale * factor));
     const grown = 1 / this.scale - 1 / scale;
     this.#see(scale, this.left + x * grown, this.top + y * grown);
   }
 
-  /** Moves what is seen by shares of the frame. */
+  /** Moves the visible part by shares of the frame. */
   #pan(x, y) {
     this.#see(this.scale, this.left + x / this.scale, this.top + y / this.scale);
   }
 
-  /** A place of the screen as shares of the frame. */
+  /** A screen position as shares of the frame. */
   #shares({ x, y }) {
     const frame = this.#frame.getBoundingClientRect();
     return [(x - frame.left) / frame.width, (y - frame.top) / frame.height];
@@ -102,7 +102,7 @@ export class Zoom {
 
   #wheel(event) {
     const pixels = event.deltaY * [1, LINE, innerHeight][event.deltaMode];
-    if (pixels === 0 || (pixels > 0 && this.scale === 1 && !event.ctrlKey)) return; // the page scrolls on
+    if (pixels === 0 || (pixels > 0 && this.scale === 1 && !event.ctrlKey)) return; // the page scrolls
     event.preventDefault();
     const factor = Math.exp(-pixels * (event.ctrlKey ? PINCH : WHEEL));
     this.#by(factor, ...this.#shares({ x: event.clientX, y: event.clientY }));
@@ -116,7 +116,7 @@ export class Zoom {
   }
 
   #move(event) {
-    if (event.buttons === 0) this.#pointers.delete(event.pointerId); // it was let go elsewhere
+    if (event.buttons === 0) this.#pointers.delete(event.pointerId); // released outside the frame
     const before = this.#pointers.get(event.pointerId);
     if (before === undefined) return;
     const place = { x: event.clientX, y: event.clientY };
@@ -126,7 +126,7 @@ export class Zoom {
     this.#pointers.set(event.pointerId, place);
   }
 
-  /** Two fingers: their middle keeps what is under it, and their distance is the picture's. */
+  /** Two fingers: the point under their middle stays there, and their distance sets the scale. */
   #pinch(before, place, other) {
     this.#dragged = true;
     const distance = (one) => Math.hypot(one.x - other.x, one.y - other.y);
@@ -136,7 +136,7 @@ export class Zoom {
     this.#pan(was[0] - is[0], was[1] - is[1]);
   }
 
-  /** One pointer; whether it moved the picture, which it does once it went further than a click does. */
+  /** One pointer; returns whether it moved the picture, which it does once it has moved more than SLACK. */
   #drag(before, place, pointer) {
     if (this.scale === 1) return false;
     if (!this.#dragged) {
@@ -153,7 +153,7 @@ export class Zoom {
     this.#pointers.delete(event.pointerId);
   }
 
-  /** The click that ends a drag is none. */
+  /** Suppresses the click that ends a drag. */
   #click(event) {
     if (this.#dragged) event.stopImmediatePropagation();
     this.#dragged = false;

@@ -53,7 +53,7 @@ def test_the_address_that_it_prints_opens_and_a_signal_ends_it(
         (["{folder}"], "is no dataset"),
         (["{folder}", "--port", "70000"], "65535"),
         (["{folder}", "--config", "{folder}/absent.yaml"], "absent.yaml"),
-        (["{folder}", "--audit", "{folder}/absent.json"], "there is no such audit"),
+        (["{folder}", "--audit", "{folder}/absent.json"], "absent.json does not exist"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:

@@ -50,7 +50,7 @@ def test_nothing_is_left_behind(minted: Path, tmp_path: Path, monkeypatch: pytes
 def test_no_dataset_and_no_audit_are_told(minted: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no dataset"), open_viewer(str(tmp_path), Storage()):
         pass
-    with pytest.raises(UsageError, match="no such audit"), open_viewer(str(minted), Storage(), str(tmp_path / "a")):
+    with pytest.raises(UsageError, match="a does not exist"), open_viewer(str(minted), Storage(), str(tmp_path / "a")):
         pass
 
 
@@ -59,8 +59,8 @@ def test_a_port_that_is_taken_is_told(minted: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--port {port}: .* cannot be listened to"):
-            serve(viewer, port, open_browser=False, tell=lambda _: pytest.fail("nothing can be opened"))
+        with pytest.raises(UsageError, match=f"--port {port}: cannot listen on 127.0.0.1:{port}"):
+            serve(viewer, port, open_browser=False, on_ready=lambda _: pytest.fail("nothing can be opened"))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["loose", "tars"])
@@ -104,4 +104,4 @@ def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_
     with open_viewer(str(folder), Storage()) as viewer:
         answer = client_of(viewer).get("/images/5.jpg")
         assert answer.status_code == 404
-        assert "no JPEG beside" in answer.json()["error"]
+        assert "no JPEG next to" in answer.json()["error"]
