@@ -13,18 +13,14 @@ from segmint.pipeline.shard_ranges import parse_shards
 @guarded
 def export(
     dataset: Dataset,
-    format: Annotated[Format, typer.Option("--format", help="What it is for.")],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="OUT", help="The folder or bucket's prefix to write into.")
-    ],
+    format: Annotated[Format, typer.Option("--format", help="The tool to export for.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="Output folder or bucket prefix.")],
     shards: Annotated[
         str | None, typer.Option(metavar="A:B|K/N", help="Only shards A to B-1, or part K of N from 0.")
     ] = None,
-    sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only N images, drawn evenly by the seed.")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Another seed draws other images.")] = 0,
-    no_images: Annotated[bool, typer.Option("--no-images", help="Annotations alone, without the JPEGs.")] = False,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only N random images.")] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of --sample.")] = 0,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Only annotations, without the JPEGs.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`segmint study`: how good masks are, by what people make of a sample of them."""
+"""`segmint study`: the quality of masks, measured by people's corrections of a sample."""
 
 from typing import Annotated
 
@@ -14,15 +14,13 @@ app = typer.Typer(name="study", help="Have people correct a sample of masks, and
 @guarded
 def sample(
     dataset: Dataset,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR", help="The folder or bucket's prefix to write into.")
-    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix.")],
     count: Annotated[int, typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw.")] = 500,
-    seed: Annotated[int, typer.Option(metavar="S", help="Another seed draws other images.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the draw.")] = 0,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images evenly over numbers of masks and countries, for COCO's tools and Label Studio."""
+    """Draw images evenly over numbers of masks and countries, for COCO tools and Label Studio."""
     from segmint.pipeline.study.sample import sample_study
 
     drawn = sample_study(dataset, storage_of(config), count, seed, output)
@@ -32,10 +30,10 @@ def sample(
 @app.command()
 @guarded
 def score(
-    study: Annotated[str, typer.Argument(metavar="DIR", help="The folder that study sample wrote.")],
+    study: Annotated[str, typer.Argument(metavar="DIR", help="The folder that `study sample` wrote.")],
     corrected: Annotated[
         str | None,
-        typer.Option("--corrected", metavar="FILE", help="COCO's or Label Studio's JSON; DIR/corrected.json."),
+        typer.Option("--corrected", metavar="FILE", help="COCO or Label Studio JSON; default DIR/corrected.json."),
     ] = None,
     config: Config = None,
     as_json: AsJson = False,

@@ -1,4 +1,4 @@
-"""COCO's instances as JSON, with compressed or uncompressed run lengths, written as samples come."""
+"""COCO instances as JSON, with compressed or uncompressed run lengths, written as a stream."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.json_items import JsonItems
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
-"""The one category: masks have no class."""
+"""The only category: masks have no class."""
 
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
@@ -23,20 +23,20 @@ _OPTIONAL = {"image_id": "catalog_image_id"} | {
 
 
 def compressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
-    """A mask as pycocotools takes it: size [height, width] and compressed counts."""
+    """Return a mask for pycocotools: size [height, width] and compressed counts."""
     return {"size": list(mask.size), "counts": mask.counts}
 
 
 def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
-    """The same with the lengths of the runs as numbers."""
+    """Return a mask with size [height, width] and its run lengths as numbers."""
     return {"size": list(mask.size), "counts": decompress(mask.counts).tolist()}
 
 
 def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any]]:
-    """The annotations of an image.
+    """Yield the annotations of an image.
 
-    `bbox` is COCO's own [x, y, width, height] in floats, which counts pixels: a single pixel has width 1, where the
-    dataset's box, as SA-1B's, has 0.
+    `bbox` is COCO's [x, y, width, height] in floats, which counts pixels: a single pixel has width 1; in the boxes of
+    the dataset, as in SA-1B's, it has width 0.
     """
     boxes = coco.toBbox([compressed_rle(mask) for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):
@@ -54,9 +54,9 @@ def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any
 
 
 class CocoWriter:
-    """Gathers images and annotations in files of a scratch folder, and puts them together at the end.
+    """Collects images and annotations in scratch files, and merges them at the end.
 
-    `name` is where the file belongs below the export's folder.
+    `name` is the path of the file below the export's folder.
     """
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, name: str, compressed: bool) -> None:
@@ -69,7 +69,7 @@ class CocoWriter:
         self._licenses: dict[str, int] = {}
 
     def add(self, sample: Sample) -> None:
-        """Takes an image with its masks."""
+        """Add an image with its masks."""
         row = sample.row
         image: dict[str, Any] = {
             "id": sample.id,
@@ -84,7 +84,7 @@ class CocoWriter:
         self._annotations.extend(coco_annotations(sample, self._compressed))
 
     def finish(self) -> dict[str, Path]:
-        """The files of the export, by their names below its folder; the last one makes it whole."""
+        """Return the files of the export, by path below its folder; the last one completes it."""
         head = {
             "info": {"description": self._manifest.name, "version": self._manifest.code_version},
             "licenses": [
@@ -106,6 +106,6 @@ class CocoWriter:
 
 
 def license_url(identifier: str) -> str:
-    """SPDX's page of a license; empty for one that SPDX does not list."""
+    """Return SPDX's page of a license; empty if SPDX does not list it."""
     known = canonical_identifier(identifier)
     return "" if known is None or known.startswith("LicenseRef-") else f"https://spdx.org/licenses/{known}.html"

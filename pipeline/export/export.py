@@ -1,4 +1,4 @@
-"""Exports of a dataset for other tools: a stream of samples, a writer of the format, and the pictures beside."""
+"""Exports of a dataset for other tools: a stream of samples goes to the format's writer, their pictures to a folder."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, join
+from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import TasksWriter
@@ -20,18 +21,18 @@ from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 
 class SampleWriter(Protocol):
-    """Gathers samples, and gives the files of a format."""
+    """Collects samples and makes the files of a format."""
 
     def add(self, sample: Sample) -> None:
-        """Takes an image with its masks."""
+        """Add an image with its masks."""
 
     def finish(self) -> dict[str, Path]:
-        """The files, by their names below the export's folder; the last one makes it whole."""
+        """Return the files, by path below the export's folder; the last one completes it."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported: shards [A, B), a part of all, or all; of their images a `sample`, or all."""
+    """What to export: shards [A, B), a part of all shards, or all; a `sample` of their images, or all."""
 
     format: Format
     shards: tuple[int, int] | ShardPart | None = None
@@ -51,23 +52,24 @@ class Exported:
     pictures: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the answer as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
-        return [f"{self.images:,} images, {self.masks:,} masks, {self.pictures:,} pictures → {self.file}"]
+        """Return the answer as lines for a person."""
+        counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
+        return [f"{', '.join(counts)} → {self.file}"]
 
 
 def export_dataset(uri: str, storage: Storage, options: ExportOptions, output: str) -> Exported:
-    """Writes the committed images of a dataset into the folder `output`, local or in a bucket.
+    """Write the committed images of a dataset into the folder `output`, local or in a bucket.
 
-    Memory does not grow with the images; the system's temporary folder holds the JSON until it is whole. Raises
-    `UsageError` where there is no dataset, no such shard, or `output` holds an export already.
+    Memory does not grow with the images; the system's temporary folder holds the JSON until it is complete. Raises
+    `UsageError` if there is no dataset, no such shard, or already an export in `output`.
     """
     dataset = Dataset.open(uri, storage)
     file = join(output, MAIN_FILES[options.format])
-    refuse_standing(storage, uri, output, file)
+    refuse_existing(storage, uri, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     with TemporaryDirectory(prefix="segmint-") as scratch:
         writer = make_writer(options.format, Path(scratch), dataset.manifest, output)
@@ -77,19 +79,19 @@ def export_dataset(uri: str, storage: Storage, options: ExportOptions, output: s
 
 
 def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output: str) -> SampleWriter:
-    """The writer of a format, which gathers in the folder `scratch` what goes to `output`."""
+    """Return the writer of a format, which collects in the folder `scratch` what goes to `output`."""
     if format is Format.LABEL_STUDIO:
         return TasksWriter(scratch, manifest, output)
     return CocoWriter(scratch, manifest, MAIN_FILES[format], compressed=format is Format.COCO)
 
 
-def refuse_standing(storage: Storage, dataset: str, output: str, file: str) -> None:
-    """Raises `UsageError` where `file` stands already, or where `output` lies in the dataset."""
+def refuse_existing(storage: Storage, dataset: str, output: str, file: str) -> None:
+    """Raise `UsageError` if `file` exists, or if `output` is inside the dataset."""
     inside, whole = (f"{absolute(uri).rstrip('/')}/" for uri in (output, dataset))
     if inside.startswith(whole):
-        raise UsageError(f"{output} lies in the dataset {dataset}, which holds its own files alone: choose another")
+        raise UsageError(f"{output} is inside the dataset {dataset}: choose another folder")
     if storage.exists(file):
-        raise UsageError(f"{file} stands there already, and is not written over: choose another folder, or remove it")
+        raise UsageError(f"{file} already exists and is not overwritten: choose another folder, or delete it")
 
 
 def write_samples(
@@ -100,9 +102,9 @@ def write_samples(
     file: str,
     with_images: bool = True,
 ) -> Exported:
-    """Puts the pictures of samples as they come, then the files of the writers, in order; `file` is named as the main.
+    """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
-    Each file appears only when it is whole, so that an export that was killed has no main file.
+    Each file appears only when it is complete, so that an export that was killed has no main file.
     """
     images = masks = pictures = 0
     for sample in samples:

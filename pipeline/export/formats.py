@@ -1,10 +1,10 @@
-"""The formats that a dataset can be exported to."""
+"""The export formats."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """What an export is for."""
+    """The tool that an export is for."""
 
     COCO = "coco"
     CVAT = "cvat"
@@ -16,4 +16,4 @@ MAIN_FILES = {
     Format.CVAT: "annotations/instances_default.json",
     Format.LABEL_STUDIO: "tasks.json",
 }
-"""The file of each format that makes an export whole: it is put last."""
+"""The file of each format that completes an export: it is written last."""

@@ -1,4 +1,4 @@
-"""JSON arrays written as their items come, so that memory does not grow with their number."""
+"""JSON arrays written item by item, so that memory does not grow with their number."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 
 class JsonItems:
-    """What stands between the brackets of a JSON array, gathered in a file: an item a line."""
+    """The items of a JSON array, collected in a file, one per line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -16,7 +16,7 @@ class JsonItems:
         path.write_text("", encoding="utf-8")
 
     def extend(self, values: Iterable[Any]) -> None:
-        """Appends items. Raises `ValueError` for NaN and infinities, which JSON has not."""
+        """Append items; raises `ValueError` for NaN and infinities, which JSON does not have."""
         with self._path.open("a", encoding="utf-8") as file:
             for value in values:
                 file.write(",\n" if self.count else "")
@@ -24,7 +24,7 @@ class JsonItems:
                 self.count += 1
 
     def copy_into(self, target: TextIO) -> None:
-        """Writes the array, brackets included, to an open file."""
+        """Write the array, brackets included, to an open file."""
         target.write("[\n")
         with self._path.open(encoding="utf-8") as file:
             shutil.copyfileobj(file, target, 1 << 16)

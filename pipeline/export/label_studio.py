@@ -1,4 +1,4 @@
-"""Label Studio's tasks as JSON, with masks as brush strokes in its own run lengths, written as samples come."""
+"""Label Studio's tasks as JSON, with masks as brush strokes in its run-length format, written as a stream."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from segmint.pipeline.export.json_items import JsonItems
 
 LABEL_CONFIG = "label_config.xml"
 IMAGE_KEY = "segmint_id"
-"""The key of a task's data that holds the number of the image."""
+"""The key of a task's data with the id of the image."""
 
 LABELING = f"""\
 <View>
@@ -26,13 +26,13 @@ LABELING = f"""\
   </BrushLabels>
 </View>
 """
-"""The labeling interface that the tasks are for."""
+"""The labeling interface of the tasks."""
 
 _OPAQUE = np.uint8(255)
 
 
 def load_brush() -> Any:
-    """The brush converter of Label Studio's SDK; raises `UsageError` where that is not installed."""
+    """Return the brush converter of Label Studio's SDK; raises `UsageError` if the SDK is not installed."""
     try:
         from label_studio_sdk.converter import brush
     except ImportError as error:
@@ -43,13 +43,13 @@ def load_brush() -> Any:
 
 
 def image_url(folder: str, image: int) -> str:
-    """Where Label Studio finds the picture of an export in `folder`: a local file that it serves, or an object."""
+    """Return the URL of a picture in the export's `folder`: a local file that Label Studio serves, or an object."""
     path = join("images", image_name(image))
     return f"/data/local-files/?d={path}" if scheme(folder) == LOCAL else join(folder, path)
 
 
 def brush_region(brush: Any, mask: MaskAnnotation) -> dict[str, Any]:
-    """A mask as a region of the labeling interface `LABELING`; its id is the annotation's."""
+    """Return a mask as a region of the labeling interface `LABELING`; its id is the annotation's."""
     height, width = mask.size
     return {
         "id": str(mask.id),
@@ -62,17 +62,17 @@ def brush_region(brush: Any, mask: MaskAnnotation) -> dict[str, Any]:
         "score": mask.predicted_iou,
         "value": {
             "format": "rle",
-            "rle": brush.mask2rle(mask.mask * _OPAQUE),  # 1 would be all but transparent
+            "rle": brush.mask2rle(mask.mask * _OPAQUE),  # 1 would be nearly transparent
             "brushlabels": [CATEGORY["name"]],
         },
     }
 
 
 class TasksWriter:
-    """Gathers tasks in a file of a scratch folder, each with its masks as a prediction.
+    """Collects tasks in a scratch file, each with its masks as a prediction.
 
-    As predictions, an image that nobody looked at can be told from one that was found right. `folder` is where the
-    export is going. Raises `UsageError` where Label Studio's SDK is not installed.
+    With predictions, images that nobody has checked differ from images whose masks were approved. `folder` is the
+    export's folder. Raises `UsageError` if Label Studio's SDK is not installed.
     """
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, folder: str) -> None:
@@ -83,7 +83,7 @@ class TasksWriter:
         self._tasks = JsonItems(scratch / "tasks.part")
 
     def add(self, sample: Sample) -> None:
-        """Takes an image with its masks."""
+        """Add an image with its masks."""
         data: dict[str, Any] = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
         credit = {name: sample.row[name] for name in ("license", "attribution") if sample.row[name] is not None}
         regions = [brush_region(self._brush, mask) for mask in sample.masks]
@@ -91,7 +91,7 @@ class TasksWriter:
         self._tasks.extend([{"id": sample.id, "data": data | credit, "predictions": [prediction]}])
 
     def finish(self) -> dict[str, Path]:
-        """The files of the export, by their names below its folder; the last one makes it whole."""
+        """Return the files of the export, by path below its folder; the last one completes it."""
         config, path = self._scratch / LABEL_CONFIG, self._scratch / MAIN_FILES[Format.LABEL_STUDIO]
         config.write_text(LABELING, encoding="utf-8")
         with path.open("w", encoding="utf-8") as file:

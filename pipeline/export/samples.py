@@ -1,4 +1,4 @@
-"""Images drawn from a dataset by a seed: the same ones for any layout of shards, machine or order of reading."""
+"""Random images of a dataset by seed: the same for any layout of shards, machine or reading order."""
 
 import hashlib
 import heapq
@@ -8,26 +8,26 @@ from collections.abc import Iterator, Sequence
 from segmint.catalogs.dataset.reader import Dataset, Sample
 
 
-def lot(seed: int, image: int) -> bytes:
-    """What an image draws: those with the lowest lots are taken."""
+def draw_key(seed: int, image: int) -> bytes:
+    """Return an image's draw key: the images with the lowest keys are drawn."""
     return hashlib.sha256(f"{seed}:{image}".encode()).digest()
 
 
 def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[int]:
-    """The numbers of `count` images of some shards, ascending, or of all where there are fewer.
+    """Draw `count` images of some shards, or all if there are fewer; returns their ids, ascending.
 
-    Memory is that of the images drawn.
+    Memory grows with the number of images drawn only.
     """
     numbers = (
         number
         for commit in dataset.commits(shards)
         for number in dataset.table(commit, "images", ["id"])["id"].to_pylist()
     )
-    return sorted(heapq.nsmallest(count, numbers, key=lambda number: lot(seed, number)))
+    return sorted(heapq.nsmallest(count, numbers, key=lambda number: draw_key(seed, number)))
 
 
 def read_images(dataset: Dataset, shards: range, images: Sequence[int] | None) -> Iterator[Sample]:
-    """The samples of some shards in order: all, or these images (ascending); a shard with none of them is not read."""
+    """Yield samples of some shards in order: all, or `images` (ascending ids); shards without any are not read."""
     for commit in dataset.commits(shards):
         if images is None:
             yield from dataset.shard(commit)

@@ -1,4 +1,4 @@
-"""Reads corrected masks back: from COCO's JSON, or from what Label Studio or its converter exported."""
+"""Reads corrected masks from COCO JSON, or from an export of Label Studio or its converter."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -24,14 +24,14 @@ class UnreadableMaskError(ValueError):
 
 @dataclass
 class Corrections:
-    """What came back. An image that was answered has a key in `masks`, also where all of its masks were deleted.
+    """Corrected masks. An answered image has a key in `masks`, even if all of its masks were deleted.
 
-    `foreign` counts images that were not drawn, `superseded` answers after the one that counts for an image;
-    `unreadable` says of each mask that was left out why, and `unreadable_ids` are those of them that had one;
-    `polygons` counts masks that came back as such, which have no holes.
+    `foreign` counts images that were not drawn, `superseded` further answers for an image; `unreadable` has the
+    reason for each mask that was left out, and `unreadable_ids` their ids, if they had one; `polygons` counts masks
+    returned as polygons, which have no holes.
     """
 
-    sizes: Mapping[int, Size]  # of the images drawn, by number
+    sizes: Mapping[int, Size]  # of the images drawn, by id
     masks: dict[int, list[StudyMask]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     unreadable_ids: set[int] = field(default_factory=set)
@@ -40,7 +40,7 @@ class Corrections:
     polygons: int = 0
 
     def begin(self, image: int | None) -> int | None:
-        """Notes an answer for an image; returns its number where the answer counts."""
+        """Record an answer for an image; returns the image's id if the answer counts."""
         if image is None or image not in self.sizes:
             self.foreign += 1
         elif image in self.masks:
@@ -51,38 +51,38 @@ class Corrections:
         return None
 
     def take(self, image: int, mask: StudyMask) -> None:
-        """Adds a mask to an answer that was begun; raises `UnreadableMaskError` for one of another size."""
+        """Add a mask to an image's answer; raises `UnreadableMaskError` if it has another size than the image."""
         height, width = mask.rle["size"]
         self.check(image, (height, width))
         self.masks[image].append(mask)
 
     def check(self, image: int, size: Size) -> None:
-        """Raises `UnreadableMaskError` for a mask of another size than its image."""
+        """Raise `UnreadableMaskError` if a mask has another size than its image."""
         if size != self.sizes[image]:
             height, width = self.sizes[image]
             raise UnreadableMaskError(f"it is {size[1]} x {size[0]} pixels, its image {width} x {height}")
 
     def leave_out(self, image: int, id: int | None, why: object) -> None:
-        """Notes a mask that cannot be read."""
+        """Record a mask that cannot be read."""
         self.unreadable.append(f"{image_name(image)}, mask {'without an id' if id is None else id}: {why}")
         if id is not None:
             self.unreadable_ids.add(id)
 
 
 def image_number(path: str) -> int | None:
-    """The number of the image in a path or URL that ends in `sa_<number>.jpg`, be it that a tool put more before."""
+    """Return the image's id in a path or URL that ends in `sa_<id>.jpg`, even if a tool added a prefix."""
     match = _IMAGE.search(path)
     return None if match is None else int(match[1])
 
 
 def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Corrections:
-    """The masks of a COCO document: compressed or uncompressed run lengths, or polygons.
+    """Read the masks of a COCO document: compressed or uncompressed run lengths, or polygons.
 
-    Images are known by their file names, for tools number them anew. Raises `KeyError` or `TypeError` for what is no
-    COCO.
+    Images are identified by file name, because tools renumber them. Raises `KeyError` or `TypeError` if the document
+    is not COCO.
     """
     found = Corrections(sizes)
-    # Its contours run through the centers of the outermost pixels, COCO's polygons around them.
+    # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
     contours = document.get("info", {}).get("contributor") == "Label Studio Converter"
     images: dict[Any, int] = {}
     for image in document["images"]:
@@ -92,7 +92,7 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
     for annotation in document["annotations"]:
         home = images.get(annotation["image_id"])
         if home is None:
-            continue  # of an image that was counted as foreign or superseded
+            continue  # its image was counted as foreign or superseded
         try:
             rle = _coco_rle(annotation["segmentation"], sizes[home], contours)
             found.take(home, StudyMask(annotation["id"], rle))
@@ -103,10 +103,10 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
 
 
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size], brush: Any) -> Corrections:
-    """The brush strokes of Label Studio's JSON or JSON_MIN, read by its SDK's converter `brush`.
+    """Read the brush strokes of Label Studio's JSON or JSON_MIN with its SDK's converter `brush`.
 
-    Of several annotations of a task the latest that was not cancelled counts; a task without one has no answer. Raises
-    `KeyError` or `TypeError` for what are no tasks.
+    The latest annotation of a task that was not cancelled counts; a task without one has no answer. Raises `KeyError`
+    or `TypeError` if these are not tasks.
     """
     found = Corrections(sizes)
     for task in tasks:
@@ -125,7 +125,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
                     raise UnreadableMaskError(f"it is of type {region.get('type')}, not a brush stroke")
                 sized = {**region, **value}  # JSON_MIN has the size in the value
                 size = (int(sized["original_height"]), int(sized["original_width"]))
-                found.check(number, size)  # before its pixels are made: a few bytes may stand for gigabytes
+                found.check(number, size)  # before decoding: a few bytes may expand to gigabytes
                 found.take(number, StudyMask(id, _brush_rle(value["rle"], size, brush)))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 found.leave_out(number, id, error)
@@ -133,8 +133,8 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
 
 
 def _answer(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
-    """The regions of a task's answer, and how many other answers it has; None where there is no answer."""
-    if "annotations" not in task:  # JSON_MIN: a record an answer, without ids
+    """Return the regions of a task's answer and the number of its other answers; None if it has no answer."""
+    if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
         if task.get("annotation_id") is None:
             return None
         lists = [value for value in task.values() if isinstance(value, list)]
@@ -154,7 +154,7 @@ def _coco_rle(segmentation: Any, size: Size, contours: bool) -> dict[str, Any]:
             return _checked({"size": list(segmentation["size"]), "counts": counts.encode("ascii")})
         return _checked(dict(coco.frPyObjects(dict(segmentation), *segmentation["size"])))
     if not segmentation:
-        raise UnreadableMaskError("it has a box and no mask")
+        raise UnreadableMaskError("it has a box but no mask")
     if contours:
         import cv2
 
@@ -165,7 +165,7 @@ def _coco_rle(segmentation: Any, size: Size, contours: bool) -> dict[str, Any]:
 
 
 def _checked(rle: dict[str, Any]) -> dict[str, Any]:
-    """The same, where its runs fill its size: pycocotools does not look, and reads beyond."""
+    """Check that the runs fill the size: pycocotools does not, and reads out of bounds."""
     from segmint.model.automatic.rle import Rle, area
 
     height, width = rle["size"]
@@ -177,7 +177,7 @@ def _brush_rle(runs: list[int], size: Size, brush: Any) -> dict[str, Any]:
     height, width = size
     announced = int.from_bytes(bytes(runs[:4]))
     if announced != height * width * 4:
-        raise UnreadableMaskError(f"its run lengths are of {announced} values, not of {height} x {width} x 4")
+        raise UnreadableMaskError(f"its run lengths have {announced} values, expected {height} x {width} x 4")
     pixels = np.reshape(brush.decode_rle(runs), (height, width, 4))
     return _encode((pixels[:, :, 3] > 0).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""Pairs each mask that was drawn for a correction study with what came back for it."""
+"""Pairs each mask of a correction study with its correction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from pycocotools import mask as coco
 
 LEAST_IOU = 0.1
-"""Masks that overlap less are not taken for one another where no id pairs them."""
+"""The least IoU of masks that are paired without an id."""
 
 
 @dataclass(frozen=True)
 class StudyMask:
-    """A mask with its annotation's id, None where that was lost; `rle` is as pycocotools takes it, compressed."""
+    """A mask with its annotation's id, None if that was lost; `rle` is compressed, for pycocotools."""
 
     id: int | None
     rle: dict[str, Any]
@@ -20,7 +20,7 @@ class StudyMask:
 
 @dataclass(frozen=True)
 class Pair:
-    """A mask that was drawn, by its annotation's id, and its IoU with its correction."""
+    """A mask that was drawn, by annotation id, and its IoU with its correction."""
 
     id: int
     iou: float
@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ImagePairs:
-    """The pairs of one image, what was deleted of it (by annotation's id) and how many masks were added to it."""
+    """The pairs of one image, its deleted masks (by annotation id) and the number of added masks."""
 
     pairs: tuple[Pair, ...]
     deleted: tuple[int, ...]
@@ -37,9 +37,9 @@ class ImagePairs:
 
 
 def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, Sequence[StudyMask]]) -> bool:
-    """Whether ids that came back are those that were drawn, image by image.
+    """Whether the returned ids are those that were drawn, image by image.
 
-    A tool that numbers annotations anew gives some of them the id of a mask of another image; then no id counts.
+    A tool that renumbers annotations gives some of them the id of a mask of another image; then ids are not used.
     """
     image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
     known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)
@@ -47,9 +47,9 @@ def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, S
 
 
 def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id: bool) -> ImagePairs:
-    """Pairs the masks of one image: by annotation's id where `by_id`, and those left by IoU, the best one first.
+    """Pair the masks of one image: by annotation id if `by_id`, and the rest by IoU, best pair first.
 
-    A correction without a pixel is a deletion. Of several with one id the first has it.
+    A correction without pixels is a deletion. Of several corrections with one id the first counts.
     """
     solid = [mask for mask in corrected if coco.area(mask.rle) > 0]
     pairs: list[Pair] = []
@@ -68,7 +68,7 @@ def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id
 
 
 def best_matches(rows: Sequence[StudyMask], columns: Sequence[StudyMask]) -> list[tuple[int, int, float]]:
-    """Pairs of positions with their IoU, the best first and none used twice, none under `LEAST_IOU`."""
+    """Return pairs of positions with their IoU, best first, none used twice, none under `LEAST_IOU`."""
     matrix = iou(rows, columns)
     candidates = sorted(
         (-float(matrix[row][column]), row, column)
@@ -88,7 +88,7 @@ def best_matches(rows: Sequence[StudyMask], columns: Sequence[StudyMask]) -> lis
 
 
 def iou(rows: Sequence[StudyMask], columns: Sequence[StudyMask]) -> Any:
-    """Intersection over union of each pair, (rows, columns) float64; empty where either is."""
+    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either is."""
     return coco.iou([mask.rle for mask in rows], [mask.rle for mask in columns], [0] * len(columns))
 
 

@@ -1,4 +1,4 @@
-"""The sample of a correction study: images drawn evenly over strata, written for people to correct their masks.
+"""The sample of a correction study: images drawn evenly over strata, exported so that people correct their masks.
 
 The SAM paper (section 5) had professionals correct the masks of 500 random images of SA-1B.
 """
@@ -18,10 +18,11 @@ from segmint.catalogs.layout import canonical_json
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
+from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import compressed_rle
-from segmint.pipeline.export.export import make_writer, refuse_standing, write_samples
+from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.export.samples import lot, read_images
+from segmint.pipeline.export.samples import draw_key, read_images
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
 
 MANIFEST = "manifest.json"
@@ -32,20 +33,20 @@ _FRACTION = 32  # bits
 
 @dataclass(frozen=True, order=True)
 class Stratum:
-    """Images alike in their number of masks and their country, which is empty where it is not known."""
+    """Images with similar numbers of masks and one country, which is empty if unknown."""
 
     bin: int
     country: str
 
     @property
     def masks(self) -> str:
-        """The numbers of masks, as the paper bins them."""
+        """The paper's bin of masks per image."""
         return MASKS_PER_IMAGE[self.bin].label
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The images that were drawn, by stratum, out of how many; those without masks cannot be."""
+    """The ids of the images drawn and the numbers of images, by stratum; images without masks are not drawn."""
 
     images: Mapping[Stratum, list[int]]
     population: Mapping[Stratum, int]
@@ -53,7 +54,7 @@ class Drawn:
 
     @property
     def ids(self) -> list[int]:
-        """The numbers of all images drawn, ascending."""
+        """The ids of all images drawn, ascending."""
         return sorted(number for numbers in self.images.values() for number in numbers)
 
 
@@ -69,14 +70,14 @@ class StudySample:
     strata: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the answer as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """Return the answer as lines for a person."""
         return [
-            f"{self.images:,} images with {self.masks:,} masks, drawn out of {self.population:,} in {self.strata} "
-            f"strata; {self.without_masks:,} images without masks were left out",
+            f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn out of {self.population:,} in "
+            f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks left out",
             f"for correction, in {self.output}: instances.json (COCO), or tasks.json with label_config.xml "
             "(Label Studio), and images/",
             f"then: segmint study score {self.output} --corrected FILE",
@@ -84,15 +85,15 @@ class StudySample:
 
 
 def sample_study(uri: str, storage: Storage, count: int, seed: int, output: str) -> StudySample:
-    """Draws `count` images of a dataset and writes them with their masks into the folder `output`.
+    """Draw `count` images of a dataset and write them with their masks into the folder `output`.
 
-    The same dataset, count and seed give the same files. `manifest.json` comes last and pins each mask by its hash.
-    Raises `UsageError` where there is no dataset or no mask in it, where `output` holds a study already, and where
-    Label Studio's SDK is not installed.
+    The same dataset, count and seed give the same files. `manifest.json` is written last and pins each mask by its
+    hash. Raises `UsageError` if there is no dataset or no mask in it, if `output` already has a study, or if Label
+    Studio's SDK is not installed.
     """
     dataset = Dataset.open(uri, storage)
     file = join(output, MANIFEST)
-    refuse_standing(storage, uri, output, file)
+    refuse_existing(storage, uri, output, file)
     with TemporaryDirectory(prefix="segmint-") as folder:
         scratch = Path(folder)
         formats = [
@@ -115,11 +116,11 @@ def sample_study(uri: str, storage: Storage, count: int, seed: int, output: str)
 
 
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
-    """Draws `count` images with masks, or all where there are fewer, spread over the strata as the images are.
+    """Draw `count` images with masks, or all if there are fewer, in proportion to the strata.
 
-    Every image is as likely to be drawn as any other. Memory is that of `count` numbers a stratum.
+    Every image is equally likely to be drawn. Memory is that of `count` ids per stratum.
     """
-    lowest: dict[Stratum, list[tuple[int, int]]] = {}  # of each stratum, a heap of (-lot, number)
+    lowest: dict[Stratum, list[tuple[int, int]]] = {}  # of each stratum, a heap of (-draw key, id)
     population: dict[Stratum, int] = {}
     without = 0
     for number, masks, country in _image_rows(dataset):
@@ -129,7 +130,7 @@ def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
         stratum = stratum_of(masks, country)
         population[stratum] = population.get(stratum, 0) + 1
         heap = lowest.setdefault(stratum, [])
-        entry = (-int.from_bytes(lot(seed, number)), number)
+        entry = (-int.from_bytes(draw_key(seed, number)), number)
         if len(heap) < count:
             heapq.heappush(heap, entry)
         else:
@@ -143,20 +144,20 @@ def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
 
 
 def stratum_of(masks: int, country: str | None) -> Stratum:
-    """The stratum of an image with this many masks."""
+    """Return the stratum of an image by its number of masks and country."""
     bin = next(index for index, bin in enumerate(MASKS_PER_IMAGE) if bin.holds(masks))
     return Stratum(bin, country or "")
 
 
 def allocate(population: Mapping[Stratum, int], count: int, seed: int) -> dict[Stratum, int]:
-    """How many images to draw of each stratum, `count` in all: its share, rounded up or down by the seed.
+    """Return how many images to draw of each stratum, `count` in total: its share, rounded up or down by the seed.
 
-    Equal steps through all images, laid out stratum by stratum, from a start that the seed decides: rounding to the
-    nearest would never draw of small strata.
+    This is systematic sampling: equal steps through all images, sorted by stratum, from a start given by the seed.
+    Rounding to the nearest would never draw from small strata.
     """
     total = sum(population.values())
     count = min(count, total)
-    start = int.from_bytes(lot(seed, 0)[: _FRACTION // 8])
+    start = int.from_bytes(draw_key(seed, 0)[: _FRACTION // 8])
     steps = iter([((step << _FRACTION) + start) * total // (count << _FRACTION) for step in range(count)])
     shares: dict[Stratum, int] = {}
     passed, step = 0, next(steps, total)
@@ -170,12 +171,12 @@ def allocate(population: Mapping[Stratum, int], count: int, seed: int) -> dict[S
 
 
 def mask_sha256(segmentation: Mapping[str, Any]) -> str:
-    """What pins a mask: the SHA-256 of its compressed run lengths and size, as canonical JSON."""
+    """Return the hash that pins a mask: the SHA-256 of its compressed run lengths and size, as canonical JSON."""
     return hashlib.sha256(canonical_json(segmentation)).hexdigest()
 
 
 class PinWriter:
-    """Gathers what was drawn, and gives the study's manifest."""
+    """Collects the drawn images and makes the study's manifest."""
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, drawn: Drawn, asked: int, seed: int) -> None:
         self._path = scratch / MANIFEST
@@ -198,13 +199,13 @@ class PinWriter:
         }
 
     def add(self, sample: Sample) -> None:
-        """Takes an image with its masks."""
+        """Add an image with its masks."""
         masks = [{"id": mask.id, "sha256": mask_sha256(compressed_rle(mask))} for mask in sample.masks]
         size = {"width": sample.row["width"], "height": sample.row["height"]}
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, "masks": masks})
 
     def finish(self) -> dict[str, Path]:
-        """The manifest, by its name below the study's folder."""
+        """Return the manifest, by its path below the study's folder."""
         text = json.dumps({**self._head, "images": self._images}, indent=1, ensure_ascii=False, allow_nan=False)
         self._path.write_text(f"{text}\n", encoding="utf-8")
         return {MANIFEST: self._path}
@@ -213,14 +214,12 @@ class PinWriter:
 def _with_pictures(samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
         if sample.jpeg is None:
-            raise UsageError(
-                "this dataset holds annotations without images: nobody can correct masks without a picture"
-            )
+            raise UsageError("this dataset has annotations without images: masks cannot be corrected without pictures")
         yield sample
 
 
 def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
-    """Number, masks and country of each image."""
+    """Yield id, number of masks and country of each image."""
     columns = ["id", "masks", "country"]
     for commit in dataset.commits():
         table = dataset.table(commit, "images", columns)

@@ -1,4 +1,4 @@
-"""The score of a correction study: how far masks are from what people made of them."""
+"""The score of a correction study: how far masks are from their corrections."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
+from segmint.infra.wording import counted
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.study.corrections import Corrections, Size, read_coco, read_label_studio
@@ -17,14 +18,14 @@ from segmint.pipeline.study.sample import MANIFEST, SCHEMA_VERSION, mask_sha256
 from segmint.pipeline.study.shares import PAPER_SHARES, Interval, Share, share_over
 
 CORRECTED = "corrected.json"
-"""Where corrected masks are looked for, in the study's folder, when no other file is named."""
+"""The default file of corrected masks in a study's folder."""
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was drawn: the masks of each image, and its (height, width), by the image's number."""
+    """The images drawn: their masks and (height, width), by id."""
 
     masks: Mapping[int, list[StudyMask]]
     sizes: Mapping[int, Size]
@@ -34,10 +35,10 @@ class Study:
 class StudyScore:
     """What became of the masks that were drawn.
 
-    drawn = by_id + by_iou + deleted + unread + unanswered_masks; the correction of those `unread` cannot be read.
-    `added` came back and are no correction of a mask that was drawn; `unreadable` says why of each that came back and
-    cannot be read. `superseded` answers and `foreign` images were passed over. `polygons` counts masks that came back
-    as such, without holes. `shares` are empty without a pair.
+    drawn = by_id + by_iou + deleted + unread + unanswered_masks; the corrections of `unread` masks cannot be read.
+    `added` masks correct no mask that was drawn; `unreadable` has the reason for each returned mask that cannot be
+    read. `superseded` answers and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
+    have no holes. `shares` is empty if there are no pairs.
     """
 
     images: int
@@ -57,24 +58,24 @@ class StudyScore:
     shares: list[Share]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the answer as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """Return the answer as lines for a person."""
         lines = [
-            f"{self.answered:,} of {self.images:,} images answered; of {self.drawn:,} masks drawn "
+            f"{self.answered:,} of {counted(self.images, 'image')} answered; of {counted(self.drawn, 'mask')} drawn "
             f"{self.by_id + self.by_iou:,} are paired ({self.by_id:,} by id, {self.by_iou:,} by IoU), "
             f"{self.deleted:,} deleted, {self.unread:,} unreadable, {self.unanswered_masks:,} in images without an "
             "answer",
-            f"added: {self.added:,} masks; unreadable: {len(self.unreadable):,} masks; passed over: "
-            f"{self.foreign:,} images that were not drawn, {self.superseded:,} answers that were not the latest",
+            f"added: {counted(self.added, 'mask')}; unreadable: {counted(len(self.unreadable), 'mask')}; ignored: "
+            f"{counted(self.foreign, 'image')} not drawn, {counted(self.superseded, 'outdated answer')}",
         ]
         lines += [f"  unreadable: {problem}" for problem in self.unreadable[:_SHOWN]]
         if self.polygons:
             lines.append(
-                f"  {self.polygons:,} masks came back as polygons, which lose holes and separate pieces: what "
-                "nobody touched scores lower, too; run lengths do not (Label Studio: export JSON)"
+                f"  {counted(self.polygons, 'mask')} came back as polygons, which lose holes and separate pieces, so "
+                "that untouched masks score lower, too; run lengths do not (Label Studio: export JSON)"
             )
         if self.mean_iou is None:
             return [*lines, "no mask came back: there is nothing to score"]
@@ -83,10 +84,10 @@ class StudyScore:
 
 
 def score_study(folder: str, storage: Storage, corrected: str | None) -> StudyScore:
-    """Compares the masks of a study with their corrections, in a file of COCO or Label Studio.
+    """Compare the masks of a study with their corrections, in a COCO or Label Studio file.
 
-    Raises `UsageError` where there is no study, where its masks are no longer those that were drawn, or where the
-    corrected file is absent or neither.
+    Raises `UsageError` if there is no study, if its masks are not those that were drawn, or if the corrected file is
+    missing or has another format.
     """
     study = load_study(folder, storage)
     corrections = read_corrections(corrected or join(folder, CORRECTED), storage, study.sizes)
@@ -100,10 +101,10 @@ def score_study(folder: str, storage: Storage, corrected: str | None) -> StudySc
 
 
 def load_study(folder: str, storage: Storage) -> Study:
-    """The masks that were drawn; raises `UsageError` where they are not those that the manifest pins."""
-    manifest = _read_json(join(folder, MANIFEST), storage, f"{folder} is no study: segmint study sample makes one")
+    """Read the masks that were drawn; raises `UsageError` if they are not those that the manifest pins."""
+    manifest = _read_json(join(folder, MANIFEST), storage, f"{folder} is not a study: `segmint study sample` makes one")
     file = join(folder, MAIN_FILES[Format.COCO])
-    document = _read_json(file, storage, f"the masks of the study {folder} are gone: sample it again")
+    document = _read_json(file, storage, f"the masks of the study {folder} are missing: sample it again")
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
@@ -124,7 +125,7 @@ def load_study(folder: str, storage: Storage) -> Study:
 
 
 def read_corrections(uri: str, storage: Storage, sizes: Mapping[int, Size]) -> Corrections:
-    """The corrected masks in a file; raises `UsageError` where it is absent, or neither COCO nor Label Studio's."""
+    """Read corrected masks; raises `UsageError` if the file is missing, or neither COCO nor Label Studio."""
     try:
         with storage.open(uri) as stream:
             first = _first_byte(stream)
@@ -132,11 +133,11 @@ def read_corrections(uri: str, storage: Storage, sizes: Mapping[int, Size]) -> C
                 return read_label_studio(_items(stream), sizes, load_brush())
             return read_coco(json.load(stream), sizes)
     except NotFoundError as error:
-        raise UsageError(f"{uri} is not there: name the file with the corrected masks by --corrected") from error
+        raise UsageError(f"{uri} does not exist: name the file with the corrected masks with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{uri} holds no corrected masks that can be read ({type(error).__name__}: {error}): expected COCO's JSON, "
-            "or the JSON or JSON_MIN that Label Studio exports"
+            f"{uri} cannot be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
+            "Studio's JSON or JSON_MIN"
         ) from error
 
 
@@ -179,7 +180,7 @@ def _percent(interval: Interval) -> str:
 
 def _changed(file: str, mask: int) -> UsageError:
     return UsageError(
-        f"{file} is no longer what was drawn (mask {mask}): corrected masks go into a file of their own; sample the "
+        f"{file} has changed since it was drawn (mask {mask}): corrected masks belong in a separate file; sample the "
         "study again"
     )
 
@@ -192,7 +193,7 @@ def _read_json(uri: str, storage: Storage, otherwise: str) -> Any:
 
 
 def _first_byte(stream: BinaryIO) -> bytes:
-    """The first byte that is no white space; the stream is left at its start."""
+    """Return the first byte that is not white space; the stream is rewound."""
     byte = stream.read(1)
     while byte.isspace():
         byte = stream.read(1)
@@ -201,7 +202,7 @@ def _first_byte(stream: BinaryIO) -> bytes:
 
 
 def _items(stream: BinaryIO) -> Iterator[Any]:
-    """The items of a JSON array as they come: a task holds megabytes of numbers."""
+    """Yield the items of a JSON array as a stream: a task has megabytes of numbers."""
     import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
 
     try:

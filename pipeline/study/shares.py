@@ -1,4 +1,4 @@
-"""The share of masks over a threshold of IoU, with two intervals of 95 % confidence."""
+"""The share of masks over an IoU threshold, with two 95 % confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ _SEED = 0
 class Share:
     """The pairs whose IoU is over `threshold`.
 
-    `wilson` takes the pairs as independent. `clustered` does not: it resamples whole images, and is None with fewer
-    than two. `of_all` counts deleted masks as pairs that are not over. `paper` is SA-1B's.
+    `wilson` assumes independent pairs. `clustered` does not: it resamples whole images, and is None with fewer than
+    two. `of_all` counts deleted masks as failures. `paper` is SA-1B's share.
     """
 
     threshold: float
@@ -38,7 +38,7 @@ class Share:
 
 
 def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> Share:
-    """The share over a threshold of `PAPER_SHARES`, from the IoUs of each image's pairs; there must be a pair."""
+    """Return the share over a threshold of `PAPER_SHARES`, from the IoUs of each image's pairs; needs a pair."""
     over = [sum(iou > threshold for iou in image) for image in ious]
     pairs = [len(image) for image in ious]
     total = sum(pairs)
@@ -55,7 +55,7 @@ def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) 
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a proportion, 95 %."""
+    """Return Wilson's 95 % score interval of a proportion."""
     share = successes / trials
     center = share + _Z**2 / (2 * trials)
     spread = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
@@ -64,9 +64,9 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def clustered(successes: Sequence[int], trials: Sequence[int]) -> Interval | None:
-    """The percentile bootstrap of a ratio of sums over clusters, 95 %; always the same. None under two clusters.
+    """Return the 95 % percentile bootstrap of a ratio of sums over clusters; None with fewer than two clusters.
 
-    Clusters without a trial have no part in it.
+    Clusters without a trial are ignored. The same data always gives the same interval.
     """
     counts = np.array([pair for pair in zip(successes, trials, strict=True) if pair[1]], dtype=np.int64).reshape(-1, 2)
     clusters = len(counts)

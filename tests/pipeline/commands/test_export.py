@@ -37,7 +37,7 @@ def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) ->
     }
     done = run(small, "--format", "label-studio", "-o", tmp_path / "tasks", "--sample", 1, "--seed", 7)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.startswith("1 images, 2 masks, 1 pictures")
+    assert done.stdout.startswith("1 image, 2 masks, 1 picture")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Images drawn by lot."""
+"""Random images by seed."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.export.samples import draw_images, lot, read_images
+from segmint.pipeline.export.samples import draw_images, draw_key, read_images
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
@@ -21,7 +21,7 @@ def small(tmp_path: Path) -> Dataset:
 
 def test_the_lowest_lots_of_the_shards_are_drawn(small: Dataset) -> None:
     numbers = [1, 2, 4, 5, 7, 8, 10, 11]
-    expected = sorted(sorted(numbers, key=lambda number: lot(3, number))[:4])
+    expected = sorted(sorted(numbers, key=lambda number: draw_key(3, number))[:4])
     assert draw_images(small, range(4), 4, seed=3) == expected
     assert set(draw_images(small, range(1, 3), 2, seed=3)) < {4, 5, 7, 8}
     assert draw_images(small, range(4), 100, seed=3) == numbers

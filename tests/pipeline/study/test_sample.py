@@ -99,7 +99,7 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
             sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
         assert not (tmp_path / "killed/manifest.json").exists()
     sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
-    with pytest.raises(UsageError, match="stands there already"):
+    with pytest.raises(UsageError, match="already exists"):
         sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
 
 

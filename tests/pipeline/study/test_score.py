@@ -151,7 +151,7 @@ def test_nothing_is_dropped_in_silence(study: Path, tmp_path: Path) -> None:
     assert result.unreadable == ["sa_4.jpg, mask 40000: it is of type polygonlabels, not a brush stroke"]
     text = "\n".join(result.lines())
     assert "4 of 6 images answered; of 12 masks drawn 6 are paired (6 by id, 0 by IoU), 1 deleted, 1 unreadable" in text
-    assert "added: 1 masks" in text
+    assert "added: 1 mask;" in text
 
 
 def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "hello", "[1]", '[{"id": 1}', "{}", '{"images": [], "annotations": 3}', "7"])
 def test_a_file_of_something_else_is_a_plain_error(study: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "corrected.json").write_text(text)
-    with pytest.raises(UsageError, match="no corrected masks that can be read"):
+    with pytest.raises(UsageError, match="cannot be read as corrected masks"):
         score(study, tmp_path / "corrected.json")
 
 
 def test_what_is_missing_is_named(study: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no study"):
+    with pytest.raises(UsageError, match="is not a study"):
         score(tmp_path, tmp_path / "corrected.json")
-    with pytest.raises(UsageError, match=r"corrected\.json is not there: name the file"):
+    with pytest.raises(UsageError, match=r"corrected\.json does not exist: name the file"):
         score_study(str(study), Storage(), None)
 
 
@@ -179,10 +179,10 @@ def test_drawn_masks_that_were_changed_are_refused(study: Path, tmp_path: Path) 
     for name in ("manifest.json", "instances.json"):
         (tmp_path / name).write_bytes((study / name).read_bytes())
     coco_work(study, tmp_path / "instances.json", erode)
-    with pytest.raises(UsageError, match="no longer what was drawn"):
+    with pytest.raises(UsageError, match="has changed since it was drawn"):
         score(tmp_path, study / "instances.json")
     document = json.loads((study / "instances.json").read_text())
     document["annotations"].pop()
     (tmp_path / "instances.json").write_text(json.dumps(document))
-    with pytest.raises(UsageError, match="no longer what was drawn"):
+    with pytest.raises(UsageError, match="has changed since it was drawn"):
         score(tmp_path, study / "instances.json")
