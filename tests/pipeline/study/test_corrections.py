@@ -144,7 +144,7 @@ def test_label_studio_ids_of_new_regions_are_no_ids() -> None:
         ({"type": "polygonlabels", "value": {"points": []}}, "of type polygonlabels, not a brush stroke"),
         (region(np.ones((20, 20), bool)), "it is 20 x 20 pixels"),
         (region(RING, original_width=41), "it is 41 x 30 pixels, its image 40 x 30"),
-        ({**region(RING), "value": {"rle": [255, 255, 255, 255, 57, 27]}}, "run lengths are of 4294967295 values"),
+        ({**region(RING), "value": {"rle": [255, 255, 255, 255, 57, 27]}}, "run lengths have 4294967295 values"),
         ({**region(RING), "value": {"rle": [0, 0, 18, 192, 57, 27]}}, ""),
         ({**region(RING), "value": {"rle": [0, 0, 18, 192, "x"]}}, ""),
     ],

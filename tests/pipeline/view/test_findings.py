@@ -30,7 +30,7 @@ def test_everything_that_an_audit_says_of_images_is_found(tmp_path: Path) -> Non
     assert found.images == (
         ImageFinding(2, "mask_area", "mask 20003: expected area 5; found 6", mask=20003),
         ImageFinding(4, "mask_count", "id 4: expected 1; found 2"),
-        ImageFinding(5, "face_found", "a face by the detector mtcnn at score 0.99", box=(1.0, 2.0, 3.0, 4.0)),
+        ImageFinding(5, "face_found", "a face found by mtcnn at score 0.99", box=(1.0, 2.0, 3.0, 4.0)),
         ImageFinding(6, "outlier", "no mask at all"),
         ImageFinding(7, "near_duplicate", "masks 70001 and 70002 are nearly the same: IoU 0.970", mask=70001),
     )
@@ -40,7 +40,7 @@ def test_everything_that_an_audit_says_of_images_is_found(tmp_path: Path) -> Non
 def test_what_is_no_audit_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "audit.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="is no audit"):
+    with pytest.raises(UsageError, match="is not an audit"):
         load_findings(Storage(), str(path))
 
 
