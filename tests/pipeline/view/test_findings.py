@@ -32,7 +32,7 @@ def test_everything_that_an_audit_says_of_images_is_found(tmp_path: Path) -> Non
         ImageFinding(4, "mask_count", "id 4: expected 1; found 2"),
         ImageFinding(5, "face_found", "a face found by mtcnn at score 0.99", box=(1.0, 2.0, 3.0, 4.0)),
         ImageFinding(6, "outlier", "no mask at all"),
-        ImageFinding(7, "near_duplicate", "masks 70001 and 70002 are nearly the same: IoU 0.970", mask=70001),
+        ImageFinding(7, "near_duplicate", "masks 70001 and 70002 are near-duplicates: IoU 0.970", mask=70001),
     )
 
 
