@@ -45,7 +45,7 @@ def test_what_is_no_audit_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_no_such_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="none.json does not exist"):
+    with pytest.raises(UsageError, match=r"none\.json does not exist"):
         load_findings(Storage(), str(tmp_path / "none.json"))
 
 
