@@ -117,6 +117,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
     `ray_from` is for datasets of fewer masks than Ray is started for.
     """
     from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.audit.answer_text import answer_lines
     from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
     from segmint.pipeline.audit.integrity import RAY_FROM_MASKS
 
@@ -128,7 +129,9 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
         report = audit_dataset(str(dataset), Storage(), options)
         seconds = time.perf_counter() - started
     if report.findings.total:
-        raise SystemExit("\n".join(["the audit has findings in a dataset that should be whole:", *report.lines()]))
+        raise SystemExit(
+            "\n".join(["the audit has findings in a dataset that should be whole:", *answer_lines(report)])
+        )
     workers = [each for each in trace.processes.values() if each.role == WORKER]
     checked = report.checked
     cpu = {"driver": sum(os.times()[:2]), "workers": sum(each.cpu_s for each in workers)}

@@ -1,9 +1,8 @@
 """What an audit can find wrong with a dataset: one list of codes with a sentence each, and findings that add up."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
 
 EXAMPLES = 100
 """How many findings of a code are kept and named; all are counted."""
@@ -135,9 +134,9 @@ AREAS = {
 class Finding:
     """One thing that is wrong, and where.
 
-    `file` is a path below the dataset, `where` a row, an image or a mask in it by ordinal or id (empty: the file as
-    a whole). `shard` is None for what belongs to none. `image` is the number of the image that it is about, where
-    `where` does not tell: in data that segmint did not write, masks and files have anybody's names.
+    `file` is a path below the dataset, `where` a row, an image or a mask in it (empty: the file as a whole). `shard`
+    is None for what belongs to none. `image` is the number of the image that it is about, `mask` the annotation id of
+    the mask; each is None where it is about none or the number is not known.
     """
 
     code: Code
@@ -147,24 +146,13 @@ class Finding:
     shard: int | None = None
     where: str = ""
     image: int | None = None
+    mask: int | None = None
 
     def line(self) -> str:
         """The finding as a person reads it."""
         shard = "" if self.shard is None else f"shard {self.shard}: "
         where = f", {self.where}" if self.where else ""
         return f"{self.code}: {shard}{self.file}{where}: expected {self.expected}; found {self.found}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON has it."""
-        return {
-            "code": str(self.code),
-            "shard": self.shard,
-            "file": self.file,
-            "where": self.where,
-            "image": self.image,
-            "expected": self.expected,
-            "found": self.found,
-        }
 
 
 @dataclass(frozen=True)
@@ -175,33 +163,23 @@ class Place:
     shard: int | None = None
     image: int | None = None
 
-    def finding(self, code: Code, expected: object, found: object, where: str = "") -> Finding:
-        """A finding in this file; `where` names a row, an image or a mask in it."""
-        return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image)
+    def of_image(self, image: int | None) -> "Place":
+        """The same file, for findings about one image."""
+        return replace(self, image=image)
+
+    def finding(
+        self, code: Code, expected: object, found: object, where: str = "", *, mask: int | None = None
+    ) -> Finding:
+        """A finding in this file; `where` names a row, an image or a mask in it, `mask` is as in `Finding`."""
+        return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image, mask)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Findings:
-    """Findings as they are collected: all counted by code, the first `EXAMPLES` of each code kept.
+    """What was found: `counts` has all by code, `kept` the first `EXAMPLES` of each code, in the order of `Code`."""
 
-    So memory does not grow with the damage.
-    """
-
-    counts: dict[Code, int] = field(default_factory=dict)
-    kept: dict[Code, list[Finding]] = field(default_factory=dict)
-
-    def add(self, finding: Finding) -> None:
-        """Counts a finding, and keeps it while few of its code are kept."""
-        self._count(finding.code, 1, [finding])
-
-    def extend(self, findings: "Iterable[Finding] | Findings") -> None:
-        """Adds many, in order, or those that were collected elsewhere."""
-        if isinstance(findings, Findings):
-            for code, count in findings.counts.items():
-                self._count(code, count, findings.kept[code])
-            return
-        for finding in findings:
-            self.add(finding)
+    counts: Mapping[Code, int]
+    kept: tuple[Finding, ...]
 
     @property
     def total(self) -> int:
@@ -209,13 +187,56 @@ class Findings:
         return sum(self.counts.values())
 
     def __iter__(self) -> Iterator[Finding]:
-        for code in Code:
-            yield from self.kept.get(code, [])
+        return iter(self.kept)
 
     def __contains__(self, code: object) -> bool:
         return code in self.counts
 
-    def _count(self, code: Code, count: int, findings: list[Finding]) -> None:
-        self.counts[code] = self.counts.get(code, 0) + count
-        kept = self.kept.setdefault(code, [])
-        kept.extend(findings[: EXAMPLES - len(kept)])
+
+@dataclass
+class FindingCollector:
+    """Collects findings: all are counted by code, the first `EXAMPLES` of each code kept.
+
+    So memory does not grow with the damage.
+    """
+
+    counts: dict[Code, int] = field(default_factory=dict)
+    _kept: dict[Code, list[Finding]] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding, and keep it if few of its code are kept."""
+        self.counts[finding.code] = self.counts.get(finding.code, 0) + 1
+        self._keep(finding)
+
+    def extend(self, findings: "Iterable[Finding] | FindingCollector | Findings") -> None:
+        """Add many, in order, or all that were collected elsewhere."""
+        if isinstance(findings, FindingCollector):
+            findings = findings.collected()
+        if not isinstance(findings, Findings):
+            for finding in findings:
+                self.add(finding)
+            return
+        for code, count in findings.counts.items():
+            self.counts[code] = self.counts.get(code, 0) + count
+        for finding in findings:
+            self._keep(finding)
+
+    def collected(self) -> Findings:
+        """What was found so far."""
+        return Findings(dict(self.counts), tuple(finding for code in Code for finding in self._kept.get(code, ())))
+
+    @property
+    def total(self) -> int:
+        """How many there are so far, kept or not."""
+        return sum(self.counts.values())
+
+    def __contains__(self, code: object) -> bool:
+        return code in self.counts
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.collected())
+
+    def _keep(self, finding: Finding) -> None:
+        kept = self._kept.setdefault(finding.code, [])
+        if len(kept) < EXAMPLES:
+            kept.append(finding)

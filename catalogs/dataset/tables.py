@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.findings import Findings
+from segmint.catalogs.findings import FindingCollector
 from segmint.catalogs.layout import DamagedDatasetError, shard_name
 from segmint.infra.errors import last_line
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -47,7 +47,7 @@ class Foreign:
     """
 
     boxes: BoxConvention | None = None
-    findings: Findings = field(default_factory=Findings)
+    findings: FindingCollector = field(default_factory=FindingCollector)
 
 
 class DatasetTables:

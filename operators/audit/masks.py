@@ -55,28 +55,28 @@ def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) 
     segmentation = row["segmentation"] or {}
     found = segmentation.get("size")
     if found != list(size):
-        yield place.finding(Code.RLE_SIZE, f"[height, width] {list(size)}", found, _where(row))
+        yield _finding(place, row, Code.RLE_SIZE, f"[height, width] {list(size)}", found)
         return
     try:
         # pycocotools trusts what it is given; run lengths that it may not see are found here.
         rle.area(rle.Rle(size, segmentation.get("counts") or ""))
     except ValueError as error:
-        yield place.finding(Code.BAD_RLE, f"run lengths of {size[0] * size[1]} pixels", error, _where(row))
+        yield _finding(place, row, Code.BAD_RLE, f"run lengths of {size[0] * size[1]} pixels", error)
 
 
 def _pixel_findings(
     size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: Place
 ) -> Iterator[Finding]:
     if area != row["area"] or area == 0:
-        yield place.finding(Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"], _where(row))
+        yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
         return
     x, y, width, height = coco_box
     around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels, SA-1B's reach from the first to the last
     box = _numbers(row["bbox"], 4)
     if box is not None and not _inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
-        yield place.finding(Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"], _where(row))
+        yield _finding(place, row, Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"])
     elif box != around:
-        yield place.finding(Code.MASK_BOX, f"bbox {around}", row["bbox"], _where(row))
+        yield _finding(place, row, Code.MASK_BOX, f"bbox {around}", row["bbox"])
 
 
 def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Place) -> Iterator[Finding]:
@@ -86,20 +86,20 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Place
     ours = rle.decode(rle.Rle((pixels.shape[0], pixels.shape[1]), code["counts"].decode("ascii")))
     if int(pixels.sum()) != row["area"] or box != row["bbox"] or not np.array_equal(ours, pixels):
         expected = f"{row['area']} pixels in the box {row['bbox']}"
-        yield place.finding(Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}", _where(row))
+        yield _finding(place, row, Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}")
 
 
 def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = _numbers(row["crop_box"], 4)
     if crop is None or min(crop[2:]) <= 0 or not _inside(crop, size):
-        yield place.finding(Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"], _where(row))
+        yield _finding(place, row, Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"])
         return
     points = row["point_coords"]
     for point in points or [None]:
         x_y = _numbers(point, 2)
         if x_y is None or not all(low <= v <= low + n for v, low, n in zip(x_y, crop[:2], crop[2:], strict=True)):
-            yield place.finding(Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points, _where(row))
+            yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
 
 
 def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Place) -> Iterator[Finding]:
@@ -107,21 +107,23 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Pl
     if not _between(iou, *PLAUSIBLE_IOU) or not _between(stability, 0.0, 1.0):
         low, high = PLAUSIBLE_IOU
         expected = f"predicted_iou from {low} to {high}, stability_score from 0 to 1"
-        yield place.finding(Code.SCORE_RANGE, expected, f"{iou} and {stability}", _where(row))
+        yield _finding(place, row, Code.SCORE_RANGE, expected, f"{iou} and {stability}")
     elif limits is not None:
         # Scores were held against the thresholds in float32.
         least = float(np.float32(limits.pred_iou_thresh))
         if limits.pred_iou_thresh > 0 and not iou > least:
             expected = f"predicted_iou over {limits.pred_iou_thresh}"
-            yield place.finding(Code.UNDER_THRESHOLD, expected, iou, _where(row))
+            yield _finding(place, row, Code.UNDER_THRESHOLD, expected, iou)
         least = float(np.float32(limits.stability_score_thresh))
         if limits.stability_score_thresh > 0 and not stability >= least:
             expected = f"stability_score of at least {limits.stability_score_thresh}"
-            yield place.finding(Code.UNDER_THRESHOLD, expected, stability, _where(row))
+            yield _finding(place, row, Code.UNDER_THRESHOLD, expected, stability)
 
 
-def _where(row: Mapping[str, Any]) -> str:
-    return f"mask {row['annotation_id']}"
+def _finding(place: Place, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
+    """A finding in the row of a mask; what segmint did not write may call a mask by no number."""
+    id = row["annotation_id"]
+    return place.finding(code, expected, found, f"mask {id}", mask=id if isinstance(id, int) else None)
 
 
 def _coco(row: Mapping[str, Any]) -> dict[str, Any]:

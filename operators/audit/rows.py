@@ -58,7 +58,8 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
             yield place.finding(Code.ROW_IDENTITY, expected, found[row + 1], f"row {row + 1}")
         ids = int_column(table, "id")
         for row in np.flatnonzero(ids != found + 1):
-            yield place.finding(Code.ROW_IDENTITY, f"id {found[row] + 1}", ids[row], f"ordinal {found[row]}")
+            image = _of_ordinal(place, found[row])
+            yield image.finding(Code.ROW_IDENTITY, f"id {found[row] + 1}", ids[row], f"ordinal {found[row]}")
     values, times = np.unique(np.concatenate(seen), return_counts=True)
     images, start, stop = tables.places["images"], *ordinals
     expected = f"ordinals {start} to {stop - 1} here and in rejects"
@@ -71,9 +72,11 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
     missing = np.setdiff1d(np.arange(start, stop), values).tolist()
     for ordinal, expected, found_there in surplus:
         absent = f", and none of ordinal {missing.pop(0)}" if missing else ""
-        yield images.finding(Code.ROW_IDENTITY, expected, found_there + absent, f"ordinal {ordinal}")
+        place = _of_ordinal(images, ordinal)
+        yield place.finding(Code.ROW_IDENTITY, expected, found_there + absent, f"ordinal {ordinal}")
     for ordinal in missing:
-        yield images.finding(Code.ROW_IDENTITY, "a row here or in rejects", "none", f"ordinal {ordinal}")
+        place = _of_ordinal(images, ordinal)
+        yield place.finding(Code.ROW_IDENTITY, "a row here or in rejects", "none", f"ordinal {ordinal}")
     yield from _audit_mask_identity(tables)
 
 
@@ -85,7 +88,8 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
         yield place.finding(Code.ROW_IDENTITY, expected, owners[row + 1], f"row {row + 1}")
     accepted = int_column(tables.images, "ordinal")
     for ordinal in np.setdiff1d(owners, accepted):
-        yield place.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
+        image = _of_ordinal(place, ordinal)
+        yield image.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
     ids = int_column(tables.masks, "id")
     for row in np.flatnonzero(ids != owners + 1):
         yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
@@ -94,12 +98,19 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
         expected_ids = (owners + 1) * MASKS_PER_IMAGE_LIMIT + index
         found = int_column(tables.masks, "annotation_id")
         for row in np.flatnonzero(found != expected_ids):
-            yield place.finding(Code.ROW_IDENTITY, f"annotation_id {expected_ids[row]}", found[row], f"row {row}")
+            image = _of_ordinal(place, owners[row])
+            yield image.finding(Code.ROW_IDENTITY, f"annotation_id {expected_ids[row]}", found[row], f"row {row}")
     names = dict(zip(accepted.tolist(), tables.images.column("image_id").to_pylist(), strict=True))
     said = zip(owners.tolist(), tables.masks.column("image_id").to_pylist(), strict=True)
     for row, (ordinal, name) in enumerate(said):
         if ordinal in names and names[ordinal] != name:
-            yield place.finding(Code.ROW_IDENTITY, f"image_id {names[ordinal]!r}", repr(name), f"row {row}")
+            image = _of_ordinal(place, ordinal)
+            yield image.finding(Code.ROW_IDENTITY, f"image_id {names[ordinal]!r}", repr(name), f"row {row}")
+
+
+def _of_ordinal(place: Place, ordinal: int) -> Place:
+    """The place for findings about the image of an ordinal, which may be damaged."""
+    return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
 def audit_mask_count(row: Row, masks: int, place: Place) -> Iterator[Finding]:
@@ -112,22 +123,22 @@ def audit_mask_count(row: Row, masks: int, place: Place) -> Iterator[Finding]:
     wrong = {name: count for name, count in said.items() if count != masks}
     if wrong:
         found = ", ".join(f"{name} {count}" for name, count in wrong.items())
-        yield place.finding(Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found, f"id {row['id']}")
+        image = place.of_image(row["id"])
+        yield image.finding(Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found, f"id {row['id']}")
 
 
 def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
     """Whether every refused row has a known reason, and says what, where and why."""
     known = frozenset(Reason)
     for row in rejects:
-        where = f"id {row['id']}"
+        image, where = place.of_image(row["id"]), f"id {row['id']}"
         if row["reason"] not in known:
-            yield place.finding(
-                Code.UNKNOWN_REASON, "a reason of `segmint.catalogs.reasons`", repr(row["reason"]), where
-            )
+            expected = "a reason of `segmint.catalogs.reasons`"
+            yield image.finding(Code.UNKNOWN_REASON, expected, repr(row["reason"]), where)
         names = ["stage", "detail", *([] if row["reason"] == Reason.TAKEN_DOWN else ["image_id", "uri"])]
         empty = [name for name in names if not row[name]]
         if empty:
-            yield place.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
+            yield image.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int]) -> Iterator[Finding]:
@@ -138,7 +149,8 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int]) -> Iterator[Fin
             if row["ordinal"] in taken and not blank:
                 expected = f"a refusal as {Reason.TAKEN_DOWN} without image_id and uri"
                 found = row.get("reason", "an image")
-                yield tables.places[kind].finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
+                image = tables.places[kind].of_image(row["id"])
+                yield image.finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
@@ -156,7 +168,7 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             if kind == "images" and source["sha256"] is not None:
                 expected["source_sha256"] = source["sha256"]
             different = {name: row[name] for name in expected if row[name] != expected[name]}
-            place, where = tables.places[kind], f"id {row['id']}"
+            place, where = tables.places[kind].of_image(row["id"]), f"id {row['id']}"
             if different:
                 wanted = {name: expected[name] for name in different}
                 yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog", different, where)

@@ -58,19 +58,19 @@ def audit_tar(
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
             members = _members(archive)
             for row in images:
-                names = [image_name(row["id"])] if with_images else []
+                image, names = place.of_image(row["id"]), [image_name(row["id"])] if with_images else []
                 for name in [*names, annotation_name(row["id"])]:
                     found, data = next(members, ("the end", b""))
                     if found != name:
-                        yield place.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
+                        yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                         return
                     if name.endswith(".jpg"):
-                        findings = list(audit_jpeg(data, row, place, decode=row["id"] in decode))
+                        findings = list(audit_jpeg(data, row, image, decode=row["id"] in decode))
                         yield from findings
                         if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
                             yield from look(row, data)
                     else:
-                        yield from audit_json(data, row, masks_of(row["ordinal"]), place)
+                        yield from audit_json(data, row, masks_of(row["ordinal"]), image)
             more = next(members, None)
             if more is not None:
                 yield place.finding(Code.TAR_MEMBERS, "the end", more[0])

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.tables import BoxConvention
-from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.model.automatic import rle
 from segmint.operators.audit.masks import audit_masks
 from segmint.operators.rows import Row
@@ -40,8 +40,10 @@ class ForeignImage:
     number: int
     size: tuple[int, int] | None
     masks: list[Row] = field(default_factory=list)
-    findings: Findings = field(default_factory=Findings)
-    boxes: dict[BoxConvention, Findings] = field(default_factory=lambda: {name: Findings() for name in BOXES})
+    findings: FindingCollector = field(default_factory=FindingCollector)
+    boxes: dict[BoxConvention, FindingCollector] = field(
+        default_factory=lambda: {name: FindingCollector() for name in BOXES}
+    )
 
 
 def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place, number: int) -> ForeignImage:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
 from segmint.catalogs.dataset.tables import BoxConvention, TableFile, scratch_path
-from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.storage import Storage
@@ -39,8 +39,10 @@ class MeasuredShard:
     shard: int
     files: dict[str, TableFile] = field(default_factory=dict)
     images: int = 0
-    findings: Findings = field(default_factory=Findings)
-    boxes: dict[BoxConvention, Findings] = field(default_factory=lambda: {name: Findings() for name in BOXES})
+    findings: FindingCollector = field(default_factory=FindingCollector)
+    boxes: dict[BoxConvention, FindingCollector] = field(
+        default_factory=lambda: {name: FindingCollector() for name in BOXES}
+    )
 
 
 class _File(NamedTuple):
@@ -174,7 +176,9 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
     writers["masks"].add(to_table(masks, MASKS).to_batches())
 
 
-def _pair(ordinal: int, image: _Image, jpeg: _File, findings: Findings, writers: dict[str, RowGroupWriter]) -> None:
+def _pair(
+    ordinal: int, image: _Image, jpeg: _File, findings: FindingCollector, writers: dict[str, RowGroupWriter]
+) -> None:
     row = {"ordinal": ordinal, "uri": _text(jpeg.uri), "offset": jpeg.offset, "size": jpeg.size}
     writers["jpegs"].add(to_table([row], JPEGS).to_batches())
     place = replace(jpeg.place, image=image.number)
@@ -201,7 +205,7 @@ def _jpeg_size(file: _File) -> tuple[tuple[int, int] | None, ValueError | None]:
     return (size[1], size[0]), None
 
 
-def _files(storage: Storage, uri: str, shard: ForeignShard, findings: Findings) -> Iterator[_File]:
+def _files(storage: Storage, uri: str, shard: ForeignShard, findings: FindingCollector) -> Iterator[_File]:
     """The JPEGs and JSONs of a shard, in its order; what cannot be read is a finding."""
     if shard.tar is not None:
         yield from _tar_files(storage, join(uri, shard.tar), shard.tar, shard.shard, findings)
@@ -216,7 +220,7 @@ def _files(storage: Storage, uri: str, shard: ForeignShard, findings: Findings) 
             )
 
 
-def _tar_files(storage: Storage, uri: str, name: str, shard: int, findings: Findings) -> Iterator[_File]:
+def _tar_files(storage: Storage, uri: str, name: str, shard: int, findings: FindingCollector) -> Iterator[_File]:
     try:
         with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             opened: AbstractContextManager[BinaryIO] = nullcontext(stream)

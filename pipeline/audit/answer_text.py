@@ -1,104 +1,161 @@
-"""The areas of an audit as a person reads them: a line or a few of each, made from what its JSON has."""
+"""The answer of an audit as lines for a person."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
 
-from segmint.catalogs.findings import INTEGRITY
+from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES
 from segmint.infra.wording import counted, number, some
+from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, Privacy
+from segmint.pipeline.statistics.values import Statistics
 
 _WIDTH = 13  # of the area's name
 _LINE = 110
 
-Values = Mapping[str, Any]
+
+def answer_lines(report: AuditReport) -> list[str]:
+    """Each finding, what was not checked, and the totals or the areas; the last line is the verdict."""
+    lines = [*_finding_lines(report), *_note_lines(report)]
+    if report.scope == "integrity":
+        return [*lines, f"{_checked(report)}; {_findings(report.findings.total)}"]
+    if lines:
+        lines.append("")
+    found = _by_area(report)
+    lines += _area(INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"])
+    if report.licenses is not None:
+        lines += _area("licenses", _license_lines(report.licenses, found["licenses"]))
+    if report.privacy is not None:
+        lines += _area("privacy", _privacy_lines(report.privacy, report.checked.images, found["privacy"]))
+    if report.duplicates is not None:
+        lines += _area("duplicates", [_duplicate_line(report.duplicates, found["duplicates"])])
+    if report.statistics is not None:
+        lines += _area("statistics", _statistics_lines(report.statistics))
+    return [*lines, _verdict(report.findings.total, found)]
 
 
-def area_lines(checked: str, images: int, areas: Values, found: Mapping[str, int]) -> list[str]:
-    """Lines for each area: its findings by number, and what was looked at; `checked` says it of integrity.
-
-    `images` are all of the dataset's.
-    """
-    lines = _lines(INTEGRITY, [f"{_findings(found.get(INTEGRITY, 0))}; {checked}"])
-    if areas["licenses"] is not None:
-        lines += _lines("licenses", license_lines(areas["licenses"], found.get("licenses", 0)))
-    if areas["privacy"] is not None:
-        lines += _lines("privacy", privacy_lines(areas["privacy"], images, found.get("privacy", 0)))
-    if areas["duplicates"] is not None:
-        lines += _lines("duplicates", duplicate_lines(areas["duplicates"], found.get("duplicates", 0)))
-    if areas["statistics"] is not None:
-        lines += _lines("statistics", statistics_lines(areas["statistics"]))
+def _finding_lines(report: AuditReport) -> list[str]:
+    lines = []
+    for code, count in sorted(report.findings.counts.items()):
+        kept = [finding for finding in report.findings if finding.code == code]
+        lines.append(f"{code}: {count:,} ({SENTENCES[code]})")
+        lines += [f"  {finding.line()}" for finding in kept]
+        if count > len(kept):
+            lines.append(f"  and {count - len(kept):,} more")
     return lines
 
 
-def license_lines(licenses: Values, findings: int) -> list[str]:
-    """Findings, and how many images are under which license and of which provider."""
-    lines = [f"{_findings(findings)}; judged on {licenses['judged_on']}"]
-    if licenses["expired"]:
-        since = licenses["expired_since_build"]
-        lines.append(f"{counted(licenses['expired'], 'image')} expired, {since:,} since the build")
-    by_license = [
-        f"{entry['license'] or 'none'} {entry['images']:,}{'' if entry['allowed'] else ' (not allowed)'}"
-        for entry in licenses["by_license"]
+def _note_lines(report: AuditReport) -> list[str]:
+    notes = []
+    if report.not_built:
+        spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in report.not_built]
+        missing = sum(b - a + 1 for a, b in report.not_built)
+        notes.append(f"not yet built: {missing:,} of {report.shards:,} shards ({some(spans)})")
+    if report.recent_unnamed:
+        notes.append(
+            f"{counted(len(report.recent_unnamed), 'file')} that no commit names, of a writer that is at work or was "
+            f"killed (less than a day old, or of shards that have no commit): {some(report.recent_unnamed)}"
+        )
+    if report.not_compared:
+        shards = some([str(shard) for shard in report.not_compared])
+        notes.append(f"shards not compared because of the findings above: {shards}")
+    return [*notes, *report.notes]
+
+
+def _checked(report: AuditReport) -> str:
+    checked = report.checked
+    if report.kind != "segmint":
+        return f"measured {counted(checked.images, 'image')} and {counted(checked.masks, 'mask')}"
+    parts = [
+        counted(checked.commits, "commit"),
+        counted(checked.catalog_parts, "catalog part"),
+        f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
+        counted(checked.images, "image"),
+        counted(checked.rejects, "refused row"),
+        counted(checked.masks, "mask"),
+        f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
     ]
-    by_provider = [f"{entry['provider'] or 'unnamed'} {entry['images']:,}" for entry in licenses["by_provider"]]
+    return f"checked {', '.join(parts)}"
+
+
+def _by_area(report: AuditReport) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for code, count in report.findings.counts.items():
+        found[AREAS.get(code, INTEGRITY)] += count
+    return found
+
+
+def _verdict(total: int, found: "Counter[str]") -> str:
+    if not total:
+        return "verdict: no finding"
+    areas = ", ".join(f"{count:,} in {area}" for area, count in found.most_common())
+    return f"verdict: {_findings(total)} ({areas})"
+
+
+def _license_lines(licenses: Licenses, findings: int) -> list[str]:
+    lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
+    if licenses.expired:
+        lines.append(f"{counted(licenses.expired, 'image')} expired, {licenses.expired_since_build:,} since the build")
+    by_license = [
+        f"{each.license or 'none'} {each.images:,}{'' if each.allowed else ' (not allowed)'}"
+        for each in licenses.by_license
+    ]
+    by_provider = [f"{each.provider or 'unnamed'} {each.images:,}" for each in licenses.by_provider]
     return [*lines, f"images by license: {some(by_license)}", f"by provider: {some(by_provider)}"]
 
 
-def privacy_lines(privacy: Values, images: int, findings: int) -> list[str]:
-    """What each detector finds, at which score, in how many of the images that were searched."""
-    if not privacy["images_checked"]:
+def _privacy_lines(privacy: Privacy, images: int, findings: int) -> list[str]:
+    """What each detector found, at which score, in how many of the `images` that were searched."""
+    if not privacy.images_checked:
         return ["no image was searched"]
-    if not privacy["detectors"]:
+    if not privacy.detectors:
         return ["the build had no detectors, and nothing was searched"]
-    lines = [f"{_findings(findings)}; {privacy['images_checked']:,} of {counted(images, 'image')} searched"]
-    for detector in privacy["detectors"]:
-        found = f"{counted(detector['found'], detector['kind'])} found by {detector['name']}"
-        searched = f"{detector['images']:,} of {counted(privacy['images_checked'], 'image')}"
-        line = f"{found} at score {detector['score']:g} or over in {searched}"
-        inside = detector["inside_regions"]
-        lines.append(line + (f"; {inside:,} more inside of what was obliterated" if inside else ""))
+    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {counted(images, 'image')} searched"]
+    for detector in privacy.detectors:
+        inside = detector.inside_regions
+        lines.append(
+            f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or over "
+            f"in {detector.images:,} of {counted(privacy.images_checked, 'image')}"
+            + (f"; {inside:,} more inside of what was obliterated" if inside else "")
+        )
     return lines
 
 
-def duplicate_lines(duplicates: Values, findings: int) -> list[str]:
-    """How many images are alike, or were made from the same bytes."""
-    repeated = duplicates["repeated_sources"]
-    told = [] if repeated is None else [f"{repeated:,} made from the same bytes as an earlier image"]
-    told.append(f"{duplicates['similar']:,} of {counted(duplicates['images_compared'], 'picture')} like an earlier one")
-    return [f"{_findings(findings)}; {', '.join(told)}"]
+def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
+    parts = []
+    if duplicates.repeated_sources is not None:
+        parts.append(f"{duplicates.repeated_sources:,} made from the same bytes as an earlier image")
+    parts.append(f"{duplicates.similar:,} of {counted(duplicates.images_compared, 'picture')} like an earlier one")
+    return f"{_findings(findings)}; {', '.join(parts)}"
 
 
-def statistics_lines(statistics: Values) -> list[str]:
-    """The figures that a glance needs; the report has all."""
-    masks = statistics["masks_per_image"]
-    figures = [
-        f"{statistics['masks']:,} masks in {counted(statistics['images'], 'image')}",
-        f"{number(masks['mean'])} an image (median {number(masks['median'])})",
-        f"{statistics['without_masks']:,} without",
+def _statistics_lines(statistics: Statistics) -> list[str]:
+    """The main figures; the report has all."""
+    masks, near = statistics.masks_per_image, statistics.near_duplicates
+    means = {
+        "predicted iou": statistics.predicted_iou,
+        "stability score": statistics.stability_score,
+        "relative size": statistics.relative_size,
+        "concavity": statistics.concavity,
+        "coverage": statistics.coverage,
+    }
+    lines = [
+        f"{statistics.masks:,} masks in {counted(statistics.images, 'image')}, {number(masks.mean)} an image "
+        f"(median {number(masks.median)}), {statistics.without_masks:,} without",
+        f"means: {', '.join(f'{name} {number(histogram.mean)}' for name, histogram in means.items())}",
+        f"{counted(near.pairs, 'pair')} of nearly the same mask in {counted(near.images_sampled, 'image')} of a sample "
+        f"(IoU over {near.threshold:g})",
     ]
-    means = [
-        f"{name.replace('_', ' ')} {number(statistics[name]['mean'])}"
-        for name in ("predicted_iou", "stability_score", "relative_size", "concavity", "coverage")
-        if statistics.get(name) is not None
-    ]
-    lines = [", ".join(figures), f"means: {', '.join(means)}"]
-    near = statistics.get("near_duplicates")
-    if near is not None:
-        lines.append(
-            f"{counted(near['pairs'], 'pair')} of nearly the same mask in "
-            f"{counted(near['images_sampled'], 'image')} of a sample (IoU over {near['threshold']:g})"
-        )
     to_look_at = [
-        counted(len(statistics[name]), noun)
-        for name, noun in (("outliers", "outlier"), ("drift", "drifting shard"))
-        if statistics.get(name)
+        counted(len(found), noun)
+        for found, noun in ((statistics.outliers, "outlier"), (statistics.drift, "drifting shard"))
+        if found
     ]
     return [*lines, *([f"to look at: {', '.join(to_look_at)}"] if to_look_at else [])]
 
 
-def _lines(area: str, lines: Sequence[str]) -> list[str]:
+def _area(name: str, lines: Sequence[str]) -> list[str]:
     wrapped = [part for line in lines for part in wrap(line, _LINE - _WIDTH, break_long_words=False)]
-    return [f"{area if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
+    return [f"{name if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
 
 
 def _findings(total: int) -> str:

@@ -1,9 +1,8 @@
 """The whole audit: integrity, licenses, privacy, duplicates and statistics, with the files that correct and credit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,7 +10,7 @@ from segmint.catalogs.attributions import check_ending, write_attributions
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_standing, manifest_generations, manifest_name
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -27,6 +26,7 @@ from segmint.pipeline.audit.privacy import SearchPlan
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
+from segmint.pipeline.statistics.values import Statistics
 
 _ROWS = 10_000
 _CREDITS = """
@@ -78,18 +78,27 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     pinned = load_standing(Location(storage, uri))
     content, problems = _content(pinned.manifest, storage, options, now)
     report = audit_integrity(uri, storage, options.sample, options.now, content, options.resources, options.ray_from)
+    findings = FindingCollector()
+    findings.extend(report.findings)
     if problems:
         place = Place(manifest_name(pinned.generation))
-        report.findings.add(
-            place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems))
-        )
-    report.findings.extend(content.finish())
-    report.areas = {**content.to_dict(), "statistics": _statistics(uri, storage, options, report)}
+        findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
+    findings.extend(content.finish())
+    statistics, notes = _statistics(uri, storage, options, report)
     if options.attributions is not None:
-        _write_credits(uri, storage, options.attributions, report)
+        notes += _write_credits(uri, storage, options.attributions, report)
     if options.regions is not None:
         write_regions(Location(storage, options.regions), content.privacy.regions())
-    return report
+    return replace(
+        report,
+        scope="all",
+        findings=findings.collected(),
+        notes=tuple(notes),
+        licenses=content.licenses(),
+        privacy=content.privacy.answer(),
+        duplicates=content.duplicates(),
+        statistics=statistics,
+    )
 
 
 def _content(
@@ -115,24 +124,32 @@ def _content(
 
 def _open(uri: str, storage: Storage, report: AuditReport) -> DatasetTables:
     """The tables of the shards in which the audit of integrity found nothing damaged."""
-    return open_tables(uri, storage, leave_out=frozenset(report.not_compared) | frozenset(report.doubtful))
+    return open_tables(uri, storage, leave_out=frozenset(_left_out(report)))
 
 
-def _statistics(uri: str, storage: Storage, options: AuditOptions, report: AuditReport) -> dict[str, Any] | None:
-    left_out = sorted({*report.not_compared, *report.doubtful})
+def _left_out(report: AuditReport) -> list[int]:
+    """Shards that are in neither statistics nor attributions."""
+    return sorted({*report.not_compared, *report.unusable_commits})
+
+
+def _statistics(
+    uri: str, storage: Storage, options: AuditOptions, report: AuditReport
+) -> tuple[Statistics | None, list[str]]:
+    """The statistics, None where a file that they need cannot be read, and notes."""
     try:
         with _open(uri, storage, report) as tables:
-            statistics = compute_statistics(tables, options.sample).to_dict()
+            statistics = compute_statistics(tables, options.sample)
     except DamagedDatasetError as error:
-        report.notes.append(f"no statistics: {error}")
-        return None
-    if left_out:
-        shards = some([str(shard) for shard in left_out])
-        report.notes.append(f"not in statistics and attributions, for what is named above: shards {shards}")
-    return statistics
+        return None, [f"no statistics: {error}"]
+    if not _left_out(report):
+        return statistics, []
+    shards = some([str(shard) for shard in _left_out(report)])
+    return statistics, [f"not in statistics and attributions because of the findings above: shards {shards}"]
 
 
-def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -> None:
+def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -> list[str]:
+    """Write the attributions; return notes."""
+
     def rows(tables: DatasetTables) -> Iterator[Row]:
         with tables.connection.cursor() as cursor:
             for batch in cursor.sql(_CREDITS).to_arrow_reader(_ROWS):
@@ -142,7 +159,8 @@ def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -
         with _open(uri, storage, report) as tables:
             write_attributions(rows(tables), Location(storage, file))
     except DamagedDatasetError as error:
-        report.notes.append(f"no attributions were written: {error}")
+        return [f"no attributions were written: {error}"]
+    return []
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:

@@ -17,9 +17,8 @@ from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
-from segmint.infra.storage.location import Location
 from segmint.infra.uris import absolute
-from segmint.pipeline.audit.shard import ShardAudit, ShardPlan
+from segmint.pipeline.audit.shard import ShardPlan, ShardResult
 from segmint.pipeline.audit.workers import AuditTask, ShardAuditor
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.execution.stage_watch import watched
@@ -35,7 +34,7 @@ _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("p
 
 
 class AuditShards:
-    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardAudit` or exception for each out."""
+    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardResult` or exception for each out."""
 
     def __init__(self, task: AuditTask) -> None:
         self._task = task
@@ -54,9 +53,9 @@ class AuditShards:
     @cached_property
     def _auditor(self) -> ShardAuditor:
         task = self._task
-        if not manifest_generations(Location(task.storage, task.dataset_uri)):
+        if not manifest_generations(task.dataset):
             raise UsageError(
-                f"{task.dataset_uri} is not to be seen from {socket.gethostname()}, a node of the Ray cluster: the "
+                f"{task.dataset} is not to be seen from {socket.gethostname()}, a node of the Ray cluster: the "
                 "dataset must lie where all nodes see it; or audit it with resources.address: local"
             )
         return ShardAuditor(task, None if task.content is None else task.content.load())
@@ -64,12 +63,13 @@ class AuditShards:
 
 def audit_by_ray(
     task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
-) -> Generator[ShardAudit, None, None]:
+) -> Generator[ShardResult, None, None]:
     """Audits shards with a Ray that is joined, or started and ended; gives them in their order.
 
     Raises what an audit of a shard raises, and `UnfinishedError` where Ray itself fails.
     """
-    task = replace(task, dataset_uri=absolute(task.dataset_uri))  # actors have other current folders
+    dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have other current folders
+    task = replace(task, dataset=dataset)
     waiting = iter(plans)
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         while window := list(islice(waiting, WINDOW_SHARDS)):
@@ -79,7 +79,7 @@ def audit_by_ray(
                 raise UnfinishedError(f"the audit was not finished, for Ray failed: {last_line(error)}") from error
 
 
-def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardAudit, None, None]:
+def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardResult, None, None]:
     blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
     # Of a local Ray more logical CPUs are said than there are cores.
     workers = min(len(plans), max(1, cluster.cores if cluster.local else int(cluster.cpus)))

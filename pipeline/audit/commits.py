@@ -192,7 +192,7 @@ class Unnamed:
     """Files that nothing names: what is wrong, and how many may yet be of a writer at work."""
 
     findings: tuple[Finding, ...]
-    young: tuple[str, ...]
+    recent: tuple[str, ...]
 
 
 def audit_unnamed(
@@ -205,7 +205,7 @@ def audit_unnamed(
     is not known.
     """
     findings: list[Finding] = []
-    young: list[str] = []
+    recent: list[str] = []
     parts = {part.path for part in manifest.catalog}
     for path, listed in sorted(paths.items()):
         if path in parts or _is_commit(path):
@@ -219,7 +219,7 @@ def audit_unnamed(
             is_ours = named.shard < manifest.shards
         if is_ours:
             if listed.modified >= limit or (named is not None and named.shard not in committed):
-                young.append(path)
+                recent.append(path)
                 continue
             place = Place(path, None if named is None else named.shard)
             found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
@@ -227,7 +227,7 @@ def audit_unnamed(
         else:
             expected = "no file with a foreign name or shard"
             findings.append(Place(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))
-    return Unnamed(tuple(findings), tuple(young))
+    return Unnamed(tuple(findings), tuple(recent))
 
 
 def _is_commit(path: str) -> bool:

@@ -1,22 +1,23 @@
-"""Audits the commits of a dataset and the listing of the files that they name: what stands, before any is read."""
+"""Audits the commits of a dataset and the listing of the files that they name, before any of these is read."""
 
 from dataclasses import dataclass, field
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import COMMITS, commit_name
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
-from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.commits import Listed, audit_commits
 
 
 @dataclass
-class Standing:
+class CommittedState:
     """The commits that hold, and what is known of them before their files are read."""
 
+    findings: FindingCollector = field(default_factory=FindingCollector)
+    commits: int = 0  # read, replaced ones included
     pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations whose commits can be used
     doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
     bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of files known to be wrong, by shard
@@ -25,31 +26,30 @@ class Standing:
     masks: int = 0
 
 
-def audit_standing(
+def audit_committed_state(
     storage: Storage,
     dataset_uri: str,
     manifest: DatasetManifest,
     listed: dict[str, Listed],
     generations: dict[int, list[int]],
-    report: AuditReport,
-) -> Standing:
-    """Audits the commits that hold, and takes the files that they name from `listed`."""
-    standing = Standing()
+) -> CommittedState:
+    """Audit the commits that hold and those that were replaced; take the files that they name from `listed`."""
+    state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
     for audited in audit_commits(storage, dataset_uri, manifest, held):
-        report.findings.extend(audited.findings)
-        report.checked.commits += 1
+        state.findings.extend(audited.findings)
+        state.commits += 1
         if audited.commit is None:
-            standing.doubtful.add(audited.shard)
+            state.doubtful.add(audited.shard)
             continue
-        standing.pairs.append((audited.shard, audited.generation))
-        standing.images += audited.commit.counts.get("images", 0)
-        standing.masks += audited.commit.counts.get("masks", 0)
+        state.pairs.append((audited.shard, audited.generation))
+        state.images += audited.commit.counts.get("images", 0)
+        state.masks += audited.commit.counts.get("masks", 0)
         if audited.has(Code.BAD_COUNTS):
-            standing.bad_counts.add(audited.shard)
-        bad = _audit_named(storage, dataset_uri, audited.commit, listed, report.findings)
+            state.bad_counts.add(audited.shard)
+        bad = _audit_named(storage, dataset_uri, audited.commit, listed, state.findings)
         if bad:
-            standing.bad_kinds[audited.shard] = bad
+            state.bad_kinds[audited.shard] = bad
     replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
     for audited in audit_commits(storage, dataset_uri, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
@@ -57,13 +57,13 @@ def audit_standing(
         place = Place(f"{COMMITS}/{commit_name(audited.shard, audited.generation)}", audited.shard)
         found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
         expected = f"generation {generations[audited.shard][-1]} alone"
-        report.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
-        report.checked.commits += 1
-    return standing
+        state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
+        state.commits += 1
+    return state
 
 
 def _audit_named(
-    storage: Storage, dataset_uri: str, commit: Commit, listed: dict[str, Listed], findings: Findings
+    storage: Storage, dataset_uri: str, commit: Commit, listed: dict[str, Listed], findings: FindingCollector
 ) -> frozenset[str]:
     """The folders in which a commit's file is missing or of a wrong size."""
     bad = set()

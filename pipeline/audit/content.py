@@ -4,7 +4,6 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.rows import Row
+from segmint.pipeline.audit.answer import Duplicates, Licenses
 from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
 from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
 
@@ -76,7 +76,8 @@ class ShardLook:
         try:
             self.found.hashes[row["id"]] = perceptual_hash(jpeg)
         except ValueError as error:
-            yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
+            told = place.of_image(row["id"])
+            yield told.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
             return
         if self._looks.searcher is not None and row["id"] in self._searched_ids:
             search = self._looks.searcher.search(row, jpeg)
@@ -114,6 +115,10 @@ class ContentAudit:
         self._repeated = 0
         self._alike = 0
 
+    def wanted(self, images: int) -> int:
+        """How many of so many images are to be searched."""
+        return images if self.privacy_sample is None else self.privacy_sample
+
     def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
         """Takes what came of a shard; they come in order."""
         self._shards.append((first_id, places))
@@ -143,18 +148,13 @@ class ContentAudit:
             place = self._place(id, "shards")
             yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told, image_name(id))
 
-    def to_dict(self) -> dict[str, Any]:
-        """What came of all shards, as the answer's JSON has it; complete after `finish`."""
-        return {
-            "licenses": None if self.plan.rules is None else self._licenses.to_dict(self.plan.rules),
-            "privacy": self.privacy.to_dict(),
-            "duplicates": {
-                "images_compared": len(self._hashed),
-                "distance": DISTANCE,
-                "repeated_sources": self._repeated,
-                "similar": self._alike,
-            },
-        }
+    def licenses(self) -> Licenses | None:
+        """The licenses of all shards; None without rules to judge them by."""
+        return None if self.plan.rules is None else self._licenses.answer(self.plan.rules)
+
+    def duplicates(self) -> Duplicates:
+        """How many images are alike; complete after `finish`."""
+        return Duplicates(len(self._hashed), DISTANCE, repeated_sources=self._repeated, similar=self._alike)
 
     def _repeats(self) -> Iterator[tuple[int, int]]:
         """Ids of images, ascending, with the first image that was made from the same bytes."""
@@ -170,7 +170,8 @@ class ContentAudit:
         yield from sorted(found)
 
     def _place(self, id: int, folder: str) -> Place:
-        return self._shards[bisect_right(self._shards, id, key=lambda shard: shard[0]) - 1][1][folder]
+        places = self._shards[bisect_right(self._shards, id, key=lambda shard: shard[0]) - 1][1]
+        return places[folder].of_image(id)
 
 
 def _source(sha256: str | None) -> Source | None:

@@ -2,17 +2,16 @@
 
 from array import array
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates
 from segmint.pipeline.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
@@ -32,22 +31,25 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
     Each JPEG is read once. Licenses and privacy are not looked at: such data names neither licenses nor detectors.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
-    report = AuditReport(tables.uri, sample, counts["shards"], kind=tables.kind)
-    report.checked.images, report.checked.masks = counts["images"], counts["masks"]
+    findings = FindingCollector()
     if tables.foreign is not None:
-        report.findings.extend(tables.foreign.findings)
-    duplicates = _audit_pictures(tables, storage, report.findings)
-    report.areas = {
-        "licenses": None,
-        "privacy": None,
-        "duplicates": duplicates,
-        "statistics": compute_statistics(tables, sample).to_dict(),
-    }
-    report.notes.append("not looked at: licenses and privacy, since segmint did not write this")
-    return report
+        findings.extend(tables.foreign.findings)
+    duplicates = _audit_pictures(tables, storage, findings)
+    return AuditReport(
+        dataset=tables.uri,
+        scope="all",
+        kind=tables.kind,
+        shards=counts["shards"],
+        sample=sample,
+        findings=findings.collected(),
+        checked=Checked(images=counts["images"], masks=counts["masks"]),
+        notes=("not looked at: licenses and privacy, since segmint did not write this",),
+        duplicates=duplicates,
+        statistics=compute_statistics(tables, sample),
+    )
 
 
-def _audit_pictures(tables: DatasetTables, storage: Storage, findings: Findings) -> dict[str, Any]:
+def _audit_pictures(tables: DatasetTables, storage: Storage, findings: FindingCollector) -> Duplicates:
     """Reads every JPEG to its end, and names those that look alike; 16 bytes an image are in memory."""
     ordinals, hashes = array("q"), array("Q")
     for row in _jpegs(tables):
@@ -64,12 +66,7 @@ def _audit_pictures(tables: DatasetTables, storage: Storage, findings: Findings)
         told = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
         place = Place(image["image_id"], image["shard"], image["id"])
         findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told))
-    return {
-        "images_compared": len(hashes),
-        "distance": DISTANCE,
-        "repeated_sources": None,
-        "similar": len(alike),
-    }
+    return Duplicates(len(hashes), DISTANCE, repeated_sources=None, similar=len(alike))
 
 
 def _jpegs(tables: DatasetTables) -> Iterator[Row]:

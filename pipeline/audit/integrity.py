@@ -1,7 +1,7 @@
 """The audit of a dataset's integrity: whether its files are whole, and say the same as one another."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -11,19 +11,19 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
-from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer import AuditReport, Checked
 from segmint.pipeline.audit.commits import audit_catalog_part, audit_unnamed, list_files
-from segmint.pipeline.audit.committed_state import Standing, audit_standing
+from segmint.pipeline.audit.committed_state import CommittedState, audit_committed_state
 from segmint.pipeline.audit.content import ContentAudit
 from segmint.pipeline.audit.manifest import audit_manifest
-from segmint.pipeline.audit.shard import FileSettings, ShardPlan
+from segmint.pipeline.audit.shard import FileSettings, ShardPlan, ShardResult
 from segmint.pipeline.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 from segmint.pipeline.config.config import ResourcesConfig
 
@@ -59,30 +59,50 @@ def audit_integrity(
     generations = CommitLog(Location(storage, dataset_uri)).generations()
     pinned = load_standing(Location(storage, dataset_uri))
     manifest = pinned.manifest
-    report = AuditReport(dataset_uri, sample, manifest.shards)
-    report.findings.extend(audit_manifest(storage, dataset_uri, pinned))
-    settings = _settings(pinned, report.findings)
-    standing = audit_standing(storage, dataset_uri, manifest, listed, generations, report)
+    findings = FindingCollector()
+    findings.extend(audit_manifest(storage, dataset_uri, pinned))
+    settings = _settings(pinned, findings)
+    state = audit_committed_state(storage, dataset_uri, manifest, listed, generations)
+    findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    unnamed = audit_unnamed(listed, manifest, limit, generations, standing.doubtful)
-    report.findings.extend(unnamed.findings)
-    report.young = unnamed.young
-    report.not_built = _gaps(generations, manifest.shards)
+    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful)
+    findings.extend(unnamed.findings)
     damaged_parts = set()
     for part in manifest.catalog:
-        findings = list(audit_catalog_part(storage, dataset_uri, part, manifest.images_per_shard))
-        report.findings.extend(findings)
-        report.checked.catalog_parts += 1
-        if findings:
+        found = list(audit_catalog_part(storage, dataset_uri, part, manifest.images_per_shard))
+        findings.extend(found)
+        if found:
             damaged_parts.add(part.path)
-    report.doubtful = sorted(standing.doubtful)
+    taken = _taken_down(storage, dataset_uri, manifest, findings)
     plan = None if content is None else content.plan
-    task = AuditTask(storage, dataset_uri, manifest, frozenset(damaged_parts), settings, plan)
-    _audit_shards(task, standing, report, content, resources, by_ray=standing.masks >= ray_from)
-    return report
+    task = AuditTask(Location(storage, dataset_uri), manifest, frozenset(damaged_parts), settings, plan)
+    plans = _plans(task, state, taken, sample, 0 if content is None else content.wanted(state.images))
+    checked = Checked(commits=state.commits, catalog_parts=len(manifest.catalog))
+    not_compared = []
+    with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
+        for result in results:
+            findings.extend(result.findings)
+            checked += result.checked
+            if not result.compared:
+                not_compared.append(result.shard)
+            if content is not None and result.content is not None:
+                content.add(result.shard, manifest.ordinals(result.shard)[0] + 1, result.places, result.content)
+    return AuditReport(
+        dataset=dataset_uri,
+        scope="integrity",
+        kind="segmint",
+        shards=manifest.shards,
+        sample=sample,
+        findings=findings.collected(),
+        checked=checked,
+        not_built=_gaps(generations, manifest.shards),
+        recent_unnamed=unnamed.recent,
+        not_compared=tuple(not_compared),
+        unusable_commits=tuple(sorted(state.doubtful)),
+    )
 
 
-def _settings(pinned: StandingManifest, findings: Findings) -> FileSettings:
+def _settings(pinned: StandingManifest, findings: FindingCollector) -> FileSettings:
     """What the manifest's configuration says of files."""
     config = pinned.manifest.config
     try:
@@ -96,57 +116,42 @@ def _settings(pinned: StandingManifest, findings: Findings) -> FileSettings:
     return FileSettings(MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), release.format == "images")
 
 
-def _audit_shards(
+def _results(
     task: AuditTask,
-    standing: Standing,
-    report: AuditReport,
+    plans: Iterator[ShardPlan],
     content: ContentAudit | None,
     resources: ResourcesConfig,
     *,
     by_ray: bool,
-) -> None:
-    taken = _taken_down(task.storage, task.dataset_uri, task.manifest, report.findings)
-    searched = 0
-    if content is not None:
-        searched = standing.images if content.privacy_sample is None else content.privacy_sample
-    plans = _plans(task, standing, taken, report.sample, searched)
+) -> Generator[ShardResult, None, None]:
+    """The results of all shards in the order of the plans, by Ray or in threads of this process."""
     if by_ray:
         from segmint.pipeline.audit.by_ray import audit_by_ray  # Ray takes a second to import
 
-        results = audit_by_ray(task, plans, resources)
-    else:
-        results = audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)
-    with closing(results):
-        for result in results:
-            report.findings.extend(result.findings)
-            report.checked.add(result.checked)
-            if not result.compared:
-                report.not_compared.append(result.shard)
-            if content is not None and result.content is not None:
-                first_id = task.manifest.ordinals(result.shard)[0] + 1
-                content.add(result.shard, first_id, result.places, result.content)
+        return audit_by_ray(task, plans, resources)
+    return audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)
 
 
 def _plans(
-    task: AuditTask, standing: Standing, taken: dict[int, frozenset[int]], sample: int, searched: int
+    task: AuditTask, state: CommittedState, taken: dict[int, frozenset[int]], sample: int, searched: int
 ) -> Iterator[ShardPlan]:
     seen = 0
-    for commit in CommitLog(Location(task.storage, task.dataset_uri)).read_many(standing.pairs):
+    for commit in CommitLog(task.dataset).read_many(state.pairs):
         end = seen + commit.counts.get("images", 0)
         yield ShardPlan(
             commit,
             ordinals=task.manifest.ordinals(commit.shard),
-            bad_kinds=standing.bad_kinds.get(commit.shard, frozenset()),
-            counts_hold=commit.shard not in standing.bad_counts,
-            decoded=sampled(sample, standing.images, seen, end),
-            searched=sampled(searched, standing.images, seen, end),
+            bad_kinds=state.bad_kinds.get(commit.shard, frozenset()),
+            counts_hold=commit.shard not in state.bad_counts,
+            decoded=sampled(sample, state.images, seen, end),
+            searched=sampled(searched, state.images, seen, end),
             taken=taken.get(commit.shard, frozenset()),
         )
         seen = end
 
 
 def _taken_down(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, findings: Findings
+    storage: Storage, dataset_uri: str, manifest: DatasetManifest, findings: FindingCollector
 ) -> dict[int, frozenset[int]]:
     """Ordinals that tombstones name, by shard."""
     try:
@@ -168,7 +173,7 @@ def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
     return frozenset(position(index) - start for index in range(first, last))
 
 
-def _gaps(committed: Iterable[int], shards: int) -> list[tuple[int, int]]:
+def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
     """Ranges [first, last] of shards that are not committed."""
     gaps = []
     after = 0
@@ -176,4 +181,4 @@ def _gaps(committed: Iterable[int], shards: int) -> list[tuple[int, int]]:
         if shard > after:
             gaps.append((after, shard - 1))
         after = shard + 1
-    return gaps
+    return tuple(gaps)

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any
 
 from segmint.catalogs.attributions import asks_for_attribution
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason
 from segmint.operators.rows import Row
+from segmint.pipeline.audit.answer import JudgedLicense, Licenses
+from segmint.pipeline.statistics.values import ProviderImages
 
 _CODES = {
     Reason.LICENSE_MISSING: Code.LICENSE_NOT_ALLOWED,
@@ -46,19 +47,19 @@ class LicenseCounts:
         self.expired_since_build += other.expired_since_build
         self.without_attribution += other.without_attribution
 
-    def to_dict(self, rules: LicenseRules) -> dict[str, Any]:
-        """The counts as JSON has them, the most frequent first."""
-        return {
-            "judged_on": rules.today.isoformat(),
-            "by_license": [
-                {"license": name, "images": count, "allowed": rules.policy.judge(name, True, None) is None}
-                for name, count in _ranked(self.licenses)
-            ],
-            "by_provider": [{"provider": name, "images": count} for name, count in _ranked(self.providers)],
-            "expired": self.expired,
-            "expired_since_build": self.expired_since_build,
-            "without_attribution": self.without_attribution,
-        }
+    def answer(self, rules: LicenseRules) -> Licenses:
+        """The counts, the most frequent licenses and providers first."""
+        return Licenses(
+            judged_on=rules.today,
+            by_license=tuple(
+                JudgedLicense(name, images, allowed=rules.policy.judge(name, True, None) is None)
+                for name, images in _ranked(self.licenses)
+            ),
+            by_provider=tuple(ProviderImages(name, images) for name, images in _ranked(self.providers)),
+            expired=self.expired,
+            expired_since_build=self.expired_since_build,
+            without_attribution=self.without_attribution,
+        )
 
 
 def audit_licenses(
@@ -75,7 +76,7 @@ def audit_licenses(
         counts.providers[row["provider"]] += 1
         known = None if catalog is None else catalog.get(row["ordinal"])
         source = known or {**row, "redistributable": True, "valid_until": None}
-        where = f"id {row['id']}"
+        image, where = place.of_image(row["id"]), f"id {row['id']}"
         verdict = today.judge(source["license"], source["redistributable"], source["valid_until"])
         if verdict is not None:
             reason, detail = verdict
@@ -87,10 +88,10 @@ def audit_licenses(
                 expected = f"a license that holds on {rules.today.isoformat()}"
                 ended = "has ended since the build" if since_build else "had ended before the build"
                 detail = f"{source['license']} until {source['valid_until'].isoformat()}, which {ended}"
-            yield place.finding(_CODES[reason], expected, detail, where)
+            yield image.finding(_CODES[reason], expected, detail, where)
         if asks_for_attribution(source["license"]) and not (source["attribution"] or "").strip():
             counts.without_attribution += 1
-            yield place.finding(Code.MISSING_ATTRIBUTION, f"an attribution, as {source['license']} asks", "none", where)
+            yield image.finding(Code.MISSING_ATTRIBUTION, f"an attribution, as {source['license']} asks", "none", where)
 
 
 def _ranked(counts: "Counter[str | None]") -> list[tuple[str | None, int]]:

@@ -21,6 +21,7 @@ from segmint.operators.audit.privacy import StillDetected, picture, search_relea
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, is_detector_file
 from segmint.operators.rows import Row
+from segmint.pipeline.audit.answer import DetectorCounts, FoundRegion, Privacy
 from segmint.pipeline.config.config import Config
 
 SHOWN = 1000
@@ -98,29 +99,29 @@ class PrivacySummary:
         """What was found, as rows of a file that `segmint redact` takes."""
         return [found.to_dict() for _, found in self.found]
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was found as JSON has it."""
+    def answer(self) -> Privacy:
+        """What was found, as the answer has it."""
         by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
         for _, found in self.found:
             by_detector.setdefault((found.kind, found.detector), []).append(found.id)
         keys = [(detector.kind, detector.name) for detector in self.detectors]
-        return {
-            "images_checked": self.images_checked,
-            "detectors": [
-                {
-                    "kind": detector.kind,
-                    "name": detector.name,
-                    "score": detector.score,
-                    "found": len(by_detector.get(key, ())),
-                    "images": len(set(by_detector.get(key, ()))),
-                    "inside_regions": self.inside_regions[key],
-                }
+        return Privacy(
+            images_checked=self.images_checked,
+            detectors=tuple(
+                DetectorCounts(
+                    kind=detector.kind,
+                    name=detector.name,
+                    score=detector.score,
+                    found=len(by_detector.get(key, ())),
+                    images=len(set(by_detector.get(key, ()))),
+                    inside_regions=self.inside_regions[key],
+                )
                 for key, detector in zip(keys, self.detectors, strict=True)
-            ],
-            "found": [{**found.to_dict(), "shard": shard} for shard, found in self.found[:SHOWN]],
-            "found_total": len(self.found),
-            "inside_regions": self.inside_regions.total(),
-        }
+            ),
+            found=tuple(FoundRegion(**found.to_dict(), shard=shard) for shard, found in self.found[:SHOWN]),
+            found_total=len(self.found),
+            inside_regions=self.inside_regions.total(),
+        )
 
 
 def put_pictures(storage: Storage, folder: str, searches: Sequence[Search]) -> None:
@@ -182,4 +183,6 @@ def _one_torch_thread() -> Iterator[None]:
 def _finding(found: StillDetected, place: Place) -> Finding:
     where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     told = f"a {found.kind} by {found.detector} at score {found.score}"
-    return place.finding(Code.STILL_DETECTED, f"no {found.kind} outside of what was obliterated", told, where)
+    return place.of_image(found.id).finding(
+        Code.STILL_DETECTED, f"no {found.kind} outside of what was obliterated", told, where
+    )

@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.findings import Code, Findings, Place
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import (
     ShardTables,
@@ -52,156 +51,149 @@ class FileSettings:
     with_images: bool
 
 
-@dataclass
-class ShardAudit:
-    """What came of a shard."""
+@dataclass(frozen=True)
+class ShardResult:
+    """What the audit of a shard found."""
 
     shard: int
-    findings: Findings = field(default_factory=Findings)
-    checked: Checked = field(default_factory=Checked)
-    compared: bool = True  # whether the files could be compared with one another
-    places: Mapping[str, Place] = field(default_factory=dict)  # of its files, by folder
-    content: ShardContent | None = None  # what came of looking at more than integrity, where that was asked for
+    findings: Findings
+    checked: Checked
+    compared: bool  # whether the files could be compared with one another
+    places: Mapping[str, Place]  # of its files, by folder
+    content: ShardContent | None  # what was found beyond integrity, if that was asked for
 
 
-def audit_shard(
-    storage: Storage,
-    dataset_uri: str,
-    plan: ShardPlan,
-    settings: FileSettings,
-    catalog: Mapping[int, Row] | None,
-    look: ShardLook | None = None,
-) -> ShardAudit:
+class ShardAudit:
     """Reads a shard's files and compares them with their digests, with one another and with the catalog's rows.
 
     In memory are its three tables and one image of its tar. A file with other bytes than its commit says is not
-    looked into, and where rows are out of place nothing is compared by them. `catalog` None: its part is damaged.
-    `look` looks at more than integrity.
+    looked into, and where rows are out of place nothing is compared by them.
     """
-    commit = plan.commit
-    places = {kind: Place(commit.file(kind).path, commit.shard) for kind in ("shards", *SCHEMAS)}
-    result = ShardAudit(commit.shard, compared=not plan.bad_kinds, places=places)
-    if look is not None:
-        result.content = look.found
-    read: dict[str, pa.Table] = {}
-    for kind in SCHEMAS:
-        if kind not in plan.bad_kinds:
-            table = _read_table(storage, dataset_uri, commit.file(kind), places[kind], kind, result)
-            if table is not None:
-                read[kind] = table
-    tables = ShardTables(**read, places=places) if len(read) == len(SCHEMAS) else None
-    if "rejects" in read:
-        result.findings.extend(audit_rejects(read["rejects"].to_pylist(), places["rejects"]))
-        result.checked.rejects += read["rejects"].num_rows
-    images: list[Row] = []
-    masks: ShardMasks | None = None
-    if tables is not None:
-        if plan.counts_hold:
-            result.findings.extend(audit_counts(tables, commit.counts))
-        result.findings.extend(audit_identity(tables, plan.ordinals))
-        if Code.ROW_IDENTITY not in result.findings:
-            images, masks = tables.images.to_pylist(), ShardMasks(tables, settings.limits)
-            _audit_rows(tables, images, masks, plan, settings, catalog, result)
+
+    def __init__(
+        self,
+        dataset: Location,
+        plan: ShardPlan,
+        settings: FileSettings,
+        catalog: Mapping[int, Row] | None,
+        look: ShardLook | None = None,
+    ) -> None:
+        """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity."""
+        self._dataset = dataset
+        self._plan = plan
+        self._settings = settings
+        self._catalog = catalog
+        self._look = look
+        self._places = {kind: Place(plan.commit.file(kind).path, plan.commit.shard) for kind in ("shards", *SCHEMAS)}
+        self._findings = FindingCollector()
+        self._checked = Checked()
+        self._compared = not plan.bad_kinds
+
+    def run(self) -> ShardResult:
+        """Audit all files; a shard is audited once."""
+        tables = self._read_tables()
+        images: list[Row] = []
+        masks = None
+        if tables is not None:
+            if self._plan.counts_hold:
+                self._findings.extend(audit_counts(tables, self._plan.commit.counts))
+            self._findings.extend(audit_identity(tables, self._plan.ordinals))
+            if Code.ROW_IDENTITY not in self._findings:
+                images, masks = tables.images.to_pylist(), ShardMasks(tables, self._settings.limits)
+                self._audit_rows(tables, images, masks)
+        self._compared = self._compared and masks is not None
+        if "shards" not in self._plan.bad_kinds:
+            self._audit_tar(images, masks)
+        return ShardResult(
+            shard=self._plan.commit.shard,
+            findings=self._findings.collected(),
+            checked=self._checked,
+            compared=self._compared,
+            places=self._places,
+            content=None if self._look is None else self._look.found,
+        )
+
+    def _read_tables(self) -> ShardTables | None:
+        """The three tables; None where one of them cannot be used."""
+        read = {kind: self._read_table(kind) for kind in SCHEMAS if kind not in self._plan.bad_kinds}
+        tables = {kind: table for kind, table in read.items() if table is not None}
+        if "rejects" in tables:
+            self._findings.extend(audit_rejects(tables["rejects"].to_pylist(), self._places["rejects"]))
+            self._checked += Checked(rejects=tables["rejects"].num_rows)
+        return ShardTables(**tables, places=self._places) if len(tables) == len(SCHEMAS) else None
+
+    def _read_table(self, kind: str) -> pa.Table | None:
+        entry, place = self._plan.commit.file(kind), self._places[kind]
+        try:
+            data = (self._dataset / entry.path).read(max_bytes=entry.size)
+        except NotFoundError:
+            self._findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
+            return None
+        except ObjectTooLargeError as error:
+            self._findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", error.size))
+            return None
+        self._checked += Checked(files=1, bytes=len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.sha256:
+            self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
+            return None
+        try:
+            return read_table(data, kind)
+        except DamagedDatasetError as error:
+            self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
+            return None
+
+    def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
+        self._findings.extend(audit_taken_down(tables, self._plan.taken))
+        if self._catalog is not None:
+            self._findings.extend(audit_catalog_rows(tables, self._catalog))
+            self._checked += Checked(catalog_rows=len(self._catalog))
+        for position, row in enumerate(images):
+            count = masks.count(row["ordinal"])
+            decode = position in self._plan.decoded
+            self._findings.extend(audit_mask_count(row, count, self._places["images"]))
+            if decode or not masks.sound(row["ordinal"]):
+                size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
+                place = self._places["masks"].of_image(row["id"])
+                self._findings.extend(audit_masks(size, rows, self._settings.limits, place, decode=decode))
+            self._checked += Checked(masks=count, masks_decoded=count if decode else 0)
+        self._checked += Checked(images=len(images))
+        if self._look is not None:
+            self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
+
+    def _audit_tar(self, images: list[Row], masks: ShardMasks | None) -> None:
+        """Audit the tar's members, as far as `masks` are known, and its digest."""
+        inside = FindingCollector()
+        entry, place = self._plan.commit.file("shards"), self._places["shards"]
+        with_images, look = self._settings.with_images, self._look
+        decoded = frozenset(images[position]["id"] for position in self._plan.decoded if position < len(images))
+        try:
+            with (self._dataset / entry.path).open() as opened:
+                stream = HashedStream(opened)
+                if masks is not None:
+                    members = audit_tar(
+                        stream,
+                        images,
+                        masks.annotations,
+                        place,
+                        with_images=with_images,
+                        decode=decoded,
+                        look=None if look is None else lambda row, data: look.look_at_jpeg(row, data, place),
+                    )
+                    inside.extend(members)
+                digest = stream.digest()
+        except NotFoundError:
+            self._findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
+            self._compared = False
+            return
+        self._checked += Checked(files=1, bytes=entry.size)
+        if digest != entry.sha256:
+            self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
+            self._compared = False
             if look is not None:
-                result.findings.extend(look.look_at_rows(images, catalog, places["images"]))
-    result.compared = result.compared and masks is not None
-    if "shards" not in plan.bad_kinds:
-        uri = join(dataset_uri, commit.file("shards").path)
-        _audit_tar(storage, uri, images, masks, plan, settings.with_images, look, result)
-    return result
-
-
-def _read_table(
-    storage: Storage, dataset_uri: str, entry: FileEntry, place: Place, kind: str, result: ShardAudit
-) -> pa.Table | None:
-    try:
-        data = storage.read(join(dataset_uri, entry.path), max_bytes=entry.size)
-    except NotFoundError:
-        result.findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
-        return None
-    except ObjectTooLargeError as error:
-        result.findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", error.size))
-        return None
-    result.checked.files += 1
-    result.checked.bytes += len(data)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != entry.sha256:
-        result.findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
-        return None
-    try:
-        return read_table(data, kind)
-    except DamagedDatasetError as error:
-        result.findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
-        return None
-
-
-def _audit_rows(
-    tables: ShardTables,
-    images: list[Row],
-    masks: ShardMasks,
-    plan: ShardPlan,
-    settings: FileSettings,
-    catalog: Mapping[int, Row] | None,
-    result: ShardAudit,
-) -> None:
-    result.findings.extend(audit_taken_down(tables, plan.taken))
-    if catalog is not None:
-        result.findings.extend(audit_catalog_rows(tables, catalog))
-        result.checked.catalog_rows += len(catalog)
-    for position, row in enumerate(images):
-        count = masks.count(row["ordinal"])
-        decode = position in plan.decoded
-        result.findings.extend(audit_mask_count(row, count, tables.places["images"]))
-        if decode or not masks.sound(row["ordinal"]):
-            size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
-            result.findings.extend(audit_masks(size, rows, settings.limits, tables.places["masks"], decode=decode))
-        result.checked.masks += count
-        result.checked.masks_decoded += count if decode else 0
-    result.checked.images += len(images)
-
-
-def _audit_tar(
-    storage: Storage,
-    uri: str,
-    images: list[Row],
-    masks: ShardMasks | None,
-    plan: ShardPlan,
-    with_images: bool,
-    look: ShardLook | None,
-    result: ShardAudit,
-) -> None:
-    inside = Findings()
-    entry, place = plan.commit.file("shards"), result.places["shards"]
-    decoded = frozenset(images[position]["id"] for position in plan.decoded if position < len(images))
-    try:
-        with storage.open(uri) as opened:
-            stream = HashedStream(opened)
-            if masks is not None:
-                members = audit_tar(
-                    stream,
-                    images,
-                    masks.annotations,
-                    place,
-                    with_images=with_images,
-                    decode=decoded,
-                    look=None if look is None else lambda row, data: look.look_at_jpeg(row, data, place),
-                )
-                inside.extend(members)
-            digest = stream.digest()
-    except NotFoundError:
-        result.findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
-        result.compared = False
-        return
-    result.checked.files += 1
-    result.checked.bytes += entry.size
-    if digest != entry.sha256:
-        result.findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
-        result.compared = False
-        if look is not None:
-            look.forget_jpegs()
-        return
-    result.findings.extend(inside)
-    if masks is not None:
-        result.checked.jsons += len(images)
-        result.checked.jpegs += len(images) if with_images else 0
-        result.checked.jpegs_decoded += len(decoded) if with_images else 0
+                look.forget_jpegs()
+            return
+        self._findings.extend(inside)
+        if masks is not None:
+            jpegs = len(images) if with_images else 0
+            self._checked += Checked(jsons=len(images), jpegs=jpegs, jpegs_decoded=len(decoded) if with_images else 0)

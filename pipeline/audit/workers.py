@@ -1,29 +1,69 @@
-"""Who audits shards: what a process holds for all that it audits, and threads of one process."""
+"""The audit of shards in one process: what it holds for all of them, and its threads."""
 
+import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.infra.storage.storage import Storage
+import pyarrow as pa
+
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.rows import read_rows
+from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.audit.catalog_rows import CatalogRows
+from segmint.operators.rows import Row
 from segmint.pipeline.audit.content import ContentLooks, ContentPlan, ShardLook
-from segmint.pipeline.audit.shard import FileSettings, ShardAudit, ShardPlan, audit_shard
+from segmint.pipeline.audit.shard import FileSettings, ShardAudit, ShardPlan, ShardResult
 
 SHARDS_AT_ONCE = 4
 """Shards that threads of one process audit at once."""
 
+_WINDOW = 65_536  # rows that are read together, and serve many shards
+
+
+class CatalogRows:
+    """The rows of a dataset's catalog by ordinal; one window is in memory.
+
+    For threads that go through the rows in about the same order.
+    """
+
+    def __init__(self, dataset: Location, manifest: DatasetManifest) -> None:
+        self._dataset = dataset
+        self._images_per_shard = manifest.images_per_shard
+        self._parts = list(manifest.catalog)
+        self._lock = threading.Lock()
+        self._window = NORMALIZED.empty_table()
+        self._start = 0  # the window's first ordinal
+
+    def leave_out(self, part: CatalogPart) -> None:
+        """Give no rows of this part: it is not what was pinned."""
+        self._parts.remove(part)
+
+    def read(self, start: int, stop: int) -> dict[int, Row] | None:
+        """The rows of the ordinals [start, stop) of one shard, by ordinal; None where their part was left out."""
+        for part in self._parts:
+            first = part.first_shard * self._images_per_shard
+            if first <= start < first + part.rows:
+                return {row["ordinal"]: row for row in self._slice(part, start, stop).to_pylist()}
+        return None
+
+    def _slice(self, part: CatalogPart, start: int, stop: int) -> pa.Table:
+        with self._lock:
+            if start < self._start or stop > self._start + self._window.num_rows:
+                self._window = read_rows(self._dataset / part.path, start, max(stop, start + _WINDOW))
+                self._start = start
+            return self._window.slice(start - self._start, stop - start)
+
 
 @dataclass(frozen=True)
 class AuditTask:
-    """What the audit of every shard of a dataset must know: light to send to another process."""
+    """What the audit of each shard of a dataset must know; small enough to send to another process."""
 
-    storage: Storage
-    dataset_uri: str
+    dataset: Location
     manifest: DatasetManifest
     damaged_parts: frozenset[str]  # paths of parts of the catalog that are not what was pinned
     settings: FileSettings
-    content: ContentPlan | None  # None: integrity alone
+    content: ContentPlan | None  # None: integrity only
 
 
 class ShardAuditor:
@@ -33,19 +73,18 @@ class ShardAuditor:
         """`looks` is what the task's `content` loads."""
         self._task = task
         self._looks = looks
-        self._catalog = CatalogRows(task.storage, task.dataset_uri, task.manifest)
+        self._catalog = CatalogRows(task.dataset, task.manifest)
         for part in task.manifest.catalog:
             if part.path in task.damaged_parts:
                 self._catalog.leave_out(part)
 
-    def audit(self, plan: ShardPlan) -> ShardAudit:
-        """Audits a shard; see `audit_shard`."""
-        task = self._task
+    def audit(self, plan: ShardPlan) -> ShardResult:
+        """Audit a shard; see `ShardAudit`."""
         look = None if self._looks is None else ShardLook(self._looks, plan.searched)
         catalog = self._catalog.read(*plan.ordinals)
-        return audit_shard(task.storage, task.dataset_uri, plan, task.settings, catalog, look)
+        return ShardAudit(self._task.dataset, plan, self._task.settings, catalog, look).run()
 
 
-def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardAudit, None, None]:
-    """Audits shards in threads of this process, a few at once; gives them in their order, however many there are."""
+def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardResult, None, None]:
+    """Audit shards in threads of this process, a few at once; yield the results in the order of the plans."""
     return map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")

@@ -1,6 +1,5 @@
 """`segmint audit`: whether what stands in a dataset is whole, may be used, and shows nobody; and what it holds."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -59,6 +58,8 @@ def audit(
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
     build, storage = build_of(config)
+    from segmint.pipeline.audit.answer_json import to_json
+    from segmint.pipeline.audit.answer_text import answer_lines
     from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
 
     if integrity_only:
@@ -70,8 +71,8 @@ def audit(
         searched = None if privacy_sample == _ALL else int(privacy_sample)
         options = AuditOptions(sample, searched, attributions, regions, pictures, build, ray_from=RAY_FROM_MASKS)
         report = audit_dataset(dataset, storage, options)
-    lines = report.lines()
-    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines)
+    lines = answer_lines(report)
+    text = to_json(report) if as_json else "\n".join(lines)
     if output is None:
         answer(text)
     else:

@@ -16,6 +16,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
+from segmint.pipeline.audit.answer_json import to_dict
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.audit.foreign import audit_foreign
 from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
@@ -110,9 +111,9 @@ def _audited(
     if audit_uri is None and not manifest_generations(Location(storage, uri)):
         check_foreign(uri, options)
         with open_tables(uri, storage) as tables:  # measures foreign data, once for audit and report
-            yield audit_foreign(tables, storage, options.sample).to_dict(), tables
+            yield to_dict(audit_foreign(tables, storage, options.sample)), tables
         return
-    made = audit_dataset(uri, storage, options).to_dict() if audit_uri is None else read_audit(audit_uri, storage)
+    made = to_dict(audit_dataset(uri, storage, options)) if audit_uri is None else read_audit(audit_uri, storage)
     with open_tables(uri, storage, leave_out=damaged_shards(made)) as tables:
         yield made, tables
 

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.tables import (
     make_folder,
     open_committed,
 )
-from segmint.catalogs.findings import Code, Finding, Findings, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -65,8 +65,8 @@ def _open_foreign(
     uri: str, storage: Storage, memory_limit: str, folder: "tempfile.TemporaryDirectory[str]", alone_s: float
 ) -> DatasetTables:
     files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
-    findings = Findings()
-    boxes: dict[BoxConvention, Findings] = {name: Findings() for name in BOXES}
+    findings = FindingCollector()
+    boxes: dict[BoxConvention, FindingCollector] = {name: FindingCollector() for name in BOXES}
     images = 0
     with closing(_measured(uri, storage, Path(folder.name), alone_s)) as shards:
         for measured in shards:
@@ -91,7 +91,7 @@ def _open_foreign(
     return tables
 
 
-def _convention(boxes: dict[BoxConvention, Findings]) -> BoxConvention | None:
+def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
     """The convention that most boxes are in, over all data: a single mask may be in either by accident."""
     if not any(found.total for found in boxes.values()):
         return None
@@ -129,4 +129,5 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
             found = f"{row['times']}, of {row['first']} and {row['last']}"
             where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
             place = Place(row["first"], row["shard"], row["id"])
-            yield place.finding(Code.ROW_IDENTITY, "a number that stands once", found, where)
+            mask = row["number"] if view == "masks" else None
+            yield place.finding(Code.ROW_IDENTITY, "a number that stands once", found, where, mask=mask)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from segmint.catalogs.findings import EXAMPLES, SENTENCES, Code, Finding, Findings, Place
+from segmint.catalogs.findings import EXAMPLES, SENTENCES, Code, Finding, FindingCollector, Place
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
 
@@ -23,7 +23,7 @@ def test_a_finding_names_shard_file_and_row() -> None:
 
 
 def test_all_are_counted_and_the_first_are_kept() -> None:
-    findings, more = Findings(), Findings()
+    findings, more = FindingCollector(), FindingCollector()
     areas = [Place("m").finding(Code.MASK_AREA, index, 0) for index in range(EXAMPLES - 1)]
     findings.extend(iter(areas))
     more.extend([Place("m").finding(Code.MASK_AREA, "later", index) for index in range(EXAMPLES)])

@@ -14,9 +14,9 @@ from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.audit.audit import AuditOptions
-from segmint.pipeline.audit.places import image_of
 from tests.support.committed import row_of
 from tests.support.locations import location_of
+from tests.support.named_image import image_of
 
 QUICK = AuditOptions(sample=4, privacy_sample=0, now=datetime(2026, 11, 20, tzinfo=UTC))
 """Without detectors, whose loading takes longest."""

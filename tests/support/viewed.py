@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.pipeline.audit.places import image_of
 from tests.support.builds import ROOT
+from tests.support.named_image import image_of
 
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
 """A text that is markup where it is taken for it."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer import AuditReport, Duplicates
+from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
+from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
@@ -35,9 +38,10 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Pa
     before = digests(minted)
     report = audit(minted, privacy_sample=None)
     assert [finding.line() for finding in report.findings] == []
-    assert report.lines()[-1] == "verdict: no finding"
-    value = report.to_dict()
-    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert answer_lines(report)[-1] == "verdict: no finding"
+    value = to_dict(report)
+    assert json.loads(to_json(report)) == value
+    assert from_json(to_json(report), "audit.json") == report
     assert (value["scope"], value["kind"], value["findings_total"]) == ("all", "segmint", 0)
     assert value["licenses"] == {
         "judged_on": LATER.date().isoformat(),
@@ -47,9 +51,9 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Pa
         "expired_since_build": 0,
         "without_attribution": 0,
     }
-    privacy = value["privacy"]
-    assert (privacy["images_checked"], privacy["found"], privacy["found_total"]) == (6, [], 0)
-    assert [(d["kind"], d["name"], d["score"]) for d in privacy["detectors"]] == [
+    privacy = report.privacy
+    assert (privacy.images_checked, privacy.found, privacy.found_total) == (6, (), 0)
+    assert [(d.kind, d.name, d.score) for d in privacy.detectors] == [
         ("face", "mtcnn", 0.7),
         ("plate", "clp", 0.5),
     ]
@@ -60,13 +64,13 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Pa
 
 def test_only_the_sample_is_searched_and_nothing_is_called_clean(minted: Path) -> None:
     report = audit(minted, privacy_sample=2)
-    assert report.to_dict()["privacy"]["images_checked"] == 2
-    text = "\n".join(report.lines())
+    assert report.privacy.images_checked == 2
+    text = "\n".join(answer_lines(report))
     assert "privacy      no finding; 2 of 6 images searched" in text
     assert "0 faces found by mtcnn at score 0.7 or over in 0 of 2 images" in text
     assert "0 plates found by clp at score 0.5 or over in 0 of 2 images" in text
     assert "clean" not in text
-    assert "no image was searched" in "\n".join(audit(minted).lines())
+    assert "no image was searched" in "\n".join(answer_lines(audit(minted)))
 
 
 def with_a_face(taken: CommittedShard) -> None:
@@ -80,11 +84,11 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
     regions, pictures = tmp_path / name, tmp_path / "pictures"
     report = audit(dataset, None, regions=str(regions), pictures=str(pictures))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
-    privacy = report.to_dict()["privacy"]
-    (found,) = privacy["found"]
-    assert (found["id"], found["shard"], found["kind"], found["detector"]) == (4, 1, "face", "mtcnn")
-    assert privacy["detectors"][0] | {"found": 1, "images": 1} == privacy["detectors"][0]
-    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(report.lines())
+    (found,) = report.privacy.found
+    assert (found.id, found.shard, found.kind, found.detector) == (4, 1, "face", "mtcnn")
+    assert (report.privacy.detectors[0].found, report.privacy.detectors[0].images) == (1, 1)
+    assert from_json(to_json(report), "audit.json") == report
+    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(answer_lines(report))
 
     (path,) = pictures.iterdir()
     assert path.name == "sa_4_1_face.jpg"
@@ -111,25 +115,27 @@ def test_a_damaged_shard_is_left_out_of_what_its_files_would_say(dataset: Path) 
     flip(dataset / CommittedShard(dataset, 1).commit.file("images").path)
     report = audit(dataset)
     assert report.findings.counts == {Code.FILE_DIGEST: 1}
-    value = report.to_dict()
-    assert value["statistics"]["images"] == 3
-    assert value["licenses"]["by_license"][0]["images"] == 3
-    assert any("not in statistics and attributions" in line and line.endswith("shards 1") for line in report.lines())
+    assert report.statistics.images == 3
+    assert report.licenses.by_license[0].images == 3
+    assert from_json(to_json(report), "audit.json") == report
+    assert any(
+        "not in statistics and attributions" in line and line.endswith("shards 1") for line in answer_lines(report)
+    )
 
 
 def test_a_damaged_tar_says_nothing_of_its_pictures(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 1).commit.file("shards").path)
-    value = audit(dataset, None).to_dict()
-    assert value["findings_by_code"] == {"file_digest": 1}
-    assert value["privacy"]["images_checked"] == 3
-    assert value["duplicates"]["images_compared"] == 3
+    report = audit(dataset, None)
+    assert report.findings.counts == {Code.FILE_DIGEST: 1}
+    assert report.privacy.images_checked == 3
+    assert report.duplicates.images_compared == 3
 
 
 def test_all_pictures_are_read_to_their_end(dataset: Path) -> None:
     ShardEdit(1, lambda taken: taken.edit_member(0, lambda d: d[: len(d) // 2] + d[-2:]))(dataset)
     report = audit(dataset, sample=0)
     assert report.findings.counts == {Code.BAD_JPEG: 1}
-    assert report.to_dict()["duplicates"]["images_compared"] == 5
+    assert report.duplicates.images_compared == 5
 
 
 def test_an_image_of_the_same_bytes_is_told_once(dataset: Path) -> None:
@@ -152,7 +158,7 @@ def test_a_manifest_without_rules_is_a_finding(dataset: Path) -> None:
     change_manifest(dataset, config=config)
     report = audit(dataset)
     assert report.findings.counts == {Code.BAD_MANIFEST: 2}, "the hash, and this"
-    assert report.to_dict()["licenses"] is None
+    assert report.licenses is None
 
 
 def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(minted: Path, dataset: Path) -> None:
@@ -175,11 +181,11 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     folder = loosen(minted, tmp_path / "loose")
     report = audit(folder)
     assert report.findings.total == 0
-    value = report.to_dict()
-    assert (value["scope"], value["kind"], value["licenses"], value["privacy"]) == ("all", "sa1b", None, None)
-    assert value["duplicates"] == {"images_compared": 6, "distance": 2, "repeated_sources": None, "similar": 0}
-    assert value["statistics"]["masks"] == audit(minted).to_dict()["statistics"]["masks"]
-    lines = report.lines()
+    assert (report.scope, report.kind, report.licenses, report.privacy) == ("all", "sa1b", None, None)
+    assert report.duplicates == Duplicates(images_compared=6, distance=2, repeated_sources=None, similar=0)
+    assert report.statistics.masks == audit(minted).statistics.masks
+    assert from_json(to_json(report), "audit.json") == report
+    lines = answer_lines(report)
     assert lines[-1] == "verdict: no finding"
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
@@ -189,7 +195,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     jpeg = (folder / "sa_6.jpg").read_bytes()
     (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
     (folder / "sa_7.jpg").write_bytes((folder / "sa_4.jpg").read_bytes())
-    found = [(finding["code"], finding["file"], finding["image"]) for finding in audit(folder).to_dict()["findings"]]
+    found = [(finding.code, finding.file, finding.image) for finding in audit(folder).findings]
     assert found == [("bad_jpeg", "sa_6", 6), ("similar_image", "sa_7", 7)]
 
 
@@ -199,8 +205,8 @@ def test_findings_say_their_image(dataset: Path) -> None:
 
     ShardEdit(1, spoil)(dataset)
     flip(dataset / CommittedShard(dataset, 2).commit.file("masks").path)
-    found = {(finding["code"], finding["image"]) for finding in audit(dataset).to_dict()["findings"]}
-    assert {("score_range", 4), ("file_digest", None)} <= found
+    found = {(finding.code, finding.image, finding.mask) for finding in audit(dataset).findings}
+    assert {("score_range", 4, 40_000), ("file_digest", None, None)} <= found
 
 
 def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
@@ -211,9 +217,8 @@ def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
         ShardEdit(shard, without_jpegs)(dataset)
     report = audit(dataset, None)
     assert [finding.line() for finding in report.findings] == []
-    value = report.to_dict()
-    assert (value["privacy"]["images_checked"], value["duplicates"]["images_compared"]) == (0, 0)
-    assert "no image was searched" in "\n".join(report.lines())
+    assert (report.privacy.images_checked, report.duplicates.images_compared) == (0, 0)
+    assert "no image was searched" in "\n".join(answer_lines(report))
 
 
 def without_jpegs(taken: CommittedShard) -> None:
@@ -227,7 +232,7 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     report = audit(dataset, None)
     assert report.findings.total == 0
-    assert "the build had no detectors, and nothing was searched" in "\n".join(report.lines())
+    assert "the build had no detectors, and nothing was searched" in "\n".join(answer_lines(report))
 
 
 @pytest.mark.s3
@@ -237,6 +242,6 @@ def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict
     there = f"s3://{s3_bucket}/answers"
     options = AuditOptions(privacy_sample=1, now=LATER, attributions=f"{there}/a.md", regions=f"{there}/r.jsonl")
     report = audit_dataset(uri, storage, options)
-    assert {**report.to_dict(), "dataset": str(minted)} == audit(minted, 1).to_dict()
+    assert replace(report, dataset=str(minted)) == audit(minted, 1)
     assert storage.read(f"{there}/a.md").startswith(b"# Attributions")
     assert storage.read(f"{there}/r.jsonl") == b""

@@ -30,6 +30,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit import by_ray as audit_ray
 from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.audit.by_ray import AuditShards, audit_by_ray
 from segmint.pipeline.audit.content import ContentPlan
@@ -75,9 +76,9 @@ def other_area(taken: CommittedShard) -> None:
 
 def test_a_whole_dataset_is_whole_either_way(minted: Path) -> None:
     threads, by_ray = (audit(minted, ray_from, privacy_sample=None) for ray_from in (IN_THREADS, BY_RAY))
-    assert by_ray.to_dict() == threads.to_dict()
+    assert by_ray == threads
     assert by_ray.findings.total == 0
-    assert by_ray.to_dict()["privacy"]["images_checked"] == by_ray.checked.jpegs_decoded == 6
+    assert by_ray.privacy.images_checked == by_ray.checked.jpegs_decoded == 6
 
 
 def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tmp_path: Path) -> None:
@@ -91,11 +92,11 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
         folder = tmp_path / str(ray_from)
         options = {"regions": str(folder / "regions.jsonl"), "pictures": str(folder / "pictures"), "sample": 2}
         report = audit(dataset, ray_from, privacy_sample=None, **options)
-        answers[ray_from] = report.to_dict(), report.lines(), digests(folder)
+        answers[ray_from] = report, answer_lines(report), digests(folder)
     assert answers[BY_RAY] == answers[IN_THREADS]
-    value, _, files = answers[BY_RAY]
-    assert set(value["findings_by_code"]) >= {"still_detected", "mask_area", "other_json", "stray_file", "file_digest"}
-    assert value["not_compared"] == [0]
+    report, _, files = answers[BY_RAY]
+    assert set(report.findings.counts) >= {"still_detected", "mask_area", "other_json", "stray_file", "file_digest"}
+    assert report.not_compared == (0,)
     assert set(files) == {"regions.jsonl", "pictures/sa_4_1_face.jpg"}
 
 
@@ -104,14 +105,14 @@ def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> Non
     threads, by_ray = (
         audit_integrity(str(dataset), Storage(), now=LATER, ray_from=ray_from) for ray_from in (IN_THREADS, BY_RAY)
     )
-    assert by_ray.to_dict() == threads.to_dict()
+    assert by_ray == threads
     assert by_ray.findings.counts == {Code.CATALOG_DIGEST: 1}
     assert by_ray.checked.catalog_rows == 0
 
 
 def test_windows_are_audited_one_after_another(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)
-    assert audit(minted, BY_RAY, privacy_sample=0).to_dict() == audit(minted, IN_THREADS, privacy_sample=0).to_dict()
+    assert audit(minted, BY_RAY, privacy_sample=0) == audit(minted, IN_THREADS, privacy_sample=0)
 
 
 def test_a_folder_that_was_named_relatively_is_found(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.integrity import audit_integrity, sampled
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
@@ -38,7 +39,7 @@ def test_a_whole_dataset_has_no_finding_and_is_not_changed(minted: Path) -> None
     assert checked.bytes == sum(entry.size for entry in named)
     masks = sum(pq.read_metadata(path).num_rows for path in (minted / "masks").iterdir())
     assert checked.masks == checked.masks_decoded == masks > 6
-    assert (report.not_built, report.young, report.not_compared) == ([], (), [])
+    assert (report.not_built, report.recent_unnamed, report.not_compared) == ((), (), ())
     assert digests(minted) == before
 
 
@@ -52,7 +53,7 @@ def test_what_is_not_yet_built_is_told(dataset: Path) -> None:
     report = audit(dataset)
     assert report.findings.total == 0
     assert list(report.not_built) == [(1, 1)]
-    assert "not yet built: 1 of 3 shards (1)" in report.lines()
+    assert "not yet built: 1 of 3 shards (1)" in answer_lines(report)
     assert report.checked.commits == 2
 
 
@@ -60,17 +61,17 @@ def test_files_of_a_writer_at_work_are_told(dataset: Path) -> None:
     commit_path(dataset, 2).unlink()
     report = audit_integrity(str(dataset), Storage())
     assert report.findings.total == 0
-    assert len(report.young) == 4
-    assert any("4 files that no commit names, of a writer" in line for line in report.lines())
+    assert len(report.recent_unnamed) == 4
+    assert any("4 files that no commit names, of a writer" in line for line in answer_lines(report))
     # However old: the next writer of the same bytes names them again.
-    assert (audit(dataset).findings.total, audit(dataset).young) == (0, report.young)
+    assert (audit(dataset).findings.total, audit(dataset).recent_unnamed) == (0, report.recent_unnamed)
 
 
 def test_what_could_not_be_compared_is_told(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 1).commit.file("masks").path)
     report = audit(dataset)
-    assert report.not_compared == [1]
-    assert "in shards: 1" in "\n".join(report.lines())
+    assert report.not_compared == (1,)
+    assert "shards not compared because of the findings above: 1" in answer_lines(report)
     assert report.checked.images == 3
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from segmint.catalogs.findings import Code, Place
 from segmint.catalogs.licenses import LicensePolicy
+from segmint.pipeline.audit.answer import JudgedLicense, Licenses
 from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.statistics.values import ProviderImages
 
 BUILT, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC0-1.0", "CC-BY-4.0"}), require_redistributable=False, policy_date=BUILT)
@@ -57,15 +59,15 @@ def test_counts_add_up_and_rank() -> None:
     _, one = judged([image(0), image(1, license="MIT", provider=None)], None)
     _, other = judged([image(2), image(3, license="CC-BY-4.0")], None)
     one.add(other)
-    assert one.to_dict(RULES) == {
-        "judged_on": "2026-06-01",
-        "by_license": [
-            {"license": "CC0-1.0", "images": 2, "allowed": True},
-            {"license": "CC-BY-4.0", "images": 1, "allowed": True},
-            {"license": "MIT", "images": 1, "allowed": False},
-        ],
-        "by_provider": [{"provider": "Acme", "images": 3}, {"provider": None, "images": 1}],
-        "expired": 0,
-        "expired_since_build": 0,
-        "without_attribution": 1,
-    }
+    assert one.answer(RULES) == Licenses(
+        judged_on=date(2026, 6, 1),
+        by_license=(
+            JudgedLicense("CC0-1.0", 2, allowed=True),
+            JudgedLicense("CC-BY-4.0", 1, allowed=True),
+            JudgedLicense("MIT", 1, allowed=False),
+        ),
+        by_provider=(ProviderImages("Acme", 3), ProviderImages(None, 1)),
+        expired=0,
+        expired_since_build=0,
+        without_attribution=1,
+    )

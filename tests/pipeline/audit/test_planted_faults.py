@@ -28,12 +28,14 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 from tests.support.locations import location_of
+from tests.support.named_image import image_of
 from tests.support.planting import (
     LATER,
     ShardEdit,
@@ -517,8 +519,10 @@ def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
     assert finding.file.startswith(file)
     line = finding.line()
     assert all(words in line for words in told), line
-    assert f"  {line}" in report.lines()
-    assert report.lines()[-1] == f"verdict: 1 finding (1 in {AREAS.get(code, 'integrity')})"
+    assert finding.image == image_of(finding.where) or (image_of(finding.where) is None and "row" in finding.where)
+    assert finding.mask == (int(finding.where.split()[1]) if finding.where.startswith("mask ") else None)
+    assert f"  {line}" in answer_lines(report)
+    assert answer_lines(report)[-1] == f"verdict: 1 finding (1 in {AREAS.get(code, 'integrity')})"
 
 
 RAW = [

@@ -1,4 +1,4 @@
-"""Which image of a dataset a finding is about, by what it says of the place."""
+"""Which image the text of a finding names: what `Finding.image` is checked against."""
 
 import re
 from collections.abc import Callable
@@ -14,10 +14,7 @@ _PLACES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
 
 
 def image_of(where: str) -> int | None:
-    """The number of the image that a finding's `where` names: by mask, id, file or ordinal; None where it names none.
-
-    For findings in datasets that segmint wrote: elsewhere the numbers of masks say nothing of their image.
-    """
+    """The number of the image that a finding's `where` names, in a dataset that segmint wrote; None: it names none."""
     for pattern, to_image in _PLACES:
         match = pattern.match(where)
         if match is not None:
