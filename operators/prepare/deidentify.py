@@ -19,7 +19,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import Network, PlateDetector
-from segmint.operators.prepare.mosaic import Patch, ellipse, obliterate, polygon
+from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
 
 Pixels = NDArray[np.uint8]
 
@@ -152,7 +152,7 @@ def deidentify(image: Pixels, detectors: Sequence[Detector]) -> tuple[Pixels, li
             patches.append(patch)
             place = (patch.x, patch.y, patch.width, patch.height)
             regions.append(Region(found.kind, found.score, *place, found.source))
-    return obliterate(image, patches), regions
+    return redact_patches(image, patches), regions
 
 
 Resolve = Callable[[str], Path]

@@ -122,7 +122,7 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     return np.asarray(cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def obliterate(image: Pixels, patches: Iterable[Patch]) -> Pixels:
+def redact_patches(image: Pixels, patches: Iterable[Patch]) -> Pixels:
     """A copy of `image` (H, W, 3) uint8 in which every patch is a smoothed mosaic; all other pixels are the same.
 
     Each mosaic is made from the image as given, so where patches overlap their order decides, not the

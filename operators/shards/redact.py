@@ -9,7 +9,7 @@ from dataclasses import asdict
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import Region
-from segmint.operators.prepare.mosaic import obliterate, rectangle
+from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 
@@ -33,7 +33,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     image = decode_jpeg(row["release"])
     shape = image.shape[0], image.shape[1]
     patches = [rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values()]
-    clean = obliterate(image, [patch for patch in patches if patch is not None])
+    clean = redact_patches(image, [patch for patch in patches if patch is not None])
     regions = [*known, *new]
     return {
         **row,

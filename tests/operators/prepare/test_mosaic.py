@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.operators.prepare.mosaic import CELLS, Patch, ellipse, mosaic, obliterate, polygon, rectangle
+from segmint.operators.prepare.mosaic import CELLS, Patch, ellipse, mosaic, polygon, rectangle, redact_patches
 
 SHAPE = (60, 90)
 
@@ -82,7 +82,7 @@ def test_only_the_patches_change_and_the_image_given_does_not() -> None:
     image = noise(*SHAPE, 3)
     before = image.copy()
     patches = [ellipse((30, 20, 50, 40), SHAPE), rectangle(40, 10, 30, 20, SHAPE)]
-    result = obliterate(image, patches)
+    result = redact_patches(image, patches)
     union = covered(patches[0]) | covered(patches[1])
     assert (image == before).all()
     assert (result[~union] == image[~union]).all()
