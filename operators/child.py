@@ -1,8 +1,8 @@
-"""Child processes for foreign bytes: one may die, hang or run out of memory, and its image is known.
+"""Child processes that decode untrusted bytes: if one dies, hangs or runs out of memory, its image is known.
 
-pebble keeps the processes, their deadlines and their replacements. This file adds what it lacks here: a
-child that dies with its parent, that cannot eat the machine's memory, that leaves no core dump (an image's
-bytes) on a disk, and whose start never counts as an image's time.
+pebble manages the processes, their deadlines and their replacement. This file adds the rest: a child dies with its
+parent, cannot exhaust the machine's memory, leaves no core dump (which would hold an image's bytes) on disk, and its
+start never counts towards an image's time.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class SuspectError(RejectedError):
-    """The child that had this image died, hung or ran out of memory.
+    """The child that processed this image died, hung or ran out of memory.
 
-    A verdict only if it happens again with nothing else running, in a fresh child.
+    It becomes a verdict only if it happens again in a fresh child with nothing else running.
     """
 
 
 class ChildFaultError(SegmintError):
-    """The child cannot be started, or died while it had no image: no image's fault."""
+    """A child cannot start, or died while it had no image. No image is to blame."""
 
 
 class Children(Generic[T]):
-    """Processes that build a worker once, by `factory`, and then apply it to one image's bytes at a time.
+    """Processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
-    `factory` and what it returns stay in the child; `factory` must be importable there, and be picklable.
-    `timeout_s` is for one image and starts when a child takes it. `memory_limit` in bytes is what an image
-    may take on top of a child that is ready (Linux; None: no limit). After `max_tasks` images a child is
-    replaced, which bounds what a leak in a decoder can grow to. Children start at once, beside the caller.
+    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is for one image and
+    starts when a child takes it. `memory_limit`, in bytes, is what an image may use on top of an idle child (Linux;
+    None: no limit). A child is replaced after `max_tasks` images, which bounds leaks in decoders. Children start
+    immediately, in the background.
     """
 
     def __init__(
@@ -68,16 +68,15 @@ class Children(Generic[T]):
         self._alone = threading.Lock()
         self._restart_lock = threading.Lock()
         self._closed = False
-        # Linux kills a child when the *thread* that started it ends, so that thread must live as long as the
-        # pool.
+        # Linux kills a child when the *thread* that started it ends, so this thread must live as long as the pool.
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="children")
         self._pool = self._keeper.submit(self._start).result()
 
     def run(self, data: bytes) -> T:
-        """The worker's answer for one image; waits until a child is free. Safe to call from many threads.
+        """Return the worker's result for one image; waits until a child is free. Thread-safe.
 
-        An image whose child died is tried once more, alone. Raises what the worker raises; `SuspectError`
-        with `killed_worker`, `timed_out` or `out_of_memory` when both tries ended so; `ChildFaultError`.
+        An image whose child died is tried once more, alone. Raises what the worker raises; `SuspectError` with
+        `killed_worker`, `timed_out` or `out_of_memory` if the second try fails in this way, too; `ChildFaultError`.
         """
         try:
             with self._slots:
@@ -87,12 +86,12 @@ class Children(Generic[T]):
                 return self._run(data)
 
     def wait_until_ready(self) -> None:
-        """Returns when a child has built its worker; where it could not, the first image's answer says so."""
+        """Wait until a child has built its worker. If it cannot, processing the first image raises the error."""
         with contextlib.suppress(pebble.ProcessExpired, BrokenExecutor):
             self._living_pool().schedule(os.getpid).result()
 
     def close(self) -> None:
-        """Ends the children; an image in work is lost. May be called again."""
+        """End the children; an image in progress is lost. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -135,7 +134,7 @@ class Children(Generic[T]):
         return answer
 
     def _living_pool(self) -> pebble.ProcessPool:
-        """The pool, made anew when a child that had no image was killed and took the pool along."""
+        """Return the pool, restarted if an idle child was killed, which breaks the pool."""
         with self._restart_lock:
             if not self._pool.active:
                 with contextlib.suppress(Exception):
@@ -157,7 +156,7 @@ class Children(Generic[T]):
 
 
 def _is_deadline(error: TimeoutError) -> bool:
-    """Whether this is pebble's word on a task, and not a time-out that the worker raised itself."""
+    """Whether this is pebble's timeout for a task, not a `TimeoutError` raised by the worker."""
     return bool(error.args) and error.args[0] == "Task timeout"
 
 
@@ -172,9 +171,9 @@ def _suspect(exit_code: int | None) -> SuspectError:
 
 
 class _BarePopen(popen_spawn_posix.Popen):
-    """Starts a child that does not run its parent's main module again.
+    """A child that does not import its parent's main module.
 
-    In a Ray worker that module is Ray's, in a person's script it is the script: neither has a business there.
+    That module is Ray's own in a Ray worker, and otherwise the user's script: neither must run in the child.
     """
 
     _one_at_a_time = threading.Lock()
@@ -205,19 +204,19 @@ class _BareContext(SpawnContext):
 
 
 def forbid_core_dumps() -> None:
-    """No crash of this process, or of one that it starts from now on, writes its memory to a disk."""
+    """Disable core dumps for this process and the ones it starts from now on."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
-# What follows runs in the child.
+# The code below runs in the child.
 
 _worker: Worker[Any] | None = None
 _start_error: str | None = None
 
 
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
-    """Readies the child: ties its life to its parent's, builds the worker, then sets the memory limit."""
+    """Set up the child: tie its life to its parent's, build the worker, then set the memory limit."""
     global _worker, _start_error
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -226,12 +225,12 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
         if memory_limit is not None and sys.platform == "linux":
             limit = _data_bytes() + memory_limit
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    except Exception as error:  # noqa: BLE001 - the first image's answer tells it; here nobody would hear
+    except Exception as error:  # noqa: BLE001 - reported with the first image; here it would be lost
         _start_error = f"{type(error).__name__}: {error}"
 
 
 def _work(data: bytes) -> Any:
-    """Applies the worker to one image; ends the process when memory runs out: little is sure after that."""
+    """Apply the worker to one image; end the process if memory runs out, since its state is then unreliable."""
     if _worker is None:
         raise ChildFaultError(f"the process that decodes images cannot start: {_start_error}")
     try:
@@ -243,7 +242,7 @@ def _work(data: bytes) -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, in the words of Python, NumPy and Pillow, torch, ONNX or OpenCV."""
+    """Whether an allocation failed, by the messages of Python, NumPy and Pillow, torch, ONNX or OpenCV."""
     text = str(error)
     return isinstance(error, MemoryError) or any(
         words in text for words in ("can't allocate memory", "std::bad_alloc", "bad allocation", "Insufficient memory")
@@ -251,21 +250,21 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Has the kernel kill this process when its parent dies, and forbids core dumps (Linux)."""
+    """Make the kernel kill this process when its parent dies, and disable core dumps (Linux)."""
     parent = multiprocessing.parent_process()
     if sys.platform != "linux" or parent is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(_PR_SET_DUMPABLE, 0)
-    if os.getppid() != parent.pid:  # it died before the line above
+    if os.getppid() != parent.pid:  # the parent died before the line above
         os._exit(1)
 
 
 def _data_bytes() -> int:
-    """Bytes of this process that RLIMIT_DATA counts (proc_pid_status(5), VmData)."""
-    with open("/proc/self/status") as status:  # noqa: PTH123 - a Path has nothing to add
+    """Return the bytes of this process that RLIMIT_DATA counts (proc_pid_status(5), VmData)."""
+    with open("/proc/self/status") as status:  # noqa: PTH123 - a Path adds nothing
         for line in status:
             if line.startswith("VmData:"):
                 return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status names no VmData")
+    raise OSError("/proc/self/status has no VmData")

@@ -1,7 +1,7 @@
 """Describe: statistics of each mask and of each image, computed from the masks alone.
 
-They are those of the SAM paper's section 5 (figures 5-7): relative size, concavity, the mask's center, masks
-an image. Everything is computed from the run-length code itself; no mask is ever decoded to pixels.
+They are those of the SAM paper's section 5 (figures 5-7): relative size, concavity, the mask's center, masks per image.
+Everything is computed from the run-length encoding itself; no mask is ever decoded to pixels.
 """
 
 import math
@@ -36,11 +36,10 @@ class MaskStatistics:
 
 
 def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
-    """Statistics of one mask, given as COCO's compressed run lengths of an image of `size` (height, width).
+    """Compute the statistics of one mask, given as COCO's compressed RLE of an image of `size` (height, width).
 
-    The hull is taken over pixel *corners*: over pixel centers it would be smaller than the mask. An empty
-    mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1 and its center in the
-    middle.
+    The convex hull is that of the pixels' *corners*: of pixel centers it would be smaller than the mask. An empty mask,
+    which the generator never writes, has size 0, concavity 0, aspect ratio 1 and its center in the middle.
     """
     height, width = size
     x, top, bottom = column_spans(height, decompress(counts))
@@ -62,9 +61,9 @@ def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
 
 
 def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
-    """The mask as vertical spans: column x, first row, one past the last row; three (S,) int64 arrays.
+    """Return the mask as vertical spans: column x, first row, one past the last row; three (S,) int64 arrays.
 
-    A foreground run that goes over the foot of a column into the next is cut there.
+    A foreground run that continues from the bottom of a column into the next is cut there.
     """
     ends = np.cumsum(runs)
     start, end = ends[0::2][: runs.size // 2], ends[1::2]
@@ -78,7 +77,7 @@ def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def hull_area(x: Ints, top: Ints, bottom: Ints) -> float:
-    """Area in pixels of the convex hull over the corners of all pixels of the spans (see `column_spans`)."""
+    """Area in pixels of the convex hull of the corners of all pixels in the spans (see `column_spans`)."""
     corners = np.stack([np.concatenate([x, x, x + 1, x + 1]), np.concatenate([top, bottom, top, bottom])], axis=1)
     return float(cv2.contourArea(cv2.convexHull(corners.astype(np.int32))))
 
@@ -92,7 +91,7 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
 
 
 def describe_table(table: pa.Table) -> pa.Table:
-    """Adds the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
+    """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
 
     For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order.
     """
@@ -141,7 +140,7 @@ def _contiguous(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _counters(lengths: Ints) -> Ints:
-    """0, 1, … n-1 for each n in turn, end to end."""
+    """Return 0, 1, … n-1 for each n in `lengths`, concatenated."""
     total = int(lengths.sum())
     counters: Ints = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return counters

@@ -1,4 +1,4 @@
-"""Decodes the JPEGs that segmint itself encoded. Only `segmint.operators.prepare.ingest` decodes foreign bytes."""
+"""Decode segmint's own JPEGs. Only `segmint.operators.prepare.ingest` decodes untrusted bytes."""
 
 import io
 
@@ -11,9 +11,9 @@ Pixels = NDArray[np.uint8]
 
 
 def decode_jpeg(data: bytes) -> Pixels:
-    """Pixels of one of our own JPEGs: (H, W, 3) uint8 RGB.
+    """Decode one of our own JPEGs to (H, W, 3) uint8 RGB.
 
-    Pillow decodes, so that anyone can recompute the masks from the released file with the most common tool.
+    Uses Pillow, the most common library, so that anyone can recompute the masks from the released file.
     """
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         return np.asarray(image.convert("RGB"))

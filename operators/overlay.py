@@ -1,4 +1,4 @@
-"""Overlay: masks drawn over their picture, for people to look at."""
+"""Draw masks over their image, for people to look at."""
 
 import colorsys
 import io
@@ -15,14 +15,14 @@ from segmint.model.automatic.rle import decode
 Pixels = NDArray[np.uint8]
 
 _FILL = 0.45  # share of the mask's color in a pixel inside it
-_GOLDEN_ANGLE = 0.618033988749895  # turns: successive hues lie as far from all earlier ones as they can
+_GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier ones as possible
 
 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
-    """The picture with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
+    """Return the image with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
 
-    The largest masks are drawn first, so that parts stay visible upon their wholes. Colors depend on that
-    order alone: the same masks give the same picture.
+    The largest masks are drawn first, so that parts stay visible on top of whole objects. Colors depend on that order
+    alone: the same masks give the same result.
     """
     canvas = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 700))
@@ -43,7 +43,7 @@ def draw_prompts(
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
 ) -> Pixels:
-    """The picture with prompts: foreground points green, background ones red, boxes (x, y, w, h) white."""
+    """Return the image with its prompts: foreground points green, background points red, boxes (x, y, w, h) white."""
     canvas = image.copy()
     radius = max(3, round(min(image.shape[:2]) / 120))
     for x, y, width, height in boxes:
@@ -58,7 +58,7 @@ def draw_prompts(
 
 
 def distinct_color(index: int) -> tuple[int, int, int]:
-    """The `index`-th of a fixed series of colors, each of another hue than those before it; RGB, 0-255."""
+    """The `index`-th of a fixed series of colors, each with a hue unlike those before; RGB, 0-255."""
     hue = (0.58 + index * _GOLDEN_ANGLE) % 1.0
     saturation, value = (0.85, 1.0) if index % 2 == 0 else (0.65, 0.9)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -66,7 +66,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """A picture as PNG bytes; (H, W, 3) uint8 RGB in."""
+    """Encode an image, (H, W, 3) uint8 RGB, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()

@@ -1,10 +1,10 @@
-"""Rows as they flow between stages: how a stage maps a table row by row and loses none.
+"""Rows as they flow between stages: how a stage maps a table row by row without losing any.
 
-A row is in one of three states, told apart by four columns that every stage carries:
+A row is in one of three states, given by four columns that every stage carries:
 
 - *accepted*: `stage`, `reason` and `fault` are null;
-- *rejected*: `stage` and `reason` name the verdict about the image, `detail` says it in a sentence;
-- *faulted*: `fault` says what is wrong with the world (an outage, a bug of ours). It is no verdict: the shard of
+- *rejected*: `stage` and `reason` name the verdict on the image, `detail` explains it in a sentence;
+- *faulted*: `fault` says what failed outside the image (an outage, a bug of ours). This is not a verdict: the shard of
   such a row is not committed, the run goes on with the others, and the next run tries again.
 
 Later stages pass rejected and faulted rows through with nulls in the columns that they add.
@@ -19,7 +19,7 @@ from segmint.catalogs.reasons import RejectedError
 from segmint.infra.uris import redact
 
 Row = dict[str, Any]
-"""One row of an Arrow table, as `pa.Table.to_pylist` gives it; its keys are those of the stage's schema."""
+"""One row of an Arrow table, as `pa.Table.to_pylist` returns it; its keys are those of the stage's schema."""
 
 
 def is_live(row: Mapping[str, Any]) -> bool:
@@ -33,22 +33,22 @@ def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
 
 
 def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
-    """The row with a fault of the world, named by its type and message, without credentials."""
+    """The row with a fault, named by the error's type and message, without credentials."""
     fault = redact(f"{stage}: {type(error).__name__}: {error}")
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of exactly this schema; columns that a row lacks are null, others are left out."""
+    """Convert rows to a table of exactly this schema; missing columns become null, others are left out."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
 def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
-    """Applies `operator` to each live row, in order; every row comes out, with exactly `schema`.
+    """Apply `operator` to each live row, in order; return every row, with exactly `schema`.
 
-    A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict:
-    it becomes a faulted row, so that it costs its own shard and not the run.
+    A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict: it
+    becomes a faulted row, which costs its own shard and not the run.
     """
     rows: list[Row] = []
     for row in table.to_pylist():
@@ -57,7 +57,7 @@ def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema
                 row = operator(row)
             except RejectedError as verdict:
                 row = rejected(row, stage, verdict)
-            except Exception as error:  # noqa: BLE001 - one row's failure must not take its neighbors along
+            except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
                 row = faulted(row, stage, error)
         rows.append(row)
     return to_table(rows, schema)

@@ -1,8 +1,8 @@
-"""All schemas of rows: what each stage adds to a row, and the tables that a shard is written as.
+"""The schemas of all rows: what each stage adds to a row, and the tables that a shard is written as.
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Importing this needs pyarrow alone, so that a process that writes or reads shards starts without the model.
+Importing this needs only pyarrow, so that a process that writes or reads shards starts without the model.
 """
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ VERDICT = pa.schema(
         pa.field("fault", pa.string()),  # what kept the row from being judged, or null
     ]
 )
-"""The columns that every stage carries beside its own."""
+"""The columns that every stage carries in addition to its own."""
 
 
 def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
@@ -38,7 +38,7 @@ REGION = pa.struct(
         ("source", pa.string()),
     ]
 )
-"""The Arrow type of one obliterated region: one `Region`."""
+"""The Arrow type of one redacted region: one `Region`."""
 
 PREPARED = with_fields(
     NORMALIZED,
@@ -48,14 +48,14 @@ PREPARED = with_fields(
         pa.field("source_height", pa.int32()),
         pa.field("width", pa.int32()),  # pixels of the released image
         pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # regions of this kind that were obliterated
+        pa.field("faces", pa.int32()),  # how many of `regions` are of this kind
         pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
         pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
         pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
     ],
 )
-"""Rows after this stage: the normalized catalog's, with the released image or a verdict."""
+"""Rows after `prepare`: those of the normalized catalog, with the released image or a verdict."""
 
 MASK = pa.struct(
     [
@@ -72,7 +72,7 @@ MASK = pa.struct(
         pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
     ]
 )
-"""One mask, with the keys of SA-1B's annotations but the id, which follows from its place."""
+"""One mask, with the keys of SA-1B's annotations except the id, which follows from its position."""
 
 FUNNEL_STEPS = (
     "predicted",
@@ -87,14 +87,14 @@ FUNNEL_STEPS = (
     "written",
 )
 FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
-"""How many masks were left after each step of automatic mask generation (see `segmint.model.automatic`)."""
+"""How many masks remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
 
 SEGMENTED = with_fields(
     PREPARED,
     [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
     without=frozenset({"original"}),
 )
-"""Rows after this stage: those of `prepare` without the original, with the masks and their funnel."""
+"""Rows after `segment`: those of `prepare` without the original, with the masks and their funnel."""
 
 MASK_STATISTICS = [
     pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
@@ -104,19 +104,19 @@ MASK_STATISTICS = [
     pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
     pa.field("touches_border", pa.bool_()),  # whether a pixel lies in the image's first or last row or column
 ]
-"""What `describe` appends to each mask's struct."""
+"""The statistics that `describe` appends to each mask's struct."""
 
 STATISTICS = pa.struct(
     [
         pa.field("mask_count", pa.int32()),
         pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
-        pa.field("mean_predicted_iou", pa.float64()),  # the means are null when the image has no mask
+        pa.field("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
         pa.field("mean_stability_score", pa.float64()),
         pa.field("mean_relative_size", pa.float64()),
         pa.field("mean_concavity", pa.float64()),
     ]
 )
-"""What `describe` says about an image."""
+"""The statistics that `describe` adds to an image."""
 
 
 DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS])
@@ -126,7 +126,7 @@ DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
     [pa.field("statistics", STATISTICS)],
 )
-"""Rows after this stage: those of `segment` with statistics of masks and image; null in a rejected row."""
+"""Rows after `describe`: those of `segment` with statistics of masks and image; null in a rejected row."""
 
 _IDENTITY = [
     pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
@@ -148,18 +148,18 @@ IMAGES = pa.schema(
         pa.field("source_height", pa.int32()),
         pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
         pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # how many were obliterated
+        pa.field("faces", pa.int32()),  # how many were redacted
         pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was obliterated, pixels of the upright source
+        pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
         pa.field("masks", pa.int32()),  # how many masks were written
         pa.field("funnel", FUNNEL),
         pa.field("statistics", STATISTICS),
     ]
 )
-"""`images/*.parquet`: a row an accepted image."""
+"""`images/*.parquet`: one row per accepted image."""
 
 MASKS = pa.schema([*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *DESCRIBED_MASK])
-"""`masks/*.parquet`: a row a mask, in the order of the JSON's annotations."""
+"""`masks/*.parquet`: one row per mask, in the order of the JSON's annotations."""
 
 REJECTS = pa.schema(
     [
@@ -170,7 +170,7 @@ REJECTS = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-"""`rejects/*.parquet`: a row a refused image."""
+"""`rejects/*.parquet`: one row per refused image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """The tables of a shard, by the folder that they are in."""

@@ -1,4 +1,4 @@
-"""Any picture's samples as 8-bit sRGB: profiles, CMYK, grey, palettes, 16 bits and transparency."""
+"""Convert any picture's samples to 8-bit sRGB: profiles, CMYK, gray, palettes, 16 bits and transparency."""
 
 import functools
 import io
@@ -28,22 +28,22 @@ MODES = frozenset(
         "I;16B",
     }
 )
-"""Pillow's names of the kinds of samples that have a defined white, and so an 8-bit sRGB picture."""
+"""Pillow's modes with a defined white, which can therefore be converted to 8-bit sRGB."""
 
 _STRIP_PIXELS = 2**22
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
 def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
-    """The picture as (H, W, 3) uint8 RGB: sRGB, opaque on white.
+    """Return the picture as (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
-    - An embedded profile is applied by relative colorimetry with black-point compensation. A profile that changes
-      nothing, cannot be read, or is for another color space leaves the samples as they are: they are then taken
-      for sRGB, as a browser takes them, since a broken profile says nothing about the pixels.
-    - CMYK without a profile goes by Pillow's formula, R = (255 − C)·(255 − K)/255.
-    - 16-bit grey is divided by 257 and rounded: scaled from its whole range, not clipped.
+    - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that changes
+      nothing, cannot be read, or is for another color space is ignored: the samples are then read as sRGB, as
+      browsers do, since a broken profile says nothing about the pixels.
+    - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
+    - 16-bit gray is divided by 257 and rounded: the whole range is scaled, not clipped.
 
-    Goes strip by strip, since each of these steps copies and the largest images are near a gigabyte.
+    Works strip by strip, since each of these steps makes a copy and the largest images take nearly a gigabyte.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -76,7 +76,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The picture without its transparency, and the transparency in mode L, or None when it is opaque."""
+    """Return the picture without transparency, and its alpha channel in mode L (None if opaque)."""
     if not image.has_transparency_data:
         return image, None
     if image.mode == "La":
@@ -89,7 +89,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 @functools.lru_cache(maxsize=16)
 def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The conversion to sRGB that a profile asks for; None where it changes nothing or cannot be used."""
+    """Return the conversion from a profile to sRGB; None if it changes nothing or cannot be used."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         if profile.profile.xcolor_space.strip() != _PROFILE_SPACES[mode]:
@@ -108,10 +108,9 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 17×17×17 lattice moves by more than rounding.
+    """Whether no color of a 17×17×17 lattice changes by more than rounding.
 
-    Most photographs carry one of several dozen sRGB profiles; converting those would cost time and a last
-    bit.
+    Most photographs carry one of several dozen sRGB profiles; converting them would cost time and change last bits.
     """
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, 289, 3)
@@ -120,5 +119,5 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 def _apply(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
-    # Method of the transform and not `ImageCms.applyTransform`, whose type says that it may give nothing.
+    # The transform's method, not `ImageCms.applyTransform`: the latter's type says that it may return None.
     return transform.apply(picture)

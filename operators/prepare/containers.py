@@ -1,4 +1,4 @@
-"""Which container some bytes are, told from the bytes alone, and whether it ends before it should."""
+"""Recognize an image container by its bytes alone, and check whether it is truncated."""
 
 import re
 import struct
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from segmint.catalogs.reasons import Reason, RejectedError
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-"""The containers that are decoded; others are refused by name."""
+"""The containers that are decoded. The verdict on any other names it."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -52,10 +52,10 @@ _NETPBM = re.compile(rb"P[1-7][\s#]")
 
 
 def recognize(data: bytes) -> str:
-    """The container of an object, one of `SUPPORTED`; names and content types are never asked.
+    """Return the container of an object, one of `SUPPORTED`; file names and content types are ignored.
 
-    Raises `RejectedError`: `empty_object` for no bytes, `unsupported_format` for a kind of picture that is
-    known but not decoded, `not_an_image` for anything else.
+    Raises `RejectedError`: `empty_object` for no bytes, `unsupported_format` for a known image format that is not
+    decoded, `not_an_image` for anything else.
     """
     if not data:
         raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")
@@ -81,7 +81,7 @@ def _supported(data: bytes) -> str | None:
         return "TIFF"
     if data[:6] in {b"GIF87a", b"GIF89a"}:
         return "GIF"
-    # Two letters alone would take many a text for a bitmap.
+    # "BM" alone would match many text files.
     if data[:2] == b"BM" and len(data) >= 18 and _little(data, 14) in _BMP_HEADER_SIZES:
         return "BMP"
     return None
@@ -101,7 +101,7 @@ def _refused(data: bytes) -> str | None:
 
 
 def check_whole(data: bytes, kind: str) -> None:
-    """Checks what a container says of its own length, for the kinds whose decoders do not.
+    """Check a container's declared length, for the formats whose decoders do not.
 
     Raises `RejectedError` (`truncated`, `corrupt`).
     """
@@ -114,10 +114,10 @@ def check_whole(data: bytes, kind: str) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Walks a PNG's chunks to its end (PNG specification, section 5): decoders do not check the pixels' CRCs.
+    """Walk a PNG's chunks to the end (PNG specification, section 5): decoders do not check the CRCs of pixel data.
 
-    Raises `RejectedError`: `truncated` when the bytes end before the IEND chunk does, `corrupt` when a
-    critical chunk's CRC is wrong.
+    Raises `RejectedError`: `truncated` when the bytes end before the IEND chunk does, `corrupt` when a critical
+    chunk's CRC is wrong.
     """
     view = memoryview(data)
     for kind, start, stop in _png_chunks(view):
@@ -129,7 +129,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Type, first byte and end of each chunk's content, up to IEND."""
+    """Yield the type of each chunk and the start and end offsets of its content, up to IEND."""
     position, kind = len(_PNG_SIGNATURE), b""
     while kind != b"IEND":
         if position + 8 > len(view):

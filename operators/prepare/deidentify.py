@@ -1,7 +1,4 @@
-"""De-identification.
-
-Finds faces and license plates in the full-resolution image and makes them unrecognizable.
-"""
+"""De-identify: find faces and license plates in the full-resolution image and make them unrecognizable."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -62,9 +59,9 @@ class _DetectorConfig(BaseModel):
 
 
 class FacesConfig(_DetectorConfig):
-    """How faces are found.
+    """How faces are detected.
 
-    `score`: the lowest that counts; default 0.7 for mtcnn, 0.9 for a TorchScript file.
+    `score`: the lowest score that counts; default 0.7 for mtcnn, 0.9 for a TorchScript file.
     """
 
     bundled = "mtcnn"
@@ -73,9 +70,9 @@ class FacesConfig(_DetectorConfig):
 
 
 class PlatesConfig(_DetectorConfig):
-    """How plates are found.
+    """How plates are detected.
 
-    `score`: the lowest that counts; default 0.5 for clp, 0.9 for a TorchScript file.
+    `score`: the lowest score that counts; default 0.5 for clp, 0.9 for a TorchScript file.
     """
 
     bundled = "clp"
@@ -105,10 +102,10 @@ class DeidentifyConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Region:
-    """An obliterated part of an image.
+    """A redacted part of an image.
 
-    (x, y, w, h) in whole pixels of the image, inside it, covers every pixel that was changed for it;
-    `score` and `source` are the detector's, or 1 and `manual`.
+    (x, y, w, h), in whole pixels and inside the image, covers every pixel that was changed. `score` and `source` are
+    the detector's, or 1 and `manual`.
     """
 
     kind: str
@@ -121,10 +118,10 @@ class Region:
 
 
 def outline(detection: Detection, shape: tuple[int, int]) -> Patch | None:
-    """What to obliterate for a detection in an image of `shape` (h, w).
+    """Return what to redact for a detection in an image of `shape` (h, w).
 
-    An ellipse for a face; for a plate its corners, or its box where there are no corners or they are not
-    those of that box.
+    An ellipse for a face. For a plate the polygon of its corners, or its box if it has no corners or they do not match
+    the box.
     """
     if detection.kind == "face":
         return ellipse(detection.box, shape)
@@ -137,10 +134,10 @@ def outline(detection: Detection, shape: tuple[int, int]) -> Patch | None:
 
 
 def deidentify(image: Pixels, detectors: Sequence[Detector]) -> tuple[Pixels, list[Region]]:
-    """Obliterates everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
+    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
 
-    Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by
-    detector and then by score.
+    Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by detector
+    and then by score.
     """
     shape = image.shape[0], image.shape[1]
     patches, regions = [], []
@@ -161,12 +158,12 @@ Resolve = Callable[[str], Path]
 def build_detectors(
     config: DeidentifyConfig, device: str = "cpu", resolve: Resolve = resolve, threads: int | None = None
 ) -> tuple[Detector, ...]:
-    """The detectors that `config` asks for: faces first, then plates; none for `none`.
+    """Build the detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
     `segmint.infra.assets.resolve`). `threads` is for the plate network, which has its own threads (default: as many
-    as torch has). Takes about a second in a new process, most of it the libraries' import. Raises UsageError for a file
-    that is missing or is no TorchScript.
+    as torch has). Takes about a second in a new process, mostly to import libraries. Raises `UsageError` for a file
+    that is missing or not TorchScript.
     """
     found: list[Detector] = []
     if "faces" in config.detector_files:
@@ -185,7 +182,7 @@ def _mtcnn(score: float | None, device: str) -> Detector:
 
     from segmint.model.detectors.faces import FaceDetector
 
-    with warnings.catch_warnings():  # the package changes the process's warning filters
+    with warnings.catch_warnings():  # importing the package changes the process's warning filters
         from facenet_pytorch import MTCNN
 
     cascade = MTCNN(keep_all=True, min_face_size=20, device=torch.device(device)).eval()
@@ -198,14 +195,14 @@ def _clp(score: float | None, resolve: Resolve, threads: int | None) -> Detector
 
 
 def _onnx_network(path: Path, threads: int | None) -> Network:
-    """The plate network as a function; its arithmetic runs on a CPU, whatever device torch has."""
+    """Load the plate network as a function; it runs on the CPU, whatever device torch uses."""
     import onnxruntime
     import torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Every image has another size: an arena would keep the memory of the largest for ever.
+    # Image sizes vary: an arena would keep the memory of the largest image forever.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3

@@ -1,7 +1,7 @@
-"""Ingest: foreign bytes in, upright sRGB pixels out, or the exact reason why not.
+"""Ingest: untrusted bytes in, upright sRGB pixels out, or the exact reason why not.
 
-Size and kind are known from the header before a pixel is decoded, and a picture is decoded whole or not at
-all. Nothing here is told to a person beside what the header says: details hold no pixels and no metadata.
+Size and format are known from the header before a pixel is decoded, and an image is decoded whole or not at all. The
+details of verdicts quote nothing but the header: no pixels and no metadata.
 """
 
 import io
@@ -33,8 +33,8 @@ from segmint.operators.prepare.containers import check_whole, recognize
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
-# Opened by class and not by `Image.open`: the container is known, a JPEG with further pictures behind the
-# first (MPO) stays a JPEG, and the only limit on pixels is ours, with no global of Pillow changed.
+# Opened by class, not by `Image.open`: the container is known, a JPEG with more images after the first (MPO) stays a
+# JPEG, and only our own limit on pixels applies, without changing Pillow's global one.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -44,7 +44,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImagePlugin.GifImageFile,
 }
 
-# What libjpeg warns of when scan data is damaged, which other decoders gloss over with grey.
+# libjpeg's warnings about damaged scan data, which other decoders hide by filling in gray.
 _JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
 _JPEG_IS_DAMAGED = "Corrupt JPEG data"
 
@@ -53,7 +53,7 @@ _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 
 
 class IngestConfig(BaseModel):
-    """The limits that an image must keep to."""
+    """The limits that an image must meet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +65,7 @@ class IngestConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Ingested:
-    """A decoded picture: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
+    """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
 
     image: Pixels
     source_width: int  # pixels of the upright source, the same as `image`'s
@@ -74,10 +74,10 @@ class Ingested:
 
 
 def ingest(data: bytes, config: IngestConfig) -> Ingested:
-    """Decodes one picture.
+    """Decode one image.
 
-    Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or
-    pixels), `too_small`, `animated`, `truncated` or `corrupt`; and `MemoryError` as it comes.
+    Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
+    `too_small`, `animated`, `truncated` or `corrupt`. A `MemoryError` is passed on.
     """
     kind = recognize(data)
     if len(data) > config.max_bytes:
@@ -94,7 +94,7 @@ def ingest(data: bytes, config: IngestConfig) -> Ingested:
 
 
 class _Stream(io.BytesIO):
-    """Bytes that note when somebody asks for more of them than there are."""
+    """Bytes that record whether a reader asked for more than there are."""
 
     ran_out = False
 
@@ -105,7 +105,7 @@ class _Stream(io.BytesIO):
 
 
 def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """The picture's header; one that asks for more bytes than there are is truncated, whatever comes of it."""
+    """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
     stream = _Stream(data)
     try:
         return _guarded(lambda: _READERS[kind](stream), kind)
@@ -151,7 +151,7 @@ def _is_camera_raw(source: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
 
 
 def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether a page follows that is no smaller copy of the first."""
+    """Whether there is another page that is not a smaller copy of the first."""
     page = 0
     try:
         while True:
@@ -166,10 +166,10 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes) -> Pixels:
-    """Pixels of a JPEG, (H, W, 3) uint8 RGB.
+    """Decode a JPEG to (H, W, 3) uint8 RGB.
 
-    simplejpeg decodes, to the same pixels as Pillow, because it can be strict: scan data that ends early or
-    makes no sense is an error there, also where an end marker hides it.
+    simplejpeg gives the same pixels as Pillow, but can be strict: scan data that ends early or makes no sense is an
+    error, even where an end marker hides it.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     try:
@@ -180,24 +180,24 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes) -> Pixels:
             raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
         if message.startswith(_JPEG_IS_DAMAGED):
             raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
-        # Unusual, yet whole: odd sampling factors, unknown markers. Pillow has the last word.
+        # Unusual but not damaged: odd sampling factors, unknown markers. Pillow decides.
         return _decode(source, "JPEG")
     icc = source.info.get("icc_profile")
     if color != "RGB" or icc:
         picture = _as_picture(samples, source)
-        del samples  # hundreds of megabytes that the conversion needs
+        del samples  # frees hundreds of megabytes for the conversion
         samples = to_srgb(picture, icc)
     return _upright(samples, _orientation(source))
 
 
 def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
     if source.mode == "CMYK" and "adobe" in source.info:
-        samples = 255 - samples  # Adobe's marker: ink is stored as paper minus ink
+        samples = 255 - samples  # Adobe's marker: ink is stored inverted
     return Image.fromarray(samples[:, :, 0] if source.mode == "L" else samples, mode=source.mode)
 
 
 def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
-    """Pixels by Pillow, (H, W, 3) uint8 RGB."""
+    """Decode with Pillow to (H, W, 3) uint8 RGB."""
     _guarded(source.load, kind)
     picture: Image.Image = source
     if source.mode.startswith("I;16") and _white_is_zero(source):
@@ -209,13 +209,13 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
 
 
 def _white_is_zero(source: ImageFile.ImageFile) -> bool:
-    """TIFF's PhotometricInterpretation 0, which Pillow heeds for 8 bits and not for 16."""
+    """Whether TIFF's PhotometricInterpretation is 0, which Pillow handles for 8 bits but not for 16."""
     tag = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
     return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
 
 
 def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
-    """The byte after a TIFF's last strip or tile; 0 where its directory does not say."""
+    """Return the offset after a TIFF's last strip or tile; 0 if its directory does not say."""
     ends = [0]
     for offsets, counts in ((273, 279), (324, 325)):
         starts, sizes = source.tag_v2.get(offsets), source.tag_v2.get(counts)
@@ -225,7 +225,7 @@ def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none, or metadata that cannot be read."""
+    """Return EXIF's orientation, 1 to 8; 1 if there is none or the metadata cannot be read."""
     try:
         value = source.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -236,7 +236,7 @@ def _orientation(source: ImageFile.ImageFile) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turns stored pixels as EXIF's orientation asks (EXIF 2.3, table 6): transpose, then mirror."""
+    """Rotate stored pixels by EXIF's orientation (EXIF 2.3, table 6): transpose, then mirror."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {3, 4, 7, 8}:
@@ -247,7 +247,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _guarded(step: Callable[[], T], kind: str) -> T:
-    """Runs a step of a foreign decoder, whose every complaint is a verdict about the bytes it was given."""
+    """Run a step of a third-party decoder; any exception it raises becomes a verdict on the bytes."""
     try:
         return step()
     except (MemoryError, RejectedError):
@@ -262,5 +262,5 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
 
 
 def _clean(message: str) -> str:
-    """A decoder's message in one short line, the same on every machine: without addresses of objects."""
+    """Return a decoder's message as one short line without object addresses: the same on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"

@@ -1,4 +1,4 @@
-"""Makes parts of a photograph unrecognizable for good: a coarse mosaic, then smoothing, inside an outline."""
+"""Redact parts of a photograph irreversibly: a coarse mosaic, smoothed, inside an outline."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,23 +13,23 @@ Pixels = NDArray[np.uint8]
 CELLS = 5
 """Mosaic cells along a region's longer side.
 
-Of 3 to 8, with cells square or not, smoothed by interpolation or by a Gaussian, this is where neither MTCNN
-nor OpenCV's Haar cascade found a face again at any of several sizes.
+Of 3 to 8 cells, square or not, smoothed by interpolation or by a Gaussian, this is where neither MTCNN nor OpenCV's
+Haar cascade found a face again at any of several sizes.
 """
 FACE_EXPANSION = 1.6
-"""Size of a face's ellipse by its box.
+"""Size of a face's ellipse relative to its box.
 
-Over sqrt(2), so that the box's corners lie inside; 2.01 times its area.
+More than sqrt(2), so that the box's corners lie inside; 2.01 times the box's area.
 """
 PLATE_MARGIN = 0.25
-"""Margin around a plate's corners, by the plate's height."""
+"""Margin around a plate's corners, as a share of the plate's height."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of an image: the pixels of `mask` (h, w) bool in the window whose corner is (x, y).
+    """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
-    The window is the tightest around the mask and lies inside the image.
+    The window is the tightest one around the mask, and lies inside the image.
     """
 
     x: int
@@ -56,10 +56,10 @@ def _tight(x: int, y: int, mask: NDArray[np.bool_]) -> Patch | None:
 
 
 def ellipse(box: Sequence[float], shape: tuple[int, int], expansion: float = FACE_EXPANSION) -> Patch | None:
-    """The ellipse around `box` (x0, y0, x1, y1), `expansion` times its size, clipped to `shape` (h, w).
+    """Return the ellipse around `box` (x0, y0, x1, y1), `expansion` times its size, clipped to `shape` (h, w).
 
-    The box is rounded to whole pixels first, so that a detector's last bits move no border. None if
-    nothing of it lies inside the image.
+    The box is rounded to whole pixels first, so that a detector's last bits do not move the border. None if it lies
+    outside the image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -77,9 +77,9 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], expansion: float = FAC
 def polygon(
     points: Sequence[tuple[float, float]], shape: tuple[int, int], margin: float = PLATE_MARGIN
 ) -> Patch | None:
-    """The convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
+    """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
-    Points are rounded to whole pixels first. None if nothing of it lies inside the image of `shape` (h, w).
+    Points are rounded to whole pixels first. None if it lies outside the image of `shape` (h, w).
     """
     corners = np.array([(round(x), round(y)) for x, y in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
@@ -97,7 +97,7 @@ def polygon(
 
 
 def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Patch | None:
-    """The rectangle, clipped to the image of `shape` (h, w); None if nothing of it lies inside."""
+    """Return the rectangle clipped to the image of `shape` (h, w); None if it lies outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])
     if left >= right or top >= bottom:
@@ -106,16 +106,16 @@ def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -
 
 
 def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
-    """How many columns and rows of cells the mosaic of a window of `width` x `height` pixels has."""
+    """Return the columns and rows of cells in the mosaic of a window of `width` x `height` pixels."""
     longest = max(height, width)
     columns, rows = (min(max(round(cells * side / longest), 1), max(side // 2, 1)) for side in (width, height))
     return columns, rows
 
 
 def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
-    """Reduces `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then smooths them to its size.
+    """Reduce `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then interpolate to its size.
 
-    Nothing but those means goes into the result. A cell has two pixels or more a side, where the window has.
+    The result depends on those means alone. A cell has at least two pixels a side if the window does.
     """
     height, width = window.shape[:2]
     means = cv2.resize(window, mosaic_size(width, height, cells), interpolation=cv2.INTER_AREA)
@@ -123,10 +123,10 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 
 
 def redact_patches(image: Pixels, patches: Iterable[Patch]) -> Pixels:
-    """A copy of `image` (H, W, 3) uint8 in which every patch is a smoothed mosaic; all other pixels are the same.
+    """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
-    Each mosaic is made from the image as given, so where patches overlap their order decides, not the
-    result of the one before.
+    Each mosaic is made from the image as given, not from an earlier patch's result. Where patches overlap, the last one
+    wins.
     """
     result = image.copy()
     for patch in patches:

@@ -1,6 +1,6 @@
-"""Prepare: from a catalog's row to a released image without faces or plates, or to the verdict on it.
+"""Prepare: from a catalog row to a released image without faces or plates, or to a verdict.
 
-The original's bytes live in an actor and its child process alone: never in the object store, a log or a file.
+The original's bytes exist only in an actor and its child process: never in the object store, a log or a file.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
 
 MOST_READS = 4
-"""Of one image, until two in a row give the same bytes, where these would be refused."""
+"""Reads of an image whose bytes would be refused, until two in a row give the same bytes."""
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What decides this stage's result; each part is its own stage's configuration."""
+    """What determines this stage's result; each part is the configuration of one step."""
 
     ingest: IngestConfig
     deidentify: DeidentifyConfig
@@ -51,7 +51,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class PrepareResources:
-    """What this stage may use on a machine; it decides no result but who is refused for want of memory."""
+    """What this stage may use on a machine; it affects no result except which images run out of memory."""
 
     children: int = 1  # processes that decode, each about 0.6 GB before its first image
     read_threads: int = 4  # images read ahead; each holds at most ingest.max_bytes
@@ -61,26 +61,26 @@ class PrepareResources:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One image that may leave: all of it made from de-identified pixels."""
+    """One image ready for release, made entirely from de-identified pixels."""
 
     source_width: int  # pixels of the upright source
     source_height: int
-    regions: tuple[Region, ...]  # what was obliterated, pixels of the upright source
+    regions: tuple[Region, ...]  # what was redacted, pixels of the upright source
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
-    original: bytes | None  # JPEG, or None where the released image serves as well
+    original: bytes | None  # JPEG, or None if crops can be cut from the released image
 
 
 class RefusedError(RejectedError):
-    """A verdict that knows the stage it was passed in."""
+    """A verdict with the stage that passed it."""
 
     def __init__(self, reason: Reason, detail: str, stage: str) -> None:
         super().__init__(reason, detail)
         self.stage = stage
 
     def __reduce__(self) -> tuple[type["RefusedError"], tuple[Reason, str, str]]:  # type: ignore[override]
-        """Lets the verdict cross a process border."""
+        """Make the verdict picklable, to cross process borders."""
         return type(self), (self.reason, self.detail, self.stage)
 
 
@@ -93,7 +93,7 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
-    """Decodes, de-identifies at full resolution, downscales and encodes one image.
+    """Decode, de-identify at full resolution, downscale and encode one image.
 
     Raises `RefusedError` with the stage `ingest`, `deidentify` or `release`.
     """
@@ -117,17 +117,17 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
 
 
 def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) -> Worker[Prepared]:
-    """`prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
+    """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
 
-    Raises `AssetError` for a detector's file with another hash than `config` expects: such a file is code.
+    Raises `AssetError` if a detector's file does not have the hash that `config` expects: such a file is code.
 
-    One thread each for torch and OpenCV: a sum on another number of threads has other bits.
+    torch and OpenCV use one thread each: the number of threads changes the last bits of sums.
     """
     import cv2
 
     keep_freed_memory()
     cv2.setNumThreads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is no news among millions of photographs
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common among millions of photographs
 
     def find(detector: str) -> Path:
         return pinned(resolve(detector, mirror=assets, storage=storage), config.detector_sha256.get(detector))
@@ -143,7 +143,7 @@ def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) ->
 class Prepare:
     """The actor that Ray Data runs: a table of normalized rows in, the same rows prepared or refused out.
 
-    Threads read and check hashes, child processes do the rest. `catalog_uri` is the source catalog's: it
+    Threads read and check hashes; child processes do the rest. `catalog_uri` is that of the source catalog, which
     decides which URIs its rows may name.
     """
 
@@ -156,7 +156,7 @@ class Prepare:
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
     ) -> None:
-        forbid_core_dumps()  # the bytes of originals are in this process too
+        forbid_core_dumps()  # this process holds the bytes of originals, too
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
         self._policy = policy
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
@@ -169,22 +169,22 @@ class Prepare:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Prepares each row, in order; every row comes out, with exactly `PREPARED`."""
+        """Prepare each row, in order; return every row, with exactly the columns of `PREPARED`."""
         unjudged: Row = dict.fromkeys(VERDICT.names)
         rows = [{**unjudged, **row} for row in table.to_pylist()]
         return to_table(list(self._threads.map(self._row, rows)), PREPARED)
 
     def wait_until_ready(self) -> None:
-        """Returns when the first image would not wait for a child process to start; for those who measure."""
+        """Wait until a child process is ready for the first image; for benchmarks."""
         self._children.wait_until_ready()
 
     def close(self) -> None:
-        """Ends the child processes and threads."""
+        """End the child processes and threads."""
         self._threads.shutdown()
         self._children.close()
 
     def __del__(self) -> None:
-        # Ray Data drops the actor's operator when it ends gracefully; a killed actor's children die by themselves.
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's children die on their own.
         if hasattr(self, "_children"):
             self.close()
 
@@ -199,12 +199,12 @@ class Prepare:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:
             return rejected(row, "prepare", verdict)
-        except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the rows beside it
+        except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the other rows
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 
     def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
-        """SHA-256 of the object's bytes, and what became of them; bytes that are refused are read again first."""
+        """Return the SHA-256 of the object's bytes and the result; bytes are read again before they are refused."""
         with _stage("read"):
             data = self._reader.read(row)
         for _ in range(MOST_READS - 1):
@@ -218,7 +218,7 @@ class Prepare:
                 if again == data:
                     raise
                 data = again
-        raise StorageFaultError(f"reading {row['uri']} gives other bytes each time")
+        raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
     def _prepare(self, data: bytes, row: Row) -> tuple[str, Prepared]:
         with _stage("read"):
@@ -226,7 +226,7 @@ class Prepare:
         return digest, self._children.run(data)
 
     def _judge(self, row: Row) -> None:
-        """Raises `RejectedError` for what the catalog alone decides."""
+        """Raise `RejectedError` for what the catalog alone decides."""
         if is_taken_down(row):
             raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
         if row["duplicate_of"] is not None:

@@ -1,4 +1,4 @@
-"""Reads the images of catalog rows from their stores, and tells a verdict on an object from trouble of the world."""
+"""Read the images of catalog rows from their stores, and separate verdicts on objects from storage faults."""
 
 import hashlib
 
@@ -15,12 +15,12 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
 
 ROUNDS = 2
-"""Rounds of attempts that fail, the store answering after each, before an object counts as unreadable: an outage may
-end between an attempt and the look at the store."""
+"""Failed rounds of attempts, with the store answering after each, before an object counts as unreadable: an outage may
+end between an attempt and the check of the store."""
 
 
 class ImageReader:
-    """Reads objects of up to `max_bytes`; the catalog at `catalog_uri` decides which URIs its rows may name."""
+    """Reader of objects up to `max_bytes`; the catalog at `catalog_uri` decides which URIs its rows may name."""
 
     def __init__(self, storage: Storage, catalog_uri: str, max_bytes: int) -> None:
         self._storage = storage
@@ -28,7 +28,7 @@ class ImageReader:
         self._max_bytes = max_bytes
 
     def read(self, row: Row) -> bytes:
-        """The object's bytes. Raises `RejectedError`, or `StorageFaultError` for a store in trouble."""
+        """Return the object's bytes. Raises `RejectedError`, or `StorageFaultError` if the store has a fault."""
         try:
             return self._read_object(relative_to(self._catalog_uri, row["uri"]))
         except UriNotAllowedError as error:
@@ -44,16 +44,16 @@ class ImageReader:
             try:
                 return self._storage.read(uri, max_bytes=self._max_bytes)
             except (AccessRefusedError, UnavailableError):
-                raise  # about the credentials or the store, whatever else the store answers
+                raise  # caused by the credentials or the store, even if the store answers other requests
             except StorageFaultError:
                 if not self._storage.healthy(uri):
                     raise
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
 
     def is_sure_of(self, data: bytes, row: Row) -> bool:
-        """Whether bytes that were read are known to be the object's: those of a local file, or of the catalog's hash.
+        """Whether the bytes are known to be the object's: read from a local file, or matching the catalog's hash.
 
-        What a store or a cache before it announces too short, and sends so, looks like a whole object.
+        A response that a store or cache cuts short, with a matching Content-Length, looks like a whole object.
         """
         if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
             return True
@@ -61,7 +61,7 @@ class ImageReader:
 
 
 def checked_digest(data: bytes, expected: str | None) -> str:
-    """SHA-256 of the bytes that were read; raises `RejectedError` when the catalog expects another."""
+    """Return the SHA-256 of the bytes; raises `RejectedError` if the catalog expects another."""
     digest = hashlib.sha256(data).hexdigest()
     if expected is not None and expected.lower() != digest:
         raise RejectedError(

@@ -1,4 +1,4 @@
-"""Release: the pixels that leave, downscaled and encoded anew, with no metadata at all."""
+"""Release: downscale and re-encode the pixels that are published, without any metadata."""
 
 import io
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from segmint.catalogs.reasons import Reason, RejectedError
 
 Pixels = NDArray[np.uint8]
 
-_JPEG_SIDE_LIMIT = 65_500  # pixels: libjpeg's, a little under the 65,535 that the format could write
+_JPEG_SIDE_LIMIT = 65_500  # pixels: libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
 
 
 class ReleaseConfig(BaseModel):
-    """How released images look; the paper's are 1500 pixels on their short side."""
+    """Size and encoding of released images; the paper's are 1500 pixels on the short side."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ class ReleaseConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Released:
-    """A released image: the JPEG's bytes as they are written, and its size in pixels."""
+    """A released image: the bytes of the JPEG as written, and its size in pixels."""
 
     jpeg: bytes
     width: int
@@ -37,11 +37,10 @@ class Released:
 
 
 def release(image: Pixels, config: ReleaseConfig) -> Released:
-    """Downscales (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encodes it as JPEG.
+    """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
-    Never upscales. Pillow's Lanczos filter, over all pixels and without its faster two-step reduction:
-    sharp, free of aliases, in fixed-point arithmetic and so the same on every machine. Chroma is subsampled
-    4:2:0.
+    Never upscales. Uses Pillow's Lanczos filter over all pixels, without the faster two-step reduction: sharp, free of
+    aliasing, and in fixed-point arithmetic, so the same on every machine. Chroma is subsampled 4:2:0.
     Raises `RejectedError` (`too_large`) for a side that a JPEG cannot have.
     """
     width, height = released_size(image.shape[1], image.shape[0], config.short_side)
@@ -53,7 +52,7 @@ def release(image: Pixels, config: ReleaseConfig) -> Released:
 
 
 def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height in pixels after downscaling, each rounded half up."""
+    """Return width and height in pixels after downscaling, each rounded half up."""
     short = min(width, height)
     if short <= short_side:
         return width, height
@@ -61,7 +60,7 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def encode_original(image: Pixels) -> bytes:
-    """Encodes (H, W, 3) uint8 RGB at its full size, as JPEG 4:4:4 of quality 95, to cut crops from.
+    """Encode (H, W, 3) uint8 RGB at full size, as JPEG 4:4:4 of quality 95, to cut crops from.
 
     Raises `RejectedError` (`too_large`) for a side that a JPEG cannot have.
     """
@@ -71,7 +70,7 @@ def encode_original(image: Pixels) -> bytes:
 def _encode(picture: Image.Image, quality: int, subsampling: str) -> bytes:
     _check_sides(*picture.size)
     stream = io.BytesIO()
-    # A picture made from an array carries no EXIF, profile or comment that Pillow could pass on.
+    # An image made from an array has no EXIF, profile or comment that Pillow could write.
     picture.save(stream, "JPEG", quality=quality, subsampling=subsampling)
     return stream.getvalue()
 

@@ -1,4 +1,4 @@
-"""The parts of the configuration that the segment stage takes: `masks` and the `model` that makes them."""
+"""The parts of the configuration for the segment stage: `masks` and `model`."""
 
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def auto_or_count(value: Any) -> Any:
-    """A validator for keys that take `auto` or a whole number from 1; says both in its message."""
+    """Validate a key that takes `auto` or a whole number from 1."""
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value == "auto" or whole:
         return value
@@ -31,7 +31,7 @@ AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)]
 
 
 class MasksConfig(BaseModel):
-    """Automatic mask generation. `profile` sets the defaults of all other keys; a key given overrides them.
+    """Automatic mask generation. `profile` sets the defaults of all other keys; explicit keys override them.
 
     The defaults shown are those of `sa1b`, the SAM paper's Appendix B. Frame: pixels of the released image.
     """
@@ -40,29 +40,29 @@ class MasksConfig(BaseModel):
 
     profile: Literal["sa1b", "official"] = "sa1b"
     points_per_side: int = Field(default=32, ge=1)
-    """Points of the grid on the full image, a side."""
+    """Points per side of the grid on the full image."""
     crop_n_layers: int = Field(default=2, ge=0, le=6)
     """Layers of crops: layer L cuts the image into 2^L × 2^L overlapping ones; 0 is the full image alone."""
     crop_n_points_downscale_factor: int = Field(default=2, ge=1)
-    """In layer L the grid has points_per_side / factor^L points a side."""
+    """In layer L the grid has points_per_side / factor^L points per side."""
     crop_overlap_ratio: Share = 512 / 1500
     """Overlap of neighboring crops as a share of the short side (0.3413), halved in each further layer."""
     pred_iou_thresh: float = 0.88
-    """Masks stay whose predicted IoU is over this; a threshold of 0 or less switches the filter off."""
+    """Keep masks whose predicted IoU is over this; 0 or less switches the filter off."""
     stability_score_thresh: float = 0.95
-    """Masks stay whose stability score is at least this; a threshold of 0 or less switches the filter off."""
+    """Keep masks whose stability score is at least this; 0 or less switches the filter off."""
     stability_score_offset: float = Field(default=1.0, ge=0.0)
-    """Logits: stability compares the mask's thresholds at minus and plus this."""
+    """Logits: the stability score compares the masks thresholded at minus and plus this."""
     box_nms_thresh: Share = 0.7
-    """Within a crop, a box is suppressed by a better one when their IoU is over this."""
+    """Within a crop, a box is suppressed by a better one if their IoU is over this."""
     crop_nms_thresh: Share = 0.7
-    """The same between crops, in favor of the more zoomed-in."""
+    """The same between crops, preferring the more zoomed-in one."""
     min_mask_region_area: int = Field(default=100, ge=0)
     """Pixels: smaller islands and holes are cleaned away; 0 switches the clean-up off."""
     max_mask_area_ratio: Share = 0.95
-    """Masks of this share of the image or more are removed; 0 switches the filter off."""
+    """Remove masks that cover this share of the image or more; 0 switches the filter off."""
     points_per_chunk: AutoOrCount = "auto"
-    """Prompts that go through the decoder together; changes the last bits, so it belongs to the numerics."""
+    """Prompts that the decoder takes together; this changes the last bits, so it belongs to the numerics."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class MasksConfig(BaseModel):
             return data
         layers = data.get("crop_n_layers")
         asked = {"crop_n_layers": layers} if type(layers) is int and layers in range(7) else {}
-        # Checked by itself, so that the fields' own validators report wrong values.
+        # A huge grid, so that the fields' own validators report wrong values.
         defaults = MaskSettings.of(data.get("profile", "sa1b"), points_per_side=2**40, **asked)
         own = ("points_per_side", "points_per_chunk")
         filled = {key: value for key, value in asdict(defaults).items() if key not in own}
@@ -86,7 +86,7 @@ class MasksConfig(BaseModel):
         return self
 
     def settings(self, points_per_chunk: int = DEFAULT_POINTS_PER_CHUNK) -> MaskSettings:
-        """The same as the value that `MaskGenerator` takes, with this for `points_per_chunk: auto`."""
+        """Convert to the settings that `MaskGenerator` takes, with this value for `points_per_chunk: auto`."""
         values = self.model_dump()
         if self.points_per_chunk == "auto":
             values["points_per_chunk"] = points_per_chunk
@@ -94,18 +94,18 @@ class MasksConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Which model, and what it computes with; all but `weights` is resolved once, and pinned as numerics."""
+    """Which model, and how it computes; all but `weights` is resolved once and pinned as numerics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
     """mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda if available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """auto: bf16 on a GPU that supports it, else fp32."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
-    """The image encoder, as it is written or by `torch.compile`; auto: eager."""
+    """The image encoder: eager, or compiled by `torch.compile`; auto: eager."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor; auto: what `segmint.pipeline.dataset.cpu_actors` leaves to each on the
-    machine that begins a dataset, the physical cores of that machine on a cluster's CPUs, 1 on a GPU."""
+    """torch's threads in one segment actor; auto: the share that `segmint.pipeline.dataset.cpu_actors` gives each actor
+    on the machine that begins a dataset, that machine's physical cores on a cluster's CPUs, 1 on a GPU."""

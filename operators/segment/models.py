@@ -1,4 +1,4 @@
-"""The model on its device, made in one place for the pipeline's actors and for single photographs."""
+"""Load the model onto its device, for the pipeline's actors and for single images."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from segmint.model.sam.sam import Sam
 
 
 def load_model(weights: Path, compute: Compute) -> Sam:
-    """The model of a checkpoint on a resolved device; sets up torch in this process.
+    """Load a checkpoint's model onto a resolved device; sets up torch in this process.
 
     In bf16 the weights themselves are bf16. Positional encodings, scores and masks stay in fp32, and so does
-    MobileSAM's image encoder, whose rounding would change more masks than all the rest and spare a fiftieth of the
-    time. Raises `UsageError` where the file is no SAM's checkpoint.
+    MobileSAM's image encoder, whose rounding would change more masks than all the rest and save only a fiftieth of the
+    time. Raises `UsageError` if the file is not a SAM checkpoint.
     """
     apply_compute(compute)
     try:

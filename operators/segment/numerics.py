@@ -1,4 +1,4 @@
-"""What the bits of a dataset's masks depend on: resolved once, recorded with the dataset, checked in every worker."""
+"""Everything that the bits of a dataset's masks depend on: resolved once, stored in the dataset, checked by workers."""
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,16 +13,16 @@ from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 @dataclass(frozen=True)
 class Numerics:
-    """Everything beside the config that decides the last bit of a mask, a score or a JPEG.
+    """Everything besides the configuration that determines the last bit of a mask, a score or a JPEG.
 
-    Two workers with equal numerics give equal files; a worker whose numerics differ from the dataset's is refused.
+    Two workers with equal numerics write equal files; a worker whose numerics differ from the dataset's is refused.
     """
 
-    device: str  # "cpu" or "cuda"; which CUDA device is chosen by Ray
-    device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
+    device: str  # "cpu" or "cuda"; Ray chooses which CUDA device
+    device_kind: str  # CPU instruction set that torch uses, or name of the GPU
     precision: Precision
-    encoder: Literal["eager", "compiled"]  # the image encoder, as it is written or by `torch.compile`
-    points_per_chunk: int  # prompts that go through the decoder together; the last chunk is padded
+    encoder: Literal["eager", "compiled"]  # the image encoder: eager, or compiled by `torch.compile`
+    points_per_chunk: int  # prompts that the decoder takes together; the last chunk is padded
     crops_per_batch: int  # crops of an image that are encoded together; the last batch is filled up
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
@@ -41,24 +41,24 @@ class Numerics:
 
     @property
     def compute(self) -> Compute:
-        """Device, precision and threads alone, as a process is set up by them."""
+        """Device, precision and threads, which set up a process."""
         return Compute(self.device, self.precision, self.threads)
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that stand for all fields; a commit names its numerics by them."""
+        """Hash of all fields, twelve hexadecimal digits; commits refer to their numerics by it."""
         return fingerprint(asdict(self))
 
     def differences(self, other: "Numerics") -> str:
-        """The fields in which two numerics differ, as a sentence; empty when they are equal."""
+        """List the fields in which two numerics differ, for a message; empty if they are equal."""
         ours, theirs = asdict(self), asdict(other)
         return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
 
 
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
-    """The numerics that a dataset is begun with: what suits the device, where the configuration leaves it open.
+    """Return the numerics that a dataset is begun with; `auto` becomes what suits the device.
 
-    `compute` is what the device, precision and threads of `model` came to.
+    `compute` holds the resolved device, precision and threads of `model`.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -78,7 +78,7 @@ def observe_numerics(
     weights_sha256: str,
     encoder: Literal["eager", "compiled"] = "eager",
 ) -> Numerics:
-    """The numerics of this process with a resolved device, precision and number of threads."""
+    """Return the numerics of this process for a resolved device, precision and number of threads."""
     import torch
     from PIL import features
 

@@ -1,4 +1,4 @@
-"""Segment: automatic mask generation for one released image, in an actor that holds the model once."""
+"""Segment: automatic mask generation for released images, in an actor that loads the model once."""
 
 import functools
 import os
@@ -24,8 +24,7 @@ from segmint.operators.rows import Row, map_rows
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 
-# The schemas below are everybody's: those who describe and write shards start without torch, and single photographs
-# without Ray.
+# Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import RowLedger, Visit
     from segmint.model.automatic.generator import MaskGenerator
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """What a segment actor is made from; every actor of a dataset gets the same."""
+    """Everything that a segment actor needs; the same for every actor of a dataset."""
 
     masks: MaskSettings
-    weights: str  # as the configuration names them; each machine finds its own copy, and the hash decides
+    weights: str  # as the configuration names them; each machine uses its own copy, checked by hash
     numerics: Numerics
     assets: str | None = None  # a folder that mirrors the weight files
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -45,21 +44,21 @@ class SegmentSettings:
 
 
 class MixedNumericsError(UsageError):
-    """A machine would give other bits than the dataset was begun with."""
+    """This machine would produce different bits from the ones the dataset was begun with."""
 
 
 def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
-    """The columns `masks` and `funnel` of one image, both given as (H, W, 3) uint8 RGB.
+    """Return the columns `masks` and `funnel` of one image.
 
-    `image` is the released one, in whose pixels all coordinates are; `original` the larger de-identified one that
-    crops are cut from, where there is one.
+    `image`, (H, W, 3) uint8 RGB, is the released image: all coordinates are in its pixels. `original`, in the same
+    format, is the larger de-identified image that crops are cut from, if there is one.
     """
     generated = generator.generate(image, original)
     return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
 
 
 def mask_row(record: "MaskRecord") -> dict[str, Any]:
-    """A mask as a value of `MASK`."""
+    """Convert a mask to a value of `MASK`."""
     return {
         "segmentation": {"size": list(record.segmentation.size), "counts": record.segmentation.counts},
         "bbox": [float(value) for value in record.bbox],
@@ -72,9 +71,9 @@ def mask_row(record: "MaskRecord") -> dict[str, Any]:
 
 
 def load_generator(settings: SegmentSettings) -> "MaskGenerator":
-    """The model on its device with torch set to the dataset's numerics.
+    """Load the model onto its device, with torch set up for the dataset's numerics.
 
-    Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with.
+    Raises `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with.
     """
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.sam.batch_encoder import CompilationError
@@ -90,26 +89,26 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
     )
-    if compiled:  # now, which takes minutes, and not under the first image's time limit
+    if compiled:  # compile now: it takes minutes, and must not count towards the first image's time limit
         try:
             predictor.embed_many([np.zeros((64, 64, 3), np.uint8)], batch_size=numerics.crops_per_batch)
         except CompilationError as error:
             raise MixedNumericsError(
-                f"the dataset was begun with model.encoder compiled, and {error} here. Mend this machine's compiler, "
+                f"the dataset was begun with model.encoder compiled, and {error} here. Fix this machine's compiler, "
                 "begin another dataset with model.encoder: eager, or set allow_mixed_numerics: true"
             ) from error
     return MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
 
 
 def check_numerics(settings: SegmentSettings) -> None:
-    """Raises `MixedNumericsError` when this process cannot give the bits that the dataset was begun with."""
+    """Raise `MixedNumericsError` if this process cannot produce the bits that the dataset was begun with."""
     wanted = settings.numerics
     here = observe_numerics(
         wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings)), wanted.encoder
     )
     if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
-            f"this machine would give other bits than the dataset was begun with: {here.differences(wanted)}. "
+            f"this machine would not produce the bits that the dataset was begun with: {here.differences(wanted)}. "
             "Use the same machines and versions, or set allow_mixed_numerics: true"
         )
 
@@ -119,24 +118,24 @@ def _weights(settings: SegmentSettings) -> Path:
 
 
 def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
-    """The released image of a prepared row and, where it has one, the original that crops are cut from."""
+    """Decode a prepared row's released image and, if it has one, the original that crops are cut from."""
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 
 def segment_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
-    """`segment_image`, and once more with an emptied cache where a GPU's memory ran out: the same sums both times."""
+    """Call `segment_image`; if the GPU runs out of memory, empty the cache and retry. The results are the same."""
     import torch
 
     try:
         return segment_image(generator, image, original)
     except torch.OutOfMemoryError:
-        pass  # the second try stands outside of this block, which holds the tensors of the first
+        pass  # retry outside this block, which keeps the tensors of the first try alive
     torch.cuda.empty_cache()
     return segment_image(generator, image, original)
 
 
 def device_failure(device: str) -> str | None:
-    """What keeps a GPU from answering this process ever again, or None: after a fault each later call reports it."""
+    """Return the fault that makes a GPU unusable for this process, or None. After a fault every call reports it."""
     if not device.startswith("cuda"):
         return None
     import torch
@@ -152,9 +151,10 @@ class Segment:
     """The actor that Ray Data runs: a table of prepared rows in, the same rows with masks out.
 
     Two calls may run at once (`max_concurrent_calls_per_actor=2`): one decodes while the other computes.
-    `report_peak`, where given, is told the measured peak of the actor's device in FLOP/s, before the first image.
-    With a `ledger` each row is named there before it is touched, and what makes this process unfit for further rows
-    ends it: an image that takes over `timeout_s` seconds to decode or to segment, memory that runs out, a broken GPU.
+    `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
+    With a `ledger`, each row is recorded there before it is processed, and anything that makes this process unfit for
+    more rows ends it: an image that takes over `timeout_s` seconds to decode or to segment, running out of memory, a
+    broken GPU.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Segment:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Segments each live row; the rest passes through."""
+        """Segment each live row; the others pass through."""
         if self._ledger is None:
             return map_rows(table, "segment", self._segment_row, SEGMENTED)
         with self._ledger.visit() as visit:
@@ -185,7 +185,7 @@ class Segment:
             return self._segment_row(row)
         except Exception as error:
             if is_out_of_memory(error):
-                os._exit(1)  # little is sure in this process now, and the ledger has the row
+                os._exit(1)  # this process is unreliable now, and the ledger has the row
             failure = device_failure(self._device)
             if failure is not None:
                 visit.excuse(f"the GPU failed, and its worker was ended: {failure}")

@@ -1,4 +1,4 @@
-"""One suspect alone in a worker of its own: an image that another worker died with, and a control image before it."""
+"""Segment one suspect in a separate worker: an image that another worker died with, after a control image."""
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +14,19 @@ from segmint.operators.segment.segment import SegmentSettings, decode_row, load_
 
 
 class SegmentAlone:
-    """The actor that the driver runs for a suspect: how it ends is what the driver wants to know."""
+    """The actor that the driver runs for a suspect, to see how it ends."""
 
     def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
-        """Loads the model; `timeout_s` in seconds is for one image, and ends the process."""
+        """Load the model. An image that takes over `timeout_s` seconds ends the process."""
         self._generator = load_generator(settings)
         self._deadline = Deadline(timeout_s)
 
     def node(self) -> str:
-        """The node that this worker runs on."""
+        """The id of the node that this worker runs on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:
-        """Segments the one row of a table of `PREPARED`; False where memory ran out, and this process is spent.
+        """Segment the one row of a table of `PREPARED`; False if memory ran out, after which this process is unusable.
 
         Raises whatever else segmentation raises.
         """
@@ -44,13 +44,13 @@ class SegmentAlone:
 
 
 def control_table() -> pa.Table:
-    """One prepared row that every worker must be able to segment: 256 x 192 pixels with a few plain shapes."""
+    """One prepared row that every worker must be able to segment: 256 x 192 pixels with a few simple shapes."""
     released = release(control_image(), ReleaseConfig())
     return to_table([{"width": released.width, "height": released.height, "release": released.jpeg}], PREPARED)
 
 
 def control_image() -> Pixels:
-    """A disc and a rectangle on a slope of gray: (192, 256, 3) uint8 RGB."""
+    """A disc and a rectangle on a gray gradient: (192, 256, 3) uint8 RGB."""
     pixels = np.zeros((192, 256, 3), np.uint8)
     pixels[:] = np.linspace(40, 120, 256).astype(np.uint8)[:, None]
     rows, columns = np.ogrid[:192, :256]
