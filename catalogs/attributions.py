@@ -1,4 +1,4 @@
-"""Which licenses ask to name the author, where their texts stand, and the file that names the author of each image."""
+"""Which licenses require attribution, where their texts are, and the file that credits each image's author."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
-"""What a file of attributions says of an image; `image` is its name in the tar, `image_id` the catalog's."""
+"""The columns of a file of attributions; `image` is the name in the tar, `image_id` the catalog's."""
 
 ATTRIBUTION_FAMILIES = (
     "CC-BY-",
@@ -27,26 +27,24 @@ ATTRIBUTION_FAMILIES = (
     "OGDL-Taiwan-",
     "OGL-",
 )
-"""Beginnings of the SPDX identifiers of licenses for works and data under which a copy must name its author."""
+"""Prefixes of the SPDX identifiers of licenses for works and data that require attribution."""
 
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
 _PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
-_CHANGES = (
-    "The images were encoded anew; large ones were scaled down, and in some of them regions were made unrecognizable."
-)
+_CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
 Row = Mapping[str, Any]
 
 
 def asks_for_attribution(license: str | None) -> bool:
-    """Whether a license, by its SPDX identifier, asks to name the author. Of `LicenseRef-…` nothing is known: False."""
+    """Whether a license, by its SPDX identifier, requires attribution. False for `LicenseRef-…`, which is unknown."""
     identifier = canonical_identifier((license or "").strip())
     return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
 
 
 def license_url(license: str | None) -> str | None:
-    """Where a license's text stands: at Creative Commons for its own, else in SPDX's list; None for `LicenseRef-…`."""
+    """URL of a license's text: at Creative Commons for its licenses, else in SPDX's list; None for `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     if identifier is None or identifier.startswith("LicenseRef-"):
         return None
@@ -60,16 +58,16 @@ def license_url(license: str | None) -> str | None:
 
 
 def check_ending(uri: str) -> None:
-    """Raises `UsageError` for a file of attributions whose ending names no format."""
+    """Raise `UsageError` if the ending of a file of attributions is not that of a known format."""
     if not uri.lower().endswith(tuple(_WRITERS)):
         raise UsageError(f"a file of attributions ends in {', '.join(_WRITERS)}; got {uri!r}")
 
 
 def write_attributions(rows: Iterable[Row], destination: Location) -> int:
-    """Writes a file that names the author, the license and the source of each image; returns how many it names.
+    """Write a file with the author, license and source of each image; return the number of images.
 
-    `rows` are of `images`, as a stream; they need the columns id, image_id, attribution, provider, license and
-    source_url. CSV, JSON Lines or Markdown by the file's ending: raises `UsageError` for another one.
+    `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license and
+    source_url. The file's ending selects CSV, JSON Lines or Markdown; raises `UsageError` for any other.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
@@ -102,7 +100,7 @@ def _write_markdown(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _sentence(entry: Row) -> str:
-    """Title, author, source and license, as Creative Commons recommends."""
+    """Format title, author, source and license as Creative Commons recommends."""
     title = _link(entry["image_id"], entry["source_url"])
     author = f" by {_plain(entry['attribution'])}" if entry["attribution"] else ""
     provider = f", from {_plain(entry['provider'])}" if entry["provider"] else ""
@@ -117,7 +115,7 @@ def _link(text: str, url: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """A catalog's text, without line breaks and without what Markdown would obey."""
+    """Escape a catalog's text for Markdown, and remove its line breaks."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 

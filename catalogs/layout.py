@@ -1,11 +1,11 @@
-"""A dataset's files: how each is named. What is in `dataset.json` is in `segmint.catalogs.dataset.manifest`.
+"""The names of a dataset's files. The content of `dataset.json` is in `segmint.catalogs.dataset.manifest`.
 
 ```
 dataset.json                     what the dataset is; dataset.g2.json and on once it grew
 catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and on once it grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
-commits/000000.g1.json           names the files of one generation of one shard; written last
+commits/000000.g1.json           lists the files of one generation of one shard; written last
 summaries/000000-<digest>.json   sums over a thousand commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 ```
@@ -29,7 +29,7 @@ REPORT = "report"
 """The folder that a report is written to."""
 
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
-"""The folders of data files, each with the ending of its files."""
+"""The folders of data files, with the ending of their files."""
 
 _DIGEST_DIGITS = 12
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
@@ -38,11 +38,11 @@ _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json")
 
 
 class DamagedDatasetError(SegmintError):
-    """A file of a dataset is not what its name and its commit say."""
+    """A file of a dataset does not match its name and its commit."""
 
 
 class DataFile(NamedTuple):
-    """What the name of a data file says."""
+    """The parts of a data file's name."""
 
     kind: str  # a key of `DATA_KINDS`
     shard: int
@@ -50,9 +50,9 @@ class DataFile(NamedTuple):
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON form of all that a dataset hashes or compares: sorted keys, compact, UTF-8, a final newline.
+    """Serialize to the JSON form of everything that a dataset hashes or compares: sorted keys, compact, UTF-8, newline.
 
-    Raises `ValueError` for NaN and infinities, which JSON has not.
+    Raises `ValueError` for NaN and infinities, which JSON lacks.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
@@ -64,7 +64,7 @@ def fingerprint(value: Any) -> str:
 
 
 def shard_name(shard: int) -> str:
-    """A shard's number as file names have it: six digits, more from a million on."""
+    """Format a shard's number for file names: six digits, more from a million on."""
     return f"{shard:06d}"
 
 
@@ -84,26 +84,26 @@ def annotation_name(image: int) -> str:
 
 
 def part_path(part: int, sha256: str) -> str:
-    """The path of a part of the normalized catalog, below the dataset; `sha256` is of its bytes.
+    """The path of a part of the normalized catalog, below the dataset; `sha256` is that of its bytes.
 
-    As all data files it is named by its content, so that two builds that begin or grow a dataset at once never write
-    over one another's.
+    Like all data files it is named by its content, so that two builds that begin or grow a dataset at the same time
+    never overwrite each other's files.
     """
     return f"{CATALOG}/part-{part}-{sha256[:_DIGEST_DIGITS]}.parquet"
 
 
 def is_part_path(path: str) -> bool:
-    """Whether a path below the dataset is named like a part of the normalized catalog."""
+    """Whether a path below the dataset is that of a part of the normalized catalog."""
     return _PART.fullmatch(path) is not None
 
 
 def data_path(kind: str, shard: int, sha256: str) -> str:
-    """The path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` of its bytes."""
+    """The path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` that of its bytes."""
     return f"{kind}/sa_{shard_name(shard)}-{sha256[:_DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
 
 
 def parse_data_path(path: str) -> DataFile | None:
-    """What a path below the dataset says of a data file; None when it is none of ours."""
+    """Parse the path of a data file below the dataset; None for any other path."""
     match = _DATA_PATH.fullmatch(path)
     if match is None or DATA_KINDS.get(match["kind"]) != match["ending"]:
         return None
@@ -113,12 +113,12 @@ def parse_data_path(path: str) -> DataFile | None:
 
 
 def commit_name(shard: int, generation: int) -> str:
-    """The name of a commit's file in the folder `commits`."""
+    """The name of a commit's file in `commits/`."""
     return f"{shard_name(shard)}.g{generation}.json"
 
 
 def parse_commit_name(name: str) -> tuple[int, int] | None:
-    """Shard and generation of a commit's file; None when the name is none of ours."""
+    """Parse the name of a commit's file into shard and generation; None for any other name."""
     match = _COMMIT.fullmatch(name)
     if match is None or match["shard"] != shard_name(int(match["shard"])):
         return None
@@ -131,7 +131,7 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two trees of configuration differ, sorted; a key only one has counts."""
+    """The dotted keys in which two configuration trees differ, sorted, including keys that only one has."""
     keys: list[str] = []
     for key in sorted({*old, *new}):
         if key not in old or key not in new:

@@ -1,4 +1,4 @@
-"""License identifiers (SPDX) and the policy that judges an image by its license, before anything is read."""
+"""License identifiers (SPDX), and the policy that accepts or refuses an image by its license before it is read."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
 
 @lru_cache(maxsize=1)
 def spdx_identifiers() -> dict[str, str]:
-    """The SPDX license list of the `license-expression` package: lower-case identifier → its spelling."""
+    """The SPDX license list of the `license-expression` package: lower-case identifier → SPDX spelling."""
     from license_expression import get_license_index
 
     known: dict[str, str] = {}
@@ -28,9 +28,9 @@ def spdx_identifiers() -> dict[str, str]:
 
 
 def canonical_identifier(text: str) -> str | None:
-    """`text` as SPDX spells it (case does not matter in a listed identifier); None when it is no identifier.
+    """Return `text` in SPDX's spelling (listed identifiers match in any case); None if it is not an identifier.
 
-    `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is taken as it stands.
+    `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is returned unchanged.
     """
     if _LICENSE_REF.fullmatch(text):
         return text
@@ -38,7 +38,7 @@ def canonical_identifier(text: str) -> str | None:
 
 
 def suggest_identifier(text: str) -> str | None:
-    """The listed identifier that looks most like `text`; None when nothing does."""
+    """Return the listed identifier most similar to `text`; None if there is none."""
     known = spdx_identifiers()
     wanted = re.sub(r"[\s_]+", "-", text.strip().lower())
     if wanted in known:
@@ -52,7 +52,7 @@ def suggest_identifier(text: str) -> str | None:
 
 
 def validate_identifier(text: str) -> str:
-    """The identifier as SPDX spells it; raises `UsageError` with a suggestion when it is none."""
+    """Return the identifier in SPDX's spelling; raises `UsageError`, with a suggestion, if it is not one."""
     identifier = canonical_identifier(text)
     if identifier is None:
         raise UsageError(f"{_unknown(text)}; expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-…")
@@ -61,7 +61,7 @@ def validate_identifier(text: str) -> str:
 
 @dataclass(frozen=True)
 class LicensePolicy:
-    """Which images may be used. `policy_date` is fixed at a dataset's first start, so that verdicts stay."""
+    """Which images may be used. `policy_date` is fixed when a dataset is begun, so that verdicts do not change."""
 
     allow: frozenset[str]
     require_redistributable: bool
@@ -70,10 +70,10 @@ class LicensePolicy:
     def judge(
         self, license: str | None, redistributable: bool | None, valid_until: date | None
     ) -> tuple[Reason, str] | None:
-        """The verdict on an image and a sentence that says why; None when it may be used.
+        """Return the verdict on an image and a sentence that says why; None if it may be used.
 
-        Judged in this order: no license; a license that is not allowed; one that ended before `policy_date`
-        (its last day counts); redistribution asked for and not granted, unknown included.
+        Checked in this order: no license; a license that is not allowed; one that expired before `policy_date` (the
+        last day counts as valid); redistribution required but denied or unknown.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

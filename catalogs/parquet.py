@@ -1,4 +1,4 @@
-"""Parquet whose bytes depend on the rows alone: fixed settings, whole row groups, one chunk a column."""
+"""Parquet files whose bytes depend on the rows alone: fixed settings, whole row groups, one chunk per column."""
 
 import io
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW_GROUP_ROWS = 65_536
-"""Rows in each row group of a catalog, but for the last."""
+"""Rows in each row group of a catalog except the last."""
 
 PARQUET_OPTIONS: dict[str, Any] = {
     "version": "2.6",
@@ -25,7 +25,7 @@ PARQUET_OPTIONS: dict[str, Any] = {
 
 
 def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
-    """A table as a Parquet file with exactly `schema`, its columns selected by name.
+    """Serialize a table to a Parquet file with exactly `schema`, its columns selected by name.
 
     The table's chunks are joined first: otherwise the bytes would depend on how the rows arrived.
     """
@@ -37,7 +37,7 @@ def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GR
 
 
 class RowGroupWriter:
-    """Writes batches of any size to a local Parquet file in row groups of one size, as a context manager."""
+    """Context manager that writes batches of any size to a local Parquet file in row groups of one size."""
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self._schema = schema
@@ -49,11 +49,11 @@ class RowGroupWriter:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of the rows that wait in memory for their row group to be full."""
+        """Bytes of the rows held in memory until their row group is full."""
         return sum(batch.nbytes for batch in self._waiting)
 
     def add(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Takes batches of the writer's schema; a row group is written as soon as it is full."""
+        """Add batches of the writer's schema; a row group is written as soon as it is full."""
         for batch in batches:
             self._waiting.append(batch)
             self._count += batch.num_rows

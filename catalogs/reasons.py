@@ -1,4 +1,4 @@
-"""Why an image was refused: the one list of verdicts, and the exception that carries one."""
+"""Why an image was refused: the list of all reasons, and the exception that carries a verdict."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -42,13 +42,14 @@ LICENSE_REASONS = frozenset(
 )
 
 DELIBERATE_REASONS = LICENSE_REASONS | {Reason.TAKEN_DOWN}
-"""Refusals by somebody's decision: no number of them looks like an outage."""
+"""Refusals by a person's decision: even many of them do not indicate an outage."""
 
 
 class RejectedError(Exception):
-    """A verdict about one image: it becomes a rejected row with this reason, and the run goes on.
+    """A verdict on one image: it becomes a rejected row with this reason, and the run goes on.
 
-    `detail` says in one sentence what was found and what was expected; it holds no image data.
+    `detail` says in one sentence what was found and what was expected; it contains no image data. It is stored in the
+    dataset and must stay word for word: see `tests/test_stored_texts.py`.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -57,12 +58,12 @@ class RejectedError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["RejectedError"], tuple[Reason, str]]:
-        """Lets the verdict cross a process border."""
+        """Make the verdict picklable, to cross process borders."""
         return type(self), (self.reason, self.detail)
 
 
 def reasons_to_retry(names: Collection[str]) -> frozenset[Reason]:
-    """The reasons of these names, for `--retry-rejected`; raises `UsageError`, with the list, for another name."""
+    """Parse the reasons given to `--retry-rejected`; raises `UsageError`, with the list, for an unknown one."""
     known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
     unknown = [name for name in names if name not in known]
     if unknown:

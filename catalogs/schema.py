@@ -1,4 +1,4 @@
-"""The columns of a catalog: as a person writes them, and as the dataset keeps them."""
+"""The columns of a catalog: as a person writes them, and as the dataset stores them."""
 
 import pyarrow as pa
 
@@ -6,18 +6,18 @@ SOURCE = pa.schema(
     [
         pa.field("uri", pa.string()),  # where the image is; a relative one is relative to the catalog
         pa.field("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
-        pa.field("image_id", pa.string()),  # the catalog's own name for the image; absent: the uri as written
+        pa.field("image_id", pa.string()),  # the catalog's name for the image; absent: the uri as written
         pa.field("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits
         pa.field("attribution", pa.string()),  # whom to credit, as the license asks
         pa.field("provider", pa.string()),  # who supplied the image
         pa.field("source_url", pa.string()),  # the page the image came from
         pa.field("redistributable", pa.bool_()),  # absent means unknown
-        pa.field("valid_until", pa.date32()),  # the last day on which the license holds
+        pa.field("valid_until", pa.date32()),  # the last day on which the license is valid
         pa.field("country", pa.string()),  # ISO 3166 alpha-2, upper case
-        pa.field("caption", pa.string()),  # for the catalog's reader alone: never written to a dataset
+        pa.field("caption", pa.string()),  # for people who read the catalog: never written to a dataset
     ]
 )
-"""What a source catalog may hold. Other columns are ignored; the order of columns is free."""
+"""The columns that a source catalog may have, in any order. Other columns are ignored."""
 
 REQUIRED = ("uri", "license")
 """The columns that a source catalog must have. A row's license may be empty (its image is then refused)."""
@@ -27,7 +27,7 @@ NORMALIZED = pa.schema(
         pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the dataset, from 0
         pa.field("id", pa.int64(), nullable=False),  # ordinal + 1: the image's number in SA-1B's files
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),  # as written: relative ones are to the source catalog
+        pa.field("uri", pa.string(), nullable=False),  # as written; may be relative to the source catalog
         pa.field("license", pa.string()),  # null: missing
         pa.field("attribution", pa.string()),
         pa.field("provider", pa.string()),
@@ -39,4 +39,4 @@ NORMALIZED = pa.schema(
         pa.field("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
     ]
 )
-"""A row of `catalog/part-N.parquet`: one for each row of the source catalog, in its order."""
+"""A row of `catalog/part-N-<digest>.parquet`: one for each row of the source catalog, in its order."""

@@ -1,4 +1,4 @@
-"""Looks through a catalog before anything is spent: licenses, duplicates, values that cannot be used."""
+"""Check a catalog before a build spends anything on it: licenses, duplicates, invalid values."""
 
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -16,18 +16,18 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, relative_to
 
 EXAMPLES = 20
-"""How many rows a finding names; it counts all of them."""
+"""How many rows a finding lists; it counts all of them."""
 
 
 @dataclass
 class Finding:
-    """Rows of a catalog that share something: how many, and the first (counted from 1, without a header)."""
+    """Rows of a catalog with the same problem: how many, and the first of them (counted from 1, without a header)."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
 
     def add(self, row: int) -> None:
-        """Counts a row."""
+        """Count a row."""
         self.count += 1
         if len(self.rows) < EXAMPLES:
             self.rows.append(row)
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass
 class UnknownLicense(Finding):
-    """Rows whose license is no identifier, and the identifier that looks most like it."""
+    """Rows whose license is not an identifier, and the most similar identifier."""
 
     suggestion: str | None = None
 
@@ -44,10 +44,9 @@ class UnknownLicense(Finding):
 class CatalogFindings:
     """What `check` found in a catalog.
 
-    `by_license` counts rows by identifier, as SPDX spells it. `verdicts` says what a policy would refuse
-    before any image is read, by reason, each row under its first one; `accepted` are the other rows. Without
-    a policy `verdicts` holds only what every policy refuses. `expired` rows were valid until before
-    `policy_date`.
+    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` holds the rows that a policy would refuse
+    before any image is read, each under its first reason; `accepted` counts the other rows. Without a policy,
+    `verdicts` holds only what every policy refuses. `expired` rows were valid until before `policy_date`.
     """
 
     catalog: str
@@ -60,40 +59,40 @@ class CatalogFindings:
     duplicates: Finding = field(default_factory=Finding)
     refused_uris: Finding = field(default_factory=Finding)
     bad_values: Finding = field(default_factory=Finding)
-    problems: list[str] = field(default_factory=list)  # sentences on the first bad values
+    problems: list[str] = field(default_factory=list)  # a sentence on each of the first bad values
     verdicts: dict[str, Finding] = field(default_factory=dict)
     accepted: int = 0
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing that a person should look at."""
+        """Whether there is nothing to look at."""
         findings = (self.missing_license, self.expired, self.duplicates, self.refused_uris, self.bad_values)
         return not any(f.count for f in findings) and not self.unknown_licenses and not self.verdicts
 
     def to_dict(self) -> dict[str, Any]:
-        """The findings as JSON has them, with `clean`."""
+        """Convert the findings to JSON values, with `clean`."""
         value = asdict(self)
         value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
         return {"clean": self.clean, **value}
 
     def lines(self) -> list[str]:
-        """The findings as a person reads them."""
-        lines = [f"{self.catalog}: {self.rows:,} rows, {self.accepted:,} of them acceptable by what it says"]
+        """Format the findings for people."""
+        lines = [f"{self.catalog}: {self.rows:,} rows, {self.accepted:,} of them acceptable by their catalog entries"]
         width = max((len(name) for name in self.by_license), default=0)
         lines += [f"  {name:<{width}} {count:>12,}" for name, count in self.by_license.items()]
         for title, finding in (
             ("no license", self.missing_license),
             (f"expired before {self.policy_date}", self.expired),
-            ("image_id stood there before", self.duplicates),
+            ("duplicate image_id", self.duplicates),
             ("uri that a catalog may not name", self.refused_uris),
-            ("value that cannot be used", self.bad_values),
+            ("invalid value", self.bad_values),
             *((f"refused: {reason}", found) for reason, found in self.verdicts.items()),
         ):
             if finding.count:
                 lines.append(f"{title}: {finding.count:,} {_named(finding)}")
         for text, unknown in self.unknown_licenses.items():
             hint = f"; did you mean {unknown.suggestion}?" if unknown.suggestion else ""
-            lines.append(f"{text!r} is no license identifier{hint}: {unknown.count:,} {_named(unknown)}")
+            lines.append(f"{text!r} is not a license identifier{hint}: {unknown.count:,} {_named(unknown)}")
         return lines + [f"  {problem}" for problem in self.problems]
 
 
@@ -103,10 +102,10 @@ def check(
     today: date | None = None,
     temporary: Path | None = None,
 ) -> CatalogFindings:
-    """Reads the whole catalog and says what is in it; images are not looked at.
+    """Read the whole catalog and report what is in it; images are not read.
 
-    A value that cannot be used is a finding here and does not stop the reading; a file that is no catalog
-    raises `UsageError`. Without a policy, `today` (default: this day, UTC) decides what is expired.
+    An invalid value is a finding here and does not stop the check; a file that is not a catalog raises `UsageError`.
+    Without a policy, `today` (default: today in UTC) decides what is expired.
     """
     policy_date = policy.policy_date if policy else today or datetime.now(UTC).date()
     findings = CatalogFindings(str(catalog), policy_date=policy_date)
@@ -132,7 +131,7 @@ def check(
 
 
 class _Judge:
-    """Sorts rows into findings; what a license says is worked out once for each combination."""
+    """Sorts rows into findings; each combination of license terms is judged once."""
 
     def __init__(self, findings: CatalogFindings, policy: LicensePolicy | None, policy_date: date) -> None:
         self._findings = findings
@@ -142,7 +141,7 @@ class _Judge:
         self._identifiers: dict[str, str | None] = {}
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Takes rows of the normalized catalog, duplicates marked."""
+        """Add rows of the normalized catalog, with duplicates marked."""
         names = ("ordinal", "uri", "license", "redistributable", "valid_until", "duplicate_of")
         columns = [batch.column(name).to_pylist() for name in names]
         for ordinal, uri, license, redistributable, valid_until, first in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""Columns as a catalog's file gives them, turned into columns of `SOURCE`; what does not fit is named."""
+"""Convert the columns of a catalog's file to those of `SOURCE`, and report values that do not fit."""
 
 import json
 import re
@@ -23,12 +23,12 @@ EXPECTED = {
     "country": "two letters (ISO 3166 alpha-2), or nothing",
     "uri": "a URI or a path",
 }
-"""What a person is told to write in a column; every column that is not here takes any text."""
+"""What to write in a column, for messages; columns that are not listed take any text."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A value in a catalog that cannot be used. `row` counts the catalog's rows from 1, without a header."""
+    """An invalid value in a catalog. `row` counts the catalog's rows from 1, without a header."""
 
     catalog: str
     row: int
@@ -42,36 +42,36 @@ class Problem:
 
 
 OnProblem = Callable[[Problem], None]
-"""Told of each problem. If it returns, the value is taken as absent and reading goes on."""
+"""Called with each problem. If it returns, the value is read as absent and reading goes on."""
 
 
 def refuse(problem: Problem) -> None:
-    """The usual `OnProblem`: the first problem ends the reading with a `UsageError`."""
+    """The default `OnProblem`: raise `UsageError` for the first problem."""
     raise UsageError(f"{problem}. Correct the catalog; `segmint catalog check` lists every such row.")
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: quoted, and cut when it is long."""
+    """Format a value for a message: quoted, and shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
-    """A JSON object's values by their keys; raises `UsageError`, which says where and what was expected."""
+    """Parse a JSON object; raises `UsageError`, which says where and what was expected."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is no JSON ({error}): {shown(data[:60])}; expected {expected}") from error
+        raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
     return value
 
 
 def require_columns(catalog: str, names: list[str]) -> None:
-    """Raises `UsageError` unless each required column is there, and none of ours is there twice."""
+    """Raise `UsageError` if a required column is missing or a known column occurs twice."""
     for name in SOURCE.names:
         if names.count(name) > 1:
-            raise UsageError(f"{catalog}: the column {name!r} stands there {names.count(name)} times")
+            raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")
     for name in REQUIRED:
         if name not in names:
             there = ", ".join(names[:20]) or "none"
@@ -79,7 +79,7 @@ def require_columns(catalog: str, names: list[str]) -> None:
 
 
 def require_types(catalog: str, schema: pa.Schema) -> None:
-    """Raises `UsageError` unless each column of a typed file (Parquet) has a type that `conform` can take."""
+    """Raise `UsageError` if a column of a typed file (Parquet) has a type that `conform` does not take."""
     for field in schema:
         if field.name not in SOURCE.names or pa.types.is_null(field.type):
             continue
@@ -98,7 +98,7 @@ def require_types(catalog: str, schema: pa.Schema) -> None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds text, plain or dictionary-encoded."""
+    """Whether an Arrow type is text, plain or dictionary-encoded."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -107,10 +107,10 @@ def is_text(kind: pa.DataType) -> bool:
 def conform(
     catalog: str, columns: Mapping[str, pa.Array], rows: int, first_row: int, on_problem: OnProblem = refuse
 ) -> pa.RecordBatch:
-    """A batch of `SOURCE` from a file's columns; columns that are absent become null.
+    """Convert a file's columns to a batch of `SOURCE`; absent columns become null.
 
-    Text is taken over as it is, but for: an empty value, which is null; spaces around a license; the case of
-    `sha256` (lower) and `country` (upper). `first_row` is the number of the batch's first row, from 1.
+    Text is unchanged except: empty values become null; spaces around a license are removed; `sha256` becomes lower case
+    and `country` upper case. `first_row` is the number of the batch's first row, from 1.
     """
     arrays = []
     for field in SOURCE:
@@ -174,7 +174,7 @@ def _parsed(
     first_row: int,
     on_problem: OnProblem,
 ) -> pa.Array:
-    # Few values are distinct in such a column, so that each is parsed once a batch.
+    # Such a column has few distinct values: each is parsed once per batch.
     encoded = column.dictionary_encode()
     values = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], field.type)
     result = values.take(encoded.indices)

@@ -1,4 +1,4 @@
-"""CSV catalogs: a header and a record a row, read block by block."""
+"""Read CSV catalogs block by block: a header, then one record per row."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, open_tex
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
-_MOST_COLUMNS = 10_000  # whose reader takes 2 KB a column before the first row
-_LONGEST_READ_S = 60.0  # of one block, for which the end of a reading waits
+_MOST_COLUMNS = 10_000  # Arrow's reader takes 2 KB per column before the first row
+_LONGEST_READ_S = 60.0  # how long closing the reader waits for a block that is being read
 
 
 def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the CSV catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a CSV catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     with closing(csv_batches(catalog)) as batches:
         for batch in batches:
@@ -32,13 +32,13 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
 
 
 def csv_batches(catalog: Location, only: Sequence[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
-    """The rows of a CSV catalog as text, those columns alone that are named in `only`, which decide no row's end."""
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`; rows are split regardless of it."""
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
             names = next((line for line in csv.reader(_header_lines(catalog.uri, text)) if line), [])
         except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{catalog}: the header is no CSV in UTF-8: {error}") from error
+            raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
     if len(names) > _MOST_COLUMNS:
         raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
     require_columns(catalog.uri, names)
@@ -60,13 +60,13 @@ def csv_batches(catalog: Location, only: Sequence[str] = SOURCE.names) -> Genera
             why = str(error)
             if "straddling" in why:
                 why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
-            raise UsageError(f"{catalog}: no CSV that can be read after row {rows}: {why}") from error
+            raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
 
 
 def _batches(
     stream: BinaryIO, names: Sequence[str], only: Sequence[str], bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
-    """The rows of an open CSV; a row that has not as many values as `names` goes to `bad` before it is an error."""
+    """Yield the rows of an open CSV; one whose number of values differs from `names` goes to `bad` before the error."""
     left, returned = threading.Event(), threading.Event()
     lent = _Lent(stream, bad, left)
     weakref.finalize(lent, returned.set)
@@ -89,16 +89,16 @@ def _batches(
 
 
 class _Lent:
-    """What the reader's own threads read from, and whom they tell of a bad row.
+    """The stream and the handler of bad rows that Arrow's own threads use.
 
-    They read ahead, also after the last one has asked, and a process that ends while one of them is about to enter
-    Python is aborted. Both uses hold this object, so they are through with Python once it is gone.
+    These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to
+    enter Python is aborted. Both uses hold this object, so once it is deleted they no longer call Python.
     """
 
     closed = False
 
     def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
-        # No method: the frame of one that fails stays with its error, and would hold this object.
+        # Not a method: if it failed, its frame would stay with the error and hold this object.
         self.read = lambda size: b"" if left.is_set() else stream.read(size)
         self._bad = bad
 
@@ -107,7 +107,7 @@ class _Lent:
         return "error"
 
     def close(self) -> None:
-        """The stream is closed by who opened it."""
+        """Do nothing: whoever opened the stream closes it."""
 
 
 def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
@@ -115,5 +115,5 @@ def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(ROW_BYTES):
         taken += len(line)
         if taken >= ROW_BYTES:
-            raise UsageError(f"{uri}: its first {ROW_BYTES:,} bytes hold no header of a CSV")
+            raise UsageError(f"{uri}: no CSV header in its first {ROW_BYTES:,} bytes")
         yield line

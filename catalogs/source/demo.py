@@ -1,7 +1,7 @@
-"""A small catalog to try everything on: photographs of scikit-image and scikit-learn, with true licenses.
+"""A small catalog for trying things out: photographs of scikit-image and scikit-learn, with their real licenses.
 
-Four go in; four others are refused, each for a reason of its own. The files are copied from the installed
-packages byte for byte, but for the one that is broken on purpose.
+Four are accepted; four others are refused, each for a different reason. The files are copied from the installed
+packages byte for byte, except for one that is broken on purpose.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.infra.errors import UsageError
 
 DEMO_LICENSES = ("CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain")
-"""What a configuration allows for the demo."""
+"""The licenses that the demo's configuration allows."""
 
 _SKIMAGE = "skimage/data"
 _SKLEARN = "sklearn/datasets/images"
@@ -92,10 +92,9 @@ _MOTORCYCLE = _Photograph(
 
 
 def write_demo(folder: Path) -> Path:
-    """Writes the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; returns the catalog.
+    """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; return the catalog.
 
-    Writing again gives the same bytes. Raises `UsageError` where scikit-image or scikit-learn is not
-    installed.
+    Writing again gives the same bytes. Raises `UsageError` if scikit-image or scikit-learn is not installed.
     """
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
@@ -130,7 +129,7 @@ def _rows(photos: Path) -> Iterator[dict[str, Any]]:
 
 
 def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
-    """Copies the photograph's file and returns its row, keys in the order of `SOURCE`."""
+    """Copy the photograph's file and return its row, keys in the order of `SOURCE`."""
     source = _installed(photograph.package_path)
     (photos / source.name).write_bytes(source.read_bytes())
     row: dict[str, Any] = {

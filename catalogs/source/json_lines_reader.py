@@ -1,4 +1,4 @@
-"""JSON Lines catalogs: a JSON object a line, read block by block."""
+"""Read JSON Lines catalogs block by block: one JSON object per line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +24,11 @@ from segmint.infra.storage.location import Location
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
-_PARSED_BYTES = 1 << 20  # by one thread at a time; a block with a longer row takes the slow way
+_PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the slow way
 
 
 def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the JSON Lines catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a JSON Lines catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     for block, rows in json_blocks(catalog):
         columns = _parse_fast(block, rows)
@@ -39,9 +39,9 @@ def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterat
 
 
 def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
-    """A JSON Lines catalog in blocks of whole lines, each with its number of rows: lines that are not blank.
+    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows: lines that are not blank.
 
-    Raises `UsageError` where the first rows have no required columns, or a row is too long.
+    Raises `UsageError` if the first rows lack a required column, or a row is too long.
     """
     rows = 0
     with open_text(catalog) as stream:
@@ -57,17 +57,17 @@ def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """The lines of a block but for blank ones: a row each."""
+    """Split a block into its lines without the blank ones: one row each."""
     return [line for line in block.splitlines() if line.strip()]
 
 
 def _measure_lines(block: bytes) -> tuple[int, int]:
-    """How many lines a block has that are not blank, and the bytes of the longest, its end included or not."""
+    """Count a block's lines that are not blank, and the bytes of the longest, with or without its line end."""
     if b"\r" not in block:
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         borders = np.concatenate([[0], ends + 1] if block.endswith(b"\n") else [[0], ends + 1, [len(block)]])
-        # Where each line begins as an object does, none is blank, and no line has to be looked at by itself.
+        # If every line begins like an object, none is blank, and the lines need not be split.
         if (data[borders[:-1]] == ord("{")).all():
             return len(borders) - 1, int(np.diff(borders).max())
     lines = split_lines(block)
@@ -75,7 +75,7 @@ def _measure_lines(block: bytes) -> tuple[int, int]:
 
 
 def _require_keys(uri: str, lines: list[bytes]) -> None:
-    """A row may leave a key out; a required one that no row of the first block has is a missing column."""
+    """Check required columns: a row may omit a key, but one that no row of the first block has is a missing column."""
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
         seen |= dict.fromkeys(_object(uri, line, row))
@@ -85,7 +85,7 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
 
 
 def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
-    """Columns of a block of whole lines; None when something in it needs to be named."""
+    """Parse a block of whole lines into columns; None if something in it must be reported."""
     try:
         table = pajson.read_json(
             pa.BufferReader(block),
@@ -94,7 +94,7 @@ def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
         )
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != rows:  # several objects in a line
+    if table.num_rows != rows:  # several objects on one line
         return None
     return {name: table.column(name).combine_chunks() for name in table.column_names}
 
@@ -115,11 +115,11 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
 
 
 def _object(uri: str, line: bytes, row: int) -> dict[str, Any]:
-    return json_object(line, f"{uri}, row {row}", "a JSON object a line")
+    return json_object(line, f"{uri}, row {row}", "one JSON object per line")
 
 
 def _is_unicode(value: object) -> bool:
     try:
         return not isinstance(value, str) or bool(value.encode()) or not value
-    except UnicodeEncodeError:  # half of a surrogate pair, which no file may hold
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
         return False

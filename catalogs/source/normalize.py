@@ -1,6 +1,6 @@
-"""A source catalog turned into the dataset's own copy: ordinals, ids, duplicates marked.
+"""Convert a source catalog to the dataset's own copy: with ordinals and ids, and duplicates marked.
 
-Everything is a stream or is left to DuckDB, which spills to disk: memory does not grow with the catalog.
+Everything is streamed or done by DuckDB, which spills to disk: memory does not grow with the catalog.
 """
 
 import tempfile
@@ -27,15 +27,15 @@ from segmint.infra.uris import fit_to_keep, redact
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 MARK_ROWS = 65_536
-"""Rows that are looked at together."""
+"""Rows that are processed together."""
 
 MOST_WAITING = 512 << 20
-"""Bytes that the rows of one row group may take: 8 KB a row."""
+"""Bytes that the rows of one row group may take: 8 KB per row."""
 
 _PUBLISHED_TEXT = ("uri", "image_id", "attribution", "provider", "source_url")
 _SUSPICIOUS = "(?s)://.*[@=]"
 
-# A hash takes eight bytes, an id often fifty: only the few ids whose hash stands there twice are compared as text.
+# A hash takes 8 bytes, an id often 50: only the few ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
 WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY h HAVING count(*) > 1),
      candidates AS (SELECT ordinal, image_id FROM read_parquet($staged)
@@ -47,7 +47,7 @@ SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal
 
 @dataclass(frozen=True)
 class NormalizedCatalog:
-    """A normalized catalog on the local disk, and what identifies it."""
+    """A normalized catalog on the local disk, with its hash."""
 
     path: Path
     rows: int
@@ -62,14 +62,14 @@ def normalize(
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
-    """Writes the catalog at `catalog` to the local Parquet file `destination`, with `NORMALIZED` rows.
+    """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
 
-    Rows keep the catalog's order and none is dropped: one without a license has a null there, one whose image_id
-    stood earlier points at the first; their verdicts come later. A `uri` stays as it is written, so that the same
-    rows give the same bytes wherever the catalog lies and whatever its format.
+    Rows keep the catalog's order and none is dropped: a missing license is null, and a row with a repeated image_id
+    refers to the first; the verdicts come later. `uri` stays as written, so that the same rows give the same bytes
+    wherever the catalog is and whatever its format.
 
-    `temporary` is where intermediate files go (about the size of the catalog; default: beside `destination`),
-    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read as one.
+    `temporary` is the folder for intermediate files (about the size of the catalog; default: that of `destination`),
+    `memory_limit` bounds DuckDB. Raises `UsageError` for a file that cannot be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
@@ -79,7 +79,7 @@ def normalize(
 
 
 def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
-    """Writes the catalog's rows to a file in `folder`, ordinals from 0, duplicates not yet marked.
+    """Write the catalog's rows to a file in `folder`, with ordinals from 0 and duplicates not yet marked.
 
     Returns the file and its number of rows.
     """
@@ -90,7 +90,7 @@ def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refus
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
                     f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
-                    f"{MOST_WAITING:,} bytes: no catalog has texts as long as that"
+                    f"{MOST_WAITING:,} bytes: shorten the texts of the catalog"
                 )
     return staged, writer.rows
 
@@ -98,8 +98,9 @@ def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refus
 def write_marked(
     staged: Path, destination: Path, folder: Path, *, first_ordinal: int = 0, memory_limit: str = "1GB"
 ) -> NormalizedCatalog:
-    """Writes the rows of a staged file to `destination`, which appears whole: duplicates marked, ordinals from
-    `first_ordinal` on; intermediate files go to `folder`.
+    """Write the rows of a staged file to `destination` atomically, with duplicates marked.
+
+    Ordinals begin at `first_ordinal`; intermediate files go to `folder`.
     """
     result = folder / "result.parquet"
     duplicates = 0
@@ -112,7 +113,7 @@ def write_marked(
 
 
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
-    """The rows of a staged file in order, `duplicate_of` filled in; DuckDB spills into `folder`."""
+    """Yield the rows of a staged file in order, with `duplicate_of` filled in; DuckDB spills into `folder`."""
     with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
         reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS)
         marks = Ascending(reader)
@@ -129,7 +130,7 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
 
 
 class Ascending:
-    """A stream of batches of two int64 columns, sorted by the first, taken piece by piece."""
+    """A stream of batches of two int64 columns, sorted by the first, consumed piece by piece."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._batches = iter(reader)
@@ -138,7 +139,7 @@ class Ascending:
         self._ended = False
 
     def until(self, stop: int) -> tuple[Ints, Ints]:
-        """The pairs whose key is under `stop` and that were not taken yet."""
+        """Return the pairs with a key below `stop` that were not returned yet."""
         while not self._ended and (len(self._keys) == 0 or self._keys[-1] < stop):
             batch = next(self._batches, None)
             if batch is None:
@@ -154,10 +155,10 @@ class Ascending:
 
 
 def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """A batch of `SOURCE` as `NORMALIZED`, ordinals from `first` on; duplicates are not marked.
+    """Convert a batch of `SOURCE` to `NORMALIZED`, with ordinals from `first` on; duplicates are not marked.
 
-    Credentials inside of URLs are blotted out, for what stands here is published with the dataset. Only a `uri` that
-    no catalog may name can hold one, so that no image is lost by it.
+    Credentials in URLs are redacted, since these columns are published with the dataset. No image is lost: a `uri` with
+    credentials is one that a catalog may not name anyway.
     """
     rows = batch.num_rows
     batch = _without_credentials(batch)
@@ -175,7 +176,7 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
 def _without_credentials(batch: pa.RecordBatch) -> pa.RecordBatch:
     for name in _PUBLISHED_TEXT:
         column = batch.column(name)
-        # Few texts are suspicious, so that Python looks at few of them.
+        # Few texts are suspicious, so Python processes few of them.
         suspects = pc.indices_nonzero(pc.match_substring_regex(column, _SUSPICIOUS).fill_null(False))
         if len(suspects):
             clean = fit_to_keep if name in ("uri", "image_id") else redact
@@ -196,13 +197,13 @@ def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
-    """A batch of `NORMALIZED` with other values in one column."""
+    """Replace the values of one column in a batch of `NORMALIZED`."""
     arrays = [pa.array(values) if n == name else batch.column(n) for n in NORMALIZED.names]
     return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
 
 
 def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB that spills into `folder`; to be used as a context manager."""
+    """Open a DuckDB that spills into `folder`; use it as a context manager."""
     database = duckdb.connect(
         config={
             "temp_directory": str(folder / "spill"),
@@ -210,5 +211,5 @@ def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
             "preserve_insertion_order": "false",
         }
     )
-    database.execute("SET enable_progress_bar = false")  # it would go to standard output, after two seconds
+    database.execute("SET enable_progress_bar = false")  # it would be printed to standard output after two seconds
     return database

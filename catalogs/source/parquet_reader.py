@@ -1,4 +1,4 @@
-"""Parquet catalogs, read piece by piece."""
+"""Read Parquet catalogs piece by piece."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
-"""How many rows of a Parquet catalog are read at a time: each reading copies all texts so far of its row group."""
+"""Rows of a Parquet catalog that are read at a time: each read copies all texts of its row group so far."""
 
 _PIECE_BYTES = 64 << 20
 
@@ -28,25 +28,25 @@ def read_parquet(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[
             yield batch
         if rows != file.metadata.num_rows:
             raise UsageError(
-                f"{catalog}: the file is damaged: its footer tells of {file.metadata.num_rows} rows, {rows} came"
+                f"{catalog}: the file is damaged: its footer says {file.metadata.num_rows} rows, {rows} were read"
             )
 
 
 @contextmanager
 def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet catalog of which only the footer has been read.
+    """Open a Parquet catalog, reading only its footer.
 
-    Raises `UsageError` where it is no Parquet, or its columns are not a catalog's.
+    Raises `UsageError` if it is not Parquet or its columns are not a catalog's.
     """
     with catalog.open() as stream:
         try:
             # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         except pa.ArrowInvalid as error:
-            raise UsageError(f"{catalog} is no Parquet file that can be read: {error}") from error
+            raise UsageError(f"{catalog} cannot be read as Parquet: {error}") from error
         require_columns(catalog.uri, list(file.schema_arrow.names))
         require_types(catalog.uri, file.schema_arrow)
-        # Read as dictionaries, a long text that a few bytes repeat stands in memory once.
+        # Read as dictionaries, so that a long text repeated by a few bytes is in memory once.
         texts = [field.name for field in file.schema_arrow if field.name in SOURCE.names and is_text(field.type)]
         yield pq.ParquetFile(
             stream, metadata=file.metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
@@ -56,7 +56,7 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
 def parquet_batches(
     uri: str, file: pq.ParquetFile, groups: Sequence[int], on_problem: OnProblem = refuse, first_row: int = 1
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, in order, as batches of `SOURCE`; `first_row` is the number of their first row."""
+    """Yield the rows of some row groups in order, as batches of `SOURCE`; `first_row` is the number of the first."""
     row = first_row
     names = [name for name in file.schema_arrow.names if name in SOURCE.names]
     batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
@@ -74,7 +74,7 @@ def parquet_batches(
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch in pieces that take at most `_PIECE_BYTES` once their dictionaries are unfolded, or have one row."""
+    """Split a batch into pieces that take at most `_PIECE_BYTES` with their dictionaries decoded, or have one row."""
     ends = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):

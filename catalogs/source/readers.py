@@ -1,7 +1,7 @@
-"""Catalogs as people have them, Parquet, JSON Lines or CSV, read as a stream of `SOURCE` batches.
+"""Read source catalogs (Parquet, JSON Lines or CSV) as a stream of `SOURCE` batches.
 
-No more than one block of the file is in memory at a time. A row number in a message counts rows from 1,
-without a header and without blank lines.
+At most one block of the file is in memory at a time. A row number in a message counts rows from 1, without a header and
+without blank lines.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ FORMATS = {
     "JSON Lines": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     "CSV": (".csv", ".csv.gz"),
 }
-"""The formats of a catalog, each with the endings that say so."""
+"""The formats of a catalog, with their file endings."""
 
 _READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "Parquet": read_parquet,
@@ -30,7 +30,7 @@ _READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] =
 
 
 def catalog_format(uri: str) -> str:
-    """The format that a catalog's ending stands for, a key of `FORMATS`; raises `UsageError` for another."""
+    """Return the format by a catalog's ending, a key of `FORMATS`; raises `UsageError` for an unknown ending."""
     for name, endings in FORMATS.items():
         if uri.lower().endswith(endings):
             return name
@@ -41,8 +41,8 @@ def catalog_format(uri: str) -> str:
 def read_catalog(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
     """The rows of the catalog at `catalog`, in order, as batches of `SOURCE`.
 
-    A missing required column, a column of a wrong type, a value that cannot be used and a file that is not
-    what its ending says raise `UsageError`, which names the file, column and row. A value that cannot be used
-    goes to `on_problem` first: when that returns, the value is read as absent.
+    Raises `UsageError`, which names file, column and row, for a missing required column, a column of the wrong type, an
+    invalid value, or a file that does not match its ending. An invalid value is passed to `on_problem` first: if that
+    returns, the value is read as absent.
     """
     return _READERS[catalog_format(catalog.uri)](catalog, on_problem)

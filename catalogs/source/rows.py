@@ -1,4 +1,4 @@
-"""Rows of a normalized catalog by their ordinals, without reading those before them."""
+"""Read rows of a normalized catalog by their ordinals, without reading those before them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ from segmint.infra.storage.location import Location
 
 
 class NormalizedRows:
-    """An open normalized catalog, as a context manager: the footer is read once, row groups as asked for."""
+    """An open normalized catalog, as a context manager: the footer is read once, row groups on demand."""
 
     def __init__(self, file: Location) -> None:
         self._stream = file.open()
@@ -21,10 +21,10 @@ class NormalizedRows:
             self._file = pq.ParquetFile(self._stream)
         except pa.ArrowInvalid as error:
             self._stream.close()
-            raise UsageError(f"{file} is no normalized catalog: {error}") from error
+            raise UsageError(f"{file} is not a normalized catalog: {error}") from error
         if not self._file.schema_arrow.equals(NORMALIZED):
             self.close()
-            raise UsageError(f"{file} is no normalized catalog: its columns are not those of one")
+            raise UsageError(f"{file} is not a normalized catalog: its columns are different")
         metadata = self._file.metadata
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         first = self._file.read_row_group(0, columns=["ordinal"]).column(0)[0].as_py() if counts else 0
@@ -34,11 +34,11 @@ class NormalizedRows:
 
     @property
     def ordinals(self) -> tuple[int, int]:
-        """The part's first ordinal, and the one after its last."""
+        """The first ordinal, and one past the last."""
         return self._starts[0], self._starts[-1]
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """The rows whose ordinal is in [start, stop), in order; fewer where the catalog has fewer."""
+        """Return the rows with ordinals in [start, stop), in order; fewer if the catalog has fewer."""
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
         if low >= high:
             return NORMALIZED.empty_table()
@@ -51,7 +51,7 @@ class NormalizedRows:
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int]) -> pa.Table:
-        """The rows with these ordinals, ascending; those that the part has not are left out."""
+        """Return the rows with these ordinals, which must be ascending; absent ones are left out."""
         pieces = [NORMALIZED.empty_table()]
         for group, (begin, end) in enumerate(pairwise(self._starts)):
             inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
@@ -60,7 +60,7 @@ class NormalizedRows:
         return pa.concat_tables(pieces)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Close the file."""
         self._file.close()
         self._stream.close()
 
@@ -77,10 +77,9 @@ class NormalizedRows:
 
 
 def read_rows(file: Location, start: int, stop: int) -> pa.Table:
-    """The rows of a normalized catalog with ordinals in [start, stop), in order, as `NORMALIZED`.
+    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, as `NORMALIZED`.
 
-    Row groups that hold none of them are skipped by their counts. To read again and again, keep a
-    `NormalizedRows` open.
+    Row groups without any of them are skipped. To read repeatedly, keep a `NormalizedRows` open.
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)

@@ -1,6 +1,6 @@
-"""How many rows a source catalog has, and a few of them from all over it, without keeping the others.
+"""Count the rows of a source catalog, and read an evenly spread sample, without keeping the others.
 
-A row counts as `segmint.catalogs.source.readers` counts it, so that the number is the one that a build will have.
+Rows are counted as in `segmint.catalogs.source.readers`, so the number is what a build will see.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ COUNTED_BY = {
     "JSON Lines": "its lines that are not blank",
     "CSV": "its records, parsed: a quoted value may hold line breaks",
 }
-"""What `count_rows` reads of a catalog, by its format; each gives the exact number."""
+"""What `count_rows` reads of a catalog, by format; the number is exact in each case."""
 
 
 def count_rows(catalog: Location) -> int:
-    """The exact number of rows of the catalog at `catalog`; see `COUNTED_BY`.
+    """Count the rows of a catalog exactly; see `COUNTED_BY`.
 
-    Of a Parquet file only the footer is read. Text is read through once, a block at a time; values are not looked at.
-    Raises `UsageError` for a file that is no catalog, or whose columns are not one's.
+    Of a Parquet file only the footer is read. Text is read once, block by block; values are not checked.
+    Raises `UsageError` for a file that is not a catalog or lacks its columns.
     """
     kind = catalog_format(catalog.uri)
     if kind == "Parquet":
@@ -42,19 +42,19 @@ def count_rows(catalog: Location) -> int:
 
 
 def spread_evenly(rows: int, wanted: int) -> list[int]:
-    """`wanted` positions out of `rows`, ascending and all different, in the middles of equal parts.
+    """Return `wanted` of `rows` positions, ascending and distinct: the middles of equal parts.
 
-    Always the same ones; all of them where `wanted` is `rows` or more.
+    Always the same ones; all of them if `wanted` is `rows` or more.
     """
     wanted = min(rows, wanted)
     return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
 
 
 def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
-    """The rows of the source catalog with these ordinals (from 0, ascending), as `NORMALIZED`.
+    """Return the rows of the source catalog with these ordinals (from 0, ascending), as `NORMALIZED`.
 
-    Of a Parquet file only the row groups that hold one are read; text is parsed up to the last. Duplicates are not
-    marked: that takes all rows. Raises `UsageError` where a row on the way cannot be used.
+    Of a Parquet file only the row groups with such rows are read; text is parsed up to the last one. Duplicates are not
+    marked: that needs all rows. Raises `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pick(_numbered(read_catalog(catalog), 0), ordinals)
@@ -69,7 +69,7 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
 
 
 def _starts(file: pq.ParquetFile) -> list[int]:
-    """The ordinal of each row group's first row, and the one after the last row."""
+    """Return the ordinal of each row group's first row, and one past the last row."""
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)

@@ -1,8 +1,8 @@
-"""Makes a catalog from the images below a folder or prefix; licenses come from an argument or sidecar files.
+"""Make a catalog from the images below a folder or prefix; licenses come from an argument or sidecar files.
 
-A sidecar stands beside its image and has its whole name: `photo.jpg.json` holds any columns of a catalog but
-`uri`; `photo.jpg.license` holds an identifier alone, or REUSE's tags (`SPDX-License-Identifier`,
-`SPDX-FileCopyrightText`). A sidecar wins over the argument, and JSON over the other.
+A sidecar is next to its image and its name begins with the image's: `photo.jpg.json` has any columns of a catalog
+except `uri`; `photo.jpg.license` has just an identifier, or REUSE's tags (`SPDX-License-Identifier`,
+`SPDX-FileCopyrightText`). Sidecars override the argument, and JSON overrides `.license`.
 """
 
 import csv
@@ -42,7 +42,7 @@ IMAGE_ENDINGS = (
     ".jp2",
     ".gif",
 )
-"""What is taken for an image by its name. Whether it is one is found when it is read."""
+"""The endings that count as images. Whether a file really is one turns out when it is read."""
 
 _SIDECAR_ENDINGS = (".json", ".license")
 _SIDECAR_BYTES = 1 << 20
@@ -59,11 +59,10 @@ class _Found:
 def scan(
     folder: Location, license: str | None = None, provider: str | None = None, threads: int = 16
 ) -> Iterator[dict[str, Any]]:
-    """A row of `SOURCE` (a dictionary, absent values left out) for each image below `folder`, in order of names.
+    """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, in order of names.
 
-    URIs are absolute in the rows, `image_id` is the name relative to the prefix. An image without a
-    license gets a row without one. Raises `UsageError` for a license that is no identifier and for a bad
-    sidecar.
+    `uri` is absolute in the rows; `image_id` is the name relative to the prefix. An image without a license gets a row
+    without one. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
     """
     base = _absolute(folder)
     common = {"license": validate_identifier(license) if license else None, "provider": provider}
@@ -77,10 +76,10 @@ def _absolute(folder: Location) -> Location:
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
-    """Writes rows of `SOURCE` as a catalog, in the format of `file`'s ending; returns their number."""
+    """Write rows of `SOURCE` as a catalog, in the format of `file`'s ending; return their number."""
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
-        raise UsageError(f"{file}: a catalog is written without compression; leave out .gz")
+        raise UsageError(f"{file}: catalogs are written uncompressed; leave out .gz")
     with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
         path = Path(folder) / "catalog"
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
@@ -89,8 +88,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
 
 
 def _images(base: Location) -> Iterator[_Found]:
-    # Names come sorted, so all that begin with an image's name come right after it: sidecars are found while
-    # only those few names are kept.
+    # Names are sorted, so those that begin with an image's name follow it directly: only these few are kept in memory
+    # to find sidecars.
     open_images: deque[_Found] = deque()
     for entry in base.walk():
         while open_images and not entry.name.startswith(open_images[0].name):
@@ -134,13 +133,13 @@ def _from_license(where: str, data: bytes) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{where} is no text in UTF-8: {error}") from error
+        raise UsageError(f"{where} is not UTF-8 text: {error}") from error
     tags: dict[str, str] = {}
     for name, value in _TAG.findall(text):
         tags[name] = f"{tags[name]}; {value}" if name == "FileCopyrightText" and name in tags else value
     license = tags.get("License-Identifier", text if not tags else "")
     if not license:
-        raise UsageError(f"{where} names no license: expected an identifier, or SPDX-License-Identifier: …")
+        raise UsageError(f"{where} has no license: expected an identifier, or SPDX-License-Identifier: …")
     _check_license(where, license)
     return {"license": license, "attribution": tags.get("FileCopyrightText")}
 
@@ -156,7 +155,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     ordered = {name: row[name] for name in SOURCE.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
-    # Required columns stand there even when empty.
+    # Required columns are written even if empty.
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 

@@ -1,4 +1,4 @@
-"""Catalogs of lines of text, packed by gzip or not, as blocks of whole lines."""
+"""Read text catalogs, plain or gzip-compressed, in blocks of whole lines."""
 
 import gzip
 import zlib
@@ -10,21 +10,21 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 BLOCK_BYTES = 4 << 20
-"""How much of a text catalog is parsed at a time."""
+"""Bytes of a text catalog that are parsed at a time."""
 
 ROW_BYTES = 4 << 20
-"""How long one row of a text catalog may be. Whatever is longer is no catalog, and would fill the memory."""
+"""Bytes that one row of a text catalog may have. A longer one is not from a catalog, and would fill the memory."""
 
 
 def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
-    """A stream of the catalog's bytes, unpacked where its name ends in `.gz`; raises `UsageError` for a bad gzip."""
+    """Open a stream of the catalog's bytes, decompressed if its name ends in `.gz`; `UsageError` for bad gzip."""
     return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
 
 
 def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """The stream in blocks of about `BLOCK_BYTES` that end where a line ends; without a byte-order mark.
+    """Yield the stream in blocks of about `BLOCK_BYTES` that end at the end of a line, without a byte-order mark.
 
-    A line without an end is cut where its block is too long for any row.
+    Stops at a line that is too long for any row; the last block then ends inside it.
     """
     rest = stream.read(3)
     rest = b"" if rest == b"\xef\xbb\xbf" else rest
@@ -50,4 +50,4 @@ def _unpacked(file: Location) -> Iterator[BinaryIO]:
         try:
             yield cast(BinaryIO, stream)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{file} is no gzip file that can be read: {error}") from error
+            raise UsageError(f"{file} cannot be read as gzip: {error}") from error

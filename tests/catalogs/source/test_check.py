@@ -51,7 +51,7 @@ def test_findings_name_their_rows(tmp_path: Path) -> None:
     text = "\n".join(found.lines())
     for part in (
         "6 rows, 2 of them",
-        "'CC-BY' is no license identifier; did you mean CC-BY-4.0?",
+        "'CC-BY' is not a license identifier; did you mean CC-BY-4.0?",
         "row 6, column country",
     ):
         assert part in text

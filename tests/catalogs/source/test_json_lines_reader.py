@@ -68,7 +68,7 @@ def test_blank_lines_spaces_and_ends_of_any_kind_are_no_rows(
 def test_a_line_is_a_row_whatever_the_others_make_up_for(folder: Path, text: str) -> None:
     """Two objects in a line and a blank one are as many as two rows, and are still none."""
     (folder / "bad.jsonl").write_text(text, encoding="utf-8", newline="")
-    with pytest.raises(UsageError, match=r"bad\.jsonl, row \d is no JSON"):
+    with pytest.raises(UsageError, match=r"bad\.jsonl, row \d is not JSON"):
         read(folder / "bad.jsonl")
 
 

@@ -48,5 +48,5 @@ def test_a_footer_that_lies_about_its_rows_is_found_out(tmp_path: Path) -> None:
     lies = data[footer:].replace(compact(1000), compact(8191))
     assert lies != data[footer:]
     path.write_bytes(data[:footer] + lies)
-    with pytest.raises(UsageError, match=r"c\.parquet: the file is damaged: its footer tells of 8191 rows, 1000 came"):
+    with pytest.raises(UsageError, match=r"c\.parquet: the file is damaged: its footer says 8191 rows, 1000 were read"):
         read(path)

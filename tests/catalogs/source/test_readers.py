@@ -111,12 +111,12 @@ def test_typed_columns_that_mean_the_same_are_taken(tmp_path: Path) -> None:
     [
         ("c.jsonl", '{"uri": "a.jpg"}\n', ["c.jsonl", "'license' is missing"]),
         ("c.csv", "url,license\na.jpg,CC0-1.0\n", ["c.csv", "'uri' is missing", "url, license"]),
-        ("c.csv", "uri,license,uri\n", ["c.csv", "'uri' stands there 2 times"]),
+        ("c.csv", "uri,license,uri\n", ["c.csv", "'uri' occurs 2 times"]),
         ("c.csv", "", ["c.csv", "'uri' is missing"]),
         ("c.csv", "uri,license\na,b\nc,d,e\n", ["c.csv, line 3", "found 3 values", "expected 2"]),
         ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": "b"\n', ["c.jsonl, row 2", "no JSON"]),
         ("c.jsonl", '{"uri": "a", "license": "x"} {"uri": "b"}\n', ["c.jsonl, row 1", "no JSON"]),
-        ("c.jsonl", '["a", "b"]\n', ["c.jsonl, row 1", "expected a JSON object a line"]),
+        ("c.jsonl", '["a", "b"]\n', ["c.jsonl, row 1", "expected one JSON object per line"]),
         ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": 7}\n', ["c.jsonl, row 2, column uri", "7"]),
         ("c.jsonl", '{"uri": "a", "license": 4.0}\n', ["row 1, column license", "expected text"]),
         (
@@ -227,7 +227,7 @@ def test_rows_of_a_gigabyte_are_refused_in_little_memory(tmp_path: Path) -> None
     for line in told[:2]:
         assert "longer than 4,194,304 bytes" in line
     for line in told[2:4]:
-        assert "hold no header" in line
+        assert "no CSV header" in line
     for line in told[4:]:
         assert "a row is longer than 4,194,304 bytes, or a quote is never closed" in line
 
@@ -241,8 +241,8 @@ def test_json_nested_a_million_times_is_named(tmp_path: Path) -> None:
         paths.append(write(tmp_path / f"later{number}.jsonl", text))
     told = read_in_little_memory(*paths)
     for number in range(2):
-        assert f"first{number}.jsonl, row 1 is no JSON" in told[2 * number]
-        assert f"later{number}.jsonl, row 2 is no JSON" in told[2 * number + 1]
+        assert f"first{number}.jsonl, row 1 is not JSON" in told[2 * number]
+        assert f"later{number}.jsonl, row 2 is not JSON" in told[2 * number + 1]
 
 
 def test_a_parquet_catalog_that_repeats_a_megabyte_is_read_in_pieces(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_pa
 def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"ordinal": [0]}), path)
-    with pytest.raises(UsageError, match=r"other\.parquet is no normalized catalog"):
+    with pytest.raises(UsageError, match=r"other\.parquet is not a normalized catalog"):
         NormalizedRows(location_of(path))
     path.write_bytes(b"text")
-    with pytest.raises(UsageError, match="is no normalized catalog"):
+    with pytest.raises(UsageError, match="is not a normalized catalog"):
         NormalizedRows(location_of(path))

@@ -86,13 +86,13 @@ def test_sidecars_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.jpg.json", "{", "a.jpg.json is no JSON"),
+        ("a.jpg.json", "{", "a.jpg.json is not JSON"),
         ("a.jpg.json", "[]", "a.jpg.json: found [];"),
         ("a.jpg.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
         ("a.jpg.json", '{"redistributable": "no"}', "a.jpg.json, key redistributable"),
         ("a.jpg.json", '{"valid_until": "tomorrow"}', "YYYY-MM-DD"),
         ("a.jpg.license", "All rights reserved", "a.jpg.license: 'All rights reserved' is no license identifier"),
-        ("a.jpg.license", "SPDX-FileCopyrightText: 2020 Bo", "a.jpg.license names no license"),
+        ("a.jpg.license", "SPDX-FileCopyrightText: 2020 Bo", "a.jpg.license has no license"),
     ],
 )
 def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:

@@ -37,7 +37,7 @@ def test_a_packed_text_is_unpacked_by_its_name(tmp_path: Path) -> None:
         assert stream.read() == b"uri,license\n"
     (tmp_path / "bad.csv.gz").write_bytes(b"uri,license\n")
     with (
-        pytest.raises(UsageError, match=r"bad\.csv\.gz is no gzip file"),
+        pytest.raises(UsageError, match=r"bad\.csv\.gz cannot be read as gzip"),
         open_text(location_of(tmp_path / "bad.csv.gz")) as stream,
     ):
         stream.read()
