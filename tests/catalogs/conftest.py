@@ -1,4 +1,4 @@
-"""A committed dataset for the tests of what reads one: real files by the real writer, without a model."""
+"""A committed dataset for tests that read one: real files by the real writer, without a model."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.locations import location_of
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    """A local folder with three committed shards of three rows each, of which one is refused."""
+    """A local folder with three committed shards of three rows each, one of them refused."""
     uri = str(tmp_path / "dataset")
     write_dataset(location_of(uri), shards=3)
     return uri

@@ -1,4 +1,4 @@
-"""Who is to be credited, under which license, and files that say so: read back as others read them."""
+"""Which licenses require credit, and files of attributions, read back with common readers."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ ROWS = [
         (None, False),
     ],
 )
-def test_licenses_that_ask_for_attribution(license: str | None, asks: bool) -> None:
+def test_licenses_that_require_attribution(license: str | None, asks: bool) -> None:
     assert asks_for_attribution(license) is asks
 
 
@@ -79,7 +79,7 @@ def test_every_family_is_of_listed_identifiers(family: str) -> None:
         (None, None),
     ],
 )
-def test_where_a_license_stands(license: str | None, url: str | None) -> None:
+def test_license_urls(license: str | None, url: str | None) -> None:
     assert license_url(license) == url
 
 
@@ -99,7 +99,7 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
     assert lines[0]["license_url"] == "https://creativecommons.org/licenses/by-sa/3.0/"
 
 
-def test_markdown_shows_a_catalog_s_text_as_it_is_and_links_web_pages_alone(tmp_path: Path) -> None:
+def test_markdown_shows_a_catalogs_text_verbatim_and_links_only_web_pages(tmp_path: Path) -> None:
     lines = written(tmp_path, "a.md").splitlines()
     assert lines[0] == "# Attributions"
     one, other = (line for line in lines if line.startswith("- "))
@@ -110,7 +110,7 @@ def test_markdown_shows_a_catalog_s_text_as_it_is_and_links_web_pages_alone(tmp_
     assert other == "- `sa_2.jpg`: two, LicenseRef-acme"
 
 
-def test_another_ending_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_unknown_ending_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md; got .*a\.txt"):
         write_attributions([], location_of(tmp_path / "a.txt"))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Every code has a region that the paper has, and the World Bank's level as it counts them."""
+"""Every code has one of the paper's regions and the World Bank's income level."""
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ M49 = {
         BM CA GL PM US
     """,
 }
-"""Codes by region, as the United Nations' Statistics Division lists them; the Americas without and with the north."""
+"""Codes by region, as the United Nations Statistics Division lists them, with the Americas as two."""
 
 LEVELS = {
     "high": """
@@ -42,10 +42,10 @@ LEVELS = {
         YT
     """,
 }
-"""Codes by the World Bank's level of its fiscal year 2026, and those without one; all others are middle."""
+"""Codes by the World Bank's level for fiscal year 2026, and those without one; all others are middle."""
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     table = countries()
     assert len(table) == 250, "ISO 3166-1 has 249, and XK"
     assert list(table) == sorted(table)
@@ -68,7 +68,7 @@ def test_income_levels_are_the_world_bank_s() -> None:
     }
 
 
-def test_income_levels_are_as_many_as_the_world_bank_counts() -> None:
+def test_income_levels_add_up_to_the_world_banks_counts() -> None:
     found = Counter(row.income for row in countries().values())
     # Fiscal year 2026: 87 economies of high income (Guernsey and Jersey are one), 104 middle, 25 low, 2 unclassified.
     assert {income: found[income] for income in INCOMES} == {"high": 88, "middle": 104, "low": 25}

@@ -1,4 +1,4 @@
-"""Codes are explained and documented; findings add up, and few are kept however many there are."""
+"""Codes are explained and documented; all findings are counted, and only the first are kept."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from segmint.catalogs.findings import EXAMPLES, SENTENCES, Code, Finding, Findin
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
 
 
-def test_every_code_stands_in_the_docs_with_its_sentence() -> None:
+def test_every_code_is_in_the_docs_with_its_sentence() -> None:
     shown = re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## Findings")[2], re.MULTILINE)
     assert shown == [(str(code), SENTENCES[code]) for code in Code]
 
@@ -22,7 +22,7 @@ def test_a_finding_names_shard_file_and_row() -> None:
     )
 
 
-def test_all_are_counted_and_the_first_are_kept() -> None:
+def test_all_findings_are_counted_and_the_first_are_kept() -> None:
     findings, more = FindingCollector(), FindingCollector()
     areas = [Place("m").finding(Code.MASK_AREA, index, 0) for index in range(EXAMPLES - 1)]
     findings.extend(iter(areas))

@@ -1,4 +1,4 @@
-"""Names of files, canonical JSON and differing keys."""
+"""File names, canonical JSON and differing keys."""
 
 import pytest
 from hypothesis import given
@@ -54,18 +54,18 @@ def test_names_are_those_of_the_format() -> None:
         "report/sa_000007-0123456789ab.tar",
     ],
 )
-def test_foreign_data_files_are_none_of_ours(path: str) -> None:
+def test_foreign_data_files_are_not_recognized(path: str) -> None:
     assert parse_data_path(path) is None
 
 
 @pytest.mark.parametrize(
     "name", ["0.g1.json", "000000.g0.json", "000000.g01.json", "0000000.g1.json", "000000.g1.json.bak", "README"]
 )
-def test_foreign_commits_are_none_of_ours(name: str) -> None:
+def test_foreign_commits_are_not_recognized(name: str) -> None:
     assert parse_commit_name(name) is None
 
 
-def test_parts_of_the_catalog_are_known_by_their_names() -> None:
+def test_parts_of_the_catalog_are_recognized_by_name() -> None:
     assert is_part_path(part_path(0, DIGEST))
     assert is_part_path(part_path(10, DIGEST))
     for name in (
@@ -78,14 +78,14 @@ def test_parts_of_the_catalog_are_known_by_their_names() -> None:
         assert not is_part_path(f"catalog/{name}")
 
 
-def test_canonical_json_is_one_for_equal_values() -> None:
+def test_equal_values_have_the_same_canonical_json() -> None:
     assert canonical_json({"b": [1, 2.5, None], "a": "é"}) == '{"a":"é","b":[1,2.5,null]}\n'.encode()
     assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="JSON"):
         canonical_json(float("nan"))
 
 
-def test_differing_keys_are_named_with_their_paths() -> None:
+def test_differing_keys_are_listed_with_their_paths() -> None:
     old = {"name": "a", "masks": {"iou": 0.88, "area": 100}, "license": {"allow": ["A"]}, "gone": 1}
     new = {"name": "a", "masks": {"iou": 0.9, "area": 100.0}, "license": {"allow": ["A", "B"]}, "new": None}
     assert differing_keys(old, new) == ["gone", "license.allow", "masks.area", "masks.iou", "new"]

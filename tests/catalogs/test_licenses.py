@@ -1,4 +1,4 @@
-"""License identifiers and the policy that judges by them."""
+"""License identifiers and the license policy."""
 
 from datetime import date
 
@@ -69,7 +69,7 @@ def test_an_unknown_identifier_in_a_configuration_is_refused_with_a_suggestion()
         (POLICY, "CC-BY-4.0", True, date(2026, 5, 31), Reason.LICENSE_EXPIRED),
         (STRICT, "CC-BY-4.0", None, None, Reason.NOT_REDISTRIBUTABLE),
         (STRICT, "CC-BY-4.0", False, None, Reason.NOT_REDISTRIBUTABLE),
-        # Of several faults the first one counts.
+        # Of several problems the first one counts.
         (STRICT, None, False, date(2000, 1, 1), Reason.LICENSE_MISSING),
         (STRICT, "MIT", False, date(2000, 1, 1), Reason.LICENSE_NOT_ALLOWED),
         (STRICT, "CC-BY-4.0", False, date(2000, 1, 1), Reason.LICENSE_EXPIRED),

@@ -28,7 +28,7 @@ def test_how_rows_arrive_does_not_matter(cuts: list[int]) -> None:
 
 @given(cuts=st.lists(st.integers(0, 300), max_size=5), group=st.integers(1, 400))
 @settings(max_examples=30)
-def test_row_groups_are_whole_however_batches_come(
+def test_row_groups_are_whole_however_batches_arrive(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], group: int
 ) -> None:
     folder = tmp_path_factory.mktemp("groups")

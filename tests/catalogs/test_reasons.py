@@ -1,4 +1,4 @@
-"""Reasons by their names, as a command line gives them."""
+"""Reasons parsed from the names on a command line."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from segmint.catalogs.reasons import Reason, reasons_to_retry
 from segmint.infra.errors import UsageError
 
 
-def test_reasons_are_known_by_their_names() -> None:
+def test_reasons_are_parsed_by_name() -> None:
     assert reasons_to_retry([]) == frozenset()
     assert reasons_to_retry(["not_found", "timed_out", "not_found"]) == {Reason.NOT_FOUND, Reason.TIMED_OUT}
 
 
 @pytest.mark.parametrize("name", ["not found", "NOT_FOUND", "", "taken_down"])
-def test_another_name_is_refused_with_the_list(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_list(name: str) -> None:
     with pytest.raises(UsageError, match=r"expected one of license_not_allowed, .*, timed_out") as caught:
         reasons_to_retry(["not_found", name])
     assert repr(name) in str(caught.value)

@@ -1,4 +1,4 @@
-"""A catalog of broken, odd and hostile images runs to its end; each is in the dataset, or refused for its reason."""
+"""A build of broken, odd and hostile images finishes; each is in the dataset, or refused for the right reason."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected], str]:
-    """The dataset, what must have become of each row, and what the command printed."""
+    """The dataset, the expected result of each row, and the command's output."""
     folder = tmp_path_factory.mktemp("bad")
     expected = write_bad_catalog(folder / "photos")
     config = write_config(
@@ -45,7 +45,7 @@ def test_each_row_is_in_the_dataset_or_refused_for_the_right_reason(built: tuple
     assert fates == wanted
 
 
-def test_at_least_twenty_kinds_are_refused_or_mended(built: tuple[Path, list[Expected], str]) -> None:
+def test_at_least_twenty_kinds_are_refused_or_repaired(built: tuple[Path, list[Expected], str]) -> None:
     _, expected, printed = built
     assert len(expected) >= 40
     reasons = {str(row.reason) for row in expected if row.reason is not None}

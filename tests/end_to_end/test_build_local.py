@@ -1,4 +1,4 @@
-"""A build on local files: the whole journey, the format of what comes out, and the second run."""
+"""A build on local files from start to end, the format of its output, and a second run."""
 
 import io
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A dataset of 8 rows in shards of 3, its configuration, and what the command printed."""
+    """A dataset of 8 rows in shards of 3, its configuration, and the command's output."""
     folder = tmp_path_factory.mktemp("local")
     catalog = small_catalog(folder / "photos")
     config = write_config(folder / "build.yaml", catalog, folder / "dataset")
@@ -102,7 +102,7 @@ def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: tuple[Path, P
     assert digests(dataset) == before
 
 
-def test_another_configuration_is_refused_by_its_keys(built: tuple[Path, Path, str]) -> None:
+def test_another_configuration_is_refused_with_its_keys(built: tuple[Path, Path, str]) -> None:
     dataset, config, _ = built
     printed = segmint("build", config, "--set", "masks.points_per_side=4", check=2)
     assert "masks.points_per_side" in printed

@@ -1,4 +1,4 @@
-"""The same build with catalog, photographs and dataset on a real S3 server, and with the server out for a while."""
+"""The same build with catalog, photographs and dataset on a real S3 server, also with an outage of the server."""
 
 import threading
 import time
@@ -65,14 +65,14 @@ def test_an_outage_in_the_middle_commits_no_false_reject(
     )
     commits = tmp_path / "dataset" / "commits"
     over = threading.Event()
-    stood: list[int] = []  # commits when the server went out
+    committed: list[int] = []  # number of commits when the outage began
 
     def outage() -> None:
         while not any(commits.glob("*.json")):
             if over.wait(0.05):
                 return
         s3_server.stop()
-        stood.append(len(list(commits.glob("*.json"))))
+        committed.append(len(list(commits.glob("*.json"))))
         time.sleep(20)
         s3_server.start()
 
@@ -83,8 +83,8 @@ def test_an_outage_in_the_middle_commits_no_false_reject(
     finally:
         over.set()
         saboteur.join()
-    assert stood, "the build ended without a commit"
-    assert stood[0] < 5, "the build was over before the server went out"
+    assert committed, "the build ended without a commit"
+    assert committed[0] < 5, "the build was over before the server went out"
     segmint("build", config)
     undisturbed = write_config(
         tmp_path / "local.yaml",

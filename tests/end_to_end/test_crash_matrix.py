@@ -1,4 +1,4 @@
-"""Operations killed at every storage call, writers put to sleep at every one: the points are counted, not chosen."""
+"""Operations killed at every storage call, and writers paused at every one: the points are counted, not chosen."""
 
 import json
 import os
@@ -18,11 +18,11 @@ LOCAL = {
     "one": ["write_shard", "next generation", "shards.json", "takedown"],
     "other": ["sweep", "redact", "repair", "sleep beside other content", "sleep beside equal content"],
 }
-"""What is run in each of two processes, which take about equally long."""
+"""The operations run in each of two processes, which take about equally long."""
 
 
 def start_matrix(operations: list[str], *arguments: str) -> subprocess.Popen[str]:
-    """Starts `tests.support.crash_matrix` in a process that has no threads to fork with."""
+    """Start `tests.support.crash_matrix` in a process without threads, so that it can fork."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.crash_matrix", ",".join(operations), *arguments],
         cwd=ROOT,
@@ -34,7 +34,7 @@ def start_matrix(operations: list[str], *arguments: str) -> subprocess.Popen[str
 
 
 def answer_of(process: subprocess.Popen[str]) -> Results:
-    """What a matrix found."""
+    """Return a matrix's results."""
     out, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     results: Results = json.loads(out)
@@ -43,7 +43,7 @@ def answer_of(process: subprocess.Popen[str]) -> Results:
 
 @pytest.fixture(scope="module")
 def matrix() -> Results:
-    """What came of all operations on local files."""
+    """The results of all operations on local files."""
     with quick_folder() as folder:
         started = [start_matrix(operations, str(folder)) for operations in LOCAL.values()]
         answers = [answer_of(process) for process in started]
@@ -53,14 +53,14 @@ def matrix() -> Results:
 @pytest.mark.parametrize(
     "operation", ["write_shard", "next generation", "sweep", "shards.json", "takedown", "redact", "repair"]
 )
-def test_a_death_at_any_call_leaves_one_whole_generation_and_is_made_good(matrix: Results, operation: str) -> None:
+def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix: Results, operation: str) -> None:
     assert matrix[operation]["wrong"] == {}
     calls = matrix[operation]["calls"]
     assert matrix[operation]["points"] == len(calls) + calls.count("fsync of a file") + 1
 
 
-def test_the_points_are_all_that_the_protocol_has(matrix: Results) -> None:
-    """A matrix that counted nothing would find nothing."""
+def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
+    """A matrix without points would find nothing."""
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]
     assert [call for call in calls if " " in call and not call.startswith("fsync")] == [
         "read commits/000001.g1.json",
@@ -70,22 +70,22 @@ def test_the_points_are_all_that_the_protocol_has(matrix: Results) -> None:
         "put rejects/sa_000001",
         "create commits/000001.g1.json",
     ]
-    # Of each put: the temporary file is synced, renamed, and its folder synced. Of the commit: linked, not renamed.
+    # Each put: the temporary file is synced and renamed, and its folder synced. The commit: linked, not renamed.
     assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [5, 4, 1, 1]
     assert any(call.startswith("delete") for call in matrix["sweep"]["calls"])
     assert any(call.startswith("create commits/000001.g2") for call in matrix["next generation"]["calls"])
 
 
 @pytest.mark.parametrize("content", ["other content", "equal content"])
-def test_a_writer_that_slept_at_any_call_changes_nothing_when_it_wakes(matrix: Results, content: str) -> None:
-    """What stands is what either writer alone would have left: the files of the loser are gone."""
+def test_a_writer_paused_at_any_call_changes_nothing_when_it_resumes(matrix: Results, content: str) -> None:
+    """The result is what either writer alone would have left: the loser's files are gone."""
     results = matrix[f"sleep beside {content}"]
     assert results["wrong"] == {}
     assert results["points"] == len(results["calls"]) + 1 > 20
 
 
 @pytest.mark.s3
-def test_a_death_at_any_request_to_s3_is_made_good(
+def test_a_death_at_any_request_to_s3_is_recovered(
     tmp_path: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:
     process = start_matrix(["write_shard"], str(tmp_path), f"s3://{s3_bucket}", json.dumps(s3_options))

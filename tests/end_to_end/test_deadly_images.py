@@ -1,5 +1,4 @@
-"""Images that crash, hang or starve the process that decodes or segments them are refused; all others are what they
-were."""
+"""Images that crash, hang or starve the process that decodes or segments them are refused; all others are unchanged."""
 
 import io
 import os
@@ -19,21 +18,21 @@ pytestmark = pytest.mark.ray
 
 VERDICTS = {CRASH: "killed_worker", HANG: "timed_out", EXIT: "killed_worker", ALLOCATE: "out_of_memory"}
 WIDTHS = {CRASH: 131, HANG: 132, EXIT: 133, ALLOCATE: 134}
-"""Of a released JPEG at which `POISON` does a deed."""
+"""Widths of released JPEGs that `POISON` makes deadly."""
 
 HARMLESS = ("astronaut", "coffee", "chelsea")
-TIMEOUT_S = 90  # far more than an image takes, on a busy machine, too
+TIMEOUT_S = 90  # far more than an image takes, even on a busy machine
 
 
 def png(name: str, width: int = 120) -> bytes:
-    """A small photograph; which deed its JPEG does, if any, follows from its width."""
+    """A small photograph; its width decides whether and how its JPEG is deadly."""
     stream = io.BytesIO()
     Image.fromarray(photograph(name, (width, 90))).save(stream, "PNG")
     return stream.getvalue()
 
 
 def write_photographs(folder: Path, deadly: Sequence[bytes]) -> Path:
-    """A catalog of harmless photographs with the deadly ones between them, from the second place on."""
+    """Write a catalog of harmless photographs, with the deadly ones inserted from the second position on."""
     folder.mkdir()
     files = [png(name) for name in HARMLESS]
     files[1:1] = deadly
@@ -63,7 +62,7 @@ def poisoned(config: Path, check: int = 0, **environment: str) -> str:
 
 
 def contents(dataset: Path, without: range) -> tuple[list[object], list[object], dict[str, bytes]]:
-    """Rows of images and masks, and the tar's files by name, of all ordinals but some."""
+    """Rows of images and masks, and the tar's files by name, of all ordinals except some."""
     tables = []
     for kind in ("images", "masks"):
         rows = pq.ParquetDataset(sorted((dataset / kind).iterdir())).read().to_pylist()
@@ -82,7 +81,7 @@ def contents(dataset: Path, without: range) -> tuple[list[object], list[object],
 
 
 def check(folder: Path, stage: str, deeds: Sequence[int]) -> None:
-    """Builds with images that do these deeds in a stage, and without a plugin that lets them."""
+    """Build with images that are deadly in these ways in a stage, and again with `POISON` off; compare."""
     deadly = [deadly_bitmap(deed) if stage == "prepare" else png("rocket", WIDTHS[deed]) for deed in deeds]
     catalog = write_photographs(folder / "photos", deadly)
     rows = len(HARMLESS) + len(deadly)
@@ -102,19 +101,19 @@ def check(folder: Path, stage: str, deeds: Sequence[int]) -> None:
     assert contents(folder / "deadly", places) == undisturbed
 
 
-def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_what_it_was(tmp_path: Path) -> None:
+def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_unchanged(tmp_path: Path) -> None:
     check(tmp_path, "segment", [EXIT])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("stage", ["prepare", "segment"])
-def test_every_deed_has_its_reason(tmp_path: Path, stage: str) -> None:
+def test_every_kind_of_death_has_its_reason(tmp_path: Path, stage: str) -> None:
     check(tmp_path, stage, list(VERDICTS))
 
 
 @pytest.mark.long
-def test_where_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> None:
+def test_if_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> None:
     catalog = write_photographs(tmp_path / "photos", [])
     config = configuration(tmp_path, catalog, "all", retry_wait_s=0)
     printed = poisoned(config, check=3, SEGMINT_TEST_ALL_JPEGS_DEADLY="1")

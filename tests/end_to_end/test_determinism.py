@@ -17,13 +17,13 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Digests of the files that one segment actor writes in one go."""
+    """Digests of the files that one segment actor writes in one run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     segmint("build", write_config(folder / "build.yaml", catalog, folder / "dataset"))
     return digests(folder / "dataset")
 
 
-def test_three_segment_actors_write_what_one_writes(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_three_segment_actors_write_the_same_as_one(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     pools = {"segment": {"actors": 3, "num_cpus": 1}, "prepare": {"actors": 2, "num_cpus": 0.5}}
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", resources=pools, rows_per_block=1)
     segmint("build", config)
@@ -44,7 +44,7 @@ def test_a_killed_run_is_finished_by_the_next(catalog: Path, undisturbed: dict[s
 
 
 @pytest.mark.long
-def test_ranges_of_shards_make_up_the_whole(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_ranges_of_shards_add_up_to_the_whole(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
     segmint("build", config, "--shards", "2:4")
     assert sorted(path.name for path in (tmp_path / "dataset" / "commits").iterdir()) == [
@@ -58,10 +58,10 @@ def test_ranges_of_shards_make_up_the_whole(catalog: Path, undisturbed: dict[str
 
 @pytest.mark.long
 @pytest.mark.parametrize("ranges", [((), ()), (("--shards", "0:2"), ("--shards", "2:4")), (("--shards", "0/2"), ())])
-def test_two_drivers_at_once_write_what_one_writes(
+def test_two_concurrent_drivers_write_the_same_as_one(
     catalog: Path, undisturbed: dict[str, str], tmp_path: Path, ranges: tuple[tuple[str, ...], tuple[str, ...]]
 ) -> None:
-    """On the same shards, on shares of them, and on both; a last run finds nothing but the index to write."""
+    """On the same shards, on parts of them, and on both; a last run has only the index to write."""
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
     first, second = ranges
     with running(config, *first) as one, running(config, *second) as other:

@@ -1,4 +1,4 @@
-"""A dataset after its first build: it grows with its catalog, and takes refused rows again."""
+"""A dataset after its first build: it grows with its catalog, and retries refused rows."""
 
 import json
 import re
@@ -22,14 +22,14 @@ def rows_of(catalog: Path) -> list[dict[str, str]]:
 
 
 def answer(printed: str) -> Any:
-    """The JSON among what a command printed."""
+    """Parse the JSON in a command's output."""
     found = re.search(r"^\{$.*^\}$", printed, re.MULTILINE | re.DOTALL)
     assert found is not None, printed
     return json.loads(found[0])
 
 
 def grown_catalog(folder: Path) -> Path:
-    """The small catalog with three photographs and an image that is missing, put in front of the others."""
+    """The small catalog with three photographs and a missing image added at the front."""
     catalog = small_catalog(folder)
     names = write_photographs(folder, 10)[7:]
     new = [{"uri": name, "license": "CC0-1.0", "image_id": f"new-{name}"} for name in [*names, "late.jpg"]]
@@ -46,7 +46,7 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
 
     assert "has 4 new rows" in segmint("build", config, check=2)
     assert digests(dataset) == first
-    # First the pilot's shard, then all, as with any build.
+    # First the pilot's shard, then all, as in any build.
     segmint("build", config, "--grow", "--shards", "4:5")
     assert sorted(path.name for path in (dataset / "commits").iterdir())[-1] == "000004.g1.json"
     accounting = answer(segmint("build", config, "--json"))
@@ -62,7 +62,7 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
     assert "nothing was left to do" in segmint("build", config, "--grow")
     assert digests(dataset) == grown
 
-    # The images that are new are those of a dataset of their own, but for their numbers.
+    # The new images equal those of a separate dataset, except for their numbers.
     alone = write_catalog(tmp_path / "photos" / "alone.jsonl", rows_of(catalog)[:4])
     segmint("build", write_config(tmp_path / "alone.yaml", alone, tmp_path / "alone"))
     new = [sample for sample in open_dataset(str(dataset)) if sample.id >= 10]
@@ -71,8 +71,8 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
         assert [mask.counts for mask in sample.masks] == [mask.counts for mask in other.masks]
 
 
-def test_refused_rows_are_taken_again_and_the_others_stay(tmp_path: Path) -> None:
-    """What comes of it is what a first build of the photographs as they are now would have written."""
+def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:
+    """The result is what a first build of the photographs in their current state would write."""
     photos = tmp_path / "photos"
     catalog = small_catalog(photos)
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
@@ -81,8 +81,8 @@ def test_refused_rows_are_taken_again_and_the_others_stay(tmp_path: Path) -> Non
     before = digests(dataset)
     commits = CommitLog(location_of(dataset))
 
-    told = segmint("build", config, "--retry-rejected", "license_not_allowed", "--retry-rejected", "not_found")
-    assert "2 refused rows: 0 are images now" in told
+    printed = segmint("build", config, "--retry-rejected", "license_not_allowed", "--retry-rejected", "not_found")
+    assert "2 refused rows: 0 are images now" in printed
     assert digests(dataset) == before
     assert "expected one of license_not_allowed" in segmint("build", config, "--retry-rejected", "wrong", check=2)
 
@@ -95,12 +95,12 @@ def test_refused_rows_are_taken_again_and_the_others_stay(tmp_path: Path) -> Non
     assert accounting["rejected"] == {"license_not_allowed": 1}
     assert commits.generations() == {0: [1], 1: [1], 2: [2]}
 
-    segmint("build", write_config(tmp_path / "anew.yaml", catalog, tmp_path / "anew"))
-    anew = digests(tmp_path / "anew")
+    segmint("build", write_config(tmp_path / "rebuilt.yaml", catalog, tmp_path / "rebuilt"))
+    rebuilt = digests(tmp_path / "rebuilt")
     after = digests(dataset)
-    assert after.keys() - anew.keys() == {"commits/000002.g2.json"}
-    assert anew.keys() - after.keys() == {"commits/000002.g1.json"}
-    assert all(after[path] == anew[path] for path in after.keys() & anew.keys())
+    assert after.keys() - rebuilt.keys() == {"commits/000002.g2.json"}
+    assert rebuilt.keys() - after.keys() == {"commits/000002.g1.json"}
+    assert all(after[path] == rebuilt[path] for path in after.keys() & rebuilt.keys())
     assert audit_integrity(str(dataset), Storage()).findings.total == 0
     assert "nothing was left to do" in segmint("build", config, "--retry-rejected", "not_found")
     assert digests(dataset) == after

@@ -1,5 +1,5 @@
-"""Whole runs that are killed, in part or altogether, at random moments: what stands in the end is what an undisturbed
-run writes, byte for byte."""
+"""Whole runs, killed partly or entirely at random moments: the final result equals that of an undisturbed run byte for
+byte."""
 
 import os
 import random
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400)]
 
 SEED = int(os.environ.get("SEGMINT_KILL_SEED", "20261120"))
 RESOURCES = {"prepare": {"actors": [1, 2]}}
-SHARDS = 10  # of an image each, so that a commit leaves much to do
+SHARDS = 10  # of one image each, so that much is left to do after a commit
 
 
 def is_prepare_actor(process: psutil.Process) -> bool:
@@ -46,7 +46,7 @@ WORKERS: dict[str, Callable[[psutil.Process], bool]] = {
     "shard writer": is_writer,
 }
 EARLY = ("prepare actor", "prepare child")
-"""What is gone before the first commits: Ray ends the actors of a stage that is done."""
+"""Processes that are gone before the first commits: Ray ends the actors of a finished stage."""
 
 ROUNDS = {"driver": 4, "prepare actor": 3, "segment actor": 3, "prepare child": 3, "shard writer": 4, "node": 3}
 KILLS = [(victim, number) for victim, rounds in ROUNDS.items() for number in range(rounds)]
@@ -71,7 +71,7 @@ def configured(folder: Path, catalog: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
-    """Digests of the files of a build that nobody kills, and the seconds that it takes."""
+    """Digests of the files of a build that is not killed, and the seconds it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = configured(folder, catalog)
     started = time.monotonic()
@@ -91,7 +91,7 @@ def living(run: Run, kind: Callable[[psutil.Process], bool]) -> list[psutil.Proc
 
 
 def random_moment(run: Run, commits: Path, seconds: float, chance: random.Random) -> None:
-    """Waits for a random commit of the first half, or for a random part of the time before any."""
+    """Wait for a random commit of the first half, or for a random part of the time before the first."""
     before = chance.randrange(SHARDS // 2)
     if before == 0:
         time.sleep(chance.uniform(0, 0.3) * seconds)
@@ -99,7 +99,7 @@ def random_moment(run: Run, commits: Path, seconds: float, chance: random.Random
 
 
 def strike(run: Run, victim: str, chance: random.Random) -> None:
-    """SIGKILL to the driver, or to one of the processes of a kind as soon as there is one."""
+    """Send SIGKILL to the driver, or to a process of a given kind as soon as there is one."""
     if victim == "driver":
         run.kill()
         return
@@ -120,7 +120,7 @@ def strike(run: Run, victim: str, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize(("victim", "number"), KILLS)
-def test_what_a_kill_leaves_is_finished(
+def test_a_killed_build_is_finished_by_the_next(
     catalog: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, victim: str, number: int
 ) -> None:
     files, seconds = undisturbed

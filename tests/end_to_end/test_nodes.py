@@ -1,6 +1,7 @@
-"""Builds on a cluster of several nodes: the bytes of one machine, also where a node goes or two drivers share the work.
+"""Builds on a cluster of several nodes write the same bytes as one machine, even if a node dies or two drivers share
+the work.
 
-The nodes are real ones, started by `ray start`, and all on this machine.
+The nodes are real ones, started by `ray start`, all on this machine.
 """
 
 from pathlib import Path
@@ -42,7 +43,7 @@ def works(node: RayNode, stage: str) -> bool:
 
 
 def build_on(cluster: RayCluster, config: Path, *stages_elsewhere: str) -> None:
-    """Builds to the end, and sees that these stages had actors on the last node."""
+    """Build to the end, and check that these stages had actors on the last node."""
     with running(config, **cluster.environment) as run:
         for stage in stages_elsewhere:
             wait_for(f"{stage} on the last node", lambda stage=stage: works(cluster.nodes[-1], stage), run)
@@ -59,18 +60,18 @@ def test_one_node_and_two_and_one_to_four_segment_actors_write_the_same(
             assert_whole(config.parent / "dataset", undisturbed)
         cluster.add_node(8)
         for actors in (2, 4):
-            # So many CPUs each that no node holds them all.
+            # Each takes so many CPUs that no node can hold all of them.
             pool = {"segment": {"actors": actors, "num_cpus": 12 / actors}}
             config = configured(tmp_path / f"two-{actors}", catalog, resources=pool, rows_per_block=1)
             build_on(cluster, config, "Segment")
             assert_whole(config.parent / "dataset", undisturbed)
 
 
-def test_a_build_outlives_a_node_without_which_its_pools_no_longer_fit(
+def test_a_build_survives_losing_a_node_that_its_pools_need(
     catalog: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    # A head that carries no stage, and a segment actor on each of the others: once both are on one, no CPU is left
-    # there for a writer.
+    # A head without stages, and a segment actor on each of the others: once both are on one node, it has no CPU left
+    # for a writer.
     config = configured(tmp_path / "killed", catalog, stall_timeout=1800)
     with ray_cluster(0, 5, 5) as cluster, running(config, **cluster.environment) as run:
         wait_for("segment actor on the last node", lambda: works(cluster.nodes[-1], "Segment"), run)

@@ -1,4 +1,4 @@
-"""A node that is halted while it writes a shard, and wakes up when another one has committed it."""
+"""A node that is paused while it writes a shard, and resumes after another one has committed it."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def writers(node: RayNode) -> list[psutil.Process]:
     return [process for process in node.processes() if title(process).startswith("ray::write_shard")]
 
 
-def test_a_node_that_slept_through_the_commit_of_its_shard_changes_nothing(
+def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
     s3_server: S3Server, s3_bucket: str, tmp_path: Path
 ) -> None:
     small_catalog(tmp_path / "photos", count=6)
@@ -34,13 +34,13 @@ def test_a_node_that_slept_through_the_commit_of_its_shard_changes_nothing(
     with faulty_proxy(s3_server.port) as proxy, ray_cluster(0, 8) as cluster:
         options = {"s3://": {"endpoint_url": proxy.url, "connect_timeout": 2, "read_timeout": 2}}
         config = write_config(tmp_path / "build.yaml", catalog, dataset, storage=options, stall_timeout=1800)
-        sleeper = cluster.nodes[-1]  # all work is on this node, until there is another one
+        sleeper = cluster.nodes[-1]  # all work is on this node until there is another one
         halted: list[int] = []
         woken: list[str] = []
 
         def policy(method: str, target: str) -> bytes:
             if (method, halted) == ("PUT", []) and "/set/masks/sa_000001" in target:
-                # Two of the shard's files are there; of this one the head has come, and the body waits for an answer.
+                # Two of the shard's files are there; of this one the header has arrived, and the body waits.
                 halted.extend(process.pid for process in writers(sleeper))
                 sleeper.pause()
             return b""
@@ -58,7 +58,7 @@ def test_a_node_that_slept_through_the_commit_of_its_shard_changes_nothing(
         assert {process.pid for process in still} == set(halted)
         assert {process.status() for process in still} == {psutil.STATUS_STOPPED}
         for process in still:
-            process.resume()  # before its raylet, which would end it
+            process.resume()  # before its raylet, which would kill it
         wait_for("the end of the writers that woke up", lambda: not writers(sleeper))
         assert any(request.startswith("PUT ") and "/set/commits/" in request for request in woken), woken
         sleeper.wake_up()

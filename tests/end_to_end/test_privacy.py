@@ -1,4 +1,4 @@
-"""What leaves a build: no face, no plate, no metadata, and no byte of an original anywhere on disk."""
+"""The output of a build has no face, no plate and no metadata, and no byte of an original is on disk."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         with_metadata(folder / "photos" / f"{name}.jpg", pixels)
         rows.append({"uri": f"{name}.jpg", "license": "CC0-1.0"})
     catalog = write_catalog(folder / "photos" / "catalog.jsonl", rows)
-    # Short sides of 200 and a crop layer make `prepare` hand the larger originals on, de-identified.
+    # Short sides of 200 and a crop layer make `prepare` pass on the larger originals, de-identified.
     config = write_config(
         folder / "build.yaml",
         catalog,
@@ -70,7 +70,7 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 class Keeper(threading.Thread):
-    """Hard-links every file that appears in Ray's folder, since Ray deletes what it spilled as soon as it is used."""
+    """Hard-links every file that appears in Ray's folder, since Ray deletes spilled objects once they are used."""
 
     def __init__(self, folder: Path, destination: Path) -> None:
         super().__init__(daemon=True)
@@ -130,7 +130,7 @@ def test_no_byte_of_an_original_is_on_disk_though_the_object_store_spilled(
     assert SECRET not in printed
 
 
-def test_the_regions_are_told_and_the_face_is_one_of_them(built: tuple[Path, Path, Path, str]) -> None:
+def test_the_regions_are_recorded_and_the_face_is_one_of_them(built: tuple[Path, Path, Path, str]) -> None:
     import duckdb
 
     _, dataset, _, _ = built

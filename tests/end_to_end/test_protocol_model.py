@@ -1,4 +1,4 @@
-"""Writers, corrections and sweeps, interleaved at their storage calls, killed, and slept through, against a model.
+"""Writers, corrections and sweeps, interleaved at their storage calls, killed and paused, checked against a model.
 
 The invariants are those of docs/exactly-once.md, by their numbers.
 """
@@ -47,7 +47,7 @@ calls = st.integers(1, 4)
 
 @cache
 def commit_of(shard: int, variant: int, generation: int) -> bytes:
-    """The bytes of the commit that a writer makes whom nobody disturbs."""
+    """The bytes of the commit that an undisturbed writer makes."""
     with quick_folder() as folder:
         place = Place(str(folder))
         write(place, shard, variant, generation)
@@ -99,7 +99,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: not self.sweeps)
     @rule(grace=st.sampled_from([0, 24]), at_once=st.booleans())
     def start_a_sweep(self, grace: int, at_once: bool) -> None:
-        """Without grace while no correction is being written: a writer of a first generation needs none."""
+        """Without a grace period while no correction is being written: writers of a first generation need none."""
         self.sweeps.append(Stepped(lambda: sweep(self.place.location, timedelta(hours=grace))))
         if at_once:
             self.sweeps[0].finish()
@@ -122,7 +122,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.held and not self.sweeps)
     @rule(choice=choices, variant=variants, calls_made=st.none() | st.integers(0, 7))
     def a_shard_is_corrected(self, choice: int, variant: int, calls_made: int | None) -> None:
-        """The next generation, whole or killed; not while a beaten writer is between its look and its deletions."""
+        """Commit the next generation, or be killed; not while a losing writer is between its check and deletions."""
         shard = sorted(self.held)[choice % len(self.held)]
         if any(at == shard and writer.next_call.startswith("delete") for at, writer in self.writers):
             return
@@ -153,7 +153,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def commits_stay(self) -> None:
-        """I2, I3, I9: of a shard the commit that holds is one that a writer made, and only a higher one replaces it."""
+        """I2, I3, I9: a shard's valid commit was made by a writer, and only a higher generation replaces it."""
         now = {commit.shard: (commit.generation, data) for commit, data in holding(self.place)}
         assert self.held.keys() <= now.keys()
         for shard, (generation, data) in now.items():
@@ -166,7 +166,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def readers_see_one_whole_generation(self) -> None:
-        """I4: every committed ordinal once, and those refused in none of them."""
+        """I4: every committed ordinal occurs once, and refused ones do not occur."""
         ids = [sample.id for sample in open_dataset(self.place.uri)]
         assert ids == sorted(set(ids))
         images = sum(commit.counts["images"] for commit, _ in holding(self.place))
@@ -174,7 +174,7 @@ class Protocol(RuleBasedStateMachine):
         assert {(number - 1) // ROWS for number in ids} == {commit.shard for commit, _ in holding(self.place)}
 
     def teardown(self) -> None:
-        """Whatever happened: the work done again, and a sweep, leave a whole dataset and nothing else."""
+        """Whatever happened, repeating the work and a sweep leave a whole dataset and nothing else."""
         try:
             for _, each in [*self.writers, *((0, each) for each in self.sweeps)]:
                 each.finish()
@@ -208,7 +208,7 @@ def run(examples: int, steps: int, derandomize: bool) -> None:
                 stateful_step_count=steps,
                 derandomize=derandomize,
                 database=None,
-                phases=[Phase.generate],  # a failure is told at once; making it smaller takes minutes
+                phases=[Phase.generate],  # report a failure at once; shrinking it takes minutes
                 suppress_health_check=list(HealthCheck),
             ),
         )

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing fails, nothing is fetched, and everybody can read it."""
+"""The report in a real browser: nothing fails, nothing is fetched, and it is accessible."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pages(minted_report: Path, report_folder: Path) -> dict[str, str]:
-    """URLs of two reports: of a real dataset without a finding, and of one with findings and hostile names."""
+    """URLs of two reports: of a real dataset without findings, and of one with findings and hostile names."""
     return {
         name: (path / "index.html").as_uri() for name, path in (("minted", minted_report), ("reported", report_folder))
     }
@@ -33,7 +33,7 @@ def opened(page: "Page", url: str) -> Watched:
 
 
 @pytest.mark.parametrize("name", ["minted", "reported"])
-def test_it_fails_in_nothing_and_asks_for_nothing(page: "Page", pages: dict[str, str], name: str) -> None:
+def test_nothing_fails_and_nothing_is_fetched(page: "Page", pages: dict[str, str], name: str) -> None:
     watched = opened(page, pages[name])
     assert watched.errors == []
     assert [url for url in watched.requests if not url.startswith("data:")] == [pages[name]]
@@ -53,7 +53,7 @@ def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, wi
 
 @pytest.mark.parametrize("name", ["minted", "reported"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_read_it(
+def test_the_report_is_accessible(
     page: "Page", pages: dict[str, str], name: str, scheme: Literal["light", "dark"]
 ) -> None:
     page.emulate_media(color_scheme=scheme)
@@ -64,7 +64,7 @@ def test_everybody_can_read_it(
     assert (sum(map(int, background.removeprefix("rgb(").rstrip(")").split(","))) < 384) == (scheme == "dark")
 
 
-def test_it_can_be_walked_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
+def test_it_works_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
     opened(page, pages["reported"])
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the findings"
@@ -76,14 +76,14 @@ def test_it_can_be_walked_by_keyboard(page: "Page", pages: dict[str, str]) -> No
     assert page.locator("#masks details[open]").count() == 1
 
 
-def test_paper_has_every_picture(page: "Page", pages: dict[str, str]) -> None:
+def test_every_picture_is_printed(page: "Page", pages: dict[str, str]) -> None:
     opened(page, pages["minted"])
     printed = page.pdf(format="A4")
     assert printed.startswith(b"%PDF")
     assert printed.count(b"/Subtype /Image") >= page.locator("img").count()
 
 
-def test_these_checks_find_what_they_look_for(page: "Page") -> None:
+def test_these_checks_detect_planted_faults(page: "Page") -> None:
     watched = watch(page)
     page.set_viewport_size({"width": 320, "height": 800})
     page.set_content(

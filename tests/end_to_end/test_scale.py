@@ -1,4 +1,4 @@
-"""Builds with stubs in the place of pixels: shards near the object store's size, and memory that does not grow."""
+"""Builds with stubs instead of pixels: shards near the object store's size, and memory that does not grow."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 SHARD_ROWS = 306
 SHARDS = 3
 MEGABYTE = 1_000_000
-STILL_WARMING_UP = ("driver", "Ray Data's own actors")  # the later windows add less and less
+STILL_WARMING_UP = ("driver", "Ray Data's own actors")  # later windows add less and less
 
 
 def test_shards_of_300_mb_pass_through_an_object_store_of_500_mb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Byte for byte what comes without an object store."""
+    """The files equal those written without an object store, byte for byte."""
     monkeypatch.setenv(RELEASE_BYTES, str(MEGABYTE))
     assert OBJECT_STORE == 500 * MEGABYTE
     config = write_build(tmp_path / "ray", SHARDS * SHARD_ROWS, images_per_shard=SHARD_ROWS)

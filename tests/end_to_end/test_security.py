@@ -1,4 +1,4 @@
-"""Whole builds under attack: secrets stay where they came from, and a hostile catalog reaches nothing."""
+"""Whole builds under attack: secrets do not leak, and a hostile catalog reaches nothing."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "marked/secret+of+the/environment",
     "AWS_SESSION_TOKEN": "marked-session-token-of-the-environment",
 }
-"""Not the server's: the profile of the storage options has those."""
+"""Not the server's credentials, which are in the profile of the storage options."""
 
 WRITTEN = "wJalrXUtnFEMI/K7MDENG+marked"
-"""What somebody wrote into the catalog."""
+"""Secrets that a person wrote into the catalog."""
 
 SECRETS = (*ENVIRONMENT.values(), SECRET_KEY, WRITTEN, WRITTEN.partition("/")[0], WRITTEN.partition("/")[2])
 
@@ -55,7 +55,7 @@ def rows(photographs: list[str]) -> list[dict[str, str]]:
 
 
 class Built:
-    """What a build left: the dataset, Ray's folder, what was printed, and what the machine had before and after."""
+    """A build's dataset, Ray folder and output, and the machine's state before and after."""
 
     def __init__(self, folder: Path, ray_folder: Path, server: S3Server) -> None:
         self.dataset, self.ray_folder = folder / "dataset", ray_folder
@@ -105,7 +105,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path, s3_server:
 
 
 def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
-    """Files under the folders that hold a secret, with the secret."""
+    """The files under the folders that contain a secret, with the secret."""
     found = []
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -122,7 +122,7 @@ def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built
     assert holders(SECRETS, built.dataset, built.ray_folder) == []
     tables = [path for path in built.dataset.rglob("*.parquet") if path.parent.name != "masks"]
     assert len(tables) == 3
-    for path in tables:  # their pages are packed
+    for path in tables:  # their pages are compressed
         texts = str(duckdb.sql(f"select * from '{path}'").fetchall())
         assert "photo_00" in texts or "etc/hostname" in texts
         assert [secret for secret in SECRETS if secret in texts] == []
@@ -147,7 +147,7 @@ def test_files_of_a_dataset_have_the_modes_that_the_umask_gives(built: Built) ->
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-def test_a_wrong_configuration_with_secrets_tells_none(built: Built, tmp_path: Path) -> None:
+def test_errors_of_a_configuration_with_secrets_show_none(built: Built, tmp_path: Path) -> None:
     for override in (
         f"output=s3://AKIAIOSFODNN7EXAMPLE:{WRITTEN}@bucket/x",
         f"model.weights=https://b.s3.amazonaws.com/x.pt?X-Amz-Signature={WRITTEN}",
@@ -158,7 +158,7 @@ def test_a_wrong_configuration_with_secrets_tells_none(built: Built, tmp_path: P
         assert [secret for secret in SECRETS if secret in printed] == []
 
 
-def test_refused_credentials_tell_no_secret(built: Built) -> None:
+def test_refused_credentials_show_no_secret(built: Built) -> None:
     wrong = built.environment | {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
     change = f'storage={{"s3://": {{endpoint_url: "{built.endpoint}"}}}}'
     printed = segmint("--debug", "build", built.config, "--set", change, check=None, **wrong)

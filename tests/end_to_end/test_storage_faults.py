@@ -1,4 +1,4 @@
-"""Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that spoils their requests."""
+"""Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that injects faults."""
 
 import re
 from collections.abc import Iterator
@@ -43,12 +43,12 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class World:
-    """A proxy before the server, a configuration that knows the server by the proxy alone, and what must come out."""
+    """A proxy in front of the server, a configuration that uses only the proxy, and the expected output."""
 
     proxy: FaultyProxy
     config: Path
     dataset: str
-    direct: Storage  # around the proxy
+    direct: Storage  # bypasses the proxy
     undisturbed: dict[str, str]
     scratch: Path
 
@@ -58,7 +58,7 @@ class World:
         return printed
 
     def standing(self) -> dict[str, str]:
-        """SHA-256 of all that stands in the dataset."""
+        """SHA-256 of every file in the dataset."""
         copy = self.scratch / "copy"
         for entry in self.direct.walk(self.dataset):
             target = copy / entry.name
@@ -158,7 +158,7 @@ def test_an_outage_of_a_minute_pauses_the_run(world: World) -> None:
 
 
 @pytest.mark.long
-def test_an_outage_without_an_end_ends_the_run_with_advice(world: World) -> None:
+def test_an_endless_outage_ends_the_run_with_advice(world: World) -> None:
     world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\n")
     world.proxy.policy = Outage(world.proxy, seconds=None, after=2, method="PUT", target=COMMIT)
     printed = world.build(check=3)
@@ -171,7 +171,7 @@ def test_an_outage_without_an_end_ends_the_run_with_advice(world: World) -> None
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "response"),
     [
         (r"in/photo", answer(403, "AccessDenied")),
         ("", answer(400, "ExpiredToken")),
@@ -180,14 +180,14 @@ def test_an_outage_without_an_end_ends_the_run_with_advice(world: World) -> None
     ids=["photographs", "everything", "shards"],
 )
 def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
-    target: str, told: bytes, world: World
+    target: str, response: bytes, world: World
 ) -> None:
-    # The first photographs are read; then the credentials have expired.
+    # The first photographs are read; then the credentials expire.
     reads: list[str] = []
 
     def policy(method: str, asked: str) -> bytes:
         reads.extend([asked] * ("in/photo" in asked))
-        return told if len(reads) > 3 and re.search(target, asked) else b""
+        return response if len(reads) > 3 and re.search(target, asked) else b""
 
     world.proxy.policy = policy
     printed = world.build(check=3)

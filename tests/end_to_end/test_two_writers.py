@@ -1,4 +1,4 @@
-"""Two writers of one shard: races for its commit, and answers of the store that are lost on the way."""
+"""Two writers of one shard: races for its commit, and lost responses of the store."""
 
 import multiprocessing
 from pathlib import Path
@@ -21,7 +21,7 @@ def a_commit(shard: int, masks: int) -> Commit:
 
 
 def race(place: Place, races: int, processes: int, alike: bool) -> list[list[bool]]:
-    """What each of the processes is told that put a commit of the same shard at the same time, race by race."""
+    """Put commits of the same shard from several processes at once; return what each is told, race by race."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(processes)
     won = context.Array("b", races * processes, lock=False)
@@ -41,19 +41,19 @@ def race(place: Place, races: int, processes: int, alike: bool) -> list[list[boo
 
 
 def check_races(place: Place, races: int, processes: int) -> None:
-    told = race(place, races, processes, alike=False)
-    for shard, flags in enumerate(told):
+    outcomes = race(place, races, processes, alike=False)
+    for shard, flags in enumerate(outcomes):
         assert flags.count(True) == 1, f"shard {shard}: {flags}"
         winner = place.log.read(shard, 1)
         assert winner == a_commit(shard, masks=flags.index(True))
-    assert len({flags.index(True) for flags in told}) > 1, "the same process won every race: there was none"
+    assert len({flags.index(True) for flags in outcomes}) > 1, "the same process won every race: there was none"
 
 
 def test_200_races_for_a_commit_on_local_files_have_one_winner_each(tmp_path: Path) -> None:
     check_races(Place(str(tmp_path)), races=200, processes=4)
 
 
-def test_equal_commits_in_200_races_on_local_files_all_stand(tmp_path: Path) -> None:
+def test_equal_commits_in_200_races_on_local_files_all_succeed(tmp_path: Path) -> None:
     assert all(all(flags) for flags in race(Place(str(tmp_path)), races=200, processes=4, alike=True))
 
 
@@ -75,14 +75,14 @@ def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket:
         proxy.plan = [*[("PUT", b"")] * 4, ("PUT", LOSE_ANSWER)]
         result = write(place, 0)
         assert (result.status, result.counts["images"]) == ("committed", 2)
-        # Is it committed? Four files; the commit, whose answer is lost; again, refused; and whose does stand there?
+        # Is it committed? Four files; the commit, whose response is lost; again, refused; and whose commit is there?
         assert proxy.requests == ["GET", *["PUT"] * 4, "PUT", "PUT", "GET"]
         assert broken_promises(place) == []
         assert len(contents(place)) == 7
 
 
 @pytest.mark.s3
-def test_a_lost_answer_to_a_beaten_commit_is_no_victory(s3_server: S3Server, s3_bucket: str) -> None:
+def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_bucket: str) -> None:
     with faulty_proxy(s3_server.port) as proxy, stepping():
         place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
         begin(place)

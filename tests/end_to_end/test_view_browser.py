@@ -1,4 +1,4 @@
-"""The viewer in a real browser: what is shown, clicked, typed and hidden, and that it is for everybody."""
+"""The viewer in a real browser: what is shown, clicked, typed and hidden, and its accessibility."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def address(looked_at: Path, chromium: "Browser") -> Iterator[str]:
 
 @pytest.fixture
 def watched(chromium: "Browser", address: str) -> Iterator[tuple["Page", Watched]]:
-    """A page of the viewer with the grid in it; nothing may have gone wrong by the end, or come from elsewhere."""
+    """A page of the viewer with the grid; by the end nothing may have failed or come from elsewhere."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     seen = watch(page)
@@ -70,13 +70,13 @@ def open_image(page: "Page", image: int) -> None:
 
 
 def masks_of(looked_at: Path, image: int) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """The rows of an image's masks with their pixels, the largest first, as the viewer has them."""
+    """The rows of an image's masks with their pixels, the largest first, as in the viewer."""
     rows = sorted(mask_rows(looked_at, image), key=lambda row: -row["area"])
     return [(row, np.asarray(coco.decode(row["segmentation"])).astype(bool)) for row in rows]
 
 
 def drawn(page: "Page", canvas: str, alpha: str = "alpha > 0") -> int:
-    """How many pixels of a canvas have an alpha like that."""
+    """Count the pixels of a canvas whose alpha meets a condition."""
     script = f"""canvas => {{
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {{ willReadFrequently: true }});
         copy.drawImage(canvas, 0, 0);
@@ -126,7 +126,7 @@ def test_unknown_values_and_the_order(page: "Page", looked_at: Path) -> None:
     expect(page.locator("#results .tile")).to_have_count(len(unknown))
 
 
-def test_pages_come_as_one_scrolls(chromium: "Browser", tmp_path: Path) -> None:
+def test_pages_load_while_scrolling(chromium: "Browser", tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "many"), shards=70)
     ids = [row["id"] for row in image_rows(tmp_path / "many")]
     assert len(ids) == 140  # three pages
@@ -295,7 +295,7 @@ def test_an_address_names_an_image(page: "Page", address: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_for_everybody(chromium: "Browser", address: str, scheme: Any, width: int) -> None:
+def test_accessibility(chromium: "Browser", address: str, scheme: Any, width: int) -> None:
     context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.goto(address)

@@ -1,4 +1,4 @@
-"""The viewer's picture enlarged in a real browser: what is seen, and that masks are found where they are seen."""
+"""Zooming the viewer's image in a real browser: what is shown, and that masks are found where they are shown."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def address(minted: Path, chromium: "Browser") -> Iterator[str]:
 
 @pytest.fixture(params=[1280, 700], ids=["wide", "narrow"])
 def page(request: pytest.FixtureRequest, chromium: "Browser", address: str) -> Iterator["Page"]:
-    """A page with an image of many masks in it, and nothing that went wrong by the end."""
+    """A page with an image of many masks; nothing may have failed by the end."""
     context = chromium.new_context(viewport={"width": request.param, "height": 800})
     page = context.new_page()
     seen = watch(page)
@@ -72,20 +72,20 @@ def scale(page: "Page") -> float:
 
 
 def place_of(page: "Page", x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
-    """Where a point of the image (x, y in its pixels) is in the window."""
+    """The position in the window of a point of the image (x, y in its pixels)."""
     picture = box(page, "#picture")
     return picture["x"] + x / size[0] * picture["width"], picture["y"] + y / size[1] * picture["height"]
 
 
 def held_at(page: "Page", at: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """Which point of the image, in its pixels, is at a place in the window."""
+    """The point of the image, in its pixels, at a position in the window."""
     picture = box(page, "#picture")
     x, y = (at[0] - picture["x"]) / picture["width"], (at[1] - picture["y"]) / picture["height"]
     return x * size[0], y * size[1]
 
 
 def hold_masks_to_numpy(page: "Page", masks: list[tuple[dict[str, Any], np.ndarray]]) -> int:
-    """Points at a lattice of places that are in sight, and wants the smallest mask there; how many masks it met."""
+    """Point at a grid of visible positions and expect the smallest mask there; return how many masks were met."""
     height, width = masks[0][1].shape
     stage, met = box(page, "#stage"), set()
     picture = box(page, "#picture")
@@ -104,7 +104,7 @@ def hold_masks_to_numpy(page: "Page", masks: list[tuple[dict[str, Any], np.ndarr
 
 
 def hold_picture_to_jpeg(page: "Page", jpeg: Image.Image) -> None:
-    """The stage shows the part of the JPEG that it says it does."""
+    """Check that the stage shows the part of the JPEG that it claims to show."""
     page.get_by_label("Show masks").uncheck()
     page.mouse.move(1, 1)
     expect(page.locator("#stage")).to_have_attribute("data-masks", "0")
@@ -129,7 +129,7 @@ def test_the_wheel_keeps_what_is_under_it_and_masks_are_where_they_are_seen(
     smallest = masks[-1][1]
     ys, xs = np.nonzero(smallest)
     across, down = place_of(page, xs[len(xs) // 2] + 0.5, ys[len(ys) // 2] + 0.5, jpeg.size)
-    at = round(across), round(down)  # a wheel's event has whole pixels
+    at = round(across), round(down)  # wheel events have whole pixels
     x, y = held_at(page, at, jpeg.size)
     page.mouse.move(*at)
     for _ in range(5):
@@ -166,7 +166,7 @@ def test_dragging_moves_the_picture_and_is_no_click(page: "Page", opened: int, m
     for _ in range(2):
         page.mouse.move(*middle)
         page.mouse.down()
-        page.mouse.move(window["width"] - 2, window["height"] - 2, steps=3)  # out of the picture
+        page.mouse.move(window["width"] - 2, window["height"] - 2, steps=3)  # out of the image
         page.mouse.up()
     corner = box(page, "#picture")
     assert (corner["x"], corner["y"]) == pytest.approx((stage["x"], stage["y"]), abs=0.5), "no further than its edge"
@@ -211,7 +211,7 @@ def test_keys_and_buttons(page: "Page", opened: int, minted: Path) -> None:
     expect(level).to_have_text("1.0 ×")
 
 
-def test_marks_stay_as_thin(page: "Page", opened: int) -> None:
+def test_marks_keep_their_size(page: "Page", opened: int) -> None:
     page.locator("#stage").focus()
     page.keyboard.press("ArrowRight")
     point = page.locator("#marks .point")
@@ -230,7 +230,7 @@ def test_marks_stay_as_thin(page: "Page", opened: int) -> None:
 def test_the_page_scrolls_where_there_is_nothing_to_shrink(page: "Page", opened: int) -> None:
     page.locator("#stage").hover()
     page.mouse.wheel(0, 200)
-    # Not `wait_for_function`: it has the page evaluate text, which the page's Content-Security-Policy forbids.
+    # Not `wait_for_function`: it makes the page evaluate text, which its Content-Security-Policy forbids.
     for _ in range(200):
         if page.evaluate("scrollY") > 0:
             break
@@ -239,12 +239,12 @@ def test_the_page_scrolls_where_there_is_nothing_to_shrink(page: "Page", opened:
     expect(page.locator("#zoom-level")).to_have_text("1.0 ×")
 
 
-def test_fingers(chromium: "Browser", address: str, minted: Path) -> None:
+def test_touch(chromium: "Browser", address: str, minted: Path) -> None:
     masks = masks_of(minted, most_masks(minted))
     height, width = masks[0][1].shape
     context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()
-    # Where the machine is busy a finger may seem to rest: that must be no long press, nor a quick tap be asked for.
+    # On a busy machine a finger may seem to rest: this must not count as a long press, nor must taps have to be quick.
     page.add_init_script("addEventListener('contextmenu', event => event.preventDefault())")
     page.goto(address)
     open_image(page, most_masks(minted))

@@ -1,4 +1,4 @@
-"""A child process may crash, hang or run out of memory: the image is known, and the next image is served."""
+"""If a child process crashes, hangs or runs out of memory, its image is known and the next image is processed."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def children() -> Iterator[Children[object]]:
         yield children
 
 
-def test_answers_and_exceptions_cross_the_border(children: Children[object]) -> None:
+def test_results_and_exceptions_cross_the_process_border(children: Children[object]) -> None:
     assert children.run(b"\x00 any bytes") == b"\x00 any bytes"
     with pytest.raises(RejectedError) as verdict:
         children.run(b"reject no picture")
@@ -45,7 +45,7 @@ def test_answers_and_exceptions_cross_the_border(children: Children[object]) -> 
         (b"allocate 1000000000", Reason.OUT_OF_MEMORY, "more memory"),
     ],
 )
-def test_an_image_that_ends_its_child_is_named_and_the_next_is_served(
+def test_an_image_that_ends_its_child_is_named_and_the_next_is_processed(
     children: Children[object], order: bytes, reason: Reason, detail: str
 ) -> None:
     with pytest.raises(SuspectError, match=detail) as verdict:
@@ -54,13 +54,13 @@ def test_an_image_that_ends_its_child_is_named_and_the_next_is_served(
     assert children.run(b"hello") == b"hello"
 
 
-def test_a_death_that_does_not_happen_again_is_no_verdict(children: Children[object], tmp_path: Path) -> None:
+def test_a_death_that_does_not_repeat_is_not_a_verdict(children: Children[object], tmp_path: Path) -> None:
     order = f"crash-once {tmp_path / 'mark'}".encode()
     assert children.run(order) == order
     assert (tmp_path / "mark").exists()
 
 
-def test_neighbors_of_a_deadly_image_are_served_in_order(tmp_path: Path) -> None:
+def test_neighbors_of_a_deadly_image_are_processed_in_order(tmp_path: Path) -> None:
     orders = [b"exit" if index == 5 else b"image %d" % index for index in range(12)]
 
     def outcome(order: bytes) -> object:
@@ -77,7 +77,7 @@ def test_neighbors_of_a_deadly_image_are_served_in_order(tmp_path: Path) -> None
     assert outcomes == [Reason.KILLED_WORKER if order == b"exit" else order for order in orders]
 
 
-def test_starting_does_not_count_against_the_deadline() -> None:
+def test_starting_does_not_count_towards_the_deadline() -> None:
     with Children(child_workers.slow_to_start, timeout_s=1.0) as children:
         assert children.run(b"hello") == b"hello"
 
@@ -86,7 +86,7 @@ def test_starting_does_not_count_against_the_deadline() -> None:
     ("factory", "message"),
     [(child_workers.cannot_start, "weights.pt is nowhere"), (child_workers.dies_at_start, "before it took one")],
 )
-def test_a_child_that_cannot_start_is_a_fault_and_no_verdict(factory: object, message: str) -> None:
+def test_a_child_that_cannot_start_is_a_fault_and_not_a_verdict(factory: object, message: str) -> None:
     with Children(factory, timeout_s=5.0) as children, pytest.raises(ChildFaultError, match=message):  # type: ignore[arg-type]
         children.run(b"hello")
 
@@ -100,7 +100,7 @@ def test_an_idle_child_that_is_killed_is_replaced() -> None:
         assert children.run(b"hello") == b"hello"
 
 
-def test_a_child_is_replaced_after_its_number_of_images() -> None:
+def test_a_child_is_replaced_after_max_tasks_images() -> None:
     with Children(child_workers.obedient, timeout_s=5.0, max_tasks=2) as children:
         assert len({children.run(b"pid") for _ in range(5)}) >= 2
 

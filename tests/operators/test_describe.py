@@ -1,4 +1,4 @@
-"""Statistics of masks and images, against pixels and an independent hull."""
+"""Statistics of masks and images, compared with pixels and an independent convex hull."""
 
 import math
 
@@ -31,7 +31,7 @@ def corner_hull_area(mask: np.ndarray) -> float:
 
 
 @given(masks())
-def test_spans_paint_the_mask_again(mask):
+def test_spans_rebuild_the_mask(mask):
     painted = np.zeros_like(mask)
     for x, top, bottom in zip(*column_spans(mask.shape[0], decompress(counts_of(mask))), strict=True):
         assert not painted[top:bottom, x].any()
@@ -40,7 +40,7 @@ def test_spans_paint_the_mask_again(mask):
 
 
 @given(masks())
-def test_statistics_equal_those_of_the_pixels(mask):
+def test_statistics_equal_those_from_pixels(mask):
     height, width = mask.shape
     found = describe_mask((height, width), counts_of(mask))
     if not mask.any():
@@ -68,7 +68,7 @@ def test_a_rectangle_and_a_single_pixel_are_convex():
 
 def test_an_l_of_three_pixels_has_the_concavity_of_its_missing_corner():
     mask = np.array([[1, 0], [1, 1]], bool)
-    # The hull of an L cuts the fourth pixel along its diagonal: 3.5 pixels.
+    # The hull of an L cuts the fourth pixel diagonally: 3.5 pixels.
     assert describe_mask(mask.shape, counts_of(mask)).concavity == pytest.approx(1 - 3 / 3.5)
 
 
@@ -106,7 +106,7 @@ def segmented() -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in SEGMENTED.names} for row in rows], SEGMENTED)
 
 
-def test_table_gains_statistics_and_loses_nothing(segmented):
+def test_a_table_gains_statistics_and_loses_nothing(segmented):
     described = describe_table(segmented)
     assert described.schema == DESCRIBED
     rows = described.to_pylist()
@@ -125,7 +125,7 @@ def test_table_gains_statistics_and_loses_nothing(segmented):
     assert rows[0]["masks"][1]["center_x"] == pytest.approx(0.75)
 
 
-def test_no_mask_is_a_statistic_and_a_rejected_row_has_none(segmented):
+def test_an_image_without_masks_has_statistics_and_a_rejected_row_has_none(segmented):
     rows = describe_table(segmented).to_pylist()
     empty = rows[1]["statistics"]
     assert (empty["mask_count"], empty["coverage"], empty["mean_concavity"]) == (0, 0.0, None)
@@ -135,7 +135,7 @@ def test_no_mask_is_a_statistic_and_a_rejected_row_has_none(segmented):
     assert rows[2]["reason"] == "truncated"
 
 
-def test_answer_does_not_depend_on_chunks_and_slices(segmented):
+def test_the_result_does_not_depend_on_chunks_and_slices(segmented):
     whole = describe_table(segmented)
     chunked = pa.concat_tables([segmented.slice(0, 1), segmented.slice(1, 3), segmented.slice(4)])
     assert describe_table(chunked).to_pylist() == whole.to_pylist()

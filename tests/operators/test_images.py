@@ -1,4 +1,4 @@
-"""Our own JPEGs come back as the pixels that Pillow gives anyone, and nothing else is taken for one."""
+"""Our own JPEGs decode to Pillow's pixels, and no other format is accepted."""
 
 import io
 
@@ -10,7 +10,7 @@ from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
 
 
-def test_pixels_come_back_as_anyone_s_pillow_gives_them(coffee: np.ndarray) -> None:
+def test_pixels_are_those_that_pillow_decodes(coffee: np.ndarray) -> None:
     data = release(coffee, ReleaseConfig()).jpeg
     assert np.array_equal(decode_jpeg(data), np.asarray(Image.open(io.BytesIO(data))))
     assert np.abs(decode_jpeg(encode_original(coffee)).astype(int) - coffee).mean() < 2

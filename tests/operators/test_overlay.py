@@ -1,4 +1,4 @@
-"""Masks drawn over pictures."""
+"""Masks drawn over images."""
 
 import io
 
@@ -31,7 +31,7 @@ def whole_and_part() -> tuple[np.ndarray, np.ndarray]:
     return whole, part
 
 
-def test_a_part_stays_visible_upon_its_whole_in_any_order(whole_and_part):
+def test_a_part_stays_visible_on_its_whole_in_any_order(whole_and_part):
     image = np.full((60, 80, 3), 128, np.uint8)
     whole, part = whole_and_part
     drawn = draw_overlay(image, [record(part), record(whole)])
@@ -40,7 +40,7 @@ def test_a_part_stays_visible_upon_its_whole_in_any_order(whole_and_part):
     assert (drawn[45, 50] != image[45, 50]).any()
 
 
-def test_pixels_outside_the_masks_are_untouched_and_so_is_the_picture(whole_and_part):
+def test_pixels_outside_the_masks_and_the_input_are_unchanged(whole_and_part):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     before = image.copy()
     drawn = draw_overlay(image, [record(whole_and_part[0])])
@@ -73,5 +73,5 @@ def test_prompts_are_drawn_where_they_are():
     assert not drawn[5, 5].any()
 
 
-def test_png_gives_back_the_pixels(coffee):
+def test_png_keeps_the_pixels(coffee):
     assert (np.asarray(Image.open(io.BytesIO(encode_png(coffee)))) == coffee).all()

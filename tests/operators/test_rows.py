@@ -1,4 +1,4 @@
-"""No row is lost on its way through a stage, whatever the stage does with it."""
+"""No row is lost in a stage, whatever the stage does with it."""
 
 import pyarrow as pa
 from hypothesis import given
@@ -20,7 +20,7 @@ def double(row: Row) -> Row:
 
 
 @given(st.lists(st.integers(0, 100)))
-def test_every_row_comes_out_in_order_with_its_fate(numbers: list[int]) -> None:
+def test_every_row_comes_out_in_order_with_its_result(numbers: list[int]) -> None:
     out = map_rows(to_table([{"number": n} for n in numbers], SCHEMA), "doubling", double, SCHEMA)
     assert out.schema == SCHEMA
     rows = out.to_pylist()
@@ -41,6 +41,6 @@ def test_rejected_and_faulted_rows_pass_through_untouched() -> None:
     assert map_rows(before, "doubling", double, SCHEMA).equals(before)
 
 
-def test_verdict_columns_stay_last_and_dropped_columns_go() -> None:
+def test_verdict_columns_stay_last_and_dropped_columns_are_gone() -> None:
     schema = with_fields(SCHEMA, [pa.field("name", pa.string())], without=frozenset({"double"}))
     assert schema.names == ["number", "name", *VERDICT.names]

@@ -17,14 +17,14 @@ def first_cells(title: str) -> list[str]:
     return [line.split("|")[1].strip(" `") for line in match[1].splitlines() if line.startswith("| `")]
 
 
-def test_every_column_stands_there_and_in_its_order() -> None:
+def test_every_column_is_documented_in_order() -> None:
     assert first_cells("Columns") == SOURCE.names
 
 
-def test_every_reason_stands_there_once() -> None:
+def test_every_reason_is_documented_once() -> None:
     assert sorted(first_cells("Why an image is refused")) == sorted(Reason)
 
 
-def test_every_ending_and_scheme_stands_there() -> None:
+def test_every_ending_and_scheme_is_documented() -> None:
     for word in (*(ending for endings in FORMATS.values() for ending in endings), *ALLOWED_SCHEMES):
         assert f"`{word}`" in PAGE, word

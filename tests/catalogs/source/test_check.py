@@ -1,4 +1,4 @@
-"""What `segmint catalog check` finds before anything is spent."""
+"""What `segmint catalog check` finds before a build."""
 
 import json
 from datetime import date
@@ -20,7 +20,7 @@ def catalog(path: Path, *rows: dict[str, object]) -> str:
     return str(path)
 
 
-def test_findings_name_their_rows(tmp_path: Path) -> None:
+def test_findings_list_their_rows(tmp_path: Path) -> None:
     uri = catalog(
         tmp_path / "c.jsonl",
         {"uri": "1.jpg", "license": "CC-BY-4.0"},
@@ -65,14 +65,14 @@ def test_a_good_catalog_is_clean(tmp_path: Path) -> None:
     assert found.accepted == found.rows == 1
 
 
-def test_all_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+def test_all_rows_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
     uri = catalog(tmp_path / "c.jsonl", *({"uri": f"{i}.jpg", "license": ""} for i in range(50)))
     found = check(location_of(uri), today=DAY)
     assert found.missing_license.count == 50
     assert found.missing_license.rows == list(range(1, EXAMPLES + 1))
 
 
-def test_what_is_no_catalog_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_catalog_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'license' is missing"):
         check(location_of(catalog(tmp_path / "c.jsonl", {"uri": "a"})))
 
@@ -86,4 +86,4 @@ def test_the_demo_as_its_configuration_would_judge_it(tmp_path: Path) -> None:
         "duplicate_id": [8],
     }
     assert not found.problems
-    assert found.accepted == 5  # one of them is broken, which nobody sees before it is read
+    assert found.accepted == 5  # one of them is broken, which shows only when it is read

@@ -1,4 +1,4 @@
-"""CSV catalogs: how far a header may go, and what goes on in the background when nobody reads any more."""
+"""CSV catalogs: limits on headers, and background threads after the reader is closed."""
 
 import gzip
 import threading
@@ -18,7 +18,7 @@ def read(path: Path) -> pa.Table:
     return pa.Table.from_batches(list(read_csv(location_of(path))))
 
 
-def test_columns_without_end_are_refused(tmp_path: Path) -> None:
+def test_endless_columns_are_refused(tmp_path: Path) -> None:
     for count in (9_998, 9_999):
         names = [f"c{index}" for index in range(count)]
         path = tmp_path / "c.csv"
@@ -40,7 +40,7 @@ def stop_after_a_batch(batches: Iterator[pa.RecordBatch]) -> None:
 def read_to_the_error(batches: Iterator[pa.RecordBatch]) -> None:
     with pytest.raises(UsageError) as caught:
         list(batches)
-    # An error that is kept, with its frames, must not hold up the end of the reading.
+    # An error that is kept, with its frames, must not delay closing the reader.
     assert caught.value.__traceback__ is not None
 
 
@@ -54,10 +54,10 @@ def read_to_the_error(batches: Iterator[pa.RecordBatch]) -> None:
     ],
     ids=["left", "whole", "quote", "row"],
 )
-def test_no_thread_reads_on_once_the_reading_has_ended(
+def test_no_thread_reads_on_after_the_reader_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reading: Callable[[Iterator[pa.RecordBatch]], object]
 ) -> None:
-    """Arrow reads ahead in threads of its own: a process that ended meanwhile was aborted."""
+    """Arrow reads ahead in its own threads: a process that exited meanwhile was aborted."""
     path = tmp_path / "c.csv.gz"
     path.write_bytes(gzip.compress(text.encode(), 1))
     under_way: set[int] = set()
@@ -74,4 +74,4 @@ def test_no_thread_reads_on_once_the_reading_has_ended(
     began = time.monotonic()
     reading(csv_batches(location_of(path)))
     assert not under_way
-    assert time.monotonic() - began < 30  # it is told of the end of a read, and does not wait for its limit
+    assert time.monotonic() - began < 30  # it is notified when a read ends, and does not wait for its limit

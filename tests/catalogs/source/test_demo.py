@@ -1,4 +1,4 @@
-"""The demo's catalog: real photographs, true licenses, and one refusal of each kind."""
+"""The demo's catalog: real photographs and licenses, and one refusal of each kind."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from segmint.catalogs.source.readers import read_catalog
 from tests.support.locations import location_of
 
 
-def test_the_photographs_are_the_packages_own_files(tmp_path: Path) -> None:
+def test_the_photographs_are_the_packages_files(tmp_path: Path) -> None:
     import skimage
     import sklearn
 
@@ -38,7 +38,7 @@ def test_the_photographs_are_the_packages_own_files(tmp_path: Path) -> None:
             Image.open(io.BytesIO(path.read_bytes())).load()
 
 
-def test_four_of_eight_are_good(tmp_path: Path) -> None:
+def test_four_of_eight_are_accepted(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in write_demo(tmp_path).read_text(encoding="utf-8").splitlines()]
     seen: set[str] = set()
     good = []

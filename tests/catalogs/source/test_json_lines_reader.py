@@ -1,4 +1,4 @@
-"""JSON Lines are counted and read alike, whether a block's lines are looked at one by one or not."""
+"""JSON Lines are counted and read the same way, whether a block's lines are split or not."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def spelled(row: dict[str, Any], before: str, after: str) -> str:
     st.booleans(),
     st.sampled_from([1 << 20, 200]),
 )
-def test_blank_lines_spaces_and_ends_of_any_kind_are_no_rows(
+def test_blank_lines_spaces_and_any_line_ends_are_not_rows(
     folder: Path, parts: list[tuple[dict[str, Any], str, str, list[str]]], ended: bool, block_bytes: int
 ) -> None:
     lines = [text for row, before, after, blank in parts for text in (*blank, spelled(row, before, after))]
@@ -65,8 +65,8 @@ def test_blank_lines_spaces_and_ends_of_any_kind_are_no_rows(
         '{"uri": "a", "license": "x"}\n{"uri":\n"b"}\n',
     ],
 )
-def test_a_line_is_a_row_whatever_the_others_make_up_for(folder: Path, text: str) -> None:
-    """Two objects in a line and a blank one are as many as two rows, and are still none."""
+def test_a_line_is_a_row_even_if_others_even_out_the_count(folder: Path, text: str) -> None:
+    """Two objects on one line plus a blank line add up to two rows, but are still an error."""
     (folder / "bad.jsonl").write_text(text, encoding="utf-8", newline="")
     with pytest.raises(UsageError, match=r"bad\.jsonl, row \d is not JSON"):
         read(folder / "bad.jsonl")

@@ -1,4 +1,4 @@
-"""The normalized catalog: ordinals in the catalog's order, duplicates marked, the same bytes from the same rows."""
+"""Normalized catalogs: ordinals in the catalog's order, duplicates marked, the same bytes for the same rows."""
 
 import hashlib
 import subprocess
@@ -35,7 +35,7 @@ def rows_of(catalog: str, destination: Path, **options: Any) -> list[dict[str, A
 
 @given(image_ids=ids)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ordinals_and_duplicates_are_what_a_loop_would_say(tmp_path: Path, image_ids: list[str | None]) -> None:
+def test_ordinals_and_duplicates_equal_those_of_a_loop(tmp_path: Path, image_ids: list[str | None]) -> None:
     source = [{"uri": f"{i % 7}.jpg", "license": "CC0-1.0", "image_id": id} for i, id in enumerate(image_ids)]
     rows = rows_of(catalog_of(tmp_path / "c.parquet", source), tmp_path / "n.parquet")
 
@@ -87,7 +87,7 @@ def test_three_formats_give_the_same_bytes(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "intermediate files are gone"
 
 
-def test_a_missing_license_and_any_uri_stay_in_the_catalog(tmp_path: Path) -> None:
+def test_rows_with_a_missing_license_or_a_bad_uri_are_kept(tmp_path: Path) -> None:
     uris = ["a.jpg", "./a.jpg", "../secret.jpg", "/etc/passwd", "http://example.org/a.jpg", "s3://bucket/å b.jpg"]
     rows = rows_of(catalog_of(tmp_path / "c.parquet", [{"uri": uri} for uri in uris]), tmp_path / "n.parquet")
     assert [row["uri"] for row in rows] == uris
@@ -95,7 +95,7 @@ def test_a_missing_license_and_any_uri_stay_in_the_catalog(tmp_path: Path) -> No
     assert {row["license"] for row in rows} == {None}
 
 
-def test_where_a_catalog_lies_does_not_matter(tmp_path: Path) -> None:
+def test_the_location_of_a_catalog_does_not_matter(tmp_path: Path) -> None:
     source = [{"uri": f"photos/{i}.jpg", "license": "CC0-1.0"} for i in range(10)]
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder in folders:
@@ -113,7 +113,7 @@ def test_an_empty_catalog_has_no_rows_but_all_columns(tmp_path: Path) -> None:
 
 
 def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
-    """Peak memory of a process that normalizes so many rows, and the duplicates that it found."""
+    """Peak memory of a process that normalizes this many rows, and the duplicates it found."""
     program = f"""
 import resource, pathlib
 from segmint.catalogs.source.normalize import normalize
@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
     assert large - small < 150, f"{small} MB at 250,000 rows, {large} MB at ten times as many"
 
 
-def test_credentials_in_a_catalog_reach_no_dataset_and_cost_no_image(tmp_path: Path) -> None:
+def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(tmp_path: Path) -> None:
     secret = "wJalr/XUtnFEMI/K7MDENG"
     readable = [
         "s3://b/token=3/photo@2x.jpg",

@@ -1,4 +1,4 @@
-"""Parquet catalogs: what is wrong with a file or a column is named."""
+"""Parquet catalogs: errors say what is wrong with a file or a column."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_damaged_parquet_file_says_how_far_it_went(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_footer_that_lies_about_its_rows_is_found_out(tmp_path: Path) -> None:
+def test_a_footer_with_a_wrong_row_count_is_detected(tmp_path: Path) -> None:
     def compact(number: int) -> bytes:  # two bytes of Thrift's zigzag encoding
         return bytes([(2 * number) & 0x7F | 0x80, 2 * number >> 7])
 

@@ -1,4 +1,4 @@
-"""Catalogs in every format are read alike, and what is wrong in one is named by file, column and row."""
+"""Catalogs in every format are read the same way, and errors name file, column and row."""
 
 import gzip
 import json
@@ -61,7 +61,7 @@ def test_the_same_rows_come_from_every_format(tmp_path: Path, ending: str) -> No
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_rows_that_straddle_blocks_are_read_whole(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_across_block_borders_are_read_whole(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "å" * (i % 97)} for i in range(500)]
     path = tmp_path / f"catalog.{ending}"
     write_catalog(iter(rows), location_of(path))
@@ -72,7 +72,7 @@ def test_rows_that_straddle_blocks_are_read_whole(tmp_path: Path, ending: str, m
     assert whole.num_rows == 500
 
 
-def test_foreign_columns_any_order_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
+def test_unknown_columns_any_order_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     text = '{"size": [1, {"a": 2}], "license": "CC0-1.0", "uri": "a.jpg"}\n\n{"uri": "b.jpg", "license": null}'
     table = read(write(tmp_path / "c.jsonl", "\ufeff" + text))
     assert table.column("uri").to_pylist() == ["a.jpg", "b.jpg"]
@@ -83,12 +83,12 @@ def test_foreign_columns_any_order_and_blank_lines_do_no_harm(tmp_path: Path) ->
     assert table.column("license").to_pylist() == ["CC0-1.0", None]
 
 
-def test_a_first_row_may_leave_a_key_out(tmp_path: Path) -> None:
+def test_the_first_row_may_omit_a_key(tmp_path: Path) -> None:
     table = read(write(tmp_path / "c.jsonl", '{"uri": "a.jpg"}\n{"uri": "b.jpg", "license": "CC0-1.0"}\n'))
     assert table.column("license").to_pylist() == [None, "CC0-1.0"]
 
 
-def test_typed_columns_that_mean_the_same_are_taken(tmp_path: Path) -> None:
+def test_equivalent_column_types_are_accepted(tmp_path: Path) -> None:
     table = pa.table(
         {
             "uri": pa.array(["a.jpg", "b.jpg"], pa.large_string()),
@@ -114,8 +114,8 @@ def test_typed_columns_that_mean_the_same_are_taken(tmp_path: Path) -> None:
         ("c.csv", "uri,license,uri\n", ["c.csv", "'uri' occurs 2 times"]),
         ("c.csv", "", ["c.csv", "'uri' is missing"]),
         ("c.csv", "uri,license\na,b\nc,d,e\n", ["c.csv, line 3", "found 3 values", "expected 2"]),
-        ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": "b"\n', ["c.jsonl, row 2", "no JSON"]),
-        ("c.jsonl", '{"uri": "a", "license": "x"} {"uri": "b"}\n', ["c.jsonl, row 1", "no JSON"]),
+        ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": "b"\n', ["c.jsonl, row 2", "not JSON"]),
+        ("c.jsonl", '{"uri": "a", "license": "x"} {"uri": "b"}\n', ["c.jsonl, row 1", "not JSON"]),
         ("c.jsonl", '["a", "b"]\n', ["c.jsonl, row 1", "expected one JSON object per line"]),
         ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": 7}\n', ["c.jsonl, row 2, column uri", "7"]),
         ("c.jsonl", '{"uri": "a", "license": 4.0}\n', ["row 1, column license", "expected text"]),
@@ -131,11 +131,11 @@ def test_typed_columns_that_mean_the_same_are_taken(tmp_path: Path) -> None:
         ("c.csv", "uri,license,country\na,b,Sweden\n", ["row 1, column country", "'SWEDEN'", "two letters"]),
         ("c.csv", "uri,license,redistributable\na,b,perhaps\n", ["row 1, column redistributable", "'perhaps'"]),
         ("c.txt", "", ["c.txt", ".parquet", ".jsonl", ".csv"]),
-        ("c.parquet", "no parquet", ["c.parquet", "no Parquet file"]),
-        ("c.csv.gz", "no gzip", ["c.csv.gz", "no gzip file"]),
+        ("c.parquet", "no parquet", ["c.parquet", "cannot be read as Parquet"]),
+        ("c.csv.gz", "no gzip", ["c.csv.gz", "cannot be read as gzip"]),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
+def test_errors_say_what_is_wrong(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         read(write(tmp_path / name, text))
     for part in names:
@@ -152,8 +152,8 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, ending: str) -> None:
         read(path)
 
 
-def test_every_problem_is_told_to_one_who_asks(tmp_path: Path) -> None:
-    """`segmint catalog check` wants all of them, with row numbers that go on over blocks."""
+def test_every_problem_is_passed_to_the_handler(tmp_path: Path) -> None:
+    """`segmint catalog check` needs all of them, with row numbers that continue across blocks."""
     rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)]
     rows[10]["valid_until"] = "soon"
     rows[99]["country"] = "Norway"
@@ -191,7 +191,7 @@ for path in sys.argv[1:]:
 
 
 def read_in_little_memory(*paths: Path) -> list[str]:
-    """What comes of reading catalogs in a process that may take half a gigabyte: a line each."""
+    """Read catalogs in a process limited to half a gigabyte; return one line of output for each."""
     root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", IN_LITTLE_MEMORY, *map(str, paths)],
@@ -205,8 +205,8 @@ def read_in_little_memory(*paths: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def packed(path: Path, start: str, filling: bytes) -> Path:
-    """A gzip file of a few megabytes that unpacks to `start` and then a gigabyte of a letter."""
+def gzip_bomb(path: Path, start: str, filling: bytes) -> Path:
+    """A gzip file of a few megabytes that decompresses to `start` and a gigabyte of one letter."""
     piece = gzip.compress(filling * (16 << 20))
     path.write_bytes(gzip.compress(start.encode()) + piece * (GIGABYTE // (16 << 20)))
     assert path.stat().st_size < 10 << 20
@@ -214,35 +214,35 @@ def packed(path: Path, start: str, filling: bytes) -> Path:
 
 
 def test_rows_of_a_gigabyte_are_refused_in_little_memory(tmp_path: Path) -> None:
-    told = read_in_little_memory(
-        packed(tmp_path / "line.jsonl.gz", '{"uri": "', b"a"),
-        packed(tmp_path / "spaces.jsonl.gz", '{"uri": "a", "license": "x"}\n', b" "),
-        packed(tmp_path / "header.csv.gz", "uri,license,", b"a"),
-        packed(tmp_path / "blank.csv.gz", "", b"\n"),
-        packed(tmp_path / "value.csv.gz", "uri,license\n", b"a"),
-        packed(tmp_path / "quote.csv.gz", 'uri,license\na,b\n"', b"a"),
+    lines = read_in_little_memory(
+        gzip_bomb(tmp_path / "line.jsonl.gz", '{"uri": "', b"a"),
+        gzip_bomb(tmp_path / "spaces.jsonl.gz", '{"uri": "a", "license": "x"}\n', b" "),
+        gzip_bomb(tmp_path / "header.csv.gz", "uri,license,", b"a"),
+        gzip_bomb(tmp_path / "blank.csv.gz", "", b"\n"),
+        gzip_bomb(tmp_path / "value.csv.gz", "uri,license\n", b"a"),
+        gzip_bomb(tmp_path / "quote.csv.gz", 'uri,license\na,b\n"', b"a"),
     )
-    for name, line in zip(("line", "spaces", "header", "blank", "value", "quote"), told, strict=True):
+    for name, line in zip(("line", "spaces", "header", "blank", "value", "quote"), lines, strict=True):
         assert f"/{name}." in line
-    for line in told[:2]:
+    for line in lines[:2]:
         assert "longer than 4,194,304 bytes" in line
-    for line in told[2:4]:
+    for line in lines[2:4]:
         assert "no CSV header" in line
-    for line in told[4:]:
+    for line in lines[4:]:
         assert "a row is longer than 4,194,304 bytes, or a quote is never closed" in line
 
 
-def test_json_nested_a_million_times_is_named(tmp_path: Path) -> None:
+def test_json_nested_a_million_times_is_an_error(tmp_path: Path) -> None:
     paths = []
     for number, opening in enumerate(("[", '{"a":')):
         deep = opening * (3_000_000 // len(opening))
         paths.append(write(tmp_path / f"first{number}.jsonl", f'{{"size": {deep}\n'))
         text = f'{{"uri": "a", "license": "x"}}\n{{"uri": "b", "size": {deep}\n'
         paths.append(write(tmp_path / f"later{number}.jsonl", text))
-    told = read_in_little_memory(*paths)
+    lines = read_in_little_memory(*paths)
     for number in range(2):
-        assert f"first{number}.jsonl, row 1 is not JSON" in told[2 * number]
-        assert f"later{number}.jsonl, row 2 is not JSON" in told[2 * number + 1]
+        assert f"first{number}.jsonl, row 1 is not JSON" in lines[2 * number]
+        assert f"later{number}.jsonl, row 2 is not JSON" in lines[2 * number + 1]
 
 
 def test_a_parquet_catalog_that_repeats_a_megabyte_is_read_in_pieces(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows by ordinals: any cuts put together are the whole, and row groups that are not asked for are not read."""
+"""Rows by ordinals: concatenated ranges are the whole, and row groups that are not needed are not read."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ def part(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @given(cuts=st.lists(st.integers(0, ROWS), max_size=6))
 @settings(max_examples=50)
-def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int]) -> None:
+def test_concatenated_ranges_are_the_whole(part: tuple[str, int], cuts: list[int]) -> None:
     uri, first = part
     borders = [first, *(first + cut for cut in sorted(cuts)), first + ROWS]
     pieces = [read_rows(location_of(uri), a, b) for a, b in pairwise(borders)]
@@ -46,7 +46,7 @@ def test_cuts_put_together_are_the_whole(part: tuple[str, int], cuts: list[int])
     assert whole.equals(pq.read_table(uri))
 
 
-def test_single_rows_are_taken_from_wherever_they_are(part: tuple[str, int]) -> None:
+def test_single_rows_are_taken_from_anywhere(part: tuple[str, int]) -> None:
     uri, first = part
     with NormalizedRows(location_of(uri)) as rows:
         wanted = [first - 1, first, first + 63, first + 64, first + 65, first + ROWS - 1, first + ROWS]
@@ -56,7 +56,7 @@ def test_single_rows_are_taken_from_wherever_they_are(part: tuple[str, int]) -> 
         assert rows.take([]).equals(NORMALIZED.empty_table())
 
 
-def test_ordinals_beyond_the_part_give_nothing(part: tuple[str, int]) -> None:
+def test_ordinals_outside_the_part_give_nothing(part: tuple[str, int]) -> None:
     uri, first = part
     assert read_rows(location_of(uri), first + ROWS, first + ROWS + 5).num_rows == 0
     assert read_rows(location_of(uri), first + ROWS - 2, first + ROWS + 5).num_rows == 2
@@ -64,7 +64,7 @@ def test_ordinals_beyond_the_part_give_nothing(part: tuple[str, int]) -> None:
 
 
 def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_path: Path) -> None:
-    """Which shows that they were not read."""
+    """This shows that they were not read."""
     uri, first = part
     metadata = pq.read_metadata(uri)
     data = bytearray(Path(uri).read_bytes())

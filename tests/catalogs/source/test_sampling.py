@@ -1,4 +1,4 @@
-"""Counting a catalog's rows without reading them, and taking a few from all over it."""
+"""Counting a catalog's rows without reading them, and taking an evenly spread sample."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def parquet(path: Path, rows: int, group: int) -> Path:
 
 
 def without_data(path: Path) -> None:
-    """Overwrites a Parquet file's pages, and leaves its footer."""
+    """Overwrite a Parquet file's pages, but not its footer."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(size - 8)
@@ -57,7 +57,7 @@ def test_a_parquet_catalog_of_100_million_rows_is_counted_by_its_footer_alone(tm
         read_rows_at(location_of(path), [5])
 
 
-def test_a_text_catalog_counts_as_it_is_read(tmp_path: Path) -> None:
+def test_a_text_catalog_is_counted_as_it_is_read(tmp_path: Path) -> None:
     row = json.dumps({"uri": "a.jpg", "license": "CC0-1.0"})
     lines = tmp_path / "c.jsonl"
     lines.write_text(f"\ufeff{row}\n\n  \n{row}\r\n{row}")
@@ -67,7 +67,7 @@ def test_a_text_catalog_counts_as_it_is_read(tmp_path: Path) -> None:
     assert count_rows(location_of(packed)) == 3
 
 
-def test_a_line_break_in_quotes_is_no_row(tmp_path: Path) -> None:
+def test_a_line_break_in_quotes_is_not_a_row(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text('caption,uri,license\n"two\nlines\n\n",a.jpg,CC0-1.0\n\n"say ""so""\n",b.jpg,CC0-1.0\nc,c.jpg,\n')
     assert path.read_text().count("\n") == 9
@@ -76,7 +76,7 @@ def test_a_line_break_in_quotes_is_no_row(tmp_path: Path) -> None:
     assert table.column("uri").to_pylist() == ["b.jpg", "c.jpg"]
 
 
-def test_text_of_many_blocks_is_counted_whole(tmp_path: Path) -> None:
+def test_text_of_many_blocks_is_counted_completely(tmp_path: Path) -> None:
     rows = 60_000
     name = "x" * 200
     texts = tmp_path / "c.csv"
@@ -89,7 +89,7 @@ def test_text_of_many_blocks_is_counted_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.parquet"])
-def test_what_is_no_catalog_is_refused_as_a_reader_refuses_it(name: str, tmp_path: Path) -> None:
+def test_counting_refuses_the_files_that_reading_refuses(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text('{"uri": 3\n' if name == "c.jsonl" else "uri,caption\na.jpg,x\n")
     with pytest.raises(UsageError) as counting:
@@ -122,7 +122,7 @@ def test_rows_are_those_that_a_normalized_catalog_has(name: str, tmp_path: Path)
     assert read_rows_at(location_of(path), []).num_rows == 0
 
 
-def test_of_a_parquet_file_only_the_row_groups_of_the_rows_are_read(tmp_path: Path) -> None:
+def test_only_the_row_groups_with_wanted_rows_are_read(tmp_path: Path) -> None:
     path = parquet(tmp_path / "c.parquet", 100, 10)
     group = pq.ParquetFile(path).metadata.row_group(5).column(0)
     with _overwritten(path, group.data_page_offset, 20):

@@ -1,4 +1,4 @@
-"""A catalog made from a folder or a prefix of images."""
+"""Catalogs made from a folder or a prefix of images."""
 
 import json
 from datetime import date
@@ -34,7 +34,7 @@ def test_every_image_gets_a_row_in_order(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_sidecars_win(tmp_path: Path) -> None:
+def test_sidecars_override_the_arguments(tmp_path: Path) -> None:
     everything: dict[str, Any] = {
         "license": "LicenseRef-acme",
         "attribution": "Ann",
@@ -55,7 +55,7 @@ def test_sidecars_win(tmp_path: Path) -> None:
             "SPDX-License-Identifier: CC-BY-4.0\n",
             "3.jpg": "",
             "3.jpg.license": "CC-BY-SA-4.0\n",
-            # Names between an image and its sidecar, as a listing sorts them.
+            # Names that a listing sorts between an image and its sidecar.
             "4.jpg": "",
             "4.jpg-copy.jpg": "",
             "4.jpg-copy.jpg.license": "MIT",
@@ -102,7 +102,7 @@ def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str)
     assert says in str(caught.value)
 
 
-def test_a_license_that_is_none_is_refused_before_anything_is_read() -> None:
+def test_an_invalid_license_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="did you mean CC-BY-4"):
         next(scan(Location(Storage(), "/nowhere"), license="CC-BY"))
 
@@ -122,6 +122,6 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
     ]
 
 
-def test_a_packed_catalog_is_not_written(tmp_path: Path) -> None:
+def test_a_compressed_catalog_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"leave out \.gz"):
         write_catalog(iter([]), location_of(tmp_path / "c.csv.gz"))

@@ -1,4 +1,4 @@
-"""Text comes in blocks that end where a line ends, and are all of it, packed or not."""
+"""Text is read completely, in blocks that end at line ends, compressed or not."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from tests.support.locations import location_of
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.booleans())
-def test_blocks_are_the_text_cut_at_ends_of_lines(lines: list[bytes], marked: bool) -> None:
+def test_blocks_are_the_text_split_at_line_ends(lines: list[bytes], marked: bool) -> None:
     text = b"\n".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_blocks, "BLOCK_BYTES", 50)
@@ -24,14 +24,14 @@ def test_blocks_are_the_text_cut_at_ends_of_lines(lines: list[bytes], marked: bo
     assert all(block.endswith(b"\n") for block in blocks[:-1])
 
 
-def test_a_line_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 50)
     monkeypatch.setattr(text_blocks, "ROW_BYTES", 100)
     (block,) = line_blocks(io.BytesIO(b"a" * 10_000))
     assert 150 < len(block) < 300
 
 
-def test_a_packed_text_is_unpacked_by_its_name(tmp_path: Path) -> None:
+def test_a_compressed_text_is_decompressed_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "c.csv.GZ").write_bytes(gzip.compress(b"uri,license\n"))
     with open_text(location_of(tmp_path / "c.csv.GZ")) as stream:
         assert stream.read() == b"uri,license\n"

@@ -1,4 +1,4 @@
-"""The conversion to sRGB goes strip by strip and shows no seams."""
+"""Conversion to sRGB, strip by strip, without seams."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from tests.support.bad_images import half_transparent, photograph
     ],
     ids=lambda image: image.mode,
 )
-def test_strips_show_no_seams(image: Image.Image, profile: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_leave_no_seams(image: Image.Image, profile: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = color.to_srgb(image, profile)
     monkeypatch.setattr(color, "_STRIP_PIXELS", 451 * 7)
     assert np.array_equal(color.to_srgb(image, profile), whole)

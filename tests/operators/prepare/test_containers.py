@@ -1,4 +1,4 @@
-"""A container is told from its bytes, and a PNG is walked to its end."""
+"""Containers are recognized by their bytes, and PNGs are checked to the end."""
 
 import struct
 
@@ -39,12 +39,12 @@ def test_other_bytes_get_the_reason_that_fits(data: bytes, reason: Reason) -> No
     assert reason_of(data) is reason
 
 
-def test_a_whole_png_passes_with_anything_behind_it() -> None:
+def test_an_intact_png_passes_with_any_bytes_after_it() -> None:
     check_whole(png(), "PNG")
     check_whole(png() + b"appended", "PNG")
 
 
-def test_damage_in_a_remark_is_none_to_the_picture() -> None:
+def test_damage_in_an_ancillary_chunk_is_ignored() -> None:
     remark = png_chunk(b"tEXt", b"Title\x00a photograph")
     end = png().rindex(b"IEND") - 4
     for chunk in (remark, flipped(remark, 14, 1)):
@@ -58,7 +58,7 @@ def test_a_flipped_byte_is_found(position: int) -> None:
     assert verdict.value.reason is Reason.CORRUPT
 
 
-def test_an_impossible_length_is_damage_and_no_shortage() -> None:
+def test_an_impossible_length_is_corrupt_and_not_truncated() -> None:
     with pytest.raises(RejectedError, match="impossible length") as verdict:
         check_whole(png()[:8] + struct.pack(">I", 2**31) + png()[12:], "PNG")
     assert verdict.value.reason is Reason.CORRUPT

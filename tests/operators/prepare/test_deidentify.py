@@ -1,4 +1,4 @@
-"""The privacy of real photographs, judged by faces and plates drawn by hand and by a second detector."""
+"""De-identification of real photographs, checked with faces and plates labeled by hand and with a second detector."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ from tests.support.labels import (
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small convolutions on threads that wait for each other's core take many times as long."""
+    """One thread: small convolutions are many times slower on threads that wait for each other's core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +64,7 @@ def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def covered(labels: tuple[Box, ...], regions: list[Region]) -> int:
-    """How many labels lie whole inside one region."""
+    """Count the labels that lie entirely inside one region."""
     return sum(
         any(r.x <= x0 and r.y <= y0 and r.x + r.w >= x1 and r.y + r.h >= y1 and r.kind == "face" for r in regions)
         for x0, y0, x1, y1 in labels
@@ -78,9 +78,9 @@ def check_faces(
     detectors: tuple[Detector, ...],
     cascade: MTCNN,
 ) -> list[Region]:
-    """What holds for every photograph of faces, also when it is resized by `scale` and compressed.
+    """Check what holds for every photograph of faces, also resized by `scale` and compressed.
 
-    At that size both MTCNN and the Haar cascade find the faces before, and neither does after.
+    At that size both MTCNN and the Haar cascade find the faces before de-identification, and neither does after.
     """
     before = resized_jpeg(image, scale)
     assert len(found_again(labels, mtcnn_faces(cascade, before), scale)) == len(labels)
@@ -193,7 +193,7 @@ def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
     assert (results[0][0] == results[1][0]).all()
 
 
-def test_a_plate_is_obliterated_by_its_corners_unless_they_are_of_something_else() -> None:
+def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box() -> None:
     box = (20.0, 20.0, 60.0, 40.0)
     tilted = Detection("plate", 0.9, box, ((20, 20), (60, 28), (60, 40), (20, 32)), "test")
     stray = dataclasses.replace(tilted, quad=((70, 70), (80, 70), (80, 80), (70, 80)))
@@ -206,7 +206,7 @@ def test_a_plate_is_obliterated_by_its_corners_unless_they_are_of_something_else
     assert by_corners.mask.sum() < 0.9 * by_box.mask.sum()
 
 
-def test_none_asks_for_nothing(astronaut: np.ndarray) -> None:
+def test_none_builds_no_detector(astronaut: np.ndarray) -> None:
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": "none"}})
     assert build_detectors(config) == ()
     clean, regions = deidentify(astronaut, ())
@@ -224,7 +224,7 @@ def test_none_asks_for_nothing(astronaut: np.ndarray) -> None:
         ({"people": {}}, "people"),
     ],
 )
-def test_a_wrong_configuration_says_what_is_wrong(values: dict[str, object], word: str) -> None:
+def test_an_invalid_configuration_says_what_is_wrong(values: dict[str, object], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         DeidentifyConfig.model_validate(values)
 
@@ -236,7 +236,7 @@ class WholeImage(torch.nn.Module):
         return box, torch.zeros(1), torch.tensor([0.95]), size
 
 
-def test_a_torchscript_file_takes_a_detectors_place(tmp_path: Path) -> None:
+def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
     path = tmp_path / "plates.ts"
     torch.jit.script(WholeImage()).save(path)
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})

@@ -1,4 +1,4 @@
-"""Foreign bytes become upright sRGB pixels, whole, or the exact reason why not."""
+"""Untrusted bytes become complete upright sRGB pixels, or get the exact reason why not."""
 
 import io
 
@@ -14,7 +14,7 @@ from segmint.operators.prepare.ingest import IngestConfig, Ingested, ingest
 from tests.support import bad_images
 from tests.support.bad_images import Sample, encode, half_transparent, photograph, samples
 
-# Pillow warns of the damage that these files have.
+# Pillow warns about the damage in these files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 CONFIG = IngestConfig()
@@ -150,7 +150,7 @@ def test_a_sixteen_bit_tiff_may_store_white_as_zero() -> None:
     assert distance(read(stored), read(encode(deep, "PNG"))) < 0.6
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     color = np.asarray(half_transparent()).astype(np.float64)
     alpha = color[:, :, 3:] / 255
     expected = color[:, :, :3] * alpha + 255 * (1 - alpha)
@@ -163,7 +163,7 @@ def test_cmyk_keeps_its_colors_with_and_without_adobes_inversion() -> None:
     cmyk = photograph().convert("CMYK")
     adobe = encode(cmyk, "JPEG", quality=98)
     assert distance(read(adobe), pixels(photograph())) < 2
-    # The marker gone, the same samples mean the opposite.
+    # Without the marker, the same samples mean the opposite.
     marker = adobe.index(b"\xff\xee")
     length = int.from_bytes(adobe[marker + 2 : marker + 4], "big")
     plain = encode(Image.fromarray(255 - np.asarray(cmyk), "CMYK"), "JPEG", quality=98)
@@ -174,7 +174,7 @@ def test_cmyk_keeps_its_colors_with_and_without_adobes_inversion() -> None:
 def test_a_profile_is_applied() -> None:
     plain = read(encode(photograph(), "PNG"))
     swapped = read(encode(photograph(), "PNG", icc_profile=bad_images.swapped_profile()))
-    # Its red primary stands where sRGB's blue is, and so on around: the channels are rotated.
+    # Its red primary is sRGB's blue, and so on: the channels are rotated.
     assert distance(swapped, plain) > 20
     assert distance(swapped, np.roll(plain, -1, axis=2)) < 2
 
@@ -194,7 +194,7 @@ def test_a_profile_of_another_color_space_is_ignored() -> None:
     assert np.array_equal(tagged, read(encode(grey, "JPEG")))
 
 
-def test_limits_name_themselves() -> None:
+def test_verdicts_name_the_limit() -> None:
     data = bad_images.jpeg()
     for config, key, expected in (
         (IngestConfig(max_pixels=451 * 300 - 1), "ingest.max_pixels", Reason.TOO_LARGE),
@@ -214,7 +214,7 @@ def test_pixels_beyond_pillows_own_limit_are_decoded_when_ours_allows(monkeypatc
     assert read(bad_images.jpeg()).shape == (300, 451, 3)
 
 
-def test_camera_raw_files_are_not_taken_for_their_thumbnails() -> None:
+def test_camera_raw_files_are_not_read_as_their_thumbnails() -> None:
     thumbnail = photograph().resize((160, 120))
     for tags in ({254: 1}, {50706: b"\x01\x04\x00\x00"}):
         assert reason(encode(thumbnail, "TIFF", tiffinfo=tags)) is Reason.UNSUPPORTED_FORMAT

@@ -50,7 +50,7 @@ def test_patches_lie_inside_the_image_and_are_tight(values: tuple[float, float, 
         assert patch.mask[:, -1].any()
 
 
-def test_what_lies_outside_the_image_is_no_patch() -> None:
+def test_nothing_outside_the_image_becomes_a_patch() -> None:
     assert ellipse((-50, -50, -20, -20), SHAPE) is None
     assert polygon([(100, 0), (140, 0), (140, 20), (100, 20)], SHAPE) is None
     assert rectangle(90, 0, 10, 10, SHAPE) is None
@@ -70,7 +70,7 @@ def test_a_mosaic_depends_on_at_most_5_by_5_means(shape: tuple[int, int]) -> Non
     assert rank <= CELLS
 
 
-def test_two_windows_of_equal_means_become_the_same_pixels() -> None:
+def test_windows_with_equal_means_give_equal_pixels() -> None:
     window = noise(50, 50, 3)
     cells = window.reshape(5, 10, 5, 10, 3)
     shuffled = cells[:, ::-1, :, ::-1].reshape(50, 50, 3)

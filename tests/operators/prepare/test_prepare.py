@@ -1,4 +1,4 @@
-"""From a catalog's row to a released image or a verdict: every row comes out, in order, and no original leaks."""
+"""From catalog rows to released images or verdicts: every row comes out, in order, and no original leaks."""
 
 import functools
 import hashlib
@@ -78,7 +78,7 @@ def pixels(jpeg: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def prepare() -> Iterator[Prepare]:
-    """A stage whose child looks for faces."""
+    """A stage whose child detects faces."""
     stage = Prepare(config(FACES_ONLY), Storage(retry=FAST), POLICY, CATALOG)
     yield stage
     stage.close()
@@ -91,7 +91,7 @@ def portrait_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_face_is_gone_from_everything_that_leaves(prepare: Prepare, portrait_file: Path) -> None:
+def test_a_face_is_gone_from_everything_that_is_released(prepare: Prepare, portrait_file: Path) -> None:
     result = prepare(table({"uri": str(portrait_file)}))
     assert result.schema == PREPARED
     (row,) = result.to_pylist()
@@ -111,7 +111,7 @@ def test_a_face_is_gone_from_everything_that_leaves(prepare: Prepare, portrait_f
         assert b"Exif" not in left
 
 
-def test_the_original_stays_behind_where_nothing_needs_it(portrait_file: Path) -> None:
+def test_the_original_is_left_out_where_nothing_needs_it(portrait_file: Path) -> None:
     data = portrait_file.read_bytes()
     assert build_worker(config(keep_original=False), Storage(), None)(data).original is None
     assert build_worker(config(release=ReleaseConfig(short_side=512)), Storage(), None)(data).original is None
@@ -132,7 +132,7 @@ def test_the_same_image_gives_the_same_bytes_in_any_process(prepare: Prepare, po
     assert (alone["release"], alone["regions"]) == (together[0]["release"], together[0]["regions"])
 
 
-def test_verdicts_know_their_stage() -> None:
+def test_verdicts_name_their_stage() -> None:
     worker = build_worker(config(), Storage(), None)
     with pytest.raises(RefusedError) as verdict:
         worker(b"<html>")
@@ -230,7 +230,7 @@ def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(answers: bool) 
 
 
 @pytest.mark.s3
-def test_bytes_from_afar_are_refused_only_when_they_came_twice(s3_server: S3Server, s3_bucket: str) -> None:
+def test_remote_bytes_are_refused_only_if_read_twice(s3_server: S3Server, s3_bucket: str) -> None:
     whole = encode(photograph(), "JPEG")
     with faulty_proxy(s3_server.port) as proxy:
         storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST)
@@ -307,7 +307,7 @@ def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: P
 
 @pytest.fixture(scope="module")
 def cramped() -> Iterator[Children[Prepared]]:
-    """A child as builds have it, with a fourth of their memory."""
+    """A child as in builds, with a quarter of the memory."""
     factory = functools.partial(build_worker, config(), Storage(), None)
     with Children(factory, timeout_s=120, memory_limit=2**30) as children:
         yield children
@@ -315,14 +315,14 @@ def cramped() -> Iterator[Children[Prepared]]:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Children[Prepared]]:
-    """The same with a second for an image."""
+    """The same with one second per image."""
     factory = functools.partial(build_worker, config(), Storage(), None)
     with Children(factory, timeout_s=1, memory_limit=2**30) as children:
         yield children
 
 
 @pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if not bomb.endless], ids=lambda bomb: bomb.name)
-def test_a_bomb_costs_itself_alone(cramped: Children[Prepared], bomb: Bomb) -> None:
+def test_a_bomb_costs_only_itself(cramped: Children[Prepared], bomb: Bomb) -> None:
     data = bomb.make()
     assert len(data) < 1 << 20
     with pytest.raises(RejectedError) as verdict:
@@ -333,7 +333,7 @@ def test_a_bomb_costs_itself_alone(cramped: Children[Prepared], bomb: Bomb) -> N
 
 
 @pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if bomb.endless], ids=lambda bomb: bomb.name)
-def test_work_without_end_is_ended(impatient: Children[Prepared], bomb: Bomb) -> None:
+def test_endless_work_is_ended(impatient: Children[Prepared], bomb: Bomb) -> None:
     data = bomb.make()
     assert len(data) < 10 << 20
     with pytest.raises(RejectedError) as verdict:
@@ -341,12 +341,12 @@ def test_work_without_end_is_ended(impatient: Children[Prepared], bomb: Bomb) ->
     assert verdict.value.reason in bomb.reasons
 
 
-def test_pages_that_go_round_end(cramped: Children[Prepared]) -> None:
+def test_cyclic_pages_end(cramped: Children[Prepared]) -> None:
     assert cramped.run(tiff_whose_pages_go_round()).source_width == 100
 
 
 def nothing_found(path: Path) -> Path:
-    """A detector of the TorchScript contract, which is imported here alone: it takes a second."""
+    """A TorchScript detector that finds nothing; torch is imported here, since that takes a second."""
     import torch
 
     class Nothing(torch.nn.Module):
@@ -357,7 +357,7 @@ def nothing_found(path: Path) -> Path:
     return path
 
 
-def test_a_detectors_file_that_was_exchanged_is_not_loaded(tmp_path: Path, portrait_file: Path) -> None:
+def test_a_detector_file_that_was_replaced_is_not_loaded(tmp_path: Path, portrait_file: Path) -> None:
     path = nothing_found(tmp_path / "faces.ts")
     pinned = DeidentifyConfig(faces=FacesConfig(detector=str(path)), plates=PlatesConfig(detector="none"))
     settings = config(pinned, detector_sha256={str(path): sha256_of(path)})
@@ -394,7 +394,7 @@ def test_a_process_that_reads_originals_leaves_no_core_dump() -> None:
     assert now == "0"
 
 
-def test_a_catalog_of_devices_and_pipes_ends(prepare: Prepare, tmp_path: Path) -> None:
+def test_a_catalog_of_devices_and_pipes_does_not_hang(prepare: Prepare, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     rows = prepare(
         table(*({"uri": uri} for uri in ("/dev/zero", "/dev/random", str(tmp_path / "pipe.jpg"))))

@@ -1,4 +1,4 @@
-"""Reading an image from a real S3 server: what is wrong with the object is a verdict, with the store a fault."""
+"""Reading images from a real S3 server: a problem of the object is a verdict, a problem of the store a fault."""
 
 import os
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_an_object_that_cannot_be_read_is_refused_after_two_rounds(
 
 
 @pytest.mark.parametrize("fault", [RESET_BODY, CUT_BODY, answer(500, "InternalError")])
-def test_trouble_may_pass_between_the_last_attempt_and_the_look_at_the_store(
+def test_a_fault_may_end_between_the_last_attempt_and_the_check_of_the_store(
     fault: bytes, proxy: FaultyProxy, reader: ImageReader
 ) -> None:
     proxy.plan = [("GET", fault)] * FAST.attempts
@@ -78,10 +78,10 @@ def test_trouble_may_pass_between_the_last_attempt_and_the_look_at_the_store(
         (answer(404, "NoSuchBucket"), AccessRefusedError),
     ],
 )
-def test_no_image_is_refused_for_what_its_store_suffers(
+def test_no_image_is_refused_for_a_fault_of_its_store(
     fault: bytes, kind: type[StorageFaultError], proxy: FaultyProxy, reader: ImageReader
 ) -> None:
-    proxy.policy = lambda method, target: fault * ("x.jpg" in target)  # the store answers otherwise
+    proxy.policy = lambda method, target: fault * ("x.jpg" in target)  # the store answers other requests
     with pytest.raises(kind):
         reader.read(ROW)
     proxy.policy = lambda method, target: answer(500, "InternalError")  # it does not
@@ -92,7 +92,7 @@ def test_no_image_is_refused_for_what_its_store_suffers(
         reader.read(ROW)
 
 
-def test_bytes_are_sure_by_the_catalogs_hash_or_from_a_local_file(reader: ImageReader) -> None:
+def test_bytes_are_sure_from_a_local_file_or_with_the_catalogs_hash(reader: ImageReader) -> None:
     assert not reader.is_sure_of(DATA, ROW)
     assert reader.is_sure_of(DATA, {**ROW, "sha256": SHA256.upper()})
     assert not reader.is_sure_of(DATA[:-1], {**ROW, "sha256": SHA256})

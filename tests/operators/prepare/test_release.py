@@ -1,4 +1,4 @@
-"""What leaves is small, sharp, deterministic and without metadata."""
+"""Released images are small, sharp, deterministic and without metadata."""
 
 import io
 import struct
@@ -52,14 +52,14 @@ def test_images_are_downscaled_and_never_upscaled(astronaut: np.ndarray, coffee:
     assert np.abs(decode(same.jpeg).astype(int) - astronaut).mean() < 2
 
 
-def test_downscaling_makes_no_aliases() -> None:
+def test_downscaling_does_not_alias() -> None:
     stripes = np.zeros((600, 600, 3), np.uint8)
     stripes[:, ::2] = 255
     result = decode(release(stripes, ReleaseConfig(short_side=100)).jpeg)
     assert np.abs(result[:, 3:-3].astype(int) - 128).max() <= 2
 
 
-def test_no_metadata_leaves() -> None:
+def test_no_metadata_is_released() -> None:
     tagged = bad_images.encode(
         bad_images.photograph(),
         "JPEG",
@@ -94,7 +94,7 @@ def test_quality_and_subsampling(coffee: np.ndarray) -> None:
     assert len(coarse.jpeg) < len(release(coffee, SMALL).jpeg) / 2
 
 
-def test_sides_that_a_jpeg_cannot_have_are_refused() -> None:
+def test_sides_too_long_for_a_jpeg_are_refused() -> None:
     long = np.zeros((64, 65_501, 3), np.uint8)
     for encode in (lambda: release(long, ReleaseConfig()), lambda: encode_original(long)):
         with pytest.raises(RejectedError, match="65501×64") as verdict:

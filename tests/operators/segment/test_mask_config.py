@@ -11,18 +11,18 @@ from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 @pytest.mark.parametrize("profile", ["sa1b", "official"])
 @pytest.mark.parametrize("layers", [None, 0, 1, 3])
-def test_profile_sets_the_defaults_that_the_model_has(profile, layers):
+def test_profile_sets_the_models_defaults(profile, layers):
     asked = {} if layers is None else {"crop_n_layers": layers}
     assert MasksConfig(profile=profile, **asked).settings() == MaskSettings.of(profile, **asked)
 
 
 def test_defaults_in_the_class_are_those_of_sa1b():
-    # What documentation and schemas show, and what a validator fills in, must not drift apart.
+    # The defaults in documentation and schemas must equal those that the validator fills in.
     declared = {name: field.default for name, field in MasksConfig.model_fields.items()}
     assert declared == {**asdict(MaskSettings.sa1b()), "points_per_chunk": "auto"}
 
 
-def test_a_chunk_left_open_is_given_with_the_settings():
+def test_an_auto_chunk_is_filled_in_with_the_settings():
     assert MasksConfig().settings(64).points_per_chunk == 64
     assert MasksConfig(points_per_chunk=5).settings(64).points_per_chunk == 5
 

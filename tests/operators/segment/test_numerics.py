@@ -1,4 +1,4 @@
-"""Numerics: equal ones agree, and whatever differs is named."""
+"""Numerics: equal ones agree, and differences are listed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_every_field_is_in_the_fingerprint(here: Numerics) -> None:
         ("cuda", MasksConfig(crop_n_layers=0, points_per_chunk=16), (16, 1)),
     ],
 )
-def test_what_is_left_open_suits_the_device(
+def test_auto_values_suit_the_device(
     device: str, masks: MasksConfig, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
@@ -51,6 +51,6 @@ def test_what_is_left_open_suits_the_device(
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("auto", "eager"), ("eager", "eager"), ("compiled", "compiled")])
-def test_the_encoder_is_compiled_for_who_asks_for_it(wanted: str, expected: str) -> None:
+def test_the_encoder_is_compiled_on_request(wanted: str, expected: str) -> None:
     model = ModelConfig.model_validate({"encoder": wanted})
     assert resolve_numerics(Compute("cpu", "fp32", 1), model, MasksConfig(), "0" * 64).encoder == expected

@@ -1,4 +1,4 @@
-"""Segment: masks of real photographs from our own JPEGs, the same for one image as for a table of them."""
+"""Segment: masks of real photographs from our own JPEGs, the same alone and in a table."""
 
 import subprocess
 import sys
@@ -77,14 +77,14 @@ def test_every_row_comes_out_with_masks_in_the_released_frame(segment: Segment) 
             assert 0 <= y < y + h <= 100
 
 
-def test_an_image_gives_the_same_masks_alone_and_in_company(segment: Segment) -> None:
+def test_an_image_gives_the_same_masks_alone_and_in_a_table(segment: Segment) -> None:
     rows = [prepared_row(0, "rocket", (150, 100), 100), prepared_row(1, "coffee", (150, 100), 100)]
     together = segment(to_table(rows, PREPARED)).to_pylist()
     alone = [segment(to_table([row], PREPARED)).to_pylist()[0] for row in reversed(rows)]
     assert together == alone[::-1]
 
 
-def test_a_bug_on_one_image_is_a_fault_of_its_row_alone(segment: Segment) -> None:
+def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None:
     rows = [prepared_row(0, "rocket", (90, 60), 60), prepared_row(1, "coffee", (90, 60), 60)]
     rows[0]["release"] = b"no JPEG"
     broken, whole = segment(to_table(rows, PREPARED)).to_pylist()
@@ -96,14 +96,14 @@ def test_the_funnel_has_the_generator_s_steps() -> None:
     assert tuple(field.name for field in fields(Funnel)) == FUNNEL_STEPS == tuple(asdict(Funnel()))
 
 
-def test_a_worker_with_other_numerics_is_refused_unless_mixtures_are_allowed(settings: SegmentSettings) -> None:
+def test_a_worker_with_other_numerics_is_refused_unless_mixing_is_allowed(settings: SegmentSettings) -> None:
     other = replace(settings, numerics=replace(settings.numerics, torch="1.0"))
     with pytest.raises(MixedNumericsError, match="torch"):
         Segment(other)
     Segment(replace(other, allow_mixed_numerics=True))
 
 
-def test_a_worker_that_cannot_compile_is_refused_unless_mixtures_are_allowed(
+def test_a_worker_that_cannot_compile_is_refused_unless_mixing_is_allowed(
     settings: SegmentSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object, **__: object) -> None:
@@ -154,7 +154,7 @@ assert "CUDA error" in device_failure("cuda")
 
 
 @pytest.mark.cuda
-def test_a_gpu_that_answers_no_more_is_told_from_one_that_does() -> None:
+def test_a_broken_gpu_is_distinguished_from_a_working_one() -> None:
     subprocess.run([sys.executable, "-c", BROKEN_GPU], check=True, timeout=120)
 
 
@@ -162,6 +162,6 @@ def test_a_cpu_never_fails_as_a_device() -> None:
     assert device_failure("cpu") is None
 
 
-def test_whoever_describes_and_writes_masks_starts_without_torch() -> None:
+def test_describing_and_writing_masks_starts_without_torch() -> None:
     code = "import segmint.operators.describe, segmint.operators.shards.write, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A suspect alone in a worker: the control image comes through, and a fault is no lack of memory."""
+"""A suspect alone in a worker: the control image passes, and a fault is not taken for lack of memory."""
 
 import pytest
 
