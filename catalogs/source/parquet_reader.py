@@ -20,7 +20,7 @@ _PIECE_BYTES = 64 << 20
 
 
 def read_parquet(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the Parquet catalog at `catalog`, in order; see `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a Parquet catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
     with open_parquet(catalog) as file:
         for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem):

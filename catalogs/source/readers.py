@@ -39,7 +39,7 @@ def catalog_format(uri: str) -> str:
 
 
 def read_catalog(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
-    """The rows of the catalog at `catalog`, in order, as batches of `SOURCE`.
+    """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
     Raises `UsageError`, which names file, column and row, for a missing required column, a column of the wrong type, an
     invalid value, or a file that does not match its ending. An invalid value is passed to `on_problem` first: if that
