@@ -61,8 +61,11 @@ format: setup
 # A user's Ray asks for a token; tests start many, and some as others than the user.
 test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
+# Processes that share the tests; one that runs Ray takes about 6 GB of memory.
+TEST_PROCESSES ?= 2
+
 test: check
-	$(BIN)/python -m pytest -m "not long and not cuda"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20 -m "not long and not cuda"
 
 test-long: setup
 	$(BIN)/python -m pytest -m "long and not cuda"

@@ -15,9 +15,11 @@ settings.load_profile("segmint")
 pytest_plugins = [
     "tests.support.browser",
     "tests.support.minted_fixtures",
+    "tests.support.parallel",
     "tests.support.report_fixtures",
     "tests.support.ray_fixtures",
     "tests.support.s3_fixtures",
+    "tests.support.summary",
 ]
 
 
@@ -29,14 +31,6 @@ def _folder(variable: str) -> Path:
     if not folder.is_dir():
         pytest.fail(f"{variable} is {value!r}, which is no folder")
     return folder
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Where every part is at hand (`SEGMINT_TEST_NO_SKIPS=1`), a skipped test is a failed run."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("SEGMINT_TEST_NO_SKIPS") == "1" and reporter and reporter.stats.get("skipped"):
-        reporter.write_line("SEGMINT_TEST_NO_SKIPS is set, and tests were skipped", red=True)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.builds import small_catalog, write_config
 from tests.support.minted import mint
+from tests.support.parallel import made_once
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +16,13 @@ def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its configuration is `build.yaml` beside it.
     """
-    folder = tmp_path_factory.mktemp("minted")
-    catalog = small_catalog(folder / "photos")
-    masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
-    return Path(mint(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks)))
+
+    def make(folder: Path) -> None:
+        catalog = small_catalog(folder / "photos")
+        masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+        mint(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks))
+
+    return made_once(tmp_path_factory, "minted", make) / "dataset"
 
 
 @pytest.fixture

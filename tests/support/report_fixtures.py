@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.parallel import made_once
+
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The dataset of `tests.support.reported`."""
     from tests.support.reported import write_reported
 
-    return write_reported(tmp_path_factory.mktemp("reported") / "dataset")
+    return str(made_once(tmp_path_factory, "reported", lambda folder: write_reported(folder / "dataset")) / "dataset")
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +22,11 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from segmint.pipeline.report.report import write_report
     from tests.support.reported import audit_with_findings
 
-    folder = tmp_path_factory.mktemp("report")
-    audit_with_findings(reported, folder / "audit.json")
-    write_report(reported, Storage(), str(folder / "report"), str(folder / "audit.json"))
-    return folder / "report"
+    def make(folder: Path) -> None:
+        audit_with_findings(reported, folder / "audit.json")
+        write_report(reported, Storage(), str(folder / "report"), str(folder / "audit.json"))
+
+    return made_once(tmp_path_factory, "report", make) / "report"
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,7 @@ def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from segmint.pipeline.report.report import write_report
     from tests.support.reported import QUICK
 
-    folder = tmp_path_factory.mktemp("minted_report") / "report"
-    write_report(str(minted), Storage(), str(folder), options=QUICK)
-    return folder
+    def make(folder: Path) -> None:
+        write_report(str(minted), Storage(), str(folder / "report"), options=QUICK)
+
+    return made_once(tmp_path_factory, "minted_report", make) / "report"

@@ -1,0 +1,51 @@
+"""Runs of several processes (`pytest -n`): which tests go together, and what they share."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+try:
+    from xdist.scheduler import LoadScopeScheduling
+except ImportError:  # a run in one process needs no xdist
+    LoadScopeScheduling = object
+
+
+class ByFile(LoadScopeScheduling):
+    """The tests of a file run in one process, in their order, for they share fixtures.
+
+    All files that start Ray are one group and go first: a local Ray is several processes of a gigabyte, and two of them
+    beside each other would take turns on two cores.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "ray" if starts_ray(self.config.rootpath / path) else path
+
+
+def starts_ray(path: Path) -> bool:
+    """Whether tests of a file are marked `ray`."""
+    return "mark.ray" in path.read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` has filled, in the first process of a run that asks for it; all others read it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all processes of this run
+    folder, done = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()  # where the first one failed, this says so
+            make(folder)
+            done.touch()
+    return folder

@@ -1,0 +1,29 @@
+"""What a run says at its end beside pytest's own summary: where the time went, and that nothing may be skipped."""
+
+import os
+from collections import Counter
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With `--durations`, the seconds of the tests by folder; in a run of several processes, of all of them."""
+    if config.option.durations is None:
+        return
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                path = report.nodeid.partition("::")[0]
+                seconds["/".join(path.split("/")[:-1][:2])] += report.duration
+    terminalreporter.section("seconds by folder, set-up and teardown included")
+    for folder, spent in seconds.most_common():
+        terminalreporter.write_line(f"{spent:8.1f} {folder}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where every part is at hand (`SEGMINT_TEST_NO_SKIPS=1`), a skipped test is a failed run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("SEGMINT_TEST_NO_SKIPS") == "1" and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("SEGMINT_TEST_NO_SKIPS is set, and tests were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
