@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.builds import photograph, segmint, write_catalog, write_config
+from tests.support.builds import ROOT, photograph, write_catalog, write_config
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
 pytestmark = pytest.mark.ray
@@ -63,10 +65,46 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     kept = Keeper(ray_folder, folder / "kept")
     kept.start()
     try:
-        printed = segmint("build", config, **spilling)
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDING, "build", str(config)],
+            cwd=ROOT,
+            env={**os.environ, **spilling, "KEPT": str(folder / "kept")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=500,
+        )
     finally:
         kept.stop()
-    return folder / "photos", folder / "dataset", ray_folder, printed
+    assert done.returncode == 0, done.stdout
+    return folder / "photos", folder / "dataset", ray_folder, done.stdout
+
+
+HOLDING = """
+import os, time
+from pathlib import Path
+import ray
+from ray.data._internal.execution.interfaces.ref_bundle import RefBundle
+from segmint.pipeline.cli import main
+
+held, kept = [], Path(os.environ["KEPT"])
+made, shut_down = RefBundle.__post_init__, ray.shutdown
+
+def hold(bundle):
+    made(bundle)
+    held.extend(bundle.block_refs)
+
+def shut_down_once_spilled():
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(path.stat().st_size > 10_000 for path in kept.iterdir()):
+        time.sleep(0.1)
+    shut_down()
+
+RefBundle.__post_init__ = hold
+ray.shutdown = shut_down_once_spilled
+main()
+"""
+"""The command, which holds every block of the build: Ray must spill what nothing reads, however fast the machine."""
 
 
 class Keeper(threading.Thread):
