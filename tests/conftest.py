@@ -14,6 +14,7 @@ settings.load_profile("segmint")
 
 pytest_plugins = [
     "tests.support.browser",
+    "tests.support.built_fixtures",
     "tests.support.minted_fixtures",
     "tests.support.parallel",
     "tests.support.report_fixtures",

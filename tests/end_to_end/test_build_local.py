@@ -16,45 +16,35 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import digests, segmint
+from tests.support.built_fixtures import Built
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A dataset of 8 rows in shards of 3, its configuration, and the command's output."""
-    folder = tmp_path_factory.mktemp("local")
-    catalog = small_catalog(folder / "photos")
-    config = write_config(folder / "build.yaml", catalog, folder / "dataset")
-    return folder / "dataset", config, segmint("build", config)
 
 
 def shard_files(dataset: Path, kind: str) -> list[Path]:
     return sorted((dataset / kind).iterdir())
 
 
-def test_the_accounting_adds_up(built: tuple[Path, Path, str]) -> None:
-    dataset, _, printed = built
-    assert "license_not_allowed" in printed
-    assert "not_found" in printed
-    assert re.search(r"8 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* on 1 x cpu \(", printed)
-    assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+ %", printed)
-    commits = [json.loads(path.read_bytes()) for path in sorted((dataset / "commits").iterdir())]
-    assert [commit["ordinals"] for commit in commits] == [[0, 3], [3, 6], [6, 8]]
-    assert sum(commit["counts"]["images"] for commit in commits) == 6
+def test_the_accounting_adds_up(built: Built) -> None:
+    assert "license_not_allowed" in built.printed
+    assert "not_found" in built.printed
+    assert re.search(r"10 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* on 1 x cpu \(", built.printed)
+    assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+ %", built.printed)
+    commits = [json.loads(path.read_bytes()) for path in sorted((built.dataset / "commits").iterdir())]
+    assert [commit["ordinals"] for commit in commits] == [[0, 3], [3, 6], [6, 9], [9, 10]]
+    assert sum(commit["counts"]["images"] for commit in commits) == 8
     assert sum(commit["counts"]["rejected"] for commit in commits) == 2
-    rejects = pq.ParquetDataset(shard_files(dataset, "rejects")).read().to_pylist()
+    rejects = pq.ParquetDataset(shard_files(built.dataset, "rejects")).read().to_pylist()
     assert [(row["ordinal"], row["stage"], row["reason"]) for row in rejects] == [
         (2, "catalog", "license_not_allowed"),
-        (7, "read", "not_found"),
+        (9, "read", "not_found"),
     ]
 
 
-def test_every_annotation_decodes_and_agrees_with_itself(built: tuple[Path, Path, str]) -> None:
-    dataset, _, _ = built
+def test_every_annotation_decodes_and_agrees_with_itself(built: Built) -> None:
     masks = 0
-    for path in shard_files(dataset, "shards"):
+    for path in shard_files(built.dataset, "shards"):
         with tarfile.open(path) as archive:
             names = archive.getnames()
             for name in (name for name in names if name.endswith(".json")):
@@ -74,58 +64,50 @@ def test_every_annotation_decodes_and_agrees_with_itself(built: tuple[Path, Path
     assert masks > 20
 
 
-def test_the_tars_read_with_webdataset(built: tuple[Path, Path, str]) -> None:
-    dataset, _, _ = built
-    urls = [str(path) for path in shard_files(dataset, "shards")]
+def test_the_tars_read_with_webdataset(built: Built) -> None:
+    urls = [str(path) for path in shard_files(built.dataset, "shards")]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "json"))
-    assert [sample[1]["image"]["image_id"] for sample in samples] == [1, 2, 4, 5, 6, 7]
+    assert [sample[1]["image"]["image_id"] for sample in samples] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert samples[0][0].dtype == np.uint8
 
 
-def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: tuple[Path, Path, str]) -> None:
-    dataset, _, _ = built
+def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: Built) -> None:
     for kind, schema in (("images", IMAGES), ("masks", MASKS), ("rejects", REJECTS)):
-        for path in shard_files(dataset, kind):
+        for path in shard_files(built.dataset, kind):
             assert pq.read_schema(path).equals(schema), path
     images, masks, total = duckdb.sql(
-        f"select count(*), sum(masks), (select count(*) from '{dataset}/masks/*.parquet') "
-        f"from '{dataset}/images/*.parquet'"
+        f"select count(*), sum(masks), (select count(*) from '{built.dataset}/masks/*.parquet') "
+        f"from '{built.dataset}/images/*.parquet'"
     ).fetchall()[0]
-    assert images == 6
+    assert images == 8
     assert masks == total
 
 
-def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: tuple[Path, Path, str]) -> None:
-    dataset, config, _ = built
-    before = digests(dataset)
-    assert "nothing was left to do" in segmint("build", config)
-    assert digests(dataset) == before
+def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: Built) -> None:
+    before = digests(built.dataset)
+    assert "nothing was left to do" in segmint("build", built.config)
+    assert digests(built.dataset) == before
 
 
-def test_another_configuration_is_refused_with_its_keys(built: tuple[Path, Path, str]) -> None:
-    dataset, config, _ = built
-    printed = segmint("build", config, "--set", "masks.points_per_side=4", check=2)
+def test_another_configuration_is_refused_with_its_keys(built: Built) -> None:
+    printed = segmint("build", built.config, "--set", "masks.points_per_side=4", check=2)
     assert "masks.points_per_side" in printed
-    assert len(list((dataset / "commits").iterdir())) == 3
+    assert len(list((built.dataset / "commits").iterdir())) == 4
 
 
-def test_another_catalog_is_refused(built: tuple[Path, Path, str], tmp_path: Path) -> None:
-    _, config, _ = built
+def test_another_catalog_is_refused(built: Built, tmp_path: Path) -> None:
     catalog = tmp_path / "other.jsonl"
     catalog.write_text('{"uri": "photo_000.jpg", "license": "CC0-1.0"}\n')
-    assert "catalog" in segmint("build", config, "--set", f"catalog={catalog}", check=2)
+    assert "catalog" in segmint("build", built.config, "--set", f"catalog={catalog}", check=2)
 
 
-def test_a_machine_with_other_numerics_is_refused_before_anything_starts(
-    built: tuple[Path, Path, str], tmp_path: Path
-) -> None:
-    dataset, config, _ = built
+def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: Built, tmp_path: Path) -> None:
     copy = tmp_path / "dataset"
-    shutil.copytree(dataset, copy)
+    shutil.copytree(built.dataset, copy)
     (copy / "commits" / "000001.g1.json").unlink()
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["numerics"]["torch"] = "1.0"
     (copy / "dataset.json").write_text(json.dumps(manifest))
-    printed = segmint("build", config, "--set", f"output={copy}", check=2)
+    printed = segmint("build", built.config, "--set", f"output={copy}", check=2)
     assert "against '1.0'" in printed
     assert "Traceback" not in printed

@@ -8,6 +8,7 @@ import pytest
 
 from segmint.infra.storage.storage import Storage
 from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.built_fixtures import Built
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
 
@@ -21,18 +22,11 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def local(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("local")
-    segmint("build", write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "dataset"))
-    return digests(folder / "dataset")
-
-
 def test_s3_holds_byte_for_byte_what_local_files_hold(
-    photos_folder: Path, local: dict[str, str], s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+    built: Built, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     storage = Storage(s3_options)
-    upload(storage, photos_folder, f"s3://{s3_bucket}/in")
+    upload(storage, built.catalog.parent, f"s3://{s3_bucket}/in")
     config = write_config(
         tmp_path / "build.yaml",
         f"s3://{s3_bucket}/in/catalog.jsonl",
@@ -40,14 +34,13 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
         storage=s3_options,
     )
     segmint("build", config)
-    assert digests(download(storage, f"s3://{s3_bucket}/datasets/small", tmp_path / "copy")) == local
+    assert digests(download(storage, f"s3://{s3_bucket}/datasets/small", tmp_path / "copy")) == digests(built.dataset)
     assert "nothing was left to do" in segmint("build", config)
 
 
 @pytest.mark.long
 def test_an_outage_in_the_middle_commits_no_false_reject(
     photos_folder: Path,
-    local: dict[str, str],
     tmp_path: Path,
     s3_server: S3Server,
     s3_bucket: str,

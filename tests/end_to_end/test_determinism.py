@@ -4,23 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import digests, segmint, write_config
+from tests.support.built_fixtures import Built
 from tests.support.runs import assert_gone, assert_whole, finish, running, wait_for
 
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_catalog(tmp_path_factory.mktemp("photos"), count=10)
+@pytest.fixture
+def catalog(built: Built) -> Path:
+    return built.catalog
 
 
-@pytest.fixture(scope="module")
-def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+@pytest.fixture
+def undisturbed(built: Built) -> dict[str, str]:
     """Digests of the files that one segment actor writes in one run."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    segmint("build", write_config(folder / "build.yaml", catalog, folder / "dataset"))
-    return digests(folder / "dataset")
+    return digests(built.dataset)
 
 
 def test_three_segment_actors_write_the_same_as_one(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

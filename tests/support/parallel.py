@@ -14,6 +14,13 @@ except ImportError:  # a run in one process needs no xdist
     LoadScopeScheduling = object
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a core: two threads of torch in each would wait for one another. Ray's workers, which are polite
+    # by 15 levels, would hardly get to run.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 class ByFile(LoadScopeScheduling):
     """The tests of a file run in one process, in their order, for they share fixtures.
 

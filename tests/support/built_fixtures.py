@@ -1,0 +1,32 @@
+"""A small dataset that the command built, once for a whole session; tests that change it take a copy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.builds import segmint, small_catalog, write_config
+from tests.support.parallel import made_once
+
+
+@dataclass(frozen=True)
+class Built:
+    """A catalog, the configuration of its build, the dataset, and what the command printed."""
+
+    catalog: Path
+    config: Path
+    dataset: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Ten rows in shards of three, by one segment actor: row 3 refused for its license, row 10 not found."""
+
+    def make(folder: Path) -> None:
+        config = write_config(folder / "build.yaml", small_catalog(folder / "photos", count=10), folder / "dataset")
+        (folder / "printed.txt").write_text(segmint("build", config))
+
+    folder = made_once(tmp_path_factory, "built", make)
+    catalog = folder / "photos" / "catalog.jsonl"
+    return Built(catalog, folder / "build.yaml", folder / "dataset", (folder / "printed.txt").read_text())
