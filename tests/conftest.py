@@ -13,10 +13,10 @@ settings.register_profile("segmint", deadline=None)
 settings.load_profile("segmint")
 
 pytest_plugins = [
+    "tests.support.parallel",  # first, for the others import it
     "tests.support.browser",
     "tests.support.built_fixtures",
     "tests.support.minted_fixtures",
-    "tests.support.parallel",
     "tests.support.report_fixtures",
     "tests.support.ray_fixtures",
     "tests.support.s3_fixtures",

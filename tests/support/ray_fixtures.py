@@ -1,14 +1,34 @@
 """A local Ray that tests share, for parts that need one but no whole build."""
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from segmint.infra.ray_session import Cluster, ray_session
 
+_running = ExitStack()
+_clusters: list[Cluster] = []
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[Cluster]:
-    """A local Ray for the tests of one module."""
-    with ray_session("local", object_store_memory=200_000_000) as cluster:
-        yield cluster
+
+@pytest.fixture
+def local_ray() -> Cluster:
+    """A local Ray for all tests that ask for it: they run after the others, and it ends with the last of them."""
+    if not _clusters:
+        _clusters.append(_running.enter_context(ray_session("local", object_store_memory=200_000_000)))
+    return _clusters[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one Ray follow one another, so that no other test finds it running."""
+    items.sort(key=_uses_it)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None or not _uses_it(nextitem):
+        _clusters.clear()
+        _running.close()
+
+
+def _uses_it(item: pytest.Item) -> bool:
+    return "local_ray" in getattr(item, "fixturenames", ())

@@ -33,7 +33,14 @@ def test_the_key_comes_once_and_becomes_a_cookie(client: TestClient) -> None:
     assert client.head("/x").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/x", "/nowhere", "/?key=", f"/?key={KEY[:-1]}", "/?key=ü", f"/x?key={KEY}"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/x", "/nowhere", "/?key=", "/?key=ü"),
+        pytest.param(f"/?key={KEY[:-1]}", id="part of the key"),  # another one in each process
+        pytest.param(f"/x?key={KEY}", id="key of another page"),
+    ],
+)
 def test_without_the_key_there_is_nothing(client: TestClient, path: str) -> None:
     for cookies in ({}, {COOKIE: "x"}, {"segmint-view-1": KEY}):
         client.cookies = cookies
