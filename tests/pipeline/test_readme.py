@@ -77,6 +77,13 @@ def test_every_file_that_is_named_is_there() -> None:
     assert found > 50
 
 
+def test_every_folder_is_on_the_page_of_the_code() -> None:
+    page = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    for layer in ("pipeline", "operators", "model", "catalogs", "infra"):
+        for folder in sorted(path.parent for path in (ROOT / layer).glob("*/__init__.py")):
+            assert f"`{layer}/{folder.name}/`" in page, f"{layer}/{folder.name}/"
+
+
 def test_the_photograph_is_the_only_one_and_small() -> None:
     """The README credits it; another one would need its own credit."""
     pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}]
