@@ -19,21 +19,21 @@ from segmint.infra.storage.storage import Storage
 
 
 @dataclass(frozen=True)
-class Place:
+class ReaderPosition:
     """One of `parts` readers that share a dataset, from 0."""
 
     part: int
     parts: int
 
 
-def share(shards: Mapping[int, tuple[int, int]], place: Place) -> dict[int, range]:
+def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
     """What a reader takes: the ordinals of each of its shards.
 
-    `shards` are the ordinals [start, stop) of each shard that is shared, in order. The shares of all places are
+    `shards` are the ordinals [start, stop) of each shard that is shared, in order. The shares of all positions are
     disjoint, whole together, and differ by one row at most.
     """
     rows = sum(stop - start for start, stop in shards.values())
-    first, last = rows * place.part // place.parts, rows * (place.part + 1) // place.parts
+    first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts
     taken: dict[int, range] = {}
     before = 0
     for shard, (start, stop) in shards.items():
@@ -56,30 +56,32 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         super().__init__(uri, storage, manifest)
         known = range(manifest.shards)  # more are committed where the dataset has grown since its manifest was read
         self._opened = {shard: manifest.ordinals(shard) for shard in self.log.committed() if shard in known}
-        self._rank: Place | None = None
+        self._rank: ReaderPosition | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """With the rank, which a worker process that was spawned cannot ask for."""
         return {**self.__dict__, "_rank": self._rank or _current_rank()}
 
     def __iter__(self) -> Iterator[Sample]:
-        place = self._rank or _current_rank()
+        position = self._rank or _current_rank()
         worker = get_worker_info()
         if worker is not None:
-            place = Place(place.part * worker.num_workers + worker.id, place.parts * worker.num_workers)
-        if place.parts == 1 and worker is None:
+            position = ReaderPosition(
+                position.part * worker.num_workers + worker.id, position.parts * worker.num_workers
+            )
+        if position.parts == 1 and worker is None:
             yield from super().__iter__()
             return
-        taken = share(self._opened, place)
+        taken = share(self._opened, position)
         for commit in self.commits(taken):
             yield from self.shard(commit, _ids(taken[commit.shard]))
 
     def __len__(self) -> int:
         """How many images an iteration gives on this rank, all of its workers together; from commits and tables."""
-        place = self._rank or _current_rank()
-        if place.parts == 1:
+        position = self._rank or _current_rank()
+        if position.parts == 1:
             return super().__len__()
-        taken = share(self._opened, place)
+        taken = share(self._opened, position)
         images = 0
         for commit in self.commits(taken):
             if range(*commit.ordinals) == taken[commit.shard]:
@@ -108,12 +110,12 @@ def _inside(ids: Sequence[int], wanted: range) -> int:
     return sum(number in wanted for number in ids)
 
 
-def _current_rank() -> Place:
+def _current_rank() -> ReaderPosition:
     if distributed.is_available() and distributed.is_initialized():
-        return Place(distributed.get_rank(), distributed.get_world_size())
+        return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
     rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
         raise UsageError(
             f"RANK={rank} and WORLD_SIZE={ranks} in the environment: expected a rank from 0 below the size"
         )
-    return Place(int(rank), int(ranks))
+    return ReaderPosition(int(rank), int(ranks))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.torch_dataset import Place, TorchDataset, open_dataset, share
+from segmint.catalogs.dataset.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -145,7 +145,7 @@ def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], p
         start += gaps[index]
         shards[index * 2] = (start, start + size)
         start += size
-    shares = [share(shards, Place(part, parts)) for part in range(parts)]
+    shares = [share(shards, ReaderPosition(part, parts)) for part in range(parts)]
     taken = [(shard, ordinal) for each in shares for shard, ordinals in each.items() for ordinal in ordinals]
     assert taken == [(shard, ordinal) for shard, span in shards.items() for ordinal in range(*span)]
     rows = [sum(map(len, each.values())) for each in shares]
