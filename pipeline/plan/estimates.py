@@ -1,14 +1,12 @@
 """Estimated totals, and how a sample of rows is extrapolated to all of them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 1000
-"""How often a sample's rows are drawn again, with repetition, for the spread of an estimate."""
+from segmint.pipeline.statistics.intervals import bootstrap_mean, wilson
 
 Floats = NDArray[np.float64]
 
@@ -59,10 +57,8 @@ class Extrapolation:
         total = float(values.mean()) * self._rows
         if self._sampled >= self._rows:
             return exactly(total)
-        random = np.random.default_rng(0)  # the same sample gives the same interval
-        means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-        low, high = np.percentile(means, [2.5, 97.5])
-        return Estimate(total, float(low) * self._rows, float(high) * self._rows)
+        low, high = bootstrap_mean(values)
+        return Estimate(total, low * self._rows, high * self._rows)
 
     def count(self, fits: Floats) -> Estimate:
         """The number of all rows that fit, from 1 or 0 for each sampled row.
@@ -72,9 +68,5 @@ class Extrapolation:
         total = float(fits.mean()) * self._rows
         if self._sampled >= self._rows:
             return exactly(total)
-        sampled, share, square = self._sampled, float(fits.mean()), 1.96**2
-        middle = (share + square / (2 * sampled)) / (1 + square / sampled)
-        half = math.sqrt(share * (1 - share) * square / sampled + (square / (2 * sampled)) ** 2) / (
-            1 + square / sampled
-        )
-        return Estimate(total, max(0.0, middle - half) * self._rows, min(1.0, middle + half) * self._rows)
+        low, high = wilson(float(fits.sum()), self._sampled)
+        return Estimate(total, low * self._rows, high * self._rows)

@@ -12,10 +12,11 @@ from segmint.infra.uris import join
 from segmint.infra.wording import counted
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
+from segmint.pipeline.statistics.intervals import Interval
 from segmint.pipeline.study.corrections import Corrections, Size, read_coco, read_label_studio
 from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
 from segmint.pipeline.study.sample import MANIFEST, SCHEMA_VERSION, mask_sha256
-from segmint.pipeline.study.shares import PAPER_SHARES, Interval, Share, share_over
+from segmint.pipeline.study.shares import PAPER_SHARES, Share, share_over
 
 CORRECTED = "corrected.json"
 """The default file of corrected masks in a study's folder."""
