@@ -105,10 +105,11 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
 
 
 def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
+    from segmint.pipeline.audit.answer_json import to_json
     from segmint.pipeline.audit.integrity import audit_integrity
 
     audit = tmp_path / "audit.json"
-    audit.write_text(json.dumps(audit_integrity(str(minted), Storage(), QUICK.sample).to_dict()))
+    audit.write_text(to_json(audit_integrity(str(minted), Storage(), QUICK.sample)))
     write_report(str(minted), Storage(), str(tmp_path / "report"), str(audit), QUICK)
     assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
 

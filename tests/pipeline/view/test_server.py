@@ -1,6 +1,5 @@
 """Opening a dataset for the viewer, on a disk and on S3, and what is left behind."""
 
-import json
 import socket
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from starlette.testclient import TestClient
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.server import open_viewer, serve
@@ -89,7 +89,7 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
 
     folder = loosen(minted, tmp_path / "loose", change)
     audit = tmp_path / "audit.json"
-    audit.write_text(json.dumps(audit_dataset(str(folder), Storage()).to_dict()))
+    audit.write_text(to_json(audit_dataset(str(folder), Storage())))
     with open_viewer(str(folder), Storage(), str(audit)) as viewer:
         client = client_of(viewer)
         told = client.get("/api/images/4").json()
