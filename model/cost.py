@@ -1,10 +1,10 @@
-"""The work of Segment Anything in floating-point operations, by plain algebra: what a hardware's ceiling is made of.
+"""The floating-point operations of Segment Anything, counted from its shapes: the basis of the hardware ceiling.
 
-Counted are the multiplications and additions of the network's matrix products, convolutions and attentions, two
-operations a multiply-add, done one prompt after another as the SAM paper's model describes them. Not counted are
-norms, activations, softmax, resizing, filters and everything outside the network. The count does not follow the
-implementation: one that shares products between prompts, or leaves out what nobody reads, does less work than this
-and comes nearer to the ceiling. All counts are whole numbers of operations for one input of 1024 x 1024 pixels.
+Counts the multiplications and additions of the network's matrix products, convolutions and attentions, two operations
+a multiply-add, one prompt after another as in the SAM paper. Norms, activations, softmax, resizing, filters and
+everything outside the network are not counted. The count does not follow our implementation: sharing products between
+prompts, or skipping outputs that nobody reads, does less work than this and gets closer to the ceiling. All counts are
+whole numbers of operations for one input of 1024 x 1024 pixels.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.prompt_encoder import GRID, IMAGE_SIZE
 
 POINT_TOKENS = 2
-"""A single point and the token of no point that goes with it."""
+"""A point and its padding token ("not a point")."""
 
 _DECODER_HIDDEN = 2048
 _FLOP = 2  # a multiply-add
@@ -26,7 +26,7 @@ _FLOP = 2  # a multiply-add
 
 @dataclass(frozen=True)
 class ImageCost:
-    """What one image asks of the network: `encodes` of the image and its crops, and `prompts` in all of them."""
+    """The network's work on one image: `encodes` of the image and its crops, and `prompts` over all of them."""
 
     encodes: int
     prompts: int
@@ -37,9 +37,9 @@ class ImageCost:
 
 
 def image_cost(settings: MaskSettings) -> ImageCost:
-    """Encodes and prompts of one image: layer L has 4^L crops, each with a grid of its own.
+    """The encodes and prompts of one image: layer L has 4^L crops, each with its own grid.
 
-    With the paper's settings (SAM paper, Appendix B) 21 encodes and 3,072 prompts. Images of a few pixels may have
+    With the settings of SA-1B (SAM paper, Appendix B): 21 encodes and 3,072 prompts. Images of a few pixels may have
     fewer crops; they count as if they had all.
     """
     crops = [4**layer for layer in range(settings.crop_n_layers + 1)]
@@ -78,7 +78,7 @@ def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
 
 
 def _window_attention(grid: int, window: int, width: int) -> int:
-    """Multiply-adds of self-attention in square windows over grid² tokens, filled up to whole windows."""
+    """Multiply-adds of self-attention in square windows over grid² tokens, padded to whole windows."""
     tokens = (-(-grid // window) * window) ** 2
     return 4 * tokens * width**2 + 2 * tokens * window**2 * width
 

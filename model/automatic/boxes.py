@@ -1,4 +1,4 @@
-"""Boxes around masks: inclusive pixel extremes (x0, y0, x1, y1), as the reference code has them."""
+"""Boxes around masks: inclusive pixel extremes (x0, y0, x1, y1), as in the reference code."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
-    """The same from the rows (N, h) and columns (N, w) that hold a pixel of the mask, both bool."""
+    """`mask_boxes` from the rows (N, h) and columns (N, w) that hold a pixel of the mask, both bool."""
     x0, x1 = _extremes(columns)
     y0, y1 = _extremes(rows)
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
@@ -39,7 +39,7 @@ def xyxy_to_xywh(box: Box) -> Box:
 
 
 def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last True along the last axis of (N, L) bool; (0, L - 1) where there is none."""
+    """First and last True along the last axis of (N, L) bool; (0, L - 1) for a row without any."""
     marks = occupied.to(torch.uint8)
     first = marks.argmax(dim=1)
     last = marks.shape[1] - 1 - marks.flip(1).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Masks on their way through the filters, small enough to hold hundreds of a large image."""
+"""Masks between the filters, packed so that hundreds of a large image fit in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 @dataclass(frozen=True)
 class Patch(ABC):
-    """A mask by its pixels inside its box; all outside is background.
+    """A mask stored as its pixels inside its box; everything outside is background.
 
     Attributes:
         corner: (x, y) of the top left pixel, in pixels of the frame.
@@ -26,7 +26,7 @@ class Patch(ABC):
 
     @staticmethod
     def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "Patch":
-        """Packs a (h, w) bool mask with the inclusive `box`; `offset` (x, y) is its corner in the frame."""
+        """Pack a (h, w) bool mask with the inclusive `box`; `offset` (x, y) is its corner in the frame."""
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
@@ -65,7 +65,7 @@ class Patch(ABC):
 
 @dataclass(frozen=True)
 class BitPatch(Patch):
-    """A mask with a bit for each pixel of its window.
+    """A mask stored as one bit for each pixel of its window.
 
     Attributes:
         bits: ceil(height * width / 8) bytes.
@@ -90,12 +90,12 @@ class BitPatch(Patch):
 
 @dataclass(frozen=True)
 class RunPatch(Patch):
-    """A mask by where it begins and ends along the columns of its window, as an accelerator finds it.
+    """A mask stored as the places where it begins and ends along its window's columns, as an accelerator finds them.
 
     Attributes:
         changes: (2 R,) int64, increasing: the first pixel of a run of foreground, the pixel after its last, and so on.
-            The columns stand one after the other, each followed by one pixel of background, in which a run that
-            reaches the window's lower side ends: pixel (x, y) of the window is x * (height + 1) + y.
+            The columns follow one another, each with one pixel of background after it, where a run that reaches the
+            bottom of the window ends: pixel (x, y) of the window is x * (height + 1) + y.
     """
 
     changes: NDArray[np.int64]
@@ -125,7 +125,7 @@ class RunPatch(Patch):
 
 @dataclass(frozen=True)
 class Candidates:
-    """N masks with what the later steps need of them; all coordinates are pixels of the frame.
+    """N masks and what the later steps need to know about them; all coordinates are pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
@@ -168,7 +168,7 @@ class Candidates:
 
 
 def concatenate(parts: Sequence[Candidates]) -> Candidates:
-    """All candidates of all parts, in order; none at all when there are no parts."""
+    """All candidates of all parts, in order; no candidates when there are no parts."""
     return Candidates(
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),

@@ -12,11 +12,11 @@ from segmint.model.automatic.candidates import Patch
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What clean-up made of a mask.
+    """The result of cleaning one mask.
 
     Attributes:
-        mask: (h, w) bool, or None when no island was large enough and the largest was not to be kept.
-        changed: whether any hole or island was under the limit; the mask may be the same all the same.
+        mask: (h, w) bool, or None when no island was large enough and the largest was not kept.
+        changed: whether any hole or island was under the limit, even if the mask came out the same.
     """
 
     mask: NDArray[np.bool_] | None
@@ -28,9 +28,9 @@ def clean_patch(
 ) -> tuple[Patch | None, bool]:
     """What `clean` makes of a mask in the frame of (height, width): the patch, and whether it changed.
 
-    It works in a window around the patch. Where a side of the window is not the frame's, a margin of background lies
-    between it and the patch, in one piece that holds at least `min_area` pixels by itself: background that goes on
-    beyond such a side is no hole here, as it is none in the frame. The window begins at even pixels, because OpenCV
+    It works in a window around the patch. Where a side of the window is not a side of the frame, there is a margin of
+    background between it and the patch, one connected piece of at least `min_area` pixels: background that continues
+    beyond that side is not a small hole here, just as in the frame. The window starts at even pixels, because OpenCV
     orders its labels by squares of 2x2.
     """
     (x, y), (height, width) = patch.corner, patch.shape
@@ -46,11 +46,11 @@ def clean_patch(
 
 
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned:
-    """Fills holes of fewer than `min_area` pixels, then removes islands of fewer.
+    """Fill holes of fewer than `min_area` pixels, then remove islands of fewer.
 
-    A piece of background cut off against the image's border is a hole. When every island is small,
-    `keep_largest` leaves the largest (the first in OpenCV's label order), and otherwise the mask is dropped,
-    as SA-1B's were (SAM paper, Appendix B); without it an empty mask is dropped too.
+    Background that the mask cuts off against the image's border counts as a hole. When every island is small,
+    `keep_largest` keeps the largest (the first in OpenCV's label order); otherwise the mask is dropped, as in SA-1B
+    (SAM paper, Appendix B), and so is an empty mask.
     """
     filled, holes = _fill_holes(mask, min_area)
     kept, islands = _remove_islands(filled, min_area, keep_largest)
@@ -58,7 +58,7 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
 
 
 def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """The mask without its small holes, and whether there were any."""
+    """The mask with its small holes filled, and whether there were any."""
     labels, areas = _components(~mask)
     small = areas < min_area
     small[0] = False

@@ -12,7 +12,7 @@ from segmint.model.automatic.boxes import Box
 
 @dataclass(frozen=True)
 class Crop:
-    """A window of the frame that is encoded on its own.
+    """A window of the frame that is encoded separately.
 
     Attributes:
         layer: 0 for the full image; layer L has 2^L x 2^L crops.
@@ -30,7 +30,7 @@ class Crop:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the window lies beyond the image's end: in images of a few pixels it may."""
+        """Whether the window lies outside the image, which happens in images of a few pixels."""
         return min(self.size) <= 0
 
 
@@ -52,8 +52,8 @@ def crop_points(crop: Crop, per_side: int) -> NDArray[np.float64]:
 def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
     """The full image, then the crops of layers 1 to `layers`, column by column (x outermost).
 
-    `frame_size` is (height, width). The formula is the reference code's, empty windows of tiny images
-    included; the overlap of layer 1 is `overlap_ratio` of the image's short side and halves with each layer.
+    `frame_size` is (height, width). The formula is the reference code's, including the empty windows of
+    tiny images; the overlap of layer 1 is `overlap_ratio` of the image's short side and halves with each layer.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]
@@ -71,10 +71,10 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
 
 
 def cut(crop: Crop, frame_size: tuple[int, int], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop's pixels, (h, w, 3) uint8, out of an image of any resolution that shows the whole frame.
+    """The crop's pixels, (h, w, 3) uint8, from an image of any resolution that shows the whole frame.
 
-    `frame_size` is (height, width); each axis has its own scale, and borders go to the nearest pixel of
-    `pixels`. At least one pixel comes back for a crop that is not empty.
+    `frame_size` is (height, width); each axis has its own scale, and borders are rounded to the nearest pixel of
+    `pixels`. A crop that is not empty gives at least one pixel.
     """
     x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
     y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])

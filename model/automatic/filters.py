@@ -1,4 +1,4 @@
-"""Which masks are good enough: one function a criterion, each from values to a boolean a mask."""
+"""The filters of mask generation: one function for each criterion, from values to one boolean for each mask."""
 
 import numpy as np
 import torch
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
 
-# SAM paper's reference code: pixels of the frame within which a box side counts as at a crop's edge.
+# SAM paper's reference code: pixels of the frame within which a box side counts as touching a crop's edge.
 EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Predicted IoU strictly over the threshold; 0 or less lets all pass. Any shape, to bool."""
+    """Predicted IoU strictly over the threshold; 0 or less passes all. Any shape, to bool."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold
@@ -21,8 +21,8 @@ def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
 def stability_scores(logits: Tensor, offset: float) -> Tensor:
     """IoU of the masks thresholded at +offset and -offset: (N, h, w) logits to (N,) float32.
 
-    NaN where nothing is over -offset. SAM paper, Appendix B; one mask always holds the other, so their
-    pixel counts are intersection and union.
+    NaN where nothing is over -offset. SAM paper, Appendix B; one mask always contains the other, so their
+    pixel counts are the intersection and the union.
     """
     inner = torch.count_nonzero(logits > offset, dim=(1, 2))
     outer = torch.count_nonzero(logits > -offset, dim=(1, 2))
@@ -30,14 +30,14 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def stable(scores: Tensor, threshold: float) -> Tensor:
-    """Stability of at least the threshold, which NaN never is; 0 or less lets all pass. (N,) to (N,) bool."""
+    """Stability of at least the threshold, never true for NaN; 0 or less passes all. (N,) to (N,) bool."""
     if threshold <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= threshold
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Masks that cover less than this share of the whole frame; 0 or less lets all pass.
+    """Masks that cover less than this share of the whole frame; 0 or less passes all.
 
     `areas` (N,) int64 in pixels of the frame of (height, width); gives (N,) bool. SAM paper, Appendix B.
     """
@@ -48,10 +48,10 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 
 
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Boxes that keep away from those sides of the crop that are not also the image's: (N, 4) to (N,) bool.
+    """Boxes away from those sides of the crop that are not sides of the image: (N, 4) to (N,) bool.
 
     `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width), box ends inclusive,
-    crop ends exclusive. Each side is held against the same side alone, as the reference code does.
+    crop ends exclusive. Each side is compared with the same side only, as in the reference code.
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

@@ -28,11 +28,11 @@ class MaskGenerator:
     """Finds all masks of an image (SAM paper, Section 4 and Appendix B)."""
 
     def __init__(self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int = 1) -> None:
-        """Takes the model's predictor, and settings that default to `MaskSettings.sa1b()`.
+        """Take the model's predictor, and settings that default to `MaskSettings.sa1b()`.
 
         `crops_per_batch`: crops of an image that are encoded together, 1 to 64. One is right on a CPU; a GPU with
-        memory to spare takes all 21 of SA-1B's settings. It changes the last bits of the embeddings. Raises
-        ValueError for another number. On a CPU the generator starts as many threads as torch has, for itself.
+        enough memory can take all 21 of SA-1B's settings. It changes the last bits of the embeddings. Raises
+        ValueError for another number. On a CPU the generator starts as many extra threads as torch has.
         """
         if not 1 <= crops_per_batch <= MAX_BATCH:
             raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
@@ -54,7 +54,7 @@ class MaskGenerator:
                 the crops of layers 1 and up from; without it they are cut from `image`.
 
         Raises ValueError for arrays of another shape or type, and for an original under the `official`
-        profile, which has no use for it.
+        profile, which does not use it.
         """
         _check_pixels("image", image)
         if original is not None:
@@ -84,7 +84,7 @@ class MaskGenerator:
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
     ) -> Iterator[tuple[Crop, Embedding]]:
-        """Each crop with its embedding, a batch of them encoded at a time."""
+        """Each crop with its embedding, encoded one batch at a time."""
         frame_size = (image.shape[0], image.shape[1])
         for start in range(0, len(crops), self.crops_per_batch):
             batch = crops[start : start + self.crops_per_batch]
@@ -96,7 +96,7 @@ class MaskGenerator:
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
     def _process_crop(self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]) -> tuple[Candidates, Funnel]:
-        """What one crop's grid finds after its own suppression, best first, and the counts so far."""
+        """The masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
@@ -120,7 +120,7 @@ class MaskGenerator:
 def suppress_across_crops(
     candidates: Candidates, settings: MaskSettings, device: torch.device | None = None
 ) -> Candidates:
-    """Suppression among the masks of all crops, those of the smallest crop first; none without crops."""
+    """NMS among the masks of all crops, preferring smaller crops; no masks are suppressed without crops."""
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -131,10 +131,10 @@ def suppress_across_crops(
 def clean_up(
     candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings, device: torch.device | None = None
 ) -> tuple[Candidates, int]:
-    """Cleans masks of small holes and islands, then suppresses new duplicates, and counts those with any.
+    """Fill small holes and remove small islands, then suppress new duplicates; count the masks that had any.
 
-    Connected components are found by OpenCV on the host, whichever the device, in windows made of the masks' runs.
-    Masks that clean-up left alone come first and win over those that it changed; scores stay what they were.
+    OpenCV finds connected components on the host, whatever the device, in windows made from the masks' runs.
+    Masks that clean-up did not change come first and win over those that it changed; scores do not change.
     """
     if settings.min_mask_region_area == 0:
         return candidates, 0

@@ -1,4 +1,4 @@
-"""Both bilinear steps from low-resolution logits to the crop's pixels, as one matrix a side."""
+"""Both bilinear steps from low-resolution logits to the crop's pixels, as one matrix for each axis."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Both steps of bilinear interpolation along one side, from S low-resolution logits to the crop's pixels.
+    """Both steps of bilinear interpolation along one axis, from S low-resolution logits to the crop's pixels.
 
     Attributes:
         weights: (pixels, S) float32.
@@ -35,7 +35,7 @@ class Interpolation:
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
     def bands(self, pixels: slice, logits: Tensor, step: int, first: int = 0) -> Iterator[Tensor]:
-        """Interpolates logits (S, n) to (pixels, n), at most `step` pixels at a time; row 0 is logit `first`."""
+        """Interpolate logits (S, n) to (pixels, n), at most `step` pixels at a time; row 0 is logit `first`."""
         for start in range(pixels.start, pixels.stop, step):
             band = slice(start, min(start + step, pixels.stop))
             touched = self.touched(band)
@@ -45,7 +45,7 @@ class Interpolation:
 def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpolation:
     """From `side` logits to `padded` pixels, of which the first `filled` become the crop's `pixels`.
 
-    The weights are torch's own: what it makes of each unit vector.
+    The weights are torch's: its interpolation of each unit vector.
     """
     units = torch.eye(side)[None, :, :, None]
     square = F.interpolate(units, (padded, 1), mode="bilinear", align_corners=False)
@@ -56,7 +56,7 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
 
 
 def _spans(used: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Start and end (exclusive) of what is true in each row of (N, L) bool: (N, 2), with (L, 0) for nothing."""
+    """Start and end (exclusive) of the True values in each row of (N, L) bool: (N, 2), (L, 0) for a row without any."""
     length, some = used.shape[1], used.any(axis=1)
     starts = np.where(some, used.argmax(axis=1), length)
     ends = np.where(some, length - used[:, ::-1].argmax(axis=1), 0)

@@ -1,10 +1,10 @@
-"""`mask_tiles.py` as Triton kernels, in which logits in the crop's pixels exist in registers alone.
+"""`mask_tiles.py` as Triton kernels, in which logits at the crop's resolution exist only in registers.
 
 One program takes a tile of one mask: it computes a pixel's logit from its nine low-resolution ones, which stay in the
-first-level cache, compares it with the thresholds, and keeps counts and extremes. What it writes to memory is seven
-numbers a tile (`measure`), or the pixels inside a mask's box (`draw`). No tile outside `taps.reached` is computed. Sums
-follow the order of `taps.interpolate`, and fusing multiplications with additions is switched off, so that all bits are
-those of torch's operations.
+first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers a tile
+(`measure`), or the pixels inside a mask's box (`draw`). Tiles outside `taps.reached` are not computed. Sums follow the
+order of `taps.interpolate`, and multiplications are not fused with additions, so that all bits are those of torch's
+operations.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whichever its tensors are on."""
+    """Make `device` current: Triton launches there, wherever its tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -100,7 +100,7 @@ def logits_of_tile(
     ROW_TAPS: tl.constexpr,
     COLUMN_TAPS: tl.constexpr,
 ):
-    """Logits (rows, columns) of the pixels y (rows,) and x (columns,) of one mask; what is not inside is arbitrary."""
+    """Logits (rows, columns) of the pixels y (rows,) and x (columns,) of one mask; those outside it are arbitrary."""
     i = tl.load(row_first + y, mask=y_inside, other=0)
     j = tl.load(column_first + x, mask=x_inside, other=0)
     across = tl.zeros((y.shape[0], x.shape[0]), tl.float32)
@@ -133,7 +133,7 @@ def measure_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program (mask, tile): counts and box of ROWS rows of the mask, as far as they are in its bounds."""
+    """Program (mask, tile): counts and box of ROWS rows of the mask, inside its bounds only."""
     mask = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     left = tl.load(bounds + mask * 4)

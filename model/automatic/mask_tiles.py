@@ -1,6 +1,6 @@
-"""What there is to know of masks in the crop's pixels, by torch's own operations on tiles of the crop.
+"""Counts, boxes and pixels of masks at the crop's resolution, by torch operations on tiles of the crop.
 
-Masks of full size are never kept: a tile of logits is reduced to counts and extremes before the next one is made, and
+Full-size masks are never kept: a tile of logits is reduced to counts and extremes before the next one is made, and
 only the pixels inside a mask's box are drawn. `mask_kernels.py` does the same, to the last bit, without the tiles.
 """
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from segmint.model.automatic.boxes import occupied_boxes
 from segmint.model.automatic.taps import Taps, interpolate
 
-# Logits of a tile: 128 MB in float32, far from the 2^31 elements that kernels can index, however large the image and
-# however many masks a chunk gives. A pixel's bits do not depend on the tile it is in.
+# Logits of a tile: 128 MB in float32, far below the 2^31 elements that kernels can index, whatever the image's size and
+# the number of masks in a chunk. A pixel's bits do not depend on the tile it is in.
 _TILE_ELEMENTS = 1 << 25
 
 
 class Strip(NamedTuple):
     """Columns of one mask inside its box, and where they are drawn.
 
-    Drawn columns stand one after the other, each followed by one pixel of background: the strip takes
+    Drawn columns follow one another, each with one pixel of background after it: the strip takes
     `columns * (height + 1)` pixels from `start` on.
     """
 
@@ -36,8 +36,8 @@ class Strip(NamedTuple):
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
     """Counts and boxes of the masks of logits (N, S, S) float32, without the masks.
 
-    Gives (N, 7) int64: pixels over +offset, over 0 and over -offset, and the box x0, y0, x1, y1 of those over 0, ends
-    inclusive, all zeros where there are none.
+    Returns (N, 7) int64: pixels over +offset, over 0 and over -offset, and the box x0, y0, x1, y1 of those over 0, ends
+    inclusive, all zeros for an empty mask.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
@@ -59,7 +59,7 @@ def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
 
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-    """Draws strips of masks, of logits (N, S, S) float32, into `flat` uint8, which they fill."""
+    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8), filling all of it."""
     for strip in strips:
         x = columns.part(strip.x, strip.x + strip.columns)
         y = rows.part(strip.y, strip.y + strip.height)

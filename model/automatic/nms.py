@@ -1,11 +1,11 @@
-"""Greedy non-maximum suppression of boxes, with ties in input order: box by box, or on a device all at once."""
+"""Greedy non-maximum suppression of boxes, ties in input order: box by box, or all at once on a device."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Boxes compared with one another at once on a device: 64 MB for each float32 between them.
+# Boxes compared with one another at once on a device: 64 MB for each float32 matrix between them.
 _BLOCK = 4096
 
 
@@ -14,9 +14,9 @@ def nms(
 ) -> NDArray[np.int64]:
     """Indices of the boxes that stay, by score descending, ties by input order.
 
-    A box falls when its IoU with a better one that stays is strictly over the threshold. IoU is worked out
-    in float32 on areas (x1 - x0)(y1 - y0): a box one pixel wide or high has none, and the 0/0 of two such
-    boxes is over no threshold, so that not even its twin suppresses it.
+    A box is dropped when its IoU with a better one that stays is strictly over the threshold. IoU is computed
+    in float32 on areas (x1 - x0)(y1 - y0): a box one pixel wide or high has area 0, and the 0/0 of two such
+    boxes is over no threshold, so that not even an identical box suppresses it.
 
     Args:
         boxes: (N, 4) as x0, y0, x1, y1.
@@ -46,13 +46,13 @@ def nms(
 
 
 def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """What `nms` gives, of boxes (N, 4) and scores (N,) on their device, without a step a box.
+    """The result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step for each box.
 
-    With boxes in their order, j stays if no i < j that stays overlaps it. Start with all staying and apply that rule to
-    all boxes at once, again and again: box j depends on those before it alone, so that after n rounds the first n are
-    right, and what a round does not change is the greedy result. Chains of suppression are short, and so are the rounds
-    few ("Cluster-NMS", arXiv 2005.03572, section 4.2). More boxes than a block are taken block by block: a block that
-    is settled suppresses those after it.
+    With boxes in order, j stays if no i < j that stays overlaps it. Start with all staying and apply that rule to all
+    boxes at once, repeatedly: box j depends only on those before it, so that after n rounds the first n are right, and
+    once a round changes nothing, the result is the greedy one. Chains of suppression are short, so a few rounds are
+    enough ("Cluster-NMS", arXiv 2005.03572, section 4.2). More boxes than one block holds are taken block by block: a
+    finished block suppresses those after it.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)
     blocks = torch.split(boxes.to(torch.float32)[order], _BLOCK)

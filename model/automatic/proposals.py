@@ -1,4 +1,4 @@
-"""From one crop's embedding to masks in the frame: decode the grid's points, measure, filter, draw what is left."""
+"""From one crop's embedding to masks in the frame: decode the grid's points, measure, filter, draw the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,18 +55,18 @@ class Measured(Generic[Sketch]):
 
 
 def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
-    """Points (P, 2) in chunks of `size`, the last of them shorter where that does not divide P."""
+    """Points (P, 2) in chunks of `size`; the last one is shorter if `size` does not divide P."""
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
 def propose(
     predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: NDArray[np.float64], settings: MaskSettings
 ) -> tuple[Proposals, int]:
-    """Decodes a chunk of points: the masks over the IoU threshold, and how many were predicted in all.
+    """Decode a chunk of points: the masks over the IoU threshold, and how many were predicted in all.
 
-    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop; `plan` the embedding's own. A shorter chunk
-    is padded by its last point, so that each prompt's arithmetic is the same wherever it stands. Only masks over the
-    threshold are drawn at all.
+    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop; `plan` is the embedding's. A shorter chunk
+    is padded with its last point, so that each prompt's arithmetic is the same in every chunk. Only masks over the
+    threshold are drawn.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.points_per_chunk - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)
@@ -84,7 +84,7 @@ def measure(
     frame_size: tuple[int, int],
     settings: MaskSettings,
 ) -> tuple[Measured[Sketch], Funnel]:
-    """Measures proposals at the crop's size and keeps those that pass stability, size and crop-edge filters.
+    """Measure proposals at the crop's size and keep those that pass stability, size and crop-edge filters.
 
     `frame_size` is (height, width). The funnel counts `stable`, `under_max_area` and `inside_crop`.
     """
@@ -113,10 +113,10 @@ def suppress_and_draw(
     threshold: float,
     device: torch.device,
 ) -> Candidates:
-    """Suppression within a crop, and the masks that it leaves, by predicted IoU descending.
+    """NMS within a crop, then draw the masks that are left, by predicted IoU descending.
 
-    Boxes and scores decide alone: what is suppressed is never drawn. `parts` are the crop's chunks in their order,
-    `threshold` is that of box IoU; an accelerator as `device` suppresses there.
+    NMS needs only boxes and scores: suppressed masks are never drawn. `parts` are the crop's chunks in order,
+    `threshold` is for box IoU; with an accelerator as `device`, NMS runs there.
     """
     boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
     predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])

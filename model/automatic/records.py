@@ -1,4 +1,4 @@
-"""What mask generation hands out: the masks, and how many were left after each step."""
+"""The output of mask generation: the masks, and how many were left after each step."""
 
 from dataclasses import dataclass, fields
 
@@ -13,8 +13,8 @@ class MaskRecord:
 
     Attributes:
         segmentation: the mask over the whole frame.
-        area: foreground pixels.
-        bbox: (x, y, width, height) between inclusive pixel extremes: one pixel has width 0.
+        area: number of foreground pixels.
+        bbox: (x, y, width, height) between inclusive pixel extremes: a single pixel has width 0.
         predicted_iou: the model's own estimate of the mask's quality; may exceed 1.
         stability_score: see `filters.stability_scores`.
         crop_box: (x, y, width, height) of the crop that the mask was found in.
@@ -43,12 +43,12 @@ class Funnel:
         stable: of these, with a stability score of at least the threshold.
         under_max_area: of these, smaller than the largest share of the image allowed.
         inside_crop: of these, away from the inner edges of their crop.
-        after_nms1: of these, left by the suppression within each crop.
-        after_nms2: of these, left by the suppression across crops.
+        after_nms1: of these, left by NMS within each crop.
+        after_nms2: of these, left by NMS across crops.
         cleaned: of `after_nms2`, those with a small hole or island, whether they were written or not.
-        removed_by_cleanup: of `after_nms2`, dropped for having small islands alone, or by the suppression
-            that follows clean-up.
-        written: masks handed out.
+        removed_by_cleanup: of `after_nms2`, dropped because all islands were small, or by the NMS that follows
+            clean-up.
+        written: masks returned.
     """
 
     predicted: int = 0
@@ -63,7 +63,7 @@ class Funnel:
     written: int = 0
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        """Count by count."""
+        """The sum, count by count."""
         return Funnel(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# A count is written in groups of five bits, lowest first; bit 32 says that another group follows, and a set
-# bit 16 in the last group says that the number is negative. 48 moves all this into printable ASCII.
+# A count is written in groups of five bits, lowest first; bit 32 means that another group follows, and bit 16 in
+# the last group means that the number is negative. Adding 48 makes each group a printable ASCII character.
 _BITS = 5
 _GROUPS = 13
 _MORE = 0x20
@@ -33,13 +33,13 @@ class Rle:
 
 
 def encode(mask: NDArray[np.bool_]) -> Rle:
-    """Encodes a whole mask, (height, width) bool."""
+    """Encode a whole mask, (height, width) bool."""
     height, width = mask.shape
     return encode_patch(mask, (0, 0), (height, width))
 
 
 def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> Rle:
-    """Encodes a mask given by its pixels inside a window; all outside the window is background.
+    """Encode a mask given by its pixels inside a window; all outside the window is background.
 
     Args:
         patch: (window height, window width) bool.
@@ -56,7 +56,7 @@ def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[
 
 
 def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> Rle:
-    """Encodes a mask given by runs of foreground in each column, in column-major order.
+    """Encode a mask given by runs of foreground in each column, in column-major order.
 
     Args:
         starts: (R,) positions y + x * height of the runs' first pixels in the frame.
@@ -113,7 +113,7 @@ def compress(counts: NDArray[np.int64]) -> str:
 
 def decompress(text: str) -> NDArray[np.int64]:
     """Run lengths, (N,) int64, of what `compress` wrote. Raises ValueError for text that it cannot write."""
-    # What is not ASCII comes as bytes that are outside the alphabet too.
+    # Text that is not ASCII becomes bytes outside the alphabet too.
     data = text.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
     if symbols.size == 0:
@@ -138,8 +138,8 @@ class ManyCounts(NamedTuple):
     """Run lengths of many masks.
 
     Attributes:
-        counts: (R,) those of all masks, one mask after another.
-        ends: (N,) where each mask's end in `counts`, and the next one's begin.
+        counts: (R,) run lengths of all masks, one mask after another.
+        ends: (N,) where each mask's run lengths end in `counts`, and the next mask's begin.
         damaged: (N,) whether `decompress` would raise `ValueError`; such a mask has no run lengths here.
     """
 
@@ -149,15 +149,15 @@ class ManyCounts(NamedTuple):
 
 
 def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
-    """What `decompress` gives for each of many masks, at once.
+    """`decompress` for many masks at once.
 
-    Memory is some 20 times that of the text, for as long as it takes.
+    Takes about 20 times the memory of the text while it runs.
 
     Args:
         text: (B,) the bytes of all texts in UTF-8, one after another.
         ends: (N,) where each text ends in it, ascending, the last one B.
     """
-    symbols = text - np.uint8(_ASCII)  # what is below the alphabet wraps to beyond it
+    symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to above it
     sizes = np.diff(ends, prepend=0)
     first, last = _number_places(symbols, ends[sizes > 0])
     wrong = np.concatenate((np.flatnonzero(symbols > _LAST_SYMBOL), last[last - first >= _GROUPS - 1]))
@@ -174,7 +174,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
 
 def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
-    """Where each number's first and last group stand; one ends with its text, at `ends`, whatever its group says."""
+    """Places of each number's first and last group; a number ends with its text, at `ends`, whatever its group says."""
     is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
     last = np.flatnonzero(is_last)
@@ -182,7 +182,7 @@ def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
 
 
 def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
-    """The numbers whose groups of five bits stand from `first` to `last`, (R,) each; sign and all, no differences."""
+    """The signed numbers whose groups of five bits are at `first` to `last`, (R,) each; differences not undone."""
     lengths = last - first + 1
     values = (symbols[first] & 0x1F).astype(np.int64)
     longer = np.flatnonzero(lengths > 1)
@@ -199,9 +199,9 @@ def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
 def _undo_differences(values: Ints, ends: Ints) -> Ints:
     """Run lengths of many masks, (R,): from each mask's fourth on, a number is the difference to the count two before.
 
-    The numbers of a mask are laid out in rows of two, behind one empty place, so that each is below the one that it
-    differs from. Sums down the columns go on from mask to mask, which each mask takes away again. Sums wrap, as in a
-    mask by itself.
+    The numbers of a mask are laid out in rows of two, after one empty place, so that each is below the one that it
+    is a difference to. Sums down the columns run on from mask to mask; each mask subtracts what came before it. Sums
+    wrap around, as they do for a single mask.
     """
     sizes = np.diff(ends, prepend=0)
     starts = ends - sizes
@@ -232,7 +232,7 @@ def _checked_counts(rle: Rle) -> NDArray[np.int64]:
 def _column_runs(columns: NDArray[np.bool_], origin: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Starts and exclusive ends of the runs of each column, as positions in the column-major frame.
 
-    `columns` is (columns, pixels); the pixel (c, p) stands at `origin + c * stride + p` of the frame.
+    `columns` is (columns, pixels); the pixel (c, p) is at `origin + c * stride + p` of the frame.
     """
     count, length = columns.shape
     padded = np.zeros((count, length + 2), dtype=np.bool_)

@@ -6,11 +6,11 @@ from typing import Any, Literal, Self
 
 Profile = Literal["official", "sa1b"]
 
-# A CPU takes few prompts at once where the image is concerned, whose maps then stay in its cache; the tokens' small
-# products are shared by a chunk. From 8 on that gains little, and each prompt more holds another 2 MB.
+# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache; a chunk shares the
+# tokens' small products. More than 8 gain little, and each further prompt holds another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
-# A GPU is filled by many prompts at once.
+# A GPU needs many prompts at once to be busy.
 CUDA_POINTS_PER_CHUNK = 64
 
 
@@ -18,9 +18,9 @@ CUDA_POINTS_PER_CHUNK = 64
 class MaskSettings:
     """How masks are proposed and filtered; made by `official` or `sa1b`, which give every key a default.
 
-    The profile itself decides two things that no other key names: `sa1b` cuts its crops from the original
-    image when one is given, and drops a mask of which every island is smaller than `min_mask_region_area`;
-    `official` cuts from the image itself, and keeps such a mask's largest island.
+    The profile also decides two things that have no key: `sa1b` cuts its crops from the original image when one
+    is given, and drops a mask if every island is smaller than `min_mask_region_area`; `official` cuts from the
+    image itself, and keeps such a mask's largest island.
 
     Attributes:
         profile: "official" (the reference code's behavior) or "sa1b" (SAM paper, Appendix B).
@@ -35,8 +35,8 @@ class MaskSettings:
         crop_nms_thresh: the same among masks of different crops.
         min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 switches it off.
         max_mask_area_ratio: masks of this share of the image or more are dropped; 0 switches it off.
-        points_per_chunk: prompts decoded at once. A matter of speed and memory, yet it changes the last
-            bits of the logits, so that it is recorded and never taken from the machine.
+        points_per_chunk: prompts decoded at once. It affects speed and memory, but also the last bits of the
+            logits: it is recorded, and never chosen by the machine.
     """
 
     profile: Profile
@@ -57,7 +57,7 @@ class MaskSettings:
     def official(cls, **overrides: Any) -> Self:
         """The reference generator's defaults: no crops and no clean-up; raises ValueError as `of` does.
 
-        Once crops are asked for the grid halves with each layer, unless a factor is given.
+        With crops, the grid halves with each layer unless a factor is given.
         """
         factor = 2 if overrides.get("crop_n_layers") else 1
         defaults: dict[str, Any] = {
@@ -70,7 +70,7 @@ class MaskSettings:
 
     @classmethod
     def sa1b(cls, **overrides: Any) -> Self:
-        """SA-1B's own settings (SAM paper, Appendix B); raises ValueError as `of` does."""
+        """SA-1B's settings (SAM paper, Appendix B); raises ValueError as `of` does."""
         defaults: dict[str, Any] = {
             "crop_n_layers": 2,
             "crop_n_points_downscale_factor": 2,
@@ -83,7 +83,7 @@ class MaskSettings:
     def of(cls, profile: str, **overrides: Any) -> Self:
         """The settings of a profile by its name, with explicit keys over its defaults.
 
-        Raises ValueError, naming key, value and what was expected, for a key or value that cannot be.
+        Raises ValueError, naming key, value and what was expected, for an unknown key or an invalid value.
         """
         if profile == "official":
             return cls.official(**overrides)

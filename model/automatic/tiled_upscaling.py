@@ -1,12 +1,11 @@
-"""From low-resolution logits to masks on an accelerator, which never holds a mask of full size.
+"""From low-resolution logits to masks on an accelerator, without ever holding a full-size mask.
 
-1. *Measured first.* What filters and suppression ask of a mask are three counts and a box. One pass over a chunk's
-   masks reduces tiles of logits to these, and 56 bytes a mask are all that goes to the host.
-2. *Drawn last.* The few masks that are left are computed once more, inside their boxes alone and one behind the other
-   in one buffer. A pixel has the same bits in both passes (`taps.py`), so that boxes and counts are those of the
-   pixels.
-3. *Runs, not pixels.* Where drawn masks begin and end is found on the device for all of them at once (`runs.py`), and
-   is what the host gets of them: 8 bytes a run.
+1. *Measured first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
+   tiles of logits to these, and only 56 bytes a mask are copied to the host.
+2. *Drawn last.* The few masks that are left are computed once more, only inside their boxes, one after another in one
+   buffer. A pixel has the same bits in both passes (`taps.py`), so that boxes and counts match the pixels.
+3. *Runs, not pixels.* The places where drawn masks begin and end are found on the device for all of them at once
+   (`runs.py`), and only these are copied to the host: 8 bytes a run.
 """
 
 import warnings
@@ -30,15 +29,15 @@ from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
 from segmint.model.sam.predictor import Embedding, Predictor
 
-# Pixels drawn at once, a byte each, and those of one mask among them, for which torch's operations take 4 bytes and
-# more. Masks drawn at once have their low-resolution logits copied, 256 KB each.
+# Pixels drawn at once, one byte each, and how many of them may be one mask's, where torch's operations take 4 bytes or
+# more a pixel. The low-resolution logits of masks drawn at once are copied, 256 KB each.
 _DRAWN_PIXELS = 1 << 26
 _STRIP_PIXELS = 1 << 24
 _DRAWN_MASKS = 256
 
 
-class Computing(Protocol):
-    """Who computes pixels: the functions of `mask_tiles`, or of `mask_kernels`, with the same bits."""
+class MaskOperations(Protocol):
+    """An implementation of the pixels' arithmetic: `mask_tiles` or `mask_kernels`, with the same bits."""
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
         """See `mask_tiles.measure`."""
@@ -49,43 +48,43 @@ class Computing(Protocol):
 
 @dataclass(frozen=True)
 class Outline:
-    """A mask that is measured and not drawn: its logits (256, 256) on the device, and its box in the crop."""
+    """A mask that is measured but not drawn: its logits (256, 256) on the device, and its box in the crop."""
 
     logits: Tensor
     box: Box
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """The faster way on the embedding's device; both find the same masks."""
+    """The faster implementation on the embedding's device; both find the same masks."""
     if embedding.features.device.type == "cpu":
         return BoxedUpscaling(embedding, predictor.sam.image_size)
     return TiledUpscaling(embedding, predictor.sam.image_size)
 
 
 class TiledUpscaling:
-    """Measures all masks of a chunk at once, and draws those that are asked for as runs."""
+    """Measures all masks of a chunk at once, and draws the requested ones as runs."""
 
     def __init__(
-        self, embedding: Embedding, image_size: int, low_side: int = 256, computing: Computing | None = None
+        self, embedding: Embedding, image_size: int, low_side: int = 256, operations: MaskOperations | None = None
     ) -> None:
-        """Takes the side of the encoder's input (1024), and that of low-resolution masks.
+        """Take the side of the encoder's input (1024), and that of low-resolution masks.
 
-        `computing`: by default Triton's kernels on CUDA where Triton is there, else torch's operations.
+        `operations`: by default Triton's kernels on CUDA if Triton is installed, else torch's operations.
         """
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         device = embedding.features.device
         self._rows = taps_of(low_side, image_size, height, frame_height, device)
         self._columns = taps_of(low_side, image_size, width, frame_width, device)
-        self._computing = computing or (KERNELS if device.type == "cuda" else mask_tiles)
+        self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Outline]:
         """See `Upscaling`."""
-        found = self._computing.measure(logits, self._rows, self._columns, offset).cpu()
+        found = self._operations.measure(logits, self._rows, self._columns, offset).cpu()
         scores = found[:, 0].to(torch.float32) / found[:, 2].to(torch.float32)
         kept = torch.nonzero(stable(scores, threshold)).flatten()
         numbers = found[kept].numpy()
         boxes = numbers[:, 3:]
-        # Of the others the device need not keep the logits.
+        # The device need not keep the other masks' logits.
         outlines = zip(logits[kept.to(logits.device)], boxes.tolist(), strict=True)
         return StableMasks(
             kept.numpy(),
@@ -103,7 +102,7 @@ class TiledUpscaling:
             low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
             pixels = last.start + last.columns * (last.height + 1)
             flat = torch.empty(pixels, dtype=torch.uint8, device=low.device)
-            self._computing.draw(flat, low, self._rows, self._columns, strips)
+            self._operations.draw(flat, low, self._rows, self._columns, strips)
             places = changes(flat)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
             for strip, runs in zip(strips, np.split(places, cuts), strict=True):
@@ -117,9 +116,9 @@ class TiledUpscaling:
 
 
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
-    """The masks with these boxes in strips, as many as are drawn at once, with the first mask's place.
+    """The masks with these boxes as groups of strips to draw at once, each group with the index of its first mask.
 
-    Strips count masks from that first one on. A mask whose box is large has several, and may go on in the next ones.
+    A strip's mask is counted from that first one. A mask with a large box has several strips, also across groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -138,11 +137,11 @@ def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
         yield first, strips
 
 
-class KernelsUnlessTheyFail:
-    """Triton's kernels until one fails to compile or start, and from then on torch's operations."""
+class KernelsWithFallback:
+    """Triton's kernels; once one fails to compile or start, torch's operations."""
 
     def __init__(self) -> None:
-        self._computing: Computing | None = None
+        self._operations: MaskOperations | None = None
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
         """See `mask_tiles.measure`."""
@@ -155,27 +154,27 @@ class KernelsUnlessTheyFail:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         try:
-            self._computing = self._computing or kernels()
-            return getattr(self._computing, name)(*arguments)
+            self._operations = self._operations or kernels()
+            return getattr(self._operations, name)(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # Compilers and drivers fail in many ways; a fault that is not theirs comes again below.
-            if self._computing is mask_tiles:
+            # Compilers and drivers fail in many ways; an error that is not theirs is raised again below.
+            if self._operations is mask_tiles:
                 raise
-            self._computing = mask_tiles
+            self._operations = mask_tiles
             found = getattr(mask_tiles, name)(*arguments)
             warnings.warn(
                 f"Triton's kernels for upscaling masks failed ({type(error).__name__}: {_first_line(error)}): "
-                "torch's operations take their place, with the same results but slower",
+                "torch's operations are used instead, slower but with the same results",
                 RuntimeWarning,
                 stacklevel=4,
             )
             return found
 
 
-def kernels() -> Computing:
-    """Triton's kernels where Triton is installed, else torch's operations."""
+def kernels() -> MaskOperations:
+    """Triton's kernels if Triton is installed, else torch's operations."""
     if find_spec("triton") is None:
         return mask_tiles
     from segmint.model.automatic import mask_kernels
@@ -187,4 +186,4 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-KERNELS = KernelsUnlessTheyFail()
+KERNELS = KernelsWithFallback()

@@ -1,15 +1,16 @@
-"""From low-resolution logits to masks in the crop's pixels: those that are stable, each by a patch around it.
+"""From low-resolution logits to the stable masks at the crop's resolution, each as a patch.
 
-`BoxedUpscaling` is for CPUs and spares most of the work by exact means; `tiled_upscaling.py` has the way of
+`BoxedUpscaling` is for CPUs and avoids most of the work without approximation; `tiled_upscaling.py` is for
 accelerators. `Predictor.upscale` interpolates twice, to the encoder's 1024x1024 input and then, without its padding, to
-the crop. Both steps are bilinear, so that together they are one matrix a side, and logits in the crop are R L C^T:
+the crop. Both steps are bilinear, so that together they are one matrix for each axis, and logits in the crop are
+R L C^T:
 
-1. *Bounded by a box.* The rows of R and of C hold no negative numbers and add up to 1: a pixel is a mean of the
-   low-resolution logits that it touches. Where all of these are at or below -offset, so is the pixel, and it is in
-   none of the masks at -offset, 0 and +offset. So the pixels that touch the box of the logits over -offset are all
-   that need be computed, each from all logits that it touches. (Rounding may lift a mean by its last bit, which
-   shows only in a mean of logits that are all exactly -offset.)
-2. *Banded.* A pixel touches about three logits along a side: a band of pixels takes those few and leaves the rest.
+1. *Bounded by a box.* The rows of R and of C have no negative numbers and add up to 1: a pixel is a mean of the
+   low-resolution logits that it touches. Where all of these are at or below -offset, so is the pixel, and it is not in
+   any of the masks at -offset, 0 and +offset. So only pixels that touch the box of the logits over -offset need to be
+   computed, each from all logits that it touches. (Rounding may raise a mean by its last bit, which matters only for a
+   mean of logits that are all exactly -offset.)
+2. *Banded.* A pixel touches about three logits along an axis: a band of pixels uses only those few.
 """
 
 from collections.abc import Sequence
@@ -32,15 +33,15 @@ _BAND_PIXELS = 1 << 17
 _BAND_COLUMNS = 128
 
 Sketch = TypeVar("Sketch")
-"""A mask that is measured, and what an upscaling needs to draw it."""
+"""A measured mask, and what an upscaling needs to draw it."""
 
 
 @dataclass(frozen=True)
 class StableMasks(Generic[Sketch]):
-    """Those K of N masks that are stable, measured in pixels of the crop; few of them will be drawn.
+    """The K stable masks of N, measured in pixels of the crop; few of them will be drawn.
 
     Attributes:
-        positions: (K,) int64, their places among the N.
+        positions: (K,) int64, their indices among the N.
         stability: (K,) float32.
         areas: (K,) int64, foreground pixels.
         boxes: (K, 4) int64, x0, y0, x1, y1, ends inclusive; all zeros for an empty mask.
@@ -55,18 +56,18 @@ class StableMasks(Generic[Sketch]):
 
 
 class Upscaling(Protocol[Sketch]):
-    """The way from one embedding's low-resolution logits to masks in its frame."""
+    """Turns one embedding's low-resolution logits into masks in its frame."""
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Sketch]:
         """Masks of logits (N, 256, 256) float32 whose stability at `offset` (0 or more) reaches `threshold`."""
 
     def draw(self, sketches: Sequence[Sketch]) -> list[Patch]:
-        """The masks of these sketches, of any call, in the embedding's frame."""
+        """The masks of these sketches, from any call of `stable_masks`, in the embedding's frame."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Pixels (h, w) bool of a mask from `corner` (x, y) on, and how many are over +offset and over -offset."""
+    """Pixels (h, w) bool of a mask, `corner` (x, y) of the first, and how many are over +offset and over -offset."""
 
     corner: tuple[int, int]
     pixels: NDArray[np.bool_]
@@ -74,16 +75,16 @@ class _Window:
     outer: int
 
     def pack(self) -> Patch:
-        """The mask; an empty one is the first pixel."""
+        """The mask as a patch; for an empty mask, the frame's first pixel."""
         box = box_of(self.pixels)
         return Patch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
 
 
 class BoxedUpscaling:
-    """Upscales each mask inside its box alone, band by band, on a CPU; it measures masks by drawing them."""
+    """Upscales each mask only inside its box, band by band, on a CPU; it measures masks by drawing them."""
 
     def __init__(self, embedding: Embedding, image_size: int, low_side: int = 256) -> None:
-        """Takes the side of the encoder's input (1024), and that of low-resolution masks."""
+        """Take the side of the encoder's input (1024), and that of low-resolution masks."""
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         self._rows = interpolation(low_side, image_size, height, frame_height)
         self._columns = interpolation(low_side, image_size, width, frame_width)

@@ -1,9 +1,9 @@
 """Threads that decode chunks of prompts side by side on a CPU.
 
-Chunks are independent of each other, while the operations within one are short: a prompt takes hundreds, and torch's
-own threads would have to meet at the end of each. So each chunk is the work of one thread, in which torch has no other
-to wait for; on two cores that halves the time which torch's own two threads need. It also makes the arithmetic
-of a chunk, and so its last bits, the same on any number of cores.
+Chunks are independent of each other, but the operations within one are short: a prompt takes hundreds, and torch's own
+threads would have to synchronize at the end of each. So each chunk is decoded by one thread, in which torch starts no
+others; on two cores that takes half the time of torch's own two threads. It also makes the arithmetic of a chunk, and
+so its last bits, the same on any number of cores.
 """
 
 import threading
@@ -18,23 +18,23 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Maps functions over items on a number of threads, in each of which torch computes with that thread alone."""
+    """Maps functions over items on a number of threads; within each, torch computes single-threaded."""
 
     def __init__(self, threads: int) -> None:
-        """Starts the threads, 1 or more."""
+        """Start the threads, 1 or more."""
         own = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
-        # All are started before torch's number for threads to come is set back: it is one for the process.
+        # All must have started before torch's thread count is set back: new threads inherit the process-wide count.
         barrier = threading.Barrier(threads)
         list(self._pool.map(lambda _: barrier.wait(), range(threads)))
         torch.set_num_threads(own)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's results in the order of the items; its first exception is raised in its item's place."""
+        """The function's results in the order of the items; an exception is raised at its item's place."""
         yield from self._pool.map(function, items)
 
 
 def _compute_alone() -> None:
-    # A new thread takes the process's number when it first asks for it, which must not be after it got its own.
+    # A new thread takes the process-wide count when it first asks, which must happen before it sets its own.
     torch.get_num_threads()
     torch.set_num_threads(1)

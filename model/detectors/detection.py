@@ -1,4 +1,4 @@
-"""What a detector answers, and how a large image is searched in tiles."""
+"""The result of a detector, and the search of a large image in tiles."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ class Detection:
     """One face or plate.
 
     `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for a face), in float pixels of the
-    image that was searched; either may reach over its border. `score` lies in [0, 1]. `source` names the
+    image that was searched; either may extend beyond its border. `score` is in [0, 1]. `source` names the
     detector.
     """
 
@@ -32,7 +32,7 @@ class Detection:
     source: str
 
     def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
-        """The same detection in a frame where (x, y) is (x · scale_x + dx, y · scale_y + dy)."""
+        """The detection in a frame where (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
         x0, y0, x1, y1 = self.box
         box = (x0 * scale_x + dx, y0 * scale_y + dy, x1 * scale_x + dx, y1 * scale_y + dy)
         if self.quad is None:
@@ -42,11 +42,11 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds the things of one kind in a photograph."""
+    """Finds objects of one kind in a photograph."""
 
     @property
     def name(self) -> str:
-        """What `Detection.source` says."""
+        """The value of `Detection.source`."""
 
     @property
     def kind(self) -> Kind:
@@ -57,7 +57,7 @@ class Detector(Protocol):
         """The lowest score that counts."""
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Searches `image`, (H, W, 3) uint8 RGB; answers in its pixels, best score first."""
+        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
     """Windows of at most `side` pixels a side that cover the image, rows first.
 
-    Neighbors share at least `overlap` pixels, so anything smaller lies whole in one of them. Windows are
-    of one size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    Neighbors share at least `overlap` pixels, so that anything smaller is whole in one of them. Windows have
+    one size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"an overlap of {overlap} px does not fit tiles of {side} px: need 0 <= overlap < side")
@@ -120,10 +120,9 @@ def overlap_of_smaller(first: Box, second: Box) -> float:
 
 
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
-    """Drops each detection whose box shares more than `threshold` of the smaller box with one ranked before it.
+    """Drop each detection whose box shares more than `threshold` of the smaller box with one ranked before it.
 
-    Measured on the smaller box, because the same face seen cut off in the next tile lies inside the
-    whole one.
+    Measured on the smaller box, because the same face, cut off in the next tile, lies inside the whole one.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -138,7 +137,7 @@ def by_score(detections: Iterable[Detection]) -> list[Detection]:
 
 
 def resized(image: Pixels, scale: float) -> Pixels:
-    """The image at `scale` times its size (at least one pixel a side), averaged when it shrinks."""
+    """The image at `scale` times its size (at least one pixel a side), area-averaged when it shrinks."""
     height, width = image.shape[:2]
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     if size == (width, height):
@@ -151,10 +150,10 @@ Find = Callable[[Pixels], Sequence[Detection]]
 
 
 def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
-    """Runs `find` on every tile of the image at `scale`.
+    """Run `find` on every tile of the image at `scale`.
 
-    Returns pairs (cut, detection) in the image's own pixels; cut: the box touches a side of its tile that is
-    not the image's, so a better view of the same thing lies in the next tile.
+    Returns pairs (cut, detection) in pixels of the image; cut: the box touches a side of its tile that is not a
+    side of the image, so the next tile has a better view of the same object.
     """
     scaled = resized(image, scale)
     height, width = scaled.shape[:2]
@@ -175,5 +174,5 @@ def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> 
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-    """What `search` found, ranked for `merge`: whole before cut, then by score."""
+    """Results of `search`, ranked for `merge`: whole before cut, then by score."""
     return [d for _, d in sorted(found, key=lambda pair: (pair[0], -pair[1].score, pair[1].box))]

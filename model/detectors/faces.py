@@ -1,6 +1,6 @@
 """Faces by MTCNN (Zhang et al. 2016, arXiv 1604.02878), searched in tiles.
 
-The cascade itself, `facenet_pytorch.MTCNN`, is handed in: this package stays plain torch.
+The cascade itself, `facenet_pytorch.MTCNN`, is passed in: this package depends on torch alone.
 """
 
 import math
@@ -24,11 +24,11 @@ class Cascade(Protocol):
 
 
 class FaceDetector:
-    """MTCNN on tiles, so that a face of 20 px is seen in a photograph of any size, in bounded memory.
+    """MTCNN on tiles: finds faces from 20 px in photographs of any size, in bounded memory.
 
-    The image is searched at full resolution in tiles, and once more shrunk into a single tile, which is
-    where a face larger than the tiles' overlap is seen whole. An image no larger than a tile goes
-    through as it is. Above `max_pixels` the image is shrunk first, because time grows with pixels.
+    The image is searched at full resolution in tiles, and once more shrunk into a single tile, where a face
+    larger than the tiles' overlap is whole. An image no larger than a tile is searched once. Above
+    `max_pixels` the image is shrunk first, because time grows with pixels.
     """
 
     kind: Kind = "face"

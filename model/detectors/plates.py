@@ -1,6 +1,6 @@
 """License plates by a RetinaFace-shaped network (Deng et al. 2019, arXiv 1905.00641) that also gives corners.
 
-The network itself (an ONNX session) is handed in as a function: this package stays plain torch.
+The network itself (an ONNX session) is passed in as a function: this package depends on torch alone.
 """
 
 import functools
@@ -27,7 +27,7 @@ from segmint.model.detectors.detection import (
 
 Floats = NDArray[np.float32]
 Network = Callable[[Floats], tuple[Floats, Floats, Floats]]
-"""(1, 3, H, W) float32 BGR less its mean in; loc (1, N, 4), conf (1, N, 2), landms (1, N, 8) out."""
+"""In: (1, 3, H, W) float32 BGR minus its mean. Out: loc (1, N, 4), conf (1, N, 2), landms (1, N, 8)."""
 
 _MEAN_BGR = np.array([104, 117, 123], np.float32)
 _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
@@ -57,7 +57,7 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
     """Boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
 
     From offsets `loc` (N, 4) and `landms` (N, 8) against the anchors `at` (N, 3), with the variances 0.1 for
-    places and 0.2 for sizes (SSD, arXiv 1512.02325).
+    positions and 0.2 for sizes (SSD, arXiv 1512.02325).
     """
     center, side = at[:, :2], at[:, 2:]
     middle = center + loc[:, :2] * _CENTER_VARIANCE * side
@@ -67,14 +67,14 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
 
 
 class PlateDetector:
-    """The plate network on tiles, at several scales whose answers are put together.
+    """The plate network on tiles, at several scales whose detections are combined.
 
-    The network is choosy about scale: a plate of 160 px scored 0.1 at its own size and 0.98 at twice
+    The network is sensitive to scale: a plate of 160 px scored 0.1 at its original size and 0.98 at twice
     that, where its box covered two thirds of the plate; the other scales cover the rest. So an image is
-    searched at each of `scales` (those over 1 only while they make no more than `enlarged_pixels`; an
-    image of more than `max_pixels` is first shrunk to that). A plate is where some scale scores `score`
-    or more and a second one at least half of that; what is reported is the smallest rectangle, at any
-    angle, around all of them.
+    searched at each of `scales` (those over 1 only if the enlarged image has at most `enlarged_pixels`; an
+    image of more than `max_pixels` is first shrunk to that). A plate counts if one scale scores `score` or
+    more and a second one at least half of that; the result is the smallest rectangle, at any angle, around
+    all of them.
     """
 
     kind: Kind = "plate"
@@ -125,11 +125,11 @@ class PlateDetector:
 
 
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
-    """Puts together what several views of one image show, best score first.
+    """Combine the detections of several views of one image, best score first.
 
     A detection of at least `score` counts if another view has one, of any score, whose box overlaps it
-    by an IoU of at least 0.3; the result has its score and the rectangle around the corners of both and
-    of all others that overlap it so.
+    with an IoU of at least 0.3; the result has its score, and the rectangle around the corners of all
+    detections that overlap it so.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

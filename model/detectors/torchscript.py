@@ -1,4 +1,4 @@
-"""Detectors delivered as TorchScript, under the contract of EgoBlur's first generation.
+"""Detectors delivered as TorchScript, with the interface of EgoBlur's first generation.
 
 EgoBlur: Raina et al. 2023, arXiv 2308.13093.
 """
@@ -15,12 +15,12 @@ from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score,
 class TorchScriptDetector:
     """A TorchScript module: one BGR image (3, H, W) uint8 in; boxes, labels, scores and sizes out.
 
-    Boxes are (N, 4) x0, y0, x1, y1 in pixels of that image, scores (N,); labels and sizes are not read. Boxes
-    that overlap are merged here, because such modules are exported without their last NMS.
+    Boxes are (N, 4) x0, y0, x1, y1 in pixels of that image, scores (N,); labels and sizes are not read. Overlapping
+    boxes are merged here, because such modules are exported without their final NMS.
     """
 
     def __init__(self, path: Path, kind: Kind, score: float = 0.9, device: str = "cpu") -> None:
-        """Loads the module from `path` onto `device`; raises RuntimeError or ValueError if it is none."""
+        """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one."""
         self.kind: Kind = kind
         self.name = path.name
         self.score = score
@@ -28,12 +28,12 @@ class TorchScriptDetector:
         self._module = torch.jit.load(path, map_location=self._device).eval()  # type: ignore[no-untyped-call]
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Finds things in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
+        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
 
-        Raises ValueError when the module's answer is not that of the contract.
+        Raises ValueError when the module's output does not have the expected form.
         """
         bgr = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
-        # The optimizing executor may compute the first calls otherwise than the later ones.
+        # The optimizing executor may compute the first calls differently from later ones.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             answer = self._module(bgr.to(self._device))
         boxes, scores = self._boxes_and_scores(answer)

@@ -1,4 +1,4 @@
-"""The image encoder as it is run: ready for inference, on batches of one size, compiled where that was asked for."""
+"""The image encoder for inference: on batches of one size, compiled if requested."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ MAX_BATCH = 64
 """Images encoded at once. Above about 100 a layer's output has over 2^31 elements, which kernels cannot index."""
 
 CUDA_BATCH = 7
-"""The default on a GPU, a third of the 21 crops that SA-1B's settings make of an image."""
+"""The default on a GPU: a third of the 21 crops that SA-1B's settings cut from an image."""
 
 
 class CompilationError(RuntimeError):
-    """`torch.compile` failed, and only a compiled image encoder will do."""
+    """`torch.compile` failed, and a compiled image encoder was required."""
 
 
 class BatchEncoder:
-    """Runs the image encoder of one SAM; made once the model has its device, dtype and weights.
+    """Runs the image encoder of one SAM; create it once the model has its device, dtype and weights.
 
-    Of MobileSAM's encoder in float32 it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
-    bfloat16 weights would be rounded twice. Else it runs the model's own. In bfloat16 the statistics of layer norms
-    and of the attention's softmax are still computed in float32, inside torch's kernels. Where compilation fails the
-    encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile` that is a `CompilationError`.
+    For MobileSAM's encoder in float32 it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
+    bfloat16 weights would be rounded twice. Otherwise it runs the model's encoder. In bfloat16 the statistics of layer
+    norms and of the attention's softmax are still computed in float32, inside torch's kernels. If compilation fails,
+    the encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile` it is a `CompilationError`.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -51,8 +51,8 @@ class BatchEncoder:
         """An embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
         `images` are (h, w, 3) uint8 RGB, neither side over the encoder's input. Every batch has exactly
-        `batch_size` images, the last one filled up with empty ones: shapes are static, and an image's arithmetic
-        depends on `batch_size` alone, not on how many came with it. Raises ValueError for a `batch_size` under 1 or
+        `batch_size` images, the last one padded with empty ones: shapes are static, and an image's arithmetic depends
+        only on `batch_size`, not on how many images there are. Raises ValueError for a `batch_size` under 1 or
         over `MAX_BATCH`.
         """
         size = default_batch_size(self.sam.device) if batch_size is None else batch_size
@@ -81,7 +81,7 @@ class BatchEncoder:
             embedding = self._compiled(batch)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # what Dynamo, Inductor and Triton raise; a fault of the model's comes again
+        except RuntimeError as error:  # from Dynamo, Inductor or Triton; a fault of the model is raised again below
             failed = f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_lines(error)})"
             if self._must_compile:
                 raise CompilationError(failed) from error
@@ -93,21 +93,21 @@ class BatchEncoder:
                 stacklevel=2,
             )
             return embedding
-        # A CUDA graph's next replay writes over its output.
+        # The next replay of a CUDA graph overwrites its output.
         return embedding.clone() if self._mode == "reduce-overhead" else embedding
 
 
 def default_batch_size(device: torch.device) -> int:
-    """1 on a CPU, whose cores a single image fills, and `CUDA_BATCH` on a GPU."""
+    """1 on a CPU, where one image keeps all cores busy, and `CUDA_BATCH` on a GPU."""
     return CUDA_BATCH if device.type == "cuda" else 1
 
 
 def upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels on a device; to a GPU from pinned memory, so that the copy does not hold up the host."""
+    """Pixels on a device; to a GPU from pinned memory, so that the copy does not block the host."""
     tensor = torch.from_numpy(pixels)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _first_lines(error: Exception) -> str:
-    """What comes before the first blank line, in one line: Dynamo's advice to its developers follows."""
+    """The text before the first blank line, as one line: Dynamo's advice to its developers follows it."""
     return " ".join(str(error).strip().partition("\n\n")[0].split()) or "no message"

@@ -1,4 +1,4 @@
-"""What several parts of SAM share: norms over channels, perceptrons, windows, heads, the encoders' neck."""
+"""Layers that several parts of SAM share: norms over channels, perceptrons, windows, heads, the encoders' neck."""
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ EMBEDDING_CHANNELS = 256
 
 
 def random_normal(*shape: int) -> Tensor:
-    """Standard normal numbers on torch's default device; on the meta device, where there are no numbers, none.
+    """Standard normal numbers on torch's default device; on the meta device, an empty tensor of that shape.
 
-    For those torch would import its compiler, a second and a half at each start of a process that loads a model.
+    There, `torch.randn` would import torch's compiler: 1.5 seconds at each start of a process that loads a model.
     """
     values = torch.empty(shape)
     return values if values.is_meta else values.normal_()
 
 
 def learned_tokens(count: int, width: int) -> nn.Embedding:
-    """So many learned tokens, random until weights are loaded."""
+    """`count` learned tokens of `width` channels, random until weights are loaded."""
     return nn.Embedding(count, width, _weight=random_normal(count, width))
 
 
@@ -30,7 +30,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes (B, C, H, W) and keeps its shape."""
+        """Normalize (B, C, H, W) and keep its shape."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -44,7 +44,7 @@ class Mlp(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., width) to (..., width)."""
+        """Map (..., width) to (..., width)."""
         out: Tensor = self.lin2(F.relu(self.lin1(x)) if self.relu else self.lin1(x, gelu=True))
         return out
 
@@ -57,7 +57,7 @@ class Perceptron(nn.Module):
         self.layers = nn.ModuleList([Linear(inputs, hidden), Linear(hidden, hidden), Linear(hidden, outputs)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., inputs) to (..., outputs)."""
+        """Map (..., inputs) to (..., outputs)."""
         *hidden, last = self.layers
         for layer in hidden:
             x = F.relu(layer(x))
@@ -76,7 +76,7 @@ def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequent
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
-    """Cuts (B, H, W, C) into square windows, zeros filling up the last row and column of windows.
+    """Cut (B, H, W, C) into square windows, padding the last row and column of windows with zeros.
 
     Returns (B * rows * columns, size, size, C), windows of one image together, row by row.
     """
@@ -88,7 +88,7 @@ def partition_windows(x: Tensor, size: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Undoes `partition_windows`: (B, height, width, C) again, without what was filled up."""
+    """Undo `partition_windows`: (B, height, width, C), without the padding."""
     size, channels = windows.shape[1], windows.shape[3]
     rows, columns = -(-height // size), -(-width // size)
     x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)

@@ -1,23 +1,23 @@
-"""The image of one prompt in factors: what all prompts share, scaled, and a few vectors of the prompt's own.
+"""The image of each prompt in factors: the image that all prompts share, scaled, and a few vectors for each prompt.
 
 A two-way block adds to each of the image's P = 4096 positions what it attends to among T = 7 tokens with H = 8 heads,
-and normalizes. From prompt to prompt the positions differ by those 56 vectors alone, so that no prompt needs products
-of 4096 x 256 matrices. Its image is kept as
+and normalizes. Between prompts the positions differ only by those 56 vectors, so that no prompt needs products of
+4096 x 256 matrices. Its image is kept as
 
     x = s X + D^T U
 
-with a factor s for each position, the shared image X (P, C), which is the same for all prompts, coefficients D (R, P)
-and vectors U (R, C). Two facts keep it in this form, and neither approximates anything:
+with a factor s for each position, the shared image X (P, C), coefficients D (R, P) and vectors U (R, C). Two facts
+preserve this form, without approximation:
 
 1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), is more rows for D and U.
-2. *Layer norm scales them.* Be Y and each row of U without its mean over the C channels. Then y = s Y + D^T U has no
-   mean either, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
-   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta: one row more.
+2. *Layer norm scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U has
+   mean 0 too, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
+   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta: one more row.
 
-What is multiplied with X is shared too, and so computed once an image: the projections X W of each attention, and
-U Y^T, as U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
+Products with X are shared too, and computed once for each image: the projections X W of each attention, and U Y^T, as
+U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
 
-In the shapes are B prompts, C = 256 channels, D = 16 channels a head, R rows (56 and 1 more a block), N vectors a head.
+Shapes: B prompts, C = 256 channels, D = 16 channels a head, R rows (56 + 1 a block), N vectors a head.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ from segmint.model.sam.transformer import Attention
 
 @dataclass(frozen=True)
 class FactoredImage:
-    """The images of B prompts after one block or more, x = scale * X + coefficients^T vectors.
+    """The images of B prompts after one or more blocks, x = scale * X + coefficients^T vectors.
 
     Attributes:
         scale: (B, 1, P).
         coefficients: (B, R, P); rows of attended values, those of the last block first, then a row for each norm.
         vectors: (B, R, C).
-        values: (B, blocks * H, T, D), what the first rows' vectors are made from, in their order.
+        values: (B, blocks * H, T, D), from which the first rows' vectors are made, in the same order.
     """
 
     scale: Tensor
@@ -47,7 +47,7 @@ class FactoredImage:
     values: Tensor
 
     def of(self, prompts: Tensor) -> "FactoredImage":
-        """The images of some of the prompts, given by their places (K,) int64."""
+        """The images of some of the prompts, given by their indices (K,) int64."""
         if len(prompts) == len(self.scale):
             return self
         parts = (self.scale, self.coefficients, self.vectors, self.values)
@@ -56,7 +56,7 @@ class FactoredImage:
 
 @dataclass(frozen=True)
 class SharedScores:
-    """What scores between a few vectors and the image have in common: one attention's projection of the image.
+    """The part of the scores between a few vectors and the image that all prompts share: one attention's projection.
 
     Attributes:
         own: (H, D, P), the shared image projected; before the first block with positions and bias.
@@ -71,7 +71,7 @@ class SharedScores:
     def between(self, few: Tensor, image: FactoredImage | None) -> Tensor:
         """few (B, H, N, D) times the image's projections: (B, H * N, P).
 
-        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. No image stands for the shared one.
+        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. None for `image` means the shared one.
         """
         scores = by_head(few, self.own)
         if image is None or self.places is None:
@@ -83,10 +83,10 @@ class SharedScores:
 
 @dataclass(frozen=True)
 class SharedView:
-    """What the attentions of tokens to the image have in common after one block or more.
+    """The part of the attention from tokens to the image that all prompts share, after one or more blocks.
 
     Attributes:
-        scores: of the keys; without their bias, which adds the same to all scores of a query.
+        scores: for the keys, without their bias, which adds the same to all scores of a query.
         values: (H, P, D), the shared image projected.
         weight: (H, D, C) of that projection.
     """
@@ -113,13 +113,13 @@ class SharedView:
 
 @dataclass(frozen=True)
 class SharedNorm:
-    """What the images have in common where a block has added to them and normalizes.
+    """The part of a block's layer norm over the image that all prompts share.
 
     Attributes:
-        squares: (P,), |Y|^2 of the centred shared image.
-        maps: (blocks * H, D, C), from values to their centred vectors, the last block first.
+        squares: (P,), |Y|^2 of the centered shared image.
+        maps: (blocks * H, D, C), from values to their centered vectors, the last block first.
         projected: (blocks * H, D, P), these maps times Y.
-        constants: (K, C), the centred rows that earlier norms have added; none at first.
+        constants: (K, C), the centered rows that earlier norms have added; K is 0 at first.
         projected_constants: (K, P), these rows times Y.
         norm: the layer norm.
     """
@@ -132,7 +132,7 @@ class SharedNorm:
     norm: nn.LayerNorm
 
     def after(self, image: FactoredImage | None, weights: Tensor, values: Tensor) -> FactoredImage:
-        """The normalized sum of the image and what attends with weights (B, H * T, P) to values (B, H, T, D)."""
+        """The normalized sum of the image and its attention, with weights (B, H * T, P), to values (B, H, T, D)."""
         prompts, _, positions = weights.shape
         if image is None:
             scale, coefficients = None, weights

@@ -1,6 +1,6 @@
-"""MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels, its last downsampling left out.
+"""MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels, without its last downsampling.
 
-Maps of convolutions are (B, C, H, W); between the transformer's blocks they are (B, H, W, C).
+Convolutions work on (B, C, H, W), transformer blocks on (B, H, W, C).
 """
 
 import copy
@@ -36,13 +36,13 @@ class ImageEncoderTinyViT(nn.Module):
                 AttentionStage(WIDTHS[3], DEPTHS[3], WINDOWS[2], None),
             ]
         )
-        # The checkpoint carries its ImageNet classifier; these two exist so that it loads strictly.
+        # The checkpoint includes its ImageNet classifier; these two exist so that it loads strictly.
         self.norm_head = nn.LayerNorm(WIDTHS[3])
         self.head = nn.Linear(WIDTHS[3], CLASSES)
         self.neck = embedding_neck(WIDTHS[3])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encodes (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
+        """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image)
         for layer in self.layers:
             x = layer(x)
@@ -50,10 +50,10 @@ class ImageEncoderTinyViT(nn.Module):
         return embedding
 
     def folded(self) -> Self:
-        """A copy for inference alone, a fifth faster on a CPU: each batch norm is part of its convolution.
+        """A copy for inference only, a fifth faster on a CPU: each batch norm is folded into its convolution.
 
-        Embeddings differ by less than 1e-5. The copy keeps its convolutions' weights channels last, and has other
-        names in its state dict than checkpoints have. Raises ValueError in training mode, where batch norms depend
+        Embeddings differ by less than 1e-5. The copy keeps its convolutions' weights channels last, and the names in
+        its state dict differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend
         on the batch.
         """
         if self.training:
@@ -67,7 +67,7 @@ class ImageEncoderTinyViT(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, followed by batch norm, and by GELU where that is asked for."""
+    """A convolution without bias, followed by batch norm, and by GELU if requested."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, gelu: bool = False
@@ -83,7 +83,7 @@ class ConvNorm(nn.Module):
         return F.gelu(out) if self.gelu else out
 
     def folded(self) -> nn.Module:
-        """One convolution with a bias, and GELU, that maps as all do in evaluation mode; made in float32."""
+        """One convolution with a bias, and GELU, equal to this module in evaluation mode; computed in float32."""
         dtype = self.c.weight.dtype
         exact = copy.deepcopy(self).float()
         fused = fuse_conv_bn_eval(exact.c, exact.bn).to(dtype)
@@ -95,7 +95,7 @@ class Stem(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The checkpoint counts the GELU between them as a layer of its own.
+        # The checkpoint counts the GELU between them as a separate layer.
         first = ConvNorm(3, width // 2, kernel=3, stride=2, gelu=True)
         second = ConvNorm(width // 2, width, kernel=3, stride=2)
         self.seq = nn.Sequential(OrderedDict([("0", first), ("2", second)]))
@@ -145,7 +145,7 @@ class ConvStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to what `downsample` makes of it."""
+        """(B, width, H, W) to the output of `downsample`."""
         out: Tensor = self.downsample(self.blocks(x))
         return out
 
@@ -159,7 +159,7 @@ class AttentionStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to what `downsample` makes of it, or to the same shape without one."""
+        """(B, width, H, W) to the output of `downsample`, or to the same shape without one."""
         x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x if self.downsample is None else self.downsample(x)
 
@@ -186,7 +186,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention in one window, with a learned bias for each |dy|, |dx|.
 
-    The norm stands inside: zeros that fill up a window are normalized too and become the norm's bias.
+    The norm is inside: zeros that pad a window are normalized too and become the norm's bias.
     """
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -200,7 +200,7 @@ class Attention(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """(N, window, window, C) to the same shape."""
         side = windows.shape[1]
-        # Each head's q, k and v lie together: (heads, 3 * D), unlike the ViT's (3, heads, D).
+        # Each head's q, k and v are adjacent: (heads, 3 * D), unlike the ViT's (3, heads, D).
         qkv = torch.unflatten(self.qkv(self.norm(windows)).flatten(1, 2), -1, (self.heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         # As (1, heads, side², side²): a CPU's fused kernel takes no mask of three dimensions.
@@ -211,7 +211,7 @@ class Attention(nn.Module):
 
 
 class NormedMlp(nn.Module):
-    """Layer norm and a perceptron of four times the width."""
+    """Layer norm and a perceptron with four times the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -13,8 +13,8 @@ PATCH = 16
 WINDOW = 14
 NORM_EPS = 1e-6
 
-# Logits of a head that the position terms are written out for at once: 1 MB in float32, one row of 64 queries on
-# the full map. On a CPU twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
+# Logits of a head whose position terms are materialized at once: 1 MB in float32, one row of 64 queries on the full
+# map. On a CPU twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
 BAND_ELEMENTS = 1 << 18
 
 
@@ -51,7 +51,7 @@ class ImageEncoderViT(nn.Module):
         self.neck = embedding_neck(shape.width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encodes (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
+        """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image) + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -73,7 +73,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block, normalized before each half; attention within windows, or over all when None."""
+    """A pre-norm transformer block; attention within windows, or over the whole map when `window` is None."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int | None) -> None:
         super().__init__()
@@ -108,24 +108,24 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         side = self.side
-        # The zeros that fill up the last windows are attended to like any token: the weights were trained so.
-        # Their q, k and v are the bias alone, so that the product leaves them out and the sum does not.
+        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k and v are the
+        # bias alone, so that the product leaves them out and the sum does not.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
         qkv = partition_windows(qkv, side) + self.qkv.bias
         heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().unbind(0)
         rows, columns = self._position_logits(q)
-        # Neither wins everywhere: a CPU's kernel is at its best on short bands whose logits stay in the cache, and
-        # a GPU's on one call, without a mask.
+        # Neither is faster everywhere: a CPU's kernel is fastest on short bands whose logits stay in the cache, and a
+        # GPU's on one call without a mask.
         attend = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
         attended = torch.unflatten(join_heads(attend(q, k, v, rows, columns)), 1, (side, side))
         out: Tensor = self.proj(merge_windows(attended, x.shape[1], x.shape[2]))
         return out
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """What a key's row and a key's column add to its logit: each (N, heads, side², side), for every query.
+        """The terms that a key's row and column add to its logit: each (N, heads, side², side), for every query.
 
-        q is (N, heads, side², D). The products take it as it is, without the attention's 1/sqrt(D).
+        q is (N, heads, side², D), not scaled by the attention's 1/sqrt(D).
         """
         offsets = relative_offsets(self.side, q.device)
         q = torch.unflatten(q, 2, (self.side, self.side))
@@ -137,9 +137,9 @@ class Attention(nn.Module):
 def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """softmax(q kᵀ / sqrt(D) + rows + columns) v, some rows of queries at a time.
 
-    q, k, v: (B, heads, side², D); `rows` and `columns` (B, heads, side², side): what the row and the column of
-    each key add to its logit. The sum of both takes (band, side²) for each head, never (side², side²). Bands
-    change no bit of the result, which is (B, heads, side², D).
+    q, k, v: (B, heads, side², D); `rows` and `columns` (B, heads, side², side): the terms that the row and the
+    column of each key add to its logit. Their sum takes (band, side²) for each head, never (side², side²). Bands
+    do not change a bit of the result, which is (B, heads, side², D).
     """
     side = rows.shape[-1]
     band = side * max(1, BAND_ELEMENTS // side**3)
@@ -157,14 +157,14 @@ def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
 
 
 def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The same as `attend_in_bands` in one call without a mask: positions as further inner dimensions.
+    """The result of `attend_in_bands` in one call without a mask: positions as further inner dimensions.
 
     With e(j) the one-hot vector of j, for a key in row y and column x:
 
         q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
 
-    So D + 2 * side dimensions of q and k hold it all. They and v's D are filled up with zeros to one multiple of
-    8, which the fused kernels of GPUs ask for.
+    So q and k need D + 2 * side dimensions. These and v's D are padded with zeros to one multiple of 8, as the
+    fused kernels of GPUs require.
     """
     side, dimensions = rows.shape[-1], q.shape[-1]
     one_hot = torch.eye(side, dtype=k.dtype, device=k.device)

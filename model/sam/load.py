@@ -1,4 +1,4 @@
-"""SAM with random weights, or with a checkpoint's, which itself tells its architecture."""
+"""SAM with random weights, or with those of a checkpoint, whose architecture is detected."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
 
 
 def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
-    """The SAM whose checkpoint stands at `path`, in float32 and evaluation mode, on `device`.
+    """The SAM of the checkpoint at `path`, in float32 and evaluation mode, on `device`.
 
     Raises SamWeightsError when the file is not a SAM's checkpoint, and OSError when it cannot be read. Only
     tensors are unpickled: a file cannot run code.
@@ -82,8 +82,7 @@ def _read_state(path: str | Path, device: str) -> Any:
 def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
     """The SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
 
-    Float32 tensors are taken over, not copied. Raises SamWeightsError when names or shapes are not those of a
-    SAM.
+    Float32 tensors are shared, not copied. Raises SamWeightsError when names or shapes are not those of a SAM.
     """
     architecture, decoder_depth = detect_architecture(state)
     with torch.device("meta"):
@@ -100,9 +99,8 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
     """The architecture and the mask decoder's depth of a state dict.
 
-    The encoder shows itself by its position embedding's width, or by TinyViT's stages; the depth by the
-    decoder's layers. Raises SamWeightsError when there is no sign of either, or when it is no state dict at
-    all.
+    The encoder is known by its position embedding's width, or by TinyViT's stages; the depth by the decoder's
+    layers. Raises SamWeightsError when either is missing, or when `state` is not a state dict.
     """
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise SamWeightsError(f"expected a dict of tensors by name, found a {type(state).__name__}")
@@ -110,7 +108,7 @@ def detect_architecture(state: Any) -> tuple[Architecture, int]:
     if foreign:
         raise SamWeightsError(
             f"expected a dict of tensors by name, but {_some(foreign)} "
-            "is no tensor; if this is a training checkpoint, save its model's state dict alone"
+            "is not a tensor; if this is a training checkpoint, save its model's state dict alone"
         )
     layers = {match[1] for match in map(_DECODER_LAYER.match, state) if match}
     if not layers:
@@ -133,7 +131,7 @@ def _encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What keeps `found` from loading strictly, in words; empty when nothing does."""
+    """The differences that keep `found` from loading strictly, in words; empty if there are none."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     reshaped = [

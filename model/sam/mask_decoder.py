@@ -10,7 +10,7 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import TwoWayTransformer
 
 MASK_TOKENS = 4
-"""One for an unambiguous prompt, three for a whole, a part and a subpart."""
+"""One for an unambiguous prompt, and three: whole, part and subpart."""
 
 
 class MaskDecoder(nn.Module):
@@ -34,7 +34,7 @@ class MaskDecoder(nn.Module):
 
     @property
     def hypernetworks(self) -> list[Perceptron]:
-        """What makes a mask token into the mask's filter: (B, 256) to (B, 32), one a mask token."""
+        """The perceptrons that turn mask tokens into filters of masks: (B, 256) to (B, 32), one for each token."""
         return [cast(Perceptron, mlp) for mlp in self.output_hypernetworks_mlps]
 
     @property
@@ -46,7 +46,7 @@ class MaskDecoder(nn.Module):
     def forward(
         self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """Returns mask logits (B, C, 256, 256) and predicted IoUs (B, C); C is 3 with `multimask`, else 1.
+        """Return mask logits (B, C, 256, 256) and predicted IoUs (B, C); C is 3 with `multimask`, else 1.
 
         `features` (1, 256, 64, 64) is the image embedding, `positions` (1, 256, 64, 64) its positional
         encoding.

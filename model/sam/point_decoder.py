@@ -1,17 +1,17 @@
-"""The mask decoder for single points: the sums of `MaskDecoder` in another order, with less to multiply.
+"""The mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
 
-A grid asks for hundreds of points on one image. Three facts make most of the plain formula's products
-unnecessary, and none of them approximates anything:
+A grid has hundreds of points on one image. Three facts make most of the plain formula's products unnecessary, without
+approximation:
 
-1. *Shared image.* In the first block the image is the same for every point, and what the block's attentions make of it
-   is computed once an image, by `plan_points`.
-2. *Factored image.* Later the image is each point's own, but differs from the shared one by few vectors
+1. *Shared image.* In the first block the image is the same for every point: its projections are computed once for each
+   image, by `plan_points`.
+2. *Factored image.* After that each point has its own image, but it differs from the shared one by few vectors
    (`factored_image`).
-3. *Scores first.* Predicted IoU comes from the tokens alone: `decode_points` gives it before any mask is drawn,
-   and `draw_masks` draws those that are wanted.
+3. *Scores first.* Predicted IoU depends on the tokens alone: `decode_points` returns it before any mask is drawn,
+   and `draw_masks` draws the wanted ones.
 
-In the shapes are B points, T = 7 tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions.
-All is in the weights' dtype except the predicted IoU and the logits, which are float32.
+Shapes: B points, T = 7 tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions. Everything is in
+the weights' dtype except the predicted IoU and the logits, which are float32.
 """
 
 import itertools
@@ -29,29 +29,29 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# Of the tokens (predicted IoU, single mask, three masks, prompt) those whose outcome is asked for.
-_ASKED = [0, *range(2, 1 + MASK_TOKENS)]
+# The tokens whose output is used, of: predicted IoU, single mask, three masks, prompt.
+_OUTPUT_TOKENS = [0, *range(2, 1 + MASK_TOKENS)]
 
-# Prompts whose images a CPU takes together. One is kindest to its caches, yet each of torch's operations has a price
-# too, which grows with the threads that ask for one at the same time. Of 1, 2 and 4 the fastest.
+# Prompts whose images a CPU processes together. One fits its caches best, but each of torch's operations has an
+# overhead, which grows with the number of threads that call them. The fastest of 1, 2 and 4.
 GROUP = 4
 
-# Prompts that a CPU draws together: the bands of one are what its caches hold.
+# Prompts that a CPU draws together: its caches hold the bands of one.
 DRAWN = 1
 
-# Positions that a CPU draws at once: 1 MB of maps in float32, so that what a step makes of them is still in a core's
-# cache when the next step asks for it.
+# Positions that a CPU draws at once: 1 MB of maps in float32, so that a step's output is still in a core's cache when
+# the next step reads it.
 BAND = 1024
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What all points on one image have in common in one two-way block.
+    """What all points on one image share in one two-way block.
 
     Attributes:
-        view: of the image by the tokens; None in the first block, where they look at the shared image.
-        scores: of the image's queries.
-        norm: of the image that has attended to the tokens.
+        view: for the tokens' attention to the image; None in the first block, where they attend to the shared image.
+        scores: for the image's queries.
+        norm: for the image after it has attended to the tokens.
     """
 
     view: SharedView | None
@@ -61,13 +61,13 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class PointPlan:
-    """What all points on one image have in common.
+    """What all points on one image share.
 
     Attributes:
-        keys: (1, H, P, D), the shared image to the attention from tokens to image in the first block; and
-        values: (1, H, P, D).
-        blocks: a plan for each block.
-        final: the view of the image by the last attention.
+        keys: (1, H, P, D), of the shared image in the first block's attention from tokens to image.
+        values: (1, H, P, D), likewise.
+        blocks: one plan for each block.
+        final: for the last attention from tokens to the image.
         drawn: (P, 256), the shared image after the first step of upscaling, without bias.
     """
 
@@ -82,8 +82,8 @@ class PointPlan:
 class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
-    `predicted_iou` (B, 3) float32; `tokens` (B, 3, C) of the masks and the points' `images`, few or all of them
-    together, are what `draw_masks` makes them from.
+    `predicted_iou` (B, 3) float32. `draw_masks` draws them from the masks' `tokens` (B, 3, C) and the points'
+    `images`, each for some of the points.
     """
 
     predicted_iou: Tensor
@@ -106,15 +106,15 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
     shared, places = image[0], places[0]
     maps, constants = shared.new_empty(0, first.head_width, shared.shape[1]), shared.new_empty(0, shared.shape[1])
     for block in transformer.blocks:
-        look, answer = block.cross_attn_token_to_image, block.cross_attn_image_to_token
+        attention, answer = block.cross_attn_token_to_image, block.cross_attn_image_to_token
         if block.first:
             view = None
             scores = _shared_scores(answer.q_proj, shared + places, None, answer.heads)
             shared = shared + answer.out_proj.bias
         else:
-            view = _shared_view(look, shared, places)
+            view = _shared_view(attention, shared, places)
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
-            # The row of the norm before, whose coefficients are 1, takes the bias along.
+            # The previous norm's row, whose coefficients are 1, includes the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
         outward = _by_heads(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
@@ -145,7 +145,7 @@ def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedV
 def _shared_scores(
     projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
 ) -> SharedScores:
-    """Of the shared image (P, C) and positions (P, C); of their sum in `image`, where there are no positions."""
+    """For the shared image (P, C) and positions (P, C); without positions, `image` is already their sum."""
     weight = _by_heads(projection.weight, heads)
     own = weight @ image.T
     bias = _by_heads(projection.bias[:, None], heads) if with_bias else 0
@@ -165,9 +165,9 @@ def _without_mean(rows: Tensor) -> Tensor:
 
 
 def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> PointMasks:
-    """Predicted IoUs of the three masks of B points, and what it takes to draw them.
+    """Predicted IoUs of the three masks of B points, and what is needed to draw them.
 
-    `sparse` (B, 2, C) embeds each point with the token of no point that follows it.
+    `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
     """
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
@@ -175,51 +175,55 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
     tokens = places
     images: list[FactoredImage] = []
     for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):
-        look = block.cross_attn_token_to_image
+        attention = block.cross_attn_token_to_image
         tokens = block.attend_among_tokens(tokens, places)
         if shared.view is None:
-            seen = _look_at_shared_image(look, tokens + places, plan)
+            attended = _attend_to_shared_image(attention, tokens + places, plan)
         else:
-            seen = _look(look, shared.view, tokens + places, images, groups)
-        tokens = block.refine_tokens(tokens, seen)
+            attended = _attend_to_images(attention, shared.view, tokens + places, images, groups)
+        tokens = block.refine_tokens(tokens, attended)
         images = [
-            _answer(block, shared, images[n] if images else None, tokens[group] + places[group], tokens[group])
+            _attend_from_images(
+                block, shared, images[n] if images else None, tokens[group] + places[group], tokens[group]
+            )
             for n, group in enumerate(groups)
         ]
     final = decoder.transformer.final_attn_token_to_image
-    seen = _look(final, plan.final, (tokens + places)[:, _ASKED], images, groups)
-    tokens = decoder.transformer.norm_final_attn(tokens[:, _ASKED] + seen)
+    attended = _attend_to_images(final, plan.final, (tokens + places)[:, _OUTPUT_TOKENS], images, groups)
+    tokens = decoder.transformer.norm_final_attn(tokens[:, _OUTPUT_TOKENS] + attended)
     predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
     return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(images))
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
-    """A length in steps on a CPU, for its caches; in one, if any, on an accelerator."""
+    """A length in steps on a CPU, for its caches; on an accelerator, in one step (or none if it is 0)."""
     step = step if device.type == "cpu" else max(1, length)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _look(
+def _attend_to_images(
     attention: Attention, view: SharedView, queries: Tensor, images: list[FactoredImage], groups: list[slice]
 ) -> Tensor:
-    """What queries (B, N, C) see of their images: (B, N, C)."""
+    """The attention of queries (B, N, C) to their images: (B, N, C)."""
     return torch.cat(
         [view.attend(attention, queries[group], image) for group, image in zip(groups, images, strict=True)]
     )
 
 
-def _look_at_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> Tensor:
+def _attend_to_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> Tensor:
     """The first block's attention from tokens (B, T, C) to the image.
 
-    The points share keys and values, so that all their tokens together are one batch of queries.
+    The points share keys and values, so that all their tokens form one batch of queries.
     """
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], attention.heads)
-    seen = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
-    out: Tensor = attention.out_proj(torch.unflatten(seen[0], 0, q.shape[:2]))
+    attended = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
+    out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
     return out
 
 
-def _answer(block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor) -> FactoredImage:
+def _attend_from_images(
+    block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor
+) -> FactoredImage:
     """The block's last step: the images that have attended to tokens k and v (B, T, C)."""
     attention = block.cross_attn_image_to_token
     keys = scaled(split_heads(attention.k_proj(k), attention.heads))
@@ -247,7 +251,7 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
     """Logits (B, 3, side, side) from B points' images and their masks' filters (B, 3, 32).
 
-    `shared` is the plan's `drawn`: the first step is linear, so that it takes the image in its factors.
+    `shared` is the plan's `drawn`: the first step is linear, so that it applies to the image's factors.
     """
     first, norm, second = decoder.upscaling_steps
     (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
@@ -261,7 +265,7 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
         map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
         map_ = linear(map_, weight2, bias2, gelu=True).view(len(filters), -1, filters.shape[-1])
         drawn.append(product(filters, map_.transpose(1, 2)))
-    # Each position became 2x2 pixels in the first step, (a, b), and each of these 2x2 in the second, (c, d).
+    # The first step makes each position 2x2 pixels, (a, b), and the second each of these 2x2, (c, d).
     parts = torch.cat(drawn, dim=-1).view(*filters.shape[:2], side // 4, side // 4, 16)
     logits = parts.new_empty(*filters.shape[:2], side, side)
     for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
@@ -272,6 +276,6 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
 def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """Weight (4 * out, in) and bias (4 * out) of a transposed convolution whose stride is its kernel, 2x2.
 
-    Such a step is one linear map at each position; its four outcomes are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
+    Such a step is one linear map at each position; its four outputs are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
     """
     return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)

@@ -21,11 +21,11 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the image encoder made of an image, and how pixels of the image map to it.
+    """The image embedding of one image, and how pixels of the image map to it.
 
     `features` (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image fills, from the
-    top left corner, of the encoder's 1024x1024 input. `frame_size` is the (height, width) of the frame in
-    which prompts come in and masks go out.
+    top left corner, of the encoder's 1024x1024 input. `frame_size` is the (height, width) of the frame of
+    prompts and masks.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ class Masks:
     """C masks for each of B prompts.
 
     `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input, padding included; a mask
-    is where the logit is over 0. `predicted_iou` (B, C) float32 is the model's own guess of each mask's
+    is where the logit is over 0. `predicted_iou` (B, C) float32 is the model's estimate of each mask's
     quality.
     """
 
@@ -49,10 +49,10 @@ class Masks:
 class Predictor:
     """Masks for prompts from one SAM, on the device and in the dtype of its weights.
 
-    Cast, move and load the model first: what the predictor prepares for speed does not follow later changes.
-    `compile_encoder` compiles the image encoder by `torch.compile` in that mode, at its first use and for each
-    batch size: minutes of work that pay off on a GPU. It changes the last bits. Where compilation fails, a
-    RuntimeWarning says so and the encoder runs eagerly; with `must_compile` it is a `CompilationError`.
+    Cast, move and load the model first: later changes do not reach what the predictor has prepared for speed.
+    `compile_encoder` compiles the image encoder with `torch.compile` in that mode, at its first use and for each
+    batch size: minutes of work that pay off on a GPU. It changes the last bits. If compilation fails, there is
+    a RuntimeWarning and the encoder runs eagerly; with `must_compile` it is a `CompilationError`.
     """
 
     def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -60,11 +60,11 @@ class Predictor:
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """Encodes an image, (H, W, 3) uint8 RGB.
+        """Encode an image, (H, W, 3) uint8 RGB.
 
-        `frame_size` (height, width) names another frame for prompts and masks than the image's own pixels:
-        pass it when the pixels are a larger or smaller version of the picture that the masks are for. Raises
-        ValueError for another shape or type of image, or an empty frame.
+        `frame_size` (height, width) sets another frame for prompts and masks than the image's pixels: pass it
+        when the pixels are a larger or smaller version of the image that the masks are for. Raises ValueError
+        for another shape or type of image, or an empty frame.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -74,12 +74,12 @@ class Predictor:
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encodes images, `batch_size` at a time, into what `embed` makes of each but for the last bits.
+        """Encode images, `batch_size` at a time, as `embed` does except for the last bits.
 
-        `frame_sizes` has a (height, width) or None for each image, as `embed` takes it. `batch_size` (default: 1 on
-        a CPU, 7 on CUDA) decides the last bits of the embeddings; the number of images does not, as the last batch
-        is filled up. Embeddings of one batch share its memory until all of them are gone. Raises ValueError as
-        `embed` does, and for another number of frames than images or a batch size that is not 1 to 64.
+        `frame_sizes` has a (height, width) or None for each image, as in `embed`. `batch_size` (default: 1 on a
+        CPU, 7 on CUDA) affects the last bits of the embeddings; the number of images does not, as the last batch is
+        padded. Embeddings of one batch share its memory until all of them are freed. Raises ValueError as `embed`
+        does, and if the numbers of frames and images differ or the batch size is not 1 to 64.
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
@@ -103,10 +103,10 @@ class Predictor:
         masks: Array | None = None,
         multimask: bool = True,
     ) -> Masks:
-        """Predicts masks for B prompts at once; a prompt may have points, a box and a mask, or any of them.
+        """Predict masks for B prompts at once; a prompt may have points, a box and a mask, or any of them.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
-        frame; `labels` (B, N): 1 foreground, 0 background, -1 to fill up prompts of fewer points; `masks` (B,
+        frame; `labels` (B, N): 1 foreground, 0 background, -1 to pad prompts of fewer points; `masks` (B,
         1, 256, 256) logits of an earlier prediction. With `multimask` three masks a prompt (whole, part,
         subpart), else one. Raises ValueError without any prompt, and for wrong shapes or values, naming what
         was expected.
@@ -122,7 +122,7 @@ class Predictor:
             return Masks(logits.float(), ious.float())
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
-        """What all single points on one image have in common: computed once, for `decode_points`."""
+        """What all single points on one image share: computed once, for `decode_points`."""
         with torch.inference_mode():
             encoder = self.sam.prompt_encoder
             return point_decoder.plan_points(
@@ -130,9 +130,9 @@ class Predictor:
             )
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
-        """Predicts what `predict` does for B single foreground points, much faster, and draws no mask yet.
+        """The predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
 
-        `points` (B, 2) as (x, y) in pixels of the embedding's frame; `plan` is the embedding's own. Raises
+        `points` (B, 2) as (x, y) in pixels of the embedding's frame; `plan` is the embedding's. Raises
         ValueError for other shapes.
         """
         points = torch.as_tensor(points)
@@ -144,7 +144,7 @@ class Predictor:
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
     def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
-        """Low-resolution logits (N, 256, 256) float32 of those masks that are `wanted` (B, 3) bool.
+        """Low-resolution logits (N, 256, 256) float32 of the masks that are `wanted` (B, 3) bool.
 
         `plan` is the one that the points were decoded with.
         """
@@ -154,7 +154,7 @@ class Predictor:
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
         """Logits in the embedding's frame, (B, C, height, width), from low-resolution ones (B, C, 256, 256).
 
-        Every mask takes 4 bytes a pixel of the frame and 4 MiB on the way: pass few at a time. Raises
+        Each mask takes 4 bytes a pixel of the frame, and temporarily 4 MiB: pass few at a time. Raises
         ValueError for another shape.
         """
         if logits.ndim != 4:

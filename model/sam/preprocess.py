@@ -12,13 +12,13 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) in pixels once the longer side is `long_side`; no side gets shorter than 1."""
+    """(height, width) in pixels when the longer side becomes `long_side`; no side gets shorter than 1."""
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resize(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB with its longer side at `long_side` pixels.
+    """Resize (H, W, 3) uint8 RGB to a longer side of `long_side` pixels.
 
     Pillow's antialiased bilinear filter on 8-bit pixels: the weights were trained on it, and torch's own
     differs.
@@ -29,9 +29,9 @@ def resize(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[np.uint8
 
 
 def normalize_and_pad(pixels: Tensor, side: int) -> Tensor:
-    """(1, 3, side, side) float32 from (h, w, 3) uint8 RGB, zeros filling up the right and the bottom.
+    """(1, 3, side, side) float32 from (h, w, 3) uint8 RGB, padded with zeros on the right and at the bottom.
 
-    The zeros come after the normalization: they stand for the mean color.
+    Padding comes after normalization: the zeros are the mean color.
     """
     mean = torch.tensor(PIXEL_MEAN, device=pixels.device)
     std = torch.tensor(PIXEL_STD, device=pixels.device)

@@ -1,11 +1,11 @@
-"""Products of matrices, and convolutions with what follows them, on a CPU by the faster of torch's two libraries.
+"""Matrix products, and convolutions fused with what follows them, on a CPU by the faster of torch's two libraries.
 
-`torch.mm` hands float32 to MKL, which uses half of the vector units of some CPUs (AMD's with AVX-512: 105 GFLOP/s a
-core where oneDNN has 215). torch has oneDNN for convolutions and reduced precision, and for `torch.compile`, whose
+`torch.mm` gives float32 to MKL, which uses half of the vector units of some CPUs (AMD's with AVX-512: 105 GFLOP/s a
+core where oneDNN has 215). torch uses oneDNN for convolutions, for reduced precision, and in `torch.compile`, whose
 operator is called here. Both libraries compute in float32; sums differ in their last bits. oneDNN compiles a kernel
-for each new shape, which takes milliseconds: these functions are for the few shapes that return with every image.
-In bfloat16 both are oneDNN's, but only this operator adds or activates as it stores. Gradients, `torch.compile` and
-accelerators take the plain products.
+for each new shape, which takes milliseconds: these functions are for the few shapes that every image has. In bfloat16
+both are oneDNN, but only this operator fuses the addition or activation. Gradients, `torch.compile` and accelerators
+use the plain products.
 """
 
 import torch
@@ -18,7 +18,7 @@ _ONEDNN = torch._C._has_mkldnn and all(
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
-    """a @ b for (N, K) and (K, M), or for a batch of both; added to `onto` (N, M) if that is given."""
+    """a @ b for (N, K) and (K, M), or for a batch of both; added to `onto` (N, M) if given."""
     if not _suits_onednn(a):
         return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
@@ -31,7 +31,7 @@ def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """`F.linear` of x (N, K) with weight (M, K) and bias (M,), and the exact GELU of that if asked for: (N, M)."""
+    """`F.linear` of x (N, K) with weight (M, K) and bias (M,), and the exact GELU of that with `gelu`: (N, M)."""
     if _suits_onednn(x):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return result
@@ -43,19 +43,19 @@ class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`."""
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """Maps (..., in) to (..., out), with the exact GELU of that if asked for."""
+        """Map (..., in) to (..., out), with the exact GELU of that with `gelu`."""
         return torch.unflatten(linear(x.flatten(0, -2), self.weight, self.bias, gelu), 0, x.shape[:-1])
 
 
 class GeluConv2d(nn.Module):
-    """The exact GELU of a convolution, which oneDNN computes as it stores: a map of 64 MB is written once."""
+    """A convolution with an exact GELU, which oneDNN fuses: a map of 64 MB is written only once."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, in, H, W) to (B, out, H', W')."""
+        """Map (B, in, H, W) to (B, out, H', W')."""
         conv = self.convolution
         if not _suits_onednn(x):
             return F.gelu(conv(x))

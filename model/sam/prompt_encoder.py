@@ -16,10 +16,10 @@ GRID = 64
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """B prompts, embedded.
+    """The embeddings of B prompts.
 
-    `sparse` (B, T, 256) holds a token a point or corner of a box; T is 0 for masks alone. `dense` (B, 256,
-    64, 64) is added to the image embedding; without masks it is (1, 256, 64, 64), for all prompts.
+    `sparse` (B, T, 256) has one token for each point and each corner of a box; T is 0 for masks alone. `dense`
+    (B, 256, 64, 64) is added to the image embedding; without masks it is (1, 256, 64, 64), for all prompts.
     """
 
     sparse: Tensor
@@ -32,7 +32,7 @@ class PromptEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
-        # In the order of the weights: background point, foreground point, a box's first and last corner.
+        # In the order of the weights: background point, foreground point, a box's first and second corner.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
         self.not_a_point_embed = learned_tokens(1, EMBEDDING_CHANNELS)
         self.mask_downscaling = nn.Sequential(
@@ -49,9 +49,9 @@ class PromptEncoder(nn.Module):
     def forward(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> PromptEmbedding:
-        """Embeds B prompts; every argument may be left out, but not all.
+        """Embed B prompts; each argument may be left out, but not all.
 
-        `points` (B, N, 2) as (x, y) with `labels` (B, N): 1 foreground, 0 background, -1 no point at all;
+        `points` (B, N, 2) as (x, y) with `labels` (B, N): 1 foreground, 0 background, -1 padding (not a point);
         `boxes` (B, 4) as (x0, y0, x1, y1); `masks` (B, 1, 256, 256) logits. Raises ValueError without a
         prompt.
         """
@@ -59,7 +59,7 @@ class PromptEncoder(nn.Module):
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
             if boxes is None:
-                # The weights expect one more token, of no point, wherever points come without a box.
+                # The weights expect one more padding token ("not a point") when points come without a box.
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
@@ -73,11 +73,11 @@ class PromptEncoder(nn.Module):
         return PromptEmbedding(torch.cat(tokens, dim=1), dense)
 
     def dense_without_mask(self) -> Tensor:
-        """What is added to the image embedding where a prompt has no mask: (1, 256, 64, 64)."""
+        """The dense embedding of prompts without a mask: (1, 256, 64, 64)."""
         return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
 
     def dense_positions(self) -> Tensor:
-        """The encoding of the image embedding's own positions: (1, 256, 64, 64), in the weights' dtype."""
+        """The positional encoding of the image embedding: (1, 256, 64, 64), in the weights' dtype."""
         centers = (torch.arange(GRID, device=self.no_mask_embed.weight.device) + 0.5) / GRID
         y, x = torch.meshgrid(centers, centers, indexing="ij")
         encoding = self.pe_layer(torch.stack([x, y], dim=-1))
@@ -96,7 +96,7 @@ class PromptEncoder(nn.Module):
         return self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:]
 
     def _kinds(self) -> Tensor:
-        """(4, 256): what tells a background point, a foreground point and a box's two corners apart."""
+        """The (4, 256) learned embeddings of a background point, a foreground point and a box's two corners."""
         return torch.cat(list(self.point_embeddings.parameters()))
 
     def _encode(self, coordinates: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies stay float32 when the rest of the model is cast: at high frequencies half of a number's
-    digits would place a point somewhere else.
+    The frequencies stay float32 when the rest of the model is cast: at high frequencies, half precision would
+    move a point.
     """
 
     positional_encoding_gaussian_matrix: Tensor
@@ -122,12 +122,12 @@ class PositionalEncoding(nn.Module):
         """(..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
         x, y = (2 * positions - 1).to(torch.float32).unsqueeze(-2).unbind(-1)
         frequencies = self.positional_encoding_gaussian_matrix
-        # Written as a sum, because a matrix product would be rounded under autocast and TF32.
+        # Written as a sum, because autocast and TF32 would round a matrix product.
         angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Lets a cast of the model move the frequencies to its device, but not to its dtype."""
+        """Apply a cast of the model to the frequencies' device, but not to their dtype."""
         before = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.positional_encoding_gaussian_matrix

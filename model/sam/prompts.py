@@ -1,4 +1,4 @@
-"""Prompts as they come from a caller: checked once, converted, and moved into the encoder's frame."""
+"""A caller's prompts: checked once, converted, and scaled to the encoder's frame."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,9 @@ Array = npt.NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prompts:
-    """B prompts whose parts agree with one another; what was not given is None.
+    """B prompts with matching shapes; parts that were not given are None.
 
-    `points` (B, N, 2) and `boxes` (B, 4) are float64, so that scaling them loses nothing; `labels` (B, N)
+    `points` (B, N, 2) and `boxes` (B, 4) are float64, so that scaling loses no precision; `labels` (B, N)
     holds 1, 0 or -1; `masks` (B, 1, 256, 256) are logits.
     """
 
@@ -25,7 +25,7 @@ class Prompts:
     masks: Tensor | None
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
-        """The same prompts on a device, masks in the model's dtype."""
+        """The prompts on a device, masks in the model's dtype."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.labels is None else self.labels.to(device),
@@ -34,7 +34,7 @@ class Prompts:
         )
 
     def scaled(self, x: float, y: float) -> "Prompts":
-        """The same prompts with coordinates multiplied by `x` across and `y` down."""
+        """The prompts with x coordinates multiplied by `x` and y coordinates by `y`."""
         return Prompts(
             None if self.points is None else self.points * self.points.new_tensor([x, y]),
             self.labels,
@@ -44,7 +44,7 @@ class Prompts:
 
 
 def check_prompts(points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None) -> Prompts:
-    """Prompts that fit together, from arrays or tensors on any device.
+    """Check and convert prompts, given as arrays or tensors on any device.
 
     Raises ValueError, naming the argument, what was found and what was expected: without any prompt, for
     points without labels or the reverse, for wrong shapes, batches of different sizes, labels other than 1, 0
@@ -93,7 +93,7 @@ def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:
     known = (labels == 1) | (labels == 0) | (labels == -1)
     if not known.all():
         wrong = labels[~known][0].item()
-        raise ValueError(f"labels hold {wrong:g}: expected 1 (foreground), 0 (background) or -1 (no point at all)")
+        raise ValueError(f"labels hold {wrong:g}: expected 1 (foreground), 0 (background) or -1 (padding)")
 
 
 def _check_batch(prompts: Prompts) -> None:

@@ -8,7 +8,7 @@ from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
 
 
 class Sam(nn.Module):
-    """SAM's three parts, under the names that its checkpoints give them.
+    """SAM's three parts, with the names that its checkpoints use.
 
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64).
     """
@@ -23,7 +23,7 @@ class Sam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mask_decoder.iou_token.weight.device
 
     @property

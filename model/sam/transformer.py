@@ -1,8 +1,7 @@
 """The two-way transformer of SAM's mask decoder: tokens attend to the image, and the image to the tokens.
 
-T tokens of 256 channels: the decoder's own (predicted IoU, masks) and the prompt's. P = 4096 positions of the
-image. Where the image side is the same for all prompts, its batch size is 1 and broadcasts against the
-tokens' B.
+T tokens of 256 channels: the decoder's (predicted IoU, masks) and the prompt's. P = 4096 positions of the
+image. Where the image is the same for all prompts, its batch size is 1 and broadcasts against the tokens' B.
 """
 
 from typing import cast
@@ -29,10 +28,10 @@ class TwoWayTransformer(nn.Module):
         return [cast(TwoWayBlock, layer) for layer in self.layers]
 
     def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (B, T, 256) and the image (B, P, 256), each having seen the other.
+        """Return the tokens (B, T, 256) and the image (B, P, 256) after they attended to each other.
 
-        `image` (B or 1, P, 256) and `tokens` (B, T, 256); `image_positions` (1, P, 256) is added wherever the
-        image is asked or answers, and so are the tokens as they came in.
+        `image` (B or 1, P, 256) and `tokens` (B, T, 256); `image_positions` (1, P, 256) is added to the image's
+        queries and keys, and the input tokens to the tokens'.
         """
         token_positions = tokens
         for block in self.blocks:
@@ -45,8 +44,8 @@ class TwoWayTransformer(nn.Module):
 class TwoWayBlock(nn.Module):
     """Self-attention of the tokens, tokens to image, a perceptron on the tokens, image to tokens.
 
-    Each step is added to what it started from and then normalized. The first block's tokens have no history
-    yet: its self-attention takes them without positions and replaces them.
+    Each step is added to its input and then normalized. The first block's self-attention takes the tokens without
+    positions and replaces them.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
@@ -64,7 +63,7 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (B, T, 256) and the image (B, P, 256) after one round."""
+        """Return the tokens (B, T, 256) and the image (B, P, 256) after one block."""
         tokens = self.attend_among_tokens(tokens, token_positions)
         placed_image = image + image_positions
         attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
@@ -74,7 +73,7 @@ class TwoWayBlock(nn.Module):
         return tokens, image
 
     def attend_among_tokens(self, tokens: Tensor, token_positions: Tensor) -> Tensor:
-        """The first step: tokens (B, T, 256) that have seen one another."""
+        """The first step: tokens (B, T, 256) after self-attention."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -84,14 +83,14 @@ class TwoWayBlock(nn.Module):
         return normalized
 
     def refine_tokens(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """The second and third step: tokens with what they saw of the image, both (B, T, 256)."""
+        """The second and third step: tokens, and their attention to the image, both (B, T, 256)."""
         tokens = self.norm2(tokens + attended)
         refined: Tensor = self.norm3(tokens + self.mlp(tokens))
         return refined
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose heads share `inner` channels between them."""
+    """Multi-head attention whose heads share `inner` channels."""
 
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()

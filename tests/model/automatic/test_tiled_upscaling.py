@@ -13,7 +13,7 @@ from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import interpolate
-from segmint.model.automatic.tiled_upscaling import KernelsUnlessTheyFail, TiledUpscaling, strips_of, upscaling_of
+from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling, strips_of, upscaling_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -159,7 +159,7 @@ def test_kernels_that_fail_are_replaced_with_one_warning(name: str, monkeypatch:
     plain = TiledUpscaling(embedding_of(*size), 1024)
     expected = plain.stable_masks(logits, 1.0, 0)
     monkeypatch.setattr(steps, "kernels", lambda: failing(name))
-    tiled = TiledUpscaling(embedding_of(*size), 1024, computing=KernelsUnlessTheyFail())
+    tiled = TiledUpscaling(embedding_of(*size), 1024, operations=KernelsWithFallback())
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -177,14 +177,14 @@ def test_kernels_that_fail_are_replaced_with_one_warning(name: str, monkeypatch:
 
 def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "find_spec", lambda _: None)
-    computing = KernelsUnlessTheyFail()
-    tiled = TiledUpscaling(embedding_of(60, 80), 1024, computing=computing)
+    operations = KernelsWithFallback()
+    tiled = TiledUpscaling(embedding_of(60, 80), 1024, operations=operations)
     nowhere = (torch.zeros(0), torch.zeros(0, 256, 256), tiled._rows, tiled._columns, [Strip(0, 0, 0, 1, 1, 0)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(tiled.stable_masks(blobs(3, 5, 4), 1.0, 0).positions) == 5
         with pytest.raises((IndexError, RuntimeError)):
-            computing.draw(*nowhere)
+            operations.draw(*nowhere)
 
 
 def test_the_device_decides_the_way(predictor: Predictor) -> None:

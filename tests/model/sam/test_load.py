@@ -89,7 +89,7 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
     [
         ({}, "no SAM mask decoder"),
         ({"fc.weight": torch.zeros(2)}, "no SAM mask decoder among the weights; found fc.weight"),
-        ({"model": {"a": torch.zeros(1)}}, "model is no tensor.*save its model's state dict"),
+        ({"model": {"a": torch.zeros(1)}}, "model is not a tensor.*save its model's state dict"),
         ([torch.zeros(1)], "found a list"),
         ({"mask_decoder.transformer.layers.0.norm1.bias": torch.zeros(1)}, "no SAM image encoder"),
         (
