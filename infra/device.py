@@ -1,4 +1,4 @@
-"""Which device, precision and number of threads a process computes with: `auto` made a plain choice."""
+"""The device, precision and number of threads that a process computes with; resolves `auto`."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Compute:
-    """A resolved choice: nothing in it is `auto` any more."""
+    """A resolved choice, without `auto`."""
 
     device: str
     """A torch device: "cpu", "cuda" or "cuda:1"."""
@@ -28,14 +28,14 @@ class Compute:
 
 
 def resolve_compute(device: str = "auto", precision: str = "auto", threads: str | int = "auto") -> Compute:
-    """Resolves each `auto` for this machine, and checks that what was asked for exists here.
+    """Resolve each `auto` for this machine, and check that explicit choices exist here.
 
-    - `device`: auto is "cuda" where torch sees a CUDA device, else "cpu".
-    - `precision`: auto is "bf16" on a CUDA device that computes in it (Ampere or newer), else "fp32".
+    - `device`: auto is "cuda" if torch sees a CUDA device, else "cpu".
+    - `precision`: auto is "bf16" on a CUDA device that supports it (Ampere or newer), else "fp32".
     - `threads`: auto is the number of physical cores this process may use; 1 on a CUDA device, where the CPU
-      only starts the work.
+      only launches the work.
 
-    Raises `UsageError` for a device that torch does not see, bf16 on a GPU without it, and unknown words.
+    Raises `UsageError` for a device that torch does not see, bf16 on a GPU without it, and unknown values.
     """
     import torch
 
@@ -48,16 +48,16 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     if kind not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA device here: use cpu or auto")
+        raise UsageError(f"device {device!r} was requested, but torch sees no CUDA device here: use cpu or auto")
     if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
-        raise UsageError(f"device {device!r} was asked for, but torch sees only {torch.cuda.device_count()} here")
+        raise UsageError(f"device {device!r} was requested, but torch sees only {torch.cuda.device_count()} here")
     return Compute(device, _resolve_precision(precision, kind), _resolve_threads(threads, kind))
 
 
 def physical_cores() -> int:
-    """Physical cores this process may use: the least of its affinity, the container's quota, torch's count.
+    """Physical cores this process may use: the minimum of its affinity, the container's quota and torch's count.
 
-    Call it before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's own number.
+    Call it before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's number.
     """
     import torch
 
@@ -66,9 +66,9 @@ def physical_cores() -> int:
 
 
 def apply_compute(compute: Compute) -> None:
-    """Sets torch's threads in this process, OpenCV's to 1, and full fp32 products: others have other bits.
+    """Set torch's threads in this process, OpenCV's to 1, and full fp32 products: TF32 gives other bits.
 
-    On a CPU it also has the C library keep freed memory, see `keep_freed_memory`.
+    On a CPU it also makes the C library keep freed memory, see `keep_freed_memory`.
     """
     import cv2
     import torch
@@ -82,10 +82,10 @@ def apply_compute(compute: Compute) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed for what is asked for next in this process; does nothing with another C library.
+    """Make glibc keep freed memory for reuse in this process; does nothing with another C library.
 
-    Matrices of up to 64 MB come and go by the thousand with each image. glibc maps such memory anew each time and hands
-    it back at once, and the kernel's fresh pages take a fifth of an encoder's time.
+    Each image allocates and frees thousands of matrices of up to 64 MB. glibc maps such memory each time and returns it
+    at once, and the kernel's zeroing of fresh pages takes a fifth of an encoder's time.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -107,7 +107,7 @@ def _resolve_precision(precision: str, kind: str) -> Precision:
         native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "fp32"
     if precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UsageError(f"{torch.cuda.get_device_name()} does not compute in bf16: use precision fp32 or auto")
+        raise UsageError(f"{torch.cuda.get_device_name()} does not support bf16: use precision fp32 or auto")
     if precision == "bf16":
         return "bf16"
     if precision == "fp32":

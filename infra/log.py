@@ -1,4 +1,4 @@
-"""Structured logs on standard error: for people on a terminal, JSON lines elsewhere; secrets never."""
+"""Structured logs on standard error: readable on a terminal, JSON lines elsewhere, always without secrets."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ _HIDDEN = "[redacted]"
 
 
 def configure(level: str = "info", json: bool | None = None) -> None:
-    """Sets up logging for this process; `json` None: JSON lines unless standard error is a terminal."""
+    """Set up logging for this process; `json` None: JSON lines unless standard error is a terminal."""
     import structlog
 
     if level.lower() not in LEVELS:
@@ -44,7 +44,7 @@ def configure(level: str = "info", json: bool | None = None) -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up at each use: a progress bar on the terminal puts its own stream there meanwhile.
+        # Looked up at each use: a progress bar on the terminal replaces the stream while it runs.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -64,7 +64,7 @@ def get_logger(name: str) -> "FilteringBoundLogger":
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
-    """`value` with credentials replaced: by the names of keys, in URLs, at any depth."""
+    """`value` with credentials redacted: by key names and in URLs, at any depth."""
     if key and _SECRET_KEY.search(key) and value is not None:
         return _HIDDEN
     if isinstance(value, str):
@@ -79,5 +79,5 @@ def without_secrets(value: Any, key: str = "") -> Any:
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # `exc_info` stays what it is: the console renderer formats the traceback from it.
+    # `exc_info` stays unchanged: the console renderer formats the traceback from it.
     return {name: item if name == "exc_info" else without_secrets(item, name) for name, item in event.items()}

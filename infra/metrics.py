@@ -1,10 +1,9 @@
-"""What a run tells Ray's metrics: the one place where each metric's name, kind and labels stand.
+"""The metrics that a run exports through Ray: the name, kind and labels of each.
 
-Every Ray node has an agent that collects what the processes on it count and serves it to Prometheus, at the port of
+Every Ray node has an agent that collects the metrics of its processes and serves them to Prometheus, at the port of
 `ray start --metrics-export-port`; KubeRay's is 8080. There a counter `segmint_images_written` is called
-`ray_segmint_images_written_total`. Nobody needs to ask for it: a count costs microseconds, and is dropped where no
-agent runs. Counters begin at 0 in each run, as Prometheus expects of a process that was started anew.
-`infra/grafana/segmint.json` shows all of them.
+`ray_segmint_images_written_total`. Metrics are always on: a count costs microseconds, and is dropped if no agent runs.
+Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from segmint.infra.log import get_logger
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as Ray knows it; `labels` come beside `dataset`, which all have."""
+    """A metric in Ray; `labels` are in addition to `dataset`, which all metrics have."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -34,16 +33,19 @@ ROWS_REJECTED = Metric(
     "segmint_rows_rejected", "counter", "Rows refused, by reason, in the shards that this run committed.", ("reason",)
 )
 SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
-SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards asked for that no commit names yet.")
+SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards of this run that are not committed yet.")
 FAULTS = Metric(
     "segmint_faults",
     "counter",
-    "What has to be tried again: shards held back (kind=shard) and windows that ended early (kind=window).",
+    "Work to be tried again: shards held back (kind=shard) and windows that ended early (kind=window).",
     ("kind",),
 )
 STAGE_ROWS = Metric("segmint_stage_rows", "counter", "Rows that left a stage, accepted or refused.", ("stage",))
 STAGE_SECONDS = Metric(
-    "segmint_stage_seconds", "counter", "Seconds that a stage's workers spent on blocks, all workers added.", ("stage",)
+    "segmint_stage_seconds",
+    "counter",
+    "Seconds that a stage's workers spent on blocks, summed over workers.",
+    ("stage",),
 )
 
 METRICS = (
@@ -59,7 +61,7 @@ METRICS = (
 
 
 class RunMetrics:
-    """The metrics of one run, on its driver. No run fails for want of them: the first error switches them off."""
+    """The metrics of one run, on its driver. They never fail a run: the first error switches them off."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset
@@ -67,20 +69,20 @@ class RunMetrics:
         self._works = True
 
     def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
-        """Adds to a counter; 0 and less are left out, for a counter only grows."""
+        """Add to a counter; values of 0 or less are ignored, as a counter only grows."""
         if value > 0:
-            self._tell(metric, "inc", value, labels)
+            self._record(metric, "inc", value, labels)
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        """Sets a gauge."""
-        self._tell(metric, "set", value, labels)
+        """Set a gauge."""
+        self._record(metric, "set", value, labels)
 
-    def _tell(self, metric: Metric, verb: str, value: float, labels: dict[str, str]) -> None:
+    def _record(self, metric: Metric, verb: str, value: float, labels: dict[str, str]) -> None:
         if not self._works:
             return
         try:
             getattr(self._handle(metric), verb)(value, tags={"dataset": self._dataset, **labels})
-        except Exception as error:  # noqa: BLE001 - Ray's metrics are no public interface: whatever they raise
+        except Exception as error:  # noqa: BLE001 - Ray's metrics are not a public interface: they may raise anything
             self._works = False
             get_logger("metrics").warning("switched off", metric=metric.name, error=str(error))
 

@@ -1,4 +1,4 @@
-"""The peak of a device, measured: floating-point operations a second of matrix products."""
+"""The measured peak of a device: floating-point operations a second of matrix products."""
 
 import math
 import time
@@ -16,20 +16,20 @@ MEASURE_S = 0.3
 """Seconds that the trials of one measurement take."""
 
 CPU_SIDE = 512
-"""Rows and columns of the matrices on a CPU: full speed on one core, over in milliseconds, at home in its cache."""
+"""Rows and columns of the matrices on a CPU: full speed on one core, done in milliseconds, fits its cache."""
 
 CUDA_SIDE = 8192
-"""The same on a GPU, which smaller products do not fill."""
+"""The same on a GPU, which smaller products do not keep busy."""
 
 
 def measure_peak(compute: Compute) -> float:
     """Operations a second, two a multiply-add, of matrix products on this device in the precision of `compute`.
 
-    On a CPU `compute.threads` products run side by side, one a thread, and their rates add up; both of torch's
-    libraries are tried (see `model/sam/products.py`). Of several trials the fastest counts, in each thread by itself:
-    whatever else runs on the machine can only slow a product down, and a ceiling that sank with the load would
-    flatter the run under it. Takes a fraction of a second, and leaves torch's threads, random numbers and TF32
-    settings as they were.
+    On a CPU `compute.threads` products run in parallel, one a thread, and their rates are added; both of torch's
+    libraries are tried (see `model/sam/products.py`). The fastest of several trials counts, for each thread separately:
+    other load on the machine can only slow a product down, and a ceiling that sank with the load would make the run
+    look better than it is. Takes a fraction of a second, and restores torch's threads, random numbers and TF32
+    settings.
     """
     import torch
 
@@ -48,7 +48,7 @@ def measure_peak(compute: Compute) -> float:
 
 
 def _fastest_products(matrix: "torch.Tensor") -> float:
-    """Operations a second of the fastest product in `MEASURE_S` seconds, after one that sets things up."""
+    """Operations a second of the fastest product in `MEASURE_S` seconds, after one to warm up."""
     products = _products(matrix)
     for product in products:
         _product_s(product, matrix)
@@ -73,7 +73,7 @@ def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]
 
 
 def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
-    """Seconds of one product, until its result is there."""
+    """Seconds of one product, until its result is ready."""
     import torch
 
     with torch.inference_mode():
@@ -87,7 +87,7 @@ def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tenso
 
 
 def _noise(compute: Compute, side: int) -> "torch.Tensor":
-    """A square matrix of noise: zeros draw less power, and on a GPU their products run faster than any real ones."""
+    """A square matrix of noise: zeros draw less power, and on a GPU their products run faster than real ones."""
     import torch
 
     generator = torch.Generator(compute.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""What segment actors measure, collected for the driver. Imports Ray alone: its actor starts without the model."""
+"""The peaks that segment actors measure, collected for the driver. Imports only Ray, not the model."""
 
 import contextlib
 
@@ -6,25 +6,25 @@ import ray
 import ray.exceptions
 
 TIMEOUT_S = 10.0
-"""How long a report, or the end of a run, waits for the actor that keeps the reports."""
+"""Seconds that a report, or the end of a run, waits for the actor that keeps the reports."""
 
 
 class PeakReports:
-    """Collects the peak of each device in FLOP/s, wherever the actor runs that measures it; made by the driver."""
+    """Collects the peak of each device in FLOP/s from actors on any node; created by the driver."""
 
     def __init__(self) -> None:
         self._box = ray.remote(num_cpus=0)(_Box).remote()
 
     def __call__(self, flop_per_s: float) -> None:
-        """Takes one device's peak, from any process, and returns when it is kept: Ray keeps no order between callers.
+        """Report one device's peak, from any process; returns when it is stored, as Ray keeps no order between callers.
 
-        Where the node that keeps the reports is gone, this one is lost: no run fails for want of its metric.
+        If the node that keeps the reports is gone, this one is lost: a missing metric never fails a run.
         """
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._box.put.remote(flop_per_s), timeout=TIMEOUT_S)
 
     def collect(self) -> list[float]:
-        """All reports so far; none when the node that kept them is gone, for no run fails for want of its metric."""
+        """All reports so far; empty if the node that kept them is gone: a missing metric never fails a run."""
         try:
             reports: list[float] = ray.get(self._box.all.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:

@@ -28,8 +28,8 @@ class Progress:
         progress.update("prepare", done=120)
     ```
 
-    `stream` is standard error by default; `interval_s` is the least number of seconds between two plain
-    lines of one `Progress`; `bars` None means: bars where the stream is a terminal.
+    `stream` is standard error by default; `interval_s` is the minimum number of seconds between two plain
+    lines of one `Progress`; `bars` None means bars if the stream is a terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
@@ -60,7 +60,7 @@ class Progress:
                 self._print_lines()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Begins a stage, or gives a running one another total (None: not known)."""
+        """Start a stage, or change the total of a running one (None: not known)."""
         with self._lock:
             stage = self._stages.setdefault(name, _Stage(total))
             stage.total = total
@@ -70,12 +70,12 @@ class Progress:
                 self._bars.update(self._tasks[name], total=total)
 
     def done(self, name: str) -> int:
-        """How many items of a stage are through; none of one that never began."""
+        """The number of items that are done in a stage; 0 if it has not started."""
         with self._lock:
             return self._stages[name].done if name in self._stages else 0
 
     def update(self, name: str, done: int) -> None:
-        """Says that `done` items of a stage are through in all; begins the stage where it is new."""
+        """Set the total number of items that are done in a stage; starts the stage if it is new."""
         if name not in self._stages:
             self.stage(name)
         with self._lock:

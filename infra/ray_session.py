@@ -1,4 +1,4 @@
-"""The one place that starts or joins Ray."""
+"""Starting or joining Ray; nothing else does."""
 
 import contextlib
 import json
@@ -16,20 +16,20 @@ from typing import Any
 from segmint.infra.errors import UsageError
 
 MIN_LOCAL_CPUS = 8
-"""Logical CPUs of a local Ray, or two a core and four more, if that is more: stages need slots to run side by side, and
-most of them wait rather than compute."""
+"""Logical CPUs of a local Ray, unless two a core plus four are more: stages need slots to run in parallel, and most of
+them wait rather than compute."""
 
 
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
-"""In the environment of workers. Ray calls actors in threads, and glibc maps what does not fit into a thread's arena,
-64 MB, anew each time: a quarter of a gigabyte of fresh pages an image. The main arena keeps what is freed."""
+"""In the environment of workers. Ray calls actors in threads, and glibc maps what does not fit into a thread's arena of
+64 MB again each time: a quarter of a gigabyte of fresh pages an image. The main arena keeps freed memory."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the Ray that we are connected to has."""
+    """The resources of the connected Ray."""
 
-    local: bool  # whether we started it, on this machine alone
+    local: bool  # whether we started it, on this machine
     cpus: float  # logical CPUs of all nodes
     gpus: float
     nodes: int  # that have CPUs; the head of a cluster often has none
@@ -42,7 +42,7 @@ def cores_here() -> int:
 
 
 def joins_cluster(address: str) -> bool:
-    """Whether `ray_session(address)` joins a Ray that somebody else started; imports none to find out."""
+    """Whether `ray_session(address)` joins a Ray that is already running; does not import Ray."""
     ray = sys.modules.get("ray")
     return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
@@ -53,23 +53,23 @@ def _target(address: str) -> str:
 
 @contextlib.contextmanager
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
-    """Joins the cluster at `address`, or starts a local Ray; leaves it as it was found.
+    """Join the cluster at `address`, or start a local Ray; at the end, disconnect or stop it.
 
-    "auto" joins the cluster that `RAY_ADDRESS` names and is local without it; "local" is always local.
-    `object_store_memory` in bytes is for a local Ray alone. Raises `UsageError` when no cluster answers.
+    "auto" joins the cluster in `RAY_ADDRESS`, and is local without it; "local" is always local.
+    `object_store_memory` (bytes) is for a local Ray only. Raises `UsageError` when no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's core writes its own log lines to the terminal; its folder of logs keeps what matters.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _target(address) == "local":
         os.environ.setdefault(*_ONE_ARENA)
-        # Ray's control store would keep what became of each task, 4 KB for up to 100,000 of them, for a dashboard.
+        # Ray's control store would keep the history of each task for a dashboard, 4 KB for up to 100,000 of them.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
     # Ray Data prints the traceback of an error that it also raises.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # Nothing else bounds how often Ray Data starts an actor anew; a newer Ray, which is pinned, will have to say how.
+    # Nothing else limits how often Ray Data restarts an actor; check for another way when the pinned Ray is upgraded.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     if ray.is_initialized():
         yield observe(local=False)
@@ -112,9 +112,9 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A Ray that is started meanwhile listens on 127.0.0.1 alone.
+    """Make a Ray that starts in this block listen on 127.0.0.1 only.
 
-    That is what Ray does on laptops' systems. The switch is read when Ray is imported, here and in its processes.
+    Ray does so by default on macOS and Windows. The switch is read when Ray is imported, here and in its processes.
     """
     from ray._private import ray_constants
 
@@ -132,14 +132,14 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _keep_token_private() -> None:
-    """Makes the token of a local Ray, for its owner alone to read: Ray would make it for everybody on the machine.
+    """Create the token of a local Ray readable by its owner only: Ray would make it readable by all users.
 
-    Whoever has it may run code in that Ray. What the environment says of Ray's authentication is left as it is.
+    A user with the token may run code in that Ray. Settings of Ray's authentication in the environment are kept.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
     path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # Ray says what is wrong with the folder
+    with contextlib.suppress(OSError):  # Ray reports what is wrong with the folder
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)
@@ -148,7 +148,7 @@ def _keep_token_private() -> None:
 
 
 _SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""In the environment of a driver that `ray job submit` started: what its job was given."""
+"""Environment variable of a driver that `ray job submit` started: the configuration of its job."""
 
 _EXCLUDES = [
     ".git",
@@ -172,11 +172,11 @@ _EXCLUDES = [
 
 @contextlib.contextmanager
 def _without_native_output() -> Iterator[None]:
-    """Keeps what Ray's native code writes to the terminal while it starts away from it; exceptions still tell."""
+    """Discard what Ray's native code writes to the terminal while it starts; exceptions still report errors."""
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is what is wanted
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is needed
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
@@ -185,17 +185,17 @@ def _without_native_output() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises `OSError` when nothing listens at host:port, which Ray itself would wait minutes for."""
+    """Raise `OSError` when nothing listens at host:port; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """What a cluster's workers run: this checkout as it stands; None where segmint is installed, as it is there.
+    """The runtime environment of a cluster's workers: this checkout; None if segmint is installed, as it is there too.
 
-    A driver that `ray job submit --working-dir` started runs in that folder, and so do its workers: Ray refuses to be
-    told a folder twice.
+    A driver that `ray job submit --working-dir` started runs in that folder, and so do its workers: Ray refuses a
+    second folder.
     """
     checkout = Path(__file__).resolve().parent.parent
     submitted = json.loads(os.environ.get(_SUBMITTED_JOB) or "{}").get("runtime_env") or {}
@@ -207,7 +207,7 @@ def _runtime_env() -> dict[str, Any] | None:
 
 
 def observe(*, local: bool) -> Cluster:
-    """What the Ray that we are connected to has now: nodes come and go."""
+    """The resources of the connected Ray now: nodes come and go."""
     import ray
 
     resources = ray.cluster_resources()
@@ -221,7 +221,7 @@ def observe(*, local: bool) -> Cluster:
 
 
 def alive_nodes() -> frozenset[str]:
-    """Ids of the nodes of the Ray that we are connected to."""
+    """Ids of the live nodes of the connected Ray."""
     import ray
 
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])

@@ -1,9 +1,9 @@
-"""Which row each worker is at, kept beside the driver, so that a row that a worker dies with is known.
+"""A ledger of the row that each worker is processing, so that it is known which row a worker died with.
 
-A worker names a row before it touches it, and waits until that is noted; the row has left when the worker names the
-next one or ends its visit. Ray runs the block of a dead worker again, and a row that begins anew there without having
-left is a suspect: it is barred for the rest of the window, and the rows around it go on. Imports Ray alone: the actor
-that keeps the ledger starts without the model.
+A worker records a row before it starts it, and waits for the answer; the row is done when the worker records the next
+one or ends its visit. Ray runs the block of a dead worker again, and a row that starts there a second time without
+being done is a suspect: it is barred for the rest of the window, and the rows around it go on. The ledger is an actor
+on the driver's node. Imports only Ray: the actor starts without the model.
 """
 
 import os
@@ -19,20 +19,20 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_SUSPECTS = 8
-"""After so many suspects a window is ended: the cause may be the machines, and each death costs a worker's start."""
+"""The number of suspects that ends a window: the cause may be the machines, and each death costs a worker's start."""
 
 EXIT_S = 60.0
-"""Seconds in which a worker must be gone once it exits. Ray's own exit handler may hang in a process that has called an
-actor: seen, and the processes kept their memory for good."""
+"""Seconds within which an exiting worker must be gone. Ray's exit handler may hang in a process that has called an
+actor: this was seen, and the processes kept their memory forever."""
 
 TIMEOUT_S = 60.0
-"""How long a worker or the driver waits for the actor that keeps the ledger."""
+"""Seconds that a worker or the driver waits for the actor that keeps the ledger."""
 
-_SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a worker of its own"
+_SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a separate worker"
 
 
 class BarredRowError(SegmintError):
-    """A row that must not be touched in this window. It is no verdict on its image: its shard waits."""
+    """A row that must not be processed in this window. Not a verdict on its image: its shard waits."""
 
 
 class DeadlyWindowError(SegmintError):
@@ -40,17 +40,17 @@ class DeadlyWindowError(SegmintError):
 
 
 class RowLedger:
-    """The ledger of one window; made by the driver on its own node, and used from any process."""
+    """The ledger of one window; created by the driver on its own node, and used from any process."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # A call a row would push all other tasks out of what a cluster's control store keeps of the last 100,000.
+        # One call a row would push all other tasks out of the last 100,000 that a cluster's control store keeps.
         alone: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
         self._book = ray.remote(**alone)(_Book).remote()
 
     @contextmanager
     def visit(self) -> Iterator["Visit"]:
-        """The stay of one block in this process. Raises `DeadlyWindowError` where the window is at its end."""
+        """Process one block in this process. Raises `DeadlyWindowError` if the window has been ended."""
         exit_within(EXIT_S)
         visit = Visit(self._book)
         try:
@@ -59,9 +59,9 @@ class RowLedger:
             visit.end()
 
     def suspects(self) -> list[int]:
-        """Ordinals of the rows that workers died with, on nodes that were alive afterwards, as they were found.
+        """Ordinals of the rows that workers died with, on nodes that were alive afterwards, in the order found.
 
-        None where the actor that keeps the ledger is gone: its node was the driver's.
+        Empty if the actor that keeps the ledger is gone: its node was the driver's.
         """
         try:
             suspects: list[int] = ray.get(self._book.suspects.remote(), timeout=TIMEOUT_S)
@@ -71,7 +71,7 @@ class RowLedger:
 
 
 class Visit:
-    """One block's stay in this process, which is at one row at a time."""
+    """The processing of one block in this process, one row at a time."""
 
     def __init__(self, book: Any) -> None:
         self._book = book
@@ -84,7 +84,7 @@ class Visit:
         self._number: int = number
 
     def begin(self, ordinal: int) -> None:
-        """Notes that the row before has left, and that this one begins; returns when that is known for sure.
+        """Record that the previous row is done and this one starts; returns once that is confirmed.
 
         Raises `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
         """
@@ -93,11 +93,11 @@ class Visit:
             raise BarredRowError(why)
 
     def excuse(self, why: str) -> None:
-        """Notes that this process ends for no image's fault: the row it is at is barred, and none is a suspect."""
+        """Record that this process ends, but not because of an image: its row is barred, and no row is a suspect."""
         ray.get(self._book.excuse.remote(self._number, why), timeout=TIMEOUT_S)
 
     def end(self) -> None:
-        """Notes that all rows of the block have left; does not wait."""
+        """Record that all rows of the block are done; does not wait."""
         self._book.end.remote(self._number)
 
 
@@ -107,7 +107,7 @@ class _Book:
     def __init__(self) -> None:
         self._opened = 0
         self._workers: dict[int, tuple[str, int]] = {}  # by visit
-        self._rows: dict[int, int] = {}  # the ordinal that a visit is at
+        self._rows: dict[int, int] = {}  # the ordinal that a visit is processing
         self._visits: dict[int, int] = {}  # the visit that an ordinal is in
         self._suspects: list[int] = []
         self._barred: dict[int, str] = {}  # why, by ordinal
@@ -120,10 +120,10 @@ class _Book:
         return self._opened
 
     def begin(self, visit: int, ordinal: int) -> str | None:
-        """Why the row is barred, or None, and then it is inside."""
+        """Why the row is barred; None: it is not, and has started."""
         self._leave(visit)
         earlier = self._visits.get(ordinal)
-        if earlier is not None:  # that worker died: Ray runs no block twice at a time
+        if earlier is not None:  # that worker died: Ray never runs a block twice at a time
             node, _ = self._workers[earlier]
             self.end(earlier)
             if _is_alive(node):

@@ -1,4 +1,4 @@
-"""Work in threads whose results are taken one after another, by someone who may stop in the middle."""
+"""Work in threads whose results are consumed in order, by a caller that may stop early."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int, name: str
 ) -> Generator[Result, None, None]:
-    """`function(item)` of each item, in their order, computed by `threads` threads, called `name`.
+    """`function(item)` of each item, in order, computed by `threads` threads named `name`.
 
-    At most `ahead` results, 1 or more, are there or on the way at a time; `items` are taken in the thread of the
-    caller. An error is raised in its item's place, and ends it. Who stops before the end leaves what is being
-    computed to its threads, and the rest is not begun.
+    At most `ahead` results, 1 or more, are finished or in progress at a time; `items` is read in the caller's
+    thread. An error is raised at its item's place, and ends the iteration. If the caller stops early, running
+    items are left to their threads, and the rest is not started.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     waiting: deque[Future[Result]] = deque()
@@ -28,7 +28,6 @@ def map_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Nothing waits for the threads: a generator that was left in the middle may be ended by the garbage collector,
-        # in any thread, even one that holds the lock which the end of another thread needs. No thread could then start
-        # in this process any more.
+        # Do not wait for the threads: an abandoned generator may be closed by the garbage collector, in any thread,
+        # even one that holds the lock which another thread needs to end. Then no thread could start in this process.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -10,13 +10,13 @@ from segmint.infra.errors import UsageError
 LOCAL = "file"
 ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})
 
-_CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account names a container, no user
+_CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account has a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _LONGEST = 8192  # twice the longest path of Linux, eight times the longest key of S3
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{1,255}$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A secret may hold slashes (those of AWS do) and @; a port with its slash is none. Bounded, because a catalog writes
-# what is searched.
+# A secret may contain slashes (AWS's do) and @; a port followed by a slash is not one. Bounded, because the searched
+# text comes from a catalog.
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
 _USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
@@ -29,7 +29,7 @@ _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 class UriNotAllowedError(UsageError):
-    """A URI that a catalog or a configuration may not name: its scheme, its user part, or where it leads."""
+    """A URI that is not allowed in a catalog or a configuration: its scheme, its user part, or where it leads."""
 
 
 def redact(text: str) -> str:
@@ -72,7 +72,7 @@ def _holds_credential(uri: str, name: str) -> bool:
 
 
 def fit_to_keep(uri: str) -> str:
-    """A catalog's URI as a dataset keeps it: as written; redacted where no catalog may name it anyway."""
+    """A catalog's URI as a dataset stores it: as written, or redacted if it is not allowed anyway."""
     try:
         scheme(uri)
     except UriNotAllowedError:
@@ -81,7 +81,7 @@ def fit_to_keep(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI: a plain path as it stands, `file:///x` percent-decoded (RFC 8089)."""
+    """The path of a local URI: a plain path unchanged, `file:///x` percent-decoded (RFC 8089)."""
     if scheme(uri) != LOCAL:
         raise UriNotAllowedError(f"{redact(uri)!r} is no local path")
     match = _SCHEME.match(uri)
@@ -103,18 +103,18 @@ def split_bucket(uri: str) -> tuple[str, str]:
 
 
 def store_name(uri: str) -> str:
-    """The store that holds a URI, as people call it: `s3://bucket`; `local files` for all of these."""
+    """A readable name of the store of a URI: `s3://bucket`, or `local files`."""
     protocol = scheme(uri)
     return "local files" if protocol == LOCAL else f"{protocol}://{split_bucket(uri)[0]}"
 
 
 def absolute(uri: str) -> str:
-    """The same URI wherever it is read from: a local path made absolute against the current folder."""
+    """The URI, independent of the current folder: a local path made absolute."""
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` with `parts` below it, one slash between; refuses `..` in a part."""
+    """`base` with `parts` below it, separated by single slashes; refuses `..` in a part."""
     pieces = [piece for part in parts for piece in part.split("/") if piece not in {"", "."}]
     if ".." in pieces:
         raise UriNotAllowedError(f"'..' is not allowed below {redact(base)!r}: {'/'.join(parts)!r}")
@@ -127,7 +127,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder or prefix that holds `uri`, without a slash at its end; a root or bucket is its own."""
+    """The folder or prefix that holds `uri`, without a trailing slash; a root or bucket is its own parent."""
     start = _after_scheme(uri)
     head, slash, tail = uri[start:].rstrip("/").rpartition("/")
     if start:
@@ -143,11 +143,11 @@ def base_name(uri: str) -> str:
 def relative_to(catalog_uri: str, uri: str) -> str:
     """The absolute URI that an entry `uri` of the catalog at `catalog_uri` names.
 
-    - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and carry no user part.
-    - Relative: below the folder of the catalog's file; a part `..` is refused, so a catalog reaches only
-      what lies beside or below it.
-    - An absolute local path, or `file://`: only where the catalog itself is a local file. A catalog that
-      came from a bucket must not read files of the machine that builds from it.
+    - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
+    - Relative: below the folder of the catalog's file; a part `..` is refused, so that a catalog reaches only
+      files next to it or below.
+    - An absolute local path, or `file://`: only if the catalog itself is a local file. A catalog from a bucket
+      must not read files of the machine that builds from it.
 
     Local results are plain absolute paths. Raises `UriNotAllowedError`, which says what was wrong.
     """

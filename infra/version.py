@@ -1,3 +1,3 @@
-"""The version of segmint, here alone: a cluster runs the checkout as it stands, which is not an installed package."""
+"""The version of segmint. Only here: a cluster runs the checkout, which is not an installed package."""
 
 VERSION = "0.1.0"

@@ -32,7 +32,7 @@ def audited(folder: Path, says: str) -> subprocess.CompletedProcess[str]:
     ("dependencies", "code", "told"),
     [
         ([WHOLE], 0, "1 packages audited, 0 known"),
-        ([WHOLE, BROKEN], 1, "broken 2.0: PYSEC-2026-1, CVE-2026-1; mended in 2.1"),
+        ([WHOLE, BROKEN], 1, "broken 2.0: PYSEC-2026-1, CVE-2026-1; fixed in 2.1"),
         ([WHOLE, UNKNOWN], 0, "unknown: not audited: not in the database"),
         ([UNKNOWN], 2, "0 packages audited"),
         ([], 2, "0 packages audited"),

@@ -1,4 +1,4 @@
-"""The stores of this process, one for a scheme and its options, shared by threads and never across a fork."""
+"""The stores of this process, one for each scheme and its options, shared by threads but never across a fork."""
 
 import json
 import os
@@ -30,7 +30,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def connect(protocol: str, options: Mapping[str, Any]) -> Store:
-    """The store that serves a scheme with these options; made at the first call in a process."""
+    """The store for a scheme and these options; created at the first call in a process."""
     key = (os.getpid(), protocol, json.dumps(options, sort_keys=True, default=str))
     with _stores_lock:
         store = _stores.get(key)
@@ -57,16 +57,16 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
 
 
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:
-    """Raises `UsageError` for a credential given as a value, and for a key that S3 does not have."""
+    """Raise `UsageError` for a credential given as a value, and for a key that S3 does not have."""
     protocol = scheme(prefix)
     for key, value in values.items():
         if _SECRET_OPTION.search(key):
             raise UsageError(
-                f"storage option {key!r} of {redact(prefix)!r} is a credential: give none as values; they "
-                "come by the standard chain (environment, `profile`, instance or pod role)"
+                f"storage option {key!r} of {redact(prefix)!r} is a credential: remove it; credentials "
+                "come from the standard chain (environment, `profile`, instance or pod role)"
             )
         if isinstance(value, str) and redact(value) != value:
-            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} holds a credential: give none as values")
+            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} holds a credential: remove it")
     if protocol == "s3":
         from segmint.infra.storage import s3
 

@@ -1,4 +1,4 @@
-"""What an error of a store says: the object, our rights, a trouble that may pass, or a request that cannot succeed."""
+"""What an error of a store is about: the object, our rights, a temporary fault, or a request that cannot succeed."""
 
 import errno
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from segmint.infra.uris import redact
 
 
 class Meaning(Enum):
-    """What an error of a store says."""
+    """What an error of a store means."""
 
     ABSENT = "the object is not there"
     EXISTS = "an object is already there"
     REFUSED = "the store refuses us, or the bucket is not there: waiting rarely helps"
-    UNAVAILABLE = "the store cannot be reached, or says that it has too much to do: about no object"
-    TRANSIENT = "the store, the way to it or the object is in trouble: worth another try"
+    UNAVAILABLE = "the store cannot be reached, or is overloaded: not about the object"
+    TRANSIENT = "a fault of the store, the network or the object: worth another try"
     PERMANENT = "the request cannot succeed"
 
 
 PASSING = frozenset({Meaning.UNAVAILABLE, Meaning.TRANSIENT})
-"""What is worth another try."""
+"""Worth another try."""
 
 _ABSENT_CODES = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
 _EXISTS_CODES = {"PreconditionFailed", "412"}
@@ -35,7 +35,7 @@ _REFUSED_CODES = {
     "RequestTimeTooSkewed",
     "TokenRefreshRequired",
 }
-# An archived object: its status is that of a refusal, and its owner alone can bring it back.
+# An archived object: its status is that of a refusal, and only its owner can restore it.
 _PERMANENT_CODES = {"InvalidObjectState"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
@@ -57,7 +57,7 @@ _TRANSIENT_CODES = {
 _UNAVAILABLE_STATUS = {429, 502, 503, 504}
 _TRANSIENT_STATUS = {408, 409, 425}
 
-# Class names, so that a process that only touches local files need not import botocore to know its errors.
+# Class names, so that a process with only local files need not import botocore to recognize its errors.
 _UNAVAILABLE_CLASSES = {"ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError"}
 _TRANSIENT_CLASSES = {
     "ChecksumError",
@@ -103,7 +103,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def service_code(error: BaseException) -> tuple[str, int] | None:
-    """Error code and HTTP status of the answer behind an error, through fsspec's translation; else None."""
+    """Error code and HTTP status of the response behind an error, also if fsspec translated it; else None."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
@@ -113,7 +113,7 @@ def service_code(error: BaseException) -> tuple[str, int] | None:
 
 
 def meaning(error: BaseException) -> Meaning:
-    """What an error of a file system, of s3fs or of another fsspec implementation says."""
+    """The meaning of an error of a local file system, of s3fs or of another fsspec implementation."""
     answer = service_code(error)
     if answer is not None:
         return _meaning_of_answer(*answer)
@@ -152,7 +152,7 @@ def _meaning_of_answer(code: str, status: int) -> Meaning:
 
 
 def describe(error: BaseException) -> str:
-    """One line on the cause of a failure, without credentials."""
+    """The cause of a failure in one line, without credentials."""
     answer = service_code(error)
     text = next((" ".join(str(link).split()) for link in _chain(error) if str(link)), type(error).__name__)
     if answer is not None and answer[0] not in text:

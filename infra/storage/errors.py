@@ -4,11 +4,11 @@ from segmint.infra.errors import SegmintError
 
 
 class NotFoundError(SegmintError):
-    """The store answered, and the object is not there."""
+    """The store answered: the object does not exist."""
 
 
 class ObjectTooLargeError(SegmintError):
-    """An object is larger than its reader wants; nothing of it was kept."""
+    """An object is larger than the reader's limit; nothing of it was kept."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
         super().__init__(message)
@@ -17,20 +17,20 @@ class ObjectTooLargeError(SegmintError):
 
 
 class StorageFaultError(SegmintError):
-    """The world failed, not the object: throttling, 5xx, refused credentials, no such bucket, resets."""
+    """A fault outside the object: throttling, 5xx, refused credentials, no such bucket, resets."""
 
 
 class AccessRefusedError(StorageFaultError):
-    """The store refuses our credentials or what they may do: never a verdict on an object."""
+    """The store refuses our credentials or permissions: never a verdict on an object."""
 
 
 class PassingFaultError(StorageFaultError):
-    """A fault that stayed through all attempts, and that may still pass."""
+    """A fault that remained through all attempts, but may still pass."""
 
 
 class UnavailableError(PassingFaultError):
-    """The store cannot be reached, or has too much to do: never a verdict on an object."""
+    """The store cannot be reached, or is overloaded: never a verdict on an object."""
 
 
 class ShortBodyError(OSError):
-    """A store sent fewer or more bytes than it had announced."""
+    """A store sent fewer or more bytes than it announced."""

@@ -1,4 +1,4 @@
-"""Objects of a `Storage` as a read-only file system of fsspec's, for libraries that take one."""
+"""Objects of a `Storage` as a read-only fsspec file system, for libraries that take one."""
 
 import io
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from segmint.infra.storage.storage import Storage
 
 
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
-    """Reads URIs of one scheme through a `Storage`: with its options, its retries and its patience.
+    """Reads URIs of one scheme through a `Storage`, with its options and retries.
 
-    Nothing is listed: a pattern stands for itself. `sizes` are bytes by URI, and spare a request each. Objects are
-    taken not to change while they are read.
+    Nothing is listed: a pattern matches only itself. `sizes` are bytes by URI, each of which saves a request. Objects
+    must not change while they are read.
     """
 
     cachable = False
@@ -30,9 +30,9 @@ class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
         return path
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
-        """A stream of an object's bytes that asks the store for what is read, and for no more."""
+        """A stream of an object's bytes that requests only what is read."""
         if mode != "rb":
-            raise io.UnsupportedOperation(f"{path}: opened as {mode!r}, and can be read alone")
+            raise io.UnsupportedOperation(f"{path}: opened with mode {mode!r}, but it is read-only: use 'rb'")
         return self._storage.open_ranges(path, self._sizes.get(path))
 
     def size(self, path: str) -> int:
@@ -41,13 +41,13 @@ class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
         return self._storage.size(path) if known is None else known
 
     def isfile(self, path: str) -> bool:
-        """Whether an object is there."""
+        """Whether an object exists."""
         return path in self._sizes or self._storage.exists(path)
 
     def modified(self, path: str) -> datetime:
-        """Always the same moment."""
+        """The epoch: objects are taken as unchanged."""
         return datetime.fromtimestamp(0, UTC)
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """The path itself: names of objects may hold any character."""
+        """The path itself: object names may contain any character."""
         return [path]

@@ -1,4 +1,4 @@
-"""Stores other than local files and S3, through whatever fsspec file system serves their scheme."""
+"""Stores other than local files and S3, through the fsspec file system of their scheme."""
 
 import errno
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from segmint.infra.uris import parent, redact
 class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
 
-    Exclusive creation is what `pipe_file(mode="create")` of the implementation gives. The default that
-    fsspec inherits to its file systems looks first and writes then, a race: such a store is refused here,
-    and one that claims better is raced by `segmint.infra.storage.probe`.
+    Exclusive creation is the implementation's `pipe_file(mode="create")`. fsspec's default first checks and
+    then writes, which is a race: such a store is refused here, and one with an override is tested with
+    concurrent writers by `segmint.infra.storage.probe`.
     """
 
     def __init__(self, filesystem: Any) -> None:
@@ -38,7 +38,7 @@ class FsspecStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Creates by the store's own condition; refuses a store that only looks first."""
+        """Create with the store's condition; refuses a store that only checks before it writes."""
         if not self._claims_exclusive_create():
             raise UsageError(
                 f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "
@@ -47,12 +47,12 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Writes the whole object."""
+        """Write the whole object."""
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
         self._fs.pipe_file(self._path(uri), data)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Uploads a file."""
+        """Upload a file."""
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
         self._fs.put_file(str(path), self._path(uri))
 
@@ -75,26 +75,26 @@ class FsspecStore:
         return int(info["size"])
 
     def delete(self, uri: str) -> None:
-        """Removes the object."""
+        """Remove the object."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(uri))
 
     def purge(self, uri: str) -> None:
-        """Refuses: older versions cannot be seen through fsspec."""
+        """Raise `UsageError`: older versions cannot be seen through fsspec."""
         raise UsageError(
             f"older versions of {redact(uri)} cannot be removed through {type(self._fs).__name__}: "
             "remove them with the tools of the store"
         )
 
     def versioned(self, uri: str) -> set[str]:
-        """Refuses: older versions cannot be seen through fsspec."""
+        """Raise `UsageError`: older versions cannot be seen through fsspec."""
         raise UsageError(
             f"older versions of what is in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
             "look for them with the tools of the store"
         )
 
     def ping(self, uri: str) -> None:
-        """Asks for an object's or folder's information; that it is absent is an answer."""
+        """Request information on the folder; "absent" is an answer too."""
         with suppress(FileNotFoundError):
             self._fs.info(self._path(parent(uri)))
 

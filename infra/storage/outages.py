@@ -1,4 +1,4 @@
-"""Waiting for a store in trouble: an outage of minutes pauses whoever needs the store, and then they go on."""
+"""Waiting for a store that is down: an outage of minutes pauses the threads that need the store."""
 
 import os
 import random
@@ -14,33 +14,33 @@ from segmint.infra.storage.errors import PassingFaultError, UnavailableError
 T = TypeVar("T")
 
 TELL_EVERY_S = 60.0
-"""Seconds between two lines about a store that is waited for."""
+"""Seconds between two log lines about a store that is down."""
 
 ROUNDS = 2
-"""Rounds of attempts that may fail while the store answers: an outage may end between an attempt and the look."""
+"""Rounds of attempts that may fail while the store answers: an outage may end between an attempt and the check."""
 
 BUSY_ROUNDS = 20
-"""The same where the store itself says that it has too much to do: some minutes."""
+"""The same if the store reports that it is overloaded: some minutes."""
 
 
 @dataclass
 class _Gate:
-    """One store, as this process knows it: a single thread asks for it while the others wait."""
+    """The state of one store in this process: one thread checks it while the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    given_up: bool = False  # it was waited for in vain, and has not answered since
+    given_up: bool = False  # a wait for it timed out, and it has not answered since
 
 
-# The key holds the process id: a lock that is held does not survive a fork.
+# The key includes the process id: a held lock does not survive a fork.
 _gates: dict[tuple[int, str], _Gate] = {}
 
 
 def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
-    """What `attempt()` gives; where the store is in trouble, waits for it up to `outage_s` seconds and tries again.
+    """Return `attempt()`; while the store is down, wait for it up to `outage_s` seconds and try again.
 
-    `attempt` has retries of its own, and raises `PassingFaultError` when these are used up. `answers` asks the store,
-    which people call `store`, for next to nothing. A fault that stays while the store answers is raised, and so is one
-    of a store that was waited for in vain before.
+    `attempt` has its own retries, and raises `PassingFaultError` when these are used up. `answers` checks the store
+    with a minimal request; `store` is its name in logs. A fault that remains while the store answers is raised, and so
+    is one of a store that an earlier wait has given up.
     """
     gate = _gates.setdefault((os.getpid(), store), _Gate())
     rounds, end = 0, 0.0
@@ -65,14 +65,14 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
 
 
 def pauses(doubled: int = 0) -> Iterator[float]:
-    """Seconds to wait before each look at a store: half a second, then twice as long each time up to ten; jittered."""
+    """Seconds to wait before each check of a store: half a second, doubled each time up to ten; jittered."""
     while True:
         yield min(10.0, 0.5 * 2**doubled) * random.uniform(0.8, 1.2)
         doubled = min(doubled + 1, 5)
 
 
 def _wait(gate: _Gate, store: str, answers: Callable[[], bool], end: float, why: str) -> bool:
-    """Whether the store answers before `end`, in the time of `time.monotonic`."""
+    """Wait until the store answers; False if it does not before `end` (by `time.monotonic`)."""
     if not gate.lock.acquire(timeout=max(0.0, end - time.monotonic())):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Tries a store before anything is entrusted to it."""
+"""Tests whether a store is fit for a dataset."""
 
 import threading
 import uuid
@@ -14,11 +14,11 @@ _RACERS = 8
 
 
 def probe(folder: Location) -> None:
-    """Tries, in a folder, all that a dataset needs of its store, and leaves nothing behind.
+    """Test everything that a dataset needs of its store in a folder, and leave nothing behind.
 
-    Writes, reads back, is refused a second put of other bytes, has several writers race for one name,
-    lists and deletes. Raises `UsageError` where a store is not exclusive, `StorageFaultError` where it
-    fails or refuses us.
+    Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists and
+    deletes. Raises `UsageError` if the store lets an object be replaced, `StorageFaultError` if it fails or
+    refuses us.
     """
     name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     once, raced = folder / f"{name}-once", folder / f"{name}-raced"

@@ -1,4 +1,4 @@
-"""When to try a store again: verdicts at once, faults with exponential backoff."""
+"""Retries of store operations: verdicts are raised at once, faults retried with exponential backoff."""
 
 import errno
 from collections.abc import Callable
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a fault is tried again.
+    """How often and how long a fault is retried.
 
-    `attempts` counts the first; the wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with
-    jitter); no new attempt begins after `deadline_s` seconds, which are several of a store's read time-outs.
+    `attempts` includes the first; the wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with
+    jitter); no attempt starts after `deadline_s` seconds, which are several read timeouts of a store.
     """
 
     attempts: int = 5
@@ -36,16 +36,16 @@ class RetryPolicy:
     deadline_s: float = 180
 
 
-# A refusal is tried once more: temporary credentials do expire in mid-flight and are then fetched anew.
+# A refusal is tried once more: temporary credentials may expire in mid-flight and are then fetched again.
 _REFUSED_ATTEMPTS = 2
 
 
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
-    """What `attempt()` returns, tried again by `policy` while its errors are faults.
+    """Return `attempt()`, retried by `policy` while its errors are faults.
 
     `action` is a verb for messages ("read"). Raises `NotFoundError` at once for an absent object,
-    `FileExistsError` where something stands already, our own errors as they come, and `StorageFaultError`
-    with the URI and the cause when a fault stays.
+    `FileExistsError` if there is already an object, our own errors unchanged, and `StorageFaultError` with the
+    URI and the cause when a fault remains.
     """
     import tenacity
 

@@ -1,4 +1,4 @@
-"""S3 and what speaks its protocol, through s3fs: conditional puts, paged listings, older versions."""
+"""S3 and compatible stores, through s3fs: conditional puts, paged listings, older versions."""
 
 import asyncio
 import errno
@@ -15,16 +15,16 @@ from segmint.infra.storage.stores import ObjectInfo, check_length, check_size
 from segmint.infra.uris import parent, split_bucket
 
 OPTIONS: dict[str, str] = {
-    "endpoint_url": "address of a server that speaks S3",
+    "endpoint_url": "address of an S3-compatible server",
     "profile": "name of a profile in the AWS configuration files",
     "region": "name of a region",
     "anon": "true for public buckets, read without credentials",
-    "requester_pays": "true where the reader pays",
+    "requester_pays": "true for buckets where the reader pays",
     "addressing_style": "path, virtual or auto",
     "verify": "false, or the path of a certificate bundle",
     "connect_timeout": "seconds, 5",
     "read_timeout": "seconds without a byte, 60",
-    "max_connections": "connections of a process, 64",
+    "max_connections": "connections of one process, 64",
 }
 
 T = TypeVar("T")
@@ -32,12 +32,12 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
-"""Bytes a second: a body that is slower, be it that it drips, counts as stalled."""
+"""Bytes a second: a slower body counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
 
 
 def check_options(prefix: str, options: Mapping[str, Any]) -> None:
-    """Raises `UsageError` for a key that is not in `OPTIONS`."""
+    """Raise `UsageError` for a key that is not in `OPTIONS`."""
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise UsageError(
@@ -48,7 +48,7 @@ def check_options(prefix: str, options: Mapping[str, Any]) -> None:
 def make_filesystem(options: Mapping[str, Any]) -> Any:
     """An s3fs file system for these options (keys of `OPTIONS`), private to its caller.
 
-    No listings cache: a commit written elsewhere must be seen. No retries below ours: botocore's and s3fs's
+    No listings cache: commits of other processes must be visible. No retries below ours: botocore's and s3fs's
     would multiply with them.
     """
     import s3fs
@@ -79,7 +79,7 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
 
 
 class S3Store:
-    """Objects in S3 buckets. Every exchange ends in time: time-outs of a socket alone do not end a put that stalls."""
+    """Objects in S3 buckets. Every exchange has a deadline: socket timeouts alone do not end a stalled put."""
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
@@ -102,7 +102,7 @@ class S3Store:
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
     def put(self, uri: str, data: bytes) -> None:
-        """One put; S3 shows an object only when it is whole."""
+        """One put; S3 shows an object only when it is complete."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
 
@@ -114,7 +114,7 @@ class S3Store:
             s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri))
 
     def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
-        """Objects below a prefix, page by page, each page asked for once."""
+        """Objects below a prefix, page by page, each page requested once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
@@ -131,17 +131,19 @@ class S3Store:
             if meaning(error) is Meaning.ABSENT:
                 self._require_bucket(bucket)
             elif (service_code(error) or ("",))[0] == "400":
-                self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)  # whose answer says why: an expired token does
+                self._call(
+                    "list_objects_v2", Bucket=bucket, MaxKeys=1
+                )  # its answer has the reason, such as an expired token
             raise
         return int(answer["ContentLength"])
 
     def delete(self, uri: str) -> None:
-        """Removes the object; on a versioned bucket older versions stay (see `purge`)."""
+        """Remove the object; on a versioned bucket older versions stay (see `purge`)."""
         bucket, key = _object(uri)
         self._call("delete_object", Bucket=bucket, Key=key)
 
     def purge(self, uri: str) -> None:
-        """Removes the object, its older versions and its delete markers."""
+        """Remove the object, its older versions and its delete markers."""
         bucket, key = _object(uri)
         self.delete(uri)
         for entry in self._versions(bucket, key):
@@ -149,7 +151,7 @@ class S3Store:
                 self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
 
     def versioned(self, uri: str) -> set[str]:
-        """Names below a prefix of which the bucket keeps any version or delete marker."""
+        """Names below a prefix for which the bucket has any version or delete marker."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         return {entry["Key"][len(prefix) :] for entry in self._versions(bucket, prefix)} - {""}
@@ -165,7 +167,7 @@ class S3Store:
             request["VersionIdMarker"] = page.get("NextVersionIdMarker", "")
 
     def ping(self, uri: str) -> None:
-        """Asks for one entry of the prefix."""
+        """List one entry of the prefix."""
         bucket, key = split_bucket(parent(uri))
         self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
@@ -174,7 +176,7 @@ class S3Store:
             page = self._call("list_objects_v2", **request)
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
-                if name and not name.endswith("/"):  # some tools mark folders by empty objects
+                if name and not name.endswith("/"):  # some tools mark folders with empty objects
                     yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
             if not page.get("IsTruncated"):
                 return
@@ -199,7 +201,7 @@ class S3Store:
         return self._run(fetch)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
-        """One request; `size` is that of its body in bytes."""
+        """One request; `size` is the length of its body in bytes."""
         limit = self._exchange_s + size / _SLOWEST if within_s is None else within_s
         return self._run(lambda: _within(limit, self._fs._call_s3(method, **request)))
 
@@ -214,7 +216,7 @@ class S3Store:
         try:
             self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
-            # One who may not list the bucket is told about the key alone.
+            # Without the right to list the bucket, the answer is only about the key.
             if meaning(error) is not Meaning.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
 

@@ -1,4 +1,4 @@
-"""A large file put to S3 in parts: each part is tried again by itself, and what fails leaves nothing behind."""
+"""Multipart upload of a large file to S3: each part is retried separately, and a failure leaves nothing behind."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from segmint.infra.storage.error_kinds import service_code
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 
 PART_BYTES = 64 << 20
-"""Bytes of a part; a file of more than 10,000 such parts, which is all that S3 takes, has larger ones."""
+"""Bytes of a part; a file of more than 10,000 such parts, S3's limit, gets larger ones."""
 
 _AT_ONCE = 4
 _MOST_PARTS = 10_000
@@ -19,13 +19,13 @@ _POLICY = RetryPolicy()
 
 
 def put_parts(call: Callable[..., Any], uri: str, bucket: str, key: str, path: Path, stands: Callable[[], int]) -> None:
-    """Uploads the file at `path`; `call` makes one request of S3, `stands` gives the size of the object at `uri`.
+    """Upload the file at `path`; `call` makes one request of S3, `stands` gives the size of the object at `uri`.
 
     Raises what `with_retries` raises for the part that failed, after the upload was aborted.
     """
     size = path.stat().st_size
     step = max(PART_BYTES, -(-size // _MOST_PARTS))
-    # Where this answer is lost, an upload without a part is left, and nobody knows its name.
+    # If this answer is lost, an upload without parts is left over, and its id is unknown.
     begun = call("create_multipart_upload", Bucket=bucket, Key=key)
     upload = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
 
@@ -46,7 +46,7 @@ def put_parts(call: Callable[..., Any], uri: str, bucket: str, key: str, path: P
         try:
             parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
         finally:
-            pool.shutdown(cancel_futures=True)  # and waits: a part that comes after the abort would stay
+            pool.shutdown(cancel_futures=True)  # and wait: a part that arrives after the abort would stay
         with_retries(_POLICY, "put", uri, lambda: _complete(call, upload, parts, size, stands))
     except BaseException:
         with suppress(SegmintError):
@@ -60,6 +60,6 @@ def _complete(
     try:
         call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
     except OSError as error:
-        # The upload is gone: an earlier try may have completed it, whose answer was lost.
+        # The upload is gone: an earlier try may have completed it, and its answer was lost.
         if (service_code(error) or ("",))[0] != "NoSuchUpload" or stands() != size:
             raise

@@ -1,4 +1,4 @@
-"""The session of botocore that S3's clients come from: its profile, and how it reads the times in listings."""
+"""The botocore session of S3 clients: its profile, and a faster parser for the times in listings."""
 
 from datetime import datetime
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def make_session(profile: str | None) -> Any:
     """A session for aiobotocore with the named profile of the AWS configuration files, or the default one.
 
-    botocore itself takes a tenth of a millisecond for each time, which is most of what a page of a listing costs.
+    botocore's parser takes a tenth of a millisecond for each time, which is most of the cost of a page of a listing.
     """
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
@@ -17,9 +17,9 @@ def make_session(profile: str | None) -> Any:
 
 
 def parse_time(text: Any) -> datetime:
-    """A time as S3's listings have it, in ISO 8601 with its zone; any other is left to botocore's own parser.
+    """Parse a time of S3's listings, in ISO 8601 with its zone; other formats are left to botocore's parser.
 
-    Raises `ValueError` for what is no time.
+    Raises `ValueError` for text that is not a time.
     """
     try:
         found = datetime.fromisoformat(text)

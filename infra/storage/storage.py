@@ -37,11 +37,11 @@ class Storage:
 
     `options` are by URI prefix and the longest prefix wins: `{"s3://bucket": {"endpoint_url": …}}`; for S3
     the keys are `segmint.infra.storage.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials
-    are refused as values (`UsageError`): they come by the standard chain. A store that does not answer is waited for
-    up to `outage_s` seconds, after the attempts of `retry`; see `segmint.infra.storage.outages`.
+    are refused as values (`UsageError`): they come from the standard chain. After the attempts of `retry`, methods wait
+    up to `outage_s` seconds for a store that does not answer; see `segmint.infra.storage.outages`.
 
     Every method raises `NotFoundError` for an absent object where that matters, `StorageFaultError` for a
-    fault that stayed, and `UriNotAllowedError` for a URI off the allow-list.
+    fault that remains, and `UriNotAllowedError` for a URI that is not on the allow-list.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Storage:
         return Storage, (self._options, self._retry, self._outage_s)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The bytes of an object. Raises `ObjectTooLargeError`, before they come, when over `max_bytes`."""
+        """The bytes of an object. Raises `ObjectTooLargeError`, before reading them, when over `max_bytes`."""
         store = self._store(uri)
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
@@ -72,9 +72,9 @@ class Storage:
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
-        """The same for a reader that knows which pieces it wants: a read is a request, and nothing is read ahead.
+        """Like `open`, for a reader that knows which ranges it needs: each read is one request, without read-ahead.
 
-        The store is not asked for the size in bytes where it is given.
+        `size` in bytes, if given, saves a request.
         """
         if scheme(uri) == LOCAL:
             return self.open(uri)
@@ -82,16 +82,16 @@ class Storage:
         return cast(BinaryIO, raw)
 
     def get_file(self, uri: str, path: Path) -> None:
-        """Copies an object to a local file, which appears only when it is whole."""
+        """Copy an object to a local file, which appears only when it is complete."""
         with self.open(uri) as stream:
             LocalStore().put_stream(path, stream)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Puts an object where none stands: of any number of writers exactly one wins.
+        """Put an object if there is none: of any number of writers exactly one wins.
 
-        True: these bytes now stand there, because we wrote them, or an earlier try did whose answer was
-        lost, or another writer of the same bytes. False: other bytes stand there, untouched.
-        Raises `UsageError` where the store has neither hard links nor conditional puts.
+        True: the object has these bytes, because we wrote them, or an earlier try did and its answer was lost,
+        or another writer of the same bytes. False: there is another object, which is left untouched.
+        Raises `UsageError` if the store has neither hard links nor conditional puts.
         """
         store = self._store(uri)
         for _ in range(self._retry.attempts):
@@ -103,26 +103,26 @@ class Storage:
                 except ObjectTooLargeError:
                     return False
                 except NotFoundError:
-                    continue  # what stood there was deleted in between
+                    continue  # the object was deleted in between
             return True
-        raise StorageFaultError(f"cannot put {redact(uri)}: something stands there and vanishes, again and again")
+        raise StorageFaultError(f"cannot put {redact(uri)}: an object keeps appearing and disappearing there")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Writes a whole object over any that stands there; readers see the old one or the new one."""
+        """Write a whole object, replacing any old one; readers see the old one or the new one."""
         store = self._store(uri)
         self._try("put", uri, lambda: store.put(uri, data))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """The same from a local file."""
+        """`put` of a local file."""
         if not path.is_file():
-            raise UsageError(f"{path} is no file, so it cannot be put to {redact(uri)}")
+            raise UsageError(f"{path} is not a file, so it cannot be put to {redact(uri)}")
         store = self._store(uri)
         self._try("put", uri, lambda: store.put_file(uri, path))
 
     def list(self, uri: str, include_temporary: bool = False) -> list[ObjectInfo]:
-        """The objects directly in a folder or prefix, sorted by name; none when it is absent.
+        """The objects directly in a folder or prefix, sorted by name; empty if it does not exist.
 
-        Folders are left out, and so are temporary files of writers that died (`.tmp-…`), unless asked for.
+        Folders are left out, and so are temporary files of dead writers (`.tmp-…`), unless `include_temporary`.
         """
         store = self._store(uri)
         found = self._try("list", uri, lambda: list(store.walk(uri, recursive=False)))
@@ -131,9 +131,9 @@ class Storage:
     def walk(self, uri: str, include_temporary: bool = False) -> Iterator[ObjectInfo]:
         """The objects below a folder or prefix at any depth, in the store's order.
 
-        Names are relative to `uri`. A sweeper asks for temporary files too (`include_temporary`). Streams:
-        a fault in mid-listing starts the listing anew and skips what was given out already, by name, since
-        not every store lists in the order of names.
+        Names are relative to `uri`. A sweep lists temporary files too (`include_temporary`). Streams: a fault in
+        mid-listing restarts the listing and skips the names already returned, as not every store lists in the
+        order of names.
         """
         store = self._store(uri)
         entries = iter(store.walk(uri, recursive=True))
@@ -163,11 +163,11 @@ class Storage:
     def sha256(self, uri: str) -> str:
         """The SHA-256 of an object's bytes in hexadecimal; they are read as a stream."""
         with self.open(uri) as stream:
-            # BinaryIO lacks readinto in the type, though every stream of ours has it.
+            # BinaryIO's type lacks readinto, but all of our streams have it.
             return hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
 
     def exists(self, uri: str) -> bool:
-        """Whether an object is there; a folder is none."""
+        """Whether an object exists; a folder does not count."""
         try:
             self.size(uri)
         except NotFoundError:
@@ -177,21 +177,21 @@ class Storage:
     def walk_ever(self, uri: str) -> tuple[str, ...]:
         """Names of the objects below a folder or prefix, relative to it, sorted, temporary ones too.
 
-        With those that were deleted, where a bucket keeps their older versions. Raises `UsageError` for a store whose
-        versions cannot be seen.
+        Includes deleted ones if the bucket keeps their older versions. Raises `UsageError` for a store whose versions
+        cannot be seen.
         """
         store = self._store(uri)
         found = with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
         return tuple(sorted(found | {entry.name for entry in self.walk(uri, include_temporary=True)}))
 
     def delete(self, uri: str) -> None:
-        """Removes an object; absent is fine."""
+        """Remove an object; absent is fine."""
         store = self._store(uri)
         with suppress(NotFoundError):
             self._try("delete", uri, lambda: store.delete(uri))
 
     def purge(self, uri: str) -> None:
-        """Removes an object with all its older versions, where a bucket keeps them; absent is fine.
+        """Remove an object with all older versions that the bucket keeps; absent is fine.
 
         Raises `UsageError` for a store whose versions cannot be seen.
         """
@@ -200,15 +200,15 @@ class Storage:
             self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Whether the store of this URI answers, and lets us in, by a quick look: tells a verdict from a fault."""
+        """Whether the store of this URI answers and grants access, by a quick check: tells a verdict from a fault."""
         return self._ask(uri) is None
 
     def answers(self, uri: str) -> bool:
-        """Whether the store of this URI answers at all, be it that it refuses us: tells an outage from other faults."""
+        """Whether the store of this URI answers at all, even with a refusal: tells an outage from other faults."""
         return not isinstance(self._ask(uri), PassingFaultError)
 
     def _ask(self, uri: str) -> StorageFaultError | None:
-        """What a quick look at the store says against it."""
+        """The fault that a quick check of the store finds, if any."""
         store = self._store(uri)
         try:
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))

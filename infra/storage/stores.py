@@ -1,4 +1,4 @@
-"""What a store can do, and the store of local files."""
+"""The operations of a store, and the store of local files."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """The operations of a store, each tried once; errors come as the store raises them."""
+    """The operations of a store, each tried once; errors are the store's own."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """The whole object; `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` on a wrong length."""
@@ -40,10 +40,10 @@ class Store(Protocol):
         """The bytes [start, stop), which must exist."""
 
     def create(self, uri: str, data: bytes) -> None:
-        """Writes an object that must not exist; `FileExistsError`, or S3's own code, where it does."""
+        """Write an object that must not exist; `FileExistsError`, or S3's error code, if it does."""
 
     def put(self, uri: str, data: bytes) -> None:
-        """Writes a whole object, in the place of any that stands there."""
+        """Write a whole object, replacing any old one."""
 
     def put_file(self, uri: str, path: Path) -> None:
         """The same from a local file."""
@@ -55,32 +55,32 @@ class Store(Protocol):
         """The size in bytes."""
 
     def delete(self, uri: str) -> None:
-        """Removes the object; absent is fine."""
+        """Remove the object; absent is fine."""
 
     def purge(self, uri: str) -> None:
-        """Removes the object and every older version of it."""
+        """Remove the object and every older version of it."""
 
     def versioned(self, uri: str) -> set[str]:
-        """Names of the objects below a folder or prefix of which versions are kept, deleted ones included."""
+        """Names of the objects below a folder or prefix that have versions, including deleted ones."""
 
     def ping(self, uri: str) -> None:
-        """Asks the store for next to nothing; returns where it answers, raises where it does not."""
+        """Make a minimal request; returns if the store answers, raises if it does not."""
 
 
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:
-    """Raises `ObjectTooLargeError` when `size` is over `max_bytes`."""
+    """Raise `ObjectTooLargeError` when `size` is over `max_bytes`."""
     if max_bytes is not None and size > max_bytes:
         raise ObjectTooLargeError(f"{redact(uri)} has {size} bytes, over {max_bytes}", size, max_bytes)
 
 
 def check_length(got: int, expected: int) -> None:
-    """Raises `ShortBodyError` when a body is not as long as the store said."""
+    """Raise `ShortBodyError` when a body is not as long as the store announced."""
     if got != expected:
         raise ShortBodyError(errno.EIO, f"{got} bytes came where {expected} were announced")
 
 
 def open_file(uri: str) -> BinaryIO:
-    """A local file, opened to be read. Raises `FileNotFoundError` for what is no file: a pipe, a device, a socket."""
+    """Open a local file for reading. Raises `FileNotFoundError` for a pipe, a device or a socket."""
     path = local_path(uri)
     _regular(path)
     return path.open("rb")
@@ -96,10 +96,10 @@ def _regular(path: Path) -> os.stat_result:
 
 
 class LocalStore:
-    """Files of this machine, written so that a crash leaves either the whole file or none."""
+    """Local files, written so that a crash leaves either the whole file or none."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole file, and no byte more than its size: some files have no end."""
+        """The whole file, but no byte more than its size: some files have no end."""
         with open_file(uri) as file:
             size = os.fstat(file.fileno()).st_size
             check_size(uri, size, max_bytes)
@@ -143,12 +143,12 @@ class LocalStore:
         _rename(_write_temporary(path, data), path)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """The same from a file, copied in pieces."""
+        """`put` of a local file, copied in pieces."""
         with path.open("rb") as stream:
             self.put_stream(local_path(uri), stream)
 
     def put_stream(self, path: Path, stream: BinaryIO) -> None:
-        """The same from an open stream."""
+        """`put` of an open stream to a local path."""
         _rename(_write_temporary(path, stream), path)
 
     def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
@@ -162,7 +162,7 @@ class LocalStore:
         return _regular(local_path(uri)).st_size
 
     def delete(self, uri: str) -> None:
-        """Removes the file; its folder stays."""
+        """Remove the file; its folder stays."""
         path = local_path(uri)
         with suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
@@ -177,7 +177,7 @@ class LocalStore:
         return set()
 
     def ping(self, uri: str) -> None:
-        """Lists the nearest folder above that exists."""
+        """List the nearest parent folder that exists."""
         folder = local_path(uri).absolute().parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -189,7 +189,7 @@ def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        # Not `tempfile`: its files are private to the user, and these become objects that others read.
+        # Not `tempfile`: its files are readable by the user only, and these become objects that others read.
         with temporary.open("xb") as file:
             if isinstance(source, bytes | bytearray | memoryview):
                 file.write(source)
@@ -217,7 +217,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} cannot be a folder: a file stands there or above") from error
+        raise UsageError(f"{folder} cannot be a folder: it, or a parent, is a file") from error
     for path in missing:
         _sync_folder(path.parent)
 
@@ -232,14 +232,14 @@ def _sync_folder(folder: Path) -> None:
 
 def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:
     with os.scandir(folder) as found:
-        # A folder sorts as "name/": so the order is that of the whole names, as in a bucket.
+        # A folder sorts as "name/", so that the order is by full names, as in a bucket.
         entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive)
             continue
-        with suppress(FileNotFoundError):  # a file may vanish between the listing and the look at it
+        with suppress(FileNotFoundError):  # a file may vanish between the listing and `stat`
             if entry.is_file():
                 status = entry.stat()
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)

@@ -34,7 +34,7 @@ def config(folder: Path, **changes: Any) -> Config:
 
 
 def test_without_a_cluster_this_machine_answers(tmp_path: Path, mobile_sam_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^device 'cuda' was asked for, but torch sees no CUDA device here"):
+    with pytest.raises(UsageError, match=r"^device 'cuda' was requested, but torch sees no CUDA device here"):
         first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
 
@@ -51,7 +51,7 @@ def test_on_a_cpu_alone_the_cores_are_shared_among_actors(
 
 
 def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^on a worker of the cluster: device 'cuda' was asked for"):
+    with pytest.raises(UsageError, match=r"^on a worker of the cluster: device 'cuda' was requested"):
         first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
 
@@ -63,7 +63,7 @@ def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_
 
 
 def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
-    words = r"device 'cuda' was asked for.*model\.device is auto, and the cluster has 1 GPUs; cpu leaves them alone"
+    words = r"device 'cuda' was requested.*model\.device is auto, and the cluster has 1 GPUs; cpu leaves them alone"
     with pytest.raises(UsageError, match=words):
         first_numerics(config(tmp_path, model={}), mobile_sam_path)
 
