@@ -269,7 +269,7 @@ def samples() -> tuple[Sample, ...]:
 
 
 def write_bad_catalog(folder: Path, chosen: Iterable[Sample] | None = None) -> list[Expected]:
-    """Writes the files and `catalog.jsonl` beside them, and returns what must become of each row, in order.
+    """Write the files and `catalog.jsonl` beside them, and return what must become of each row, in order.
 
     The license of every row but two is CC0-1.0, which the policy must allow; those with `needs_poison` need
     `POISON` and a memory limit.

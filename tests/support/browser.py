@@ -46,7 +46,7 @@ class Watched:
 
 
 def watch(page: "Page") -> Watched:
-    """Notes a page's errors and requests from now on; call it before the page is opened."""
+    """Note a page's errors and requests from now on; call it before the page is opened."""
     watched = Watched()
 
     def console(message: "ConsoleMessage") -> None:

@@ -13,7 +13,7 @@ Worker = Callable[[bytes], object]
 
 
 def obey(data: bytes) -> object:
-    """Does what `data` says."""
+    """Do what `data` says."""
     order, _, argument = data.decode().partition(" ")
     if order == "pid":
         return os.getpid()

@@ -33,7 +33,7 @@ class RayNode:
             )
 
     def wait_until_started(self, deadline_s: float = 90) -> None:
-        """Returns when the node is part of its cluster."""
+        """Return when the node is part of its cluster."""
         deadline = time.monotonic() + deadline_s
         while b"Ray runtime started" not in self._log.read_bytes():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -119,7 +119,7 @@ class RayCluster:
         return self.nodes[-1]
 
     def close(self) -> None:
-        """Ends every node and removes what they left."""
+        """End every node and remove what they left."""
         for node in self.nodes:
             node.kill()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -91,7 +91,7 @@ def write_dataset(dataset: Location, shards: int, with_images: bool = True) -> D
 def write_generation(
     dataset: Location, shard: int, generation: int = 1, refuse: int = 1, with_images: bool = True
 ) -> None:
-    """Writes and commits one generation of a shard, its last `refuse` rows refused."""
+    """Write and commit one generation of a shard, its last `refuse` rows refused."""
     start, stop = shard * ROWS, (shard + 1) * ROWS
     rows = [row_of(ordinal, refused=ordinal >= stop - refuse) for ordinal in range(start, stop)]
     complete = [{name: row.get(name) for name in DESCRIBED.names} for row in rows]

@@ -40,12 +40,12 @@ class CommittedShard:
                 self.members.append((member.name, stream.read()))
 
     def edit_member(self, index: int, edit: Callable[[bytes], bytes]) -> None:
-        """Changes the bytes of a member of the tar."""
+        """Change the bytes of a member of the tar."""
         name, data = self.members[index]
         self.members[index] = name, edit(data)
 
     def write_json(self) -> None:
-        """Makes the JSONs what the rows say."""
+        """Make the JSONs what the rows say."""
         by_name = {f"sa_{row['id']}.json": row for row in self.rows["images"]}
         for index, (name, _) in enumerate(self.members):
             if name in by_name:
@@ -60,7 +60,7 @@ class CommittedShard:
         return files | {"shards": self._tar(), **self.raw}
 
     def write(self) -> None:
-        """Puts the files and the commit in the place of those that stood there."""
+        """Put the files and the commit in the place of those that stood there."""
         files = self.files()
         for entry in self.commit.files:
             (self.dataset / entry.path).unlink()
@@ -90,11 +90,11 @@ class CommittedShard:
 
 
 def write_commit(dataset: Path, commit: Commit) -> None:
-    """Puts a commit over any that has its name."""
+    """Put a commit over any that has its name."""
     (dataset / COMMITS / commit_name(commit.shard, commit.generation)).write_bytes(commit.to_json())
 
 
 def change_manifest(dataset: Path, **changes: Any) -> None:
-    """Writes `dataset.json` anew with other values of these fields."""
+    """Write `dataset.json` anew with other values of these fields."""
     path = dataset / MANIFEST
     path.write_bytes(DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes).to_json())

@@ -106,7 +106,7 @@ PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
 
 
 def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str, Any]:
-    """Kills an operation at every point; `folder` is for a copy of what stands before it."""
+    """Kill an operation at every point; `folder` is for a copy of what stands before it."""
     before = folder / "before"
 
     def prepare() -> None:
@@ -162,7 +162,7 @@ def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[
 
 
 def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
-    """Stops the writer of shard 1 at every point, lets another one write `variant`, and wakes the first one up."""
+    """Stop the writer of shard 1 at every point, let another one write `variant`, and wake the first one up."""
     outcomes = {}
     for each in {0, variant}:
         place = Place(str(folder / f"alone-{each}"))

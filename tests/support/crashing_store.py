@@ -132,7 +132,7 @@ class Child:
         os.close(writer)
 
     def wait_until_stopped(self) -> bool:
-        """Waits until the child stops itself (True) or ends (False)."""
+        """Wait until the child stops itself (True) or ends (False)."""
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
             return True
@@ -140,11 +140,11 @@ class Child:
         return False
 
     def go_on(self) -> None:
-        """Wakes the child up."""
+        """Wake the child up."""
         os.kill(self.pid, signal.SIGCONT)
 
     def killed(self) -> bool:
-        """Waits for the end; True: by SIGKILL, False: by its own end. Raises `ChildFailedError` for an exception."""
+        """Wait for the end; True: by SIGKILL, False: by its own end. Raises `ChildFailedError` for an exception."""
         self._read()
         return self._signal == signal.SIGKILL
 

@@ -24,14 +24,14 @@ def mentions(folder: Path, words: list[str]) -> list[str]:
 
 
 def upload(storage: Storage, folder: Path, uri: str) -> None:
-    """Puts every file of a folder below `uri`."""
+    """Put every file of a folder below `uri`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             storage.put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
 
 
 def download(storage: Storage, uri: str, folder: Path) -> Path:
-    """Copies every object below `uri` into a folder."""
+    """Copy every object below `uri` into a folder."""
     for entry in storage.walk(uri, include_temporary=True):
         target = folder / entry.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def download(storage: Storage, uri: str, folder: Path) -> Path:
 
 
 def download_versions(server: S3Server, bucket: str, folder: Path) -> Path:
-    """Copies every version of every object of a bucket into a folder, each as a file of its own."""
+    """Copy every version of every object of a bucket into a folder, each as a file of its own."""
     client = server.client()
     folder.mkdir(parents=True, exist_ok=True)
     pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket)

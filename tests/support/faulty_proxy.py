@@ -47,12 +47,12 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._port}"
 
     def close(self) -> None:
-        """Goes down for good."""
+        """Go down for good."""
         self._closed = True
         self.go_down()
 
     def go_down(self) -> None:
-        """Refuses connections, and resets those that stand."""
+        """Refuse connections, and resets those that stand."""
         with self._lock:
             listener, self._listener = self._listener, None
             clients, self._clients = self._clients, set()
@@ -66,7 +66,7 @@ class FaultyProxy:
                 client.shutdown(socket.SHUT_RDWR)  # wakes the thread that serves it
 
     def come_up(self) -> None:
-        """Takes connections again, at the same port."""
+        """Take connections again, at the same port."""
         with self._lock:
             if self._closed or self._listener is not None:
                 return
@@ -74,7 +74,7 @@ class FaultyProxy:
         self._listen(self._listener)
 
     def be_out_for(self, seconds: float) -> None:
-        """Goes down now, and comes up after so many seconds."""
+        """Go down now, and comes up after so many seconds."""
         self.go_down()
         timer = threading.Timer(seconds, self.come_up)
         timer.daemon = True
@@ -161,7 +161,7 @@ def _announce(head: bytes, length: int) -> bytes:
 
 
 def _hold(client: socket.socket, *, drip: bool) -> None:
-    """Keeps the connection until the client has had enough, a minute at most."""
+    """Keep the connection until the client has had enough, a minute at most."""
     client.settimeout(0.1)
     end = time.monotonic() + 60
     while time.monotonic() < end:

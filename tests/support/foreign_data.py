@@ -12,7 +12,7 @@ Document = dict[str, Any]
 
 
 def loosen(dataset: Path, folder: Path, change: Callable[[Document], None] = lambda _: None, name: str = "sa_") -> Path:
-    """Puts each image of a dataset and its JSON into a folder, the JSON as `change` leaves it."""
+    """Put each image of a dataset and its JSON into a folder, the JSON as `change` leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((dataset / "shards").glob("*.tar")):
         with tarfile.open(path) as archive:
@@ -29,7 +29,7 @@ def loosen(dataset: Path, folder: Path, change: Callable[[Document], None] = lam
 
 
 def pack(folder: Path, destination: Path, tars: int = 2) -> Path:
-    """Moves the pairs of a folder into tars of another."""
+    """Move the pairs of a folder into tars of another."""
     destination.mkdir(parents=True, exist_ok=True)
     stems = sorted({path.stem for path in folder.iterdir()})
     for index in range(tars):
@@ -41,14 +41,14 @@ def pack(folder: Path, destination: Path, tars: int = 2) -> Path:
 
 
 def count_pixels(document: Document) -> None:
-    """Makes boxes those of COCO, which count pixels."""
+    """Make boxes those of COCO, which count pixels."""
     for annotation in document["annotations"]:
         x, y, width, height = annotation["bbox"]
         annotation["bbox"] = [x, y, width + 1, height + 1]
 
 
 def uncompress(document: Document) -> None:
-    """Makes run lengths lists of numbers, by pycocotools' decoder."""
+    """Make run lengths lists of numbers, by pycocotools' decoder."""
     for annotation in document["annotations"]:
         code = annotation["segmentation"]
         pixels = coco.decode({"size": code["size"], "counts": code["counts"].encode()}).T.reshape(-1).tolist()

@@ -29,7 +29,7 @@ class ParsedPage:
 
 
 def parse_page(text: str) -> ParsedPage:
-    """Parses a page; character references are resolved."""
+    """Parse a page; character references are resolved."""
     page = ParsedPage()
 
     class Parser(HTMLParser):

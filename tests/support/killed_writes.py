@@ -50,7 +50,7 @@ class Budget:
 
 @contextmanager
 def dying_after(writes: int | None) -> Iterator[Budget]:
-    """Lets so many writes through to any store of this process; with None all, counted."""
+    """Let so many writes through to any store of this process; with None all, counted."""
     budget = Budget(writes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

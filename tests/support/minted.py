@@ -14,7 +14,7 @@ from segmint.pipeline.execution.stages import lay_out
 
 
 def mint(config_path: Path) -> str:
-    """Builds and commits every shard of a configuration's dataset, and its index; returns the dataset's URI."""
+    """Build and commit every shard of a configuration's dataset, and its index; returns the dataset's URI."""
     config = load_config(str(config_path))
     storage = Storage(config.storage)
     dataset = open_or_create(config, storage)

@@ -38,7 +38,7 @@ class Comparison:
 
 
 def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> Comparison:
-    """Pairs each of the reference's masks with one of ours, of the same point and crop, at IoU 0.99."""
+    """Pair each of the reference's masks with one of ours, of the same point and crop, at IoU 0.99."""
     mine = [_coco(record) for record in ours]
     reference = [{**one["segmentation"], "counts": _bytes(one["segmentation"]["counts"])} for one in theirs]
     overlap = np.zeros((len(theirs), len(ours)))

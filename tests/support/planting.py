@@ -24,7 +24,7 @@ LATER = datetime.now(UTC) + timedelta(days=2)
 
 
 def flip(path: Path) -> None:
-    """Turns one bit in the middle of a file."""
+    """Turn one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -72,13 +72,13 @@ class ShardEdit:
     edit: Callable[[CommittedShard], None]
 
     def __call__(self, dataset: Path) -> None:
-        """Plants it as a writer with a fault would."""
+        """Plant it as a writer with a fault would."""
         taken = CommittedShard(dataset, self.shard)
         self.edit(taken)
         taken.write()
 
     def raw(self, dataset: Path, folder: str) -> str:
-        """Writes one of the files that change, that in `folder` if it does, over the old one; returns its path."""
+        """Write one of the files that change, that in `folder` if it does, over the old one; returns its path."""
         taken = CommittedShard(dataset, self.shard)
         self.edit(taken)
         files = taken.files()

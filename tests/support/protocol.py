@@ -78,7 +78,7 @@ def rows_of(shard: int, variant: int) -> pa.Table:
 
 
 def begin(place: Place) -> None:
-    """Puts the catalog's part and `dataset.json`."""
+    """Put the catalog's part and `dataset.json`."""
     rows = [
         {"ordinal": n, "id": n + 1, "image_id": f"image-{n}", "uri": f"photo_{n}.jpg", "license": "CC0-1.0"}
         for n in range(SHARDS * ROWS)
@@ -104,7 +104,7 @@ def begin(place: Place) -> None:
 
 
 def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> ShardResult:
-    """Writes and commits a shard, as a build's task does."""
+    """Write and commit a shard, as a build's task does."""
     task = ShardTask(
         shard=shard,
         start=shard * ROWS,
@@ -143,7 +143,7 @@ def quick_folder() -> Iterator[Path]:
 
 
 def copy_folder(folder: Path, place: Place) -> None:
-    """Puts the files below a folder where a dataset is to stand."""
+    """Put the files below a folder where a dataset is to stand."""
     upload(place.storage, folder, place.uri)
 
 

@@ -10,7 +10,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def randomize(module: Module, seed: int = 0) -> Module:
-    """Fills every parameter and batch-norm statistic so that activations stay near 1; returns the module.
+    """Fill every parameter and batch-norm statistic so that activations stay near 1; returns the module.
 
     Fresh modules start with zero biases, zero position tables and norms that do nothing: a comparison on
     those weights would pass with any of them left out.

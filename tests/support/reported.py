@@ -46,7 +46,7 @@ _COUNTRIES = ("DE", "KE", None, "BR", "US", "IN", "DE", "DE")
 
 
 def write_reported(folder: Path) -> str:
-    """Commits the dataset; its third image has no mask, and the first one a name and an attribution of an attacker."""
+    """Commit the dataset; its third image has no mask, and the first one a name and an attribution of an attacker."""
     uri, storage = str(folder), Storage()
     manifest = DatasetManifest(
         name="street & <b>2026</b>",
@@ -80,7 +80,7 @@ def write_reported(folder: Path) -> str:
 
 
 def audit_with_findings(uri: str, path: Path) -> dict[str, Any]:
-    """Writes an audit of that dataset as `segmint audit --json` does, with a finding of each area; returns it."""
+    """Write an audit of that dataset as `segmint audit --json` does, with a finding of each area; returns it."""
     findings = [
         _finding("mask_area", "masks/sa_000000-0123456789ab.parquet", "mask 20001", "600", "601"),
         _finding("still_detected", "shards/sa_000000-0123456789ab.tar", "id 2", "no face", SCRIPT),

@@ -68,7 +68,7 @@ class Run:
         return found
 
     def close(self) -> None:
-        """Ends whatever is left."""
+        """End whatever is left."""
         for process in self.marked():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -86,7 +86,7 @@ def running(config: Path, *arguments: str, **environment: str) -> Iterator[Run]:
 
 
 def wait_for(what: str, found: Callable[[], object], run: Run | None = None, timeout: float = 600) -> None:
-    """Returns when `found` answers yes; fails where the run, if any, ends first."""
+    """Return when `found` answers yes; fails where the run, if any, end first."""
     deadline = time.monotonic() + timeout
     while not found():
         assert run is None or run.alive(), f"the run ended before there was {what}:\n{run.told()}"
@@ -102,7 +102,7 @@ def title(process: psutil.Process) -> str:
 
 
 def finish(config: Path, **environment: str) -> int:
-    """Builds again until nothing is left; returns how often that took, at most twice."""
+    """Build again until nothing is left; returns how often that took, at most twice."""
     for attempt in (1, 2):
         with running(config, **environment) as run:
             code = run.wait()

@@ -11,7 +11,7 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
-    """Puts the end of the S3 server's log into the report of a test that failed with it."""
+    """Put the end of the S3 server's log into the report of a test that failed with it."""
     outcome = yield
     report = outcome.get_result()
     server = getattr(item, "funcargs", {}).get("s3_server")
@@ -40,7 +40,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def make_bucket(s3_server: S3Server) -> Iterator[Callable[..., str]]:
-    """Makes an empty bucket and gives its name; the bucket goes with its objects when the test ends."""
+    """Make an empty bucket and give its name; the bucket goes with its objects when the test ends."""
     made: list[str] = []
 
     def make(prefix: str = "test") -> str:

@@ -92,7 +92,7 @@ class S3Server:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Kills the server and whatever it started."""
+        """Kill the server and whatever it started."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -120,7 +120,7 @@ class S3Server:
         return name
 
     def remove_bucket(self, name: str) -> None:
-        """Removes a bucket and all that is in it, which SeaweedFS does at one call."""
+        """Remove a bucket and all that is in it, which SeaweedFS does at one call."""
         self.client().delete_bucket(Bucket=name)
 
     def _answers(self) -> bool:

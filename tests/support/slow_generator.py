@@ -116,7 +116,7 @@ def decoded(
 
 
 def clean_all(found: Sequence[Found], settings: MaskSettings, counts: Counter[str]) -> list[Found]:
-    """Fills holes, then removes islands, then suppresses the duplicates that this made; counts masks with either."""
+    """Fill holes, then remove islands, then suppresses the duplicates that this made; counts masks with either."""
     least = settings.min_mask_region_area
     kept: list[Found] = []
     scores: list[float] = []

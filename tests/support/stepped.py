@@ -35,17 +35,17 @@ class Stepped:
         return not self.next_call
 
     def step(self) -> None:
-        """Makes the call that it waits before, and goes on to the next."""
+        """Make the call that it waits before, and go on to the next."""
         self._may_go.release()
         self._wait()
 
     def finish(self) -> None:
-        """Makes all calls that are left."""
+        """Make all calls that are left."""
         while not self.done:
             self.step()
 
     def kill(self) -> None:
-        """Ends it before its next call."""
+        """End it before its next call."""
         self._killed = True
         if not self.done:
             self.step()

@@ -14,7 +14,7 @@ from segmint.pipeline.execution.work import shard_rows
 
 
 def write_dataset(config_path: Path) -> list[ShardResult]:
-    """Writes and commits every shard, one after another, in this process."""
+    """Write and commit every shard, one after another, in this process."""
     config = load_config(str(config_path))
     storage = Storage(config.storage)
     dataset = open_or_create(config, storage)

@@ -29,7 +29,7 @@ VARIED: dict[int, dict[str, str | None]] = {
 
 
 def vary(dataset: Path) -> Path:
-    """Writes `VARIED` into the tables of images of a copy of the small real dataset, over what they said."""
+    """Write `VARIED` into the tables of images of a copy of the small real dataset, over what they said."""
     for path in (dataset / "images").iterdir():
         table = pq.read_table(path)
         rows = [{**row, **VARIED.get(row["id"], {})} for row in table.to_pylist()]
