@@ -1,14 +1,13 @@
-"""How long the audit of a large dataset takes, and its statistics alone, and whether their memory stays flat.
+"""Time and memory of the audit of a large dataset, and of its statistics alone.
 
     python benchmarks/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N] [--scratch DIR]
 
-The dataset is made of a small one's rows (see `large_dataset.py`), and is whole but for pictures. First a tenth of the
-shards is committed and measured, and then all of them: statistics alone, and `audit_dataset` as `segmint audit` calls
-it, with the Ray that it starts. An audit that finds anything ends this benchmark with an error. As masks of an image
-stand in it several times, so do near-duplicates: many more pairs are compared and found than in a dataset that was
-built.
+The dataset is made from the rows of a small one (see `large_dataset.py`), complete except for images. First a tenth of
+the shards is committed and measured, then all of them: statistics alone, and `audit_dataset` as `segmint audit` calls
+it, including the Ray that it starts. If the audit has findings, the benchmark fails. As an image's masks occur in it
+several times, there are many more near-duplicates to compare than in a real dataset.
 
-Each measurement has a process of its own, which looks at the memory of all that it started as well. The result goes to
+Each measurement has its own process, which also measures the memory of its child processes. The result goes to
 `benchmarks/results/audit_scale.json`.
 """
 
@@ -33,20 +32,20 @@ from benchmarks.processes import Trace  # noqa: E402
 
 WORKER = "audit worker"
 POINTS = 40
-"""Of memory over time, that the result keeps."""
+"""Values of memory over time in the result."""
 
 
 def main() -> None:
-    """Makes the dataset, measures it at two sizes, prints the figures and writes the result."""
+    """Make the dataset, measure it at two sizes, print the figures and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--masks", type=int, default=100, help="masks of each image")
     parser.add_argument("--images-per-shard", type=int, default=500)
     parser.add_argument("--sample", type=int, default=1_000, help="images in which statistics look for near-duplicates")
-    parser.add_argument("--memory-limit", default="2GB", help="what DuckDB may hold for the statistics alone")
-    parser.add_argument("--scratch", type=Path, help="a folder for the dataset and what DuckDB spills; deleted")
-    parser.add_argument("--output", type=Path, default=RESULTS / "audit_scale.json", help="the result's file")
+    parser.add_argument("--memory-limit", default="2GB", help="DuckDB's memory for the statistics alone")
+    parser.add_argument("--scratch", type=Path, help="folder for the dataset and DuckDB's spill files; deleted")
+    parser.add_argument("--output", type=Path, default=RESULTS / "audit_scale.json", help="file of the result")
     arguments = parser.parse_args()
     if min(arguments.images, arguments.masks, arguments.images_per_shard) < 1:
         parser.error("--images, --masks and --images-per-shard: expected 1 or more")
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What it took to make the dataset, and what was measured at each size."""
+    """The cost of making the dataset, and the measurements at each size."""
     from benchmarks.large_dataset import LargeDataset
 
     sizes = arguments.images, arguments.masks, arguments.images_per_shard
@@ -83,9 +82,9 @@ def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict
         statistics = in_process(
             measure_statistics, dataset.folder, arguments.sample, arguments.memory_limit, scratch / "spill"
         )
-        print(f"statistics: {told(statistics)}", flush=True)
+        print(f"statistics: {summary_line(statistics)}", flush=True)
         audit = in_process(measure_audit, dataset.folder)
-        print(f"audit: {told(audit)}; workers at most {audit['worker_mib']:,} MiB", flush=True)
+        print(f"audit: {summary_line(audit)}; workers at most {audit['worker_mib']:,} MiB", flush=True)
         runs.append({"shards": end, "statistics": statistics, "audit": audit})
     masks = arguments.images * arguments.masks
     return {"masks": masks, "shards": dataset.shards, "bytes": written, "seconds": round(seconds, 1)}, runs
@@ -112,9 +111,9 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
 
 
 def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
-    """Seconds, CPU and memory of the whole audit of a dataset; raises SystemExit where it finds anything.
+    """Seconds, CPU and memory of the whole audit of a dataset; raises SystemExit if it has findings.
 
-    `ray_from` is for datasets of fewer masks than Ray is started for.
+    `ray_from` is for datasets with fewer masks than Ray is started for.
     """
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.audit.answer_text import answer_lines
@@ -130,7 +129,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     if report.findings.total:
         raise SystemExit(
-            "\n".join(["the audit has findings in a dataset that should be whole:", *answer_lines(report)])
+            "\n".join(["the audit has findings in a dataset that should be intact:", *answer_lines(report)])
         )
     workers = [each for each in trace.processes.values() if each.role == WORKER]
     checked = report.checked
@@ -147,7 +146,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
 
 
 def measured(images: int, masks: int, seconds: float, before: int, mib: Sequence[int]) -> dict[str, Any]:
-    """What statistics and audit have in common; `mib` is this process's memory over time."""
+    """The part of the result that statistics and audit share; `mib` is this process's memory over time."""
     return {
         "images": images,
         "masks": masks,
@@ -166,7 +165,7 @@ def thinned(values: Sequence[int]) -> list[int]:
 
 @contextmanager
 def watched_memory(every_s: float = 0.1) -> Iterator[list[int]]:
-    """MiB of this process from now on, a value each `every_s` seconds, in a list that grows."""
+    """A growing list of this process's MiB, one value every `every_s` seconds."""
     found = [resident_mib()]
     with repeatedly(lambda: found.append(resident_mib()), every_s):
         yield found
@@ -174,7 +173,7 @@ def watched_memory(every_s: float = 0.1) -> Iterator[list[int]]:
 
 @contextmanager
 def repeatedly(look: Callable[[], object], every_s: float) -> Iterator[None]:
-    """Calls `look` each `every_s` seconds in a thread."""
+    """Call `look` every `every_s` seconds in a thread."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -191,13 +190,13 @@ def repeatedly(look: Callable[[], object], every_s: float) -> Iterator[None]:
 
 
 def resident_mib() -> int:
-    """MiB of this process now."""
+    """Resident MiB of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // MIB
 
 
-def told(run: dict[str, Any]) -> str:
-    """A measurement in a line."""
+def summary_line(run: dict[str, Any]) -> str:
+    """A measurement as one line."""
     return (
         f"{run['masks']:,} masks of {run['images']:,} images in {run['seconds']:.1f} s, "
         f"{run['seconds_per_million_masks']:.2f} s a million, from {run['mib_before']:,} to {run['peak_mib']:,} MiB"

@@ -1,4 +1,4 @@
-"""Gathers what `benchmarks/gpu.py` needs on a machine without a network: weights, photographs, the reference package.
+"""Collect what `benchmarks/gpu.py` needs on a machine without network: weights, photographs, the reference package.
 
     python benchmarks/bundle.py [FOLDER]
 
@@ -22,7 +22,7 @@ LIMIT = 60 << 20
 
 
 def main() -> None:
-    """Writes the bundle anew and prints its size."""
+    """Write a new bundle and print its size."""
     from segmint.infra.assets.resolve import resolve
 
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bundle"
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def copy_photographs(folder: Path) -> None:
-    """Two photographs, as files."""
+    """Write two photographs as files."""
     given = os.environ.get("SEGMINT_TEST_PHOTOS")
     if given:
         for name in ("dog.jpg", "truck.jpg"):
@@ -51,7 +51,7 @@ def copy_photographs(folder: Path) -> None:
 
 
 def copy_reference(folder: Path) -> None:
-    """The installed reference package's sources, and beside them the module that builds its models for comparisons."""
+    """Copy the sources of the installed reference package, and the module that builds its models for comparisons."""
     found = importlib.util.find_spec("segment_anything")
     if found is None or found.origin is None:
         sys.exit("segment-anything is not installed: run `make setup` first")

@@ -1,10 +1,10 @@
-"""How fast a source catalog streams, and whether memory stays flat: 100 million rows in each format.
+"""Speed and memory of streaming a source catalog: 100 million rows in each format.
 
     python benchmarks/catalog_streams.py [--rows N] [--formats NAME ...] [--folder FOLDER] [--output FILE]
 
-A catalog is written, read from its first row to its last as `segmint build` reads it, checks of its values included,
-and deleted; one format after another. Every URI of a million rows is different, and these are repeated. Each reading is
-a process of its own, whose memory is looked at four times a second. Text takes up to 12 GB of `--folder`.
+A catalog is written, read completely as `segmint build` reads it, with checks of its values, and deleted; one format
+after another. A million rows with different URIs are repeated. Each catalog is read in a separate process, whose memory
+is measured four times a second. Text takes up to 12 GB in `--folder`.
 """
 
 import argparse
@@ -34,11 +34,11 @@ COLUMNS = ("uri", "license", "image_id", "provider", "country")
 
 
 def main() -> None:
-    """Measures each format and writes the result."""
+    """Measure each format and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--formats", nargs="+", choices=list(WRITERS), default=list(WRITERS))
-    parser.add_argument("--folder", type=Path, help="where the catalogs stand meanwhile")
+    parser.add_argument("--folder", type=Path, help="folder for the catalogs")
     parser.add_argument("--output", type=Path, default=RESULTS / "catalog_streams.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("pyarrow",))
@@ -48,16 +48,16 @@ def main() -> None:
             path = Path(folder) / f"catalog{name}"
             WRITERS[name](path, arguments.rows)
             found.append({"ending": name, "bytes": path.stat().st_size, **in_process(stream, str(path))})
-        told = found[-1]
-        if told["rows"] != arguments.rows:
-            raise SystemExit(f"{arguments.rows} rows were written to a {name}, and {told['rows']} came")
-        print(f"{name}: {told['rows_per_s']:,} rows/s, {told['rise_mib']} MiB more in the second half")
+        streamed = found[-1]
+        if streamed["rows"] != arguments.rows:
+            raise SystemExit(f"{arguments.rows} rows were written to a {name}, but {streamed['rows']} were read")
+        print(f"{name}: {streamed['rows_per_s']:,} rows/s, {streamed['rise_mib']} MiB more in the second half")
     settings = {"rows": arguments.rows, "columns": COLUMNS}
     write_result(arguments.output, "catalog_streams", machine, {"settings": settings, "formats": found})
 
 
 def stream(path: str) -> dict[str, Any]:
-    """Reads a catalog; rows and CPU seconds, and this process's memory over the rows."""
+    """Read a catalog; return rows and CPU seconds, and this process's memory over the rows."""
     from segmint.catalogs.source.readers import read_catalog
     from segmint.infra.storage.storage import Storage
 
@@ -84,13 +84,13 @@ def stream(path: str) -> dict[str, Any]:
 
 
 def resident_mib() -> float:
-    """MiB of this process that are in memory now."""
+    """Resident MiB of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return round(pages * resource.getpagesize() / MIB, 1)
 
 
 def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
-    """Rows of a catalog as `COLUMNS`; those of the same number are the same."""
+    """Rows of a catalog as `COLUMNS`; rows with the same number are equal."""
     for number in range(start, start + count):
         yield (
             f"photos/{number // 1000:05}/{number:09}.jpg",
@@ -102,7 +102,7 @@ def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def repeated(path: Path, rows: int, head: bytes, line: Callable[[tuple[str, ...]], str]) -> None:
-    """Writes a text of so many lines: the first `DISTINCT` again and again."""
+    """Write a text of `rows` lines, repeating the first `DISTINCT`."""
     block = "".join(line(row) for row in values(0, min(DISTINCT, rows))).encode()
     ends = block.splitlines(keepends=True) if rows % DISTINCT else []
     with path.open("wb") as file:
@@ -113,17 +113,17 @@ def repeated(path: Path, rows: int, head: bytes, line: Callable[[tuple[str, ...]
 
 
 def write_json_lines(path: Path, rows: int) -> None:
-    """A JSON Lines catalog."""
+    """Write a JSON Lines catalog."""
     repeated(path, rows, b"", lambda row: json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n")
 
 
 def write_csv(path: Path, rows: int) -> None:
-    """A CSV catalog."""
+    """Write a CSV catalog."""
     repeated(path, rows, f"{','.join(COLUMNS)}\n".encode(), lambda row: f"{','.join(row)}\n")
 
 
 def write_parquet(path: Path, rows: int) -> None:
-    """A Parquet catalog, as pyarrow writes it by itself."""
+    """Write a Parquet catalog with pyarrow's defaults."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,7 +135,7 @@ def write_parquet(path: Path, rows: int) -> None:
 
 
 WRITERS = {".parquet": write_parquet, ".jsonl": write_json_lines, ".csv": write_csv}
-"""What writes a catalog, by the ending of its name."""
+"""The writers of catalogs, by file suffix."""
 
 if __name__ == "__main__":
     main()

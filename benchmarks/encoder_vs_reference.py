@@ -1,11 +1,11 @@
-"""The ViT image encoders side by side: the reference package's and ours, the same random weights and image.
+"""The ViT image encoders of the reference package and ours compared, with the same random weights and image.
 
     python benchmarks/encoder_vs_reference.py [--models b l h] [--runs N] [--threads N]
 
-Both sides run in turn in one process, in float32 on a CPU, after one run each that warms up and tells the largest
-difference between their embeddings; weights do not change what an encoder costs. Then each side runs once in a process
-of its own for its peak memory. Wall seconds and CPU seconds are both kept: on a busy machine the second say more. The
-result goes to `benchmarks/results/` as JSON, with what the machine is.
+Both sides run in turn in one process, in float32 on a CPU, after one warm-up run each, which gives the largest
+difference between their embeddings; weights do not change an encoder's cost. Then each side runs once in a separate
+process for its peak memory. Wall and CPU seconds are both recorded: on a busy machine CPU seconds say more. The result
+goes to `benchmarks/results/` as JSON, with a description of the machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIDE = 1024
 
 
 def main() -> None:
-    """Measures each model, prints a line for it and writes the result."""
+    """Measure each model, print a line for it and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["b", "l", "h"], default=["b"])
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each side")
@@ -59,7 +59,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     ours, reference = our_encoder(model), reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE)
-    # The reference's random weights, with position tables that are not its zeros; both sides share their memory.
+    # The reference's random weights, with position tables other than its zeros; both sides share their memory.
     torch.manual_seed(0)
     state = reference.state_dict()
     for name in state:
@@ -107,7 +107,7 @@ def our_encoder(model: str) -> Any:
 
 
 def peak_memory(side: str, model: str, threads: int) -> int:
-    """MiB that a process holds at most while one side encodes an image, weights and libraries included."""
+    """Peak MiB of a process while one side encodes an image, weights and libraries included."""
     import torch
 
     from benchmarks.reference import reference_vit

@@ -1,17 +1,17 @@
-"""Automatic mask generation side by side: the reference package and ours, the same weights, the same photographs.
+"""Automatic mask generation of the reference package and ours compared: the same weights, the same photographs.
 
     python benchmarks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
         [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Both sides get the reference's defaults (32x32 points; with `--crops`, layers of crops with half the points along a
-side of the layer before) and MobileSAM; the reference package, which has no TinyViT, runs with our image encoder, and
-in float32 as it comes. Ours runs in each precision. Every measurement is a process of its own, so that peak memory is
-its own too. Rounds alternate which side goes first: seconds are medians, and the ratio is the median of the rounds'
-ratios. What comes before the seconds count (libraries, weights, one warming run on a small grid) is `setup_s`.
+Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops has half the points per side
+of the previous layer) and MobileSAM; the reference package, which has no TinyViT, runs with our image encoder, in its
+default float32. Ours runs in each precision. Every measurement has a separate process, and so its own peak memory.
+Rounds alternate which side goes first: seconds are medians, and the ratio is the median of the rounds' ratios. Time
+before the measurement (libraries, weights, one warm-up run on a small grid) is `setup_s`.
 
-How many of the reference's masks are among ours is counted in each round, and the round with the fewest is told.
+The number of the reference's masks that are among ours is counted in each round; the round with the fewest is reported.
 Without a folder the photographs are those of scikit-image. The result goes to `benchmarks/results/` as JSON, after each
-photograph, with what the machine is.
+photograph, with a description of the machine.
 """
 
 import argparse
@@ -43,11 +43,13 @@ REFERENCE = "reference"
 
 
 def main() -> None:
-    """Measures, compares, prints a line a photograph and precision, and writes the result."""
+    """Measure, compare, print a line for each photograph and precision, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--only", nargs="+", help="names of the folder's photographs, without their endings")
-    parser.add_argument("--scikit-image", action="store_true", help="scikit-image's photographs beside the folder's")
+    parser.add_argument(
+        "--scikit-image", action="store_true", help="scikit-image's photographs in addition to the folder's"
+    )
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"], help="of our side")
     parser.add_argument("--crops", type=int, choices=[0, 1, 2], default=0, help="layers of crops, for both sides")
     parser.add_argument("--rounds", type=int, default=3)
@@ -77,12 +79,12 @@ def main() -> None:
         rounds = [measure_round(index, source, arguments.threads, settings) for index in range(arguments.rounds)]
         rows.append(compared(photograph, rounds, precisions))
         write_result(output, "generator_vs_reference", machine, {"settings": settings, "photographs": rows})
-        print(told(rows[-1]), flush=True)
+        print(summary_line(rows[-1]), flush=True)
     print(f"written to {output}")
 
 
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The reference, and ours in each precision, once each, by name; even rounds begin with ours."""
+    """Run the reference, and ours in each precision, once each; results by name. Even rounds begin with ours."""
     sides = [*settings["precisions"], REFERENCE]
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
@@ -125,7 +127,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str
 
 
 def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The reference generator: seconds, peak memory, masks. Its process is set up as torch comes."""
+    """The reference generator: seconds, peak memory, masks. Its process uses torch's defaults."""
     started = time.perf_counter()
     import torch
     from segment_anything import SamAutomaticMaskGenerator
@@ -208,8 +210,8 @@ def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> di
     }
 
 
-def told(row: dict[str, Any]) -> str:
-    """A photograph's row as lines for people."""
+def summary_line(row: dict[str, Any]) -> str:
+    """A photograph's row as readable lines."""
     reference = row[REFERENCE]
     return "\n".join(
         f"{row['name']} {precision}: {ours['seconds']:.1f} s against {reference['seconds']:.1f} s, "

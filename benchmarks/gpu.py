@@ -1,17 +1,17 @@
-"""SAM on one GPU, side by side with the reference package, without a network.
+"""SAM on one GPU, compared with the reference package, without network.
 
-    make gpu-bundle                      where the package index is: weights, photographs, reference into bundle/
+    make gpu-bundle                      with a package index: weights, photographs, reference into bundle/
     python benchmarks/gpu.py             on the GPU machine, in a copy of the repository with bundle/
     python benchmarks/gpu.py --device cpu --quick    the same code at reduced sizes
 
 Needs torch, numpy and Pillow. Without torchvision the reference package is left out. Without OpenCV, which only
-clean-up calls, the `official` profile still runs, since it cleans nothing up, and the `sa1b` profile is left out.
-pycocotools is not needed: the reference package is asked for plain masks. Each part that cannot run says why in the
-result, and the others go on.
+clean-up calls, the `official` profile still runs, as it has no clean-up, and the `sa1b` profile is left out.
+pycocotools is not needed: the reference package returns plain masks. A part that cannot run is recorded with the
+reason, and the others go on.
 
 The ViT-H encoder runs on random weights, which do not change its cost; masks are made with MobileSAM, whose prompt
-encoder and mask decoder are ViT-H's. Fractions are of a matrix product's rate that is measured in the same run. The
-result goes to the folder `$OUT`, or to `benchmarks/results/`, as JSON.
+encoder and mask decoder are ViT-H's. Fractions are relative to the rate of a matrix product, measured in the same run.
+The result goes to the folder `$OUT`, or to `benchmarks/results/`, as JSON.
 """
 
 import argparse
@@ -52,11 +52,11 @@ def main() -> None:
     """Run each part, print a line for it and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that everything runs")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--compile-mode", help="of torch.compile; max-autotune-no-cudagraphs, with --quick default")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--output", type=Path, help="the result's file")
+    parser.add_argument("--output", type=Path, help="file of the result")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on, and which optional packages are there."""
+    """The machine, and the optional packages that are missing."""
     optional: Sequence[str] = ("torchvision", "cv2", "pycocotools", "segment_anything", "triton")
     described: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",

@@ -22,7 +22,7 @@ def measure_peak(run: Run) -> dict[str, Any]:
 
 
 def measure_attention(run: Run) -> dict[str, Any]:
-    """One global attention of the ViT's shape, in bfloat16, both ways; the reference's plain formula beside them."""
+    """One global attention of the ViT's shape, in bfloat16, both ways, and the reference's plain formula."""
     from segmint.model.sam.image_encoder_vit import attend_in_bands, attend_with_extended_keys
 
     width, _, heads, _ = run.sizes.vit
@@ -95,7 +95,7 @@ def reference_encoder_rate(run: Run, encoder: Any, shape: Any, flops: float) -> 
 
 
 def encoder_flops(shape: Any, image_side: int) -> float:
-    """Operations of one image, a multiply-add counted as two, padded windows' tokens where they are computed."""
+    """Operations of one image, a multiply-add counted as two, including the tokens that pad windows."""
     side, width = image_side // 16, shape.width
     tokens = side * side
     windows = (-(-side // 14)) ** 2

@@ -73,7 +73,7 @@ def measure_sa1b(run: Run) -> dict[str, Any]:
 
 
 def masks_rate(run: Run, images: dict[str, Any], count: Callable[[Any], int]) -> dict[str, Any]:
-    """Images and masks a second over all photographs, after one run that warms up."""
+    """Images and masks a second over all photographs, after one warm-up run."""
     count(next(iter(images.values())))
     with memory(run) as peak:
         start = time.perf_counter()
@@ -98,7 +98,7 @@ def embed_rate(run: Run, predictor: Any, image: Any) -> dict[str, Any]:
 
 
 def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
-    """The reference generator, in float32 as it comes, around MobileSAM's encoder, which it does not have."""
+    """The reference generator in its default float32, with our MobileSAM encoder, which it does not have."""
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.reference import reference_sam
@@ -110,9 +110,9 @@ def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_upscaling(run: Run) -> dict[str, Any]:
-    """One chunk's masks of a photograph, measured and drawn: whole masks, torch's tiles, Triton's kernels; and NMS.
+    """Measure and draw one chunk's masks of a photograph: whole masks, torch's tiles, Triton's kernels; and NMS.
 
-    Every way's counts and boxes are compared with those of torch's tiles, which have to be the same bit by bit.
+    Counts and boxes are compared with those of torch's tiles, and must be the same bit by bit.
     """
     from segmint.model.automatic import mask_tiles
     from segmint.model.automatic.crops import Crop, crop_points
@@ -173,10 +173,10 @@ def upscaling_rate(run: Run, tiled: Any, low: Any) -> dict[str, Any]:
 
 
 def weights() -> Path:
-    """MobileSAM's checkpoint in the bundle."""
+    """The path of MobileSAM's checkpoint in the bundle."""
     path = BUNDLE / "mobile_sam.pt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: run `make gpu-bundle` where the package index is")
+        raise FileNotFoundError(f"{path} does not exist: run `make gpu-bundle` on a machine with a package index")
     return path
 
 
@@ -195,7 +195,7 @@ def photographs(longest: int) -> dict[str, Any]:
 
 
 def need_opencv(placeholder: bool) -> str:
-    """Where OpenCV comes from; without it a placeholder refuses every call, or the part fails."""
+    """Whether OpenCV is installed; without it, install a placeholder that refuses calls, or raise ImportError."""
     present = "cv2" in sys.modules or importlib.util.find_spec("cv2") is not None
     if present and not isinstance(sys.modules.get("cv2"), Placeholder):
         return "installed"
@@ -206,10 +206,10 @@ def need_opencv(placeholder: bool) -> str:
 
 
 class Placeholder(types.ModuleType):
-    """Stands for a module that is missing, so that what imports but does not call it runs."""
+    """Replaces a missing module, so that code runs which imports it but does not call it."""
 
     def __getattr__(self, name: str) -> Any:
-        """Raises ImportError for what the missing module would have; AttributeError for Python's own names."""
+        """Raise ImportError for names of the missing module; AttributeError for Python's special names."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise ImportError(f"{self.__name__}.{name} was called, but {self.__name__} is not installed here")

@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work each part is given."""
+    """The amount of work of each part."""
 
     matrix: int
     vit: tuple[int, int, int, tuple[int, ...]]  # width, depth, heads, global blocks
@@ -32,7 +32,7 @@ QUICK = Sizes(512, (160, 2, 2, (1,)), 320, (1, 2), 3, 320, 1, 1)
 
 @dataclass
 class Run:
-    """Where and how large everything runs, and the peak that fractions refer to."""
+    """The device and sizes of a run, and the measured peak that fractions refer to."""
 
     device: torch.device
     sizes: Sizes
@@ -40,12 +40,12 @@ class Run:
     peak_tflops: float | None = None
 
     def of_peak(self, tflops: float) -> float | None:
-        """A rate as a fraction of the measured peak, once there is one."""
+        """A rate as a fraction of the measured peak; None before it is measured."""
         return None if self.peak_tflops is None else tflops / self.peak_tflops
 
 
 def attempt(part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The part's numbers, or why there are none."""
+    """The part's numbers, or why it failed."""
     try:
         with torch.inference_mode():
             return part(*arguments)
@@ -54,7 +54,7 @@ def attempt(part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, A
 
 
 def timed(function: Callable[[], Any], run: Run) -> dict[str, float]:
-    """Seconds of a call: the median of some, with the least and the most, after some that warm up."""
+    """Median, minimum and maximum seconds of some calls, after some to warm up."""
     for _ in range(run.sizes.warmups):
         function()
     synchronize(run)
@@ -68,14 +68,14 @@ def timed(function: Callable[[], Any], run: Run) -> dict[str, float]:
 
 
 def synchronize(run: Run) -> None:
-    """Wait until the device has done its work."""
+    """Wait until the device has finished its work."""
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
 
 
 @contextmanager
 def memory(run: Run) -> Iterator[dict[str, float]]:
-    """A dictionary that holds the device's peak memory after the block; it stays empty on a CPU."""
+    """A dictionary that gets the device's peak memory at the end of the block; empty on a CPU."""
     peak: dict[str, float] = {}
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -86,7 +86,7 @@ def memory(run: Run) -> Iterator[dict[str, float]]:
 
 
 def profile(function: Callable[[], Any], run: Run, rows: int = 12) -> list[dict[str, Any]]:
-    """The operations that take the device's time, the longest first: name, milliseconds, calls."""
+    """The operations that take the most time on the device, longest first: name, milliseconds, calls."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -102,6 +102,6 @@ def profile(function: Callable[[], Any], run: Run, rows: int = 12) -> list[dict[
 
 
 def noise(run: Run, batch: int) -> Any:
-    """Random images as the encoder takes them, in bfloat16."""
+    """Random input for the encoder, in bfloat16."""
     side = run.sizes.image_side
     return torch.randn(batch, 3, side, side, device=run.device, dtype=torch.bfloat16)

@@ -1,9 +1,9 @@
-"""A large dataset, made of a small one's rows: whole, so that the audit finds nothing in it, and without pictures.
+"""A large dataset, made from the rows of a small one: valid, so that the audit has no findings, but without images.
 
-Images are taken in turn, each with as many of its own masks as asked for, taken in turn too, and all are numbered anew.
-So that they do not compress as copies do, the numbers that describe masks are moved by up to a thousandth. Each image
-has a source of its own by its hash. Tables, catalog, commits and manifest are as a build writes them, with
-`release.format: annotations`: tars hold the JSON of each image, and no JPEG.
+Images are repeated in turn, each with the requested number of its masks, also repeated in turn, and all get new
+numbers. So that they do not compress like copies, the numbers that describe masks are changed by up to a thousandth.
+Each image has a different source, by its hash. Tables, catalog, commits and manifest are as a build writes them, with
+`release.format: annotations`: tars have the JSON of each image, but no JPEG.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 
 
 class Made(NamedTuple):
-    """What was written in how long."""
+    """The bytes written, and the seconds it took."""
 
     seconds: float
     bytes: int
@@ -45,7 +45,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class LargeDataset:
-    """What is made of what: `images` images with `masks` masks each, `images_per_shard` in a shard."""
+    """The dataset to make: `images` images with `masks` masks each, `images_per_shard` in a shard."""
 
     source: Path
     folder: Path
@@ -55,11 +55,11 @@ class LargeDataset:
 
     @property
     def shards(self) -> int:
-        """How many shards the whole dataset has."""
+        """The number of shards of the whole dataset."""
         return -(-self.images // self.images_per_shard)
 
     def begin(self) -> None:
-        """Writes manifest and catalog; no shard is committed."""
+        """Write manifest and catalog; no shard is committed."""
         manifest = open_dataset(str(self.source)).manifest
         catalog = table_bytes(Pool(self.source).catalog(np.arange(self.images)), NORMALIZED)
         digest = hashlib.sha256(catalog).hexdigest()
@@ -78,7 +78,7 @@ class LargeDataset:
         (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
 
     def commit(self, first: int, end: int) -> "Made":
-        """Writes and commits the shards [first, end) by a process a core; says how long that took."""
+        """Write and commit the shards [first, end) with one process a core; return the bytes and the time."""
         started = time.perf_counter()
         workers = min(os.cpu_count() or 1, end - first)
         with multiprocessing.get_context("spawn").Pool(workers, _prepare, (self,)) as pool:
@@ -87,10 +87,10 @@ class LargeDataset:
 
 
 class Pool:
-    """The rows of a small dataset, from which those of any ordinals are made."""
+    """The rows of a small dataset, from which rows of any ordinals are made."""
 
     def __init__(self, source: Path) -> None:
-        """Raises SystemExit where no image has masks."""
+        """Read the dataset; raises SystemExit if no image has masks."""
         dataset = open_dataset(str(source))
         images, self._masks = (
             pa.concat_tables([dataset.table(commit, kind) for commit in dataset.commits()]).combine_chunks()
@@ -111,7 +111,7 @@ class Pool:
         return _replaced(rows, ordinals, sha256=_digests(ordinals))
 
     def tables(self, ordinals: Any, masks: int) -> dict[str, pa.Table]:
-        """The three tables of a shard, each image with so many masks."""
+        """The three tables of a shard, with `masks` masks for each image."""
         draws = np.random.default_rng(int(ordinals[0]))
         sources = ordinals % len(self._of_image)
         images = self._images.take(pa.array(sources)).combine_chunks()
@@ -133,7 +133,7 @@ class Pool:
 
 
 class Maker:
-    """Writes shards; a process has one."""
+    """Writes shards; one in each process."""
 
     def __init__(self, dataset: LargeDataset) -> None:
         self._dataset = dataset
@@ -143,7 +143,7 @@ class Maker:
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
-        """Writes and commits one shard; returns its bytes."""
+        """Write and commit one shard; returns its bytes."""
         dataset = self._dataset
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
@@ -192,7 +192,7 @@ def _digests(ordinals: Any) -> pa.Array:
 
 
 def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
-    """A table with the identity of other ordinals, and other values in these columns."""
+    """The table with the identity of other ordinals, and other values in these columns."""
     names = pa.array([f"image-{ordinal}" for ordinal in ordinals.tolist()])
     columns = {"ordinal": pa.array(ordinals), "id": pa.array(ordinals + 1), "image_id": names, **columns}
     arrays = [columns.get(name, table.column(name)) for name in table.column_names]
@@ -200,7 +200,7 @@ def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
 
 
 def _with_count(column: Any, name: str, count: int) -> pa.Array:
-    """A column of structs with another count in one of their fields."""
+    """A column of structs with one field set to `count`."""
     struct = pa.concat_arrays(column.chunks)
     fields = list(struct.type)
     values = [pa.array(np.full(len(struct), count), each.type) if each.name == name else None for each in fields]
@@ -209,7 +209,7 @@ def _with_count(column: Any, name: str, count: int) -> pa.Array:
 
 
 def _moved(rows: pa.Table, draws: Any) -> dict[str, pa.Array]:
-    """Numbers of masks moved by up to a thousandth: those that are shares down, scores up, where thresholds hold."""
+    """Numbers of masks changed by up to a thousandth: shares down, scores up, so that thresholds still hold."""
     values = {name: rows.column(name).to_numpy() for name in (*MOVED, "predicted_iou", "stability_score")}
     moved = {name: values[name] * draws.uniform(0.999, 1, rows.num_rows) for name in MOVED}
     moved["predicted_iou"] = values["predicted_iou"] * draws.uniform(1, 1.001, rows.num_rows)

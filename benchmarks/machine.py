@@ -1,4 +1,4 @@
-"""What a benchmark's figures depend on beside the code: the machine, its load, and the versions that compute."""
+"""What a benchmark's figures depend on besides our code: the machine, its load, and versions of libraries."""
 
 import os
 import platform
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The machine as JSON holds it, with the load of the minute before: call it before measuring.
+    """A JSON description of the machine, with the load of the last minute: call it before measuring.
 
-    `threads` and `precision` are what the benchmark computes with; `packages` are named with their versions.
+    `threads` and `precision` are those of the benchmark; `packages` are recorded with their versions.
     """
     import torch
 
@@ -31,7 +31,7 @@ def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] 
 
 
 def processor() -> str:
-    """The CPU's name as the system tells it."""
+    """The CPU's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

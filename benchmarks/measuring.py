@@ -1,4 +1,4 @@
-"""What the benchmarks share: their photographs, processes of their own, memory, spreads, and where results go."""
+"""What the benchmarks share: photographs, separate processes, memory, spreads, and results."""
 
 import json
 import multiprocessing
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Threads that wait by spinning take the core from those they wait for, as soon as anything else runs on the machine.
+# Threads that spin while they wait take the core from those they wait for, as soon as anything else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,11 +25,11 @@ MIB = 1 << 20
 def photographs(
     folder: Path | None = None, only: Sequence[str] | None = None, scikit_image: bool = False
 ) -> dict[str, str]:
-    """Where each photograph comes from, by its name: a file, or a name of scikit-image's.
+    """The source of each photograph, by its name: a file, or a name of scikit-image's.
 
-    Those of the folder come first, of which `only` chooses by names without endings; then scikit-image's, if asked
-    for. Without a folder they are scikit-image's, and `only` chooses among these. Raises SystemExit for a name that
-    is not there, or is there twice.
+    Those of the folder come first, which `only` selects by names without suffix; then scikit-image's, if requested.
+    Without a folder they are scikit-image's, and `only` selects among these. Raises SystemExit for a name that does
+    not exist, or exists twice.
     """
     own = {name: name for name in SCIKIT_IMAGE}
     if folder is None:
@@ -38,7 +38,7 @@ def photographs(
         files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         found = {path.stem: str(path) for path in files}
         if len(found) < len(files):
-            raise SystemExit(f"{folder} has photographs of one name with several endings: expected each name once")
+            raise SystemExit(f"{folder} has photographs of one name with several suffixes: expected each name once")
     chosen = {name: found[name] for name in (only or found) if name in found}
     missing = set(only or ()) - set(found)
     if missing or not chosen:
@@ -52,7 +52,7 @@ def photographs(
 
 
 def read(source: str) -> Any:
-    """A photograph's pixels, (height, width, 3) uint8 RGB, from what `photographs` says."""
+    """A photograph's pixels, (height, width, 3) uint8 RGB, from a source of `photographs`."""
     import numpy as np
     from PIL import Image
 
@@ -65,15 +65,16 @@ def read(source: str) -> Any:
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's answer from a fresh process, so that its peak memory is its own."""
+    """Call the function in a new process, which has its own peak memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 @contextmanager
 def waiting_as_shipped() -> Iterator[None]:
-    """Lets processes that start meanwhile wait as OpenMP does by itself, by spinning: a peer's operations, in which
-    all threads take part, are faster so on a machine that does nothing else.
+    """Let processes that start in this block wait by spinning, OpenMP's default.
+
+    It makes the reference's operations, which use all threads, faster on an idle machine.
     """
     policy = os.environ.pop("OMP_WAIT_POLICY", None)
     try:
@@ -84,9 +85,9 @@ def waiting_as_shipped() -> Iterator[None]:
 
 
 def peak_mib() -> int:
-    """MiB of this process at its largest, weights and libraries included.
+    """Peak MiB of this process, weights and libraries included.
 
-    Linux counts the size of whoever started a process into its `ru_maxrss`, and not into its `VmHWM`.
+    Linux includes the size of the parent process in `ru_maxrss`, but not in `VmHWM`.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -96,13 +97,13 @@ def peak_mib() -> int:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """The median with the least and the most beside it, rounded to `digits` decimals."""
+    """Median, minimum and maximum, rounded to `digits` decimals."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: round(value, digits) for name, value in found.items()}
 
 
 def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Writes a benchmark's result as JSON: its name, the day (UTC), the machine, and the parts."""
+    """Write a benchmark's result as JSON: its name, the day (UTC), the machine, and the parts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     result = {"benchmark": name, "date": datetime.now(UTC).date().isoformat(), "machine": machine, **parts}
     output.write_text(json.dumps(result, indent=2) + "\n")

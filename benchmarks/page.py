@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md between its marker comments: which results make each, and how they get there."""
+"""The parts of docs/performance.md between its marker comments, made from recorded results."""
 
 import json
 from collections.abc import Callable
@@ -28,16 +28,16 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "resume": (resume_part, "make bench-scale"),
     "encoder": (encoder_part, "make bench-encoder"),
 }
-"""The page's parts by the names in their markers: what makes each from the results, and what records the results."""
+"""The page's parts by the names in their markers: the function for each, and the command that records its results."""
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """The recorded results by their files' names, without endings."""
+    """The recorded results by file name, without suffix."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def filled(page: str, results: dict[str, Result]) -> str:
-    """The page with each part between its marker comments made anew; raises SystemExit where markers are missing."""
+    """The page with each part between its marker comments replaced; raises SystemExit if markers are missing."""
     for name, (make, command) in PARTS.items():
         begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):

@@ -1,15 +1,14 @@
-"""What the pipeline costs and gives: `segmint build` beside a plain loop over the same functions, on the same machine.
+"""The speed of `segmint build` compared with a plain loop over the same functions, on the same machine.
 
     python benchmarks/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
-Both sides take the same photographs to the same annotations: prepare (with the detection of faces and plates),
-segment, describe. Both have all cores to compute with: the loop's model has a thread a core, which is the most that one
-process makes of them, and the build shares the cores among its actors as it does by itself. Each side is a
-process of its own and is timed from its start to its end, imports and the model's loading included; the build has to
-start Ray, and to write and commit shards beside. Rounds alternate, and the ratio of throughputs is given with its
-spread. Another number of threads has other last bits: after the rounds the loop runs once more with the threads that
-the build's actors had, and every image's JSON of every build must be the same as its, byte for byte. Photographs are
-repeated up to the number of images. The result goes to `benchmarks/results/` as JSON.
+Both sides make the same annotations from the same photographs: prepare (with the detection of faces and plates),
+segment, describe. Both may use all cores: the loop's model has one thread a core, the best for a single process, and
+the build divides the cores among its actors by default. Each side has a separate process, timed from start to end,
+with imports and loading of the model; the build also starts Ray, and writes and commits shards. Rounds alternate, and
+the ratio of throughputs is given with its spread. The number of threads changes the last bits: after the rounds the
+loop runs once more with the threads of the build's actors, and every image's JSON of every build must be the same,
+byte for byte. Photographs are repeated up to the number of images. The result goes to `benchmarks/results/` as JSON.
 """
 
 import argparse
@@ -35,7 +34,7 @@ SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 def main() -> None:
-    """Measures round by round, compares, prints a line a round and writes the result."""
+    """Measure round by round, compare, print a line for each round and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--images", type=int, default=16, help="images in the catalog")
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Writes photographs and catalog into `folder`; returns the configuration but for its paths."""
+    """Write photographs and catalog into `folder`; return the configuration without its paths."""
     sources = photographs(arguments.photos, folder)
     rows = [{"uri": str(sources[index % len(sources)]), "image_id": str(index)} for index in range(arguments.images)]
     lines = (json.dumps({**row, "license": "CC0-1.0"}) + "\n" for row in rows)
@@ -100,7 +99,7 @@ def photographs(given: Path | None, folder: Path) -> list[Path]:
 
 
 def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: int) -> dict[str, Any]:
-    """Both sides once, in an order that alternates."""
+    """Run both sides once, in alternating order."""
     paths = {"catalog": str(folder / "catalog.jsonl"), "output": str(folder / f"dataset-{index}")}
     config = folder / f"build-{index}.yaml"
     config.write_text(json.dumps({**settings, **paths}))  # JSON is YAML
@@ -132,7 +131,7 @@ def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: i
 
 
 def check_same(folder: Path, expected: dict[str, bytes], rounds: int) -> None:
-    """Raises `SystemExit` where an annotation of any round's build is not the one expected, byte for byte."""
+    """Raise `SystemExit` if an annotation of any round's build is not the expected one, byte for byte."""
     for index in range(rounds):
         documents = read_annotations(folder / f"dataset-{index}")
         different = [name for name in {*documents, *expected} if documents.get(name) != expected.get(name)]
@@ -141,7 +140,7 @@ def check_same(folder: Path, expected: dict[str, bytes], rounds: int) -> None:
 
 
 def run_build(config: Path, _threads: int) -> dict[str, Any]:
-    """`segmint build`: the accounting."""
+    """Run `segmint build`; return its accounting."""
     command = [sys.executable, "-m", "segmint", "build", str(config), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -151,16 +150,16 @@ def run_build(config: Path, _threads: int) -> dict[str, Any]:
 
 
 def run_loop(config: Path, threads: int, *, once: bool = False) -> dict[str, bytes]:
-    """The plain loop, in a fresh process: each image's annotations by the file name they have in a shard.
+    """Run the plain loop in a new process; return each image's annotations by their file name in a shard.
 
-    With `once` a photograph that is repeated is taken through the stages once.
+    With `once` a repeated photograph is processed only once.
     """
     documents: dict[str, bytes] = in_process(loop, str(config), threads, once)
     return documents
 
 
 def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
-    """One image after another through the stages' pure functions; torch has so many threads."""
+    """Process one image after another with the stages' pure functions; torch has `threads` threads."""
     import torch
 
     from segmint.infra.assets.resolve import resolve
@@ -183,7 +182,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())
 
     def segmented(uri: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-        torch.set_num_threads(1)  # as in the pipeline, where detectors compute beside the model
+        torch.set_num_threads(1)  # as in the pipeline, where detectors run in parallel with the model
         prepared = prepare_image(Path(uri).read_bytes(), prepare, detectors)
         torch.set_num_threads(compute.threads)
         masks = segment_image(generator, decode_jpeg(prepared.release), None)["masks"]

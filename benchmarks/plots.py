@@ -1,9 +1,9 @@
-"""Makes the figures of docs/performance.md from the recorded results: its tables, and the pictures that it shows.
+"""Make the tables and plots of docs/performance.md from the recorded results.
 
     python benchmarks/plots.py [--results FOLDER] [--page FILE]
 
-Tables go into the page between pairs of marker comments, pictures into the page's folder `images/`. Both are made from
-the JSON alone, so that no figure is typed by hand. A part whose result is missing says so, and loses its picture.
+Tables go into the page between pairs of marker comments, plots into the folder `images/` next to the page. Both are
+made from the JSON alone, so that no figure is typed by hand. A part without a result says so, and its plot is removed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from benchmarks.tables import (  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 
-# Okabe and Ito's colors, which people with any kind of color vision tell apart.
+# Okabe and Ito's colors, distinguishable with any kind of color vision.
 INK, GRAY, BLUE, ORANGE, GREEN, SKY, RED, PINK = (
     "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#cc79a7",
 )  # fmt: skip
@@ -55,7 +55,7 @@ ROLES = {
 
 
 def main() -> None:
-    """Writes the page's parts and its pictures anew."""
+    """Rewrite the page's parts and its plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the benchmarks' JSON")
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:
-    """What a picture bears to tell which results it was drawn from."""
+    """The identifier in a plot of the results it was drawn from."""
     shown = [results.get(source) for source in sources]
     return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(picture: Path) -> str | None:
-    """What `digest` said when the picture was drawn."""
+    """The `digest` at the time when the plot was drawn."""
     found = re.search(r"sha256:[0-9a-f]{64}", picture.read_text())
     return found and found[0]
 
@@ -165,7 +165,7 @@ def draw_stages(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_scale(results: dict[str, Result], path: Path) -> None:
-    """Memory of the largest process of each kind over the time of a build, the object store's pages left out."""
+    """Memory of the largest process of each kind over the time of a build, without the object store's pages."""
     pyplot = pyplot_styled()
     result = results["scale"]
     shown = [each for each in result["roles"] if each["role"] in ROLES]
@@ -174,7 +174,7 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
         minutes = [at / 60 for at in each["curve"]["seconds"]]
         axis.plot(minutes, each["curve"]["own_mib"], color=ROLES[each["role"]], label=each["role"], linewidth=1.6)
     axis.set_xlabel(f"minutes, in which {result['build']['rows']:,} rows go through")
-    axis.set_ylabel("MiB of its own")
+    axis.set_ylabel("MiB, not shared")
     axis.set_xlim(0, max(each["curve"]["seconds"][-1] for each in shown) / 60)
     axis.set_ylim(0)
     axis.grid(axis="y", color="#e5e5e5")
@@ -183,7 +183,7 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
 
 
 def performance_sources() -> tuple[str, ...]:
-    """The results that the picture of whole images may show."""
+    """The results that the plot of whole images may show."""
     return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
 
 
@@ -192,16 +192,16 @@ PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], Non
     "stages.svg": (("stages",), draw_stages),
     "scale.svg": (("scale",), draw_scale),
 }
-"""The pictures by their files' names: the results they show, the first of which they need, and what draws them."""
+"""The plots by file name: the results they show, of which the first is required, and the function that draws them."""
 
 
 def label_of(side: str) -> str:
-    """A side as the legend names it."""
+    """The label of a side in the legend."""
     return "segment-anything (reference)" if side == "reference" else f"segmint, {PRECISIONS[side]}"
 
 
 def pyplot_styled() -> Any:
-    """matplotlib's pyplot without a display, in the pictures' style; text is drawn as outlines, the same everywhere."""
+    """matplotlib's pyplot without a display, in the plots' style; text is drawn as outlines, the same everywhere."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,7 +227,7 @@ def pyplot_styled() -> Any:
 
 
 def save(figure: Any, path: Path, description: str, identifier: str) -> None:
-    """Writes the picture with its description, and without the hour at which it was drawn."""
+    """Write the plot with its description, but without the time when it was drawn."""
     from matplotlib import pyplot
 
     metadata = {"Date": None, "Creator": None, "Description": description, "Identifier": identifier}

@@ -1,4 +1,4 @@
-"""Memory and CPU of a program and of all that it started, looked at again and again while it runs."""
+"""Memory and CPU of a program and its child processes, sampled while it runs."""
 
 import re
 import time
@@ -26,22 +26,22 @@ _ROLES = {
     r"spawn_main": "prepare child",
     r"ray::.*": "task worker",
 }
-"""What a process is called here, by what its command line holds; the first that fits."""
+"""The role of a process by a pattern of its command line; the first match counts."""
 
 
 @dataclass
 class Traced:
-    """One process: what it is, and its size at each look."""
+    """One process: its role, and its size at each sample."""
 
     role: str
     seconds: list[float] = field(default_factory=list)  # since the trace began
     rss_mib: list[float] = field(default_factory=list)  # shared pages of the object store included
     own_mib: list[float] = field(default_factory=list)  # without these
-    cpu_s: float = 0.0  # at the last look
+    cpu_s: float = 0.0  # at the last sample
 
 
 class Trace:
-    """All processes below one, by their ids."""
+    """All descendants of a process, by their ids."""
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
@@ -49,7 +49,7 @@ class Trace:
         self.processes: dict[tuple[int, float], Traced] = {}
 
     def look(self) -> None:
-        """Takes in every process that runs now; one that ends meanwhile is passed over."""
+        """Sample every process that runs now; one that ends meanwhile is skipped."""
         now = time.monotonic() - self._began
         for process in self._living():
             with suppress(psutil.Error):
@@ -57,7 +57,7 @@ class Trace:
                 role = role_of(" ".join(process.cmdline()))
                 memory, times = process.memory_info(), process.cpu_times()
                 traced = self.processes.setdefault(key, Traced(role or "other"))
-                # A worker is started before Ray tells it what it is for, and is named anew for each task.
+                # A worker starts before Ray assigns its role, and is renamed for each task.
                 if traced.role in ("other", "task worker") and role is not None:
                     traced.role = role
                 traced.seconds.append(round(now, 1))
@@ -72,5 +72,5 @@ class Trace:
 
 
 def role_of(command: str) -> str | None:
-    """The role of a process by its command line; None where nothing is known of it."""
+    """The role of a process by its command line; None if unknown."""
     return next((role for pattern, role in _ROLES.items() if re.search(pattern, command)), None)

@@ -1,11 +1,11 @@
-"""How long a build takes to go on with a dataset of many commits on S3: 40,000 of them, on a server on this machine.
+"""The time to resume the build of a dataset with many commits on S3: 40,000 of them, on a local server.
 
     python benchmarks/resume.py [--commits N] [--folder FOLDER] [--output FILE]
 
-The dataset is begun by a build whose pixel stages are stubs (see `stubs.py`), with a shard an image. Shards but for the
-first and the last are then put with the files of the first, under their own names and with a commit each. A build goes
-on with it twice: as it stands, and once the summaries are there that the first has left. The seconds are those from
-the start of the command to its first look at the shards that are missing, to its first commit, and to its end.
+The dataset is started by a build whose pixel stages are stubs (see `stubs.py`), with one image a shard. All shards
+except the first and the last are then written as copies of the first, with their own names and commits. A build resumes
+it twice: first without summaries, then with those that the first build left. Measured are the seconds from the start of
+the command until it knows the missing shards, until its first commit, and until its end.
 """
 
 import argparse
@@ -40,22 +40,22 @@ THREADS = 32
 
 
 def main() -> None:
-    """Makes the dataset, goes on with it twice and writes the result."""
+    """Make the dataset, resume it twice and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=40_000)
-    parser.add_argument("--folder", type=Path, help="where the server keeps its objects")
+    parser.add_argument("--folder", type=Path, help="folder for the server's objects")
     parser.add_argument("--output", type=Path, default=RESULTS / "resume.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "s3fs"))
     with tempfile.TemporaryDirectory(prefix="segmint-resume-", dir=arguments.folder) as name:
         parts = measure(Path(name), arguments.commits)
     write_result(arguments.output, "resume", machine, parts)
-    for title, told in parts["builds"].items():
-        print(f"{title}: {told}")
+    for title, times in parts["builds"].items():
+        print(f"{title}: {times}")
 
 
 def measure(folder: Path, commits: int) -> dict[str, Any]:
-    """Goes on with a dataset of so many commits, twice."""
+    """Resume a dataset of `commits` commits, twice."""
     with s3_server(folder) as server:
         options = {"s3://": {"endpoint_url": server.endpoint_url}}
         dataset = f"s3://{server.make_bucket()}/dataset"
@@ -78,7 +78,7 @@ def measure(folder: Path, commits: int) -> dict[str, Any]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """A real S3 server, whose credentials stand in the environment."""
+    """A real S3 server, with its credentials in the environment."""
     os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     server = S3Server(folder / "s3")
@@ -91,7 +91,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def put_commits(storage: Storage, dataset: str, shards: range) -> None:
-    """Puts and commits shards with the files of shard 0, each under its own name."""
+    """Put and commit shards with the files of shard 0, each under its own name."""
     log = CommitLog(Location(storage, dataset))
     first = log.read(0, 1)
     if first is None:
@@ -113,7 +113,7 @@ def put_commits(storage: Storage, dataset: str, shards: range) -> None:
 
 
 def build(config: Path, *options: str) -> dict[str, Any]:
-    """Runs a build; the seconds from its start to what its log tells, and to its end."""
+    """Run a build; return the seconds from its start to events in its log, and to its end."""
     answer = config.with_name("accounting.json")
     command = [sys.executable, str(ROOT / "benchmarks" / "stubbed_build.py"), str(config), str(answer), *options]
     began, clock = datetime.now(UTC), time.perf_counter()
@@ -121,16 +121,16 @@ def build(config: Path, *options: str) -> dict[str, Any]:
     seconds = time.perf_counter() - clock
     if done.returncode:
         raise SystemExit(f"the build ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    told = {"opened": [], "committed": []}
+    times = {"opened": [], "committed": []}
     for line in done.stderr.splitlines():
         event = json.loads(line) if line.startswith("{") else {}
-        if event.get("event") in told:
+        if event.get("event") in times:
             after = datetime.fromisoformat(event["timestamp"]) - began
-            told[event["event"]].append(round(after.total_seconds(), 1))
+            times[event["event"]].append(round(after.total_seconds(), 1))
     accounting = json.loads(answer.read_text())
     return {
-        "opened_s": told["opened"][0],
-        "first_commit_s": told["committed"][0],
+        "opened_s": times["opened"][0],
+        "first_commit_s": times["committed"][0],
         "seconds": round(seconds, 1),
         "shards": accounting["shards"],
         "built_rows": accounting["built_rows"],

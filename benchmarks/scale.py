@@ -1,11 +1,11 @@
-"""What a build costs beside its images: a million rows through a real build whose two pixel stages are stubs.
+"""The cost of a build apart from its images: a million rows through a real build whose two pixel stages are stubs.
 
     python benchmarks/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S] [--folder DIR] [--output FILE]
 
-Catalog, windows, blocks, actors, ledger, shards, commits and accounting are the product's own (see `stubs.py`); every
-fiftieth row is refused for its license. Meanwhile the memory of the driver, of Ray's processes and of every worker is
-looked at every few seconds. The result says the wall and CPU milliseconds of a row, and by how much each kind of
-process grew over the second half of the run.
+Catalog, windows, blocks, actors, ledger, shards, commits and accounting are real (see `stubs.py`); every fiftieth row
+is refused for its license. The memory of the driver, of Ray's processes and of every worker is sampled every few
+seconds. The result has the wall and CPU milliseconds of a row, and the growth of each kind of process over the second
+half of the run.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from segmint.infra.storage.storage import Storage  # noqa: E402
 OBJECT_STORE = 500_000_000
 REFUSED_EVERY = 50
 POINTS = 80
-"""Of each curve, as the result keeps it."""
+"""Of each curve in the result."""
 
 _GROUP_ROWS = 50_000
 
 
 def main() -> None:
-    """Builds, prints what it cost and writes the result."""
+    """Build, print the cost and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rows-per-block", type=int, default=128, help="rows that travel between stages together")
-    parser.add_argument("--minutes", type=float, help="ends the build after so long, with the shards that it has then")
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks at the processes")
-    parser.add_argument("--folder", type=Path, help="where catalog and dataset stand for the time of the run")
+    parser.add_argument("--rows-per-block", type=int, default=128, help="rows in a block between stages")
+    parser.add_argument("--minutes", type=float, help="end the build after this time, with the shards written so far")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples of the processes")
+    parser.add_argument("--folder", type=Path, help="folder for catalog and dataset during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "scale.json")
     arguments = parser.parse_args()
     machine = describe_machine(1, "fp32", packages=("ray", "pyarrow"))
@@ -56,9 +56,9 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: int, every: float, minutes: float | None = None, **settings: Any) -> dict[str, Any]:
-    """Builds a dataset of so many rows in `folder`; raises SystemExit where a row is lost or the build fails.
+    """Build a dataset of `rows` rows in `folder`; raises SystemExit if a row is lost or the build fails.
 
-    After so many `minutes` the build is ended, and its shards count. `settings` are keys of the configuration.
+    After `minutes` the build is ended, and its shards count. `settings` are keys of the configuration.
     """
     config = write_build(folder, rows, **settings)
     answer = folder / "accounting.json"
@@ -80,7 +80,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
     sums = sum_commits(Location(Storage(), str(folder / "dataset")))
     done, written, refused = (sums.counts[name] for name in ("rows", "images", "rejected"))
     if (written, refused) != (done - done // REFUSED_EVERY, done // REFUSED_EVERY) or (done != rows and not ended):
-        raise SystemExit(f"{rows} rows went in, and {sums} came out")
+        raise SystemExit(f"{rows} rows went in, but {sums} came out")
     processes = list(trace.processes.values())
     return {
         "settings": {"rows": rows, "seconds_between_looks": every, "object_store_memory": OBJECT_STORE, **settings},
@@ -98,7 +98,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
 
 
 def write_build(folder: Path, rows: int, **settings: Any) -> Path:
-    """Writes a catalog of so many rows and the configuration of a build; returns the configuration's path."""
+    """Write a catalog of `rows` rows and the configuration of a build; return the configuration's path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,7 +127,7 @@ def write_build(folder: Path, rows: int, **settings: Any) -> Path:
 
 
 def by_role(processes: Sequence[Traced]) -> dict[str, list[Traced]]:
-    """Processes by what they are, the driver and Ray's own first."""
+    """Processes by role, the driver and Ray's first."""
     found: dict[str, list[Traced]] = {}
     for process in processes:
         if process.seconds:
@@ -136,7 +136,7 @@ def by_role(processes: Sequence[Traced]) -> dict[str, list[Traced]]:
 
 
 def summary(role: str, members: Sequence[Traced], rows: int) -> dict[str, Any]:
-    """What the processes of a role took, all together, and how the largest of them at each time grew."""
+    """The total cost of the processes of a role, and the growth of the largest of them over time."""
     curve = largest(members)
     middle = (curve[0][0] + curve[-1][0]) / 2
     halves = [[row for row in curve if (row[0] >= middle) is late] for late in (False, True)]
@@ -154,7 +154,7 @@ def summary(role: str, members: Sequence[Traced], rows: int) -> dict[str, Any]:
 
 
 def largest(members: Sequence[Traced]) -> list[tuple[float, float, float]]:
-    """At each look the seconds, the RSS and the memory of its own of the role's largest process."""
+    """At each sample the seconds, the RSS and the private memory of the role's largest process."""
     at: dict[float, tuple[float, float]] = {}
     for process in members:
         for seconds, rss, own in zip(process.seconds, process.rss_mib, process.own_mib, strict=True):
@@ -164,7 +164,7 @@ def largest(members: Sequence[Traced]) -> list[tuple[float, float, float]]:
 
 
 def rise(members: Sequence[Traced], which: str) -> float:
-    """MiB by which the process that grew most grew over the second half of its life."""
+    """The largest growth of a process over the second half of its life, in MiB."""
     grown = [0.0]
     for process in members:
         sizes: list[float] = getattr(process, which)
@@ -175,7 +175,7 @@ def rise(members: Sequence[Traced], which: str) -> float:
 
 
 def thinned(curve: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
-    """The curve at `POINTS` of its looks, the last one among them."""
+    """The curve at `POINTS` of its samples, including the last."""
     step = max(1, len(curve) // POINTS)
     kept = [*curve[::step], *([curve[-1]] if (len(curve) - 1) % step else [])]
     return {name: [row[place] for row in kept] for place, name in enumerate(("seconds", "rss_mib", "own_mib"))}

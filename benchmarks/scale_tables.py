@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md on what grows with rows, commits and catalogs: from recorded results to Markdown."""
+"""The parts of docs/performance.md on growth with rows, commits and catalogs: from recorded results to Markdown."""
 
 from benchmarks.tables import Result, table, where, wrapped
 
@@ -6,12 +6,12 @@ FORMATS = {".parquet": "Parquet", ".jsonl": "JSON Lines", ".csv": "CSV"}
 
 
 def scale_part(results: dict[str, Result]) -> str:
-    """What a row costs beside its image, and how much each kind of process grew."""
+    """The cost of a row apart from its image, and the growth of each kind of process."""
     result = results.get("scale")
     if result is None:
         return ""
     build = result["build"]
-    told = (
+    note = (
         f"{build['rows']:,} rows became {build['shards']:,} shards with {build['masks']:,} masks in "
         f"{build['seconds'] / 60:,.0f} minutes: {build['rows_per_s']:,.0f} rows/s, {build['ms_a_row']:.2f} ms a row, "
         f"of CPU {build['cpu_ms_a_row']:.2f} ms, all processes together."
@@ -40,11 +40,11 @@ def scale_part(results: dict[str, Result]) -> str:
         ),
     )
     picture = f"![{alternative_scale(result)}](images/scale.svg)"
-    return "\n\n".join([picture, wrapped(told), rows, wrapped(where(result))])
+    return "\n\n".join([picture, wrapped(note), rows, wrapped(where(result))])
 
 
 def streams_part(results: dict[str, Result]) -> str:
-    """How fast catalogs stream."""
+    """The speed of streaming catalogs."""
     result = results.get("catalog_streams")
     if result is None:
         return ""
@@ -71,12 +71,12 @@ def streams_part(results: dict[str, Result]) -> str:
         ),
     )
     settings = result["settings"]
-    told = f"{settings['rows']:,} rows each, with the columns {', '.join(settings['columns'])}. {where(result)}"
-    return f"{rows}\n\n{wrapped(told)}"
+    note = f"{settings['rows']:,} rows each, with the columns {', '.join(settings['columns'])}. {where(result)}"
+    return f"{rows}\n\n{wrapped(note)}"
 
 
 def resume_part(results: dict[str, Result]) -> str:
-    """How long it takes to go on with many commits."""
+    """The time to resume a dataset of many commits."""
     result = results.get("resume")
     if result is None:
         return ""
@@ -87,12 +87,12 @@ def resume_part(results: dict[str, Result]) -> str:
             for name, each in result["builds"].items()
         ),
     )
-    told = f"{result['settings']['commits']:,} commits, one shard left to build. {where(result)}"
-    return f"{rows}\n\n{wrapped(told)}"
+    note = f"{result['settings']['commits']:,} commits, one shard left to build. {where(result)}"
+    return f"{rows}\n\n{wrapped(note)}"
 
 
 def alternative_scale(result: Result) -> str:
-    """The picture of memory over the rows in words."""
+    """The plot of memory over the rows in words."""
     grown = max(result["roles"], key=lambda each: each["rise_mib"]["own"])
     return (
         f"Memory of each kind of process while {result['build']['rows']:,} rows go through a build: over "

@@ -1,20 +1,21 @@
-"""Where the seconds of automatic mask generation go, stage by stage, and how they grow with the work.
+"""The time of automatic mask generation, stage by stage, and how it grows with the work.
 
     python benchmarks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Two measurements in each precision, each in a process of its own, after one warming run:
+Two measurements in each precision, each in a separate process, after one warm-up run:
 
-- *Stages.* Our generator runs as it is, with the functions that it calls timed from outside. It has one thread, so that
-  nothing overlaps and the stages add up to the whole; `other` is what none of them covers. Of several rounds the one of
-  median length is kept. The fraction of the peak is that of the network's operations by plain algebra
-  (`model/cost.py`) in the stages that do them, over what one thread was measured to do (`infra/peak.py`) in the
-  precision of that part's weights. The algebra does not follow the implementation: ours needs fewer products for a
-  prompt, so that over 100 % is possible there.
+- *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It has one thread, so
+  that nothing overlaps and the stages add up to the whole; `other` is the rest. Of several rounds the one of median
+  length is kept. The fraction of the peak is the number of the network's operations (`model/cost.py`) in the stages
+  that do them, over the measured rate of one thread (`infra/peak.py`) in the precision of that part's weights. The
+  count does not follow the implementation: ours needs fewer products for a prompt, so that over 100 % is possible
+  there.
 - *Scaling.* Seconds of whole images with all threads: over the grid, over layers of crops, and over the photograph's
   size. Each is the median of the rounds.
 
-The settings are the `sa1b` profile's, clean-up included, without crops unless `--crops` asks for them; MobileSAM's
-weights. Without a file the photograph is scikit-image's astronaut. The result goes to `benchmarks/results/stages.json`.
+The settings are those of the `sa1b` profile, with clean-up, and without crops unless `--crops` is given; the weights
+MobileSAM's. Without a file the photograph is scikit-image's astronaut. The result goes to
+`benchmarks/results/stages.json`.
 """
 
 import argparse
@@ -39,11 +40,11 @@ from benchmarks.measuring import RESULTS, in_process, read, spread, write_result
 WEIGHTS: Literal["mobile_sam"] = "mobile_sam"
 STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
 NETWORK = {"encode": ("encode",), "prompts": ("plan", "decode", "draw")}
-"""The stages that do the operations which `model/cost.py` counts for an encode and for a prompt."""
+"""The stages with the operations that `model/cost.py` counts for an encode and for a prompt."""
 
 
 def main() -> None:
-    """Measures each precision, prints its stages and writes the result."""
+    """Measure each precision, print its stages and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", default="astronaut", help="a file, or a name of scikit-image's")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
@@ -80,7 +81,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for precision in dict.fromkeys(arguments.precision):
         stages = in_process(measure_stages, arguments.photo, precision, base, arguments.rounds)
-        print(told(precision, stages), flush=True)
+        print(summary_line(precision, stages), flush=True)
         scaling = in_process(
             measure_scaling, arguments.photo, precision, base, work, arguments.rounds, arguments.threads
         )
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
-    """Seconds of each stage with one thread, and the fraction of the peak where the operations are known."""
+    """Seconds of each stage with one thread, and the fraction of the peak if the operations are known."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads=1)
@@ -178,7 +179,7 @@ def measure_scaling(
 
 @dataclass(frozen=True)
 class Work:
-    """What an image asks of the network, and its operations for each part of `NETWORK`."""
+    """The network's work on an image, and its operations for each part of `NETWORK`."""
 
     encodes: int
     prompts: int
@@ -195,9 +196,9 @@ class Work:
 
 
 def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
-    """A predictor that has run once; for each part of `NETWORK` what it computes in, and the threads' peak in that.
+    """A predictor that has run once; for each part of `NETWORK` its precision, and the threads' peak in it.
 
-    The peak is in operations a second. A part may compute in float32 where the precision is bf16.
+    The peak is in operations a second. A part may compute in float32 even if the precision is bf16.
     """
     import torch
 
@@ -230,7 +231,7 @@ def settings_of(keys: dict[str, int]) -> Any:
 
 
 def resized(image: Any, long_side: int) -> Any:
-    """The image (H, W, 3) uint8 with a long side of so many pixels, larger or smaller."""
+    """The image (H, W, 3) uint8 resized to a long side of `long_side` pixels."""
     import numpy as np
     from PIL import Image
 
@@ -239,7 +240,7 @@ def resized(image: Any, long_side: int) -> Any:
 
 
 class Clock:
-    """Seconds by stage; what one stage spends inside another counts for the inner one alone."""
+    """Seconds by stage; time of a stage inside another counts only for the inner one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -247,7 +248,7 @@ class Clock:
         self._since = 0.0
 
     def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its seconds counted for the stage."""
+        """Wrap the function, so that its seconds count for the stage."""
 
         @wraps(function)
         def timed(*arguments: Any, **keys: Any) -> Any:
@@ -262,7 +263,7 @@ class Clock:
         return timed
 
     def _turn(self) -> None:
-        """Closes what the innermost stage has spent since the last turn."""
+        """Add the time since the last turn to the innermost stage."""
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -271,7 +272,7 @@ class Clock:
 
 @contextmanager
 def timed_stages() -> Iterator[Clock]:
-    """A clock of the functions that the generator calls, while the block runs; for one thread."""
+    """Time the functions that the generator calls while the block runs; for one thread."""
     from segmint.model.automatic import generator
     from segmint.model.sam.predictor import Predictor
 
@@ -293,8 +294,8 @@ def timed_stages() -> Iterator[Clock]:
         yield clock
 
 
-def told(precision: str, found: dict[str, Any]) -> str:
-    """The stages as one line for people."""
+def summary_line(precision: str, found: dict[str, Any]) -> str:
+    """The stages as one readable line."""
     shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
     peaks = ", ".join(f"{part} {100 * one['of_peak']:.0f} %" for part, one in found["network"].items())
     return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"

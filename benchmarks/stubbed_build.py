@@ -1,8 +1,8 @@
-"""`segmint build` with stubs in the place of the two stages that look at pixels, and nothing else replaced.
+"""`segmint build` with the two stages that process pixels replaced by stubs, and nothing else changed.
 
     python benchmarks/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
 
-Reads the configuration, builds, and writes the accounting as JSON. What it logs goes to standard error.
+Reads the configuration, builds, and writes the accounting as JSON. Logs go to standard error.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from segmint.pipeline.shard_ranges import parse_shards  # noqa: E402
 
 
 def main() -> None:
-    """Builds what is missing."""
+    """Build what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("accounting", type=Path)

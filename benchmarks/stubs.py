@@ -1,7 +1,7 @@
-"""The two stages that look at pixels, without doing so: what is left of a build is what the rows themselves cost.
+"""Stubs of the two stages that process pixels: a build with them has only the cost of its rows.
 
-Each is the real stage but for the one function that works on an image: rows are judged, handed over threads, noted in
-the ledger, turned into tables and back as in any build.
+Each is the real stage except for the one function that processes an image: rows are checked, passed to threads,
+recorded in the ledger, converted to tables and back as in any build.
 """
 
 import functools
@@ -21,7 +21,7 @@ from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.operators.segment.segment import Segment, SegmentSettings
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
-"""In the environment: how many bytes each released image has; without it a small JPEG's."""
+"""Environment variable: the bytes of each released image; by default those of a small JPEG."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -30,7 +30,7 @@ MASKS = 3
 
 
 class StubbedPrepare(Prepare):
-    """Prepare, but that no image is read, decoded or de-identified: all rows get the same small one."""
+    """Prepare without reading, decoding or de-identifying images: all rows get the same small one."""
 
     def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
         return f"{row['ordinal']:064x}", _prepared(released(row["ordinal"]))
@@ -57,7 +57,7 @@ class StubbedSegment(Segment):
 
 
 def released(ordinal: int) -> bytes:
-    """The bytes of a row's released image: a small JPEG, and behind it what the environment asks for, row by row."""
+    """The bytes of a row's released image: a small JPEG, padded to the size in the environment, different by row."""
     image = _jpeg()
     missing = int(os.environ.get(RELEASE_BYTES, "0")) - len(image)
     return image + np.random.default_rng(ordinal).bytes(missing) if missing > 0 else image

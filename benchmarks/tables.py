@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md that come from recorded results: from their JSON to Markdown, values to values."""
+"""The parts of docs/performance.md that come from recorded results: from their JSON to Markdown."""
 
 import statistics
 import textwrap
@@ -13,13 +13,13 @@ GROUPS = {
     "upscale and filter": ("upscale and filter",),
     "the rest": ("suppression", "clean-up", "RLE", "other"),
 }
-"""The stages as the picture shows them."""
+"""The stages as the plot shows them."""
 
 Result = dict[str, Any]
 
 
 def generator_part(results: dict[str, Result]) -> str:
-    """Whole images without crops, and the picture of all."""
+    """Whole images without crops, and the plot of all."""
     result = results.get("generator_vs_reference")
     if result is None:
         return ""
@@ -155,11 +155,11 @@ def stages_part(results: dict[str, Result]) -> str:
         ),
     )
     photograph = result["settings"]["photograph"]
-    told = (
+    note = (
         f"{photograph['name']}, {photograph['width']} × {photograph['height']} pixels; {grid_of(result['settings'])}; "
         f"profile {result['settings']['profile']}; the stages ran on one thread. {where(result)}"
     )
-    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(told)])
+    return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(note)])
 
 
 def stage_cells(row: Result) -> tuple[str, str]:
@@ -198,14 +198,14 @@ def scaling_part(results: dict[str, Result]) -> str:
         if first[over]
     ]
     settings = result["settings"]
-    told = (
+    note = (
         f"{settings['photograph']['name']}, {grid_of(settings)} where the table does not say otherwise. {where(result)}"
     )
-    return "\n\n".join([*parts, wrapped(told)])
+    return "\n\n".join([*parts, wrapped(note)])
 
 
 def pipeline_part(results: dict[str, Result]) -> str:
-    """A build beside a plain loop."""
+    """A build compared with a plain loop."""
     result = results.get("pipeline_vs_loop")
     if result is None:
         return ""
@@ -224,8 +224,8 @@ def pipeline_part(results: dict[str, Result]) -> str:
         ),
     )
     points = settings["masks"]["points_per_side"]
-    told = f"{settings['images']} images, a grid of {points} × {points} points. {where(result)}"
-    return f"{rows}\n\n{wrapped(told)}"
+    note = f"{settings['images']} images, a grid of {points} × {points} points. {where(result)}"
+    return f"{rows}\n\n{wrapped(note)}"
 
 
 def encoder_part(results: dict[str, Result]) -> str:
@@ -244,8 +244,8 @@ def encoder_part(results: dict[str, Result]) -> str:
             for row in result["models"]
         ),
     )
-    told = f"{result['settings']['runs']} runs of each. {where(result)}"
-    return f"{rows}\n\n{wrapped(told)}"
+    note = f"{result['settings']['runs']} runs of each. {where(result)}"
+    return f"{rows}\n\n{wrapped(note)}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -260,7 +260,7 @@ def wrapped(text: str) -> str:
 
 
 def where(result: Result) -> str:
-    """When and on what a result was measured."""
+    """The date and machine of a result."""
     machine = result["machine"]
     threads = f"{machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}"
     return (
@@ -289,7 +289,7 @@ def thresholds(rows: Sequence[Result]) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """Seconds with three digits or more, two of them after the point at most."""
+    """Seconds with at least three digits, at most two of them after the point."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
@@ -304,32 +304,32 @@ def ratio(found: Result) -> str:
 
 
 def span(values: Sequence[float]) -> str:
-    """The least and the most, or one of them where they look the same."""
+    """The minimum and maximum, or one of them if they look the same."""
     least, most = f"{min(values):.1f}", f"{max(values):.1f}"
     return least if least == most else f"{least} to {most}"
 
 
 def alternative(results: dict[str, Result]) -> str:
-    """The picture of whole images in words."""
+    """The plot of whole images in words."""
     result = results["generator_vs_reference"]
     ratios = {
         one: span([row["ours"][one]["ratio"]["median"] for row in result["photographs"]])
         for one in result["settings"]["precisions"]
     }
-    told = ", ".join(f"{times} times as fast in {PRECISIONS[one]}" for one, times in ratios.items())
-    return f"Seconds a photograph: segmint beside the reference package, {told}"
+    note = ", ".join(f"{times} times as fast in {PRECISIONS[one]}" for one, times in ratios.items())
+    return f"Seconds a photograph: segmint beside the reference package, {note}"
 
 
 def alternative_stages(result: Result) -> str:
-    """The picture of the stages in words."""
-    told = []
+    """The plot of the stages in words."""
+    note = []
     for precision, found in result["precisions"].items():
         shares = ", ".join(f"{name} {percent(value / found['seconds'])}" for name, value in grouped(found))
-        told.append(f"{PRECISIONS[precision]} {shares}")
-    return f"Where the time of an image goes: {'; '.join(told)}"
+        note.append(f"{PRECISIONS[precision]} {shares}")
+    return f"Where the time of an image goes: {'; '.join(note)}"
 
 
 def grouped(found: Result) -> list[tuple[str, float]]:
-    """Seconds of the picture's groups of stages."""
+    """Seconds of the plot's groups of stages."""
     by_name = {row["name"]: row["seconds"] for row in found["stages"]}
     return [(name, sum(by_name[stage] for stage in stages)) for name, stages in GROUPS.items()]

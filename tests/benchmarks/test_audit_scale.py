@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.audit_scale import audit_row, measure_audit, measure_statistics, statistics_row, told
+from benchmarks.audit_scale import audit_row, measure_audit, measure_statistics, statistics_row, summary_line
 from benchmarks.large_dataset import LargeDataset
 from benchmarks.measuring import RESULTS, ROOT
 from tests.support.planting import ShardEdit
@@ -25,7 +25,7 @@ def test_statistics_are_measured(large: Path, tmp_path: Path) -> None:
     assert (found["images"], found["masks"]) == (20, 600)
     assert found["near_duplicates"]["images_sampled"] >= 5
     assert found["peak_mib"] >= found["mib_before"] > 0
-    assert told(found).startswith("600 masks of 20 images in ")
+    assert summary_line(found).startswith("600 masks of 20 images in ")
 
 
 @pytest.mark.ray

@@ -42,6 +42,6 @@ def test_results_count_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_memory_is_flat_over_ten_million_rows(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"c{ending}"
     WRITERS[ending](path, 10_000_000)
-    told = catalog_streams.in_process(stream, str(path))
-    assert told["rows"] == 10_000_000
-    assert told["rise_mib"] < 20
+    streamed = catalog_streams.in_process(stream, str(path))
+    assert streamed["rows"] == 10_000_000
+    assert streamed["rise_mib"] < 20

@@ -7,8 +7,8 @@ from benchmarks.machine import describe_machine, processor
 
 
 def test_the_machine_is_told_as_json() -> None:
-    told = json.loads(json.dumps(describe_machine(2, "fp32", packages=("pyarrow", "opencv-python-headless"))))
-    assert told["cpu"] == processor() != ""
-    assert (told["cores"], told["threads"], told["precision"]) == (os.cpu_count(), 2, "fp32")
-    assert told["pyarrow"]
-    assert told["opencv_python_headless"]
+    described = json.loads(json.dumps(describe_machine(2, "fp32", packages=("pyarrow", "opencv-python-headless"))))
+    assert described["cpu"] == processor() != ""
+    assert (described["cores"], described["threads"], described["precision"]) == (os.cpu_count(), 2, "fp32")
+    assert described["pyarrow"]
+    assert described["opencv_python_headless"]

@@ -25,9 +25,9 @@ def test_growth_counts_from_the_middle_of_a_life() -> None:
 def test_the_curve_is_that_of_the_largest_and_halves_are_of_the_whole_run() -> None:
     first, second = traced(0, [10, 20]), traced(10, [15, 12])
     assert largest([second, first]) == [(0, 20, 10), (5, 30, 20), (10, 25, 15), (15, 22, 12)]
-    told = summary("worker", [first, second], rows=1000)
-    assert told["most_mib"] == {"rss": [30, 25], "own": [20, 15]}
-    assert (told["processes"], told["cpu_ms_a_row"]) == (2, 4.0)
+    found = summary("worker", [first, second], rows=1000)
+    assert found["most_mib"] == {"rss": [30, 25], "own": [20, 15]}
+    assert (found["processes"], found["cpu_ms_a_row"]) == (2, 4.0)
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
