@@ -20,7 +20,7 @@ def main(tool: str) -> int:
         answer = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
         print("\n".join(done.stderr.strip().splitlines()[-1:]), file=sys.stderr)  # the last line of a traceback
-        print("audit-deps: no answer from the advisory database: try again where it can be reached")
+        print("audit-deps: no answer from the advisory database, so nothing is known: try where it can be reached")
         return 2
     return report(answer)
 

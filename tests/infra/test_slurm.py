@@ -94,7 +94,7 @@ def test_some_tasks_of_an_array_need_to_know_the_number_of_parts(tmp_path: Path)
     [
         ([], {}, "no configuration"),
         (["build.yaml"], {"SLURM_ARRAY_TASK_ID": ""}, "submit with sbatch --array"),
-        (["build.yaml"], {"SEGMINT": "/nowhere/segmint"}, "/nowhere/segmint is no program"),
+        (["build.yaml"], {"SEGMINT": "/nowhere/segmint"}, "/nowhere/segmint is not a program"),
     ],
 )
 def test_what_is_missing_is_told(arguments: list[str], environment: dict[str, str], words: str) -> None:

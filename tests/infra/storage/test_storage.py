@@ -69,7 +69,7 @@ def test_what_was_put_is_read(place, tmp_path: Path) -> None:
         stream.seek(0)
         assert stream.read() == big
         assert stream.read() == b""
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         storage.put_file(f"{base}/x", tmp_path / "none")
 
 
