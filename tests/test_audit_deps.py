@@ -29,7 +29,7 @@ def audited(folder: Path, says: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("dependencies", "code", "told"),
+    ("dependencies", "code", "line"),
     [
         ([WHOLE], 0, "1 packages audited, 0 known"),
         ([WHOLE, BROKEN], 1, "broken 2.0: PYSEC-2026-1, CVE-2026-1; fixed in 2.1"),
@@ -38,10 +38,10 @@ def audited(folder: Path, says: str) -> subprocess.CompletedProcess[str]:
         ([], 2, "0 packages audited"),
     ],
 )
-def test_an_answer_is_told(tmp_path: Path, dependencies: list[dict[str, Any]], code: int, told: str) -> None:
+def test_an_answer_is_reported(tmp_path: Path, dependencies: list[dict[str, Any]], code: int, line: str) -> None:
     done = audited(tmp_path, json.dumps({"dependencies": dependencies, "fixes": []}))
     assert done.returncode == code
-    assert told in done.stdout
+    assert line in done.stdout
 
 
 @pytest.mark.parametrize("says", ["", "Traceback", "[]", '{"fixes": []}'])

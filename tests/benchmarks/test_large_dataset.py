@@ -9,7 +9,7 @@ from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.statistics.open_tables import open_tables
 
 
-def test_rows_are_repeated_and_numbered_anew_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:
+def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:
     made = LargeDataset(minted, tmp_path / "large", images=25, masks=30, images_per_shard=10)
     made.begin()
     made.commit(0, 1)

@@ -6,7 +6,7 @@ import os
 from benchmarks.machine import describe_machine, processor
 
 
-def test_the_machine_is_told_as_json() -> None:
+def test_the_machine_is_described_as_json() -> None:
     described = json.loads(json.dumps(describe_machine(2, "fp32", packages=("pyarrow", "opencv-python-headless"))))
     assert described["cpu"] == processor() != ""
     assert (described["cores"], described["threads"], described["precision"]) == (os.cpu_count(), 2, "fp32")

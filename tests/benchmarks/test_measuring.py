@@ -66,7 +66,7 @@ def test_a_spread_is_the_median_between_the_least_and_the_most() -> None:
     assert spread([3.0, 1.0, 2.00049]) == {"median": 2.0, "least": 1.0, "most": 3.0}
 
 
-def test_a_measurement_has_a_process_of_its_own() -> None:
+def test_a_measurement_has_a_separate_process() -> None:
     assert in_process(os.getpid) != os.getpid()
 
 

@@ -74,5 +74,5 @@ def test_an_exit_that_hangs_is_ended_by_the_kernel() -> None:
     assert run(f"{HANGS_AT_ITS_END}\nexit_within(0.5)") == -signal.SIGALRM
 
 
-def test_an_exit_in_time_is_its_own() -> None:
+def test_an_exit_in_time_is_left_alone() -> None:
     assert run("from segmint.infra.deadline import exit_within\nexit_within(60.0)\nraise SystemExit(7)") == 7

@@ -22,7 +22,7 @@ def test_auto_becomes_a_plain_choice():
     assert 1 <= compute.threads <= (os.cpu_count() or 1)
 
 
-def test_the_cpu_computes_in_fp32_unless_told_otherwise():
+def test_the_cpu_computes_in_fp32_by_default():
     assert resolve_compute("cpu", threads=3) == Compute("cpu", "fp32", 3)
     assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
 
@@ -82,7 +82,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be made to keep memory")
 def test_freed_memory_is_kept() -> None:
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS_OF_MATRICES, how]

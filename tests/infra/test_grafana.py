@@ -53,7 +53,7 @@ def test_every_other_metric_is_one_of_ray(dashboard: dict[str, Any]) -> None:
     assert asked <= known, asked - known
 
 
-def test_panels_do_not_overlap_and_have_ids_of_their_own(dashboard: dict[str, Any]) -> None:
+def test_panels_do_not_overlap_and_have_different_ids(dashboard: dict[str, Any]) -> None:
     cells: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]

@@ -102,7 +102,7 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
     assert {name for name, _ in [*expected, seconds]} == {metric.exported_name for metric in METRICS}
 
 
-def test_a_second_run_in_the_same_process_counts_on_its_own(export_port: int) -> None:
+def test_a_second_run_in_the_same_process_counts_separately(export_port: int) -> None:
     for dataset, count in (("first", 3), ("second", 4), ("second", 5)):
         RunMetrics(dataset).add(IMAGES_WRITTEN, count)
     found = scraped_until(export_port, "second", lambda found: value(found, IMAGES_WRITTEN) == 9)

@@ -80,20 +80,20 @@ def test_a_local_ray_listens_to_this_machine_alone_and_asks_for_its_users_token(
     token.parent.mkdir()
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o644)  # as Ray itself makes it
-    told = local_ray(tmp_path)
-    assert "token 0o600 64" in told
+    printed = local_ray(tmp_path)
+    assert "token 0o600 64" in printed
     assert token.read_text() == "0123456789abcdef" * 4
-    listening = [line for line in told if line.startswith("listens")]
+    listening = [line for line in printed if line.startswith("listens")]
     assert len(listening) > 3
     assert set(listening) == {"listens 127.0.0.1"}
 
 
 @pytest.mark.long
 def test_nobody_enters_a_local_ray_without_its_token(tmp_path: Path) -> None:
-    told = local_ray(tmp_path, "intrude")
-    assert "token 0o600 64" in told
-    assert "listens 127.0.0.1" in told
-    assert "inside" not in told
+    printed = local_ray(tmp_path, "intrude")
+    assert "token 0o600 64" in printed
+    assert "listens 127.0.0.1" in printed
+    assert "inside" not in printed
 
 
 def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:
@@ -103,7 +103,7 @@ def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:
 
 @pytest.fixture
 def dashboard_url() -> Iterator[str]:
-    """Where the head of a cluster takes jobs; its agent listens to a port of its own, as other clusters are here."""
+    """The address where the head of a cluster takes jobs; its agent has a separate port, as other clusters run here."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets there: a short path
     port, client_port, dashboard_port = free_ports(3)
     arguments = [
@@ -137,9 +137,9 @@ def test_a_submitted_job_joins_its_cluster_with_the_folder_that_it_was_submitted
         if client.get_job_status(job).is_terminal():
             break
         time.sleep(0.5)
-    told = client.get_job_logs(job)
-    assert client.get_job_status(job) == "SUCCEEDED", told
-    driver, worker = re.findall(r"code in (\S+)", told)
+    printed = client.get_job_logs(job)
+    assert client.get_job_status(job) == "SUCCEEDED", printed
+    driver, worker = re.findall(r"code in (\S+)", printed)
     assert driver == worker
     assert "working_dir_files" in driver, "not the folder that was shipped"
 

@@ -24,7 +24,7 @@ def task(index: int, *arguments: str | Path, first: int = 0, count: int = 2, **m
         "SLURM_ARRAY_TASK_COUNT": str(count),
         "SLURM_JOB_ID": "1234",
         "SEGMINT": str(BIN / "segmint"),
-        "RAY_ADDRESS": "127.0.0.1:1",  # another user's cluster, which is none of ours
+        "RAY_ADDRESS": "127.0.0.1:1",  # another user's cluster
     }
     done = subprocess.run(
         ["bash", SCRIPT, *map(str, arguments)],
@@ -40,9 +40,9 @@ def task(index: int, *arguments: str | Path, first: int = 0, count: int = 2, **m
 
 def told_to_build(index: int, folder: Path, **environment: str) -> list[str]:
     """What a task of an array would call: the command is `echo`."""
-    status, told = task(index, "build.yaml", "--set", "name=x y", SEGMINT=str(shutil.which("echo")), **environment)
-    assert status == 0, told
-    return told.split(maxsplit=3)
+    status, printed = task(index, "build.yaml", "--set", "name=x y", SEGMINT=str(shutil.which("echo")), **environment)
+    assert status == 0, printed
+    return printed.split(maxsplit=3)
 
 
 @pytest.mark.ray
@@ -53,13 +53,13 @@ def test_the_tasks_of_an_array_build_the_whole_dataset_and_each_its_part(tmp_pat
     config = write_config(tmp_path / "build.yaml", catalog, output, images_per_shard=1)
     quick = ["--set", "masks.points_per_side=1", "--set", "release.short_side=64"]
     for index, committed in ((0, ["000000"]), (1, ["000000", "000001", "000002"])):
-        status, told = task(index, config, *quick)
-        assert status == 0, told
+        status, printed = task(index, config, *quick)
+        assert status == 0, printed
         assert sorted(path.name.partition(".")[0] for path in (output / "commits").iterdir()) == committed
     assert (output / "shards.json").exists(), "the last one writes the index of the whole"
 
 
-def test_a_task_is_told_its_part_and_all_further_options(tmp_path: Path) -> None:
+def test_a_task_gets_its_part_and_all_further_options(tmp_path: Path) -> None:
     assert told_to_build(1, tmp_path) == ["build", "build.yaml", "--shards", "1/2 --set name=x y\n"]
 
 
@@ -67,7 +67,7 @@ def test_a_signal_reaches_the_command_and_its_folder_goes(tmp_path: Path) -> Non
     command = tmp_path / "segmint"
     command.write_text(
         """#!/usr/bin/env bash
-trap 'echo told to end; exit 7' TERM
+trap 'echo asked to end; exit 7' TERM
 echo "$RAY_TMPDIR" > "$0.folder"
 sleep 0.5
 kill -TERM "$PPID"
@@ -75,16 +75,16 @@ for _ in {1..600}; do sleep 0.1; done
 """
     )
     command.chmod(0o755)
-    status, told = task(0, "build.yaml", SEGMINT=str(command))
-    assert (status, told) == (7, "told to end\n")
+    status, printed = task(0, "build.yaml", SEGMINT=str(command))
+    assert (status, printed) == (7, "asked to end\n")
     folder = Path((tmp_path / "segmint.folder").read_text().strip())
     assert folder.name.startswith("segmint-")
     assert not folder.exists()
 
 
 def test_some_tasks_of_an_array_need_to_know_the_number_of_parts(tmp_path: Path) -> None:
-    status, told = task(3, "build.yaml", first=3, count=1)
-    assert (status, "this array is not 0-0: set SEGMINT_PARTS" in told) == (2, True)
+    status, printed = task(3, "build.yaml", first=3, count=1)
+    assert (status, "this array is not 0-0: set SEGMINT_PARTS" in printed) == (2, True)
     environment = {"SLURM_ARRAY_TASK_MIN": "3", "SEGMINT_PARTS": "16"}
     assert told_to_build(3, tmp_path, **environment)[3].startswith("3/16 ")
 
@@ -97,10 +97,10 @@ def test_some_tasks_of_an_array_need_to_know_the_number_of_parts(tmp_path: Path)
         (["build.yaml"], {"SEGMINT": "/nowhere/segmint"}, "/nowhere/segmint is not a program"),
     ],
 )
-def test_what_is_missing_is_told(arguments: list[str], environment: dict[str, str], words: str) -> None:
-    status, told = task(0, *arguments, **environment)
+def test_what_is_missing_is_reported(arguments: list[str], environment: dict[str, str], words: str) -> None:
+    status, printed = task(0, *arguments, **environment)
     assert status == 2
-    assert words in told
+    assert words in printed
 
 
 def test_bash_and_shellcheck_find_nothing_in_any_script() -> None:

@@ -84,5 +84,5 @@ for turn in range(3000):
 
 
 def test_what_the_garbage_collector_ends_stops_no_other_thread() -> None:
-    """With executors that wait for their threads, this stands still for good within seconds."""
+    """With executors that wait for their threads, this deadlocks within seconds."""
     subprocess.run([sys.executable, "-c", LEFT_TO_THE_COLLECTOR], cwd=ROOT, check=True, timeout=300)

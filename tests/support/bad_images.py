@@ -29,13 +29,13 @@ class Sample:
     data: bytes | None  # None: there is no such object
     reason: Reason | None
     stage: str | None = "ingest"
-    columns: dict[str, object] = field(default_factory=dict)  # of its row in the catalog, beside uri and license
+    columns: dict[str, object] = field(default_factory=dict)  # of its row in the catalog, besides uri and license
     needs_poison: bool = False  # harmless without `POISON`
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What must become of one row of the catalog."""
+    """The expected result of one row of the catalog."""
 
     image_id: str
     uri: str  # as the catalog writes it
@@ -269,7 +269,7 @@ def samples() -> tuple[Sample, ...]:
 
 
 def write_bad_catalog(folder: Path, chosen: Iterable[Sample] | None = None) -> list[Expected]:
-    """Write the files and `catalog.jsonl` beside them, and return what must become of each row, in order.
+    """Write the files and `catalog.jsonl` next to them; return the expected result of each row, in order.
 
     The license of every row but two is CC0-1.0, which the policy must allow; those with `needs_poison` need
     `POISON` and a memory limit.

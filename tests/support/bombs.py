@@ -1,4 +1,4 @@
-"""Files that are small and endless for a reader: by what they say of themselves, and by what is in them."""
+"""Files that are small but exhaust a reader: by the sizes in their headers, or by their content."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ _ENDLESS = frozenset({Reason.TIMED_OUT, Reason.OUT_OF_MEMORY})
 
 @dataclass(frozen=True)
 class Bomb:
-    """A file's maker, and the verdicts that it may get: by its header, or by what became of the child."""
+    """A function that makes a file, and the verdicts that it may get: by its header, or by the end of the child."""
 
     name: str
     make: Callable[[], bytes]
@@ -26,7 +26,7 @@ class Bomb:
 
 
 def bombs() -> tuple[Bomb, ...]:
-    """Every bomb; nothing is made before it is asked for."""
+    """Every bomb; files are made on demand."""
     large, corrupt = frozenset({Reason.TOO_LARGE}), frozenset({Reason.CORRUPT})
     return (
         Bomb("png_of_4_exapixels", lambda: _png_saying(2**31 - 1, 2**31 - 1), large),

@@ -1,4 +1,4 @@
-"""A real Chromium for tests, and what to hold a page to."""
+"""A real Chromium for tests, and checks of a page."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ _ARGUMENTS = [
 ]
 
 
-# A module's, and no longer: while it lives, Playwright's event loop counts as running in this thread, and nothing else
-# in it could run one of its own.
+# Module scope, not more: while it lives, Playwright's event loop counts as running in this thread, and nothing else in
+# it could run another one.
 @pytest.fixture(scope="module")
 def chromium() -> "Iterator[Browser]":
     """A headless Chromium, the one on the PATH; skips by name without it. Close the pages and contexts you make."""
@@ -39,14 +39,14 @@ def chromium() -> "Iterator[Browser]":
 
 @dataclass
 class Watched:
-    """What a page did since it was watched."""
+    """Errors and requests of a page since it was watched."""
 
     errors: list[str] = field(default_factory=list)  # of the console, warnings included, and of scripts
     requests: list[str] = field(default_factory=list)  # URLs
 
 
 def watch(page: "Page") -> Watched:
-    """Note a page's errors and requests from now on; call it before the page is opened."""
+    """Record a page's errors and requests from now on; call it before the page is opened."""
     watched = Watched()
 
     def console(message: "ConsoleMessage") -> None:
@@ -63,7 +63,7 @@ def watch(page: "Page") -> Watched:
 
 
 def serious_violations(page: "Page") -> list[str]:
-    """What axe-core calls serious or critical in a page as it stands: a line a rule, with the first elements."""
+    """Violations that axe-core calls serious or critical in a page: one line for each rule, with the first elements."""
     from axe_playwright_python.sync_playwright import Axe
 
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]

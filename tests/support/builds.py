@@ -71,7 +71,7 @@ def write_config(path: Path, catalog: str | Path, output: str | Path, **changes:
 
 
 def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300, **environment: str) -> str:
-    """Run the command in a process of its own; returns what it printed, both streams together.
+    """Run the command in a separate process; return what it printed, both streams together.
 
     `check` is the exit code expected; None takes any.
     """

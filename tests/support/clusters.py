@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine, started as its users start one: `ray start` for each node."""
+"""A real Ray cluster of several nodes on this machine, started as users do: `ray start` for each node."""
 
 import os
 import secrets
@@ -50,7 +50,7 @@ class RayNode:
         return self._process.poll() is None
 
     def pause(self) -> None:
-        """What a hypervisor does that halts a machine: SIGSTOP to everything on the node."""
+        """Send SIGSTOP to everything on the node, like a hypervisor that halts a machine."""
         stopped: set[int] = set()
         # Those that were started while the others were stopped come last.
         while new := {process for process in self.processes() if process.pid not in stopped}:
@@ -60,13 +60,13 @@ class RayNode:
             stopped |= {process.pid for process in new}
 
     def wake_up(self) -> None:
-        """SIGCONT to all that is on the node, the workers first: they go on before their raylet hears of the world."""
+        """Send SIGCONT to everything on the node, the workers first: they go on before their raylet does."""
         for process in reversed(self.processes()):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
     def kill(self) -> None:
-        """What a power cut does: SIGKILL to everything at once, the raylet with all its workers among it."""
+        """Send SIGKILL to everything at once, the raylet and its workers included, like a power cut."""
         try:
             running = self.processes()
         except psutil.NoSuchProcess:
@@ -79,13 +79,13 @@ class RayNode:
 
 
 class RayCluster:
-    """A head and nodes that come and go, all on this machine, with a token of their own."""
+    """A head and nodes that come and go, all on this machine, with their own token."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets there: a short path
         self._port, self._client_port = free_ports(2)
         self.nodes: list[RayNode] = []
-        # What a driver needs beside its own environment.
+        # What a driver needs besides its environment.
         self.environment = {
             "RAY_ADDRESS": f"127.0.0.1:{self._port}",
             "RAY_AUTH_MODE": "token",

@@ -60,7 +60,7 @@ class CommittedShard:
         return files | {"shards": self._tar(), **self.raw}
 
     def write(self) -> None:
-        """Put the files and the commit in the place of those that stood there."""
+        """Replace the old files and the commit."""
         files = self.files()
         for entry in self.commit.files:
             (self.dataset / entry.path).unlink()
@@ -95,6 +95,6 @@ def write_commit(dataset: Path, commit: Commit) -> None:
 
 
 def change_manifest(dataset: Path, **changes: Any) -> None:
-    """Write `dataset.json` anew with other values of these fields."""
+    """Rewrite `dataset.json` with other values of these fields."""
     path = dataset / MANIFEST
     path.write_bytes(DatasetManifest.from_json(path.read_bytes()).model_copy(update=changes).to_json())

@@ -1,10 +1,10 @@
-"""Kills operations at every one of their storage calls, and checks what is left: a process of its own, which forks.
+"""Kill operations at each of their storage calls, and check what is left: a separate process, which forks.
 
     python -m tests.support.crash_matrix OPERATION,OPERATION,… FOLDER [URI OPTIONS]
 
 Prints a JSON object: for each operation its calls, how many points were tried, and what was wrong at which of them.
-Datasets stand below FOLDER, or below URI, which is opened with OPTIONS (JSON). On local files the steps of each put
-are points, too; on another store a put is one call.
+Datasets are below FOLDER, or below URI, which is opened with OPTIONS (JSON). On local files the steps of each put are
+points, too; on another store a put is one call.
 """
 
 import gc
@@ -49,11 +49,11 @@ NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Operation:
-    """Work that may be killed anywhere and done again, and what stands before it."""
+    """Work that may be killed anywhere and done again, and the state before it."""
 
     before: Callable[[Place], object]
     work: Callable[[Place], object]
-    mends: bool = False  # whether what stands before it is damaged, so that promises hold after it alone
+    mends: bool = False  # whether the state before it is damaged, so that promises hold only after it
 
 
 def _both_shards(place: Place) -> None:
@@ -106,7 +106,7 @@ PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
 
 
 def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str, Any]:
-    """Kill an operation at every point; `folder` is for a copy of what stands before it."""
+    """Kill an operation at every point; `folder` is for a copy of the state before it."""
     before = folder / "before"
 
     def prepare() -> None:
@@ -199,7 +199,7 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
         after = Child(lambda place=place: (place.log.location(1, 1).read(), contents(place))).result()
         lines = [] if after[0] == standing else ["the commit was changed"]
         if after[1] not in [outcome[1] for outcome in outcomes.values()]:
-            lines.append(f"more or less stands there than either writer's files: {sorted(after[1])}")
+            lines.append(f"there are more or fewer files than either writer's: {sorted(after[1])}")
         if lines:
             wrong[f"{point} ({outcomes[0][0][point.number - 1]})"] = lines
     return {"calls": outcomes[0][0], "points": len(points), "wrong": wrong}

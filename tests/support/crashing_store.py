@@ -20,7 +20,7 @@ from segmint.infra.storage.stores import Store
 
 STORE_CALLS = ("read", "read_range", "create", "put", "put_file", "walk", "size", "delete", "purge", "ping")
 FILE_CALLS = ("mkdir", "fsync", "link", "replace", "unlink")
-"""What a local put and a local delete are made of, besides the writing itself."""
+"""The steps of a local put and a local delete, besides the writing itself."""
 
 Gate = Callable[[str, Callable[[], Any], Any], Any]
 
@@ -77,7 +77,7 @@ class Point:
 
 
 class Count:
-    """A gate that takes down the names of all calls."""
+    """A gate that records the names of all calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -171,7 +171,7 @@ def _work_and_exit(work: Callable[[], Any], writer: int) -> None:
         try:
             data = pickle.dumps(work())
             status = 0
-        except BaseException:  # noqa: BLE001 (told to the parent)
+        except BaseException:  # noqa: BLE001 (reported to the parent)
             data = traceback.format_exc().encode()
         with open(writer, "wb") as stream:
             stream.write(data)

@@ -40,7 +40,7 @@ def download(storage: Storage, uri: str, folder: Path) -> Path:
 
 
 def download_versions(server: S3Server, bucket: str, folder: Path) -> Path:
-    """Copy every version of every object of a bucket into a folder, each as a file of its own."""
+    """Copy every version of every object of a bucket into a folder, each as a separate file."""
     client = server.client()
     folder.mkdir(parents=True, exist_ok=True)
     pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket)
@@ -51,7 +51,7 @@ def download_versions(server: S3Server, bucket: str, folder: Path) -> Path:
 
 
 def jpegs(dataset: Path) -> dict[str, bytes]:
-    """The JPEGs of all tars that stand in a dataset, by name."""
+    """The JPEGs of all tars in a dataset, by name."""
     found = {}
     for path in sorted((dataset / "shards").glob("*.tar")):
         with tarfile.open(path) as archive:

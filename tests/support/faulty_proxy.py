@@ -1,4 +1,4 @@
-"""A proxy in front of an HTTP server that misbehaves as told: loses answers, cuts and stalls bodies, lies, is out."""
+"""A proxy in front of an HTTP server that fails on demand: loses answers, cuts and stalls bodies, lies, is down."""
 
 import re
 import socket
@@ -47,12 +47,12 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._port}"
 
     def close(self) -> None:
-        """Go down for good."""
+        """Go down permanently."""
         self._closed = True
         self.go_down()
 
     def go_down(self) -> None:
-        """Refuse connections, and resets those that stand."""
+        """Refuse connections, and reset open ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             clients, self._clients = self._clients, set()
@@ -74,7 +74,7 @@ class FaultyProxy:
         self._listen(self._listener)
 
     def be_out_for(self, seconds: float) -> None:
-        """Go down now, and comes up after so many seconds."""
+        """Go down now, and come up after `seconds`."""
         self.go_down()
         timer = threading.Timer(seconds, self.come_up)
         timer.daemon = True
@@ -161,7 +161,7 @@ def _announce(head: bytes, length: int) -> bytes:
 
 
 def _hold(client: socket.socket, *, drip: bool) -> None:
-    """Keep the connection until the client has had enough, a minute at most."""
+    """Keep the connection until the client gives up, a minute at most."""
     client.settimeout(0.1)
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -190,6 +190,6 @@ def faulty_proxy(upstream_port: int) -> Iterator[FaultyProxy]:
 
 def answer(status: int, code: str) -> bytes:
     """An S3 error as bytes on the wire."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
-    head = f"HTTP/1.1 {status} Told\r\nContent-Length: {len(body)}\r\nContent-Type: application/xml\r\n"
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as planned</Message></Error>".encode()
+    head = f"HTTP/1.1 {status} Planned\r\nContent-Length: {len(body)}\r\nContent-Type: application/xml\r\n"
     return head.encode() + b"Connection: close\r\n\r\n" + body

@@ -1,4 +1,4 @@
-"""Data in the manner of SA-1B as somebody else would have it: a dataset's images and JSONs loose, or in tars."""
+"""SA-1B-style data of another origin: a dataset's images and JSONs as loose files, or in tars."""
 
 import json
 import tarfile

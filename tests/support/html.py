@@ -14,7 +14,7 @@ class Element:
 
 @dataclass
 class ParsedPage:
-    """What a page holds; `text` is that of all elements but style, single-spaced."""
+    """The content of a page; `text` is that of all elements except style, single-spaced."""
 
     elements: list[Element] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A process that dies after its n-th write to a store, without being one: no later write gets through."""
+"""Simulates a process that dies after its n-th write to a store: no later write gets through."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class DyingStore:
 
 
 class Budget:
-    """How many writes are done, and how many may be; None: any number."""
+    """The number of writes done, and allowed; None: any number."""
 
     def __init__(self, allowed: int | None) -> None:
         self.allowed = allowed
@@ -50,7 +50,7 @@ class Budget:
 
 @contextmanager
 def dying_after(writes: int | None) -> Iterator[Budget]:
-    """Let so many writes through to any store of this process; with None all, counted."""
+    """Let `writes` writes through to any store of this process; with None all, counted."""
     budget = Budget(writes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -1,4 +1,4 @@
-"""What Label Studio and its converter make of the tasks of an export, once people have worked on them."""
+"""The output of Label Studio and its converter for the tasks of an export, after people edited them."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from label_studio_sdk.converter import Converter, brush
 from segmint.pipeline.export.label_studio import LABELING
 
 Edit = Callable[[int, dict[str, Any]], dict[str, Any] | None]
-"""What a person makes of a region of an image: another one, or None to delete it."""
+"""A person's edit of a region of an image: another one, or None to delete it."""
 
 
 def decode(region: dict[str, Any]) -> np.ndarray:
@@ -44,7 +44,7 @@ def answered(tasks: list[dict[str, Any]], edit: Edit = lambda image, region: reg
 
 
 def convert(tasks: list[dict[str, Any]], folder: Path, format: str) -> Path:
-    """The folder of what the SDK's converter makes of exported tasks: JSON_MIN, BRUSH_TO_COCO, BRUSH_TO_NUMPY, …"""
+    """The folder with the SDK converter's output for exported tasks: JSON_MIN, BRUSH_TO_COCO, BRUSH_TO_NUMPY, …"""
     (folder / "out").mkdir(parents=True)
     source = folder / "export.json"
     source.write_text(json.dumps(tasks), encoding="utf-8")

@@ -75,7 +75,7 @@ def found_again(labels: Iterable[Box], boxes: Iterable[Box], scale: float = 1.0)
 
 
 def haar_faces(image: np.ndarray) -> list[Box]:
-    """Boxes of OpenCV's frontal-face cascade, which alarms falsely: compare with labels, never count."""
+    """Boxes of OpenCV's frontal-face cascade, which has false alarms: compare with labels, never count."""
     path = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
     found = cv2.CascadeClassifier(path).detectMultiScale(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1.1, 3)
     return [(x, y, x + w, y + h) for x, y, w, h in np.reshape(found, (-1, 4)).tolist()]

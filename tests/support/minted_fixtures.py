@@ -1,4 +1,4 @@
-"""A small real dataset that tests share; who changes it takes a copy."""
+"""A small real dataset that tests share; copy it to change it."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.parallel import made_once
 def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight rows in shards of three: images 1, 2, 4 to 7; row 3 refused for its license, row 8 not found.
 
-    Its configuration is `build.yaml` beside it.
+    Its configuration is `build.yaml` next to it.
     """
 
     def make(folder: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: `old` stands exactly once in `file`, and `new` takes its place."""
+    """One fault: `old` occurs exactly once in `file`, and is replaced by `new`."""
 
     name: str
     file: str

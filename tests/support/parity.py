@@ -1,4 +1,4 @@
-"""Comparing our masks with the reference generator's: records matched one by one."""
+"""Comparison of our masks with the reference generator's: records matched one by one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Comparison:
 
     @property
     def same_order(self) -> bool:
-        """Whether the pairs stand in the same order on both sides."""
+        """Whether the pairs have the same order on both sides."""
         theirs = [pair[1] for pair in sorted(self.pairs)]
         return theirs == sorted(theirs)
 

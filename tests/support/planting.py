@@ -20,7 +20,7 @@ from tests.support.committed_shard import CommittedShard, change_manifest, write
 from tests.support.locations import location_of
 
 LATER = datetime.now(UTC) + timedelta(days=2)
-"""By when every file of a test is old."""
+"""A time when every file of a test is old."""
 
 
 def flip(path: Path) -> None:
@@ -36,14 +36,14 @@ def commit_path(dataset: Path, shard: int) -> Path:
 
 
 def change_commit(dataset: Path, shard: int, **changes: Any) -> None:
-    """Writes a shard's commit anew with other values of these fields."""
+    """Rewrite a shard's commit with other values of these fields."""
     commit = CommitLog(location_of(dataset)).latest(shard)
     assert commit is not None
     write_commit(dataset, replace(commit, **changes))
 
 
 def first_part(dataset: Path) -> CatalogPart:
-    """What the manifest says of the catalog's first part."""
+    """The manifest's entry for the catalog's first part."""
     return DatasetManifest.from_json((dataset / "dataset.json").read_bytes()).catalog[0]
 
 

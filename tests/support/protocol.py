@@ -1,4 +1,4 @@
-"""A small dataset for tests of the commit protocol, with several contents a shard, and its invariants as a check.
+"""A small dataset for tests of the commit protocol, with several contents for each shard, and a check of invariants.
 
 Rows are made up (`described_rows`); all else is real: the catalog's part, the manifest, the writer, the audit.
 """
@@ -51,7 +51,7 @@ QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.05, deadline_s=2
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dataset stands."""
+    """The place of a dataset."""
 
     uri: str
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def contents(place: Place) -> dict[str, str]:
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """A folder in memory where the machine has one: thousands of syncs are made in it, and nobody pulls a plug."""
+    """A folder in memory if the machine has one: tests make thousands of syncs in it, and need no durability."""
     memory = Path("/dev/shm")
     usable = memory.is_dir() and os.access(memory, os.W_OK)
     with tempfile.TemporaryDirectory(prefix="protocol-", dir=memory if usable else None) as folder:
@@ -143,12 +143,12 @@ def quick_folder() -> Iterator[Path]:
 
 
 def copy_folder(folder: Path, place: Place) -> None:
-    """Put the files below a folder where a dataset is to stand."""
+    """Put the files below a folder at a dataset's place."""
     upload(place.storage, folder, place.uri)
 
 
 def holding(place: Place) -> Iterator[tuple[Commit, bytes]]:
-    """The commit that holds of each shard, with the bytes of its file."""
+    """The commit that holds for each shard, with the bytes of its file."""
     for shard, generation in place.log.committed().items():
         data = place.log.location(shard, generation).read()
         yield Commit.from_json(data), data

@@ -1,4 +1,4 @@
-"""Reports of datasets, made once; who changes one takes a copy. What they need is loaded when a test asks for them."""
+"""Reports of datasets, made once; copy one to change it. Imports are deferred until a test needs them."""
 
 from pathlib import Path
 

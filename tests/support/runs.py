@@ -18,7 +18,7 @@ _MARK = "SEGMINT_TEST_RUN"
 
 
 class Run:
-    """A build as a process of its own; a local Ray and all its workers carry its mark in their environment."""
+    """A build as a separate process; a local Ray and all its workers have its mark in their environment."""
 
     def __init__(self, config: Path, *arguments: str, **environment: str) -> None:
         self._mark = uuid.uuid4().hex
@@ -38,7 +38,7 @@ class Run:
         return self._driver.poll() is None
 
     def below(self) -> list[psutil.Process]:
-        """All that the driver started and that still runs: none on a cluster."""
+        """All processes that the driver started and that still run; none on a cluster."""
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self._driver.pid).children(recursive=True)
         return []
@@ -59,7 +59,7 @@ class Run:
         return self._log.read_text(errors="replace")
 
     def marked(self) -> list[psutil.Process]:
-        """Every process with this run's mark, whoever its parent is by now."""
+        """Every process with this run's mark, whatever its parent is by now."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -86,7 +86,7 @@ def running(config: Path, *arguments: str, **environment: str) -> Iterator[Run]:
 
 
 def wait_for(what: str, found: Callable[[], object], run: Run | None = None, timeout: float = 600) -> None:
-    """Return when `found` answers yes; fails where the run, if any, end first."""
+    """Return when `found` is true; fail if the run, if any, ends first."""
     deadline = time.monotonic() + timeout
     while not found():
         assert run is None or run.alive(), f"the run ended before there was {what}:\n{run.told()}"
@@ -95,14 +95,14 @@ def wait_for(what: str, found: Callable[[], object], run: Run | None = None, tim
 
 
 def title(process: psutil.Process) -> str:
-    """What a process calls itself: Ray's workers say what they do. Empty for one that has ended."""
+    """The title of a process: Ray's workers say what they do. Empty for one that has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
 
 
 def finish(config: Path, **environment: str) -> int:
-    """Build again until nothing is left; returns how often that took, at most twice."""
+    """Build again until nothing is left; return the number of builds, at most two."""
     for attempt in (1, 2):
         with running(config, **environment) as run:
             code = run.wait()

@@ -21,7 +21,7 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running SeaweedFS; its credentials stand in this process's environment, which children inherit."""
+    """A running SeaweedFS; its credentials are in this process's environment, which children inherit."""
     credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     old = {name: os.environ.get(name) for name in (*credentials, "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED")}
     os.environ.update(credentials, AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")
@@ -40,7 +40,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def make_bucket(s3_server: S3Server) -> Iterator[Callable[..., str]]:
-    """Make an empty bucket and give its name; the bucket goes with its objects when the test ends."""
+    """Make an empty bucket and return its name; it is removed with its objects when the test ends."""
     made: list[str] = []
 
     def make(prefix: str = "test") -> str:

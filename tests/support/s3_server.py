@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS on free ports, in a folder of its own, gone at the end."""
+"""A real S3 server for tests: SeaweedFS on free ports, in its own folder, removed at the end."""
 
 import atexit
 import contextlib
@@ -24,7 +24,7 @@ _PORTS = (
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, all different."""
+    """Free ports of 127.0.0.1, all different."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

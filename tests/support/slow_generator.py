@@ -1,8 +1,8 @@
-"""Automatic mask generation written as plainly as the SAM paper tells it (Section 4, Appendix B), and slow.
+"""Automatic mask generation written as simply as in the SAM paper (Section 4, Appendix B), and slow.
 
-It is what `MaskGenerator` must agree with. A point goes through the plain decoder, every mask is upscaled, measured and
-cleaned whole, and waits in COCO's own run lengths. Grids, crops, limits and suppression are the generator's own: they
-are plain already, and have tests of their own. So is the image encoder, as `Predictor.embed` runs it.
+`MaskGenerator` must agree with it. A point goes through the plain decoder, every mask is upscaled, measured and cleaned
+at full size, and kept as COCO run lengths. Grids, crops, limits and NMS are the generator's: they are simple already,
+and have their own tests. So is the image encoder, as `Predictor.embed` runs it.
 """
 
 from collections import Counter
@@ -24,13 +24,13 @@ from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
 
-# Points decoded at once: a matter of memory alone.
+# Points decoded at once: affects only memory.
 _POINTS = 16
 
 
 @dataclass(frozen=True)
 class Found:
-    """A mask over the whole frame, with what the later steps need of it."""
+    """A mask over the whole frame, with the values that later steps need."""
 
     rle: dict[str, Any]
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 in the frame, ends inclusive
@@ -44,7 +44,7 @@ class Found:
 def generate_slowly(
     predictor: Predictor, settings: MaskSettings, image: np.ndarray, original: np.ndarray | None = None
 ) -> Generated:
-    """What `MaskGenerator(predictor, settings).generate(image, original)` gives; the stability limit must be over 0."""
+    """The result of `MaskGenerator(predictor, settings).generate(...)`; the stability limit must be over 0."""
     height, width, _ = image.shape
     found: list[Found] = []
     counts: Counter[str] = Counter()
@@ -116,7 +116,7 @@ def decoded(
 
 
 def clean_all(found: Sequence[Found], settings: MaskSettings, counts: Counter[str]) -> list[Found]:
-    """Fill holes, then remove islands, then suppresses the duplicates that this made; counts masks with either."""
+    """Fill holes, remove islands, then suppress the duplicates that this made; count masks with either."""
     least = settings.min_mask_region_area
     kept: list[Found] = []
     scores: list[float] = []

@@ -1,4 +1,4 @@
-"""Work in threads that make one storage call at a time, when told: every interleaving, and the same one each time."""
+"""Work in threads that make one storage call at a time, on command: any interleaving, and reproducible."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ class Stepped:
             self._work()
         except KilledError:
             pass
-        except BaseException as error:  # noqa: BLE001 (told to whoever stepped it)
+        except BaseException as error:  # noqa: BLE001 (raised in the thread that steps it)
             self.error = error
         finally:
             self.next_call = ""

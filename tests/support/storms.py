@@ -45,7 +45,7 @@ class Storm:
         self._in_a_row: Counter[str] = Counter()
 
     def __call__(self, method: str, target: str) -> bytes:
-        # Names made anew in each run would be spoiled otherwise in each run.
+        # Names that are new in each run would get other faults in each run.
         key = re.sub("^/[^/?]+/?", "", target)
         if "/.tmp-" in key:
             return b""  # the probe has writers race for one name: who is hit would depend on the time

@@ -48,7 +48,7 @@ def mask_rows(dataset: Path, image: int) -> list[dict[str, Any]]:
 
 
 def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path:
-    """An audit's JSON with these findings; where they do not say their image, it is told by their place."""
+    """An audit's JSON with these findings; if they do not name their image, it follows from their place."""
     whole = {"code": "mask_area", "shard": 0, "file": "masks/x.parquet", "where": "", "expected": "1", "found": "2"}
     said = [{**whole, "image": image_of(str(finding.get("where", ""))), **finding} for finding in findings]
     document = {"dataset": "x", "scope": "all", "findings": said, **more}
@@ -58,7 +58,7 @@ def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path
 
 @contextmanager
 def running_viewer(dataset: Path, *arguments: str | Path, end: signal.Signals = signal.SIGINT) -> Iterator[str]:
-    """`segmint view` as a process of its own: gives its address, ends it by a signal, and wants exit code 0."""
+    """`segmint view` as a separate process: yield its address, end it with a signal, and expect exit code 0."""
     command = [sys.executable, "-m", "segmint", "view", str(dataset), "--no-browser", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -70,9 +70,9 @@ def running_viewer(dataset: Path, *arguments: str | Path, end: signal.Signals = 
             yield address
         finally:
             process.send_signal(end)
-            _, told = process.communicate(timeout=60)
-        assert process.returncode == 0, told
-        assert "Traceback" not in told
+            _, printed = process.communicate(timeout=60)
+        assert process.returncode == 0, printed
+        assert "Traceback" not in printed
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -68,7 +68,7 @@ def test_meaning_of_other_errors() -> None:
     assert meaning(SSLError(endpoint_url="https://x", error="EOF occurred")) is Meaning.TRANSIENT
 
 
-def test_a_cause_without_words_is_told_by_the_one_behind_it() -> None:
+def test_a_cause_without_text_is_described_by_the_one_behind_it() -> None:
     error = TimeoutError()
     error.__cause__ = TimeoutError("no whole answer within 65 seconds")
     assert describe(error) == "no whole answer within 65 seconds"

@@ -48,14 +48,14 @@ class Store:
             return "done"
 
 
-def test_an_outage_is_waited_for_and_told_once(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_outage_is_waited_for_and_logged_once(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     world = Store(looks=5)
     assert wait_out(world.use, store, world.answers, outage_s=60) == "done"
     assert (world.used, world.looked) == (2, 6)
-    told = capsys.readouterr().err
-    assert (told.count("waiting for a store"), told.count("answers again")) == (1, 1)
-    assert store in told
-    assert "it is out" in told
+    printed = capsys.readouterr().err
+    assert (printed.count("waiting for a store"), printed.count("answers again")) == (1, 1)
+    assert store in printed
+    assert "it is out" in printed
 
 
 def test_threads_wait_together(store: str, capsys: pytest.CaptureFixture[str]) -> None:

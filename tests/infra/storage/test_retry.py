@@ -63,7 +63,7 @@ def test_a_refusal_is_tried_once_more() -> None:
     assert attempt.calls == 2
 
 
-def test_what_a_fault_is_about_stands_in_its_type() -> None:
+def test_the_type_of_an_error_says_what_a_fault_is_about() -> None:
     for error, expected in (
         (client_error("SlowDown", 503), UnavailableError),
         (ConnectionResetError(), PassingFaultError),

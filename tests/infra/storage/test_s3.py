@@ -1,4 +1,4 @@
-"""S3 through a proxy that spoils requests: each fault is overcome, or told at once, and none leaves anything behind."""
+"""S3 through a proxy that spoils requests: each fault is overcome, or reported at once, and leaves nothing behind."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def bucket(s3_server: S3Server) -> str:
 
 @pytest.fixture
 def uri(bucket: str, s3_options: dict[str, dict[str, str]]) -> str:
-    """Where `DATA` stands, alone in its folder."""
+    """The URI of `DATA`, alone in its folder."""
     uri = f"s3://{bucket}/{uuid.uuid4().hex}/x"
     Storage(s3_options).put(uri, DATA)
     return uri
@@ -131,7 +131,7 @@ def test_a_write_that_nobody_takes_ends(proxy: FaultyProxy, storage: Storage, ur
 
 
 @pytest.mark.parametrize(
-    ("told", "kind", "advice", "tries"),
+    ("fault", "kind", "advice", "tries"),
     [
         (answer(403, "AccessDenied"), AccessRefusedError, "check the credentials", 2),
         (answer(400, "ExpiredToken"), AccessRefusedError, "check the credentials", 2),
@@ -141,10 +141,10 @@ def test_a_write_that_nobody_takes_ends(proxy: FaultyProxy, storage: Storage, ur
     ],
     ids=name_of,
 )
-def test_what_cannot_succeed_is_told_at_once(
-    told: bytes, kind: type[Exception], advice: str, tries: int, proxy: FaultyProxy, uri: str
+def test_what_cannot_succeed_is_reported_at_once(
+    fault: bytes, kind: type[Exception], advice: str, tries: int, proxy: FaultyProxy, uri: str
 ) -> None:
-    proxy.policy = lambda method, target: told
+    proxy.policy = lambda method, target: fault
     for storage in (through(proxy), through(proxy, outage_s=60)):
         proxy.requests.clear()
         with pytest.raises(kind, match=advice):
@@ -162,8 +162,8 @@ def test_a_look_that_is_refused_without_words_says_why(proxy: FaultyProxy, stora
 
 
 def test_a_fault_says_whether_it_is_about_the_store(proxy: FaultyProxy, storage: Storage, uri: str) -> None:
-    for told in BUSY:
-        proxy.policy = lambda method, target, told=told: told
+    for fault in BUSY:
+        proxy.policy = lambda method, target, fault=fault: fault
         with pytest.raises(UnavailableError):
             storage.read(uri)
         assert not storage.answers(uri)

@@ -115,7 +115,7 @@ def test_deleting(place) -> None:
         assert [entry.name for entry in storage.list(base)] == ["ab"]
 
 
-def test_put_if_absent_says_whose_bytes_stand_there(place) -> None:
+def test_put_if_absent_says_whether_our_bytes_are_there(place) -> None:
     storage, base = place
     mine = os.urandom(5_500_000)
     assert storage.put_if_absent(f"{base}/x", mine)
@@ -256,7 +256,7 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
 
 @pytest.mark.s3
 def test_refused_credentials_are_a_fault_at_once(s3_options, s3_bucket: str) -> None:
-    # A process of its own: credentials are looked up once a connection.
+    # A separate process: credentials are looked up once a connection.
     script = (
         "import sys, time; from segmint.infra.storage.storage import *\n"
         f"storage = Storage({s3_options!r}); start = time.monotonic()\n"
@@ -342,7 +342,7 @@ def test_walk_ever_also_names_what_was_deleted(s3_server: S3Server, s3_bucket: s
     assert storage.walk_ever(f"s3://{s3_bucket}/none") == ()
 
 
-def test_walk_ever_of_local_files_is_what_stands_there(local) -> None:
+def test_walk_ever_of_local_files_is_what_is_there(local) -> None:
     storage, base = local
     for name in ("b", "a", "sub/c", ".tmp-x"):
         storage.put(f"{base}/{name}", b"1")

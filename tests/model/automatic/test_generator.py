@@ -185,7 +185,7 @@ def test_crops_beyond_the_end_of_a_tiny_image_are_left_out(predictor: Predictor)
     check_funnel(generated)
 
 
-def test_a_prompt_gives_the_same_mask_wherever_it_stands_in_a_chunk(predictor: Predictor, coffee: np.ndarray) -> None:
+def test_a_prompt_gives_the_same_mask_at_every_place_in_a_chunk(predictor: Predictor, coffee: np.ndarray) -> None:
     # Nine points in chunks of four: the last chunk holds one point and three that pad it.
     image = smaller(coffee, 300)
     settings = MaskSettings.official(points_per_side=3, points_per_chunk=4, box_nms_thresh=1.0)

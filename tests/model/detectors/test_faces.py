@@ -66,9 +66,7 @@ def test_small_faces_are_seen_in_a_large_photograph(cascade: MTCNN, multiface: n
     assert len(found_again(labels, found)) == 18
 
 
-def test_a_huge_image_is_searched_in_a_smaller_frame_and_answered_in_its_own(
-    cascade: MTCNN, multiface: np.ndarray
-) -> None:
+def test_a_huge_image_is_searched_shrunk_and_boxes_are_in_its_own_pixels(cascade: MTCNN, multiface: np.ndarray) -> None:
     found = FaceDetector(cascade, max_pixels=250_000).detect(multiface)
     assert len(found_again(MULTIFACE, [d.box for d in found])) == 6
 

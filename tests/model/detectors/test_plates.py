@@ -13,7 +13,7 @@ def plate(score: float, *box: float) -> Detection:
     return Detection("plate", score, (x0, y0, x1, y1), quad, "test")
 
 
-def test_anchors_stand_in_the_middle_of_their_cells_level_by_level() -> None:
+def test_anchors_are_in_the_middle_of_their_cells_level_by_level() -> None:
     table = anchors(331, 518)
     assert table.shape == (7220, 3)  # what the network answers for an image of this size
     assert table[:3].tolist() == [[4, 4, 24], [4, 4, 48], [12, 4, 24]]

@@ -42,7 +42,7 @@ def test_boxes_of_a_bgr_module_merged_and_over_the_score(tmp_path: Path) -> None
     detector = TorchScriptDetector(saved(RedSpot(0.95), tmp_path / "ego_face.jit"), "face")
     image = np.zeros((60, 80, 3), np.uint8)
     image[10:20, 30:50] = (255, 0, 0)  # red in RGB
-    image[40:50, 30:50] = (0, 0, 255)  # blue, which is red to whoever mixes the channels up
+    image[40:50, 30:50] = (0, 0, 255)  # blue, which is red if the channels are mixed up
     (found,) = detector.detect(image)
     assert found.box == (30, 10, 50, 20)
     assert (found.kind, found.source, found.score) == ("face", "ego_face.jit", 0.95)

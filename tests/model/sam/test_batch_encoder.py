@@ -65,7 +65,7 @@ def test_a_cpu_takes_images_one_by_one() -> None:
 
 
 @torch.inference_mode()
-def test_a_failed_compilation_is_told_and_the_encoder_runs_eagerly(
+def test_a_failed_compilation_is_reported_and_the_encoder_runs_eagerly(
     small_sam: Sam, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = BatchEncoder(small_sam)(images[:1], batch_size=1)[0]

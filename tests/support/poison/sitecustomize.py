@@ -21,7 +21,7 @@ JPEG_WIDTHS = {131: CRASH, 132: HANG, 133: EXIT, 134: ALLOCATE}
 
 
 def do(deed: int) -> None:
-    """What ends a process, or holds it up for ever."""
+    """End a process, or block it forever."""
     if deed == CRASH:
         ctypes.string_at(0)
     if deed == HANG:
