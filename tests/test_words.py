@@ -12,29 +12,33 @@ ROOT = Path(__file__).parents[1]
 
 INSTEAD = {
     r"anew": "again, or new",
-    r"(?:stands?|stood)(?! for\b| in for\b| alone\b|-)": "is, or has",
+    r"(?:stands?|stood)(?! for\b| in for\b| out\b| alone\b|-)": "is, or has",
     r"whoever": "who; for code, its name",
     r"in the manner of": "-style, or like",
     r"of (?:one's|its|their|our|his|her|your|my) own": "own, or separate",
-    r"told": "given, printed, or reported",
+    r"told(?! apart\b)": "given, printed, or reported",
     r"tells? of": "describes",
     r"(?<!there\s)(?:is|are|was|were) (?-i:none)": "is not, or no",
     r"obliterat\w*": "redact, or blur",
     r"be it": "even if, or whether",
     r"what is more": "also",
     r"(?:comes?|came) by": "gets",
-    r"for it (?:has|is|was|had)": "because it",
+    r"(?<=,\s)for it (?:has|is|was|had)": "because it",
     r"honestly": "nothing",
 }
 """What to write instead of a banned phrase, by its pattern."""
 
 ALLOWED: dict[str, dict[str, str]] = {
+    "CONTRIBUTING.md": {"comes by": "an example of what not to write"},
     "infra/uris.py": {"come by": "datasets store this message as the detail of a refused row"},
 }
 """Phrases that a file keeps, and why."""
 
-READ = ("benchmarks", "infra", "model", ".ci", "Makefile", "README.md", "SECURITY.md")
+READ = ("benchmarks", "infra", "model", ".ci", "Makefile", "README.md", "SECURITY.md", "CONTRIBUTING.md", "docs")
 """Files and folders without any of the phrases; a folder is added once its last one is gone."""
+
+LATER = ("docs/audit.md",)
+"""Pages that quote texts of folders that are not read yet."""
 
 _SUFFIXES = (".py", ".md", ".yaml", ".sbatch", "run", "Makefile", "Dockerfile")
 
@@ -42,7 +46,8 @@ _SUFFIXES = (".py", ".md", ".yaml", ".sbatch", "run", "Makefile", "Dockerfile")
 def _files() -> Iterator[Path]:
     for name in READ:
         path = ROOT / name
-        yield from sorted(path.rglob("*")) if path.is_dir() else [path]
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from (each for each in found if each.relative_to(ROOT).as_posix() not in LATER)
 
 
 def _hits(path: Path, allowed: Mapping[str, str]) -> Iterator[str]:
@@ -56,7 +61,7 @@ def _hits(path: Path, allowed: Mapping[str, str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in _files() if p.name.endswith(_SUFFIXES)], ids=lambda p: str(p.relative_to(ROOT))
+    "path", [p for p in _files() if p.name.endswith(_SUFFIXES)], ids=lambda path: path.relative_to(ROOT).as_posix()
 )
 def test_texts_use_plain_words(path: Path) -> None:
     allowed = ALLOWED.get(path.relative_to(ROOT).as_posix(), {})
