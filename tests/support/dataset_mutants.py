@@ -75,9 +75,9 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "bins without their upper end",
-        "pipeline/statistics/statistics.py",
-        "masks <= high)",
-        "masks < high)",
+        "pipeline/statistics/paper.py",
+        "masks <= self.high)",
+        "masks < self.high)",
         "tests/pipeline/statistics/test_statistics.py",
     ),
     Mutant(
@@ -181,15 +181,15 @@ DATASET_MUTANTS = (
     Mutant(
         "workers of every rank read the same",
         "catalogs/dataset/torch_dataset.py",
-        "Place(place.part * worker.num_workers + worker.id,",
-        "Place(worker.id,",
+        "position.part * worker.num_workers + worker.id,",
+        "worker.id,",
         "tests/catalogs/dataset/test_torch_dataset.py",
     ),
     Mutant(
         "the rows over are nobody's",
         "catalogs/dataset/torch_dataset.py",
-        "first, last = rows * place.part // place.parts, rows * (place.part + 1) // place.parts",
-        "first, last = rows // place.parts * place.part, rows // place.parts * (place.part + 1)",
+        "first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts",
+        "first, last = rows // position.parts * position.part, rows // position.parts * (position.part + 1)",
         "tests/catalogs/dataset/test_torch_dataset.py",
     ),
     Mutant(
