@@ -14,6 +14,7 @@ from segmint.catalogs.reasons import RejectedError
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
@@ -156,19 +157,19 @@ def _one_image(
     else:
         found = automatic_masks(predictor, pixels, options.masks)
     document = sa1b_document(number, PurePosixPath(name).name, (pixels.shape[0], pixels.shape[1]), found)
-    _write(storage, target, document + b"\n")
+    _write(Location(storage, target), document + b"\n")
     picture = None
     if options.overlay:
         picture = f"{target.removesuffix('.json')}.overlay.png"
         drawn = draw_overlay(pixels, [mask.record for mask in found])
-        _write(storage, picture, encode_png(draw_prompts(drawn, prompts.points, prompts.boxes)))
+        _write(Location(storage, picture), encode_png(draw_prompts(drawn, prompts.points, prompts.boxes)))
     return ImageResult(name, output=target, overlay=picture, masks=len(found))
 
 
-def _write(storage: Storage, target: str, data: bytes) -> None:
-    if "://" not in target:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-    storage.put(target, data)
+def _write(file: Location, data: bytes) -> None:
+    if "://" not in file.uri:
+        Path(file.uri).parent.mkdir(parents=True, exist_ok=True)
+    file.put(data)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 
 
 class NoPixelsError(SegmintError):
@@ -100,16 +98,15 @@ class Dataset:
     A shard that is committed while an iteration runs is seen by the next one.
     """
 
-    def __init__(self, uri: str, storage: Storage, manifest: DatasetManifest) -> None:
-        self.uri = uri
+    def __init__(self, location: Location, manifest: DatasetManifest) -> None:
+        self.location = location
         self.manifest = manifest
-        self.storage = storage
-        self.log = CommitLog(Location(storage, uri))
+        self.log = CommitLog(location)
 
     @classmethod
-    def open(cls, uri: str, storage: Storage) -> Self:
-        """The dataset at `uri`; raises `UsageError` when none stands there."""
-        return cls(uri, storage, load_manifest(Location(storage, uri)))
+    def open(cls, location: Location) -> Self:
+        """The dataset at `location`; raises `UsageError` when none stands there."""
+        return cls(location, load_manifest(location))
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
         """The commits that hold, in order of shards: of all of them, or `only` of these shards."""
@@ -125,12 +122,12 @@ class Dataset:
 
     def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
         """The shard's table `kind` (images, masks or rejects), whole or with these `columns` alone."""
-        uri = join(self.uri, commit.file(kind).path)
+        file = self.location / commit.file(kind).path
         try:
-            with self.storage.open(uri) as stream:
+            with file.open() as stream:
                 return pq.read_table(stream, columns=columns)
         except pa.ArrowInvalid as error:
-            raise DamagedDatasetError(f"{uri} is no Parquet file that can be read: {error}") from error
+            raise DamagedDatasetError(f"{file} is no Parquet file that can be read: {error}") from error
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
         """The samples of one committed shard, in order, as a stream over its tar: all, or those with these `ids`.
@@ -150,20 +147,20 @@ class Dataset:
         try:
             annotations = None if document is None else json.loads(document)
         except (ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{join(self.uri, path)} is no shard that can be read: {error}") from error
+            raise DamagedDatasetError(f"{self.location / path} is no shard that can be read: {error}") from error
         if annotations is None or annotations["image"]["image_id"] != row["id"]:
-            raise DamagedDatasetError(f"{self.uri}: {path} does not hold image {row['id']} where it should be")
+            raise DamagedDatasetError(f"{self.location}: {path} does not hold image {row['id']} where it should be")
         return Sample(row, [MaskAnnotation.from_json(value) for value in annotations["annotations"]], jpeg)
 
     def _pairs(self, path: str) -> Iterator[tuple[bytes | None, bytes]]:
         """JPEG (None where there is none) and JSON of each image of a tar, in its order."""
-        uri = join(self.uri, path)
+        tar = self.location / path
         jpeg: bytes | None = None
         try:
-            with self.storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tar.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     if not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
-                        raise DamagedDatasetError(f"{uri} is no shard: {member.name} is no plain file")
+                        raise DamagedDatasetError(f"{tar} is no shard: {member.name} is no plain file")
                     file = archive.extractfile(member)
                     data = file.read() if file is not None else b""
                     if member.name.endswith(".jpg"):
@@ -172,4 +169,4 @@ class Dataset:
                         yield jpeg, data
                         jpeg = None
         except (tarfile.TarError, ValueError) as error:
-            raise DamagedDatasetError(f"{uri} is no shard that can be read: {error}") from error
+            raise DamagedDatasetError(f"{tar} is no shard that can be read: {error}") from error

@@ -20,7 +20,7 @@ from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, join, local_path, scheme
+from segmint.infra.uris import LOCAL, local_path, scheme
 
 MEMORY_LIMIT = "2GB"
 """What DuckDB may hold by default; beyond that it spills to the scratch folder."""
@@ -60,15 +60,14 @@ class DatasetTables:
 
     def __init__(
         self,
-        uri: str,
+        location: Location,
         files: Mapping[str, Sequence[TableFile]],
         schemas: Mapping[str, pa.Schema],
-        storage: Storage,
         folder: "tempfile.TemporaryDirectory[str]",
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
-        self.uri = uri
+        self.location = location
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
         self.foreign = foreign
         self._folder = folder
@@ -78,7 +77,7 @@ class DatasetTables:
         try:
             self.connection.execute("SET enable_progress_bar = false")  # it would go to standard output
             self.connection.execute("SET python_enable_replacements = false")  # no name but a view's is a table
-            self._register(files, storage)
+            self._register(files, location.storage)
             for kind, schema in schemas.items():
                 self._create_view(kind, list(files.get(kind, ())) or [self._empty(kind, schema)])
         except BaseException:
@@ -154,8 +153,7 @@ def damage_named() -> Iterator[None]:
 
 
 def open_committed(
-    uri: str,
-    storage: Storage,
+    dataset: Location,
     schemas: Mapping[str, pa.Schema],
     memory_limit: str = MEMORY_LIMIT,
     scratch: Path | None = None,
@@ -167,13 +165,13 @@ def open_committed(
     `DamagedDatasetError` for a commit that cannot be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
-    log = CommitLog(Location(storage, uri))
+    log = CommitLog(dataset)
     wanted = log.committed().keys() - leave_out if leave_out else None
     for commit in log.read_all(only=wanted):
         for kind, found in files.items():
             entry = commit.file(kind)
-            found.append(TableFile(join(uri, entry.path), entry.size))
-    return DatasetTables(uri, files, schemas, storage, make_folder(scratch), memory_limit)
+            found.append(TableFile(str(dataset / entry.path), entry.size))
+    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit)
 
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":

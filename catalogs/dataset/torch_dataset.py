@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 
 
@@ -52,8 +53,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     the dataset was opened; without workers and ranks each iteration reads the commits anew, as in `Dataset`.
     """
 
-    def __init__(self, uri: str, storage: Storage, manifest: DatasetManifest) -> None:
-        super().__init__(uri, storage, manifest)
+    def __init__(self, location: Location, manifest: DatasetManifest) -> None:
+        super().__init__(location, manifest)
         known = range(manifest.shards)  # more are committed where the dataset has grown since its manifest was read
         self._opened = {shard: manifest.ordinals(shard) for shard in self.log.committed() if shard in known}
         self._rank: ReaderPosition | None = None
@@ -99,7 +100,7 @@ def open_dataset(uri: str, storage: Storage | None = None) -> TorchDataset:
     the images. `storage` is needed where a store has options (an endpoint, a profile). Raises `UsageError` when no
     dataset stands there.
     """
-    return TorchDataset.open(uri, storage or Storage())
+    return TorchDataset.open(Location(storage or Storage(), uri))
 
 
 def _ids(ordinals: range) -> range:

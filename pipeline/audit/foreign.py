@@ -36,7 +36,7 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
         findings.extend(tables.foreign.findings)
     duplicates = _audit_pictures(tables, storage, findings)
     return AuditReport(
-        dataset=tables.uri,
+        dataset=str(tables.location),
         scope="all",
         kind=tables.kind,
         shards=counts["shards"],

@@ -26,8 +26,10 @@ def export(
 ) -> None:
     """Write a dataset's images and masks for COCO's tools, CVAT or Label Studio."""
     span = parse_shards(shards) if shards is not None else None
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.export.export import ExportOptions, export_dataset
 
     options = ExportOptions(format, span, sample, seed, with_images=not no_images)
-    exported = export_dataset(dataset, storage_of(config), options, output)
+    storage = storage_of(config)
+    exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
     answer_with(exported, as_json)

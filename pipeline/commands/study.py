@@ -21,9 +21,11 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw images evenly over numbers of masks and countries, for COCO tools and Label Studio."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.study.sample import sample_study
 
-    drawn = sample_study(dataset, storage_of(config), count, seed, output)
+    storage = storage_of(config)
+    drawn = sample_study(Location(storage, dataset), count, seed, Location(storage, output))
     answer_with(drawn, as_json)
 
 
@@ -39,7 +41,10 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Compare a sample's masks with the corrected ones, as the SAM paper does."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.study.score import score_study
 
-    result = score_study(study, storage_of(config), corrected)
+    storage = storage_of(config)
+    masks = None if corrected is None else Location(storage, corrected)
+    result = score_study(Location(storage, study), masks)
     answer_with(result, as_json)

@@ -10,8 +10,8 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute, join
+from segmint.infra.storage.location import Location
+from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -61,21 +61,21 @@ class Exported:
         return [f"{', '.join(counts)} → {self.file}"]
 
 
-def export_dataset(uri: str, storage: Storage, options: ExportOptions, output: str) -> Exported:
-    """Write the committed images of a dataset into the folder `output`, local or in a bucket.
+def export_dataset(location: Location, options: ExportOptions, output: Location) -> Exported:
+    """Write the committed images of the dataset at `location` into the folder `output`, local or in a bucket.
 
     Memory does not grow with the images; the system's temporary folder holds the JSON until it is complete. Raises
     `UsageError` if there is no dataset, no such shard, or already an export in `output`.
     """
-    dataset = Dataset.open(uri, storage)
-    file = join(output, MAIN_FILES[options.format])
-    refuse_existing(storage, uri, output, file)
+    dataset = Dataset.open(location)
+    file = output / MAIN_FILES[options.format]
+    refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     with TemporaryDirectory(prefix="segmint-") as scratch:
-        writer = make_writer(options.format, Path(scratch), dataset.manifest, output)
+        writer = make_writer(options.format, Path(scratch), dataset.manifest, output.uri)
         drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
         samples = read_images(dataset, shards, drawn)
-        return write_samples(samples, [writer], storage, output, file, options.with_images)
+        return write_samples(samples, [writer], output, file, options.with_images)
 
 
 def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output: str) -> SampleWriter:
@@ -85,21 +85,20 @@ def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output
     return CocoWriter(scratch, manifest, MAIN_FILES[format], compressed=format is Format.COCO)
 
 
-def refuse_existing(storage: Storage, dataset: str, output: str, file: str) -> None:
+def refuse_existing(dataset: Location, output: Location, file: Location) -> None:
     """Raise `UsageError` if `file` exists, or if `output` is inside the dataset."""
-    inside, whole = (f"{absolute(uri).rstrip('/')}/" for uri in (output, dataset))
+    inside, whole = (f"{absolute(folder.uri).rstrip('/')}/" for folder in (output, dataset))
     if inside.startswith(whole):
         raise UsageError(f"{output} is inside the dataset {dataset}: choose another folder")
-    if storage.exists(file):
+    if file.exists():
         raise UsageError(f"{file} already exists and is not overwritten: choose another folder, or delete it")
 
 
 def write_samples(
     samples: Iterable[Sample],
     writers: Sequence[SampleWriter],
-    storage: Storage,
-    output: str,
-    file: str,
+    output: Location,
+    file: Location,
     with_images: bool = True,
 ) -> Exported:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
@@ -109,7 +108,7 @@ def write_samples(
     images = masks = pictures = 0
     for sample in samples:
         if with_images and sample.jpeg is not None:
-            storage.put(join(output, "images", image_name(sample.id)), sample.jpeg)
+            (output / "images" / image_name(sample.id)).put(sample.jpeg)
             pictures += 1
         for writer in writers:
             writer.add(sample)
@@ -117,5 +116,5 @@ def write_samples(
         masks += len(sample.masks)
     for writer in writers:
         for name, path in writer.finish().items():
-            storage.put_file(join(output, name), path)
-    return Exported(output, file, images, masks, pictures)
+            (output / name).put_file(path)
+    return Exported(str(output), str(file), images, masks, pictures)

@@ -49,5 +49,7 @@ def with_statistics(audit: Mapping[str, Any], where: str, tables: DatasetTables,
         for view in ("images", "masks"):
             there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())
             if statistics[view] != there:
-                raise UsageError(f"{where} has {statistics[view]:,} {view}, {tables.uri} has {there:,}: audit it again")
+                raise UsageError(
+                    f"{where} has {statistics[view]:,} {view}, {tables.location} has {there:,}: audit it again"
+                )
     return {**audit, "statistics": statistics, "left_out": left_out}

@@ -8,7 +8,6 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
-from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 
@@ -89,18 +88,18 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
     Raises `DamagedDatasetError` if one of these cannot be read.
     """
-    manifest = load_manifest(Location(storage, tables.uri)) if tables.kind == "segmint" else None
-    commits = tuple(CommitLog(Location(storage, tables.uri)).read_all()) if manifest is not None else ()
+    manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
+    commits = tuple(CommitLog(tables.location).read_all()) if manifest is not None else ()
     credits_total, found = _credits(tables)
     return Facts(
-        name=name_of(manifest, tables.uri),
+        name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
         manifest=manifest,
         commits=commits,
         images=_number(tables, "SELECT count(*) FROM images"),
         masks=_number(tables, "SELECT count(*) FROM masks"),
         bytes=sum(file.size for commit in commits for file in commit.files) if manifest is not None else None,
-        taken_down=len(taken_images(read_tombstones(Location(storage, tables.uri)))) if manifest is not None else None,
+        taken_down=len(taken_images(read_tombstones(tables.location))) if manifest is not None else None,
         licenses=_licenses(tables),
         credits=found,
         credits_total=credits_total,

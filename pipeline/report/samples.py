@@ -163,7 +163,7 @@ def _own(
     for id, row in sorted(rows.items()):
         by_shard.setdefault(row["shard"], []).append(id)
     for shard, members in by_shard.items():
-        yield from _from_tar(storage, join(tables.uri, held[shard].file("shards").path), members)
+        yield from _from_tar(storage, join(tables.location.uri, held[shard].file("shards").path), members)
 
 
 def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:

@@ -52,7 +52,7 @@ def open_tables(
     their `foreign.findings`. Raises `UsageError` where neither stands.
     """
     if manifest_generations(Location(storage, uri)):
-        return open_committed(uri, storage, SCHEMAS, memory_limit, scratch, leave_out)
+        return open_committed(Location(storage, uri), SCHEMAS, memory_limit, scratch, leave_out)
     folder = make_folder(scratch)
     try:
         return _open_foreign(uri, storage, memory_limit, folder, alone_s)
@@ -86,7 +86,7 @@ def _open_foreign(
         if convention != most:
             findings.extend(found)
     schemas = {**SCHEMAS, "jpegs": JPEGS}
-    tables = DatasetTables(uri, files, schemas, storage, folder, memory_limit, Foreign(most, findings))
+    tables = DatasetTables(Location(storage, uri), files, schemas, folder, memory_limit, Foreign(most, findings))
     findings.extend(_duplicates(tables))
     return tables
 

@@ -16,8 +16,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.layout import canonical_json
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import compressed_rle
 from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
@@ -84,29 +83,29 @@ class StudySample:
         ]
 
 
-def sample_study(uri: str, storage: Storage, count: int, seed: int, output: str) -> StudySample:
-    """Draw `count` images of a dataset and write them with their masks into the folder `output`.
+def sample_study(location: Location, count: int, seed: int, output: Location) -> StudySample:
+    """Draw `count` images of the dataset at `location` and write them with their masks into the folder `output`.
 
     The same dataset, count and seed give the same files. `manifest.json` is written last and pins each mask by its
     hash. Raises `UsageError` if there is no dataset or no mask in it, if `output` already has a study, or if Label
     Studio's SDK is not installed.
     """
-    dataset = Dataset.open(uri, storage)
-    file = join(output, MANIFEST)
-    refuse_existing(storage, uri, output, file)
+    dataset = Dataset.open(location)
+    file = output / MANIFEST
+    refuse_existing(location, output, file)
     with TemporaryDirectory(prefix="segmint-") as folder:
         scratch = Path(folder)
         formats = [
-            make_writer(format, scratch, dataset.manifest, output) for format in (Format.COCO, Format.LABEL_STUDIO)
+            make_writer(format, scratch, dataset.manifest, output.uri) for format in (Format.COCO, Format.LABEL_STUDIO)
         ]
         drawn = draw_stratified(dataset, count, seed)
         if not drawn.ids:
-            raise UsageError(f"{uri} has no committed image with masks: there is nothing to correct")
+            raise UsageError(f"{location} has no committed image with masks: there is nothing to correct")
         pins = PinWriter(scratch, dataset.manifest, drawn, count, seed)
         samples = read_images(dataset, range(dataset.manifest.shards), drawn.ids)
-        written = write_samples(_with_pictures(samples), [*formats, pins], storage, output, file)
+        written = write_samples(_with_pictures(samples), [*formats, pins], output, file)
     return StudySample(
-        output=output,
+        output=str(output),
         images=written.images,
         masks=written.masks,
         population=sum(drawn.population.values()),

@@ -7,8 +7,7 @@ from typing import Any, BinaryIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
@@ -84,14 +83,14 @@ class StudyScore:
         return lines + [_share_line(share) for share in self.shares]
 
 
-def score_study(folder: str, storage: Storage, corrected: str | None) -> StudyScore:
+def score_study(folder: Location, corrected: Location | None) -> StudyScore:
     """Compare the masks of a study with their corrections, in a COCO or Label Studio file.
 
     Raises `UsageError` if there is no study, if its masks are not those that were drawn, or if the corrected file is
     missing or has another format.
     """
-    study = load_study(folder, storage)
-    corrections = read_corrections(corrected or join(folder, CORRECTED), storage, study.sizes)
+    study = load_study(folder)
+    corrections = read_corrections(corrected or folder / CORRECTED, study.sizes)
     by_id = ids_hold(study.masks, corrections.masks)
     unread = corrections.unreadable_ids if by_id else frozenset()
     images = {
@@ -101,11 +100,11 @@ def score_study(folder: str, storage: Storage, corrected: str | None) -> StudySc
     return _score(study, corrections, images)
 
 
-def load_study(folder: str, storage: Storage) -> Study:
+def load_study(folder: Location) -> Study:
     """Read the masks that were drawn; raises `UsageError` if they are not those that the manifest pins."""
-    manifest = _read_json(join(folder, MANIFEST), storage, f"{folder} is not a study: `segmint study sample` makes one")
-    file = join(folder, MAIN_FILES[Format.COCO])
-    document = _read_json(file, storage, f"the masks of the study {folder} are missing: sample it again")
+    manifest = _read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    file = folder / MAIN_FILES[Format.COCO]
+    document = _read_json(file, f"the masks of the study {folder} are missing: sample it again")
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
@@ -125,19 +124,19 @@ def load_study(folder: str, storage: Storage) -> Study:
     return Study(masks, sizes)
 
 
-def read_corrections(uri: str, storage: Storage, sizes: Mapping[int, Size]) -> Corrections:
+def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
     """Read corrected masks; raises `UsageError` if the file is missing, or neither COCO nor Label Studio."""
     try:
-        with storage.open(uri) as stream:
+        with file.open() as stream:
             first = _first_byte(stream)
             if first == b"[":
                 return read_label_studio(_items(stream), sizes, load_brush())
             return read_coco(json.load(stream), sizes)
     except NotFoundError as error:
-        raise UsageError(f"{uri} does not exist: name the file with the corrected masks with --corrected") from error
+        raise UsageError(f"{file} does not exist: name the file with the corrected masks with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{uri} cannot be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
+            f"{file} cannot be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
             "Studio's JSON or JSON_MIN"
         ) from error
 
@@ -179,18 +178,18 @@ def _percent(interval: Interval) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
-def _changed(file: str, mask: int) -> UsageError:
+def _changed(file: Location, mask: int) -> UsageError:
     return UsageError(
         f"{file} has changed since it was drawn (mask {mask}): corrected masks belong in a separate file; sample the "
         "study again"
     )
 
 
-def _read_json(uri: str, storage: Storage, otherwise: str) -> Any:
+def _read_json(file: Location, otherwise: str) -> Any:
     try:
-        return json.loads(storage.read(uri))
+        return json.loads(file.read())
     except (NotFoundError, ValueError, RecursionError) as error:
-        raise UsageError(f"{otherwise} ({uri}: {error})") from error
+        raise UsageError(f"{otherwise} ({file}: {error})") from error
 
 
 def _first_byte(stream: BinaryIO) -> bytes:

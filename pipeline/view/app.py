@@ -57,7 +57,7 @@ class Viewer:
 
     def dataset(self) -> dict[str, Any]:
         """Return the content of the page's header, and the values of its filters."""
-        about = {"name": self.name, "uri": redact(self.tables.uri), "kind": self.tables.kind}
+        about = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
         return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, scratch_path
 from segmint.catalogs.parquet import table_bytes
-from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.rle import encode
 from segmint.operators.describe import coverage, describe_mask
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
+from tests.support.locations import location_of
 
 
 def draw(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -72,4 +72,4 @@ def tables_of(shards: Mapping[int, Mapping[str, list[Row]]]) -> DatasetTables:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(table_bytes(to_table(rows.get(kind, []), schema), schema))
             files[kind].append(TableFile(str(path), path.stat().st_size))
-    return DatasetTables("drawn", files, SCHEMAS, Storage(), folder)
+    return DatasetTables(location_of("drawn"), files, SCHEMAS, folder)

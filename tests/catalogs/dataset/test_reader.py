@@ -156,4 +156,4 @@ def test_some_shards_and_some_columns(dataset: str) -> None:
 
 
 def test_without_torch_it_is_the_same(dataset: str) -> None:
-    check(Dataset.open(dataset, Storage()))
+    check(Dataset.open(location_of(dataset)))

@@ -25,7 +25,7 @@ OVERVIEW = """
 
 @pytest.fixture
 def tables(dataset: str, tmp_path: Path) -> Iterator[DatasetTables]:
-    with open_committed(dataset, Storage(), SCHEMAS, scratch=tmp_path) as opened:
+    with open_committed(location_of(dataset), SCHEMAS, scratch=tmp_path) as opened:
         yield opened
 
 
@@ -51,20 +51,20 @@ def test_the_highest_commit_names_the_files(dataset: str) -> None:
     storage = Storage()
     write_generation(Location(storage, dataset), shard=1, generation=2, refuse=2)
     Path(dataset, "commits/000002.g1.json").unlink()
-    with open_committed(dataset, storage, SCHEMAS) as tables:
+    with open_committed(Location(storage, dataset), SCHEMAS) as tables:
         assert tables.query("SELECT id FROM images ORDER BY id").column("id").to_pylist() == [1, 2, 4]
         assert tables.query("SELECT count(*) AS n FROM rejects").to_pylist() == [{"n": 3}]
 
 
 def test_shards_may_be_left_out_whose_commits_nobody_can_read(dataset: str) -> None:
     Path(dataset, "commits/000002.g1.json").write_text("{}")
-    with open_committed(dataset, Storage(), SCHEMAS, leave_out=frozenset({0, 2})) as tables:
+    with open_committed(location_of(dataset), SCHEMAS, leave_out=frozenset({0, 2})) as tables:
         assert tables.query("SELECT id FROM images ORDER BY id").column("id").to_pylist() == [4, 5]
 
 
 def test_a_dataset_without_a_commit_has_empty_views(dataset: str) -> None:
     shutil.rmtree(Path(dataset, "commits"))
-    with open_committed(dataset, Storage(), SCHEMAS) as tables:
+    with open_committed(location_of(dataset), SCHEMAS) as tables:
         for kind, schema in SCHEMAS.items():
             found = tables.query(f"SELECT * FROM {kind}")
             assert (found.num_rows, found.column_names) == (0, [*schema.names, "shard"])
@@ -74,7 +74,7 @@ def test_names_of_folders_are_no_patterns(dataset: str, tmp_path: Path) -> None:
     moved = tmp_path / "it's [a] *?"
     Path(dataset).rename(moved)
     for uri in (str(moved), f"file://{str(moved).replace(' ', '%20').replace('?', '%3F')}"):
-        with open_committed(uri, Storage(), SCHEMAS) as tables:
+        with open_committed(location_of(uri), SCHEMAS) as tables:
             assert tables.query("SELECT count(*) AS n FROM images").to_pylist() == [{"n": 6}]
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTab
 def test_the_scratch_folder_goes_with_the_tables(dataset: str, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with open_committed(dataset, Storage(), SCHEMAS, scratch=scratch):
+    with open_committed(location_of(dataset), SCHEMAS, scratch=scratch):
         assert len(list(scratch.iterdir())) == 1
     assert list(scratch.iterdir()) == []
 
@@ -118,7 +118,7 @@ def test_thousands_of_files_are_one_view(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"ordinal": [2 * shard, 2 * shard + 1]}, schema=schema), path)
         files.append(TableFile(str(path), path.stat().st_size))
-    with DatasetTables(str(tmp_path), {"images": files}, {"images": schema}, Storage(), make_folder(None)) as tables:
+    with DatasetTables(location_of(tmp_path), {"images": files}, {"images": schema}, make_folder(None)) as tables:
         found = tables.query("SELECT count(*) AS n, max(shard) AS last, sum(ordinal)::BIGINT AS total FROM images")
         assert found.to_pylist() == [{"n": 2000, "last": 999, "total": 2000 * 1999 // 2}]
 
@@ -130,7 +130,7 @@ def test_tables_come_from_s3_with_the_options_of_the_storage(
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some [odd] prefix"
     dataset = Location(storage, uri)
     write_dataset(dataset, shards=3)
-    with open_committed(uri, storage, SCHEMAS) as tables:
+    with open_committed(dataset, SCHEMAS) as tables:
         rows = tables.query(OVERVIEW).to_pylist()
         assert rows == [{"shard": i, "images": 2, "masks": 4, "first": 3 * i + 1} for i in range(3)]
         counts = tables.query("SELECT segmentation.counts AS code FROM masks WHERE shard = 2").column("code")

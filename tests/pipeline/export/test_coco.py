@@ -10,7 +10,6 @@ import pytest
 from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.coco import CocoWriter, license_url
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -19,7 +18,7 @@ from tests.support.locations import location_of
 
 
 def export(uri: object, output: Path, format: Format = Format.COCO) -> Path:
-    export_dataset(str(uri), Storage(), ExportOptions(format), str(output))
+    export_dataset(location_of(uri), ExportOptions(format), location_of(output))
     return output / MAIN_FILES[format]
 
 
@@ -31,7 +30,7 @@ def first_annotation(file: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("format", [Format.COCO, Format.CVAT])
 def test_every_mask_of_real_photographs_is_equal(minted: Path, tmp_path: Path, format: Format) -> None:
     loaded = COCO(export(minted, tmp_path / "out", format))
-    samples = list(Dataset.open(str(minted), Storage()))
+    samples = list(Dataset.open(location_of(minted)))
     assert loaded.getImgIds() == [sample.id for sample in samples]
     assert len(loaded.anns) == sum(len(sample.masks) for sample in samples) > 6
     for sample in samples:
@@ -80,7 +79,7 @@ def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
 
 def test_an_image_without_masks_is_there(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=1)
-    dataset = Dataset.open(str(tmp_path / "small"), Storage())
+    dataset = Dataset.open(location_of(tmp_path / "small"))
     writer = CocoWriter(tmp_path, dataset.manifest, "instances.json", compressed=True)
     for sample in dataset:
         sample.masks.clear()
@@ -95,7 +94,7 @@ def test_the_same_dataset_gives_the_same_bytes(minted: Path, tmp_path: Path) -> 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=1)
-    dataset = Dataset.open(str(tmp_path / "small"), Storage())
+    dataset = Dataset.open(location_of(tmp_path / "small"))
     samples = list(dataset)
     license_url("CC0-1.0")  # loads the list of licenses once
     peaks, sizes = [], []

@@ -30,7 +30,7 @@ def small(tmp_path: Path) -> str:
 
 
 def exported_ids(uri: str, output: Path, **options) -> list[int]:
-    export_dataset(uri, Storage(), ExportOptions(Format.COCO, with_images=False, **options), str(output))
+    export_dataset(location_of(uri), ExportOptions(Format.COCO, with_images=False, **options), location_of(output))
     return [image["id"] for image in json.loads((output / "instances.json").read_text())["images"]]
 
 
@@ -41,12 +41,12 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         Format.LABEL_STUDIO: {"tasks.json", "label_config.xml"},
     }.items():
         output = tmp_path / "out" / format
-        done = export_dataset(small, Storage(), ExportOptions(format), str(output))
+        done = export_dataset(location_of(small), ExportOptions(format), location_of(output))
         pictures = {f"images/sa_{number}.jpg" for number in ALL}
         assert {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()} == own | pictures
         assert (done.images, done.masks, done.pictures) == (6, 12, 6)
         assert done.file == str(output / MAIN_FILES[format])
-        for sample in Dataset.open(small, Storage()):
+        for sample in Dataset.open(location_of(small)):
             assert (output / f"images/sa_{sample.id}.jpg").read_bytes() == sample.jpeg
 
 
@@ -58,7 +58,7 @@ def test_without_images(small: str, tmp_path: Path) -> None:
 def test_a_dataset_of_annotations_has_no_pictures_to_give(tmp_path: Path) -> None:
     uri, output = str(tmp_path / "bare"), tmp_path / "out"
     write_dataset(location_of(uri), shards=1, with_images=False)
-    done = export_dataset(uri, Storage(), ExportOptions(Format.COCO), str(output))
+    done = export_dataset(location_of(uri), ExportOptions(Format.COCO), location_of(output))
     assert (done.images, done.pictures) == (2, 0)
 
 
@@ -85,7 +85,7 @@ def test_only_what_is_committed_is_exported(small: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", Format)
 def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, small: str, tmp_path: Path) -> None:
     def export(output: Path) -> None:
-        export_dataset(small, Storage(), ExportOptions(format), str(output))
+        export_dataset(location_of(small), ExportOptions(format), location_of(output))
 
     with dying_after(None) as budget:
         export(tmp_path / "whole")
@@ -124,7 +124,7 @@ def test_an_export_is_not_written_over_and_not_put_into_the_dataset(small: str, 
 def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path) -> None:
     storage, uri, output = Storage(s3_options), f"s3://{s3_bucket}/some/dataset", f"s3://{s3_bucket}/out"
     write_dataset(Location(storage, uri), shards=3)
-    export_dataset(uri, storage, ExportOptions(Format.COCO), output)
+    export_dataset(Location(storage, uri), ExportOptions(Format.COCO), Location(storage, output))
     names = [entry.name for entry in storage.walk(output)]
     assert sorted(names) == ["images/" + f"sa_{number}.jpg" for number in ALL] + ["instances.json"]
     storage.get_file(f"{output}/instances.json", tmp_path / "instances.json")
@@ -133,6 +133,10 @@ def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, s
         for annotation, mask in zip(loaded.imgToAnns[number], masks(number - 1), strict=True):
             assert (loaded.annToMask(annotation) == mask).all()
 
-    export_dataset(uri, storage, ExportOptions(Format.LABEL_STUDIO, with_images=False), f"{output}/tasks")
+    export_dataset(
+        Location(storage, uri),
+        ExportOptions(Format.LABEL_STUDIO, with_images=False),
+        Location(storage, f"{output}/tasks"),
+    )
     task = json.loads(storage.read(f"{output}/tasks/tasks.json"))[0]
     assert task["data"]["image"] == f"{output}/tasks/images/sa_1.jpg"

@@ -12,7 +12,6 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from tests.support.committed import write_dataset
@@ -24,7 +23,7 @@ from tests.support.locations import location_of
 def tasks(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The tasks of the small real dataset."""
     output = tmp_path_factory.mktemp("label-studio") / "out"
-    export_dataset(str(minted), Storage(), ExportOptions(Format.LABEL_STUDIO), str(output))
+    export_dataset(location_of(minted), ExportOptions(Format.LABEL_STUDIO), location_of(output))
     assert LabelInterface((output / "label_config.xml").read_text()).get_control("brush").tag == "BrushLabels"
     return json.loads((output / "tasks.json").read_text())
 
@@ -39,7 +38,7 @@ def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> N
 
 
 def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path) -> None:
-    for task, sample in zip(tasks, Dataset.open(str(minted), Storage()), strict=True):
+    for task, sample in zip(tasks, Dataset.open(location_of(minted)), strict=True):
         assert task["data"]["segmint_id"] == sample.id
         regions = task["predictions"][0]["result"]
         assert [region["id"] for region in regions] == [str(mask.id) for mask in sample.masks]
@@ -49,7 +48,7 @@ def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path
 
 def test_its_converter_gives_every_mask_equal(tasks: list[dict[str, Any]], minted: Path, tmp_path: Path) -> None:
     folder = convert(answered(tasks), tmp_path / "converted", "BRUSH_TO_NUMPY")
-    for sample in Dataset.open(str(minted), Storage()):
+    for sample in Dataset.open(location_of(minted)):
         paths = sorted(folder.glob(f"task-{30 + sample.id}-*"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
         for path, mask in zip(paths, sample.masks, strict=True):
             np.testing.assert_array_equal(np.load(path) == 255, mask.mask)
@@ -64,5 +63,7 @@ def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: py
     write_dataset(location_of(tmp_path / "small"), shards=1)
     monkeypatch.setitem(sys.modules, "label_studio_sdk.converter", None)
     with pytest.raises(UsageError, match=r"segmint\[label-studio\]"):
-        export_dataset(str(tmp_path / "small"), Storage(), ExportOptions(Format.LABEL_STUDIO), str(tmp_path / "out"))
+        export_dataset(
+            location_of(tmp_path / "small"), ExportOptions(Format.LABEL_STUDIO), location_of(tmp_path / "out")
+        )
     assert not (tmp_path / "out").exists()

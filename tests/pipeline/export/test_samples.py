@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.samples import draw_images, draw_key, read_images
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -16,7 +15,7 @@ from tests.support.locations import location_of
 def small(tmp_path: Path) -> Dataset:
     """Four shards: images 1, 2, 4, 5, 7, 8, 10, 11."""
     write_dataset(location_of(tmp_path / "small"), shards=4)
-    return Dataset.open(str(tmp_path / "small"), Storage())
+    return Dataset.open(location_of(tmp_path / "small"))
 
 
 def test_the_lowest_lots_of_the_shards_are_drawn(small: Dataset) -> None:

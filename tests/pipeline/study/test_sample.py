@@ -11,7 +11,6 @@ from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.study.sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
 from tests.support.committed import write_dataset
 from tests.support.killed_writes import KilledError, dying_after
@@ -55,7 +54,7 @@ def test_small_strata_have_their_turn() -> None:
 
 
 def test_images_are_drawn_evenly_within_a_stratum(small: str) -> None:
-    dataset = Dataset.open(small, Storage())
+    dataset = Dataset.open(location_of(small))
     drawn = draw_stratified(dataset, 4, seed=0)
     assert drawn.population == {Stratum(0, ""): 6}
     assert len(drawn.ids) == len(set(drawn.ids)) == 4
@@ -65,7 +64,7 @@ def test_images_are_drawn_evenly_within_a_stratum(small: str) -> None:
 
 
 def test_what_a_study_holds(small: str, tmp_path: Path) -> None:
-    done = sample_study(small, Storage(), 3, 0, str(tmp_path / "study"))
+    done = sample_study(location_of(small), 3, 0, location_of(tmp_path / "study"))
     assert (done.images, done.masks, done.population, done.strata, done.without_masks) == (3, 6, 6, 1, 0)
     manifest = json.loads((tmp_path / "study/manifest.json").read_text())
     assert manifest["strata"] == [{"masks": "<=10", "country": None, "images": 6, "drawn": 3}]
@@ -83,7 +82,7 @@ def test_what_a_study_holds(small: str, tmp_path: Path) -> None:
 
 def test_it_is_the_same_again(small: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        sample_study(small, Storage(), 3, 5, str(tmp_path / name))
+        sample_study(location_of(small), 3, 5, location_of(tmp_path / name))
     names = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
     assert len(names) == 7
     for name in names:
@@ -92,21 +91,21 @@ def test_it_is_the_same_again(small: str, tmp_path: Path) -> None:
 
 def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
     with dying_after(None) as budget:
-        sample_study(small, Storage(), 2, 0, str(tmp_path / "whole"))
+        sample_study(location_of(small), 2, 0, location_of(tmp_path / "whole"))
     assert budget.spent == 6
     for writes in range(budget.spent):
         with pytest.raises(KilledError), dying_after(writes):
-            sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
+            sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))
         assert not (tmp_path / "killed/manifest.json").exists()
-    sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
+    sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))
     with pytest.raises(UsageError, match="already exists"):
-        sample_study(small, Storage(), 2, 0, str(tmp_path / "killed"))
+        sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))
 
 
 def test_what_cannot_be_corrected_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
     with pytest.raises(UsageError, match="no committed image with masks"):
-        sample_study(str(tmp_path / "empty"), Storage(), 2, 0, str(tmp_path / "study"))
+        sample_study(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
     with pytest.raises(UsageError, match="annotations without images"):
-        sample_study(str(tmp_path / "bare"), Storage(), 2, 0, str(tmp_path / "study"))
+        sample_study(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))

@@ -10,7 +10,6 @@ import pytest
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.study.sample import sample_study
 from segmint.pipeline.study.score import StudyScore, score_study
 from tests.support.committed import write_dataset
@@ -45,12 +44,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images, each with a square and a disk."""
     folder = tmp_path_factory.mktemp("study")
     write_dataset(location_of(folder / "dataset"), shards=3)
-    sample_study(str(folder / "dataset"), Storage(), 500, 0, str(folder / "study"))
+    sample_study(location_of(folder / "dataset"), 500, 0, location_of(folder / "study"))
     return folder / "study"
 
 
 def score(study: Path, corrected: object) -> StudyScore:
-    return score_study(str(study), Storage(), str(corrected))
+    return score_study(location_of(study), location_of(corrected))
 
 
 def coco_work(study: Path, file: Path, work: Work, renumber: bool = False) -> Path:
@@ -127,7 +126,7 @@ def test_through_label_studios_converter(study: Path, tmp_path: Path, format: st
 
 def test_masks_of_real_photographs_come_back_as_they_were(minted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    sample_study(str(minted), Storage(), 4, 0, str(folder))
+    sample_study(location_of(minted), 4, 0, location_of(folder))
     (tmp_path / "export.json").write_text(json.dumps(label_studio_work(folder, lambda image, mask: mask)))
     result = score(folder, tmp_path / "export.json")
     assert result.by_id == result.drawn > 4
@@ -172,7 +171,7 @@ def test_what_is_missing_is_named(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a study"):
         score(tmp_path, tmp_path / "corrected.json")
     with pytest.raises(UsageError, match=r"corrected\.json does not exist: name the file"):
-        score_study(str(study), Storage(), None)
+        score_study(location_of(study), None)
 
 
 def test_drawn_masks_that_were_changed_are_refused(study: Path, tmp_path: Path) -> None:

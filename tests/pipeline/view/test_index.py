@@ -11,12 +11,12 @@ import pytest
 
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder
 from segmint.catalogs.layout import DamagedDatasetError, data_path
-from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import IMAGES
 from segmint.pipeline.view.findings import ImageFinding
 from segmint.pipeline.view.images import Place
 from segmint.pipeline.view.index import ImageIndex, UnknownImageError
 from segmint.pipeline.view.queries import RANGES, SORTS, parse_filters
+from tests.support.locations import location_of
 
 COUNT = 300
 FINDINGS = [
@@ -68,7 +68,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
         rows = ROWS[shard * COUNT // 2 : (shard + 1) * COUNT // 2]
         pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES), path)
         files.append(TableFile(str(path), path.stat().st_size))
-    with DatasetTables(str(folder), {"images": files}, {"images": IMAGES}, Storage(), make_folder(folder)) as tables:
+    with DatasetTables(location_of(folder), {"images": files}, {"images": IMAGES}, make_folder(folder)) as tables:
         made = ImageIndex(tables, FINDINGS, folder)
         yield made
         made.close()
@@ -206,7 +206,7 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist(ROWS, schema=IMAGES), path)
     folder, files = make_folder(tmp_path), {"images": [TableFile(str(path), path.stat().st_size)]}
-    with DatasetTables("x", files, {"images": IMAGES}, Storage(), folder) as tables:
+    with DatasetTables(location_of("x"), files, {"images": IMAGES}, folder) as tables:
         whole = path.read_bytes()
         path.write_bytes(whole[:4] + bytes(len(whole) - 300) + whole[-296:])
         with pytest.raises(DamagedDatasetError, match="cannot be read"):
