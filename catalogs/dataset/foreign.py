@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 
 PAIRS_IN_SHARD = 1_000
 """Pairs of loose files that make a shard."""
@@ -92,11 +91,11 @@ def kind_of(name: str) -> str | None:
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 
 
-def read_jpeg(storage: Storage, tables: DatasetTables, ordinal: int) -> bytes | None:
+def read_jpeg(tables: DatasetTables, ordinal: int) -> bytes | None:
     """The JPEG of an image in foreign data, as it stands; None where there is none."""
     found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
     if not found:
         return None
-    with storage.open_ranges(found[0]["uri"]) as stream:
+    with tables.location.storage.open_ranges(found[0]["uri"]) as stream:
         stream.seek(found[0]["offset"])
         return stream.read(found[0]["size"])

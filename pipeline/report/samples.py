@@ -96,7 +96,7 @@ def draw_pictures(
     )
     rows = {row["id"]: row for row in found.to_pylist()}  # the first of those with one id, in foreign data
     masks = _masks_of(tables, rows.values())
-    read = _foreign(tables, storage, rows.values()) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
+    read = _foreign(tables, rows.values()) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
     drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg) for id, jpeg in read}
     return [drawn[id] for id in ids if id in drawn]
 
@@ -184,10 +184,10 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
         yield id, problem
 
 
-def _foreign(tables: DatasetTables, storage: Storage, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
+def _foreign(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
     with Children(_cleaner, timeout_s=_FOREIGN_SECONDS, memory_limit=_FOREIGN_MEMORY) as children:
         for row in rows:
-            jpeg = read_jpeg(storage, tables, row["ordinal"])
+            jpeg = read_jpeg(tables, row["ordinal"])
             if jpeg is None:
                 yield row["id"], "no JPEG"
                 continue

@@ -129,13 +129,12 @@ class ShardPictures:
 class ForeignPictures:
     """The JPEGs of data that segmint did not write, loose or in tars."""
 
-    def __init__(self, storage: Storage, tables: DatasetTables) -> None:
-        self._storage = storage
+    def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG as they are; raises `NoPictureError` if there is none."""
-        data = read_jpeg(self._storage, self._tables, place.ordinal)
+        data = read_jpeg(self._tables, place.ordinal)
         if data is None:
             raise NoPictureError(f"there is no JPEG next to the annotations of image {place.id}")
         return data

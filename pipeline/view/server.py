@@ -95,4 +95,4 @@ def _listen(port: int) -> socket.socket:
 
 
 def _pictures(tables: DatasetTables, storage: Storage) -> Pictures:
-    return ShardPictures(storage, tables.location.uri) if tables.kind == "segmint" else ForeignPictures(storage, tables)
+    return ShardPictures(storage, tables.location.uri) if tables.kind == "segmint" else ForeignPictures(tables)

@@ -57,7 +57,7 @@ def test_measured_rows_are_those_of_the_build(
         assert shards == ({0, 1} if packed else {0})
         for row in tables.query("SELECT ordinal, image_id FROM images").to_pylist():
             expected = (tmp_path / "loose" / f"{row['image_id']}.jpg").read_bytes()
-            assert read_jpeg(Storage(), tables, row["ordinal"]) == expected
+            assert read_jpeg(tables, row["ordinal"]) == expected
     assert not list(tmp_path.glob("segmint-tables-*"))
 
 
@@ -209,4 +209,4 @@ def test_a_prefix_in_s3_is_measured(
         assert tables.foreign is not None
         assert list(tables.foreign.findings) == []
         ordinals = tables.query("SELECT ordinal FROM images").column("ordinal").to_pylist()
-        assert all((read_jpeg(storage, tables, ordinal) or b"").startswith(b"\xff\xd8") for ordinal in ordinals)
+        assert all((read_jpeg(tables, ordinal) or b"").startswith(b"\xff\xd8") for ordinal in ordinals)
