@@ -11,7 +11,7 @@ from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
-from segmint.operators.shards.redact import redact_row
+from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
 from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index

@@ -271,17 +271,17 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a region of the source is a pixel short",
-        "operators/shards/redact.py",
+        "operators/shards/corrected_rows.py",
         "-(-(start + length) * source // released) - first",
         "(start + length) * source // released - first",
-        "tests/operators/shards/test_redact.py",
+        "tests/operators/shards/test_corrected_rows.py",
     ),
     Mutant(
         "a region is obliterated again",
-        "operators/shards/redact.py",
+        "operators/shards/corrected_rows.py",
         "for region, box in new.items() if region not in known}",
         "for region, box in new.items()}",
-        "tests/operators/shards/test_redact.py",
+        "tests/operators/shards/test_corrected_rows.py",
     ),
     Mutant(
         "a box outside of its image is redacted",

@@ -14,7 +14,7 @@ from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
-from segmint.operators.shards.redact import redact_row
+from segmint.operators.shards.corrected_rows import redact_row
 
 PLAIN = ReleaseConfig()
 

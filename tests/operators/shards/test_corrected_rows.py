@@ -7,7 +7,7 @@ from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
-from segmint.operators.shards.redact import redact_row, source_region
+from segmint.operators.shards.corrected_rows import redact_row, source_region
 from tests.support.builds import photograph
 from tests.support.described_rows import accepted_row, described
 
