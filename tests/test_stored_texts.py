@@ -46,9 +46,8 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, faulted
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from segmint.operators.segment.numerics import Numerics
-from segmint.operators.shards.corrected_rows import redact_row
+from segmint.operators.shards.corrected_rows import redact_row, take_down
 from segmint.operators.shards.files import annotations_json, build_shard_files
-from segmint.operators.shards.take_down import take_down
 from segmint.pipeline.config.config import Config, identity
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.dataset.growth import count_licenses

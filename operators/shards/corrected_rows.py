@@ -1,12 +1,11 @@
-"""Redact: more regions of a released image obliterated, by hand, after the image was committed.
-
-The released JPEG is decoded, obliterated and encoded again as a release is; its masks are not touched.
-"""
+"""Described rows of a committed shard as a correction leaves them: taken down, or redacted."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.catalogs.dataset.tombstones import BLANK, DETAIL
+from segmint.catalogs.reasons import Reason
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
@@ -16,12 +15,36 @@ from segmint.operators.rows import Row
 MANUAL = "manual"
 """The source of a region that a person asked for."""
 
+STAGE = "catalog"
+"""The stage that refuses a row that was taken down: a later build finds it blank in the catalog."""
+
+
+def take_down(row: Row) -> Row:
+    """Return the refused row that replaces a row, accepted or refused: a build makes the same of the blank catalog row."""
+    empty: Row = dict.fromkeys(row)
+    return {
+        **empty,
+        "ordinal": row["ordinal"],
+        "id": row["id"],
+        "image_id": BLANK,
+        "uri": BLANK,
+        "stage": STAGE,
+        "reason": str(Reason.TAKEN_DOWN),
+        "detail": DETAIL,
+    }
+
+
+def is_taken(row: Row) -> bool:
+    """Return whether a row was taken down: only a refusal is left of it."""
+    return bool(row["reason"] == Reason.TAKEN_DOWN)
+
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
-    """A described row with these boxes of its released image obliterated, and in `regions` and their counts.
+    """Return a described row with these boxes of its released image redacted, and listed in `regions` and its counts.
 
-    A box that is among the row's regions already is passed over, so that doing it again changes nothing; the very row
-    is returned where that leaves none. The boxes must lie inside the image.
+    The released JPEG is decoded, redacted and encoded again as in a release; its masks stay as they are. Boxes that
+    are already among the row's regions are skipped, so a second run changes nothing: if none is left, the same object
+    is returned. The boxes must lie inside the image.
     """
     if not wanted:
         return row
@@ -45,7 +68,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 
 
 def source_region(row: Row, box: WantedRegion) -> Region:
-    """A box of the released image as `regions` has it: the smallest one around it in pixels of the upright source."""
+    """Return a box of the released image as `regions` holds it: the smallest box around it in upright source pixels."""
 
     def scaled(start: int, length: int, source: int, released: int) -> tuple[int, int]:
         first = start * source // released

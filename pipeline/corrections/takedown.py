@@ -28,9 +28,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.corrected_rows import is_taken, take_down
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
-from segmint.operators.shards.take_down import is_taken, take_down
 from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index
 
 

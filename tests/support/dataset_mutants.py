@@ -264,7 +264,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a takedown keeps the address",
-        "operators/shards/take_down.py",
+        "operators/shards/corrected_rows.py",
         '"uri": BLANK,',
         '"uri": row["uri"],',
         "tests/pipeline/corrections/test_takedown.py",
