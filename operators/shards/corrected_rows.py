@@ -20,7 +20,7 @@ STAGE = "catalog"
 
 
 def take_down(row: Row) -> Row:
-    """Return the refused row that replaces a row, accepted or refused: a build makes the same of the blank catalog row."""
+    """Return the refused row that replaces a row, the same that a build makes of the catalog's blank row."""
     empty: Row = dict.fromkeys(row)
     return {
         **empty,

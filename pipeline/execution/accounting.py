@@ -37,11 +37,6 @@ class Accounting:
         return not self.missing and not self.not_retried
 
     @property
-    def balanced(self) -> bool:
-        """The identity that every dataset keeps."""
-        return self.rows == self.written + sum(self.rejected.values()) + self.missing_rows
-
-    @property
     def images_per_s(self) -> float:
         """Images that this run wrote, a second of the whole run; rejected rows are none."""
         return self.built_images / self.seconds if self.seconds else 0.0

@@ -18,7 +18,7 @@ def small(tmp_path: Path) -> Dataset:
     return Dataset.open(location_of(tmp_path / "small"))
 
 
-def test_the_lowest_lots_of_the_shards_are_drawn(small: Dataset) -> None:
+def test_images_with_the_lowest_keys_are_drawn(small: Dataset) -> None:
     numbers = [1, 2, 4, 5, 7, 8, 10, 11]
     expected = sorted(sorted(numbers, key=lambda number: draw_key(3, number))[:4])
     assert draw_images(small, range(4), 4, seed=3) == expected
