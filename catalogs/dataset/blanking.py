@@ -1,4 +1,4 @@
-"""A part of the normalized catalog without what it says of images that were taken down."""
+"""Blanks the rows of images that were taken down in a part of the normalized catalog."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -20,17 +20,17 @@ _KEPT = ("ordinal", "id")
 
 @dataclass(frozen=True)
 class BlankedPart:
-    """A part on the local disk, and what identifies it."""
+    """A blanked part on the local disk."""
 
     path: Path
     sha256: str  # of the file, 64 hexadecimal digits
-    licenses: Counter[str | None]  # of the rows that were blanked now, before they were
+    licenses: Counter[str | None]  # of the rows that were blanked now, as they were before
 
 
 def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
-    """Writes the local part `part` to `destination`; rows of these ordinals keep nothing but ordinal and id.
+    """Write the local part `part` to `destination`; rows of these ordinals keep only ordinal and id.
 
-    Rows stay where they are, and the bytes depend on the rows alone: who blanks the same rows gets the same file.
+    Rows keep their places, and the bytes depend on the rows alone: blanking the same rows gives the same file.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()
@@ -44,7 +44,7 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 
 
 def blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
-    """A batch of `NORMALIZED` in which the rows that `taken` marks say nothing any more."""
+    """Return a batch of `NORMALIZED` in which the rows that `taken` marks are blank."""
     arrays = []
     for field in NORMALIZED:
         column = batch.column(field.name)

@@ -1,6 +1,6 @@
-"""The commit log: what is in a dataset is what its commits name, and nothing else.
+"""The commit log: a dataset consists of exactly what its commits name.
 
-A commit is put if absent and never changed; of one shard the highest generation holds.
+A commit is put if absent and never changed; the highest generation of a shard holds.
 """
 
 import json
@@ -14,7 +14,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 REJECTED = "rejected:"
-"""What a commit's count of rows refused for a reason begins with; the reason follows."""
+"""The prefix of a commit's counts of refused rows by reason; the reason follows."""
 
 _READ_AHEAD = 512
 
@@ -30,10 +30,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Commit:
-    """One generation of one shard. It holds nothing of time, host or attempt: equal work gives equal bytes.
+    """One generation of one shard. It contains no time, host or attempt: equal work gives equal bytes.
 
-    `ordinals` are [a, b). `numerics` is the fingerprint of what computed it. `counts` are sums over its rows:
-    `rows` = `images` + `rejected`, `masks`, and `rejected:<reason>` each.
+    `ordinals` are [a, b). `numerics` is the fingerprint of the numerics that computed it. `counts` are sums over its
+    rows: `rows` = `images` + `rejected`, `masks`, and `rejected:<reason>` each.
     """
 
     shard: int
@@ -44,14 +44,14 @@ class Commit:
     files: tuple[FileEntry, ...]
 
     def file(self, kind: str) -> FileEntry:
-        """The commit's file in the folder `kind`; raises `DamagedDatasetError` when it names none."""
+        """Return the commit's file in the folder `kind`; raises `DamagedDatasetError` if it names none."""
         for entry in self.files:
             if entry.path.startswith(f"{kind}/"):
                 return entry
         raise DamagedDatasetError(f"the commit {commit_name(self.shard, self.generation)} names no file in {kind}/")
 
     def to_json(self) -> bytes:
-        """The commit's file: canonical JSON, files sorted by path."""
+        """Return the bytes of the commit's file: canonical JSON, files sorted by path."""
         files = sorted(self.files, key=lambda entry: entry.path)
         return canonical_json(
             {
@@ -66,7 +66,7 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
-        """Reads a commit's file; raises `DamagedDatasetError`, which names `where`, for anything else."""
+        """Read a commit's file; for anything else raises `DamagedDatasetError`, which names `where`."""
         try:
             value: dict[str, Any] = json.loads(data)
             start, stop = value["ordinals"]
@@ -79,7 +79,7 @@ class Commit:
                 files=tuple(FileEntry(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in value["files"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedDatasetError(f"{where} is no commit: {type(error).__name__}: {error}") from error
+            raise DamagedDatasetError(f"{where} is not a commit: {type(error).__name__}: {error}") from error
 
 
 class CommitLog:
@@ -89,20 +89,20 @@ class CommitLog:
         self._folder = dataset / COMMITS
 
     def committed(self) -> dict[int, int]:
-        """Every committed shard with its highest generation, in order of shards, from one listing."""
+        """Return each committed shard with its highest generation, in order of shards, from one listing."""
         generations = self.generations()
         return {shard: max(generations[shard]) for shard in sorted(generations)}
 
     def generations(self) -> dict[int, list[int]]:
-        """Each committed shard with its generations, ascending; files with foreign names are passed over."""
+        """Return each committed shard with its generations, ascending; files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
 
     def location(self, shard: int, generation: int) -> Location:
-        """The file of a commit."""
+        """Return the location of a commit's file."""
         return self._folder / commit_name(shard, generation)
 
     def read(self, shard: int, generation: int) -> Commit | None:
-        """One commit; None when it is not there."""
+        """Return one commit; None if it does not exist."""
         file = self.location(shard, generation)
         try:
             data = file.read()
@@ -116,35 +116,35 @@ class CommitLog:
         return commit
 
     def latest(self, shard: int) -> Commit | None:
-        """The commit that holds for a shard; None when the shard is not committed."""
+        """Return the commit that holds for a shard; None if the shard is not committed."""
         generation = self.committed().get(shard)
         return None if generation is None else self._read_holding(shard, generation)
 
     def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """The commits of (shard, generation) pairs, in that order; one that has vanished is passed over.
+        """Yield the commits of (shard, generation) pairs, in that order; skip those that no longer exist.
 
         At most a few hundred are in memory at a time.
         """
         return self._read_ahead(self.read, wanted, threads)
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
-        """The commits that hold, in order of shards; of one that is replaced meanwhile, the newer.
+        """Yield the commits that hold, in order of shards; if one is replaced meanwhile, the newer one.
 
-        `only` are the shards to read; all without it.
+        `only` are the shards to read; default: all.
         """
         standing = self.committed().items()
         wanted = (pair for pair in standing if only is None or pair[0] in only)
         return self._read_ahead(self._read_holding, wanted, threads)
 
     def put(self, commit: Commit) -> bool:
-        """Puts a commit if none of its shard and generation stands there.
+        """Put a commit if there is none of its shard and generation.
 
-        True: this very commit stands there now, by this call or an equal one. False: another one does.
+        True: this commit is there now, from this call or an equal one. False: another commit is there.
         """
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_holding(self, shard: int, generation: int) -> Commit | None:
-        """A commit that was listed, or that which replaced it since: a reader must not miss a shard for that."""
+        """Read a commit that was listed, or the one that has replaced it since: a reader must not miss its shard."""
         commit = self.read(shard, generation)
         while commit is None:
             newer = self.committed().get(shard, generation)
@@ -163,7 +163,7 @@ class CommitLog:
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
-    """The committed shards with their generations, ascending, by the names of the files in `commits/`."""
+    """Return the committed shards with their generations, ascending, from the names of the files in `commits/`."""
     found: dict[int, list[int]] = {}
     for name in names:
         parsed = parse_commit_name(name)

@@ -1,6 +1,6 @@
-"""Data in the manner of SA-1B that segmint did not write: JPEGs and JSONs of one name, loose in folders or in tars.
+"""SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON of one name, loose in folders or in tars.
 
-Names need not begin with `sa_`. A tar is a shard; what lies loose is cut into shards in order of names.
+Names need not begin with `sa_`. A tar is a shard; loose files are cut into shards in order of names.
 """
 
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.storage.location import Location
 
 PAIRS_IN_SHARD = 1_000
-"""Pairs of loose files that make a shard."""
+"""The number of pairs of loose files in a shard."""
 
 JPEGS = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),  # of the JPEG, or of the tar that it is in
+        pa.field("uri", pa.string(), nullable=False),  # of the JPEG, or of its tar
         pa.field("offset", pa.int64(), nullable=False),  # its first byte there
         pa.field("size", pa.int64(), nullable=False),  # bytes
     ]
 )
-"""The view `jpegs`: where the JPEG of each image lies that has one."""
+"""The view `jpegs`: where the JPEG of each image is, for images that have one."""
 
 _ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
 
 
 @dataclass(frozen=True)
 class LooseFile:
-    """A file below the data: its name from there, and its size in bytes."""
+    """A file below the data's folder: its name relative to that, and its size in bytes."""
 
     name: str
     size: int
@@ -54,9 +54,9 @@ class ForeignShard:
 
 
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
-    """What there is below a folder, as a stream; its shards are numbered as they come.
+    """Yield the shards below a folder as they are found, numbered in that order.
 
-    In a listing that is sorted by names, pairs are found while only those are kept whose other half is missing.
+    In a listing sorted by name, only files whose other half is missing so far are kept in memory.
     """
     shard = 0
     halves: dict[str, Pair] = {}
@@ -86,13 +86,13 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
 
 
 def kind_of(name: str) -> str | None:
-    """`jpeg` or `json` by the ending of a name; None for other files."""
+    """Return `jpeg` or `json` by the ending of a name; None for other files."""
     dot = name.rfind(".")
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 
 
 def read_jpeg(tables: DatasetTables, ordinal: int) -> bytes | None:
-    """The JPEG of an image in foreign data, as it stands; None where there is none."""
+    """Return the JPEG of an image in foreign data, unchanged; None if it has none."""
     found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
     if not found:
         return None

@@ -1,6 +1,6 @@
-"""A source catalog beside the catalog that a dataset has pinned: what is new in it, what is gone, what has changed.
+"""Compare a source catalog with the one that a dataset has pinned: what is new, what is gone, what has changed.
 
-As in `segmint.catalogs.source.normalize`, everything is a stream or is left to DuckDB.
+As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
 """
 
 import tempfile
@@ -29,11 +29,11 @@ from segmint.catalogs.source.normalize import (
 from segmint.infra.storage.location import Location
 
 PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
-"""What a dataset pins of an image beside its id: these columns of a known image must not change."""
+"""The columns that a dataset pins of an image besides its id: for a known image they must not change."""
 
 _NAMES = pa.schema([NORMALIZED.field("image_id"), NORMALIZED.field("uri")])
 
-# A row counts as unchanged by its id and a hash of its other columns: 8 bytes in place of some hundred.
+# Whether a row has changed is decided by its id and a hash of its other columns: 8 bytes instead of some hundred.
 _CONTENT = f"hash({', '.join(PINNED)})"
 
 _MISSING = f"""
@@ -71,7 +71,7 @@ ORDER BY ordinal
 
 @dataclass(frozen=True)
 class Change:
-    """Known rows that have another value in a column, and the first of them; a value that is absent is empty."""
+    """Known rows with another value in a column: their number, and the first of them; an absent value is empty."""
 
     rows: int
     image_id: str
@@ -81,17 +81,17 @@ class Change:
 
 @dataclass(frozen=True)
 class CatalogGrowth:
-    """A source catalog beside a pinned one."""
+    """The differences between a source catalog and a pinned one."""
 
     new: NormalizedCatalog  # the rows whose image_id is not pinned; perhaps none
     known: int  # rows of the source whose image_id is pinned
-    gone: int  # pinned rows whose image_id the source does not have any more
+    gone: int  # pinned rows whose image_id is no longer in the source
     first_gone: str | None  # the image_id of the first of them
     changed: Mapping[str, Change]  # by column of `PINNED`
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every pinned row still stands in the source as it was pinned."""
+        """Whether every pinned row is still in the source, unchanged."""
         return not self.gone and not self.changed
 
 
@@ -105,14 +105,14 @@ def compare_catalog(
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> CatalogGrowth:
-    """Compares the catalog at `catalog` with the pinned `parts`, and writes what is new to `destination`.
+    """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
-    The order of rows does not matter, nor where new ones stand. A row whose image_id is pinned is that image and no
-    new one; a pinned row is unchanged where the source has one of its image_id with the same `PINNED` columns. New
-    rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked.
-    Rows that name what was taken down, by image_id or uri, are known and not new, and need not stand in the source.
+    The order of rows does not matter, nor the position of new ones. A row whose image_id is pinned is that image, not
+    a new one; a pinned row is unchanged if the source has a row with its image_id and the same `PINNED` columns. New
+    rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
+    that name an image that was taken down, by image_id or uri, are known, and may be missing from the source.
     `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
-    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read as one.
+    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
@@ -145,7 +145,7 @@ def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[s
 def _without_known(
     database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path
 ) -> tuple[Path, int]:
-    """The staged rows without those whose image_id is known, numbered anew from 0: a file, and how many they are."""
+    """Write the staged rows without a known image_id, numbered again from 0; return the file and their number."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, NORMALIZED) as writer:
         known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))

@@ -1,8 +1,8 @@
 """`dataset.json`: what a dataset is, in generations that are put if absent and never changed.
 
-Generation 1 is `dataset.json`, put at the first start. Where the parts of the catalog change, `dataset.g2.json`,
-`dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ in `catalog` and `licenses`
-alone: what decides the bytes of a shard is fixed at the first start.
+Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
+`dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ only in `catalog` and
+`licenses`: what decides the bytes of a shard is fixed at the first start.
 """
 
 import json
@@ -31,7 +31,7 @@ class _Frozen(BaseModel):
 class CatalogPart(_Frozen):
     """One part of the normalized catalog: its ordinals begin at `first_shard` · `images_per_shard`.
 
-    `sha256` is that of the part itself, `source_sha256` that of the catalog's file it was made from.
+    `sha256` is of the part itself, `source_sha256` of the catalog file that it was made from.
     """
 
     path: str
@@ -49,10 +49,10 @@ class Weights(_Frozen):
 
 
 class DatasetManifest(_Frozen):
-    """`dataset.json`: what a dataset is, fixed at its first start but for `catalog`, which grows by parts.
+    """`dataset.json`: what a dataset is, fixed at its first start except for `catalog`, which grows by parts.
 
-    `config` holds the identity keys of the configuration as a tree; `numerics` all that decides the last bits
-    of the results; `policy_date` is the day by which licenses are judged.
+    `config` holds the identity keys of the configuration as a tree; `numerics` everything that decides the last bits
+    of the results; `policy_date` is the day for which licenses are judged.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -69,19 +69,19 @@ class DatasetManifest(_Frozen):
 
     @property
     def numerics_fingerprint(self) -> str:
-        """What a commit names its numerics by: twelve hexadecimal digits."""
+        """The fingerprint by which commits name the numerics: twelve hexadecimal digits."""
         return fingerprint(self.numerics)
 
     @property
     def shards(self) -> int:
-        """How many shards the whole dataset has, committed or not."""
+        """The number of shards of the whole dataset, committed or not."""
         if not self.catalog:
             return 0
         last = self.catalog[-1]
         return last.first_shard + -(-last.rows // self.images_per_shard)
 
     def ordinals(self, shard: int) -> tuple[int, int]:
-        """The ordinals [a, b) of a shard; raises `ValueError` for a shard that the dataset has not."""
+        """Return the ordinals [a, b) of a shard; raises `ValueError` for a shard that the dataset does not have."""
         for part in self.catalog:
             first = part.first_shard * self.images_per_shard
             start = shard * self.images_per_shard
@@ -90,12 +90,12 @@ class DatasetManifest(_Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        """The manifest's file."""
+        """Return the bytes of the manifest's file."""
         return canonical_json(self.model_dump(mode="json"))
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Reads a manifest's file; raises `UsageError`, which names `where`, for a foreign or a newer one."""
+        """Read a manifest's file; for another file or a newer version raises `UsageError`, which names `where`."""
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
@@ -103,7 +103,7 @@ class DatasetManifest(_Frozen):
                 raise UsageError(f"{where}: its schema_version is {version!r}; this segmint reads {SCHEMA_VERSION}")
             return cls.model_validate(value)
         except (ValidationError, ValueError, RecursionError) as error:
-            raise UsageError(f"{where} is no dataset's manifest: {error}") from error
+            raise UsageError(f"{where} is not a dataset's manifest: {error}") from error
 
 
 class StandingManifest(NamedTuple):
@@ -114,12 +114,12 @@ class StandingManifest(NamedTuple):
 
 
 def manifest_name(generation: int) -> str:
-    """The name of a generation's file, directly below the dataset: `dataset.json`, then `dataset.g2.json`."""
+    """Return the name of a generation's file, directly below the dataset: `dataset.json`, then `dataset.g2.json`."""
     return MANIFEST if generation == 1 else f"dataset.g{generation}.json"
 
 
 def parse_manifest_name(name: str) -> int | None:
-    """The generation of a manifest's file; None when the name is none of ours."""
+    """Return the generation of a manifest's file; None if the name is not a manifest's."""
     if name == MANIFEST:
         return 1
     match = _LATER.fullmatch(name)
@@ -127,13 +127,13 @@ def parse_manifest_name(name: str) -> int | None:
 
 
 def manifest_generations(dataset: Location) -> list[int]:
-    """The generations of the manifest that stand in a dataset, ascending; from one listing."""
+    """Return the generations of the manifest that a dataset has, ascending, from one listing."""
     numbers = (parse_manifest_name(entry.name) for entry in dataset.list())
     return sorted(number for number in numbers if number is not None)
 
 
 def read_generation(dataset: Location, generation: int) -> DatasetManifest | None:
-    """One generation of a dataset's manifest; None when it is not there."""
+    """Read one generation of a dataset's manifest; None if it does not exist."""
     file = dataset / manifest_name(generation)
     try:
         data = file.read()
@@ -143,7 +143,7 @@ def read_generation(dataset: Location, generation: int) -> DatasetManifest | Non
 
 
 def read_standing(dataset: Location) -> StandingManifest | None:
-    """The manifest that holds, with its generation; None when no dataset was begun at `dataset`."""
+    """Read the manifest that holds, with its generation; None if no dataset was begun there."""
     for generation in reversed(manifest_generations(dataset)):
         manifest = read_generation(dataset, generation)
         if manifest is not None:
@@ -152,33 +152,33 @@ def read_standing(dataset: Location) -> StandingManifest | None:
 
 
 def read_manifest(dataset: Location) -> DatasetManifest | None:
-    """The manifest that holds for the dataset at `dataset`; None when no dataset was begun there."""
+    """Read the manifest that holds; None if no dataset was begun there."""
     standing = read_standing(dataset)
     return None if standing is None else standing.manifest
 
 
 def load_standing(dataset: Location) -> StandingManifest:
-    """The manifest that holds, with its generation; raises `UsageError` when no dataset was begun there."""
+    """Read the manifest that holds, with its generation; raises `UsageError` if no dataset was begun there."""
     standing = read_standing(dataset)
     if standing is None:
-        raise UsageError(f"{dataset} is no dataset: it has no {MANIFEST}; check the path, or build one there")
+        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
     return standing
 
 
 def load_manifest(dataset: Location) -> DatasetManifest:
-    """The manifest that holds for the dataset at `dataset`; raises `UsageError` when none was begun there."""
+    """Read the manifest that holds; raises `UsageError` if no dataset was begun there."""
     return load_standing(dataset).manifest
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
-    """What a dataset is called: by its manifest, or by its folder or prefix at `uri` where it has none."""
+    """Return a dataset's name: from its manifest, or that of its folder or prefix at `uri` if it has none."""
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
-    """Puts a generation of a dataset's manifest if none stands there.
+    """Put a generation of a dataset's manifest if there is none.
 
-    True: this very manifest stands there now, by this call or an equal one. False: another one does. What the
-    manifest names must stand there before.
+    True: this manifest is there now, from this call or an equal one. False: another one is there. The files that the
+    manifest names must be put before it.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())

@@ -1,4 +1,4 @@
-"""Reads a dataset: its committed shards, image by image, with masks decoded when they are asked for."""
+"""Reads a dataset: its committed shards, image by image; masks are decoded when they are used."""
 
 import json
 import tarfile
@@ -19,7 +19,7 @@ from segmint.infra.storage.location import Location
 
 
 class NoPixelsError(SegmintError):
-    """A sample's pixels were asked for, and its dataset was released as annotations without images."""
+    """A sample has no pixels: its dataset was released as annotations without images."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MaskAnnotation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "MaskAnnotation":
-        """An entry of `annotations` in an image's JSON."""
+        """Read an entry of `annotations` in an image's JSON."""
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
         crop_x, crop_y, crop_w, crop_h = value["crop_box"]
@@ -69,7 +69,7 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: `row` is that of `images/*.parquet`, `masks` are in the order of its JSON."""
+    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON."""
 
     row: Mapping[str, Any]
     masks: list[MaskAnnotation]
@@ -82,10 +82,10 @@ class Sample:
 
     @cached_property
     def image(self) -> np.ndarray[Any, Any]:
-        """The released pixels, (height, width, 3) uint8 RGB; raises `NoPixelsError` where there are none."""
+        """The released pixels, (height, width, 3) uint8 RGB; raises `NoPixelsError` if there are none."""
         if self.jpeg is None:
             raise NoPixelsError(
-                f"image {self.id}: this dataset holds annotations alone; the image is at {self.row['uri']}"
+                f"image {self.id}: this dataset holds only annotations; the image is at {self.row['uri']}"
             )
         import simplejpeg
 
@@ -93,7 +93,7 @@ class Sample:
 
 
 class Dataset:
-    """The committed images of a dataset, in order of their ordinals; each iteration reads the commits anew.
+    """The committed images of a dataset, in order of their ordinals; each iteration reads the commits again.
 
     A shard that is committed while an iteration runs is seen by the next one.
     """
@@ -105,11 +105,11 @@ class Dataset:
 
     @classmethod
     def open(cls, location: Location) -> Self:
-        """The dataset at `location`; raises `UsageError` when none stands there."""
+        """Open the dataset at `location`; raises `UsageError` if there is none."""
         return cls(location, load_manifest(location))
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
-        """The commits that hold, in order of shards: of all of them, or `only` of these shards."""
+        """Return the commits that hold, in order of shards: all of them, or `only` those of these shards."""
         return self.log.read_all(only=only)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -117,20 +117,20 @@ class Dataset:
             yield from self.shard(commit)
 
     def __len__(self) -> int:
-        """How many images the committed shards hold, from their commits."""
+        """Return the number of images in the committed shards, from their commits."""
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
     def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
-        """The shard's table `kind` (images, masks or rejects), whole or with these `columns` alone."""
+        """Return the shard's table `kind` (images, masks or rejects), with all columns or only these `columns`."""
         file = self.location / commit.file(kind).path
         try:
             with file.open() as stream:
                 return pq.read_table(stream, columns=columns)
         except pa.ArrowInvalid as error:
-            raise DamagedDatasetError(f"{file} is no Parquet file that can be read: {error}") from error
+            raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
-        """The samples of one committed shard, in order, as a stream over its tar: all, or those with these `ids`.
+        """Yield the samples of one committed shard in order, streaming its tar: all, or those with these `ids`.
 
         The tar is read up to the last one that is wanted.
         """
@@ -147,20 +147,20 @@ class Dataset:
         try:
             annotations = None if document is None else json.loads(document)
         except (ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{self.location / path} is no shard that can be read: {error}") from error
+            raise DamagedDatasetError(f"{self.location / path} is not a readable shard: {error}") from error
         if annotations is None or annotations["image"]["image_id"] != row["id"]:
             raise DamagedDatasetError(f"{self.location}: {path} does not hold image {row['id']} where it should be")
         return Sample(row, [MaskAnnotation.from_json(value) for value in annotations["annotations"]], jpeg)
 
     def _pairs(self, path: str) -> Iterator[tuple[bytes | None, bytes]]:
-        """JPEG (None where there is none) and JSON of each image of a tar, in its order."""
+        """Yield JPEG (None if there is none) and JSON of each image of a tar, in its order."""
         tar = self.location / path
         jpeg: bytes | None = None
         try:
             with tar.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     if not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
-                        raise DamagedDatasetError(f"{tar} is no shard: {member.name} is no plain file")
+                        raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
                     file = archive.extractfile(member)
                     data = file.read() if file is not None else b""
                     if member.name.endswith(".jpg"):
@@ -169,4 +169,4 @@ class Dataset:
                         yield jpeg, data
                         jpeg = None
         except (tarfile.TarError, ValueError) as error:
-            raise DamagedDatasetError(f"{tar} is no shard that can be read: {error}") from error
+            raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error

@@ -1,4 +1,4 @@
-"""Files of regions to be obliterated in released images: JSON Lines, or Parquet by its ending."""
+"""Files of regions to redact in released images: JSON Lines, or Parquet by its ending."""
 
 import io
 import json
@@ -17,7 +17,7 @@ _PARQUET = ".parquet"
 
 
 class WantedRegion(BaseModel):
-    """A box in an image of a dataset, in whole pixels of the **released** image, and where it was asked for."""
+    """A box in an image of a dataset, in whole pixels of the **released** image, and the row that asks for it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -36,10 +36,10 @@ class WantedRegion(BaseModel):
 
 
 def read_regions(file: Location) -> list[WantedRegion]:
-    """The regions of a file, in its order; other columns than those of `WantedRegion` are passed over.
+    """Return the regions of a file, in its order; columns that `WantedRegion` does not have are ignored.
 
-    Raises `UsageError`, which names file, row and column of up to ten mistakes, for a file that holds anything else,
-    or nothing.
+    Raises `UsageError` for a file without regions or with anything else; it names file, row and column of up to ten
+    mistakes.
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []
@@ -59,23 +59,23 @@ def read_regions(file: Location) -> list[WantedRegion]:
 
 
 def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row of the file with its number from 1; of a text file that is the number of its line."""
+    """Yield each row of the file with its number from 1; in a text file, the line's number."""
     try:
         data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"{file}: there is no such file of regions") from error
+        raise UsageError(f"{file}: no such file of regions") from error
     if file.uri.lower().endswith(_PARQUET):
         try:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()
         except pa.ArrowException as error:
-            raise UsageError(f"{file} is no Parquet file that can be read: {error}") from error
+            raise UsageError(f"{file} is not a readable Parquet file: {error}") from error
         yield from enumerate(rows, 1)
         return
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{file} is no text in UTF-8: expected JSON Lines, or Parquet by the ending {_PARQUET}"
+            f"{file} is not UTF-8 text: expected JSON Lines, or Parquet in a file that ends in {_PARQUET}"
         ) from error
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -83,14 +83,14 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{file}, row {number}: no JSON: {error}") from error
+            raise UsageError(f"{file}, row {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise UsageError(f"{file}, row {number}: expected an object with id, kind, x, y, w and h, got {line[:80]}")
         yield number, value
 
 
 def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a file that `read_regions` takes: rows with id, kind, x, y, w, h and any more, such as a score.
+    """Write a file for `read_regions`: rows with id, kind, x, y, w, h and any other columns, such as a score.
 
     JSON Lines, or Parquet by its ending. Without regions the file is empty, and `read_regions` refuses it.
     """

@@ -1,4 +1,4 @@
-"""Which rows of a dataset's catalog a takedown is about, with every other row that names the same image."""
+"""The rows of a dataset's catalog that a takedown removes, with every other row of the same image."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _COLUMNS = ["ordinal", "image_id", "uri", "license", "provider", "sha256"]
 
 @dataclass
 class Selection:
-    """Rows that are to be taken down, by ordinal; names that no row has; and names that two images have, explained."""
+    """Rows to take down, by ordinal; names that no row has; and an explanation of each name that two images share."""
 
     rows: dict[int, TakenImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -34,13 +34,13 @@ class Selection:
 
 
 def read_ids(file: Location) -> dict[str, int]:
-    """The names in a text file, one a line, each with the number of its line; raises `UsageError` for none."""
+    """Return the names in a text file, one a line, each with its line number; raises `UsageError` if there are none."""
     try:
         text = file.read().decode("utf-8")
     except NotFoundError as error:
-        raise UsageError(f"{file}: there is no such file of ids") from error
+        raise UsageError(f"{file}: no such file of ids") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is no text in UTF-8: expected one image_id or id a line") from error
+        raise UsageError(f"{file} is not UTF-8 text: expected one image_id or id a line") from error
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -51,16 +51,16 @@ def read_ids(file: Location) -> dict[str, int]:
 
 
 def number_of(name: str) -> int | None:
-    """The number that `17` or `sa_17` gives an image; None for other names."""
+    """Return the image number in `17` or `sa_17`; None for other names."""
     match = _NUMBER.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> Selection:
-    """The rows that were asked for, and those alone; what was taken down before is not found any more.
+    """Return exactly the rows that were asked for; rows that were taken down before are not found again.
 
-    A name is an image_id of the catalog, or the number of an image in the dataset. One that is both, of two images, is
-    ambiguous. The catalog is read as a stream.
+    A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
+    image_id of one image and the number of another. The catalog is read as a stream.
     """
     if asked.ids is None:
         column, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
@@ -101,13 +101,14 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
 def with_copies(
     dataset: Location, manifest: DatasetManifest, rows: Mapping[int, TakenImage], tables: Sequence[str]
 ) -> dict[int, TakenImage]:
-    """These rows with all others that have the image_id, the uri or the bytes of one of them, and so on, in order.
+    """Return these rows and, transitively, all that share an image_id, a uri or the bytes with one of them, in order.
 
-    `tables` are the paths of the committed tables of images, which know the bytes that a build read. Catalog and tables
-    are read until nothing more is found, three times as a rule. Raises `DamagedDatasetError` for a damaged table.
+    `tables` are the paths of the committed tables of images, which hold the hashes of the bytes that a build read.
+    Catalog and tables are read until nothing more is found, usually three times. Raises `DamagedDatasetError` for a
+    damaged table.
     """
     found = dict(rows)
-    digests: dict[int, str] = {}  # of the bytes that were read, by ordinal
+    digests: dict[int, str] = {}  # of the bytes that a build read, by ordinal
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
@@ -138,14 +139,14 @@ def _values(values: Iterable[str | None]) -> pa.StringArray:
 
 
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
-    """The catalog's columns that name an image, all parts one after another."""
+    """Yield the catalog's columns that name an image, part after part."""
     for part in manifest.catalog:
         with (dataset / part.path).open() as stream, pq.ParquetFile(stream) as file:
             yield from file.iter_batches(batch_size=_ROWS, columns=_COLUMNS)
 
 
 def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[TakenImage]:
-    """The rows that were chosen, without those that say nothing any more."""
+    """Yield the chosen rows, without those that were taken down."""
     for row in batch.filter(chosen).to_pylist():
         if not is_taken_down(row):
             named = {name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")}

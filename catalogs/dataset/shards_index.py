@@ -1,4 +1,4 @@
-"""`shards.json`: the committed tars as WebDataset's `wids` indexes them. A convenience, never the truth."""
+"""`shards.json`: the committed tars as an index for WebDataset's `wids`. A convenience; the commits decide."""
 
 from collections.abc import Iterable
 
@@ -8,9 +8,9 @@ from segmint.infra.storage.location import Location
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
-    """The index of these commits' tars: URLs relative to the index itself, samples and bytes of each.
+    """Return the index of these commits' tars: for each its URL relative to the index, samples and bytes.
 
-    Tars without an image are left out, since a loader has nothing to draw from them.
+    Tars without an image are left out: a loader could draw nothing from them.
     """
     shards = []
     for commit in commits:
@@ -22,6 +22,6 @@ def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
 
 
 def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
-    """Writes the index of the commits that hold now, over an older one."""
+    """Write the index of the commits that hold now, over an older one."""
     data = shards_index(name, CommitLog(dataset).read_all(threads))
     (dataset / SHARDS_INDEX).put(data)

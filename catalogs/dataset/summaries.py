@@ -1,4 +1,4 @@
-"""Sums over a dataset's commits, kept by the thousand so that asking again stays cheap."""
+"""Sums over a dataset's commits, saved by the thousand so that summing again stays cheap."""
 
 import json
 from collections import Counter
@@ -11,12 +11,12 @@ from segmint.catalogs.layout import SUMMARIES, canonical_json, fingerprint, shar
 from segmint.infra.storage.location import Location
 
 SUMMARY_SHARDS = 1000
-"""How many shards a summary covers."""
+"""The number of shards that a summary covers."""
 
 
 @dataclass(frozen=True)
 class CommitSums:
-    """What is in a set of commits: sums of counts, bytes of files, shards by the fingerprint of their numerics."""
+    """Sums over a set of commits: counts, files and their bytes, shards by the fingerprint of their numerics."""
 
     shards: int
     files: int
@@ -35,20 +35,20 @@ class CommitSums:
 
 
 NOTHING = CommitSums(0, 0, 0, {}, {})
-"""The sums of no commit."""
+"""The sums over no commits."""
 
 
 def sums_of(commit: Commit) -> CommitSums:
-    """The sums of one commit."""
+    """Return the sums of one commit."""
     size = sum(entry.size for entry in commit.files)
     return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1})
 
 
 def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
-    """The sums of a dataset's commits that hold; of the shards in `wanted` (step 1) where it is given.
+    """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given.
 
-    The sums of each full thousand of shards are kept in `summaries/`, under a name that carries the
-    generations they were made from: a summary that no longer fits is not found, and is made anew.
+    The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the generations
+    they were made from: an outdated summary is not found, and is made again.
     """
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES

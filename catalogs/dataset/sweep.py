@@ -1,4 +1,4 @@
-"""Deletes what nothing names: left-overs of writers and builds that died, and generations that were replaced."""
+"""Deletes what nothing names: leftovers of writers and builds that died, and generations that were replaced."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,9 +22,9 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
 GRACE = timedelta(hours=24)
-"""How old a file must be that no commit names: longer than any correction takes from its first file to its commit.
+"""The age at which a file that no commit names is deleted: longer than any correction takes from file to commit.
 
-A writer of a first generation needs none: nothing of a shard is swept before that is committed."""
+A writer of a first generation does not need it: nothing of a shard is swept before the shard is committed."""
 
 
 def sweep(
@@ -33,13 +33,13 @@ def sweep(
     now: datetime | None = None,
     threads: int = 16,
 ) -> list[str]:
-    """Deletes what does not belong to a dataset; returns the paths, relative to it, in order.
+    """Delete what does not belong to a dataset; return the paths, relative to it, in order.
 
-    That is, of shards that are committed: data files that the holding commit does not name, once they are older than
-    `grace`, or at once where a commit that was replaced names them; the commits that were replaced. And parts of the
-    catalog that the manifest does not name, and temporary files, once they are older than `grace`. What lies there of a
-    shard without a commit stays until it has one, however old: it may be of a writer that sleeps, or be named by one
-    that writes the same bytes again. Files with foreign names stay.
+    Of committed shards these are: data files that the holding commit does not name, once they are older than `grace`,
+    or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the catalog that the
+    manifest does not name, and temporary files, once they are older than `grace`. Files of a shard without a commit
+    stay until it has one, however old they are: they may belong to a paused writer, or be named by a writer that
+    writes the same bytes again. Files with other names stay.
     `now` is the time to count from (default: this machine's clock).
     """
     limit = (now or datetime.now(UTC)) - grace
@@ -61,7 +61,7 @@ def sweep(
     log = CommitLog(dataset)
     generations = generations_of(commit_names)
 
-    # Where a shard has one generation and one file of each kind, those are its commit's: no need to read it.
+    # If a shard has one generation and one file of each kind, these are its commit's: no need to read it.
     doubtful = {
         shard: numbers
         for shard, numbers in generations.items()
@@ -76,14 +76,14 @@ def sweep(
 
     for shard, entries in sorted(files.items()):
         if shard not in held:
-            continue  # not committed, or nothing doubtful, or its commit vanished while we looked
+            continue  # not committed, or nothing doubtful, or its commit was deleted meanwhile
         for path, _, modified in entries:
             unnamed = path not in held[shard]
             if unnamed and (modified < limit or path in replaced.get(shard, set())):
                 doomed.append(path)
     for path in doomed:
         (dataset / path).delete()
-    # Only now: as long as a replaced commit stands, its files can be told from those of a writer at work.
+    # Last: while a replaced commit exists, its files can be told apart from those of a writer at work.
     for shard, numbers in sorted(generations.items()):
         for generation in numbers[:-1]:
             if shard in held:
@@ -101,12 +101,12 @@ def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
 
 
 def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:
-    """What lies in the dataset's folders, side by side: a store gives a thousand names at a time."""
+    """Yield the files in the dataset's folders, listed in parallel: a store gives a thousand names at a time."""
 
     def listed(folder: str) -> list[ObjectInfo]:
         return (dataset / folder).list(include_temporary=True)
 
-    # Files are listed before what names them: one that is named in between is then seen to be.
+    # Data is listed before commits and manifests: a file that is named in between counts as named.
     for folders in (tuple(DATA_KINDS), (COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")):
         listings = map_ahead(listed, folders, threads=len(folders), ahead=len(folders), name="sweep")
         for folder, entries in zip(folders, listings, strict=True):

@@ -1,4 +1,4 @@
-"""A dataset's Parquet as views of DuckDB: read where it lies, only the columns that are asked for, flat in memory."""
+"""A dataset's Parquet as DuckDB views: read in place, only the columns of a query, in constant memory."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, local_path, scheme
 
 MEMORY_LIMIT = "2GB"
-"""What DuckDB may hold by default; beyond that it spills to the scratch folder."""
+"""DuckDB's default memory limit; beyond it, DuckDB spills to the scratch folder."""
 
 Kind = Literal["segmint", "sa1b"]
 BoxConvention = Literal["inclusive", "pixels"]
@@ -32,7 +32,7 @@ _SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BI
 
 
 class TableFile(NamedTuple):
-    """A Parquet file of a view; its name says its shard, as `segmint.catalogs.layout.data_path` has it."""
+    """A Parquet file of a view; its name gives its shard, as in `segmint.catalogs.layout.data_path`."""
 
     uri: str
     size: int  # bytes
@@ -40,10 +40,10 @@ class TableFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """What was found out about data that segmint did not write, while it was measured.
+    """What measuring found out about data that segmint did not write.
 
-    `boxes` is what its boxes are: from the first to the last pixel as SA-1B's, or counts of pixels as COCO's; None
-    where no mask tells. In the view `masks` they are SA-1B's in any case.
+    `boxes` is the convention of its boxes: from the first to the last pixel as in SA-1B, or counts of pixels as in
+    COCO; None if no mask shows it. The view `masks` always has SA-1B's.
     """
 
     boxes: BoxConvention | None = None
@@ -54,8 +54,8 @@ class DatasetTables:
     """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
 
     They have the columns of docs/dataset.md and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
-    it has the view `jpegs` too (see `segmint.catalogs.dataset.foreign`), and `foreign` says more of it. `query` may be
-    called from threads; who uses `connection` itself takes a `cursor()` of it in each thread.
+    it also has the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be
+    called from threads; to use `connection` itself, take a `cursor()` of it in each thread.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DatasetTables:
         )
         try:
             self.connection.execute("SET enable_progress_bar = false")  # it would go to standard output
-            self.connection.execute("SET python_enable_replacements = false")  # no name but a view's is a table
+            self.connection.execute("SET python_enable_replacements = false")  # queries see views, not Python variables
             self._register(files, location.storage)
             for kind, schema in schemas.items():
                 self._create_view(kind, list(files.get(kind, ())) or [self._empty(kind, schema)])
@@ -85,16 +85,16 @@ class DatasetTables:
             raise
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """The answer to a query as an Arrow table.
+        """Return the answer to a query as an Arrow table.
 
-        Raises `DamagedDatasetError` where a file is not there or no Parquet that can be read, and `StorageFaultError`
-        where its store fails.
+        Raises `DamagedDatasetError` if a file is missing or not readable Parquet, and `StorageFaultError` if its store
+        fails.
         """
         with self.connection.cursor() as cursor:
             return read_query(cursor, sql, parameters)
 
     def close(self) -> None:
-        """Ends the database, and deletes its scratch folder."""
+        """Close the database and delete its scratch folder."""
         self.connection.close()
         self._folder.cleanup()
 
@@ -107,7 +107,7 @@ class DatasetTables:
         self.close()
 
     def _register(self, files: Mapping[str, Sequence[TableFile]], storage: Storage) -> None:
-        """Lets DuckDB read what is not local through our storage."""
+        """Have DuckDB read remote files through our storage."""
         sizes: dict[str, dict[str, int]] = {}
         for entry in (entry for entries in files.values() for entry in entries):
             sizes.setdefault(scheme(entry.uri), {})[entry.uri] = entry.size
@@ -129,16 +129,16 @@ class DatasetTables:
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-    """What `DatasetTables.query` answers, on a connection of one's own, which may have temporary tables."""
+    """Answer as `DatasetTables.query`, on a separate connection, which may have temporary tables."""
     with damage_named():
         return connection.sql(sql, params=list(parameters)).to_arrow_table()
 
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Raises `DamagedDatasetError` for what DuckDB says of a file that is not there or no Parquet.
+    """Turn DuckDB's errors into ours: `DamagedDatasetError` for a file that is missing or not Parquet.
 
-    And `StorageFaultError` where a store failed.
+    `StorageFaultError` if a store failed.
     """
     try:
         yield
@@ -147,7 +147,7 @@ def damage_named() -> Iterator[None]:
     except duckdb.Error as error:
         if type(error) is not duckdb.Error:
             raise
-        # So come exceptions of our storage, with their traceback as text.
+        # Exceptions of our storage arrive like this, with their traceback as text.
         kind = DamagedDatasetError if NotFoundError.__name__ in str(error) else StorageFaultError
         raise kind(f"the dataset's Parquet cannot be read: {last_line(error)}") from error
 
@@ -159,9 +159,9 @@ def open_committed(
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
 ) -> DatasetTables:
-    """The tables of a segmint dataset: the files that the highest commit of each shard names, and no others.
+    """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
-    `schemas` are those of the tables, by folder; `leave_out` names shards that are known to be damaged. Raises
+    `schemas` are those of the tables, by folder; `leave_out` are shards that are known to be damaged. Raises
     `DamagedDatasetError` for a commit that cannot be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
@@ -175,12 +175,12 @@ def open_committed(
 
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    """A folder of its own for a `DatasetTables`, below `scratch` where that is given."""
+    """Make a separate folder for a `DatasetTables`, below `scratch` if that is given."""
     return tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=scratch)
 
 
 def scratch_path(view: str, shard: int) -> str:
-    """The path below a scratch folder of a Parquet file that no commit names, with its shard in its name."""
+    """Return the path, below a scratch folder, of a Parquet file that no commit names; it contains the shard."""
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
 
 

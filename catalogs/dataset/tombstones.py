@@ -1,4 +1,4 @@
-"""`tombstones/`: what was taken down, why and when. Nothing else of a dataset names an image that was taken down."""
+"""`tombstones/`: what was taken down, why and when. Nothing else in a dataset names an image that was taken down."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,10 @@ from segmint.infra.storage.location import Location
 TOMBSTONES = "tombstones"
 
 BLANK = ""
-"""What stands in place of an image's `image_id` and `uri` where it was taken down; no other row has that."""
+"""The `image_id` and `uri` of an image that was taken down; no other row has them empty."""
 
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
-"""The detail of a row that was taken down: of all such rows the same."""
+"""The detail of every row that was taken down."""
 
 
 class _Frozen(BaseModel):
@@ -29,11 +29,11 @@ class TakenImage(_Frozen):
     id: int = Field(ge=1)
     image_id: str
     uri: str
-    sha256: str | None  # of the source's bytes, where the catalog or the build knew it
+    sha256: str | None  # of the source's bytes, if the catalog or the build knew it
 
 
 class Asked(_Frozen):
-    """What a person asked for; exactly one of `ids`, `license` and `provider`."""
+    """A request to take images down: exactly one of `ids`, `license` and `provider`."""
 
     ids: tuple[str, ...] | None = None
     license: str | None = None
@@ -51,39 +51,39 @@ class Tombstone(_Frozen):
 
     @property
     def name(self) -> str:
-        """The file's name, which follows from all but `when`: asking again finds it."""
+        """The file's name, a hash of everything but `when`: the same request finds it again."""
         value = self.model_dump(mode="json", exclude={"when"})
         return f"{fingerprint(value)}.json"
 
     def to_json(self) -> bytes:
-        """The tombstone's file."""
+        """Return the bytes of the tombstone's file."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
-    """Puts a tombstone if the same takedown has none; one that stands keeps the time at which it was asked for."""
+    """Put a tombstone if the same takedown has none; an existing one keeps its time."""
     (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """All tombstones of a dataset, by name; raises `DamagedDatasetError` for a file that is none."""
+    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for any other file."""
     found = []
     for entry in (dataset / TOMBSTONES).list():
         file = dataset / TOMBSTONES / entry.name
         try:
             found.append(Tombstone.model_validate(json.loads(file.read())))
         except (ValidationError, ValueError) as error:
-            raise DamagedDatasetError(f"{file} is no tombstone: {error}") from error
+            raise DamagedDatasetError(f"{file} is not a tombstone: {error}") from error
     return found
 
 
 def taken_images(tombstones: Iterable[Tombstone]) -> dict[int, TakenImage]:
-    """What was taken down, by ordinal."""
+    """Return the images that were taken down, by ordinal."""
     return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:
-    """Ordinals by the shard that they are in, in order of shards."""
+    """Group ordinals by their shard, in order of shards."""
     found: dict[int, set[int]] = {}
     for ordinal in sorted(ordinals):
         found.setdefault(ordinal // images_per_shard, set()).add(ordinal)

@@ -1,7 +1,7 @@
-"""A dataset as torch's `DataLoader` takes it: its workers, and the ranks of a distributed run, share the images.
+"""A dataset for torch's `DataLoader`: its workers, and the ranks of a distributed run, share the images.
 
-Shares are ranges of ordinals over the committed shards, equal in rows. A reader of one opens its own shards alone, and
-at most two of them in part, be there more shards than readers or fewer.
+Shares are ranges of ordinals over the committed shards, equal in rows. A reader opens only the shards of its share, and
+reads at most two of them in part, whether there are more shards than readers or fewer.
 """
 
 import os
@@ -28,10 +28,10 @@ class ReaderPosition:
 
 
 def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
-    """What a reader takes: the ordinals of each of its shards.
+    """Return a reader's share: the ordinals of each of its shards.
 
-    `shards` are the ordinals [start, stop) of each shard that is shared, in order. The shares of all positions are
-    disjoint, whole together, and differ by one row at most.
+    `shards` are the ordinals [start, stop) of each shard to share, in order. The shares of all positions are disjoint,
+    cover everything, and differ by at most one row.
     """
     rows = sum(stop - start for start, stop in shards.values())
     first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts
@@ -48,19 +48,19 @@ def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> di
 class TorchDataset(Dataset, IterableDataset[Sample]):
     """A dataset that splits over the workers of a `DataLoader` and the ranks of a distributed run.
 
-    Each image goes to exactly one of them. The rank is that of `torch.distributed` where it is initialized, else that
-    of the variables `RANK` and `WORLD_SIZE`, else there is one. What is split are the shards that were committed when
-    the dataset was opened; without workers and ranks each iteration reads the commits anew, as in `Dataset`.
+    Each image goes to exactly one of them. The rank is that of `torch.distributed` if it is initialized, else that of
+    the variables `RANK` and `WORLD_SIZE`, else 0 of 1. The shards that were committed when the dataset was opened are
+    split; without workers and ranks each iteration reads the commits again, as in `Dataset`.
     """
 
     def __init__(self, location: Location, manifest: DatasetManifest) -> None:
         super().__init__(location, manifest)
-        known = range(manifest.shards)  # more are committed where the dataset has grown since its manifest was read
+        known = range(manifest.shards)  # more are committed if the dataset has grown since its manifest was read
         self._opened = {shard: manifest.ordinals(shard) for shard in self.log.committed() if shard in known}
         self._rank: ReaderPosition | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the rank, which a worker process that was spawned cannot ask for."""
+        """Add the rank, which a spawned worker process cannot find out."""
         return {**self.__dict__, "_rank": self._rank or _current_rank()}
 
     def __iter__(self) -> Iterator[Sample]:
@@ -78,7 +78,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             yield from self.shard(commit, _ids(taken[commit.shard]))
 
     def __len__(self) -> int:
-        """How many images an iteration gives on this rank, all of its workers together; from commits and tables."""
+        """Return the number of images of an iteration on this rank, over all its workers; from commits and tables."""
         position = self._rank or _current_rank()
         if position.parts == 1:
             return super().__len__()
@@ -94,11 +94,11 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
 
 def open_dataset(uri: str, storage: Storage | None = None) -> TorchDataset:
-    """Opens the dataset at `uri`, a folder or an S3 prefix, for reading; what is not committed is not there.
+    """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are seen.
 
-    Iterating gives a `Sample` an image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
-    the images. `storage` is needed where a store has options (an endpoint, a profile). Raises `UsageError` when no
-    dataset stands there.
+    Iterating gives one `Sample` per image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
+    the images. `storage` is needed if a store has options (an endpoint, a profile). Raises `UsageError` if there is no
+    dataset.
     """
     return TorchDataset.open(Location(storage or Storage(), uri))
 
