@@ -47,7 +47,7 @@ def test_a_commit_holds_nothing_but_its_content() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"shard": 1}', commit_of(1).to_json().replace(b"[10,20]", b"[10]")])
 def test_what_is_no_commit_is_named(data: bytes) -> None:
-    with pytest.raises(DamagedDatasetError, match="a/commit is no commit"):
+    with pytest.raises(DamagedDatasetError, match="a/commit is not a commit"):
         Commit.from_json(data, "a/commit")
 
 

@@ -95,7 +95,7 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     storage, uri = Storage(), str(tmp_path / "dataset")
     location = Location(storage, uri)
     assert read_manifest(location) is None
-    with pytest.raises(UsageError, match=r"is no dataset: it has no dataset\.json"):
+    with pytest.raises(UsageError, match=r"is not a segmint dataset: no dataset\.json"):
         load_manifest(location)
     written = manifest((250, 0))
     storage.put(join(uri, "dataset.json"), written.to_json())
@@ -107,9 +107,9 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (b'{"schema_version": 2}', "its schema_version is 2; this segmint reads 1"),
-        (b'{"schema_version": 1, "name": "x"}', "is no dataset's manifest"),
+        (b'{"schema_version": 1, "name": "x"}', "is not a dataset's manifest"),
         (b"[]", "schema_version is None"),
-        (b"<html>", "is no dataset's manifest"),
+        (b"<html>", "is not a dataset's manifest"),
     ],
 )
 def test_a_foreign_manifest_is_refused(data: bytes, says: str) -> None:

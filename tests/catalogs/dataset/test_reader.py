@@ -77,7 +77,7 @@ def test_annotations_without_images_say_where_the_image_is(tmp_path: Path) -> No
 
 
 def test_no_dataset_is_a_plain_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
         open_dataset(str(tmp_path))
 
 
@@ -106,7 +106,7 @@ def test_a_tar_of_links_or_holes_is_not_followed(dataset: str, kind: bytes) -> N
     commit = CommitLog(location_of(dataset)).latest(0)
     assert commit is not None
     Path(dataset, commit.file("shards").path).write_bytes(hostile_tar("sa_1.json", kind))
-    with pytest.raises(DamagedDatasetError, match="is no plain file"):
+    with pytest.raises(DamagedDatasetError, match="is not a regular file"):
         list(open_dataset(dataset))
 
 
@@ -125,10 +125,10 @@ def test_a_commit_that_climbs_out_of_its_dataset_is_refused(dataset: str, path: 
 def test_json_nested_without_end_is_damage(dataset: str) -> None:
     deep = b"[" * 200_000
     Path(dataset, "commits/000000.g1.json").write_bytes(deep)
-    with pytest.raises(DamagedDatasetError, match="is no commit"):
+    with pytest.raises(DamagedDatasetError, match="is not a commit"):
         list(open_dataset(dataset))
     Path(dataset, "dataset.json").write_bytes(deep)
-    with pytest.raises(UsageError, match="no dataset's manifest"):
+    with pytest.raises(UsageError, match="is not a dataset's manifest"):
         open_dataset(dataset)
 
 

@@ -66,9 +66,9 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
     [
         ("empty.jsonl", b"\n\n", "holds no region"),
         ("list.jsonl", b"[1, 2]", "row 1: expected an object"),
-        ("text.jsonl", b"\nface here", "row 2: no JSON"),
-        ("latin.jsonl", b"\xff\xfe", "no text in UTF-8"),
-        ("text.parquet", b"PAR1", "no Parquet file"),
+        ("text.jsonl", b"\nface here", "row 2: not JSON"),
+        ("latin.jsonl", b"\xff\xfe", "is not UTF-8 text"),
+        ("text.parquet", b"PAR1", "is not a readable Parquet file"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:

@@ -43,6 +43,6 @@ def test_ordinals_of_all_tombstones_by_shard() -> None:
 def test_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tombstones").mkdir()
     (tmp_path / "tombstones" / "x.json").write_text("[]")
-    with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is no tombstone"):
+    with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is not a tombstone"):
         read_tombstones(location_of(tmp_path))
     assert read_tombstones(location_of(tmp_path / "nowhere")) == []

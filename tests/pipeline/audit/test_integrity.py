@@ -105,7 +105,7 @@ def test_a_sample_is_spread_evenly_however_shards_cut_it(wanted: int, total: int
 
 
 def test_no_dataset_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
         audit(tmp_path)
 
 

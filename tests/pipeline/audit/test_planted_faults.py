@@ -308,7 +308,7 @@ registered("accepted", tombstone(0), Code.STILL_THERE, "images/sa_000000-", "id 
 registered("refused", tombstone(2), Code.STILL_THERE, "rejects/sa_000000-", "id 3", "license_not_allowed")
 
 
-@damage(Code.BAD_TOMBSTONE, "tombstones", "is no tombstone")
+@damage(Code.BAD_TOMBSTONE, "tombstones", "is not a tombstone")
 def no_tombstone(dataset: Path) -> None:
     (dataset / "tombstones").mkdir()
     (dataset / "tombstones" / "x.json").write_text("{}")

@@ -49,7 +49,7 @@ def test_the_whole_answer_as_json(minted: Path) -> None:
         (["{folder}", "--privacy-sample", "some"], "expected a whole number from 0, or all"),
         (["{folder}", "--attributions", "a.txt"], ".csv, .jsonl, .md"),
         (["{folder}", "--integrity-only", "--regions", "a.jsonl"], "--regions and --integrity-only"),
-        (["{folder}/nowhere", "--integrity-only"], "is no dataset"),
+        (["{folder}/nowhere", "--integrity-only"], "is not a segmint dataset"),
         (["{folder}", "--integrity-only", "--sample", "-1"], "greater than or equal to 0"),
         (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),
     ],

@@ -58,4 +58,4 @@ def test_wrong_usage_is_exit_code_2(small: Path, arguments: list[str], told: str
 def test_no_dataset_is_exit_code_2(tmp_path: Path) -> None:
     done = run(tmp_path, "--format", "coco", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert "is no dataset" in done.stderr
+    assert "is not a segmint dataset" in done.stderr

@@ -139,7 +139,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
     (dataset / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="holds annotations alone"):
         redact(location_of(dataset), location_of(regions))
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
         redact(location_of(tmp_path / "nowhere"), location_of(regions))
     write_dataset(location_of(tmp_path / "other"), shards=1)
     with pytest.raises(UsageError, match="does not say how images are released"):

@@ -72,7 +72,7 @@ def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path
     config = load_config(str(minted.parent / "build.yaml"))
     with pytest.raises(UsageError, match="the configuration's output is"):
         repair(location_of(dataset), config)
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
         repair(location_of(dataset / "nowhere"))
 
 
