@@ -1,4 +1,4 @@
-"""Builds a dataset, or goes on with what is missing: the data's journey, top to bottom.
+"""Builds a dataset, or the rest of it: the data's journey, top to bottom.
 
     catalog -> prepare (ingest, de-identify, release) -> segment -> describe -> shards -> write and commit
 
@@ -45,11 +45,11 @@ from segmint.pipeline.execution.work import MissingShards, RejectedRows, WindowR
 from segmint.pipeline.shard_ranges import ShardPart
 
 BARREN_WINDOWS = 3
-"""After so many windows in a row without a new commit, while the stores answered, the run ends unfinished."""
+"""The run ends unfinished after this many windows in a row without a new commit, while the stores answered."""
 
 
 def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
-    """From catalog rows to described rows: every row comes out, in order, accepted or with its reason.
+    """Turn catalog rows into described rows: every row comes out, in order, accepted or with its reason.
 
     Only encoded bytes travel between the stages, and never those of an original.
     """
@@ -85,18 +85,17 @@ def run_build(
     grow: bool = False,
     retry_rejected: Collection[Reason] = (),
 ) -> Accounting:
-    """Builds what is missing of the dataset at `config.output`; returns the accounting of all that stands there.
+    """Build what is missing of the dataset at `config.output`; return the accounting of the whole dataset.
 
-    `shards` limits the run to the shards `[first, last)`, or to a part of all. With `grow` new rows of the catalog
-    become new shards. Rows that were refused for one of the reasons in `retry_rejected` before this run, in committed
-    shards, are taken again. Raises `UsageError` before anything is started where the configuration, the catalog or the
-    dataset does not fit, and `UnfinishedError` where something is left that another run may finish. Nothing is lost
-    either way.
+    `shards` limits the run to the shards `[first, last)`, or to a part of all. With `grow`, new rows of the catalog
+    become new shards. Rows of committed shards that were refused before this run for a reason in `retry_rejected` are
+    retried. Raises `UsageError` before anything starts if the configuration, the catalog or the dataset does not fit,
+    and `UnfinishedError` if something is left that another run may finish. Nothing is lost either way.
     """
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
-    # From here on there is something to lose: an outage is waited for.
+    # From here on there is work to lose: wait for outages.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
@@ -117,7 +116,7 @@ def run_build(
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
             if cluster.local:
-                check_numerics(stages.segment)  # on a cluster each actor looks for itself
+                check_numerics(stages.segment)  # on a cluster each actor checks for itself
             quarantine = Quarantine(stages, start_timeout_s=config.stall_timeout)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
@@ -126,7 +125,7 @@ def run_build(
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
-            sweep(dataset.location)  # of the generations that were replaced
+            sweep(dataset.location)  # deletes the replaced generations
 
     seconds = time.monotonic() - started
     accounting = replace(
@@ -143,7 +142,7 @@ def run_build(
 
 @dataclass
 class _OuterLoop:
-    """Windows of shards, one after another, until none is left or nothing comes any more."""
+    """Windows of shards, one after another, until none is left or no window brings anything."""
 
     config: Config
     dataset: OpenDataset
@@ -155,7 +154,7 @@ class _OuterLoop:
     run: RunRecord
 
     def go_through(self, work: Work) -> Counter[str]:
-        """Does what is left of a work; returns the sums over the shards that ended well."""
+        """Do what is left of the work; return the sums over the shards that succeeded."""
         config, run = self.config, self.run
         sums: Counter[str] = Counter()
         barren = 0
@@ -178,7 +177,7 @@ class _OuterLoop:
             trials = self.quarantine.try_suspects(self.dataset.spans(window))
             run.held_back |= trials.held_back
             held = work.settle(window, done)
-            # A verdict on a suspect is as good as a commit: what it held back is tried again at once.
+            # A verdict on a suspect is progress like a commit: the shard that it held back is tried again at once.
             if held < len(window) or trials.verdicts:
                 barren = 0
             elif not self.outages.wait_out(work.left):
@@ -192,9 +191,9 @@ class _OuterLoop:
 def run_rows(
     taken: WindowRows, stages: Stages, write: ShardWriter, quarantine: Quarantine | None = None
 ) -> Iterator[ShardResult]:
-    """One Ray Data execution over a window's rows; yields each shard's result as `write` gives it.
+    """Run one Ray Data execution over a window's rows; yield each shard's result from `write`.
 
-    `quarantine`, where given, keeps the ledger of rows that kill a worker.
+    `quarantine`, if given, keeps the ledger of rows that kill a worker.
     """
     if not taken.spans:
         return
@@ -206,7 +205,7 @@ def run_rows(
 
 
 def _blocks(described: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """References to the described blocks with their row counts, in order: the driver never sees the data."""
+    """Yield references to the described blocks with their row counts, in order: the driver never sees the data."""
     for bundle in described.iter_internal_ref_bundles():
         for entry in bundle.blocks:
             yield entry.ref, entry.metadata.num_rows

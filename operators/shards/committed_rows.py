@@ -1,6 +1,6 @@
-"""A committed shard read back as the rows that it was built from, so that it can be built again with changes.
+"""Reads a committed shard back as the rows that it was built from, so that it can be built again with changes.
 
-`segmint.operators.shards.files.build_shard_files` makes of these rows the very bytes that were read.
+`segmint.operators.shards.files.build_shard_files` turns these rows into exactly the bytes that were read.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from segmint.operators.shards.tables import read_table
 
 
 def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
-    """The rows of a committed shard in order of their ordinals, accepted and refused, with the keys of `DESCRIBED`.
+    """Return the rows of a committed shard in order of their ordinals, accepted and refused, as in `DESCRIBED`.
 
-    What no file of a shard holds (the catalog's `redistributable`, `valid_until`, `sha256`, `duplicate_of`) is null;
-    `release` is empty in a dataset of annotations alone. All of the shard is in memory. Raises `DamagedDatasetError`,
-    which names the file, where one is missing, has other bytes than the commit says, or does not fit the others.
+    Columns that a shard's files do not have (the catalog's `redistributable`, `valid_until`, `sha256`, `duplicate_of`)
+    are null; `release` is empty in a dataset without images. The whole shard is in memory. If a file is missing, has
+    other bytes than the commit says, or contradicts the others, raises `DamagedDatasetError`, which names it.
     """
     rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
@@ -34,24 +34,24 @@ def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
 
 
 def read_file(dataset: Location, entry: FileEntry) -> bytes:
-    """The bytes of a file that a commit names; raises `DamagedDatasetError` where they are not those."""
+    """Return the bytes of a file that a commit names; raises `DamagedDatasetError` if it has other bytes."""
     file = dataset / entry.path
     try:
         data = file.read(max_bytes=entry.size)
     except NotFoundError as error:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and there is no such file") from error
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, no such file") from error
     except ObjectTooLargeError as error:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and it has {error.size}") from error
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, it has {error.size}") from error
     if len(data) != entry.size:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, and it has {len(data)}")
+        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, it has {len(data)}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
-        raise DamagedDatasetError(f"{file}: SHA-256 {entry.sha256} expected, and it has {digest}")
+        raise DamagedDatasetError(f"{file}: SHA-256 {entry.sha256} expected, it has {digest}")
     return data
 
 
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a tar's members in their order; raises `tarfile.TarError` where it cannot be read."""
+    """Yield names and bytes of a tar's members, in order; raises `tarfile.TarError` if it cannot be read."""
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
             file = archive.extractfile(member)
@@ -61,9 +61,9 @@ def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
 def committed_rows(
     images: Sequence[Row], masks: Sequence[Row], rejects: Sequence[Row], members: Mapping[str, bytes]
 ) -> list[Row]:
-    """The described rows of a shard, from the rows of its tables and the members of its tar by name.
+    """Return the described rows of a shard, from the rows of its tables and the members of its tar by name.
 
-    Raises `ValueError` where one image's JPEG is missing and others have theirs.
+    Raises `ValueError` if one image's JPEG is missing and others have theirs.
     """
     with_images = any(name.endswith(".jpg") for name in members)
     of_image: dict[int, list[Row]] = {}

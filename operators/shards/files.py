@@ -1,4 +1,4 @@
-"""A shard's files from its described rows: pure functions from a table to bytes, the same bytes on every machine."""
+"""A shard's files from its described rows: pure functions from rows to bytes, the same bytes on every machine."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 
 MASKS_PER_IMAGE_LIMIT = 10_000
-"""An annotation's id is its image's id times this, plus its index; ids stay under 2^53 up to 900 billion images."""
+"""An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
 
 ROW_GROUP_ROWS = 10_000
 """Rows in a row group of `images`, `masks` and `rejects`."""
@@ -23,7 +23,7 @@ ROW_GROUP_ROWS = 10_000
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The four files of a shard as bytes, and what they hold."""
+    """The four files of a shard as bytes, and the counts of their rows."""
 
     tar: bytes
     images: bytes
@@ -34,7 +34,7 @@ class ShardFiles:
 
 
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
-    """One image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
+    """Return an image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
 
     `size` is (height, width) in pixels; each mask has the keys of `MASK`, and may have more.
     """
@@ -57,16 +57,16 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
 
 
 def annotation_id(image_id: int, index: int) -> int:
-    """The global id of an image's mask number `index` (from 0). Raises `ValueError` beyond the limit of masks."""
+    """Return the global id of an image's mask number `index` (from 0); raises `ValueError` beyond the limit."""
     if index >= MASKS_PER_IMAGE_LIMIT:
         raise ValueError(f"image {image_id} has more than {MASKS_PER_IMAGE_LIMIT} masks: ids would collide")
     return image_id * MASKS_PER_IMAGE_LIMIT + index
 
 
 def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
-    """The files of one shard from its rows, in ordinal order; accepted and rejected rows alike are counted.
+    """Build the files of one shard from its rows, in order of ordinals; rejected rows are counted too.
 
-    `with_images` puts the released JPEGs into the tar beside the annotations.
+    `with_images` puts the released JPEGs into the tar, next to the annotations.
     """
     tar = io.BytesIO()
     images: list[Row] = []

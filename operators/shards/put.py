@@ -1,4 +1,4 @@
-"""Putting a shard's files where a commit can name them, and taking back those that none does."""
+"""Puts a shard's files where a commit can name them, and deletes those that no commit names."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from segmint.operators.shards.files import ShardFiles
 
 
 def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
-    """A shard's four files, each with what a commit says of it; a file's name carries its content."""
+    """Return a shard's four files, each with its entry in a commit; a file's name contains its hash."""
     by_kind = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
     named = []
     for kind, data in by_kind.items():
@@ -20,7 +20,7 @@ def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
 
 
 def put_files(dataset: Location, shard: int, files: ShardFiles) -> tuple[FileEntry, ...]:
-    """Puts a shard's four files; returns what its commit is to name."""
+    """Put a shard's four files; return the entries for its commit."""
     named = named_files(shard, files)
     for entry, data in named:
         (dataset / entry.path).put(data)
@@ -28,10 +28,10 @@ def put_files(dataset: Location, shard: int, files: ShardFiles) -> tuple[FileEnt
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry]) -> Commit | None:
-    """Deletes what a beaten writer put and no commit of the shard names; returns the commit that holds, if any.
+    """Delete files of a writer that lost its race and that no commit of the shard names; return the commit that holds.
 
-    Not the winner's alone counts: a later generation may name a file of ours, too. Where a commit is replaced meanwhile
-    nothing is deleted, and the sweep knows what is named then.
+    Every commit of the shard counts, not only the winner's: a later generation may name one of our files too. If a
+    commit is replaced meanwhile, nothing is deleted, and the sweep decides later. None if the shard has no commit.
     """
     log = CommitLog(dataset)
     generations = log.generations().get(shard, [])

@@ -1,8 +1,8 @@
-"""Replaces a committed shard by its next generation, and removes what was there before for good.
+"""Replaces a committed shard by its next generation, and removes the old one for good.
 
-The order is what makes a crash harmless: new files, the new commit, then the old generation's files, then its commit.
-Before the new commit the old generation holds, whole; after it the new one does. `remove_replaced` may be called
-again at any time, and does what is left to do.
+The order makes a crash harmless: new files, the new commit, then the old generation's files are removed, then its
+commit. Before the new commit the old generation holds, whole; after it the new one does. `remove_replaced` may be
+called again at any time, and does what is left to do.
 """
 
 from collections.abc import Iterable
@@ -20,14 +20,14 @@ from segmint.operators.shards.put import delete_unnamed, put_files
 
 
 class LostRaceError(UnfinishedError):
-    """Another writer committed the same generation of a shard with other content; ours was taken back."""
+    """Another writer committed the same generation of a shard with other content; our files were deleted again."""
 
 
 def replace_shard(dataset: Location, old: Commit, rows: Iterable[Row], *, with_images: bool) -> Commit:
-    """Commits a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; removes nothing yet.
+    """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept: what was computed is what it was. Raises `LostRaceError` where another
-    writer's commit of this generation says something else.
+    The fingerprint of the numerics is kept: nothing is computed again. Raises `LostRaceError` if another writer has
+    committed this generation with other content.
     """
     files = build_shard_files(rows, with_images=with_images)
     entries = put_files(dataset, old.shard, files)
@@ -35,32 +35,33 @@ def replace_shard(dataset: Location, old: Commit, rows: Iterable[Row], *, with_i
     if not CommitLog(dataset).put(new):
         delete_unnamed(dataset, new.shard, entries)
         raise LostRaceError(
-            f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, and what this "
-            "one wrote was taken back: run one correction at a time, and this command again"
+            f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
+            "this one were deleted again. Run one correction at a time, and repeat this command"
         )
     return new
 
 
 def check_purge(dataset: Location) -> None:
-    """Finds out, before anything is changed, whether older versions can be removed from a dataset's store.
+    """Check, before anything is changed, that older versions can be removed from a dataset's store.
 
-    Raises `UsageError` for a store whose versions cannot be seen, and `StorageFaultError` where we may not see them.
+    Raises `UsageError` for a store that does not show its versions, and `StorageFaultError` if we may not see them.
     """
     (dataset / f"{TEMPORARY_PREFIX}versions").purge()
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> None:
-    """Removes all that stands of these shards beside their holding commits and the files that these name.
+    """Remove everything of these shards except the commits that hold and the files that these name.
 
     That is: files of older generations and of writers that died, temporary files, each with its older versions, and
-    older versions of what was deleted before; last the older commits. Only where nobody else writes to the dataset.
+    older versions of files that were deleted before; last, the older commits. Call it only while nobody else writes to
+    the dataset.
     """
     log = CommitLog(dataset)
     wanted = set(shards)
     newest = {shard: generation for shard, generation in log.committed().items() if shard in wanted}
     held = {commit.shard: commit for commit in log.read_many(newest.items())}
     kept = {entry.path for commit in held.values() for entry in commit.files}
-    # A shard whose commit vanished as we looked is let alone; one without a commit has left-overs at the most.
+    # A shard whose commit was deleted meanwhile is left alone; one without a commit has only leftovers.
     known = held.keys() | (wanted - newest.keys())
     for kind in DATA_KINDS:
         for name in (dataset / kind).walk_ever():
@@ -69,7 +70,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> None:
             replaced = named is not None and named.shard in known and path not in kept
             if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
                 (dataset / path).purge()
-    # Only now: as long as an older commit stands, anybody can see that a removal was interrupted.
+    # Last: while an older commit exists, an interrupted removal can be recognized.
     for name in (dataset / COMMITS).walk_ever():
         parsed = parse_commit_name(name)
         if parsed is not None and parsed[0] in held and parsed[1] != held[parsed[0]].generation:

@@ -1,7 +1,7 @@
-"""Restores damaged files of a committed shard: the very bytes that the commit names, or nothing.
+"""Restores damaged files of a committed shard: exactly the bytes that the commit names, or nothing.
 
-A file can come back from what is left of the shard, since its tables and its tar partly say the same, or from the
-shard built once more from the catalog. Either way its SHA-256 decides.
+A file can be restored from the rest of the shard, since its tables and its tar partly hold the same data, or from the
+shard built again from the catalog. Either way its SHA-256 decides.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what its commit says."""
+    """A file that differs from its entry in the commit."""
 
     entry: FileEntry
     found: str
 
     @property
     def kind(self) -> str:
-        """The folder that the file is in."""
+        """The folder of the file."""
         return self.entry.path.partition("/")[0]
 
     def line(self) -> str:
-        """The damage as a person reads it."""
+        """Return the damage as a line for people."""
         return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
 
 
 def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
-    """The files of a commit that are missing, or of another size or SHA-256; each is read as a stream."""
+    """Return the files of a commit that are missing, or of another size or SHA-256; each is read as a stream."""
     found = []
     for entry in commit.files:
         file = dataset / entry.path
@@ -60,28 +60,28 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 
 
 def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damage], *, with_images: bool) -> bool:
-    """Restores the damaged files of a shard from its other files, if these say enough; whether they did.
+    """Restore the damaged files of a shard from its other files; return whether that was possible.
 
-    The tar's JSON has the masks, and the tables have the JSON. JPEGs are in the tar alone, and are taken from a
-    damaged one as far as they are whole; rows of images are in no other file.
+    The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
+    one as far as it can be read; rows of images are in no other file.
     """
     damaged = {damage.kind for damage in damages}
     try:
         rows = _rows_of_rest(dataset, commit, damaged)
         files = build_shard_files(rows, with_images=with_images)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
-        return False  # what is left contradicts itself: it is not what was built from
+        return False  # the remaining files contradict each other
     return not _put_back(dataset, commit, damages, files)
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Restores the damaged files of a committed shard from its rows, built once more; arguments as of `write_shard`.
+    """Restore the damaged files of a committed shard from its rows, built again; arguments as in `write_shard`.
 
-    The result is `held_back`, and nothing was changed, where a file would have other bytes than the commit names.
+    If a file would have other bytes than the commit names, the result is `held_back`, and nothing is changed.
     """
     commit = CommitLog(task.dataset).latest(task.shard)
     if commit is None:
-        return ShardResult(task.shard, "held_back", {}, "it has no commit any more")
+        return ShardResult(task.shard, "held_back", {}, "it no longer has a commit")
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
     if fault:
@@ -95,7 +95,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
 
 def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], files: ShardFiles) -> list[str]:
-    """Puts the damaged files anew where all have the bytes that the commit names; else says which have not."""
+    """Put the damaged files again if all have the bytes that the commit names; else return which do not."""
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
     for damage in damages:
@@ -112,7 +112,7 @@ def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], file
 
 
 def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
-    """The shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` where these lack some."""
+    """Return the shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some lack."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
@@ -131,18 +131,18 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
 
 
 def _members_of_rest(tar: Location) -> dict[str, bytes]:
-    """The members of a tar up to where it can be read; none where it is not there."""
+    """Return the members of a tar as far as it can be read; none if it is missing."""
     members: dict[str, bytes] = {}
     try:
         for name, data in tar_members(tar.read()):
             members[name] = data
     except (NotFoundError, tarfile.TarError, EOFError, ValueError):
-        pass  # what came before is enough, or is not: the hash of what is built from it tells
+        pass  # whether the members so far are enough is decided by the hash of the files built from them
     return members
 
 
 def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
-    """An image's rows of `masks`, from its JSON; their statistics are computed again."""
+    """Return an image's rows of `masks`, from its JSON; their statistics are computed again."""
     rows = []
     for index, mask in enumerate(json.loads(members[annotation_name(image["id"])])["annotations"]):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
@@ -155,30 +155,30 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
 def remake_commit(
     dataset: Location,
     damaged: Commit,
-    standing: Mapping[str, Sequence[str]],
+    found: Mapping[str, Sequence[str]],
     *,
     with_images: bool,
 ) -> Commit:
-    """The commit whose file is damaged, from the data files that stand; `standing` are the shard's paths by folder.
+    """Make a damaged commit again from the shard's data files; `found` are their paths by folder.
 
-    `damaged` is the commit as far as it is known otherwise: shard, generation, ordinals and numerics. One file of each
-    kind must stand, and the four built again from their rows must be the very same. Raises `DamagedDatasetError`, which
-    says what is in the way, where that is not so.
+    `damaged` is the commit as far as it is known otherwise: shard, generation, ordinals and numerics. There must be
+    exactly one file of each kind, and the four files built again from their rows must be the same. Otherwise raises
+    `DamagedDatasetError`, which says why.
     """
-    several = {kind: list(standing.get(kind, ())) for kind in DATA_KINDS if len(standing.get(kind, ())) != 1}
-    if several:
-        found = "; ".join(f"{kind}: {', '.join(paths) or 'none'}" for kind, paths in several.items())
-        raise DamagedDatasetError(f"one file of each kind is needed to make the commit again, and there are {found}")
+    wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
+    if wrong:
+        listed = "; ".join(f"{kind}: {', '.join(paths) or 'none'}" for kind, paths in wrong.items())
+        raise DamagedDatasetError(f"one file of each kind is needed to make the commit again, and there are {listed}")
     entries = []
     for kind in DATA_KINDS:
-        path = standing[kind][0]
+        path = found[kind][0]
         data = (dataset / path).read()
         entries.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()))
     candidate = replace(damaged, files=tuple(entries))
     rows = read_committed_rows(dataset, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
-            f"the files of shard {damaged.shard} do not hold its ordinals, once each and in order"
+            f"the files of shard {damaged.shard} do not hold each of its ordinals once and in order"
         )
     files = build_shard_files(rows, with_images=with_images)
     built = {entry for entry, _ in named_files(damaged.shard, files)}

@@ -1,6 +1,6 @@
-"""Takes refused rows of a committed shard again, and commits the shard's next generation with what came of them.
+"""Replaces refused rows of a committed shard by their new results, in the shard's next generation.
 
-All other rows are read back from the committed files, and their bytes stay what they were.
+All other rows are read back from the committed files, and keep their bytes.
 """
 
 from collections import Counter
@@ -22,21 +22,21 @@ _VERDICT = ("stage", "reason", "detail")
 
 @dataclass(frozen=True)
 class RetryTask:
-    """What the writer of a shard's next generation must know."""
+    """The task of writing a shard's next generation."""
 
     shard: int
-    generation: int  # the one in which the rows are refused
-    ordinals: Sequence[int]  # of the rows that were taken again, ascending
+    generation: int  # in which the rows are refused
+    ordinals: Sequence[int]  # of the retried rows, ascending
     dataset: Location
     with_images: bool
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Puts described rows, slices `[start, stop)` of the blocks, in the place of refused rows of a committed shard.
+    """Replace refused rows of a committed shard by described rows, slices `[start, stop)` of the blocks.
 
-    The result counts these rows alone. It is `unchanged` where each was refused again in the same words, and where
-    another command has replaced the shard meanwhile; nothing is written then. A fault holds the shard back: it stays as
-    it is. Raises `WrongRowsError` when the rows are not those of the task, or were not refused.
+    The result counts only these rows. It is `unchanged`, and nothing is written, if each was refused again in the same
+    words, or if another command has replaced the shard meanwhile. A fault holds the shard back: it stays as it is.
+    Raises `WrongRowsError` if the rows are not those of the task, or were not refused.
     """
     log = CommitLog(task.dataset)
     table = pa.concat_tables(
@@ -44,7 +44,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     )
     if table.column("ordinal").to_pylist() != list(task.ordinals):
         raise WrongRowsError(
-            f"shard {task.shard}: {len(task.ordinals)} rows were to be taken again, and {table.num_rows} others came"
+            f"shard {task.shard}: {len(task.ordinals)} rows were to be retried, but {table.num_rows} other rows came"
         )
     why = faults(table)
     if why:
@@ -76,7 +76,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:
-    """What a commit counts, of some rows."""
+    """Return the counts of some rows, as in a commit."""
     counts = Counter(rows=0, images=0, masks=0, rejected=0)
     for row in rows:
         counts["rows"] += 1

@@ -10,7 +10,7 @@ from segmint.operators.schemas import SCHEMAS
 
 
 def read_table(data: bytes, kind: str) -> pa.Table:
-    """A table of a shard from its file's bytes; raises `DamagedDatasetError` for another file, or other columns."""
+    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for another file or other columns."""
     schema = SCHEMAS[kind]
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()

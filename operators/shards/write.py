@@ -1,8 +1,8 @@
 """Write one shard and commit it: the only place where data becomes part of the dataset.
 
-The protocol: look for a commit; build the files; put them under names that carry their content; put the commit if
-absent, last. A writer that dies anywhere leaves files that no commit names, and those do not exist for any reader.
-Two writers of one shard write the same names with the same bytes, or one of them loses the commit and deletes those of
+The protocol: look for a commit; build the files; put them under names that contain their hash; put the commit if
+absent, last. A writer that dies anywhere leaves files that no commit names, and readers never see those. Two writers
+of one shard write the same names with the same bytes, or one of them loses the race for the commit and deletes those of
 its files that no commit names. docs/exactly-once.md has the invariants.
 """
 
@@ -21,12 +21,12 @@ from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import delete_unnamed, put_files
 
 MIN_ROWS_FOR_RATIO = 100
-"""A shard smaller than this is committed whatever share of it was refused."""
+"""A smaller shard is committed whatever share of it was refused."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a writer must know of one shard."""
+    """The task of writing one shard."""
 
     shard: int
     start: int  # the first ordinal
@@ -40,9 +40,9 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """How the writing of a shard ended: committed (by us or another), held back with a reason to tell, or unchanged.
+    """How the writing of a shard ended: committed (by us or another writer), held back for a reason, or unchanged.
 
-    Unchanged is a committed shard that was to be replaced, and that stays as it is.
+    Unchanged is a committed shard that was to be replaced, and stays as it is.
     """
 
     shard: int
@@ -52,13 +52,13 @@ class ShardResult:
 
 
 class WrongRowsError(SegmintError):
-    """The rows handed to a shard's writer are not exactly that shard's: a bug, and nothing was written."""
+    """A writer got other rows than its shard's: a bug, and nothing was written."""
 
 
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Writes shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commits it.
+    """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    Raises `WrongRowsError` when the rows are not the shard's ordinals in order, and storage faults as they come.
+    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
     """
     log = CommitLog(task.dataset)
     standing = log.read(task.shard, task.generation)
@@ -83,15 +83,15 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if not log.put(commit):
         holding = delete_unnamed(task.dataset, task.shard, entries)
         if holding is None:
-            raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read; build again to retry")
+            raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
         return ShardResult(task.shard, "committed", holding.counts)
     return ShardResult(task.shard, "committed", files.counts)
 
 
 def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
-    """The rows of a shard, joined from slices `[start, stop)` of the blocks in stream order.
+    """Return the rows of a shard, joined from slices `[start, stop)` of the blocks in stream order.
 
-    Raises `WrongRowsError` when they are not the shard's ordinals in order.
+    Raises `WrongRowsError` if they are not the shard's ordinals in order.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
@@ -99,23 +99,23 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     ordinals = table.column("ordinal").to_pylist()
     if ordinals != list(range(task.start, task.stop)):
         raise WrongRowsError(
-            f"shard {task.shard} takes the ordinals {task.start} to {task.stop - 1}, but was handed {len(ordinals)} "
+            f"shard {task.shard} takes the ordinals {task.start} to {task.stop - 1}, but got {len(ordinals)} "
             f"rows from {min(ordinals, default=None)} to {max(ordinals, default=None)}"
         )
     return table
 
 
 def faults(table: pa.Table) -> str:
-    """What kept rows from being judged, in a sentence, or an empty string; such a row has no verdict."""
+    """Return why rows could not be judged, in a sentence, or an empty string; such a row has no verdict."""
     found = table.column("fault").drop_null()
     return f"{len(found)} of {len(table)} rows could not be judged; the first: {found[0].as_py()}" if len(found) else ""
 
 
 def held_back(table: pa.Table, max_reject_ratio: float) -> str:
-    """Why a shard must not be committed yet, or an empty string.
+    """Return why a shard must not be committed yet, or an empty string.
 
-    A faulted row has no verdict. And where over `max_reject_ratio` of 100 rows or more share one reason that nobody
-    decided on, that is an outage until somebody says otherwise.
+    A row with a fault has no verdict. And if over `max_reject_ratio` of 100 rows or more share one reason that is not
+    in `DELIBERATE_REASONS`, that counts as an outage until somebody raises the ratio.
     """
     reason = faults(table)
     if reason:
@@ -133,6 +133,6 @@ def held_back(table: pa.Table, max_reject_ratio: float) -> str:
 
 
 def iter_rows(table: pa.Table) -> Iterator[Row]:
-    """The rows of a table, a few at a time as Python values."""
+    """Yield the rows of a table, converted to Python values a few at a time."""
     for batch in table.to_batches(max_chunksize=16):
         yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""What the corrections of a built dataset share: `segmint takedown`, `redact` and `repair`."""
+"""Shared by the corrections of a built dataset: `segmint takedown`, `redact` and `repair`."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
-    """How a dataset's images are released; raises `UsageError` for a manifest that does not say it."""
+    """Return how a dataset's images are released; raises `UsageError` if the manifest does not say it."""
     try:
         return ReleaseConfig.model_validate(manifest.config.get("release"))
     except ValidationError as error:
@@ -22,7 +22,7 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
 
 
 def held_commits(dataset: Location, shards: Iterable[int]) -> dict[int, Commit]:
-    """The commits that hold for these shards, in their order; shards that are not committed are left out."""
+    """Return the commits that hold for these shards, by shard; shards that are not committed are left out."""
     log = CommitLog(dataset)
     wanted = set(shards)
     pairs = [(shard, generation) for shard, generation in log.committed().items() if shard in wanted]
@@ -30,12 +30,12 @@ def held_commits(dataset: Location, shards: Iterable[int]) -> dict[int, Commit]:
 
 
 def rewrite_index(dataset: Location, manifest: DatasetManifest) -> None:
-    """Writes WebDataset's index anew where a dataset has one: it names tars, and those were replaced."""
+    """Write WebDataset's index again if a dataset has one: it names tars, and those were replaced."""
     if (dataset / SHARDS_INDEX).exists():
         write_shards_index(dataset, manifest.name)
 
 
 def remove_report(dataset: Location) -> None:
-    """Removes the dataset's report, with its older versions: it may show what was corrected, and can be made again."""
+    """Remove the dataset's report with its older versions: it may show what was corrected, and can be made again."""
     for name in (dataset / REPORT).walk_ever():
         (dataset / REPORT / name).purge()

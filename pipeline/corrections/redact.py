@@ -1,4 +1,4 @@
-"""`segmint redact`: more regions obliterated in images that were committed."""
+"""`segmint redact`: redacts more regions in committed images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,20 +21,20 @@ Regions = dict[int, list[WantedRegion]]  # by ordinal
 
 @dataclass(frozen=True)
 class Redacted:
-    """What a redaction did."""
+    """The result of a redaction."""
 
     dataset: str
     regions: int  # asked for
-    images: int  # that they are in
-    changed_images: int  # the others had these regions already
+    images: int  # with these regions
+    changed_images: int  # the others already had these regions
     changed_shards: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON has it."""
+        """Return the answer for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The answer as a person reads it."""
+        """Return the answer as lines for people."""
         return [
             f"{self.regions:,} regions in {self.images:,} images: {self.changed_images:,} images of "
             f"{len(self.changed_shards):,} shards were changed, the others had these regions already",
@@ -43,16 +43,16 @@ class Redacted:
 
 
 def redact(dataset: Location, regions: Location) -> Redacted:
-    """Obliterates the regions of the file at `regions` in the images of a dataset.
+    """Redact the regions in the file `regions` in the images of a dataset.
 
-    Raises `UsageError` before anything is changed: for a mistake in the file, an image that is not there, a box that
-    leaves its image, a dataset without images, or a store whose older versions cannot be removed. Interrupted at any
-    point, the same call goes on.
+    Raises `UsageError` before anything is changed: for a mistake in the file, an image that does not exist, a box that
+    leaves its image, a dataset without images, or a store whose older versions cannot be removed. After an
+    interruption at any point, the same call completes the work.
     """
     manifest = load_manifest(dataset)
     config = release_config(manifest)
     if config.format != "images":
-        raise UsageError(f"{dataset} holds annotations alone, and no images to redact")
+        raise UsageError(f"{dataset} holds annotations only, no images to redact")
     wanted = read_regions(regions)
     by_ordinal: Regions = {}
     for region in wanted:
@@ -79,7 +79,7 @@ def redact(dataset: Location, regions: Location) -> Redacted:
 def _problems(
     dataset: Location, manifest: DatasetManifest, commits: Mapping[int, Commit], by_ordinal: Regions
 ) -> list[str]:
-    """What is wrong with each region, in order of the images."""
+    """Return what is wrong with the regions, in order of the images."""
     found = []
     by_shard: dict[int, list[int]] = {}
     for ordinal in sorted(by_ordinal):

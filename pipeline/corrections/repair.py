@@ -1,4 +1,4 @@
-"""`segmint repair`: damaged files of a dataset restored to the very bytes that its commits name."""
+"""`segmint repair`: restores damaged files of a dataset to exactly the bytes that its commits name."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,20 +23,20 @@ _THREADS = 4
 
 @dataclass
 class Repaired:
-    """What a repair found and did."""
+    """The result of a repair."""
 
     dataset: str
-    shards: int = 0  # looked at
+    shards: int = 0  # checked
     damages: list[str] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)  # files that are whole again
+    repaired: list[str] = field(default_factory=list)  # paths of restored files
     left: dict[int, str] = field(default_factory=dict)  # why, by shard
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON has it."""
+        """Return the answer for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The answer as a person reads it."""
+        """Return the answer as lines for people."""
         return [
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
@@ -46,16 +46,18 @@ class Repaired:
 
 
 def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
-    """Looks at every file that a commit names, and restores those that are missing or have other bytes.
+    """Check every file that a commit names, and restore those that are missing or have other bytes.
 
-    From what is left of a shard where that is enough, else, with the configuration that it was built by, from the
-    catalog; a file is put only where it has exactly the SHA-256 that the commit names. A commit that cannot be read is
-    made again from its files where these prove it. Raises `UsageError` where no dataset stands, or the configuration
-    is of another one.
+    They are restored from the rest of the shard if that is enough, else from the catalog if `config`, the build's
+    configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit that
+    cannot be read is made again if its files prove it. Raises `UsageError` if there is no dataset, or the
+    configuration is of another one.
     """
     manifest = load_manifest(dataset)
     if config is not None and absolute(config.output) != absolute(dataset.uri):
-        raise UsageError(f"the configuration's output is {config.output}, and not {dataset}: name its own dataset")
+        raise UsageError(
+            f"the configuration's output is {config.output}, not {dataset}: name the configuration of this dataset"
+        )
     with_images = release_config(manifest).format == "images"
     result = Repaired(str(dataset))
     commits, unreadable = _read_commits(dataset, result)
@@ -80,7 +82,7 @@ def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
 
 
 def _read_commits(dataset: Location, result: Repaired) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
-    """The commits that hold, by shard, and shards and generations of those that cannot be read."""
+    """Return the commits that hold, by shard, and (shard, generation) of those that cannot be read."""
     log = CommitLog(dataset)
     commits: dict[int, Commit] = {}
     unreadable: list[tuple[int, int]] = []
@@ -104,7 +106,7 @@ def _read_commits(dataset: Location, result: Repaired) -> tuple[dict[int, Commit
 
 
 def _find_damages(dataset: Location, commits: Sequence[Commit]) -> dict[int, list[Damage]]:
-    """What is damaged, by shard."""
+    """Return the damaged files, by shard."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
         found = pool.map(lambda commit: find_damage(dataset, commit), commits)
         return {commit.shard: each for commit, each in zip(commits, found, strict=True) if each}
@@ -118,17 +120,17 @@ def _remake(
     with_images: bool,
     result: Repaired,
 ) -> None:
-    """Puts a commit that cannot be read anew, over what stands there, where its files prove it."""
+    """Make a commit that cannot be read again, over the damaged file, if its files prove it."""
     shard, generation = pair
     try:
         numerics = {commit.numerics for commit in commits} | {manifest.numerics_fingerprint}
         if len(numerics) > 1:
             raise DamagedDatasetError(
-                f"its commit cannot be read, and the dataset's shards have {len(numerics)} different numerics: which "
-                "of them are this shard's is not known"
+                f"its commit cannot be read, and the dataset's shards have {len(numerics)} different numerics: it is "
+                "not known which of them this shard has"
             )
         known = Commit(shard, generation, manifest.ordinals(shard), manifest.numerics_fingerprint, {}, ())
-        commit = remake_commit(dataset, known, _standing(dataset, shard), with_images=with_images)
+        commit = remake_commit(dataset, known, _data_files(dataset, shard), with_images=with_images)
     except (DamagedDatasetError, ValueError) as error:
         result.left[shard] = str(error)
         return
@@ -137,8 +139,8 @@ def _remake(
     result.repaired.append(path)
 
 
-def _standing(dataset: Location, shard: int) -> Mapping[str, list[str]]:
-    """Paths of the data files that stand of a shard, by folder."""
+def _data_files(dataset: Location, shard: int) -> Mapping[str, list[str]]:
+    """Return the paths of a shard's data files, by folder."""
     found: dict[str, list[str]] = {}
     for kind in DATA_KINDS:
         for entry in (dataset / kind).list():
@@ -149,9 +151,9 @@ def _standing(dataset: Location, shard: int) -> Mapping[str, list[str]]:
 
 
 def _build_again(config: "Config", storage: Storage, shards: list[int], result: Repaired) -> None:
-    """Builds shards once more from the catalog, as `segmint build` does, to restore their files.
+    """Build shards again from the catalog, as `segmint build` does, to restore their files.
 
-    Takes those that are whole again out of `result.left`, and says of the others what came of them.
+    Shards that are restored are removed from `result.left`; for the others it says why they are not.
     """
     import ray.exceptions
 
@@ -189,4 +191,4 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
                             result.left[restored.shard] = restored.detail
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 for shard in waiting:
-                    result.left[shard] = f"it could not be built once more: {last_line(error)}"
+                    result.left[shard] = f"it could not be built again: {last_line(error)}"

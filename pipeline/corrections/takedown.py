@@ -1,4 +1,4 @@
-"""`segmint takedown`: images removed from a dataset for good, so that nothing but a tombstone names them."""
+"""`segmint takedown`: removes images from a dataset for good, so that only a tombstone names them."""
 
 import tempfile
 from collections import Counter
@@ -36,21 +36,21 @@ from segmint.pipeline.corrections.common import held_commits, release_config, re
 
 @dataclass(frozen=True)
 class TakenDown:
-    """What a takedown did."""
+    """The result of a takedown."""
 
     dataset: str
-    rows: int  # named by this takedown for the first time, copies included
+    rows: int  # first named by this takedown, copies included
     images: int  # removed from committed shards by this run
     changed_shards: tuple[int, ...]
-    tombstones: tuple[str, ...]  # all that the dataset has
-    taken_down: int  # rows of all tombstones together
+    tombstones: tuple[str, ...]  # all of the dataset's
+    taken_down: int  # rows in all tombstones
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as JSON has it."""
+        """Return the answer for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The answer as a person reads it."""
+        """Return the answer as lines for people."""
         return [
             f"{self.rows:,} rows taken down, {self.images:,} images removed from {len(self.changed_shards):,} shards; "
             f"{self.taken_down:,} rows of this dataset are taken down in all",
@@ -59,7 +59,7 @@ class TakenDown:
 
 
 def read_asked(storage: Storage, ids: str | None, license_id: str | None, provider: str | None) -> Asked:
-    """What was asked for; raises `UsageError` unless it is exactly one of a file of ids, a license and a provider."""
+    """Return the request; raises `UsageError` unless exactly one of file of ids, license and provider is given."""
     given = [value for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
@@ -68,12 +68,12 @@ def read_asked(storage: Storage, ids: str | None, license_id: str | None, provid
 
 
 def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None = None) -> TakenDown:
-    """Takes the images that were asked for out of a dataset, with every other row that names or is the same image.
+    """Remove images from a dataset, with every other row that names or is the same image.
 
-    A tombstone first, then the catalog without these rows, then each shard's next generation, and then everything that
-    was there before is removed. Interrupted at any point, the same call goes on; every call finishes the takedowns
-    before it, too. Raises `UsageError` before anything is changed, for names that the dataset does not have or a store
-    whose older versions cannot be removed; `DamagedDatasetError`, likewise, where a shard cannot be read.
+    First the tombstone is put, then the catalog without these rows, then each shard's next generation; then everything
+    older is removed. After an interruption at any point, the same call completes the work; every call also completes
+    earlier takedowns. Before anything is changed, raises `UsageError` for names that the dataset does not have or a
+    store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
@@ -110,7 +110,7 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
 def _choose(
     dataset: Location, manifest: DatasetManifest, asked: Asked, earlier: Sequence[Tombstone]
 ) -> Mapping[int, TakenImage]:
-    """The rows to take down now, with their copies; none where an earlier takedown was about all that was asked for."""
+    """Return the rows to take down now, with their copies; none if earlier takedowns covered the whole request."""
     selection = select_rows(dataset, manifest, asked)
     taken = taken_images(earlier).values()
     known = {name for image in taken for name in (image.image_id, str(image.id), image_stem(image.id))}
@@ -127,7 +127,7 @@ def _choose(
 
 
 def _check_readable(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
-    """Reads every file that has to be written anew; raises `DamagedDatasetError` while nothing was changed yet."""
+    """Read every file that has to be written again; raises `DamagedDatasetError` before anything is changed."""
     shards = by_shard(ordinals, manifest.images_per_shard)
     for commit in held_commits(dataset, shards).values():
         for entry in commit.files:
@@ -135,7 +135,7 @@ def _check_readable(dataset: Location, manifest: DatasetManifest, ordinals: Coll
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
-    """The manifest that holds once no part of the catalog says anything of these rows."""
+    """Blank these rows in the catalog; return the manifest that holds then."""
     manifest, generation = load_standing(dataset)
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
@@ -161,7 +161,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
     if not put_manifest(dataset, blank, generation + 1):
         raise UnfinishedError(
             f"another command has put generation {generation + 1} of the manifest meanwhile: run one at a time, and "
-            "this one again"
+            "repeat this one"
         )
     return blank
 
@@ -169,7 +169,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
 def _replace_shards(
     dataset: Location, manifest: DatasetManifest, ordinals: Collection[int], with_images: bool
 ) -> dict[int, int]:
-    """Commits the next generation of each shard that still holds one of these rows; images removed, by shard."""
+    """Commit the next generation of each shard that still has one of these rows; return images removed, by shard."""
     shards = by_shard(ordinals, manifest.images_per_shard)
     changed: dict[int, int] = {}
     for shard, commit in held_commits(dataset, shards).items():
@@ -182,13 +182,13 @@ def _replace_shards(
 
 
 def _left(dataset: Location, commit: Commit, ordinals: frozenset[int]) -> bool:
-    """Whether a shard says anything yet of rows that were taken down."""
+    """Return whether a shard still has data of rows that were taken down."""
     rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
     return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row)}
 
 
 def _remove_parts(dataset: Location, manifest: DatasetManifest) -> None:
-    """Removes the parts of the catalog that the manifest does not name, with their older versions."""
+    """Remove the parts of the catalog that the manifest does not name, with their older versions."""
     kept = {part.path for part in manifest.catalog}
     for name in (dataset / CATALOG).walk_ever():
         path = f"{CATALOG}/{name}"

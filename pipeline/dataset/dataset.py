@@ -1,4 +1,4 @@
-"""Opens the dataset that a build works on: begins it, or checks that it is the one that was begun."""
+"""Opens the dataset that a build works on: begins it, or checks that it was begun by the same configuration."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset with its manifest, as a build sees it."""
+    """A dataset with its manifest, for a build."""
 
     location: Location
     manifest: DatasetManifest
@@ -41,32 +41,32 @@ class OpenDataset:
 
     @property
     def numerics(self) -> Numerics:
-        """What the bits of this dataset depend on."""
+        """The numerics on which the bits of this dataset depend."""
         return Numerics(**self.manifest.numerics)
 
     @property
     def rows(self) -> int:
-        """Rows of the normalized catalog, all parts together."""
+        """The number of rows of the normalized catalog, over all parts."""
         return sum(part.rows for part in self.manifest.catalog)
 
     def shards(self, wanted: tuple[int, int] | ShardPart | None = None) -> range:
-        """The shards `[first, last)` that were asked for, a part of all, or all; see `choose_shards`."""
+        """Return the shards `[first, last)` that were asked for, a part of all, or all; see `choose_shards`."""
         return choose_shards(self.manifest.shards, wanted)
 
     def span(self, shard: int) -> ShardSpan:
-        """A shard with its ordinals."""
+        """Return a shard with its ordinals."""
         return ShardSpan(shard, *self.manifest.ordinals(shard))
 
     def spans(self, shards: Sequence[int]) -> list[ShardSpan]:
-        """Shards with their ordinals."""
+        """Return shards with their ordinals."""
         return [self.span(shard) for shard in shards]
 
     def count_rows(self, shards: Sequence[int]) -> int:
-        """How many rows these shards take."""
+        """Return the number of rows of these shards."""
         return sum(span.rows for span in self.spans(shards))
 
     def read_rows(self, shards: Sequence[int]) -> pa.Table:
-        """The catalog rows of these shards, in the order of the shards; neighbors are read together."""
+        """Read the catalog rows of these shards, in the order of the shards; neighbors are read together."""
         runs: list[tuple[int, int]] = []
         for span in self.spans(shards):
             if runs and runs[-1][1] == span.start:
@@ -79,7 +79,7 @@ class OpenDataset:
         return pa.concat_tables([read_rows(self.location / part.path, start, stop) for part in self.manifest.catalog])
 
     def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
-        """What the writer of a shard must know."""
+        """Return the task of a shard's writer."""
         return ShardTask(
             shard=span.shard,
             start=span.start,
@@ -91,16 +91,16 @@ class OpenDataset:
         )
 
     def write_index(self) -> None:
-        """Rewrites WebDataset's index once every shard is committed."""
+        """Write WebDataset's index if every shard is committed."""
         if len(CommitLog(self.location).committed()) == self.manifest.shards:
             write_shards_index(self.location, self.manifest.name)
 
 
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> OpenDataset:
-    """The dataset at `config.output`: begun now, or begun earlier by the same configuration and catalog.
+    """Open the dataset at `config.output`: begin it, or continue one with the same configuration and catalog.
 
-    With `grow` the catalog may have new rows, which the dataset then takes in. Raises `UsageError`, with the differing
-    keys or rows, when it was begun by another configuration or from another catalog.
+    With `grow` the catalog may have new rows, which are added to the dataset. Raises `UsageError`, with the differing
+    keys or rows, if it was begun with another configuration or from another catalog.
     """
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
@@ -114,27 +114,25 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
-    """Raises `UsageError` where there is no catalog."""
+    """Raise `UsageError` if there is no catalog."""
     if not storage.exists(config.catalog):
-        raise UsageError(
-            f"catalog is {config.catalog!r}, and there is no such object: expected Parquet, JSON Lines or CSV"
-        )
+        raise UsageError(f"catalog is {config.catalog!r}, which does not exist: expected Parquet, JSON Lines or CSV")
 
 
 def require_rows(config: Config, rows: int) -> None:
-    """Raises `UsageError` where the catalog has no rows."""
+    """Raise `UsageError` if the catalog has no rows."""
     if rows == 0:
         raise UsageError(f"the catalog {config.catalog} has no rows")
 
 
 def check_begun_alike(config: Config, storage: Storage, standing: DatasetManifest, weights: Path) -> None:
-    """Raises `UsageError`, with the differing keys, where a dataset was begun with another identity or numerics."""
+    """Raise `UsageError`, with the differing keys, if a dataset was begun with another identity or other numerics."""
     _check_identity(config, storage, standing, weights)
     _check_numerics(config, Numerics(**standing.numerics))
 
 
 def _begin(config: Config, output: Location, weights: Path) -> StandingManifest:
-    """Pins catalog, configuration and numerics; of two drivers that begin at once one wins, and both read its pins."""
+    """Pin catalog, configuration and numerics; if two drivers begin at once, one wins and both use its manifest."""
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         catalog = normalize(source, Path(folder) / "part.parquet")
@@ -162,7 +160,7 @@ def _begin(config: Config, output: Location, weights: Path) -> StandingManifest:
         return StandingManifest(manifest, 1)
     standing = read_standing(output)
     if standing is None:
-        raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read; build again to retry")
+        raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read. Run the build again")
     return standing
 
 
@@ -209,7 +207,7 @@ def _check_numerics(config: Config, standing: Numerics) -> None:
 
 
 def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
-    """SHA-256 of each model or detector file, by how the configuration names it."""
+    """Return the SHA-256 of each model or detector file, by its name in the configuration."""
     known = {config.model.weights: sha256_of(weights)}
     for file in config.deidentify.detector_files.values():
         known[file] = sha256_of(resolve(file, mirror=config.assets, storage=storage))

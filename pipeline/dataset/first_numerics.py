@@ -1,6 +1,6 @@
 """The numerics that a dataset is begun with, resolved on a machine of the kind that will compute it.
 
-Ray is imported only where it is asked: a plan needs none.
+Ray is imported only when it is needed: a plan runs without it.
 """
 
 from dataclasses import replace
@@ -16,13 +16,13 @@ from segmint.pipeline.dataset.cpu_actors import threads_of_an_actor
 
 
 def first_numerics(config: Config, weights: Path) -> Numerics:
-    """What `model.*` and `masks.points_per_chunk` come to here or, on a cluster, where a GPU is.
+    """Resolve `model.*` and `masks.points_per_chunk` on this machine or, on a cluster, on a GPU node.
 
     `weights` is this machine's copy of the checkpoint.
 
-    A cluster's driver runs on a head node, which seldom has a GPU: where `model.device` is cuda and this process sees
-    none, a task beside a GPU answers. On a cluster `auto` looks at the cluster alone: it is cuda where that has GPUs,
-    else cpu. Raises `UsageError` where there is no such device either, or none becomes free within `stall_timeout`.
+    A cluster's driver runs on a head node, which seldom has a GPU: if `model.device` is cuda and this process sees
+    no GPU, a task on a GPU node resolves them. On a cluster, `auto` means cuda if the cluster has GPUs, else cpu.
+    Raises `UsageError` if there is no such device either, or none becomes free within `stall_timeout`.
     """
     from segmint.infra.ray_session import joins_cluster
 
@@ -35,9 +35,9 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
 
 def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
-    """What `model` comes to on this machine alone; on a CPU its cores are shared among actors.
+    """Resolve `model` on this machine; on a CPU, actors share its cores.
 
-    `weights_bytes` is the checkpoint's size. Raises `UsageError` for a device that is not here.
+    `weights_bytes` is the checkpoint's size. Raises `UsageError` if this machine does not have the device.
     """
     compute = resolve_compute(model.device, model.precision, model.threads)
     if model.threads != "auto" or compute.kind != "cpu":
@@ -57,13 +57,13 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
-    """The answer of a node of the kind that `model.device`, auto or cuda, means on this cluster."""
+    """Resolve the numerics on a node of the kind that `model.device`, auto or cuda, means on this cluster."""
     from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
         if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):
             model = config.model.model_copy(update={"device": "cuda"})
-            return _ask_beside_a_gpu(config, model, weights_sha256, cluster.gpus)
+            return _ask_gpu_node(config, model, weights_sha256, cluster.gpus)
     return _resolve(config.model.model_copy(update={"device": "cpu"}), config.masks, weights_sha256)
 
 
@@ -72,8 +72,8 @@ def _counts_on_gpus(config: Config, gpus: float) -> bool:
     return gpus > 0 if wanted == "auto" else wanted > 0
 
 
-def _ask_beside_a_gpu(config: Config, model: ModelConfig, weights_sha256: str, gpus: float) -> Numerics:
-    """What `model` comes to in a task beside a GPU of a cluster that has so many, of which Ray is connected to."""
+def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, gpus: float) -> Numerics:
+    """Resolve `model` in a task on a GPU node of the connected cluster, which has so many GPUs."""
     import ray
     import ray.exceptions
 

@@ -1,4 +1,4 @@
-"""How a dataset's catalog and its source go together: the same, grown, or another one."""
+"""Compares a dataset's catalog with its source: the same, grown, or another one."""
 
 import tempfile
 from collections import Counter
@@ -25,12 +25,12 @@ from segmint.pipeline.config.config import Config
 
 
 def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *, grow: bool) -> DatasetManifest:
-    """The manifest of a dataset whose catalog is `config.catalog`; where that has new rows, and `grow`, a grown one.
+    """Return the manifest of a dataset with the catalog `config.catalog`, grown if that has new rows and `grow` is set.
 
-    The source is compared by its bytes, and only where these differ by its rows. New rows become a part of their own,
-    whose file is put before the manifest that names it. Of builds that grow a dataset at once one wins; the others go
-    on with its manifest where their catalog is the same. Raises `UsageError` where a pinned row is gone from the source
-    or changed, and for new rows without `grow`.
+    The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part, whose
+    file is put before the manifest that names it. If several builds grow a dataset at once, one wins; the others
+    continue with its manifest if their catalog is the same. Raises `UsageError` if a pinned row is gone from the source
+    or has changed, and for new rows without `grow`.
     """
     manifest, generation = standing
     output = Location(storage, config.output)
@@ -53,8 +53,8 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
             return manifest
         if not grow:
             raise UsageError(
-                f"the catalog {config.catalog} has {growth.new.rows} new rows, that {config.output} does not have: "
-                "to add them as new shards, build with --grow; or name the catalog as it was before"
+                f"the catalog {config.catalog} has {growth.new.rows} new rows that {config.output} does not have: "
+                "to add them as new shards, build with --grow, or name the catalog as it was before"
             )
         path = part_path(len(manifest.catalog), growth.new.sha256)
         (output / path).put_file(growth.new.path)
@@ -67,7 +67,7 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown
     winner = load_standing(output)
-    if len(winner.manifest.catalog) == len(manifest.catalog):  # a correction of a part, no growth
+    if len(winner.manifest.catalog) == len(manifest.catalog):  # a part was corrected, nothing has grown
         return fit_catalog(config, storage, winner, grow=grow)
     try:
         return fit_catalog(config, storage, winner, grow=False)
@@ -76,14 +76,14 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:
-    """What a manifest says of a part; `source` is the SHA-256 of the catalog that it was made from."""
+    """Return a manifest's entry of a part; `source` is the SHA-256 of the catalog that it was made from."""
     return CatalogPart(
         path=path, rows=catalog.rows, sha256=catalog.sha256, source_sha256=source, first_shard=first_shard
     )
 
 
 def count_licenses(path: Path) -> dict[str, int]:
-    """The rows of a local normalized catalog by license; `missing` where a row has none."""
+    """Count the rows of a local normalized catalog by license; `missing` if a row has none."""
     counts: Counter[str] = Counter()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["license"]):
@@ -93,7 +93,7 @@ def count_licenses(path: Path) -> dict[str, int]:
 
 
 def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowth) -> str:
-    """What is gone or changed, and what to do."""
+    """Return what is gone or changed, and what to do."""
     rows = sum(part.rows for part in manifest.catalog)
     differences = []
     if growth.gone:

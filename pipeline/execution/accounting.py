@@ -1,4 +1,4 @@
-"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left to a next run."""
+"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left for the next run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from segmint.pipeline.execution.ceiling import Ceiling
 
 @dataclass(frozen=True)
 class Accounting:
-    """What stands in the dataset, from the commits alone, and how the run went."""
+    """The contents of the dataset, from the commits alone, and the results of the run."""
 
     dataset: str
     rows: int  # catalog rows of the shards asked for
@@ -20,39 +20,39 @@ class Accounting:
     rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
     masks: int = 0
     shards: int = 0  # committed, of those asked for
-    missing: Sequence[int] = ()  # shards that are left to a next run
+    missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
-    retried_rows: int = 0  # refused before, and taken again by this run
-    retried_images: int = 0  # of these, images now
-    not_retried: Sequence[int] = ()  # shards whose refused rows were to be taken again, and are left to a next run
-    built_rows: int = 0  # rows that this run committed, rejected ones included
+    retried_rows: int = 0  # refused before, and retried by this run
+    retried_images: int = 0  # of these, now images
+    not_retried: Sequence[int] = ()  # shards whose refused rows could not be retried
+    built_rows: int = 0  # rows that this run committed, including rejected ones
     built_images: int = 0
     built_masks: int = 0
-    seconds: float = 0.0  # of the run from its start, Ray's and the model's included
-    ceiling: Ceiling | None = None  # None where the run had nothing to do, or measured nothing
+    seconds: float = 0.0  # of the whole run, including the start of Ray and the model
+    ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
 
     @property
     def complete(self) -> bool:
-        """Whether every row asked for is in a committed shard, and was taken again where that was asked for."""
+        """Whether every row asked for is in a committed shard, and was retried if that was asked for."""
         return not self.missing and not self.not_retried
 
     @property
     def images_per_s(self) -> float:
-        """Images that this run wrote, a second of the whole run; rejected rows are none."""
+        """Images that this run wrote, per second of the whole run; rejected rows do not count."""
         return self.built_images / self.seconds if self.seconds else 0.0
 
     @property
     def masks_per_s(self) -> float:
-        """Masks that this run wrote, a second of the whole run."""
+        """Masks that this run wrote, per second of the whole run."""
         return self.built_masks / self.seconds if self.seconds else 0.0
 
     @property
     def share_of_ceiling(self) -> float | None:
-        """What part of the hardware's ceiling the run reached, of images and, with these images, of masks alike."""
+        """The share of the hardware's ceiling that the run reached; it is the same for images and for masks."""
         return self.images_per_s / self.ceiling.images_per_s if self.ceiling else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The accounting as JSON has it: all fields, the rates and the share of the ceiling."""
+        """Return the accounting for JSON: all fields, the rates and the share of the ceiling."""
         return {
             **asdict(self),
             "images_per_s": self.images_per_s,
@@ -62,7 +62,7 @@ class Accounting:
         }
 
     def lines(self) -> list[str]:
-        """The accounting as a person reads it."""
+        """Return the accounting as lines for people."""
         refused = sum(self.rejected.values())
         lines = [
             f"in        {self.rows:>12,} rows",
@@ -96,7 +96,7 @@ class Accounting:
         ]
 
     def unfinished_message(self, held_back: Mapping[int, str]) -> str:
-        """Why the run is not complete, shard by shard, and what to do."""
+        """Return why the run is not complete, shard by shard, and what to do."""
         parts = []
         if self.missing:
             parts.append(
@@ -126,7 +126,7 @@ def account(
     built: Mapping[str, int],
     ceiling: Ceiling | None = None,
 ) -> Accounting:
-    """Adds up the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
+    """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
     standing = CommitLog(dataset.location).committed()
     sums = sum_commits(dataset.location, wanted)
     missing = [shard for shard in wanted if shard not in standing]

@@ -1,8 +1,8 @@
-"""The ceiling of a run: how many images a second its devices would make if they did nothing but matrix products.
+"""The ceiling of a run: the images per second that its devices would make if they did nothing but matrix products.
 
-The one metric is the rate of the whole run, from its first second to its last, as a share of that. The work of an
-image is counted by plain algebra (`segmint.model.cost`) and the peak is measured (`segmint.infra.peak`), so that
-neither sinks with a slow implementation, and an implementation that does with less work comes nearer to the ceiling.
+The metric is the rate of the whole run, from its first second to its last, as a share of the ceiling. The work of an
+image is counted by plain algebra (`segmint.model.cost`) and the peak is measured (`segmint.infra.peak`): neither drops
+with a slow implementation, and an implementation that needs less work comes closer to the ceiling.
 """
 
 import statistics
@@ -19,14 +19,14 @@ from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, in
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import OpenDataset
 
-if TYPE_CHECKING:  # both import Ray, which a plan does without
+if TYPE_CHECKING:  # both import Ray, which a plan does not need
     from segmint.infra.peak_reports import PeakReports
     from segmint.pipeline.execution.stages import Pool
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the devices of a run could do at the most, and what that is made of."""
+    """The most that the devices of a run could do, and the numbers behind it."""
 
     device: str  # "cpu" or "cuda"
     device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
@@ -38,7 +38,7 @@ class Ceiling:
 
     @property
     def images_per_s(self) -> float:
-        """Images a second of all devices together."""
+        """Images per second of all devices together."""
         return self.devices * self.flop_per_s / self.flop_per_image
 
     @property
@@ -51,21 +51,21 @@ class Ceiling:
 
 
 class CeilingMeter:
-    """Measures the peak once a run, where and when it disturbs least.
+    """Measures the peak once per run, where and when it disturbs least.
 
-    A CPU is measured by the driver as this is made, before Ray starts, whose processes would be in the way; that
-    stands for a local Ray. Elsewhere each segment actor measures its own device as it starts, and reports.
+    For a local Ray on a CPU, the driver measures when this is made, before Ray's processes start and interfere.
+    Otherwise each segment actor measures its own device when it starts, and reports.
     """
 
     def __init__(self, config: Config, dataset: OpenDataset) -> None:
-        """Raises `UsageError` where the weights are no SAM's."""
+        """Raises `UsageError` if the weights are not SAM's."""
         self._numerics = dataset.numerics
         self._flop_per_image = flop_per_image(config, lambda: dataset.weights)
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._reports: PeakReports | None = None
 
     def reports(self, cluster: Cluster) -> "PeakReports | None":
-        """What segment actors report to; None where the driver's own measurement stands."""
+        """Return what segment actors report to; None if the driver has measured itself."""
         if not cluster.local or self._here is None:
             from segmint.infra.peak_reports import PeakReports
 
@@ -73,9 +73,9 @@ class CeilingMeter:
         return self._reports
 
     def read(self, cluster: Cluster, pool: "Pool") -> Ceiling | None:
-        """The ceiling of the pool's devices, taken to be alike; None where no actor ever came up.
+        """Return the ceiling of the pool's devices, assumed to be alike; None if no actor ever started.
 
-        Actors that share the cores of one machine are no more devices than there are cores for their threads.
+        Actors that share the cores of one machine count as at most as many devices as have cores for their threads.
         """
         numerics = self._numerics
         peaks = self._reports.collect() if self._reports is not None else [self._here or 0.0]
@@ -96,15 +96,15 @@ class CeilingMeter:
 
 
 def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
-    """Operations of one image; `weights` gives this machine's copy of the checkpoint, where only that can tell.
+    """Return the operations of one image; `weights` gives this machine's copy of the checkpoint, if it is needed.
 
-    Raises `UsageError` where it is no SAM's.
+    Raises `UsageError` if that is not SAM's.
     """
     return image_cost(config.masks.settings()).flop(*_model(config.model.weights, weights))
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
-    """Architecture and decoder depth of the weights; a known name tells them without the file being read."""
+    """Return architecture and decoder depth of the weights; for a known name, without reading the file."""
     if name == "mobile_sam" or name in VIT_SHAPES:
         return name, 2  # type: ignore[return-value]
     try:

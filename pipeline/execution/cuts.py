@@ -1,4 +1,4 @@
-"""Cutting a stream of blocks at the borders of shards, by row counts alone."""
+"""Cuts a stream of blocks at the borders of shards, by row counts alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class Cut:
 
 
 class StreamLengthError(SegmintError):
-    """The stream of blocks held more or fewer rows than its shards take: a bug, and the shard is not written."""
+    """The stream of blocks had more or fewer rows than its shards need: a bug, and the shard is not written."""
 
 
 def cut_at_borders(
     blocks: Iterable[tuple[Any, int]], spans: Sequence[ShardSpan]
 ) -> Iterator[tuple[ShardSpan, list[Cut]]]:
-    """Hands out each shard with its cuts as soon as the stream has brought its last row.
+    """Yield each shard with its cuts as soon as its last row has arrived.
 
     `blocks` are (reference, number of rows) in stream order; `spans` are the shards in the same order. Raises
-    `StreamLengthError` when the stream ends early or goes on after the last shard.
+    `StreamLengthError` if the stream ends early or goes on after the last shard.
     """
     waiting = iter(spans)
     span = next(waiting, None)

@@ -1,7 +1,7 @@
-"""Outages, as the driver of a build sees them: which of its stores do not answer, and waiting for these.
+"""Outages in a build's driver: finds stores that do not answer, and waits for them.
 
-Workers wait by themselves (`segmint.infra.storage.outages`), and what they log stands on their machines: the driver
-looks at the stores whenever nothing moves, and says what the run waits for.
+Workers wait by themselves (`segmint.infra.storage.outages`), but log on their own machines: so the driver checks the
+stores whenever nothing moves, and says what the run waits for.
 """
 
 import time
@@ -17,11 +17,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 
 MOST_STORES = 16
-"""Of a window's images, to be looked at: the first that it names."""
+"""The most stores that are checked: the first ones of a window's images."""
 
 
 class Outages:
-    """The stores that a build needs: the catalog's, `others` by any of their URIs, and those of its window's images."""
+    """The stores that a build needs: those of the catalog, of the URIs in `others`, and of its window's images."""
 
     def __init__(self, storage: Storage, catalog: str, others: Iterable[str], timeout_s: float) -> None:
         self._storage = storage
@@ -32,19 +32,19 @@ class Outages:
         self._told = -TELL_EVERY_S
 
     def expect(self, uris: Iterable[str]) -> None:
-        """Takes in the URIs of a window's images, as the catalog writes them."""
+        """Add the URIs of a window's images, as the catalog writes them."""
         examples = dict(self._always)
         for entry in uris:
             try:
                 uri = relative_to(self._catalog, entry)
             except UriNotAllowedError:
-                continue  # a verdict, when its row comes to it
+                continue  # its row gets a verdict later
             if len(examples) < MOST_STORES:
                 examples.setdefault(store_name(uri), uri)
         self._examples = examples
 
     def silent(self) -> list[str]:
-        """The stores that do not answer now; says so, once a minute. Takes ten seconds at most for each try."""
+        """Return the stores that do not answer now, and log them once a minute; each try takes at most ten seconds."""
         names, uris = list(self._examples), list(self._examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
             answers = list(pool.map(self._storage.answers, uris))
@@ -57,9 +57,9 @@ class Outages:
         return found
 
     def wait_out(self, missing: Sequence[int]) -> bool:
-        """Waits until all stores answer, after a window that left shards; returns whether there was one that did not.
+        """Wait until all stores answer, after a window that left shards; return whether one did not answer.
 
-        Raises `UnfinishedError` when one has not answered for the time-out.
+        Raises `UnfinishedError` if one does not answer within the time-out.
         """
         if not self.silent():
             return False
@@ -80,8 +80,8 @@ class Outages:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Says, of a fault of a store that ends a run, that nothing is lost: `UnfinishedError`."""
+    """Turn a store's fault that ends a run into an `UnfinishedError`, which says that nothing is lost."""
     try:
         yield
     except StorageFaultError as fault:
-        raise UnfinishedError(f"{fault}\nNothing is lost: once that is mended, the same command goes on") from fault
+        raise UnfinishedError(f"{fault}\nNothing is lost: once that is fixed, the same command goes on") from fault

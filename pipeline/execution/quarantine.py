@@ -1,7 +1,7 @@
-"""Images that end the worker which segments them: found by the ledger, tried alone, and refused for what they did.
+"""Images that kill the worker that segments them: found by the ledger, tried alone, and refused if they do it again.
 
-A verdict takes two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is
-alive afterwards. Where the control image does not come through, the machine is at fault and no image is refused.
+A verdict needs two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is
+alive afterwards. If the control image fails, the machine is at fault and no image is refused.
 """
 
 import time
@@ -27,48 +27,48 @@ from segmint.pipeline.execution.stages import Stages
 from segmint.pipeline.shard_ranges import ShardSpan
 
 DEATHS = 2
-"""So many deaths alone are a verdict."""
+"""The number of deaths alone that make a verdict."""
 
 TRIES = 4
-"""So often a suspect is tried alone after one window: some tries may end with their node, and count for nothing."""
+"""The most tries of a suspect after one window: a try whose node dies does not count."""
 
 PROBE_S = 60.0
-"""Seconds in which a node must show that it is alive."""
+"""Seconds within which a node must show that it is alive."""
 
 
 class UndecidedError(SegmintError):
-    """There is no verdict on a suspect yet: its shard waits."""
+    """There is no verdict on a suspect yet; its shard waits."""
 
 
 class ControlFailedError(UndecidedError):
-    """A worker cannot even segment the control image: the fault is the machine's."""
+    """A worker cannot even segment the control image: the machine is at fault."""
 
 
 class NodeDiedError(SegmintError):
-    """A suspect's worker ended with its node: nobody's fault."""
+    """A suspect's worker died with its node: the suspect may not be at fault."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What came of the suspects of a window."""
+    """The results for the suspects of a window."""
 
     verdicts: int  # images that are refused from now on
     held_back: dict[int, str]  # by shard: why there is no verdict on one of its suspects
 
 
 class Quarantine:
-    """The suspects of a run and the verdicts on them, kept by the driver until their shards are committed."""
+    """The suspects of a run and their verdicts, kept by the driver until their shards are committed."""
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
-        """`start_timeout_s`: seconds in which a worker of its own must have found a place and be ready."""
+        """`start_timeout_s`: seconds within which a separate worker must be placed and ready."""
         self._stages = stages
         self._start_timeout_s = start_timeout_s
-        self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault where nothing is decided yet
+        self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
 
     def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
-        """A window's rows, with what is known about suspects in the verdict's columns, and the window's ledger."""
+        """Return a window's rows, with what is known of suspects in the verdict's columns, and the window's ledger."""
         self._rows, self._ledger = rows, RowLedger()
         if not self._known:
             return rows, self._ledger
@@ -79,9 +79,9 @@ class Quarantine:
         return rows, self._ledger
 
     def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Tries the suspects among the rows of the last window, one after another, once it is over.
+        """Try the suspects among the rows of the last window, one after another, once it is over.
 
-        `spans` are the window's shards. A worker that fails with the control image ends the trials until the next.
+        `spans` are the window's shards. If a worker fails on the control image, the trials end until the next window.
         """
         ledger, self._ledger = self._ledger, None
         for ordinal in ledger.suspects() if ledger is not None else []:
@@ -110,7 +110,7 @@ class Quarantine:
         return [ordinal for ordinal, row in self._known.items() if row["fault"] is not None and ordinal in here]
 
     def _decide(self, ordinal: int) -> RejectedError | None:
-        """The verdict on a suspect, or None where it comes through. Raises `UndecidedError`."""
+        """Return the verdict on a suspect, or None if it is segmented. Raises `UndecidedError`."""
         prepared = self._prepare(ordinal)
         if prepared is None:
             return None
@@ -126,7 +126,7 @@ class Quarantine:
             if deaths == DEATHS:
                 return RejectedError(reason, self._detail(reason))
         raise UndecidedError(
-            f"row {ordinal} ended its worker, and too many of the nodes died that it was tried on alone"
+            f"row {ordinal} killed its worker, and too many of the nodes on which it was tried alone died"
         )
 
     def _detail(self, reason: Reason) -> str:
@@ -138,7 +138,7 @@ class Quarantine:
         return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
     def _prepare(self, ordinal: int) -> Any:
-        """A reference to the suspect as `PREPARED`, made anew; None where it is refused before it can do harm."""
+        """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is refused at that stage."""
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
         task = ray.remote(num_cpus=self._stages.prepare_pool.num_cpus, num_returns=2, max_retries=3)(prepare_alone)
         prepared, fate = task.remote(self._stages.prepare_arguments, row)
@@ -146,14 +146,14 @@ class Quarantine:
             reason, fault = ray.get(fate, timeout=self._start_timeout_s)
         except ray.exceptions.RayError as error:
             raise UndecidedError(
-                f"row {ordinal} ended its worker, and cannot be prepared: {last_line(error)}"
+                f"row {ordinal} killed its worker, and cannot be prepared: {last_line(error)}"
             ) from error
         if fault is not None:
-            raise UndecidedError(f"row {ordinal} ended its worker, and cannot be prepared: {fault}")
+            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {fault}")
         return prepared if reason is None else None
 
     def _try_alone(self, prepared: Any) -> Reason | None:
-        """What ends a fresh worker that is given the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
+        """Return what kills a fresh worker with the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
         pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
         worker_class = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=0)(SegmentAlone)
         worker = worker_class.remote(self._stages.segment, timeout_s)
@@ -161,7 +161,7 @@ class Quarantine:
             node = self._start(worker)
             began = time.monotonic()
             try:
-                # The deadline is the worker's own; here it only bounds the wait for one that not even that can end.
+                # The worker has its own deadline; this one bounds the wait for a worker that does not obey it.
                 has_memory = ray.get(worker.has_memory_for.remote(prepared), timeout=3 * timeout_s + PROBE_S)
             except (
                 ray.exceptions.RayActorError,
@@ -181,7 +181,7 @@ class Quarantine:
             ray.kill(worker)
 
     def _start(self, worker: Any) -> str:
-        """The node of a worker that has segmented the control image. Raises `ControlFailedError`."""
+        """Have a worker segment the control image; return its node. Raises `ControlFailedError`."""
         advice = (
             "an image ended the worker that segmented it, and a fresh worker does not come through with a control "
             "image either, so that no image is refused for it: look at the memory and the devices of the machines"
@@ -196,7 +196,7 @@ class Quarantine:
 
 
 def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, tuple[str | None, str | None]]:
-    """One row as `PREPARED` by a `Prepare` of these arguments, and its reason and fault; runs as a task of Ray."""
+    """Return one row as `PREPARED` by a `Prepare` with these arguments, its reason and its fault; a Ray task."""
     prepare = Prepare(*arguments)
     try:
         prepared = prepare(rows)
@@ -207,7 +207,7 @@ def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table,
 
 
 def _answers(node: str) -> bool:
-    """Whether a node still runs tasks: Ray may learn of a node's death after that of the workers on it."""
+    """Return whether a node still runs tasks: Ray may notice a node's death later than that of its workers."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_nothing)
     try:

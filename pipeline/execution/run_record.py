@@ -1,4 +1,4 @@
-"""What a run has done so far, for its log, its metrics and its accounting."""
+"""The progress of a run, for its log, its metrics and its accounting."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from segmint.operators.shards.write import ShardResult
 
 @dataclass
 class RunRecord:
-    """What a run has done."""
+    """What a run has done so far."""
 
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
     held_back: dict[int, str] = field(default_factory=dict)  # why, by shard
 
     def note(self, result: ShardResult) -> None:
-        """Takes in how a shard ended."""
+        """Record how a shard ended."""
         log = get_logger("build")
         if result.status == "committed":
             self.built.update(result.counts)
@@ -43,7 +43,7 @@ class RunRecord:
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def note_failure(self, window: list[int], error: Exception) -> None:
-        """Takes in that a window ended before its last shard."""
+        """Record that a window ended before its last shard."""
         cause = last_line(error)
         for shard in window:
             self.held_back[shard] = cause

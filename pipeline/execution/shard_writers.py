@@ -9,18 +9,18 @@ from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 from segmint.pipeline.execution.cuts import Cut
 
 ShardWriter = Callable[..., ShardResult]
-"""What writes one shard: `segmint.operators.shards.write.write_shard`, or another function that takes the same."""
+"""A function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
 
 LOOK_S = 5.0
-"""Seconds between two looks at a writer that is waited for, and for it to end in when its window ends early."""
+"""Seconds between two checks while waiting for a writer, and its time to finish when its window ends early."""
 
 
 class ShardWriters:
-    """At most `limit` shard writers in flight: the object store holds the blocks of no more shards than that.
+    """At most `limit` shard writers in flight, so the object store holds the blocks of at most that many shards.
 
-    A writer that a dead node takes along is retried by Ray; one that raises is not, and its error ends the window.
-    While a writer is waited for, `check` is asked every `LOOK_S` seconds, and raises where that takes too long: the
-    blocks of a shard may be gone with a node, and Ray waits for ever for one that could make them again.
+    Ray retries a writer that dies with its node, but not one that raises: its error ends the window. While waiting for
+    a writer, `check` is called every `LOOK_S` seconds, and raises if it takes too long: a shard's blocks may be lost
+    with a node, and Ray waits forever for a node that could make them again.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -30,7 +30,7 @@ class ShardWriters:
         self._in_flight: list[Any] = []
 
     def submit(self, task: ShardTask, cuts: list[Cut]) -> Iterator[ShardResult]:
-        """Starts the writer of one shard as soon as there is a place; yields the results that come meanwhile."""
+        """Start the writer of one shard as soon as there is room; yield the results that arrive meanwhile."""
         yield from self._finished()
         while len(self._in_flight) >= self._limit:
             yield self._next()
@@ -39,14 +39,14 @@ class ShardWriters:
         )
 
     def drain(self) -> Iterator[ShardResult]:
-        """Waits for all that are in flight."""
+        """Wait for all writers in flight; yield their results."""
         while self._in_flight:
             yield self._next()
 
     def close(self) -> None:
-        """Lets those in flight end within `LOOK_S` seconds and gives the others up; does nothing after `drain`.
+        """Give the writers in flight `LOOK_S` seconds, then cancel the rest; does nothing after `drain`.
 
-        When a window ends early, one may wait for lost blocks, and Ray would make them again beside the next window.
+        When a window ends early, a writer may wait for lost blocks, and Ray would make them again beside the next one.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

@@ -1,4 +1,4 @@
-"""Watches over an execution of Ray Data: a progress bar and metrics a stage, and an end to one that has stalled."""
+"""Watches an execution of Ray Data: a progress bar and metrics per stage, and an end to one that has stalled."""
 
 import math
 import time
@@ -15,54 +15,54 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
-"""What an operator's name in Ray Data contains, and the stage of a build that it is."""
+"""A part of an operator's name in Ray Data, and the stage of a build that it stands for."""
 
 LOST_NODE_WAIT_S = 120.0
-"""Seconds without a row or shard, since a node was lost, that end a window: what was pinned to it may wait for ever."""
+"""Seconds without a row or shard after losing a node that end a window: work pinned to that node may wait forever."""
 
 NODES_EVERY_S = 10.0
-"""Seconds between two looks at the nodes."""
+"""Seconds between two checks of the nodes."""
 
 STORES_EVERY_S = 20.0
-"""Seconds without a row after which, and then again and again, the stores are looked at."""
+"""Seconds without a row after which the stores are checked, again and again."""
 
 
 class StalledError(SegmintError):
     """No row left any stage for too long, while the stores answered.
 
-    The window is ended, and the rest is tried again on the nodes there are.
+    The window ends, and the rest is tried again on the remaining nodes.
     """
 
 
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
-    """Moves the bars at each step of an execution, and ends one that brings nothing any more.
+    """Moves the bars at each step of an execution, and ends an execution that has stalled.
 
-    Ray Data makes its own instance, so what it watches stands on the class. The hook is not public: Ray is pinned,
-    and a test checks that it is called.
+    Ray Data makes its own instance, so the state is on the class. The hook is not public: Ray is pinned, and a test
+    checks that it is called.
     """
 
     progress: ClassVar[Progress | None] = None
     stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
-    rows_before: ClassVar[dict[str, int]] = {}  # of the windows before, by stage
+    rows_before: ClassVar[dict[str, int]] = {}  # of earlier windows, by stage
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
     next_look: ClassVar[float] = 0.0  # at the stores
     outage: ClassVar[Callable[[], object]] = lambda: False
     last_look: ClassVar[float] = 0.0  # at the nodes
-    nodes: ClassVar[frozenset[str]] = frozenset()  # that the window began with
-    node_lost: ClassVar[float] = math.inf  # when the loss of one of them was seen
+    nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
+    node_lost: ClassVar[float] = math.inf  # when the loss of one of them was noticed
 
     @classmethod
     def moved(cls) -> None:
-        """Starts the time without progress anew."""
+        """Restart the time without progress."""
         cls.last_move = time.monotonic()
         cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
 
     def on_execution_step(self, executor: Any) -> None:
-        """Reads how many rows have left each stage. Raises `StalledError`, which ends the execution."""
+        """Read how many rows have left each stage. Raises `StalledError`, which ends the execution."""
         if self.progress is None:
             return
         for operator in executor._topology:
@@ -77,9 +77,9 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raises `StalledError` where nothing moved for `stall_timeout`, or `LOST_NODE_WAIT_S` since a node went.
+        """Raise `StalledError` if nothing moved for `stall_timeout`, or for `LOST_NODE_WAIT_S` after losing a node.
 
-        An outage of a store starts the time anew.
+        An outage of a store restarts the time.
         """
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
@@ -114,18 +114,17 @@ def watched(
     outage: Callable[[], object] = lambda: False,
     stages: Mapping[str, str] = STAGES,
 ) -> Iterator[type[StageWatch]]:
-    """Sets up Ray Data's context for one window of so many rows, and watches over it.
+    """Set up Ray Data's context for one window of so many rows, and watch it.
 
-    The bars go on from where the windows before left them. Yields the watch, which wants to be told of each shard
-    written. `stall_timeout` in seconds; `metrics` are told of the rows and seconds of each stage; `outage` says, when
-    nothing moves, whether a store does not answer. `stages` are what operators' names contain, and what the bars call
-    these.
+    The bars continue from the earlier windows. Yields the watch; call its `moved` for each shard written.
+    `stall_timeout` is in seconds; `metrics` gets the rows and seconds of each stage; `outage` is called when nothing
+    moves, and is true if a store does not answer. `stages` maps parts of operators' names to the names of bars.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Ray's own time-out does not notice a pool whose node died, and takes a long image for a dead one.
+    # Ray's own time-out misses a pool whose node died, and mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
     before = {stage: progress.done(stage) for stage in stages.values()}

@@ -1,4 +1,4 @@
-"""How the stages are laid out on the machines at hand: actors, CPUs, and what each stage is made from."""
+"""The layout of the stages on the available machines: actors, CPUs, and the arguments of each stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from segmint.pipeline.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.dataset.dataset import OpenDataset
 
 DESCRIBE_CPUS = 0.5
-"""Unlike the actors' CPUs, or Ray would fuse the stages into one."""
+"""Differs from the actors' CPUs, or Ray would fuse the stages into one."""
 
 WRITERS = 2
-"""Shards that are written at once."""
+"""Shards that are written at the same time."""
 
 RETRIES = 16
-"""So often Ray starts an actor anew and tries a block again; without a bound it would do so for ever."""
+"""The most restarts of an actor and retries of a block; without a bound Ray would go on forever."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Pool:
     calls_at_once: int
 
     def strategy(self) -> ActorPoolStrategy:
-        """The pool as Ray Data takes it."""
+        """Return the pool for Ray Data."""
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
@@ -59,15 +59,15 @@ class Stages:
     describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = WRITERS
     retries: int = RETRIES
-    report_peak: Callable[[float], None] | None = None  # told each segment actor's measured peak in FLOP/s
+    report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
 
 
 def lay_out(
     config: Config, dataset: OpenDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
 ) -> Stages:
-    """Sizes the actor pools for a cluster; segment actors tell `report_peak` their device's measured peak in FLOP/s.
+    """Size the actor pools for a cluster; segment actors report their device's peak in FLOP/s to `report_peak`.
 
-    Raises `UsageError`, with the numbers, when the smallest pools, one reader and one writer do not fit.
+    Raises `UsageError`, with the numbers, if the smallest pools, one reader and one writer do not fit.
     """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
@@ -79,7 +79,7 @@ def lay_out(
         )
     devices = max(1, int(cluster.gpus // gpus_each)) if gpus_each else _cpu_actors(dataset, cluster)
     segment = _pool(resources.segment, devices, devices, gpus_each, calls_at_once=2 if on_gpu else 1)
-    # Prepare grows into the cores that segmentation leaves; a cluster's cores count, a local Ray's logical CPUs do not.
+    # Prepare gets the cores that segmentation leaves free: a cluster's CPUs, but the real cores under a local Ray.
     cores = cluster.cores if cluster.local else cluster.cpus
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads)
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0, calls_at_once=1)
@@ -102,7 +102,7 @@ def lay_out(
 
 
 def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages: Stages) -> Stages:
-    """The layout for the nodes that a cluster has now; where these do not hold it, as it is: others may come."""
+    """Return the layout for the nodes that a cluster has now; if they are too few, the old one: others may join."""
     if cluster.local:
         return stages
     try:
@@ -112,9 +112,9 @@ def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages
 
 
 def _cpu_actors(dataset: OpenDataset, cluster: Cluster) -> int:
-    """Segment actors without a GPU: one a machine of a cluster, and on this machine alone as many as have room.
+    """Return the segment actors without a GPU: one per machine of a cluster; for a local Ray, as many as fit.
 
-    A dataset of few rows has no use for more than it has rows.
+    There are never more than the dataset has rows.
     """
     if not cluster.local:
         return max(1, cluster.nodes)

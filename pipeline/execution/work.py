@@ -1,4 +1,4 @@
-"""What a build has to do shard by shard: write those that are missing, or take refused rows of others again."""
+"""What a build has to do, shard by shard: write missing shards, or retry refused rows of committed ones."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,32 +29,32 @@ class WindowRows:
     """The rows of a window in one table, shard by shard, and the task of each shard's writer."""
 
     rows: pa.Table  # NORMALIZED
-    spans: Sequence[ShardSpan]  # how many of them each shard takes, in their order
+    spans: Sequence[ShardSpan]  # the range of rows of each shard, in order
     tasks: Mapping[int, Any]  # by shard
 
 
 class Work(Protocol):
-    """Shards that a run has to do, window by window."""
+    """Shards that a run has to work on, window by window."""
 
     left: list[int]
-    """The shards that are not done, in the order in which they are to be."""
+    """The shards that are not done, in the order of work."""
 
     @property
     def write(self) -> ShardWriter:
         """The writer of a shard, which runs as a Ray task."""
 
     def read(self, window: list[int]) -> WindowRows:
-        """The rows of some shards; those of them that have none to do are left out."""
+        """Read the rows of some shards; shards without rows to work on are left out."""
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Brings `left` up to date after a window, of which the shards in `done` ended well; how many are still left.
+        """Update `left` after a window in which the shards in `done` succeeded; return how many of the window are left.
 
-        What was held back goes to the end, for it may be an outage that passes.
+        Shards that were held back go to the end: the cause may be an outage that passes.
         """
 
 
 class MissingShards:
-    """Shards that no commit names; what is done is told by the listing of commits, the only truth."""
+    """Shards without a commit; only the listing of commits decides what is done."""
 
     write = staticmethod(write_shard)
 
@@ -66,11 +66,11 @@ class MissingShards:
         self.left = sorted(set(wanted) - self._commits.committed().keys())
 
     def read(self, window: list[int]) -> WindowRows:
-        """All rows of the shards."""
+        """Read all rows of the shards."""
         return shard_rows(self._config, self._dataset, window)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Looks at the commits, which another build may write too."""
+        """Check the commits: another build may write them too."""
         standing = self._commits.committed()
         held = [shard for shard in window if shard not in standing]
         self.left = [shard for shard in self.left[len(window) :] if shard not in standing] + held
@@ -79,7 +79,7 @@ class MissingShards:
 
 
 class RejectedRows:
-    """Committed shards with rows that were refused for some reasons: these rows are taken again, once."""
+    """Committed shards with rows that were refused for some reasons: these rows are retried, once."""
 
     write = staticmethod(retry_shard)
 
@@ -98,7 +98,7 @@ class RejectedRows:
         self.left = list(self._generations)
 
     def read(self, window: list[int]) -> WindowRows:
-        """The refused rows alone; a shard that was replaced since the start has none."""
+        """Read only the refused rows; a shard that was replaced since the start has none."""
         spans: list[ShardSpan] = []
         tasks: dict[int, RetryTask] = {}
         chosen: list[int] = []
@@ -119,14 +119,14 @@ class RejectedRows:
         return WindowRows(kept.combine_chunks(), spans, tasks)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """A row that was refused again is done: it is not taken twice in a run."""
+        """A row that was refused again is done: it is not retried twice in a run."""
         standing = self._commits.committed()
         held = [s for s in window if s not in done and standing.get(s) == self._generations[s]]
         self.left = self.left[len(window) :] + held
         return len(held)
 
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
-        """The commits of some shards with the ordinals of their rows to take again, ascending; none without any."""
+        """Yield the commits of shards with rows to retry, each with these rows' ordinals, ascending."""
         commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
         for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
             if ordinals:
@@ -139,7 +139,7 @@ class RejectedRows:
 
 
 def shard_rows(config: Config, dataset: OpenDataset, window: list[int]) -> WindowRows:
-    """All rows of some shards, with the tasks that write them."""
+    """Read all rows of some shards, with the tasks that write them."""
     spans = dataset.spans(window)
     tasks = {span.shard: dataset.shard_task(config, span) for span in spans}
     return WindowRows(dataset.read_rows(window), spans, tasks)

@@ -58,15 +58,15 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
     path = tmp_path / entry.path
     data = path.read_bytes()
     for damaged, told in (
-        (data[:-1], f"{entry.size} bytes expected, and it has {entry.size - 1}"),
-        (data + b"x", f"{entry.size} bytes expected, and it has {entry.size + 1}"),
+        (data[:-1], f"{entry.size} bytes expected, it has {entry.size - 1}"),
+        (data + b"x", f"{entry.size} bytes expected, it has {entry.size + 1}"),
         (bytes([data[0] ^ 1]) + data[1:], f"SHA-256 {entry.sha256} expected"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DamagedDatasetError, match=f"{entry.path}: {told}"):
             read_committed_rows(location_of(tmp_path), commit)
     path.unlink()
-    with pytest.raises(DamagedDatasetError, match=f"{entry.path}: .* there is no such file"):
+    with pytest.raises(DamagedDatasetError, match=f"{entry.path}: .* bytes expected, no such file"):
         read_committed_rows(location_of(tmp_path), commit)
 
 

@@ -79,7 +79,7 @@ def test_an_image_that_stands_there_is_never_replaced(shard: Path, rows: list[di
     before = digests(shard)
     with pytest.raises(WrongRowsError, match="its generation 1 had not refused all"):
         retry(shard, rows)
-    with pytest.raises(WrongRowsError, match="2 rows were to be taken again, and 2 others came"):
+    with pytest.raises(WrongRowsError, match="2 rows were to be retried, but 2 other rows came"):
         retry(shard, [accepted_row(4), accepted_row(6)], ordinals=[4, 7])
     assert digests(shard) == before
 

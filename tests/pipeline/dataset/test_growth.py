@@ -48,7 +48,7 @@ def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = No
 
 def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Path) -> None:
     before = digests(begun)
-    with pytest.raises(UsageError, match=r"has 4 new rows, that .* does not have: .* build with --grow"):
+    with pytest.raises(UsageError, match=r"has 4 new rows that .* does not have: .* build with --grow"):
         open_or_create(configured(tmp_path, LATER), Storage())
     assert digests(begun) == before
 
