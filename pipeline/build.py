@@ -176,13 +176,13 @@ class _OuterLoop:
                 run.note_failure(window, error)
             trials = self.quarantine.try_suspects(self.dataset.spans(window))
             run.held_back |= trials.held_back
-            held = work.settle(window, done)
+            unfinished = work.settle(window, done)
             # A verdict on a suspect is progress like a commit: the shard that it held back is tried again at once.
-            if held < len(window) or trials.verdicts:
+            if unfinished < len(window) or trials.verdicts:
                 barren = 0
             elif not self.outages.wait_out(work.left):
                 barren += 1
-            if 0 < held == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
+            if 0 < unfinished == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**barren)
             self.stages = lay_out_again(config, self.dataset, self.cluster, self.stages)
         return sums

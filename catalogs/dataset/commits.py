@@ -118,7 +118,7 @@ class CommitLog:
     def latest(self, shard: int) -> Commit | None:
         """Return the commit that holds for a shard; None if the shard is not committed."""
         generation = self.committed().get(shard)
-        return None if generation is None else self._read_holding(shard, generation)
+        return None if generation is None else self._read_latest(shard, generation)
 
     def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """Yield the commits of (shard, generation) pairs, in that order; skip those that no longer exist.
@@ -132,9 +132,9 @@ class CommitLog:
 
         `only` are the shards to read; default: all.
         """
-        standing = self.committed().items()
-        wanted = (pair for pair in standing if only is None or pair[0] in only)
-        return self._read_ahead(self._read_holding, wanted, threads)
+        committed = self.committed().items()
+        wanted = (pair for pair in committed if only is None or pair[0] in only)
+        return self._read_ahead(self._read_latest, wanted, threads)
 
     def put(self, commit: Commit) -> bool:
         """Put a commit if there is none of its shard and generation.
@@ -143,7 +143,7 @@ class CommitLog:
         """
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
-    def _read_holding(self, shard: int, generation: int) -> Commit | None:
+    def _read_latest(self, shard: int, generation: int) -> Commit | None:
         """Read a commit that was listed, or the one that has replaced it since: a reader must not miss its shard."""
         commit = self.read(shard, generation)
         while commit is None:

@@ -106,7 +106,7 @@ class DatasetManifest(_Frozen):
             raise UsageError(f"{where} is not a dataset's manifest: {error}") from error
 
 
-class StandingManifest(NamedTuple):
+class LatestManifest(NamedTuple):
     """A manifest with the number of its generation, from 1."""
 
     manifest: DatasetManifest
@@ -142,32 +142,32 @@ def read_generation(dataset: Location, generation: int) -> DatasetManifest | Non
     return DatasetManifest.from_json(data, str(file))
 
 
-def read_standing(dataset: Location) -> StandingManifest | None:
+def read_latest_manifest(dataset: Location) -> LatestManifest | None:
     """Read the manifest that holds, with its generation; None if no dataset was begun there."""
     for generation in reversed(manifest_generations(dataset)):
         manifest = read_generation(dataset, generation)
         if manifest is not None:
-            return StandingManifest(manifest, generation)
+            return LatestManifest(manifest, generation)
     return None
 
 
 def read_manifest(dataset: Location) -> DatasetManifest | None:
     """Read the manifest that holds; None if no dataset was begun there."""
-    standing = read_standing(dataset)
-    return None if standing is None else standing.manifest
+    latest = read_latest_manifest(dataset)
+    return None if latest is None else latest.manifest
 
 
-def load_standing(dataset: Location) -> StandingManifest:
+def load_latest_manifest(dataset: Location) -> LatestManifest:
     """Read the manifest that holds, with its generation; raises `UsageError` if no dataset was begun there."""
-    standing = read_standing(dataset)
-    if standing is None:
+    latest = read_latest_manifest(dataset)
+    if latest is None:
         raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
-    return standing
+    return latest
 
 
 def load_manifest(dataset: Location) -> DatasetManifest:
     """Read the manifest that holds; raises `UsageError` if no dataset was begun there."""
-    return load_standing(dataset).manifest
+    return load_latest_manifest(dataset).manifest
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:

@@ -52,15 +52,15 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
     """
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES
-    standing = {entry.name for entry in folder.list()}
-    held = {s: g for s, g in log.committed().items() if wanted is None or s in wanted}
+    existing = {entry.name for entry in folder.list()}
+    committed = {s: g for s, g in log.committed().items() if wanted is None or s in wanted}
     total = NOTHING
-    for block, pairs in groupby(held.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
+    for block, pairs in groupby(committed.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
         members = list(pairs)
         prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
         name = f"{prefix}{fingerprint(members)}.json"
         full = len(members) == SUMMARY_SHARDS
-        if full and name in standing:
+        if full and name in existing:
             total += CommitSums(**json.loads((folder / name).read()))
             continue
         part = NOTHING
@@ -68,7 +68,7 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
             part += sums_of(commit)
         if full and part.shards == SUMMARY_SHARDS:
             (folder / name).put(canonical_json(vars(part)))
-            for old in standing:
+            for old in existing:
                 if old.startswith(prefix):
                     (folder / old).delete()
         total += part

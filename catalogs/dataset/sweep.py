@@ -67,18 +67,18 @@ def sweep(
         for shard, numbers in generations.items()
         if len(numbers) > 1 or sorted(f.kind for _, f, _ in files.get(shard, [])) != sorted(DATA_KINDS)
     }
-    held: dict[int, set[str]] = {}
+    latest: dict[int, set[str]] = {}
     replaced: dict[int, set[str]] = {}
     pairs = [(shard, number) for shard, numbers in sorted(doubtful.items()) for number in numbers]
     for commit in log.read_many(pairs, threads):
-        names = held if commit.generation == doubtful[commit.shard][-1] else replaced
+        names = latest if commit.generation == doubtful[commit.shard][-1] else replaced
         names.setdefault(commit.shard, set()).update(entry.path for entry in commit.files)
 
     for shard, entries in sorted(files.items()):
-        if shard not in held:
+        if shard not in latest:
             continue  # not committed, or nothing doubtful, or its commit was deleted meanwhile
         for path, _, modified in entries:
-            unnamed = path not in held[shard]
+            unnamed = path not in latest[shard]
             if unnamed and (modified < limit or path in replaced.get(shard, set())):
                 doomed.append(path)
     for path in doomed:
@@ -86,7 +86,7 @@ def sweep(
     # Last: while a replaced commit exists, its files can be told apart from those of a writer at work.
     for shard, numbers in sorted(generations.items()):
         for generation in numbers[:-1]:
-            if shard in held:
+            if shard in latest:
                 log.location(shard, generation).delete()
                 doomed.append(f"{COMMITS}/{commit_name(shard, generation)}")
     return sorted(doomed)

@@ -35,12 +35,12 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry]) -> 
     """
     log = CommitLog(dataset)
     generations = log.generations().get(shard, [])
-    standing = list(log.read_many((shard, generation) for generation in generations))
-    if not standing:
+    commits = list(log.read_many((shard, generation) for generation in generations))
+    if not commits:
         return None
-    if len(standing) == len(generations):
-        kept = {entry.path for commit in standing for entry in commit.files}
+    if len(commits) == len(generations):
+        kept = {entry.path for commit in commits for entry in commit.files}
         for entry in ours:
             if entry.path not in kept:
                 (dataset / entry.path).delete()
-    return standing[-1]
+    return commits[-1]

@@ -59,10 +59,10 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> None:
     log = CommitLog(dataset)
     wanted = set(shards)
     newest = {shard: generation for shard, generation in log.committed().items() if shard in wanted}
-    held = {commit.shard: commit for commit in log.read_many(newest.items())}
-    kept = {entry.path for commit in held.values() for entry in commit.files}
+    latest = {commit.shard: commit for commit in log.read_many(newest.items())}
+    kept = {entry.path for commit in latest.values() for entry in commit.files}
     # A shard whose commit was deleted meanwhile is left alone; one without a commit has only leftovers.
-    known = held.keys() | (wanted - newest.keys())
+    known = latest.keys() | (wanted - newest.keys())
     for kind in DATA_KINDS:
         for name in (dataset / kind).walk_ever():
             path = f"{kind}/{name}"
@@ -73,5 +73,5 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> None:
     # Last: while an older commit exists, an interrupted removal can be recognized.
     for name in (dataset / COMMITS).walk_ever():
         parsed = parse_commit_name(name)
-        if parsed is not None and parsed[0] in held and parsed[1] != held[parsed[0]].generation:
+        if parsed is not None and parsed[0] in latest and parsed[1] != latest[parsed[0]].generation:
             (dataset / COMMITS / name).purge()

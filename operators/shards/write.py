@@ -61,9 +61,9 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
     """
     log = CommitLog(task.dataset)
-    standing = log.read(task.shard, task.generation)
-    if standing is not None:
-        return ShardResult(task.shard, "committed", standing.counts)
+    existing = log.read(task.shard, task.generation)
+    if existing is not None:
+        return ShardResult(task.shard, "committed", existing.counts)
 
     table = shard_table(task, cuts, *blocks)
     reason_to_wait = held_back(table, task.max_reject_ratio)

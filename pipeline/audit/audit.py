@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from segmint.catalogs.attributions import check_ending, write_attributions
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_standing, manifest_generations, manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, FindingCollector, Place
@@ -75,7 +75,7 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
         with open_tables(uri, storage) as tables:
             return audit_foreign(tables, storage, options.sample)
     now = options.now or datetime.now(UTC)
-    pinned = load_standing(Location(storage, uri))
+    pinned = load_latest_manifest(Location(storage, uri))
     content, problems = _content(pinned.manifest, storage, options, now)
     report = audit_integrity(uri, storage, options.sample, options.now, content, options.resources, options.ray_from)
     findings = FindingCollector()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, StandingManifest, load_standing, manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
 from segmint.catalogs.findings import Code, FindingCollector, Place
@@ -57,7 +57,7 @@ def audit_integrity(
     # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
     listed = list_files(storage, dataset_uri)
     generations = CommitLog(Location(storage, dataset_uri)).generations()
-    pinned = load_standing(Location(storage, dataset_uri))
+    pinned = load_latest_manifest(Location(storage, dataset_uri))
     manifest = pinned.manifest
     findings = FindingCollector()
     findings.extend(audit_manifest(storage, dataset_uri, pinned))
@@ -102,7 +102,7 @@ def audit_integrity(
     )
 
 
-def _settings(pinned: StandingManifest, findings: FindingCollector) -> FileSettings:
+def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """What the manifest's configuration says of files."""
     config = pinned.manifest.config
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     DatasetManifest,
-    StandingManifest,
+    LatestManifest,
     manifest_name,
     read_generation,
 )
@@ -16,7 +16,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 
 
-def audit_manifest(storage: Storage, dataset_uri: str, standing: StandingManifest) -> Iterator[Finding]:
+def audit_manifest(storage: Storage, dataset_uri: str, standing: LatestManifest) -> Iterator[Finding]:
     """Whether the manifest that holds agrees with itself and with all generations before it."""
     manifest, generation = standing
     place = Place(manifest_name(generation))
@@ -36,7 +36,7 @@ def audit_manifest(storage: Storage, dataset_uri: str, standing: StandingManifes
     yield from _audit_generations(storage, dataset_uri, standing)
 
 
-def _audit_generations(storage: Storage, dataset_uri: str, standing: StandingManifest) -> Iterator[Finding]:
+def _audit_generations(storage: Storage, dataset_uri: str, standing: LatestManifest) -> Iterator[Finding]:
     """Each generation before the one that holds must be there, and say the same but for what grows."""
     later, number = standing
     while number > 1:

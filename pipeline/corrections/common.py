@@ -21,7 +21,7 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
         raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
 
 
-def held_commits(dataset: Location, shards: Iterable[int]) -> dict[int, Commit]:
+def latest_commits(dataset: Location, shards: Iterable[int]) -> dict[int, Commit]:
     """Return the commits that hold for these shards, by shard; shards that are not committed are left out."""
     log = CommitLog(dataset)
     wanted = set(shards)

@@ -14,7 +14,7 @@ from segmint.operators.shards.committed_rows import read_committed_rows, read_fi
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -59,7 +59,7 @@ def redact(dataset: Location, regions: Location) -> Redacted:
         by_ordinal.setdefault(region.ordinal, []).append(region)
     check_purge(dataset)
     shards = {ordinal // manifest.images_per_shard for ordinal in by_ordinal}
-    commits = held_commits(dataset, shards)
+    commits = latest_commits(dataset, shards)
     raise_problems(_problems(dataset, manifest, commits, by_ordinal))
 
     changed: dict[int, int] = {}

@@ -10,7 +10,13 @@ from typing import Any
 
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_manifest, load_standing, put_manifest
+from segmint.catalogs.dataset.manifest import (
+    CatalogPart,
+    DatasetManifest,
+    load_latest_manifest,
+    load_manifest,
+    put_manifest,
+)
 from segmint.catalogs.dataset.selection import read_ids, select_rows, with_copies
 from segmint.catalogs.dataset.tombstones import (
     Asked,
@@ -31,7 +37,7 @@ from segmint.operators.shards.committed_rows import read_committed_rows, read_fi
 from segmint.operators.shards.corrected_rows import is_taken, take_down
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.corrections.common import held_commits, release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
             dataset,
             Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values())),
         )
-    standing = read_tombstones(dataset)
-    ordinals = taken_images(standing).keys()
+    tombstones = read_tombstones(dataset)
+    ordinals = taken_images(tombstones).keys()
     manifest = _blank_catalog(dataset, ordinals)
     changed = _replace_shards(dataset, manifest, ordinals, with_images)
     remove_replaced(dataset, by_shard(ordinals, manifest.images_per_shard))
@@ -102,7 +108,7 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
         rows=len(chosen),
         images=sum(changed.values()),
         changed_shards=tuple(changed),
-        tombstones=tuple(tombstone.name for tombstone in standing),
+        tombstones=tuple(tombstone.name for tombstone in tombstones),
         taken_down=len(ordinals),
     )
 
@@ -129,14 +135,14 @@ def _choose(
 def _check_readable(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
     """Read every file that has to be written again; raises `DamagedDatasetError` before anything is changed."""
     shards = by_shard(ordinals, manifest.images_per_shard)
-    for commit in held_commits(dataset, shards).values():
+    for commit in latest_commits(dataset, shards).values():
         for entry in commit.files:
             read_file(dataset, entry)
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
     """Blank these rows in the catalog; return the manifest that holds then."""
-    manifest, generation = load_standing(dataset)
+    manifest, generation = load_latest_manifest(dataset)
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
@@ -172,7 +178,7 @@ def _replace_shards(
     """Commit the next generation of each shard that still has one of these rows; return images removed, by shard."""
     shards = by_shard(ordinals, manifest.images_per_shard)
     changed: dict[int, int] = {}
-    for shard, commit in held_commits(dataset, shards).items():
+    for shard, commit in latest_commits(dataset, shards).items():
         if _left(dataset, commit, shards[shard]):
             before = read_committed_rows(dataset, commit)
             after = [take_down(row) if row["ordinal"] in shards[shard] else row for row in before]

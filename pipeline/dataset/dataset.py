@@ -10,7 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, StandingManifest, Weights, put_manifest, read_standing
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    LatestManifest,
+    Weights,
+    put_manifest,
+    read_latest_manifest,
+)
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
 from segmint.catalogs.source.normalize import normalize
@@ -105,12 +111,12 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     output = Location(storage, config.output)
-    standing = read_standing(output)
-    if standing is None:
+    latest = read_latest_manifest(output)
+    if latest is None:
         probe(output)
-        standing = _begin(config, output, weights)
-    check_begun_alike(config, storage, standing.manifest, weights)
-    return OpenDataset(output, fit_catalog(config, storage, standing, grow=grow), weights)
+        latest = _begin(config, output, weights)
+    check_begun_alike(config, storage, latest.manifest, weights)
+    return OpenDataset(output, fit_catalog(config, storage, latest, grow=grow), weights)
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
@@ -125,13 +131,13 @@ def require_rows(config: Config, rows: int) -> None:
         raise UsageError(f"the catalog {config.catalog} has no rows")
 
 
-def check_begun_alike(config: Config, storage: Storage, standing: DatasetManifest, weights: Path) -> None:
+def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
     """Raise `UsageError`, with the differing keys, if a dataset was begun with another identity or other numerics."""
-    _check_identity(config, storage, standing, weights)
-    _check_numerics(config, Numerics(**standing.numerics))
+    _check_identity(config, storage, begun, weights)
+    _check_numerics(config, Numerics(**begun.numerics))
 
 
-def _begin(config: Config, output: Location, weights: Path) -> StandingManifest:
+def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     """Pin catalog, configuration and numerics; if two drivers begin at once, one wins and both use its manifest."""
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
@@ -157,18 +163,17 @@ def _begin(config: Config, output: Location, weights: Path) -> StandingManifest:
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
     )
     if put_manifest(output, manifest, 1):
-        return StandingManifest(manifest, 1)
-    standing = read_standing(output)
-    if standing is None:
+        return LatestManifest(manifest, 1)
+    latest = read_latest_manifest(output)
+    if latest is None:
         raise SegmintError(f"{config.output}: {MANIFEST} can be neither written nor read. Run the build again")
-    return standing
+    return latest
 
 
-def _check_identity(config: Config, storage: Storage, standing: DatasetManifest, weights: Path) -> None:
+def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
     now = identity(config, _hashes(config, storage, weights))
     differences = [
-        f"{key}: {_leaf(standing.config, key)} before, {_leaf(now, key)} now"
-        for key in differing_keys(standing.config, now)
+        f"{key}: {_leaf(begun.config, key)} before, {_leaf(now, key)} now" for key in differing_keys(begun.config, now)
     ]
     if differences:
         raise UsageError(
@@ -187,13 +192,13 @@ def _leaf(tree: Mapping[str, Any], key: str) -> str:
     return repr(value)
 
 
-def _check_numerics(config: Config, standing: Numerics) -> None:
+def _check_numerics(config: Config, begun: Numerics) -> None:
     wanted = {
-        "model.device": (config.model.device, standing.device),
-        "model.precision": (config.model.precision, standing.precision),
-        "model.encoder": (config.model.encoder, standing.encoder),
-        "model.threads": (config.model.threads, standing.threads),
-        "masks.points_per_chunk": (config.masks.points_per_chunk, standing.points_per_chunk),
+        "model.device": (config.model.device, begun.device),
+        "model.precision": (config.model.precision, begun.precision),
+        "model.encoder": (config.model.encoder, begun.encoder),
+        "model.threads": (config.model.threads, begun.threads),
+        "masks.points_per_chunk": (config.masks.points_per_chunk, begun.points_per_chunk),
     }
     differences = [
         f"{key}: {before!r} before, {now!r} now" for key, (now, before) in wanted.items() if now not in ("auto", before)

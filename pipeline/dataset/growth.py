@@ -10,8 +10,8 @@ from segmint.catalogs.dataset.growth import CatalogGrowth, compare_catalog
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
-    StandingManifest,
-    load_standing,
+    LatestManifest,
+    load_latest_manifest,
     put_manifest,
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
@@ -24,7 +24,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config
 
 
-def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *, grow: bool) -> DatasetManifest:
+def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> DatasetManifest:
     """Return the manifest of a dataset with the catalog `config.catalog`, grown if that has new rows and `grow` is set.
 
     The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part, whose
@@ -32,7 +32,7 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
     continue with its manifest if their catalog is the same. Raises `UsageError` if a pinned row is gone from the source
     or has changed, and for new rows without `grow`.
     """
-    manifest, generation = standing
+    manifest, generation = latest
     output = Location(storage, config.output)
     source = Location(storage, config.catalog)
     digest = source.sha256()
@@ -66,7 +66,7 @@ def fit_catalog(config: Config, storage: Storage, standing: StandingManifest, *,
     if put_manifest(output, grown, generation + 1):
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown
-    winner = load_standing(output)
+    winner = load_latest_manifest(output)
     if len(winner.manifest.catalog) == len(manifest.catalog):  # a part was corrected, nothing has grown
         return fit_catalog(config, storage, winner, grow=grow)
     try:

@@ -127,9 +127,9 @@ def account(
     ceiling: Ceiling | None = None,
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    standing = CommitLog(dataset.location).committed()
+    committed = CommitLog(dataset.location).committed()
     sums = sum_commits(dataset.location, wanted)
-    missing = [shard for shard in wanted if shard not in standing]
+    missing = [shard for shard in wanted if shard not in committed]
     return Accounting(
         dataset=str(dataset.location),
         rows=dataset.count_rows(wanted),

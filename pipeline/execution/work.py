@@ -71,11 +71,11 @@ class MissingShards:
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Check the commits: another build may write them too."""
-        standing = self._commits.committed()
-        held = [shard for shard in window if shard not in standing]
-        self.left = [shard for shard in self.left[len(window) :] if shard not in standing] + held
+        committed = self._commits.committed()
+        unfinished = [shard for shard in window if shard not in committed]
+        self.left = [shard for shard in self.left[len(window) :] if shard not in committed] + unfinished
         self._metrics.set(SHARDS_MISSING, len(self.left))
-        return len(held)
+        return len(unfinished)
 
 
 class RejectedRows:
@@ -88,8 +88,8 @@ class RejectedRows:
         self._dataset = dataset
         self._reasons = sorted(str(reason) for reason in reasons)
         self._commits = CommitLog(dataset.location)
-        standing = self._commits.committed() if reasons else {}
-        pairs = ((shard, standing[shard]) for shard in wanted if shard in standing)
+        committed = self._commits.committed() if reasons else {}
+        pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)
         self._generations = {
             commit.shard: commit.generation
             for commit in self._commits.read_many(pairs)
@@ -120,10 +120,10 @@ class RejectedRows:
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """A row that was refused again is done: it is not retried twice in a run."""
-        standing = self._commits.committed()
-        held = [s for s in window if s not in done and standing.get(s) == self._generations[s]]
-        self.left = self.left[len(window) :] + held
-        return len(held)
+        committed = self._commits.committed()
+        unfinished = [s for s in window if s not in done and committed.get(s) == self._generations[s]]
+        self.left = self.left[len(window) :] + unfinished
+        return len(unfinished)
 
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
         """Yield the commits of shards with rows to retry, each with these rows' ordinals, ascending."""

@@ -10,16 +10,16 @@ from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
     Weights,
+    load_latest_manifest,
     load_manifest,
-    load_standing,
     manifest_generations,
     manifest_name,
     name_of,
     parse_manifest_name,
     put_manifest,
     read_generation,
+    read_latest_manifest,
     read_manifest,
-    read_standing,
 )
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
@@ -66,11 +66,11 @@ def test_foreign_names_are_no_generation(name: str) -> None:
 
 def test_the_highest_generation_holds(tmp_path: Path) -> None:
     location = location_of(tmp_path / "dataset")
-    assert read_standing(location) is None
+    assert read_latest_manifest(location) is None
     manifests = {number: manifest((100 * number, 0)) for number in (1, 2, 10)}
     for number, written in manifests.items():
         assert put_manifest(location, written, number)
-        assert load_standing(location) == (written, number)
+        assert load_latest_manifest(location) == (written, number)
         assert load_manifest(location) == written
     assert manifest_generations(location) == [1, 2, 10]
     assert read_generation(location, 2) == manifests[2]
@@ -86,7 +86,7 @@ def test_a_generation_is_put_once(tmp_path: Path) -> None:
         won = list(pool.map(lambda one: put_manifest(location, one, 2), grown))
     assert won.count(True) == 1
     winner = grown[won.index(True)]
-    assert load_standing(location) == (winner, 2)
+    assert load_latest_manifest(location) == (winner, 2)
     assert put_manifest(location, winner, 2)
     assert read_generation(location, 1) == manifest((100, 0))
 

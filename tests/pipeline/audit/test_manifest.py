@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_standing, put_manifest
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_latest_manifest, put_manifest
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import part_path
 from segmint.infra.storage.location import Location
@@ -32,7 +32,7 @@ def grown(manifest: DatasetManifest, **changes: Any) -> DatasetManifest:
 def found(dataset: Path) -> list[tuple[str, str, str]]:
     """File, expectation and finding of all that is wrong."""
     storage = Storage()
-    findings = list(audit_manifest(storage, str(dataset), load_standing(Location(storage, str(dataset)))))
+    findings = list(audit_manifest(storage, str(dataset), load_latest_manifest(Location(storage, str(dataset)))))
     assert all(finding.code is Code.BAD_MANIFEST for finding in findings)
     return [(finding.file, finding.expected, finding.found) for finding in findings]
 

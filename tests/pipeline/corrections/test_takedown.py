@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import load_standing
+from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
@@ -91,7 +91,7 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -
 
 def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(dataset: Path, minted: Path) -> None:
     take(dataset)
-    before, after = load_standing(location_of(minted)), load_standing(location_of(dataset))
+    before, after = load_latest_manifest(location_of(minted)), load_latest_manifest(location_of(dataset))
     assert after.generation == before.generation + 1
     (old,), (new,) = before.manifest.catalog, after.manifest.catalog
     assert (new.rows, new.source_sha256, new.first_shard) == (old.rows, old.source_sha256, old.first_shard)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.manifest import load_standing
+from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
@@ -73,7 +73,7 @@ def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Pa
         (12, 13, "photo_11.jpg"),
     ]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 6, "CC0-1.0": 6}
-    assert load_standing(location_of(begun)) == (dataset.manifest, 2)
+    assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
 
 
 def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, begun: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, 
     dataset = grown(tmp_path, [row(12), *LATER])
     assert [part.first_shard for part in dataset.manifest.catalog] == [0, 3, 5]
     assert dataset.read_rows([5]).column("uri").to_pylist() == ["photo_12.jpg"]
-    assert load_standing(location_of(begun)).generation == 3
+    assert load_latest_manifest(location_of(begun)).generation == 3
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
 def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
     """Also where the winner's file has other bytes: the same rows in another order."""
     dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
-    assert load_standing(location_of(begun)) == (dataset.manifest, 2)
+    assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
     uris = dataset.read_rows([3, 4]).column("uri").to_pylist()
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
@@ -171,7 +171,7 @@ def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         datasets = list(pool.map(lambda _: open_or_create(config, Storage(), grow=True), range(4)))
     assert len({dataset.manifest.to_json() for dataset in datasets}) == 1
-    assert load_standing(location_of(begun)) == (datasets[0].manifest, 2)
+    assert load_latest_manifest(location_of(begun)) == (datasets[0].manifest, 2)
 
 
 def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp
     asked = Asked(ids=("photo_2.jpg",))
     correct = partial(takedown, location_of(begun), asked, "a request")
     dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))
-    assert load_standing(location_of(begun)) == (dataset.manifest, 3)
+    assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 3)
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
     assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}
