@@ -124,7 +124,7 @@ with catalog.open("w") as file:
     file.write("uri,license,image_id\\n")
     for i in range({rows}):
         file.write(f"images/{{i // 1000}}/photo_{{i * 2654435761 % 2**32:08x}}.jpg,CC0-1.0,{{i if i % 1000 else 1}}\\n")
-result = normalize(Location(Storage(), str(catalog)), catalog.with_suffix(".parquet"), memory_limit="128MB")
+result = normalize(location_of(catalog), catalog.with_suffix(".parquet"), memory_limit="128MB")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, result.duplicates)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
