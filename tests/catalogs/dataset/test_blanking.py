@@ -1,4 +1,4 @@
-"""Blanking rows of a catalog's part: nothing of them is left, and the same rows give the same bytes."""
+"""Blanking rows of a catalog's part: no data of them is left, and the same rows give the same bytes."""
 
 import json
 from pathlib import Path

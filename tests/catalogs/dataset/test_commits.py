@@ -46,7 +46,7 @@ def test_a_commit_holds_nothing_but_its_content() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"shard": 1}', commit_of(1).to_json().replace(b"[10,20]", b"[10]")])
-def test_what_is_no_commit_is_named(data: bytes) -> None:
+def test_other_files_are_not_commits(data: bytes) -> None:
     with pytest.raises(DamagedDatasetError, match="a/commit is not a commit"):
         Commit.from_json(data, "a/commit")
 
@@ -71,7 +71,7 @@ def check_log(dataset: Location) -> None:
     assert log.latest(0) == Commit.from_json(commit_of(0, 10).to_json())
     assert log.latest(1) is None
 
-    # Of eight writers with eight different contents one wins, and all but it are told.
+    # Of eight writers with eight different contents one wins, and the others learn that they did not.
     def contend(racer: int) -> bool:
         return log.put(commit_of(7, counts={"rows": racer}))
 

@@ -1,4 +1,4 @@
-"""A source catalog beside a pinned one: new rows are numbered, gone and changed ones are named."""
+"""Comparing a source catalog with a pinned one: new rows are numbered, missing and changed ones are named."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def row(image_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def compare(folder: Path, *catalogs: list[dict[str, Any]]) -> CatalogGrowth:
-    """The last catalog beside the others, which are pinned one after another, 100 ordinals each."""
+    """Compare the last catalog with the others, which are pinned one after another, 100 ordinals each."""
     parts: list[Location] = []
     for number, rows in enumerate(catalogs):
         source = folder / f"source-{number}.parquet"
@@ -47,8 +47,8 @@ def new_rows(growth: CatalogGrowth) -> list[tuple[int, int, str, int | None]]:
     return [(r["ordinal"], r["id"], r["image_id"], r["duplicate_of"]) for r in rows]
 
 
-def test_new_ids_alone_are_taken_and_numbered_on(tmp_path: Path) -> None:
-    """Wherever they stand, and whatever the order of the known ones."""
+def test_only_new_ids_are_taken_and_numbered_on(tmp_path: Path) -> None:
+    """Wherever they are, and whatever the order of the known rows."""
     growth = compare(tmp_path, [row(i) for i in ("a", "b", "a")], [row(i) for i in ("b", "c", "a", "d", "c")])
     assert growth.keeps_all
     assert (growth.new.rows, growth.known, growth.new.duplicates) == (3, 2, 1)
@@ -96,7 +96,7 @@ def test_what_changed_is_named_by_column(
 
 
 def test_a_duplicate_that_is_gone_is_a_change(tmp_path: Path) -> None:
-    """Both rows of an id were pinned, and one of them is not there any more."""
+    """Both rows of an id were pinned, and one of them is gone."""
     growth = compare(tmp_path, [row("a"), row("a", uri="other.jpg")], [row("a"), row("b")])
     assert growth.changed == {"uri": Change(1, "a", "other.jpg", "a.jpg")}
 

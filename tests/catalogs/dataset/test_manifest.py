@@ -32,7 +32,7 @@ DIGEST = "0123456789abcdef" * 4
 
 
 def manifest(*parts: tuple[int, int]) -> DatasetManifest:
-    """A manifest whose catalog has parts of so many rows that begin at such shards; 100 rows a shard."""
+    """A manifest with parts given as (rows, first shard); 100 rows per shard."""
     return DatasetManifest(
         name="street",
         config={"images_per_shard": 100},
@@ -78,7 +78,7 @@ def test_the_highest_generation_holds(tmp_path: Path) -> None:
 
 
 def test_a_generation_is_put_once(tmp_path: Path) -> None:
-    """Of eight that put one generation at once, one wins, and so does whoever puts the same."""
+    """If eight writers put one generation at once, one wins; putting the same manifest again succeeds too."""
     location = location_of(tmp_path / "dataset")
     put_manifest(location, manifest((100, 0)), 1)
     grown = [manifest((100, 0), (rows, 1)) for rows in range(1, 9)]
@@ -139,7 +139,7 @@ def test_shards_of_a_dataset_that_grew() -> None:
         grown.ordinals(5)
 
 
-def test_a_dataset_is_called_as_its_manifest_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_has_the_name_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = manifest((1, 0))
     assert name_of(written, "s3://bucket/folder") == written.name
     assert name_of(None, "s3://bucket/folder/") == "folder"

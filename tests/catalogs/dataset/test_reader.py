@@ -1,4 +1,4 @@
-"""A dataset is read back as it was written: committed shards alone, in order."""
+"""A dataset is read back as it was written: only committed shards, in order."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_samples_come_from_s3(s3_bucket: str, s3_options: dict[str, dict[str, st
     check(open_dataset(uri, storage))
 
 
-def test_only_what_is_committed_is_there(dataset: str) -> None:
+def test_only_committed_shards_are_read(dataset: str) -> None:
     storage = Storage()
     opened = open_dataset(dataset)
     Path(dataset, "commits/000001.g1.json").unlink()

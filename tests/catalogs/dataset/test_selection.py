@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> DatasetManifest:
-    """A dataset of `ROWS`; of the fifth the catalog knows the bytes, of the first and sixth the build does."""
+    """A dataset of `ROWS`; the catalog has the hash of the fifth, the build those of the first and the sixth."""
     (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
     normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "catalog" / "part-0.parquet")
     read = [{"ordinal": 0, "source_sha256": "d" * 64}, {"ordinal": 5, "source_sha256": "e" * 64}]
@@ -64,7 +64,7 @@ def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetM
     assert list(by_license.rows) == list(by_provider.rows) == [0]
 
 
-def test_what_is_unknown_or_two_images_is_told(tmp_path: Path, manifest: DatasetManifest) -> None:
+def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: DatasetManifest) -> None:
     found = select_rows(location_of(tmp_path), manifest, Asked(ids=("zz", "9", "sa_0", "2", "b")))
     assert found.unknown == ["zz", "9", "sa_0"]
     assert list(found.ambiguous) == ["2"]

@@ -1,4 +1,4 @@
-"""Sums over commits, and the summaries that keep them."""
+"""Sums over commits, and the summaries that save them."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ def test_a_whole_dataset_loses_nothing(dataset: str) -> None:
     assert files_of(dataset) == before
 
 
-def test_left_overs_go_when_they_are_old(dataset: str) -> None:
+def test_leftovers_go_when_they_are_old(dataset: str) -> None:
     before = files_of(dataset)
     unnamed = put(dataset, data_path("shards", 1, "0" * 64))
     temporary = {
@@ -47,7 +47,7 @@ def test_left_overs_go_when_they_are_old(dataset: str) -> None:
 
 
 def test_parts_of_the_catalog_that_the_manifest_does_not_name_go_when_they_are_old(dataset: str) -> None:
-    """A build that died as the dataset grew left its part, and no manifest that names it."""
+    """A build that died while the dataset grew left its part, but no manifest that names it."""
     named = put(dataset, part_path(0, "0" * 64))
     unnamed = put(dataset, part_path(1, "ab" * 32))
     assert sweep(location_of(dataset)) == [], "a build may be at work"
@@ -56,7 +56,7 @@ def test_parts_of_the_catalog_that_the_manifest_does_not_name_go_when_they_are_o
 
 
 def test_nothing_of_a_shard_goes_before_it_is_committed(dataset: str) -> None:
-    """Its writer may sleep for days before it puts the commit, and another may write the same bytes again."""
+    """Its writer may pause for days before it puts the commit, and another may write the same bytes again."""
     commit = CommitLog(location_of(dataset)).latest(1)
     assert commit is not None
     Storage().delete(f"{dataset}/commits/000001.g1.json")

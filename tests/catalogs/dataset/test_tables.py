@@ -1,4 +1,4 @@
-"""A dataset's Parquet by SQL: the files that the highest commits name, from a disk and from S3, however many."""
+"""A dataset's Parquet by SQL: the files that the latest commits name, on a disk and on S3, however many."""
 
 import shutil
 from collections.abc import Iterator

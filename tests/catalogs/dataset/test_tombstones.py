@@ -1,4 +1,4 @@
-"""Tombstones: found again by what was asked for, whatever the time, and readable or refused."""
+"""Tombstones: the same request finds its tombstone at any time, and a damaged one is refused."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ ALL = [1, 2, 4, 5, 7, 8]
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rank of whoever runs the tests."""
+    """Hide the rank of the environment that runs the tests."""
     for variable in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -56,7 +56,7 @@ def test_samples_come_whole_from_workers(dataset: str) -> None:
         assert [mask.mask.sum() for mask in sample.masks] == [mask.area for mask in sample.masks]
 
 
-def test_a_spawned_worker_opens_it_anew(dataset: str) -> None:
+def test_a_spawned_worker_opens_it_again(dataset: str) -> None:
     assert sorted(loaded(dataset, 1, multiprocessing_context="spawn")) == ALL
 
 
@@ -101,7 +101,7 @@ def test_the_rank_of_a_process_group_comes_first(dataset: str, monkeypatch: pyte
         torch.distributed.destroy_process_group()
 
 
-def test_the_rank_travels_to_where_nobody_knows_it(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_sent_to_spawned_workers(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     on_rank(monkeypatch, 1, 2)
     packed = pickle.dumps(open_dataset(dataset))
     on_rank(monkeypatch, 0, 1)

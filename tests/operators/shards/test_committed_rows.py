@@ -44,7 +44,7 @@ def test_rows_are_those_of_the_last_stage_in_order(minted: Path) -> None:
         assert all((row["reason"] is None) == (row["release"] is not None) for row in rows)
 
 
-def test_a_dataset_of_annotations_alone_too(tmp_path: Path) -> None:
+def test_a_dataset_without_images_too(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path), shards=1, with_images=False)
     (commit,) = CommitLog(location_of(tmp_path)).read_all()
     assert rebuilt(tmp_path, commit, with_images=False) == named(commit)
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
 
 
 def test_a_tar_that_does_not_hold_what_the_tables_say_is_named(tmp_path: Path) -> None:
-    """Whole files of two shards under one commit, as no writer of ours makes them."""
+    """Undamaged files of two shards under one commit, which no writer of ours makes."""
     write_dataset(location_of(tmp_path), shards=2)
     first, second = CommitLog(location_of(tmp_path)).read_all()
     files = [second.file("shards"), *(entry for entry in first.files if not entry.path.startswith("shards/"))]

@@ -1,4 +1,4 @@
-"""Redacting a row: the boxes are obliterated, the rest of the picture and all of its masks stay."""
+"""Redacting a row: the boxes are redacted, the rest of the picture and all masks stay."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_the_box_is_a_mosaic_and_the_rest_is_the_same_but_for_one_more_encoding(
     inside[16:80, 96:144] = True
     assert np.abs(old - new)[inside].mean() > 10
     assert np.abs(old - new)[~inside].mean() < 1.5
-    # Some 5 x 5 colors are left: hardly anything of the picture's detail.
+    # About 5 x 5 colors are left: hardly any of the picture's detail.
     detail = [np.abs(np.diff(each[18:78, 98:142].mean(axis=2), axis=1)).mean() for each in (old, new)]
     assert detail[1] < detail[0] / 3
 
@@ -86,7 +86,7 @@ def test_in_an_image_of_its_source_s_size_the_numbers_are_the_same() -> None:
     assert (region.x, region.y, region.w, region.h) == (7, 11, 13, 17)
 
 
-def test_the_smallest_boxes_are_obliterated_too() -> None:
+def test_the_smallest_boxes_are_redacted_too() -> None:
     row = row_of()
     image = decode_jpeg(row["release"])
     y, x = np.unravel_index(np.abs(np.diff(image[:, :, 0].astype(int), axis=1))[10:170, 10:230].argmax(), (160, 220))

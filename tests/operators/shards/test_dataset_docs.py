@@ -48,7 +48,7 @@ def flattened(field: pa.Field, above: str = "") -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("title", "schema"), [("`images`", IMAGES), ("`masks`", MASKS), ("`rejects`", REJECTS)])
-def test_every_column_stands_there_with_its_type_and_in_its_place(title: str, schema: pa.Schema) -> None:
+def test_every_column_is_there_with_its_type_and_in_its_place(title: str, schema: pa.Schema) -> None:
     assert [(name, kind) for name, kind, _ in columns(title)] == [pair for field in schema for pair in flattened(field)]
 
 
@@ -58,18 +58,18 @@ def test_columns_that_are_never_null_say_so(title: str, schema: pa.Schema) -> No
     assert said == {field.name for field in schema if not field.nullable}
 
 
-def test_every_field_of_a_commit_stands_there() -> None:
+def test_every_field_of_a_commit_is_there() -> None:
     value = json.loads(Commit(0, 1, (0, 4), "07dea44c13b1", {}, ()).to_json())
     first_cells = " ".join(line.split("|")[1] for line in section("`commits`").splitlines() if line.startswith("| `"))
     assert sorted(re.findall(r"`(\w+)`", first_cells)) == sorted(value)
 
 
-def test_every_field_of_the_manifest_stands_there() -> None:
+def test_every_field_of_the_manifest_is_there() -> None:
     first_cells = [line.split("|")[1].strip(" `") for line in section("`dataset.json`").splitlines() if "| `" in line]
     assert sorted(first_cells) == sorted(DatasetManifest.model_fields)
 
 
-def test_every_file_and_folder_stands_there() -> None:
+def test_every_file_and_folder_is_there() -> None:
     tree = PAGE.split("```")[1]
     for name in (MANIFEST, SHARDS_INDEX, SUMMARIES, "catalog", "commits", *DATA_KINDS):
         assert re.search(rf"^{re.escape(name)}\b", tree, re.MULTILINE), name

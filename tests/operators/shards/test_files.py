@@ -65,7 +65,7 @@ def test_the_bytes_do_not_depend_on_how_rows_came_in_blocks() -> None:
     )
 
 
-def test_annotations_alone_leave_the_images_out() -> None:
+def test_a_dataset_without_images_leaves_them_out() -> None:
     files = build_shard_files(described(ROWS).to_pylist(), with_images=False)
     with tarfile.open(fileobj=io.BytesIO(files.tar)) as archive:
         assert archive.getnames() == ["sa_1.json", "sa_3.json", "sa_4.json"]

@@ -1,4 +1,4 @@
-"""A shard's next generation: put before anything is removed, and then nothing of the former one is left."""
+"""A shard's next generation: put before anything is removed, and then nothing of the old one is left."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def refused(dataset: Location, commit: Commit, ordinal: int = 0) -> list[Row]:
     return [{**row, **verdict} if row["ordinal"] == ordinal else row for row in rows]
 
 
-def test_the_next_generation_holds_and_nothing_of_the_former_is_left(dataset: Path) -> None:
+def test_the_next_generation_holds_and_nothing_of_the_old_one_is_left(dataset: Path) -> None:
     location = location_of(dataset)
     old, other = CommitLog(location).read_all()
     before = digests(dataset)
@@ -65,7 +65,7 @@ def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
     assert all((dataset / entry.path).is_file() for entry in old.files)
 
 
-def test_left_overs_of_the_shard_and_temporary_files_go_and_those_of_others_stay(dataset: Path) -> None:
+def test_leftovers_of_the_shard_and_temporary_files_go_and_those_of_others_stay(dataset: Path) -> None:
     location = location_of(dataset)
     left = ["shards/sa_000000-0123456789ab.tar", "masks/.tmp-dead", "images/sa_000000-0123456789ab.parquet"]
     kept = ["shards/sa_000001-0123456789ab.tar", "shards/notes.txt"]
@@ -86,7 +86,7 @@ def test_what_a_dead_writer_left_of_a_shard_without_a_commit_goes(dataset: Path)
     assert len(gone) == 4
 
 
-def test_the_loser_of_a_race_takes_back_its_own_files_alone(dataset: Path) -> None:
+def test_the_loser_of_a_race_deletes_only_its_own_files(dataset: Path) -> None:
     location = location_of(dataset)
     old, _ = CommitLog(location).read_all()
     winner = replace_shard(location, old, refused(location, old, ordinal=0), with_images=True)

@@ -1,4 +1,4 @@
-"""Restoring damaged files of a shard: the very bytes, from what is left of it or from its rows built again."""
+"""Restoring damaged files of a shard to the same bytes, from the rest of it or from its rows built again."""
 
 import io
 import tarfile
@@ -28,7 +28,7 @@ def commit_of(dataset: Path, shard: int) -> Commit:
 
 
 def spoil(dataset: Path, commit: Commit, kind: str, change: Spoil | None) -> None:
-    """Changes a file of a commit; None deletes it."""
+    """Change a file of a commit; None deletes it."""
     path = dataset / commit.file(kind).path
     if change is None:
         path.unlink()
@@ -61,7 +61,7 @@ def restored(dataset: Path, commit: Commit) -> bool:
 
 @pytest.mark.parametrize("kind", sorted(DATA_KINDS))
 @pytest.mark.parametrize("change", SPOILS)
-def test_every_damage_is_found_and_told(dataset: Path, kind: str, change: Spoil | None) -> None:
+def test_every_damage_is_found_and_reported(dataset: Path, kind: str, change: Spoil | None) -> None:
     commit = commit_of(dataset, 0)
     assert find_damage(location_of(dataset), commit) == []
     spoil(dataset, commit, kind, change)
@@ -111,7 +111,7 @@ def test_an_empty_table_of_refusals_comes_back_and_one_with_rows_does_not(datase
         {"images": flipped, "masks": flipped},
     ],
 )
-def test_what_is_not_enough_changes_nothing(dataset: Path, spoiled: dict[str, Spoil | None]) -> None:
+def test_too_little_data_changes_nothing(dataset: Path, spoiled: dict[str, Spoil | None]) -> None:
     commit = commit_of(dataset, 0)
     for kind, change in spoiled.items():
         spoil(dataset, commit, kind, change)
@@ -144,7 +144,7 @@ def task_of(dataset: Path, commit: Commit) -> ShardTask:
 def built(
     dataset: Path, commit: Commit, change: Callable[[Row], Row] = lambda row: row
 ) -> tuple[ShardTask, list, object]:
-    """What a build would hand to the writer of a shard."""
+    """The task that a build would give to the writer of a shard."""
     rows = [change(row) for row in read_committed_rows(location_of(dataset), commit)]
     return task_of(dataset, commit), [(0, len(rows))], to_table(rows, DESCRIBED)
 
@@ -158,7 +158,7 @@ def test_rows_built_again_restore_all_files(dataset: Path, minted: Path) -> None
     assert digests(dataset) == digests(minted)
 
 
-def test_rows_that_came_out_otherwise_are_told_with_numbers_and_change_nothing(dataset: Path) -> None:
+def test_rows_that_came_out_differently_are_reported_and_change_nothing(dataset: Path) -> None:
     commit = commit_of(dataset, 1)
     task, cuts, table = built(dataset, commit, lambda row: {**row, "faces": 7})
     spoil(dataset, commit, "images", flipped)
@@ -172,7 +172,7 @@ def test_rows_that_came_out_otherwise_are_told_with_numbers_and_change_nothing(d
     assert digests(dataset) == before
 
 
-def test_rows_that_could_not_be_judged_are_told(dataset: Path) -> None:
+def test_rows_that_could_not_be_judged_are_reported(dataset: Path) -> None:
     commit = commit_of(dataset, 1)
     task, cuts, table = built(
         dataset, commit, lambda row: {**row, "reason": None, "fault": "prepare: the store is out"}

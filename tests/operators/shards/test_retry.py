@@ -1,4 +1,4 @@
-"""Taking refused rows of a committed shard again: they alone change, once, and never without a verdict."""
+"""Retrying refused rows of a committed shard: only they change, once, and never without a verdict."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def commit_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def retry(folder: Path, rows: list[dict[str, Any]], generation: int = 1, **changes: Any) -> ShardResult:
-    """Hands the rows over in two blocks, cut out of longer ones."""
+    """Pass the rows in two blocks, cut out of longer ones."""
     ordinals = [row["ordinal"] for row in rows]
     values = {"ordinals": ordinals, "dataset": location_of(folder), "with_images": True, **changes}
     blocks = described([accepted_row(0), *rows[:1]]), described([*rows[1:], accepted_row(9)])
@@ -57,7 +57,7 @@ def test_the_next_generation_is_what_a_first_build_would_have_written(shard: Pat
         assert (shard / entry.path).read_bytes() == (tmp_path / "first" / entry.path).read_bytes()
 
 
-def test_another_reason_is_a_change_and_the_same_words_are_none(shard: Path) -> None:
+def test_another_reason_is_a_change_and_the_same_words_are_not(shard: Path) -> None:
     before = digests(shard)
     result = retry(shard, [rejected_row(4), rejected_row(6)])
     assert (result.status, result.counts["rejected:not_found"]) == ("unchanged", 2)
@@ -75,7 +75,7 @@ def test_a_fault_changes_nothing(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[accepted_row(5), accepted_row(6)], [accepted_row(4), accepted_row(8)]])
-def test_an_image_that_stands_there_is_never_replaced(shard: Path, rows: list[dict[str, Any]]) -> None:
+def test_an_accepted_image_is_never_replaced(shard: Path, rows: list[dict[str, Any]]) -> None:
     before = digests(shard)
     with pytest.raises(WrongRowsError, match="its generation 1 had not refused all"):
         retry(shard, rows)
@@ -92,8 +92,8 @@ def test_a_second_writer_of_the_same_rows_changes_nothing(shard: Path) -> None:
     assert digests(shard) == before
 
 
-def test_whoever_comes_late_leaves_what_stands(shard: Path) -> None:
-    """Another command replaced the shard by other content, and perhaps deleted what it replaced."""
+def test_a_late_writer_changes_nothing(shard: Path) -> None:
+    """Another command replaced the shard by other content, and perhaps deleted the old one."""
     old = latest(shard)
     retry(shard, [accepted_row(4), rejected_row(6)])
     before = digests(shard)

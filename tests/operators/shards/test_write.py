@@ -88,7 +88,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     winner = log.read(1, 1)
 
     class LateLog(CommitLog):
-        """Sees no commit at first, as a paused writer that looked before the winner came."""
+        """Sees no commit at first, like a paused writer that looked before the winner committed."""
 
         def read(self, shard: int, generation: int) -> Commit | None:
             self.looked = getattr(self, "looked", 0) + 1
@@ -123,7 +123,7 @@ def test_writers_at_the_same_time_leave_one_whole_shard(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_loses_spares_what_a_later_generation_names(tmp_path: Path) -> None:
-    """The late writer has what the correction came to; the commit that beat it is about to be deleted."""
+    """The late writer has the correction's result; the commit that beat it is about to be deleted."""
     block = described([accepted_row(3), accepted_row(4), accepted_row(5)])
     with stepping():
         late = Stepped(lambda: write_shard(task(tmp_path), [(0, 3)], block))
@@ -144,7 +144,7 @@ def test_a_writer_that_loses_to_a_commit_that_is_gone_again_has_lost(tmp_path: P
         while not late.next_call.startswith("create"):
             late.step()
         write_shard(task(tmp_path), CUTS, *BLOCKS)
-        while not late.next_call.startswith("walk"):  # beaten: it looks what the shard's commits name
+        while not late.next_call.startswith("walk"):  # it has lost: it looks up what the shard's commits name
             late.step()
         write_shard(task(tmp_path, generation=2), CUTS, *BLOCKS)
         (tmp_path / "commits/000001.g1.json").unlink()

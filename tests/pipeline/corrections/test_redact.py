@@ -1,4 +1,4 @@
-"""Redacting a real dataset: the old picture is gone, all else stands, and a crash in the middle costs nothing."""
+"""Redacting a real dataset: the old picture is gone, the rest stays, and a crash on the way loses nothing."""
 
 import json
 import shutil
@@ -41,13 +41,13 @@ def write(path: Path, rows: list[dict[str, object]]) -> str:
 
 
 def old_windows(before: dict[str, bytes], after: dict[str, bytes], names: list[str]) -> np.ndarray:
-    """What is telling of the old pictures and not of the new ones, which share their unchanged parts."""
+    """Byte sequences that identify the old pictures and not the new ones, which share their unchanged parts."""
     gone = [np.setdiff1d(telling_windows(scan_data(before[n])), telling_windows(scan_data(after[n]))) for n in names]
     assert all(len(windows) > 100 for windows in gone)
     return np.unique(np.concatenate(gone))
 
 
-def test_the_old_pictures_are_gone_and_all_else_stands(dataset: Path, regions: str) -> None:
+def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: str) -> None:
     storage, uri = Storage(), str(dataset)
     location = Location(storage, uri)
     before, old = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}

@@ -1,4 +1,4 @@
-"""Repairing a dataset: damaged files are the very same again, and what cannot be is told."""
+"""Repairing a dataset: damaged files are restored byte for byte, or the answer says why not."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def test_a_whole_dataset_is_left_alone(dataset: Path, minted: Path) -> None:
     assert digests(dataset) == digests(minted)
 
 
-def test_what_the_rest_of_a_shard_says_comes_back(dataset: Path, minted: Path) -> None:
+def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, minted: Path) -> None:
     path_of(dataset, 0, "masks").unlink()
     path_of(dataset, 1, "rejects").write_bytes(b"x")
     done = repair(location_of(dataset))
@@ -35,7 +35,7 @@ def test_what_the_rest_of_a_shard_says_comes_back(dataset: Path, minted: Path) -
     assert done.lines()[-1] == "3 shards looked at: 2 damaged files, 2 repaired"
 
 
-def test_what_it_does_not_say_is_left_and_told(dataset: Path) -> None:
+def test_what_it_does_not_hold_is_reported(dataset: Path) -> None:
     path_of(dataset, 2, "images").write_bytes(b"x")
     path_of(dataset, 0, "masks").unlink()
     done = repair(location_of(dataset))
@@ -52,7 +52,7 @@ def test_a_damaged_commit_is_made_again(dataset: Path, minted: Path) -> None:
     assert digests(dataset) == digests(minted)
 
 
-def test_a_damaged_commit_whose_files_do_not_stand_is_told(dataset: Path) -> None:
+def test_a_damaged_commit_without_its_files_is_reported(dataset: Path) -> None:
     path_of(dataset, 1, "images").unlink()
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
     before = digests(dataset)
@@ -61,7 +61,7 @@ def test_a_damaged_commit_whose_files_do_not_stand_is_told(dataset: Path) -> Non
     assert digests(dataset) == before
 
 
-def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_told(dataset: Path) -> None:
+def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_reported(dataset: Path) -> None:
     path = dataset / "commits" / "000000.g1.json"
     path.write_bytes(path.read_bytes().replace(b'"numerics":"', b'"numerics":"0'))
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
@@ -79,7 +79,7 @@ def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path
 @pytest.mark.ray
 @pytest.mark.long
 def test_the_rest_is_built_again_from_the_catalog(minted: Path, tmp_path: Path) -> None:
-    """Shards 0 and 1 come out the same; of shard 2 a photograph has changed since."""
+    """Shards 0 and 1 come out the same; a photograph of shard 2 has changed since."""
     folder = tmp_path / "copy"
     shutil.copytree(minted.parent, folder)
     dataset = folder / "dataset"

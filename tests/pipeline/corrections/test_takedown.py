@@ -1,4 +1,4 @@
-"""Images taken down: nothing but the tombstone names them, all else stands, and a crash in the middle costs nothing."""
+"""Images taken down: only the tombstone names them, the rest stays, and a crash on the way loses nothing."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ REASON = "the photographer asked for it"
 
 
 def names_of(minted: Path, ids: list[int]) -> list[str]:
-    """All that the dataset says of images to tell them from others: image_id, URI, SHA-256 of the source."""
+    """What identifies images in the dataset: image_id, URI, SHA-256 of the source."""
     rows = [sample.row for sample in open_dataset(str(minted)) if sample.id in ids]
     assert len(rows) == len(ids)
     return [row[name] for row in rows for name in ("image_id", "uri", "source_sha256")]
@@ -49,7 +49,7 @@ def take(dataset: Path, asked: Asked = ONE) -> TakenDown:
     return takedown(location_of(dataset), asked, REASON, NOW)
 
 
-def test_the_image_is_gone_and_all_else_stands(minted: Path, dataset: Path) -> None:
+def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> None:
     words, before = names_of(minted, [2]), jpegs(minted)
     assert mentions(dataset, words)
     commits = list(CommitLog(location_of(dataset)).read_all())
@@ -120,7 +120,7 @@ def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path,
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 6, 7]
 
 
-def test_again_changes_nothing_and_one_tombstone_stands(dataset: Path) -> None:
+def test_again_changes_nothing_and_there_is_one_tombstone(dataset: Path) -> None:
     take(dataset)
     once = digests(dataset)
     again = takedown(location_of(dataset), ONE, REASON)
@@ -221,7 +221,7 @@ def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, asked: As
     assert digests(dataset) == before
 
 
-def test_a_damaged_shard_is_told_before_anything_is_changed(dataset: Path) -> None:
+def test_a_damaged_shard_is_reported_before_anything_is_changed(dataset: Path) -> None:
     (path,) = (dataset / "masks").glob("sa_000000-*")
     path.write_bytes(path.read_bytes()[:-1])
     before = digests(dataset)
@@ -230,7 +230,7 @@ def test_a_damaged_shard_is_told_before_anything_is_changed(dataset: Path) -> No
     assert digests(dataset) == before
 
 
-def test_what_is_asked_for_is_one_thing(tmp_path: Path) -> None:
+def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("image-1\n\n image-4 \nimage-1\n")
     assert read_asked(Storage(), str(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
     assert read_asked(Storage(), None, "CC0-1.0", None) == Asked(license="CC0-1.0")

@@ -1,4 +1,4 @@
-"""Opening a dataset: begun once, the same ever after, or refused by the name of what differs."""
+"""Opening a dataset: begun once and then the same, or refused with the name of what differs."""
 
 import hashlib
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str,
 
 
 def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(tmp_path: Path, catalog: Path) -> None:
-    """Both found nothing there; each has normalized a catalog of its own before one of them puts the manifest."""
+    """Both found nothing there, and each has normalized its own catalog before one of them puts the manifest."""
     winner = open_or_create(config(tmp_path, catalog), Storage())
     before = digests(tmp_path / "dataset")
     other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])

@@ -1,4 +1,4 @@
-"""Where a dataset's numerics are resolved: here, or beside a GPU of the cluster. The GPUs are slots of a local Ray."""
+"""Where a dataset's numerics are resolved: here, or on a GPU node. The GPUs are slots of a local Ray."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_on_a_cpu_alone_the_cores_are_shared_among_actors(
     assert first_numerics(asked, mobile_sam_path).threads == 3
 
 
-def test_a_cluster_is_asked_where_its_gpu_is(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
+def test_a_gpu_node_of_the_cluster_answers(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^on a worker of the cluster: device 'cuda' was requested"):
         first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
@@ -71,7 +71,7 @@ def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot:
 @pytest.mark.parametrize(
     "changes", [{"model": {"device": "cpu"}}, {"resources": {"segment": {"num_gpus": 0}}}], ids=["cpu", "no GPUs"]
 )
-def test_who_asks_for_no_gpu_of_a_cluster_gets_none(
+def test_without_asking_for_a_gpu_a_cluster_gives_none(
     tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path, changes: dict[str, Any]
 ) -> None:
     assert first_numerics(config(tmp_path, **{"model": {}, **changes}), mobile_sam_path).device == "cpu"

@@ -1,4 +1,4 @@
-"""A dataset grows with its catalog: by new rows alone, when asked to, and once."""
+"""A dataset grows with its catalog: only by new rows, only when asked to, and once."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def row(index: int, **changes: Any) -> dict[str, Any]:
 
 FIRST = [row(index) for index in range(8)]
 LATER = [*(row(index) for index in (8, 9)), *reversed(FIRST), row(10), row(3), row(11)]
-"""Four rows more; the known ones in another order, one of them twice."""
+"""Four new rows; the known ones are in another order, one of them twice."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Pa
     assert digests(begun) == before
 
 
-def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Path) -> None:
+def test_new_rows_become_a_separate_part_with_its_shards(tmp_path: Path, begun: Path) -> None:
     before = digests(begun)
     dataset = grown(tmp_path, LATER)
     after = digests(begun)
@@ -76,7 +76,7 @@ def test_new_rows_become_a_part_with_shards_of_its_own(tmp_path: Path, begun: Pa
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
 
 
-def test_a_grown_dataset_is_the_same_ever_after_and_grows_again(tmp_path: Path, begun: Path) -> None:
+def test_a_grown_dataset_stays_the_same_and_grows_again(tmp_path: Path, begun: Path) -> None:
     grown(tmp_path, LATER)
     before = digests(begun)
     for grow in (False, True):
@@ -113,7 +113,7 @@ def test_pinned_rows_must_stay_as_they_were(tmp_path: Path, begun: Path, rows: l
 
 
 class Interrupted(Storage):
-    """Real storage that does something before a put whose name ends so; once."""
+    """Real storage that does something once, before a put whose name has this ending."""
 
     def __init__(self, ending: str, act: Callable[[], object]) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
 
 
 @pytest.mark.parametrize("ending", [".parquet", "dataset.g2.json"])
-def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
+def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
     """Also where the winner's file has other bytes: the same rows in another order."""
     dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
@@ -157,7 +157,7 @@ def test_whoever_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
 
-def test_whoever_loses_to_another_catalog_is_told(tmp_path: Path, begun: Path) -> None:
+def test_a_build_that_loses_to_another_catalog_is_refused(tmp_path: Path, begun: Path) -> None:
     other = [*FIRST, row(20)]
     storage = Interrupted("dataset.g2.json", lambda: grown(tmp_path, other, name="other"))
     with pytest.raises(UsageError, match=r"another build has grown (?s:.*)1 of 9 rows are gone"):
@@ -182,7 +182,7 @@ def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
 
 
 def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp_path: Path, begun: Path) -> None:
-    """A takedown puts a generation of the manifest too, with as many parts as before."""
+    """A takedown also puts a generation of the manifest, with as many parts as before."""
     asked = Asked(ids=("photo_2.jpg",))
     correct = partial(takedown, location_of(begun), asked, "a request")
     dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))

@@ -40,8 +40,8 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     assert "nothing is lost" in message
 
 
-def test_rows_that_were_taken_again_are_told() -> None:
-    """Whether anything came of them or not."""
+def test_retried_rows_are_shown() -> None:
+    """Whether they are images now or not."""
     run = replace(WHOLE, retried_rows=3, retried_images=2, built_rows=3, built_images=2)
     assert "retried              3 refused rows: 2 are images now" in run.lines()
     none = replace(WHOLE, retried_rows=3)
@@ -57,7 +57,7 @@ def test_rows_that_were_taken_again_are_told() -> None:
 CEILING = Ceiling("cpu", "AVX512", "fp32", threads=2, devices=1, flop_per_s=2e11, flop_per_image=10**10)
 
 
-def test_a_run_is_told_as_a_share_of_its_ceiling() -> None:
+def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     run = Accounting(
         dataset="d", rows=8, written=8, built_rows=8, built_images=8, built_masks=40, seconds=2.0, ceiling=CEILING
     )

@@ -24,7 +24,7 @@ def test_every_row_lands_in_its_shard_in_order(sizes: list[int], rows_per_shard:
     assert written == {span.shard: list(range(span.start, span.stop)) for span in spans}
 
 
-def test_a_shard_is_handed_out_before_the_stream_goes_on() -> None:
+def test_a_shard_is_yielded_before_the_stream_goes_on() -> None:
     drawn = []
 
     def blocks():

@@ -1,4 +1,4 @@
-"""The driver's view of outages: which stores do not answer, waiting for them, and an end with advice."""
+"""Outages in the driver: which stores do not answer, waiting for them, and an error that says what to do."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_stores_that_do_not_answer_are_named(
     assert run.silent() == [f"s3://{s3_bucket}"], "the stores are those of the window"
 
 
-def test_a_window_of_very_many_stores_is_looked_at_in_part(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
+def test_of_very_many_stores_some_are_checked(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path)
     run.expect(f"s3://bucket-{index:03}/x.jpg" for index in range(1000))
     proxy.go_down()

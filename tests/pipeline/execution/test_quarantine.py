@@ -1,4 +1,4 @@
-"""Suspects alone: one that comes through is no suspect any more, and what is known stands in the next window's rows."""
+"""Suspects alone: one that is segmented is cleared, and the next window's rows have what is known."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def open_quarantine(folder: Path, cluster: Cluster) -> tuple[Quarantine, OpenDat
     return Quarantine(lay_out(config, dataset, cluster), start_timeout_s=120), dataset
 
 
-def test_a_suspect_that_comes_through_alone_is_none_any_more(local_ray: Cluster, tmp_path: Path) -> None:
+def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
     assert "reason" not in rows.column_names
@@ -50,7 +50,7 @@ def test_a_suspect_that_comes_through_alone_is_none_any_more(local_ray: Cluster,
     assert quarantine.open_window(rows)[0].equals(rows)
 
 
-def test_what_is_known_stands_in_the_rows_of_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
+def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {
         1: rejected({}, "segment", RejectedError(Reason.KILLED_WORKER, "it ends its worker")),

@@ -1,4 +1,4 @@
-"""Shard writers as real Ray tasks: a bounded number at once, every result handed over once, errors not swallowed."""
+"""Shard writers as real Ray tasks: a bounded number at once, every result once, errors not swallowed."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def never() -> None:
     """A block that no node can make."""
 
 
-def test_a_writer_whose_blocks_never_come_is_looked_at_and_given_up(
+def test_a_writer_whose_blocks_never_come_is_given_up(
     local_ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_writers, "LOOK_S", 0.1)

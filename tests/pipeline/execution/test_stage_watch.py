@@ -87,7 +87,7 @@ def test_an_execution_that_a_lost_node_holds_up_is_ended_long_before(
         assert run(4) == 4, "the nodes of the next window are those that are left"
 
 
-def test_whoever_waits_for_shards_is_told_of_a_stall(local_ray: Cluster) -> None:
+def test_waiting_for_shards_ends_with_a_stall(local_ray: Cluster) -> None:
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 4, stall_timeout=0.05) as watch:
         watch.check()
         time.sleep(0.1)
@@ -97,7 +97,7 @@ def test_whoever_waits_for_shards_is_told_of_a_stall(local_ray: Cluster) -> None
         watch.check()
 
 
-def test_a_stall_is_none_while_a_store_does_not_answer(local_ray: Cluster) -> None:
+def test_there_is_no_stall_while_a_store_does_not_answer(local_ray: Cluster) -> None:
     looks: list[bool] = []
 
     def outage() -> bool:

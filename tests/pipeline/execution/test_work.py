@@ -1,4 +1,4 @@
-"""What a build has to do: shards without a commit, and refused rows that are to be taken again."""
+"""What a build has to do: shards without a commit, and refused rows to retry."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened:
         ([], [], []),
     ],
 )
-def test_rows_are_taken_by_their_reason(
+def test_rows_are_retried_by_their_reason(
     opened: tuple[Config, OpenDataset], reasons: list[Reason], shards: list[int], ordinals: list[int]
 ) -> None:
     work = rejected(opened, *reasons)
@@ -87,7 +87,7 @@ def test_a_range_of_shards_limits_the_rows(opened: tuple[Config, OpenDataset]) -
     assert rejected(opened, *both, wanted=range(1, 2)).left == []
 
 
-def test_a_row_is_taken_once_in_a_run(opened: tuple[Config, OpenDataset]) -> None:
+def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, OpenDataset]) -> None:
     work = rejected(opened, Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND)
     assert work.settle([0, 2], done={0}) == 1
     assert work.left == [2]
