@@ -33,7 +33,6 @@ from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
 from segmint.catalogs.layout import data_path  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
-from segmint.infra.uris import join  # noqa: E402
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server  # noqa: E402
 
 THREADS = 32
@@ -58,16 +57,15 @@ def measure(folder: Path, commits: int) -> dict[str, Any]:
     """Resume a dataset of `commits` commits, twice."""
     with s3_server(folder) as server:
         options = {"s3://": {"endpoint_url": server.endpoint_url}}
-        dataset = f"s3://{server.make_bucket()}/dataset"
-        storage = Storage(options)
-        keys = {"images_per_shard": 1, "output": dataset, "storage": options}
+        dataset = Location(Storage(options), f"s3://{server.make_bucket()}/dataset")
+        keys = {"images_per_shard": 1, "output": str(dataset), "storage": options}
         config = write_build(folder, commits + 1, **keys)
         build(config, "--shards", "0:1")
         began = time.perf_counter()
-        put_commits(storage, dataset, range(1, commits))
+        put_commits(dataset, range(1, commits))
         made = time.perf_counter() - began
         first = build(config)
-        log = CommitLog(Location(storage, dataset))
+        log = CommitLog(dataset)
         log.location(commits, 1).delete()
         return {
             "settings": {"commits": commits},
@@ -90,19 +88,19 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         server.stop()
 
 
-def put_commits(storage: Storage, dataset: str, shards: range) -> None:
+def put_commits(dataset: Location, shards: range) -> None:
     """Put and commit shards with the files of shard 0, each under its own name."""
-    log = CommitLog(Location(storage, dataset))
+    log = CommitLog(dataset)
     first = log.read(0, 1)
     if first is None:
         raise SystemExit("the first shard is not committed")
-    data = {entry.path: storage.read(join(dataset, entry.path)) for entry in first.files}
+    data = {entry.path: (dataset / entry.path).read() for entry in first.files}
 
     def put(shard: int) -> None:
         files = []
         for entry in first.files:
             path = data_path(entry.path.partition("/")[0], shard, entry.sha256)
-            storage.put(join(dataset, path), data[entry.path])
+            (dataset / path).put(data[entry.path])
             files.append(replace(entry, path=path))
         if not log.put(replace(first, shard=shard, ordinals=(shard, shard + 1), files=tuple(files))):
             raise SystemExit(f"shard {shard} is committed already")

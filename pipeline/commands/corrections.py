@@ -32,7 +32,8 @@ def takedown(
     from segmint.pipeline.corrections.takedown import takedown as take_down
 
     storage = storage_of(config)
-    asked = read_asked(storage, ids, license_id, provider)
+    file = None if ids is None else Location(storage, ids)
+    asked = read_asked(file, license_id, provider)
     answer_with(take_down(Location(storage, dataset), asked, reason), as_json)
 
 

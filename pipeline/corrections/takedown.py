@@ -30,7 +30,6 @@ from segmint.catalogs.dataset.tombstones import (
 from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
@@ -64,12 +63,12 @@ class TakenDown:
         ]
 
 
-def read_asked(storage: Storage, ids: str | None, license_id: str | None, provider: str | None) -> Asked:
+def read_asked(ids: Location | None, license_id: str | None, provider: str | None) -> Asked:
     """Return the request; raises `UsageError` unless exactly one of file of ids, license and provider is given."""
-    given = [value for value in (ids, license_id, provider) if value is not None]
+    given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
-    names = tuple(read_ids(Location(storage, ids))) if ids is not None else None
+    names = tuple(read_ids(ids)) if ids is not None else None
     return Asked(ids=names, license=license_id, provider=provider)
 
 

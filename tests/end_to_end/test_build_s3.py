@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.built_fixtures import Built
@@ -26,7 +27,7 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
     built: Built, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     storage = Storage(s3_options)
-    upload(storage, built.catalog.parent, f"s3://{s3_bucket}/in")
+    upload(built.catalog.parent, Location(storage, f"s3://{s3_bucket}/in"))
     config = write_config(
         tmp_path / "build.yaml",
         f"s3://{s3_bucket}/in/catalog.jsonl",
@@ -34,7 +35,9 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
         storage=s3_options,
     )
     segmint("build", config)
-    assert digests(download(storage, f"s3://{s3_bucket}/datasets/small", tmp_path / "copy")) == digests(built.dataset)
+    assert digests(download(Location(storage, f"s3://{s3_bucket}/datasets/small"), tmp_path / "copy")) == digests(
+        built.dataset
+    )
     assert "nothing was left to do" in segmint("build", config)
 
 
@@ -47,7 +50,7 @@ def test_an_outage_in_the_middle_commits_no_false_reject(
     s3_options: dict[str, dict[str, str]],
 ) -> None:
     storage = Storage(s3_options)
-    upload(storage, photos_folder, f"s3://{s3_bucket}/in")
+    upload(photos_folder, Location(storage, f"s3://{s3_bucket}/in"))
     config = write_config(
         tmp_path / "build.yaml",
         f"s3://{s3_bucket}/in/catalog.jsonl",

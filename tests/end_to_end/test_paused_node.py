@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, small_catalog, write_config
@@ -28,7 +29,7 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
     small_catalog(tmp_path / "photos", count=6)
     catalog, dataset = f"s3://{s3_bucket}/in/catalog.jsonl", f"s3://{s3_bucket}/set"
     direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
-    upload(direct, tmp_path / "photos", f"s3://{s3_bucket}/in")
+    upload(tmp_path / "photos", Location(direct, f"s3://{s3_bucket}/in"))
     local = write_config(tmp_path / "local.yaml", tmp_path / "photos" / "catalog.jsonl", tmp_path / "undisturbed")
     undisturbed = digests(Path(mint(local)))
     with faulty_proxy(s3_server.port) as proxy, ray_cluster(0, 8) as cluster:
@@ -51,7 +52,7 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
             assert not direct.exists(f"{dataset}/commits/000001.g1.json")
             cluster.add_node(8)
             assert run.wait(1800) == 0, run.told()
-        assert digests(download(direct, dataset, tmp_path / "before")) == undisturbed
+        assert digests(download(Location(direct, dataset), tmp_path / "before")) == undisturbed
 
         proxy.policy = lambda method, target: woken.append(f"{method} {target}") or b""
         still = writers(sleeper)
@@ -63,5 +64,5 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
         assert any(request.startswith("PUT ") and "/set/commits/" in request for request in woken), woken
         sleeper.wake_up()
         wait_for("the end of the node that woke up", lambda: not sleeper.alive())
-    assert digests(download(direct, dataset, tmp_path / "after")) == undisturbed
+    assert digests(download(Location(direct, dataset), tmp_path / "after")) == undisturbed
     assert list(audit_integrity(dataset, direct).findings) == []

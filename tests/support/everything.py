@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from tests.support.s3_server import S3Server
 
 
@@ -23,19 +23,19 @@ def mentions(folder: Path, words: list[str]) -> list[str]:
     return found
 
 
-def upload(storage: Storage, folder: Path, uri: str) -> None:
-    """Put every file of a folder below `uri`."""
+def upload(folder: Path, target: Location) -> None:
+    """Put every file of a folder below `target`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            storage.put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+            (target / str(path.relative_to(folder))).put(path.read_bytes())
 
 
-def download(storage: Storage, uri: str, folder: Path) -> Path:
-    """Copy every object below `uri` into a folder."""
-    for entry in storage.walk(uri, include_temporary=True):
+def download(source: Location, folder: Path) -> Path:
+    """Copy every object below `source` into a folder."""
+    for entry in source.walk(include_temporary=True):
         target = folder / entry.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(storage.read(f"{uri}/{entry.name}"))
+        target.write_bytes((source / entry.name).read())
     return folder
 
 

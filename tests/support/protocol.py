@@ -144,7 +144,7 @@ def quick_folder() -> Iterator[Path]:
 
 def copy_folder(folder: Path, place: Place) -> None:
     """Put the files below a folder at a dataset's place."""
-    upload(place.storage, folder, place.uri)
+    upload(folder, place.location)
 
 
 def holding(place: Place) -> Iterator[tuple[Commit, bytes]]:

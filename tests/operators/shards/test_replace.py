@@ -115,7 +115,7 @@ def test_older_versions_go_too_on_a_versioned_bucket(
     location = Location(storage, uri)
     storage.put(f"{uri}/shards/sa_000000-0123456789ab.tar", b"put before versions were kept")
     client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
-    upload(storage, dataset, uri)
+    upload(dataset, Location(storage, uri))
     old, other = CommitLog(location).read_all()
     storage.put(f"{uri}/{old.files[0].path}", storage.read(f"{uri}/{old.files[0].path}"))
     storage.delete(f"{uri}/shards/sa_000000-0123456789ab.tar")  # as a sweep does: its version is kept

@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit.answer import AuditReport, Duplicates
@@ -238,7 +239,7 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
 @pytest.mark.s3
 def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    upload(storage, minted, uri)
+    upload(minted, Location(storage, uri))
     there = f"s3://{s3_bucket}/answers"
     options = AuditOptions(privacy_sample=1, now=LATER, attributions=f"{there}/a.md", regions=f"{there}/r.jsonl")
     report = audit_dataset(uri, storage, options)

@@ -25,6 +25,7 @@ from segmint.catalogs.findings import Code
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import ray_session
 from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
@@ -122,7 +123,7 @@ def test_a_folder_that_was_named_relatively_is_found(minted: Path, monkeypatch: 
 
 def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s3_bucket: str) -> None:
     uri = f"s3://{s3_bucket}/set"
-    upload(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), minted, uri)
+    upload(minted, Location(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), uri))
     proxy = FaultyProxy(s3_server.port)
     storage = Storage({"s3://": {"endpoint_url": proxy.url}}, RetryPolicy(attempts=2))
     try:

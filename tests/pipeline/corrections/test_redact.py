@@ -158,9 +158,9 @@ def test_no_older_version_of_the_picture_is_left_on_s3(
     versioning = {"Status": "Enabled"}
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    upload(storage, minted, uri)
+    upload(minted, Location(storage, uri))
     redact(Location(storage, uri), location_of(regions))
-    copy = download(storage, uri, tmp_path / "copy")
+    copy = download(Location(storage, uri), tmp_path / "copy")
     shutil.copytree(minted, tmp_path / "local")
     redact(location_of(tmp_path / "local"), location_of(regions))
     assert digests(copy) == digests(tmp_path / "local")

@@ -232,11 +232,11 @@ def test_a_damaged_shard_is_reported_before_anything_is_changed(dataset: Path) -
 
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("image-1\n\n image-4 \nimage-1\n")
-    assert read_asked(Storage(), str(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
-    assert read_asked(Storage(), None, "CC0-1.0", None) == Asked(license="CC0-1.0")
+    assert read_asked(location_of(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
+    assert read_asked(None, "CC0-1.0", None) == Asked(license="CC0-1.0")
     for wrong in ((None, None, None), (None, "CC0-1.0", "Acme"), (None, " ", None)):
         with pytest.raises(UsageError, match="exactly one of --ids FILE, --license L and --provider P"):
-            read_asked(Storage(), *wrong)
+            read_asked(*wrong)
 
 
 @pytest.mark.s3
@@ -247,8 +247,8 @@ def test_no_older_version_of_the_image_is_left_on_s3(
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
     location = Location(storage, uri)
-    upload(storage, minted, uri)
-    upload(storage, minted, uri)  # each object has two versions now
+    upload(minted, Location(storage, uri))
+    upload(minted, Location(storage, uri))  # each object has two versions now
     words, windows = names_of(minted, [2]), telling_windows(scan_data(jpegs(minted)["sa_2.jpg"]))
     takedown(location, ONE, REASON, NOW)
 
@@ -256,7 +256,7 @@ def test_no_older_version_of_the_image_is_left_on_s3(
     assert files_with_traces(windows, [versions]) == []
     tombstone = read_tombstones(location)[0].name
     assert [path for path in mentions(versions, words) if not path.endswith(tombstone)] == []
-    copy = download(storage, uri, tmp_path / "copy")
+    copy = download(Location(storage, uri), tmp_path / "copy")
     shutil.copytree(minted, tmp_path / "local")
     take(tmp_path / "local")
     assert digests(copy) == digests(tmp_path / "local")

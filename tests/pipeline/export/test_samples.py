@@ -33,6 +33,6 @@ def test_a_draw_grows_into_a_larger_one(small: Dataset) -> None:
 
 def test_only_shards_with_a_drawn_image_are_read(small: Dataset) -> None:
     for commit in small.commits({0, 3}):
-        Path(small.uri, commit.file("shards").path).unlink()
+        Path(small.location.uri, commit.file("shards").path).unlink()
     assert [sample.id for sample in read_images(small, range(4), [5, 7])] == [5, 7]
     assert [sample.id for sample in read_images(small, range(1, 3), None)] == [4, 5, 7, 8]

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
 from segmint.pipeline.report.report import path_to_dataset, write_report
@@ -175,7 +176,7 @@ def test_a_bucket_s_dataset_gets_the_same_report(
 ) -> None:
     storage = Storage(s3_options)
     uri = f"s3://{s3_bucket}/datasets/small"
-    upload(storage, minted, uri)
+    upload(minted, Location(storage, uri))
     report = write_report(uri, storage, options=QUICK)
     assert report.output == f"{uri}/report"
     local = tmp_path / "copy"

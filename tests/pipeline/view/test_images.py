@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
 from tests.support.committed import write_dataset, write_generation
@@ -33,7 +34,7 @@ def test_a_picture_has_the_bytes_that_the_tar_has(small: Path) -> None:
 @pytest.mark.s3
 def test_from_s3_as_from_a_disk(small: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/small"
-    upload(storage, small, uri)
+    upload(small, Location(storage, uri))
     pictures = ShardPictures(storage, uri)
     assert {f"sa_{place.id}.jpg": pictures.jpeg(place) for place in PLACES} == jpegs(small)
 

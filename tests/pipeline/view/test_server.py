@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.audit import audit_dataset
@@ -28,7 +29,7 @@ def client_of(viewer) -> TestClient:
 @pytest.mark.s3
 def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/minted"
-    upload(storage, minted, uri)
+    upload(minted, Location(storage, uri))
     with open_viewer(str(minted), Storage()) as local, open_viewer(uri, storage) as remote:
         ours, theirs = client_of(local), client_of(remote)
         assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "uri": uri}
