@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.extras import EXTRAS
 from tests.support.committed import write_dataset
 from tests.support.environments import build_wheel, install, link_packages, python
+from tests.support.locations import location_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pipeline", "operators", "model", "catalogs", "infra")
@@ -83,7 +83,7 @@ def crowded(tmp_path: Path) -> Path:
     for name in ("pipeline/__init__.py", "operators.py", "model.py", "catalogs.py", "infra.py"):
         (tmp_path / name).write_text("OWNER = 'theirs'\n", encoding="utf-8")
     Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "photo.png")
-    write_dataset(Storage(), str(tmp_path / "dataset"), shards=1)
+    write_dataset(location_of(tmp_path / "dataset"), shards=1)
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     return tmp_path
 
