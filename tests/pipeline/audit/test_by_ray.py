@@ -197,7 +197,7 @@ def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, t
 @pytest.fixture
 def task(minted: Path) -> AuditTask:
     manifest = load_manifest(location_of(minted))
-    return AuditTask(Storage(), str(minted), manifest, frozenset(), FileSettings(None, with_images=True), None)
+    return AuditTask(location_of(minted), manifest, frozenset(), FileSettings(None, with_images=True), None)
 
 
 def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
@@ -229,7 +229,7 @@ def test_detectors_are_loaded_once_an_actor_and_travel_with_no_shard(
 
 
 def test_a_node_that_does_not_see_the_dataset_is_no_finding(minted: Path, task: AuditTask, tmp_path: Path) -> None:
-    (error,) = answers_of(AuditShards(replace(task, dataset_uri=str(tmp_path / "elsewhere"))), plan_of(minted))
+    (error,) = answers_of(AuditShards(replace(task, dataset=location_of(tmp_path / "elsewhere"))), plan_of(minted))
     assert isinstance(error, UsageError)
     assert "must lie where all nodes see it" in str(error)
 
