@@ -83,7 +83,7 @@ def sweep(
                 doomed.append(path)
     for path in doomed:
         (dataset / path).delete()
-    # Last: while a replaced commit exists, its files can be told apart from those of a writer at work.
+    # Last: while a replaced commit exists, it shows which files are not those of a writer at work.
     for shard, numbers in sorted(generations.items()):
         for generation in numbers[:-1]:
             if shard in latest:
