@@ -11,7 +11,7 @@ import torch
 from segmint.infra.device import physical_cores
 from segmint.infra.errors import UsageError
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.first_numerics import _ask_beside_a_gpu, _counts_on_gpus, _resolve, first_numerics
+from segmint.pipeline.dataset.first_numerics import _ask_gpu_node, _counts_on_gpus, _resolve, first_numerics
 from tests.support.builds import write_config
 
 pytestmark = [
@@ -57,7 +57,7 @@ def test_a_gpu_node_of_the_cluster_answers(tmp_path: Path, one_gpu_slot: None, m
 
 def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
     wanted = config(tmp_path, model={"device": "cpu", "threads": 3})
-    answer = _ask_beside_a_gpu(wanted, wanted.model, SHA, gpus=1)
+    answer = _ask_gpu_node(wanted, wanted.model, SHA, gpus=1)
     assert answer == _resolve(wanted.model, wanted.masks, SHA)
     assert answer.threads == 3
 
