@@ -1,4 +1,4 @@
-"""The demonstration: a small build of real photographs with real weights, in one folder, with pictures to open."""
+"""The demo: a small build of real photographs with real weights, in one folder, with pictures to open."""
 
 import json
 import shlex
@@ -28,20 +28,20 @@ CONFIG = {
     "masks": {"profile": "sa1b", "crop_n_layers": 0},
     "rows_per_block": 1,
 }
-"""The demonstration's configuration but for its paths: full 32x32 grids, no crops, so that it takes minutes."""
+"""The demo's configuration without its paths: full 32x32 grids, no crops, so that it takes minutes."""
 
 CROPS_OF = "china.jpg"
 """The photograph that is shown with crops: the one with the most small things in it."""
 
 CROPS_SETTINGS = ("crop_n_layers=1",)
-"""What its masks are made with, as `segmint masks --set` takes it: the first layer of crops alone, for the time."""
+"""Its settings, as `segmint masks --set` takes them: only the first layer of crops, to save time."""
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
-    """Writes a catalog and a configuration into `folder`, builds the dataset, and draws its masks.
+    """Write a catalog and a configuration into `folder`, build the dataset, and draw its masks.
 
-    Then it makes the masks of one photograph with a layer of crops. A second call finds that nothing is left to do.
-    `say` takes what is to be told, line by line.
+    Then make the masks of one photograph with a layer of crops. A second call finds nothing left to do.
+    `say` is called with each line for the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalog = write_demo(folder)
@@ -59,7 +59,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
             say(f"  {row['image_id']:<16} {row['reason']:<22} {row['detail']}")
     say("")
     say(f"the dataset: {folder / 'dataset'}")
-    say("its masks, to look at:")
+    say("its masks:")
     for picture in draw_dataset(folder / "dataset", folder / "overlays"):
         say(f"  {picture}")
     say("")
@@ -68,7 +68,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
 
 
 def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
-    """Draws the masks of each image of a small dataset into `folder`; returns the pictures, drawn or there already."""
+    """Draw the masks of each image of a small dataset into `folder`; returns the pictures, new or already there."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for sample in open_dataset(str(dataset)):
@@ -81,9 +81,9 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
 
 
 def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Makes the masks of a photograph with crops into `folder`, as `segmint masks` does, unless they are there.
+    """Make the masks of a photograph with crops in `folder`, as `segmint masks` does, unless they exist.
 
-    Raises `SegmintError` where the photograph cannot be read or the masks cannot be written.
+    Raises `SegmintError` if the photograph cannot be read or the masks cannot be written.
     """
     document = folder / f"{photograph.stem}.json"
     picture = folder / f"{photograph.stem}.overlay.png"  # written after the document
@@ -102,7 +102,7 @@ def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> No
 
 
 def crops_command(photograph: Path, document: Path) -> str:
-    """The command line that makes the same masks."""
+    """Return the command line that makes the same masks."""
     settings = [word for setting in CROPS_SETTINGS for word in ("--set", setting)]
     return shlex.join(["segmint", "masks", str(photograph), "-o", str(document), *settings, "--overlay"])
 

@@ -37,13 +37,13 @@ Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the upright photograph."""
 
-# A photograph that somebody names may be of any size that fits into memory.
+# A photograph given by name may have any size that fits into memory.
 _INGEST = IngestConfig(min_short_side=1)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What masks are asked for: one for all points together, and one a box. Empty: all, automatically."""
+    """The masks asked for: one for all points together, and one per box. Empty: all masks, automatically."""
 
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
@@ -67,7 +67,7 @@ class MasksOptions:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What came of one photograph: where its masks were written, or why not."""
+    """The result for one photograph: where its masks were written, or the error."""
 
     image: str
     output: str | None = None
@@ -78,7 +78,7 @@ class ImageResult:
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
-    """The settings of a profile with overrides "K=V"; K is a key of `masks:`, with or without that prefix.
+    """Return the settings of a profile with overrides "K=V"; K is a key of `masks:`, with or without that prefix.
 
     Raises one `UsageError` that lists every wrong key and value.
     """
@@ -89,10 +89,10 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
 
 
 def plan_outputs(images: Sequence[str], output: str) -> list[tuple[str, str]]:
-    """Each image with the JSON that its masks go to: `output` itself for one image, a file in it for several.
+    """Return each image with the path of its JSON: `output` itself for one image, a file in it for several.
 
-    One image goes into a folder too when `output` is one already, or ends with a slash. Raises `UsageError`
-    when two images would go to one file, or one to an image.
+    One image goes into a folder too if `output` is an existing folder, or ends with a slash. Raises `UsageError`
+    if two images would go to one file, or one would overwrite an image.
     """
     into_folder = len(images) > 1 or output.endswith("/") or ("://" not in output and Path(output).is_dir())
     if len(images) > 1 and "://" not in output and Path(output).is_file():
@@ -118,10 +118,10 @@ def _same_file(target: str, images: Sequence[str]) -> bool:
 def make_masks(
     images: Sequence[str], output: str, options: MasksOptions, report: Callable[[ImageResult], None]
 ) -> list[ImageResult]:
-    """Writes the masks of each image, a path or URI; one that is bad becomes a result with its error.
+    """Write the masks of each image, a path or URI; a bad image gives a result with its error.
 
-    `report` is told each result as it comes. Raises `UsageError` before anything is written when the
-    arguments do not fit together, and for prompts that lie outside an image.
+    `report` is called with each result as it comes. Raises `UsageError` before anything is written if the
+    arguments do not fit together, and for prompts outside an image.
     """
     targets = plan_outputs(images, output)
     storage = Storage()
@@ -174,20 +174,20 @@ def _write(file: Location, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """A mask with the points that asked for it: one from the grid, all that were given, or none for a box."""
+    """A mask with its prompting points: one of the grid, all that were given, or none for a box."""
 
     record: MaskRecord
     points: tuple[tuple[float, float], ...]
 
 
 def automatic_masks(predictor: Predictor, image: Pixels, config: MasksConfig) -> list[Found]:
-    """All masks of an image, (H, W, 3) uint8 RGB, whose pixels are the frame."""
+    """Return all masks of an image, (H, W, 3) uint8 RGB, in its frame."""
     records = MaskGenerator(predictor, config.settings()).generate(image).records
     return [Found(record, (record.point_coords,)) for record in records]
 
 
 def prompted_masks(predictor: Predictor, image: Pixels, prompts: Prompts, options: MasksOptions) -> list[Found]:
-    """The masks asked for, points first, then boxes; of each prompt's three the one of best predicted IoU.
+    """Return the masks asked for, points first, then boxes; of each prompt's three the one with the best predicted IoU.
 
     With `all_masks` all three, best first.
     """
@@ -243,7 +243,7 @@ def _found(
 
 
 def check_prompts(prompts: Prompts, image: str, height: int, width: int) -> None:
-    """Raises `UsageError` for a point outside the image, and for a box without a pixel in common with it."""
+    """Raise `UsageError` for a point outside the image, and for a box without a pixel in common with it."""
     for x, y, _ in prompts.points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise UsageError(f"--point {x:g},{y:g} lies outside {image}, which is {width} x {height} pixels")
@@ -254,6 +254,6 @@ def check_prompts(prompts: Prompts, image: str, height: int, width: int) -> None
 
 
 def sa1b_document(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Found]) -> bytes:
-    """The JSON of one image of `size` (height, width) as in SA-1B's files."""
+    """Return the JSON of one image of `size` (height, width) as in SA-1B's files."""
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
     return annotations_json(image_id, file_name, size, rows)

@@ -16,26 +16,26 @@ class ShardSpan:
 
     @property
     def rows(self) -> int:
-        """How many rows the shard takes."""
+        """The number of rows."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """Part `index`, from 0, of all shards in `parts` parts: disjoint, whole together, and alike but for one shard."""
+    """Part `index`, from 0, of all shards in `parts` disjoint parts, whose sizes differ by at most one shard."""
 
     index: int
     parts: int
 
     def of(self, shards: int) -> range:
-        """The part of so many shards; empty where there are fewer shards than parts."""
+        """Return this part of `shards` shards; may be empty if there are fewer shards than parts."""
         return range(shards * self.index // self.parts, shards * (self.index + 1) // self.parts)
 
 
 def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> range:
-    """The shards `[first, last)` that were asked for out of `count`, a part of all, or all.
+    """Return the shards asked for out of `count`: those of `[first, last)`, a part, or all.
 
-    Raises `UsageError` for a range without a shard; a part may be empty, where there are more parts than shards.
+    Raises `UsageError` for a range without a shard; a part may be empty if there are more parts than shards.
     """
     whole = range(count)
     if wanted is None:
@@ -49,7 +49,7 @@ def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> ran
 
 
 def parse_shards(text: str) -> tuple[int, int] | ShardPart:
-    """Shards A to B-1 from "A:B", part K of N from "K/N"; raises `UsageError` for anything else."""
+    """Parse "A:B", shards A to B-1, or "K/N", part K of N; raises `UsageError` for anything else."""
     match = re.fullmatch(r"(\d+)([:/])(\d+)", text.strip())
     if match is None or int(match[1]) >= int(match[3]):
         raise UsageError(

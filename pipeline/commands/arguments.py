@@ -8,34 +8,34 @@ if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.config.config import Config as Configuration
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration, a path or URI.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration: a path or URI.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="K=V", help="Override a key, as in --set masks.points_per_side=16; repeatable."),
 ]
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, a folder or a bucket's prefix.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset: a folder or a bucket prefix.")]
 Config = Annotated[
     str | None,
-    typer.Option("--config", metavar="CONFIG", help="A build's configuration, whose storage options count here."),
+    typer.Option("--config", metavar="CONFIG", help="A build's configuration, for its storage options."),
 ]
 DetectorConfig = Annotated[
     str | None,
     typer.Option(
         "--config",
         metavar="CONFIG",
-        help="A build's configuration: its storage options, detectors and Ray's address count here.",
+        help="A build's configuration, for its storage options, detectors and Ray address.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
 def storage_of(config: str | None) -> "Storage":
-    """Access to stores with the options of a build's configuration, or without any."""
+    """Return access to stores, with the options of a build's configuration if one is given."""
     return build_of(config)[1]
 
 
 def build_of(config: str | None) -> "tuple[Configuration | None, Storage]":
-    """A build's configuration, where one is named, and access to stores with its options."""
+    """Return a build's configuration, if one is given, and access to stores with its options."""
     from segmint.infra.storage.storage import Storage
 
     if config is None:

@@ -1,4 +1,4 @@
-"""`segmint assets`: which weight files are known, where they are, and whether they are what they claim."""
+"""`segmint assets`: list, fetch and verify the known weight files."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JS
 @app.command("list")
 @guarded
 def list_assets(as_json: JsonOption = False) -> None:
-    """Show every known weight file with its license, and where a verified copy of it stands."""
+    """List the known weight files with their licenses, and where a verified copy of each is."""
     from segmint.infra.assets.resolve import describe
 
     found = describe()
@@ -45,7 +45,7 @@ def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `segmint assets list`.")],
     mirror: Annotated[
         str | None,
-        typer.Option("--from", metavar="URI", help="A folder or bucket's prefix that holds the files."),
+        typer.Option("--from", metavar="URI", help="A folder or bucket prefix that holds the files."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +65,7 @@ def fetch(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME[=PATH]", help="A known name, or one with the file that should be it."),
+        typer.Argument(metavar="NAME[=PATH]", help="A known name, or a name with the file to check."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,16 +96,16 @@ def verify(
         answer_json({"verified": verified, "wrong": wrong})
     else:
         for name, path in verified.items():
-            answer(f"{name}: {path} is what it claims")
+            answer(f"{name}: {path} has the expected SHA-256")
     if wrong:
         raise UsageError("\n".join(wrong))
     if not verified:
-        say("no known weight file is on this machine")
+        say("none of the known weight files is on this machine")
 
 
 def _known(name: str) -> str:
     from segmint.infra.assets.known import ASSETS
 
     if name not in ASSETS:
-        raise UsageError(f"{name!r} is no known weight file: expected one of {', '.join(ASSETS)}")
+        raise UsageError(f"{name!r} is not a known weight file: expected one of {', '.join(ASSETS)}")
     return name

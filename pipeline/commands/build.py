@@ -1,4 +1,4 @@
-"""`segmint build`: mint a dataset, or what is missing of it."""
+"""`segmint build`: mint a dataset, or what is still missing from it."""
 
 from typing import Annotated
 
@@ -19,22 +19,22 @@ def build(
         str | None,
         typer.Option(
             metavar="A:B|K/N",
-            help="Only shards A to B-1, or part K of N from 0; disjoint ranges may be built at the same time.",
+            help="Only shards A to B-1, or part K of N (K from 0); disjoint ranges can be built at the same time.",
         ),
     ] = None,
     grow: Annotated[
-        bool, typer.Option("--grow", help="Add the catalog's new rows to a dataset that was begun, as new shards.")
+        bool, typer.Option("--grow", help="Add the catalog's new rows to an existing dataset, as new shards.")
     ] = False,
     retry_rejected: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REASON",
-            help="Take rows again that committed shards refused for this reason, such as not_found; repeatable.",
+            help="Retry rows that committed shards refused for this reason, such as not_found; repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a dataset, or go on with what is missing of it."""
+    """Build a dataset, or what is still missing from it."""
     from segmint.catalogs.reasons import reasons_to_retry
     from segmint.pipeline.config.config import load_config
 

@@ -1,4 +1,4 @@
-"""`segmint catalog`: make a catalog from a folder or bucket of images, and look over one that is there."""
+"""`segmint catalog`: make a catalog of a folder or bucket of images, and check catalogs."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -17,7 +17,7 @@ app = typer.Typer(name="catalog", help="Make and check catalogs of licensed imag
 @guarded
 @needs("build")
 def scan(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="A folder, or a bucket's prefix.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A folder or a bucket prefix.")],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The catalog: .parquet, .jsonl or .csv.")
     ],
@@ -39,7 +39,7 @@ def scan(
     found = scan_images(Location(storage, uri), license=license, provider=provider)
     first = next(found, None)
     if first is None:
-        raise UsageError(f"there is no image below {uri}, so {output} was not written: expected a folder or prefix")
+        raise UsageError(f"no images below {uri}, so {output} was not written: expected a folder or prefix with images")
     rows = write_catalog(chain([first], found), Location(storage, output))
     if as_json:
         answer_json({"catalog": output, "rows": rows})
@@ -54,11 +54,11 @@ def check(
     catalog: Annotated[str, typer.Argument(metavar="FILE", help="The catalog, as a path or URI.")],
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="CONFIG", help="Judge by this configuration's license policy too."),
+        typer.Option("--config", metavar="CONFIG", help="Also check against this configuration's license policy."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Read a whole catalog and say what is in it; exit code 1 when something needs a look."""
+    """Read a whole catalog and report what is in it; exit code 1 when it has findings."""
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.errors import NotFoundError

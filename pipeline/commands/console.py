@@ -1,4 +1,4 @@
-"""How commands speak: answers on standard output, everything else on standard error, and exit codes.
+"""What commands print: answers on standard output, everything else on standard error; and exit codes.
 
 0: done; 1: findings (checks and audits only); 2: wrong usage or configuration; 3: failed or
 unfinished.
@@ -27,11 +27,11 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and newline
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Makes every exception of a command a message for a person and an exit code; never a bare traceback.
+    """Turn every exception of a command into a message for people and an exit code; never a bare traceback.
 
     The traceback of an unexpected exception comes with `segmint --debug` or the environment's
     `SEGMINT_DEBUG=1`.
@@ -46,10 +46,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            say("interrupted: what was finished stays, and the same command goes on with the rest")
+            say("interrupted: finished work is kept, and the same command continues with the rest")
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
-            # Whoever read our output has gone; without this, Python complains again when it flushes at exit.
+            # The reader of our output has gone; without this, Python complains again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from error
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -61,14 +61,14 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 raise typer.Exit(UsageError.exit_code) from error
             say(f"unexpected error: {type(error).__name__}: {error}")
             if not debugging():
-                say("this is a bug, or a machine in trouble: `segmint --debug …` shows where it happened")
+                say("this is a bug or a problem of the machine: `segmint --debug …` shows where it happened")
             raise typer.Exit(FAILED) from error
 
     return run
 
 
 def debugging() -> bool:
-    """Whether tracebacks were asked for."""
+    """Whether tracebacks are on."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
@@ -78,17 +78,17 @@ def _maybe_traceback() -> None:
 
 
 def say(text: str) -> None:
-    """A line for a person, on standard error."""
+    """Print a line for people, on standard error."""
     typer.echo(_fit_to_print(text), err=True)
 
 
 def answer(text: str) -> None:
-    """A line of the answer, on standard output."""
+    """Print a line of the answer, on standard output."""
     typer.echo(_fit_to_print(text))
 
 
 def answer_json(value: Any) -> None:
-    """The answer as one JSON value on standard output, for programs."""
+    """Print the answer as one JSON value on standard output, for programs."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
@@ -97,14 +97,14 @@ class Answer(Protocol):
     """What a command found or did."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The answer for JSON."""
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """The answer as text."""
 
 
 def answer_with(result: Answer, as_json: bool) -> None:
-    """The answer as one JSON value, or as lines for a person."""
+    """Print the answer as one JSON value, or as lines for people."""
     if as_json:
         answer_json(result.to_dict())
         return
@@ -113,5 +113,5 @@ def answer_with(result: Answer, as_json: bool) -> None:
 
 
 def _fit_to_print(text: str) -> str:
-    """Without credentials, and without what a terminal would obey: catalogs and file names may hold either."""
+    """Remove credentials, and control characters that a terminal would obey: catalogs and file names may hold both."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))

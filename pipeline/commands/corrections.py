@@ -1,4 +1,4 @@
-"""`segmint takedown`, `redact` and `repair`: corrections of a dataset that was built."""
+"""`segmint takedown`, `redact` and `repair`: corrections of a built dataset."""
 
 from typing import Annotated
 
@@ -13,20 +13,20 @@ from segmint.pipeline.commands.extras import needs
 @needs("build")
 def takedown(
     dataset: Dataset,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stands in the tombstone.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the tombstone.")],
     ids: Annotated[
-        str | None, typer.Option("--ids", metavar="FILE", help="A text file with an image_id or id a line.")
+        str | None, typer.Option("--ids", metavar="FILE", help="A text file with one image_id or id per line.")
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="L", help="All images of this license.")
+        str | None, typer.Option("--license", metavar="L", help="All images with this license.")
     ] = None,
     provider: Annotated[
-        str | None, typer.Option("--provider", metavar="P", help="All images of this provider.")
+        str | None, typer.Option("--provider", metavar="P", help="All images from this provider.")
     ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images for good, with whatever names them but a tombstone; not while a build runs."""
+    """Remove images for good, and everything that names them but a tombstone; not while a build runs."""
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
@@ -50,7 +50,7 @@ def redact(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Obliterate more regions of released images for good; not while a build runs."""
+    """Redact more regions of released images for good; not while a build runs."""
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.redact import redact as redact_images
 
@@ -67,12 +67,12 @@ def repair(
         typer.Option(
             "--config",
             metavar="CONFIG",
-            help="The build's configuration: for its storage options, and to build again what cannot be restored.",
+            help="The build's configuration, for its storage options and to rebuild what cannot be restored.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore missing and damaged files to the bytes that commits name; exit code 1 where some cannot be."""
+    """Restore missing and damaged files to the bytes that commits name; exit code 1 if some cannot be."""
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files
 

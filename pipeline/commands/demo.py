@@ -12,10 +12,10 @@ from segmint.pipeline.commands.extras import needs
 @guarded
 @needs("demo")
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes; made if it is not there.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder for everything; created if missing.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a small dataset of photographs that scikit-image and scikit-learn bring, draw its masks, and show crops."""
+    """Build a small dataset of photographs from scikit-image and scikit-learn, draw its masks, and show crops."""
     from segmint.pipeline.demo import run_demo
 
     accounting = run_demo(folder, say if as_json else answer)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Profile(StrEnum):
-    """Where the settings of automatic mask generation start from."""
+    """The defaults of automatic mask generation."""
 
     SA1B = "sa1b"
     OFFICIAL = "official"
 
 
 class Precision(StrEnum):
-    """What the model computes in."""
+    """The floating-point format that the model computes in."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -54,7 +54,7 @@ def masks(
     crop_layers: Annotated[
         int | None, typer.Option(metavar="N", help="Layers of crops, as --set crop_n_layers=N.")
     ] = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Write PNGs with the masks drawn, beside.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write PNGs with the masks drawn.")] = False,
     points: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,11 +65,11 @@ def masks(
         list[str] | None, typer.Option("--box", metavar="X,Y,W,H", help="A mask for this box; repeatable.")
     ] = None,
     all_masks: Annotated[
-        bool, typer.Option("--all-masks", help="For prompts: whole, part and subpart, not only the best.")
+        bool, typer.Option("--all-masks", help="For prompts: write whole, part and subpart, not only the best.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what came of each image as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
-    """Make masks for photographs: all of them, or those for points and boxes given in pixels."""
+    """Make masks for photographs: all masks, or those for points and boxes in pixels."""
     from segmint.pipeline.masks import MasksOptions, Prompts, make_masks, masks_config
 
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
@@ -103,7 +103,7 @@ def _tell(result: "ImageResult") -> None:
 
 
 def parse_point(text: str) -> "Point":
-    """A point from "X,Y" or "X,Y,LABEL"; raises `UsageError` for anything else."""
+    """Parse "X,Y" or "X,Y,LABEL"; raises `UsageError` for anything else."""
     numbers = _numbers(text)
     if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
         raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL in pixels; LABEL is 1 (foreground) or 0")
@@ -111,7 +111,7 @@ def parse_point(text: str) -> "Point":
 
 
 def parse_box(text: str) -> "Box":
-    """A box from "X,Y,W,H"; raises `UsageError` for anything else."""
+    """Parse "X,Y,W,H"; raises `UsageError` for anything else."""
     numbers = _numbers(text)
     if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
         raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with a width and a height over 0")

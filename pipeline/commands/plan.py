@@ -17,22 +17,23 @@ def plan(
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Measure N real rows, spread evenly over the catalog.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="Plan for so many GPUs; those here without it.")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Plan for N GPUs; default: this machine's.")] = None,
     price: Annotated[
         float | None, typer.Option(metavar="X", help="Price of a GPU-hour; of a core-hour on a CPU.")
     ] = None,
     share: Annotated[
-        float | None, typer.Option(metavar="X", help="Share of the ceiling to assume where none is measured; 0.3.")
+        float | None,
+        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured; default: 0.3."),
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Peak of a GPU that is not here, operations a second, as in 9.9e14."),
+        typer.Option(metavar="X", help="Peak of another machine's GPU in operations per second, such as 9.9e14."),
     ] = None,
     overrides: Overrides = None,
     shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Say what a build takes and gives, before anything is spent: images, bytes, hours, days and cost."""
+    """Estimate a build before it runs: images, bytes, hours, days and cost."""
     from segmint.pipeline.config.config import load_config
 
     loaded = load_config(config, overrides or [])

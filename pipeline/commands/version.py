@@ -8,7 +8,9 @@ from segmint.pipeline.commands.console import answer, answer_json
 
 
 def version(
-    as_json: Annotated[bool, typer.Option("--json", help="With the versions of what it stands on.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON, with the versions of the main dependencies.")
+    ] = False,
 ) -> None:
     """Show the version."""
     from segmint.infra.version import VERSION

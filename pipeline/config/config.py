@@ -1,11 +1,11 @@
 """The configuration: one frozen, typed tree, composed of the parts that the stages take.
 
-Every key is of one kind of three:
+There are three kinds of keys:
 
 - *identity*: decides what is in the dataset; pinned by `dataset.json` at the first start, refused when
-  changed. `name`, `images_per_shard`, `license`, `ingest` but its time-out, `deidentify`, `release`, `masks`
+  changed. `name`, `images_per_shard`, `license`, `ingest` except its time-out, `deidentify`, `release`, `masks`
   with the profile's defaults filled in, `model.weights`.
-- *numerics*: decides the last bits; resolved at the first start and pinned beside the identity.
+- *numerics*: decides the last bits; resolved at the first start and pinned with the identity.
   `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
   `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
@@ -13,7 +13,6 @@ Every key is of one kind of three:
   `rows_per_block`, `allow_mixed_numerics`.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -21,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from segmint.catalogs.layout import differing_keys
 from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
@@ -57,12 +55,12 @@ Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
 
 
 class LicenseConfig(_Part):
-    """Which licenses an image may come under."""
+    """The licenses that images may have."""
 
     allow: tuple[str, ...] = Field(min_length=1)
-    """SPDX identifiers, or `LicenseRef-…` for agreements of your own."""
+    """SPDX identifiers, or `LicenseRef-…` for private agreements."""
     require_redistributable: bool = False
-    """Whether only rows go in that say `redistributable: true`."""
+    """Whether to accept only rows with `redistributable: true`."""
     policy_date: date | None = None
     """The day on which licenses must still be valid; null: the day of the dataset's first start, which pins it."""
 
@@ -75,7 +73,7 @@ class LicenseConfig(_Part):
             raise ValueError(str(error)) from error
 
     def policy(self, policy_date: date) -> LicensePolicy:
-        """The policy that judges rows, with the date by which licenses must still be valid."""
+        """Return the policy that judges rows; licenses must be valid on `policy_date`."""
         return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date)
 
 
@@ -83,8 +81,8 @@ class PoolConfig(_Part):
     """The actors of one stage."""
 
     actors: Actors = "auto"
-    """auto: one segment actor a GPU; without, one a machine of a cluster or, on one machine, as many as its cores and
-    memory hold; `prepare` grows into the cores left."""
+    """auto: one segment actor per GPU; without GPUs, one per machine of a cluster or, on one machine, as many as its
+    cores and memory hold; `prepare` grows into the remaining cores."""
     num_cpus: float = Field(default=1, gt=0)
     """Logical CPUs of one actor. Stages must differ, or Ray runs them as one."""
 
@@ -118,7 +116,7 @@ def _plain_name(value: str) -> str:
 
 
 class Config(_Part):
-    """Everything that `segmint build` is told. The module says which keys are identity and which runtime."""
+    """The whole configuration of a build. The module's docstring says which keys are identity and which runtime."""
 
     name: Annotated[str, AfterValidator(_plain_name)]
     """The dataset's name: letters, digits, dot, hyphen and underscore, at most 100."""
@@ -139,18 +137,18 @@ class Config(_Part):
     assets: str | None = None
     """Path or URI of a folder that mirrors the weight files."""
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
-    """A shard of 100 rows or more is held back when over this share is refused for one reason but a license."""
+    """A shard of 100 rows or more is held back if more than this share is refused for one reason, licenses aside."""
     stall_timeout: float = Field(default=1800, gt=0)
-    """Seconds in which no row leaves any stage while the stores answer, after which a window is ended and its rest
+    """Seconds without a row leaving any stage, while the stores answer, after which a window is ended and its rest
     tried again."""
     outage_timeout_s: float = Field(default=1800, ge=0)
-    """Seconds for which a store that does not answer is waited for; then the run ends unfinished."""
+    """Seconds to wait for a store that does not answer; then the run ends unfinished."""
     window_shards: int = Field(default=200, ge=1)
     """Shards in one Ray Data execution."""
     rows_per_block: int = Field(default=16, ge=1)
     """Rows that travel between stages together."""
     retry_wait_s: float = Field(default=5, ge=0)
-    """Seconds before shards that were held back are tried again where nothing else is left to do; doubles each time."""
+    """Seconds before shards that were held back are tried again when nothing else is left to do; doubles each time."""
     allow_mixed_numerics: bool = False
     """Whether workers may compute with other numerics than the dataset was begun with."""
 
@@ -166,7 +164,7 @@ class Config(_Part):
     @field_validator("catalog", "output", "assets")
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
-        # Actors have other current folders than the command, so a local path is made absolute here.
+        # Actors have other current folders than the command, so local paths are made absolute here.
         try:
             return None if value is None else absolute(value)
         except UsageError as error:
@@ -174,10 +172,10 @@ class Config(_Part):
 
 
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The identity keys as plain JSON values, profiles resolved; equal for equal datasets.
+    """Return the identity keys as plain JSON values, profiles resolved; equal for equal datasets.
 
-    `hashes` maps a model or detector file, as the configuration names it, to its SHA-256, by which it is then
-    known: the same file elsewhere is the same dataset.
+    `hashes` maps a model or detector file, as the configuration names it, to its SHA-256, which replaces the name:
+    the same file in another place gives the same dataset.
     """
     known = hashes or {}
     tree = config.model_dump(
@@ -193,27 +191,10 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     return tree
 
 
-def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Each key that differs between two identities, as "masks.points_per_side: 32 before, 16 now"."""
-    lines = []
-    for key in differing_keys(before, now):
-        old, new = _at(before, key), _at(now, key)
-        lines.append(f"{key}: {old} before, {new} now")
-    return lines
-
-
-def _at(tree: Any, key: str) -> str:
-    for part in key.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return "absent"
-        tree = tree[part]
-    return json.dumps(tree, ensure_ascii=False)
-
-
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
-    """Reads a YAML file, applies overrides such as "masks.points_per_side=16", and checks everything.
+    """Read a YAML file, apply overrides such as "masks.points_per_side=16", and check everything.
 
-    Raises one `UsageError` that lists every wrong key and value with the place where it stands.
+    Raises one `UsageError` that lists every wrong key and value with its place.
     """
     from segmint.pipeline.config.yaml_file import load
 

@@ -1,4 +1,4 @@
-"""What the stages are told, by the configuration and by what a dataset has pinned: in a build and in a sample."""
+"""The settings of the stages, from the configuration and from what a dataset has pinned: in builds and in samples."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,14 @@ from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.config.config import Config
 
 
-def detector_hashes(config: Config, standing: DatasetManifest) -> dict[str, str]:
-    """SHA-256 of each detector's file as the dataset pins it, by how the configuration names it."""
-    pinned = standing.config["deidentify"]
+def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
+    """Return the SHA-256 that the dataset pins for each detector file, by its name in the configuration."""
+    pinned = manifest.config["deidentify"]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
 def prepare_config(config: Config, detector_sha256: Mapping[str, str] | None = None) -> PrepareConfig:
-    """What the first stage is told. Originals are kept where crops are cut from them."""
+    """Return the settings of `prepare`. It keeps originals if crops are cut from them."""
     masks = config.masks
     return PrepareConfig(
         ingest=config.ingest,
@@ -28,7 +28,7 @@ def prepare_config(config: Config, detector_sha256: Mapping[str, str] | None = N
 
 
 def segment_settings(config: Config, numerics: Numerics) -> SegmentSettings:
-    """What a segment actor is made from."""
+    """Return the settings of a segment actor."""
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),
         weights=config.model.weights,

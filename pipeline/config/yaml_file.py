@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML with line numbers, overrides, and problems told so that each can be found."""
+"""Reading a configuration: YAML with line numbers, overrides, and problems with their places."""
 
 import difflib
 import re
@@ -18,14 +18,14 @@ from segmint.infra.uris import redact
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
-_MAX_VALUES = 100_000  # of a configuration, its aliases unfolded: nobody writes so many
+_MAX_VALUES = 100_000  # of a configuration with its aliases expanded: nobody writes so many
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its dotted key, where it stands ("build.yaml:12"), and what was expected."""
+    """One problem: its dotted key, its place ("build.yaml:12"), and what was expected."""
 
     key: str
     where: str
@@ -34,21 +34,21 @@ class Problem:
 
 @dataclass
 class Document:
-    """A configuration as read: plain values, and where each key stands."""
+    """A configuration as read: plain values, and the place of each key."""
 
     data: dict[str, Any]
     places: dict[Key, str]
     source: str
 
     def place(self, key: Key) -> str:
-        """Where a key stands; for one that is absent, where the nearest one around it does."""
+        """Return the place of a key; for an absent key, that of the nearest enclosing one."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.source)
 
 
 def load(path_or_uri: str, overrides: list[str], model: type[Model]) -> Model:
-    """Reads, overrides and checks; raises one `UsageError` that lists every problem."""
+    """Read, override and check; raises one `UsageError` that lists every problem."""
     document = parse_yaml(_read(path_or_uri), path_or_uri)
     for override in overrides:
         apply_override(document, override)
@@ -71,14 +71,14 @@ def _read(path_or_uri: str) -> str:
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parses one YAML document of plain values; raises `UsageError` with line and column where it is none."""
+    """Parse one YAML document of plain values; raises `UsageError` with line and column where that fails."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return Document({}, {}, source)
-        if _unfolded(node, {}) > _MAX_VALUES:
-            raise UsageError(f"{source}: over {_MAX_VALUES:,} values, its aliases unfolded: that is no configuration")
+        if _count_values(node, {}) > _MAX_VALUES:
+            raise UsageError(f"{source}: over {_MAX_VALUES:,} values with its aliases expanded: not a configuration")
         places, wrong = _places(node, source)
         if wrong:
             raise UsageError(_report(source, wrong))
@@ -96,8 +96,8 @@ def parse_yaml(text: str, source: str) -> Document:
     return Document(data, places, source)
 
 
-def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node has where each alias counts as what it stands for; one inside of itself counts once."""
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count a node's values with its aliases expanded; a node inside itself counts once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts: list[yaml.Node] = []
@@ -105,7 +105,7 @@ def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
             parts = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
-        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(node)]
 
 
@@ -116,7 +116,7 @@ def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]
     waiting: list[tuple[Key, yaml.Node]] = [((), root)]
     while waiting:
         key, node = waiting.pop()
-        if id(node) in seen:  # an alias: its keys stand where they were first written
+        if id(node) in seen:  # an alias: the places of its keys are those of the original
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
@@ -124,10 +124,10 @@ def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]
                 child = (*key, name.value if isinstance(name, yaml.ScalarNode) else "?")
                 place = f"{source}:{name.start_mark.line + 1}"
                 if name.tag not in (_TEXT, _MERGE):
-                    wrong.append(Problem(dotted(child), place, "is no text: expected the name of a key"))
+                    wrong.append(Problem(dotted(child), place, "is not text: expected the name of a key"))
                 elif child in places and name.tag == _TEXT:
                     first = places[child].removeprefix(f"{source}:")
-                    wrong.append(Problem(dotted(child), place, f"stands here twice, first in line {first}"))
+                    wrong.append(Problem(dotted(child), place, f"is given twice, first in line {first}"))
                 places[child] = place
                 waiting.append((child, value))
         elif isinstance(node, yaml.SequenceNode):
@@ -138,7 +138,7 @@ def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Sets one key of the document: "masks.points_per_side=16"; a part with dots in it goes in double quotes.
+    """Set one key of the document: "masks.points_per_side=16"; a part with dots in it goes in double quotes.
 
     Raises `UsageError` for text of another form.
     """
@@ -167,7 +167,7 @@ def apply_override(document: Document, override: str) -> None:
 
 
 def check(document: Document, model: type[Model]) -> Model:
-    """Builds the typed tree; raises one `UsageError` that lists every problem, in the document's order."""
+    """Build the typed tree; raises one `UsageError` that lists every problem, in the document's order."""
     problems = [*_storage_options(document), *_booleans_for_numbers(document, model)]
     try:
         value = model.model_validate(document.data)
@@ -193,7 +193,7 @@ def _line(where: str) -> int:
 
 
 def _storage_options(document: Document) -> Iterator[Problem]:
-    """Finds options that the storage refuses, credentials above all; takes them out of the document."""
+    """Find options that the storage refuses, credentials above all, and remove them from the document."""
     storage = document.data.get("storage")
     for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
         for name in list(options) if isinstance(options, dict) else ():
@@ -206,7 +206,7 @@ def _storage_options(document: Document) -> Iterator[Problem]:
 
 
 def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[Problem]:
-    """Finds true and false where a number belongs, which pydantic takes for 1 and 0; takes them out as well."""
+    """Find true and false in place of a number, which pydantic takes for 1 and 0, and remove them as well."""
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
         annotations = _annotations(model, key) if isinstance(value, bool) else set()
@@ -218,7 +218,7 @@ def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterato
 def _leaves(tree: dict[Any, Any], above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            if len(above) < 8:  # YAML may hold itself
+            if len(above) < 8:  # a YAML document may contain itself
                 yield from _leaves(value, (*above, key))
         else:
             yield tree, (*above, key)
@@ -230,7 +230,7 @@ def _from_pydantic(error: ValidationError, document: Document, model: type[BaseM
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
         message = _message(detail, key, model)
-        if name in found:  # the members of a union, each with an expectation of its own
+        if name in found:  # the members of a union, each with its own expectation
             message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
         found[name] = Problem(name, document.place(key), message)
     return list(found.values())
@@ -243,7 +243,7 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
         names = _fields(model, key[:-1])
         close = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.5)
         advice = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
-        return f"is no key of the configuration: {advice}"
+        return f"is not a key of the configuration: {advice}"
     text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
     if "expected" not in text and detail["type"] != "value_error":
         text = f"expected: {text}"
@@ -267,7 +267,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """The part of pydantic's location that is a key of the document; it also names members of unions."""
+    """Return the part of pydantic's location that is a key of the document; the rest names members of unions."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, Mapping) and part in data) or (
@@ -283,7 +283,7 @@ def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
 
 
 def _annotations(model: type[BaseModel], key: Key) -> set[Any]:
-    """The plain types that a key takes; empty for a key that does not exist or takes anything."""
+    """Return the plain types that a key takes; empty for a key that does not exist or takes anything."""
     *above, last = key
     owner = _owner(model, tuple(above))
     field = owner.model_fields.get(str(last)) if owner else None
@@ -314,7 +314,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def dotted(key: Key) -> str:
-    """A key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
+    """Return a key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
     text = ""
     for part in key:
         if isinstance(part, int):

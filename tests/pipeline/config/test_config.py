@@ -8,8 +8,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
-from segmint.pipeline.config.config import Config, LicenseConfig, identity, identity_differences, load_config
+from segmint.pipeline.config.config import Config, LicenseConfig, identity, load_config
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 
@@ -143,24 +144,24 @@ def test_runtime_keys_are_no_identity(runtime):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"name": "other"}, 'name: "street" before, "other" now'),
-        ({"images_per_shard": 7}, "images_per_shard: 500 before, 7 now"),
-        ({"license": {"allow": ["CC0-1.0", "CC-BY-4.0"]}}, "license.allow: "),
-        ({"ingest": {"min_short_side": 1}}, "ingest.min_short_side: 64 before, 1 now"),
-        ({"deidentify": {"faces": {"detector": "none"}}}, "deidentify.faces.detector: "),
-        ({"release": {"jpeg_quality": 80}}, "release.jpeg_quality: 95 before, 80 now"),
-        ({"masks": {"points_per_side": 16}}, "masks.points_per_side: 32 before, 16 now"),
-        ({"masks": {"profile": "official"}}, "masks.crop_n_layers: 2 before, 0 now"),
-        ({"model": {"weights": "vit_h"}}, 'model.weights: "mobile_sam" before, "vit_h" now'),
+        ({"name": "other"}, "name"),
+        ({"images_per_shard": 7}, "images_per_shard"),
+        ({"license": {"allow": ["CC0-1.0", "CC-BY-4.0"]}}, "license.allow"),
+        ({"ingest": {"min_short_side": 1}}, "ingest.min_short_side"),
+        ({"deidentify": {"faces": {"detector": "none"}}}, "deidentify.faces.detector"),
+        ({"release": {"jpeg_quality": 80}}, "release.jpeg_quality"),
+        ({"masks": {"points_per_side": 16}}, "masks.points_per_side"),
+        ({"masks": {"profile": "official"}}, "masks.crop_n_layers"),
+        ({"model": {"weights": "vit_h"}}, "model.weights"),
     ],
 )
 def test_identity_keys_are_named_when_they_differ(changed, named):
-    differences = identity_differences(identity(config()), identity(config(**changed)))
-    assert any(line.startswith(named) for line in differences), differences
+    differences = list(differing_keys(identity(config()), identity(config(**changed))))
+    assert named in differences if changed == {"masks": {"profile": "official"}} else differences == [named]
 
 
 def test_a_key_that_only_one_side_has_is_a_difference():
-    assert identity_differences({"a": {"b": 1}}, {"a": {}}) == ["a.b: 1 before, absent now"]
+    assert list(differing_keys({"a": {"b": 1}}, {"a": {}})) == ["a.b"]
 
 
 def test_weights_and_detectors_are_known_by_their_hashes():

@@ -54,7 +54,7 @@ images_per_shard: 0
 
 def test_an_unknown_key_without_a_likeness_comes_with_the_known_ones(tmp_path):
     (_, line) = problems(tmp_path, GOOD + "release: {zzz: 1}\n")
-    assert line == "  c.yaml:5: release.zzz is no key of the configuration: " + (
+    assert line == "  c.yaml:5: release.zzz is not a key of the configuration: " + (
         "expected one of format, jpeg_quality, short_side"
     )
 
@@ -106,7 +106,7 @@ def test_credentials_are_told_with_their_line_and_without_their_value(tmp_path):
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     (_, line) = problems(tmp_path, GOOD + "name: other\n")
-    assert line == "  c.yaml:5: name stands here twice, first in line 1"
+    assert line == "  c.yaml:5: name is given twice, first in line 1"
 
 
 @pytest.mark.parametrize(
