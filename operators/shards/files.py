@@ -30,7 +30,6 @@ class ShardFiles:
     masks: bytes
     rejects: bytes
     counts: dict[str, int]  # rows, images, masks, rejected, and rejected:<reason> each
-    released_bytes: int
 
 
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
@@ -72,7 +71,6 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
     images: list[Row] = []
     masks: list[Row] = []
     rejects: list[Row] = []
-    released_bytes = 0
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for row in rows:
             if row["reason"] is not None:
@@ -83,7 +81,6 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
             size = row["height"], row["width"]
             name = image_name(row["id"])
             _add(archive, annotation_name(row["id"]), annotations_json(row["id"], name, size, row["masks"]))
-            released_bytes += len(row["release"])
             images.append({**row, "masks": len(row["masks"])})
             masks.extend(_mask_rows(row))
     by_reason = Counter(f"{REJECTED}{row['reason']}" for row in rejects)
@@ -100,7 +97,6 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
         masks=table_bytes(to_table(masks, MASKS), MASKS, ROW_GROUP_ROWS),
         rejects=table_bytes(to_table(rejects, REJECTS), REJECTS, ROW_GROUP_ROWS),
         counts=counts,
-        released_bytes=released_bytes,
     )
 
 
