@@ -92,6 +92,7 @@ def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict
 
 def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: Path) -> dict[str, Any]:
     """Seconds and memory of the statistics of a dataset."""
+    from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.statistics.open_tables import open_tables
     from segmint.pipeline.statistics.statistics import compute_statistics
@@ -100,7 +101,7 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
     with watched_memory() as mib:
         before = mib[-1]
         started = time.perf_counter()
-        with open_tables(str(dataset), Storage(), memory_limit, scratch) as tables:
+        with open_tables(Location(Storage(), str(dataset)), memory_limit, scratch) as tables:
             found = compute_statistics(tables, sample)
         seconds = time.perf_counter() - started
     twins = found.near_duplicates
@@ -115,6 +116,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
 
     `ray_from` is for datasets with fewer masks than Ray is started for.
     """
+    from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.audit.answer_text import answer_lines
     from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
@@ -125,7 +127,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
     with watched_memory() as mib, repeatedly(trace.look, 1.0):
         before = mib[-1]
         started = time.perf_counter()
-        report = audit_dataset(str(dataset), Storage(), options)
+        report = audit_dataset(Location(Storage(), str(dataset)), options)
         seconds = time.perf_counter() - started
     if report.findings.total:
         raise SystemExit(

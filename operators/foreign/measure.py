@@ -13,8 +13,8 @@ from segmint.catalogs.dataset.tables import BoxConvention, TableFile, scratch_pa
 from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import base_name, join
+from segmint.infra.storage.location import Location
+from segmint.infra.uris import base_name
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.masks import BOXES, ForeignImage, read_foreign
@@ -75,8 +75,8 @@ class _Image:
     told: bool = False  # whether there is a finding that its JSON cannot be read
 
 
-def measure_shard(storage: Storage, uri: str, shard: ForeignShard, folder: Path) -> MeasuredShard:
-    """Measures a shard of the data at `uri`, and writes its tables into `folder`.
+def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
+    """Measures a shard of some data, and writes its tables into `folder`.
 
     In memory are some images' masks, a row group, and the names of those whose other half has not come.
     """
@@ -87,19 +87,17 @@ def measure_shard(storage: Storage, uri: str, shard: ForeignShard, folder: Path)
             path = folder / scratch_path(kind, shard.shard)
             path.parent.mkdir(exist_ok=True)
             writers[kind] = stack.enter_context(RowGroupWriter(path, schema, ROW_GROUP_ROWS))
-        _measure(storage, uri, shard, measured, writers)
+        _measure(data, shard, measured, writers)
     for kind in _SCHEMAS:
         path = folder / scratch_path(kind, shard.shard)
         measured.files[kind] = TableFile(str(path), path.stat().st_size)
     return measured
 
 
-def _measure(
-    storage: Storage, uri: str, shard: ForeignShard, measured: MeasuredShard, writers: dict[str, RowGroupWriter]
-) -> None:
+def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, writers: dict[str, RowGroupWriter]) -> None:
     images: dict[str, _Image] = {}
     waiting: list[tuple[Row, list[int | None]]] = []
-    for file in _files(storage, uri, shard, measured.findings):
+    for file in _files(data, shard, measured.findings):
         image = images.setdefault(file.stem, _Image())
         try:
             if file.kind == "jpeg":
@@ -205,24 +203,22 @@ def _jpeg_size(file: _File) -> tuple[tuple[int, int] | None, ValueError | None]:
     return (size[1], size[0]), None
 
 
-def _files(storage: Storage, uri: str, shard: ForeignShard, findings: FindingCollector) -> Iterator[_File]:
+def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> Iterator[_File]:
     """The JPEGs and JSONs of a shard, in its order; what cannot be read is a finding."""
     if shard.tar is not None:
-        yield from _tar_files(storage, join(uri, shard.tar), shard.tar, shard.shard, findings)
+        yield from _tar_files(data / shard.tar, shard.tar, shard.shard, findings)
         return
     for pair in shard.pairs:
         for kind, file in (("jpeg", pair.jpeg), ("json", pair.json)):
             if file is None:
                 continue
-            place, where = Place(_text(file.name), shard.shard), join(uri, file.name)
-            yield _File(
-                _text(pair.stem), kind, place, where, 0, file.size, partial(storage.open_ranges, where, file.size)
-            )
+            place, found = Place(_text(file.name), shard.shard), data / file.name
+            yield _File(_text(pair.stem), kind, place, found.uri, 0, file.size, partial(found.open_ranges, file.size))
 
 
-def _tar_files(storage: Storage, uri: str, name: str, shard: int, findings: FindingCollector) -> Iterator[_File]:
+def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector) -> Iterator[_File]:
     try:
-        with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tar.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             opened: AbstractContextManager[BinaryIO] = nullcontext(stream)
             for member in archive:
                 kind = kind_of(member.name)
@@ -230,7 +226,7 @@ def _tar_files(storage: Storage, uri: str, name: str, shard: int, findings: Find
                     continue
                 path = _text(member.name)
                 stem, place = path.rpartition(".")[0], Place(f"{name}/{path}", shard)
-                yield _File(stem, kind, place, uri, member.offset_data, member.size, lambda: opened)
+                yield _File(stem, kind, place, tar.uri, member.offset_data, member.size, lambda: opened)
     except (tarfile.TarError, EOFError) as error:
         findings.add(Place(name, shard).finding(Code.BAD_TAR, "a tar of plain files", error))
 

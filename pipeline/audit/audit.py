@@ -61,8 +61,8 @@ class AuditOptions:
         return LOCAL if self.build is None else self.build.resources
 
 
-def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audits all of the dataset at `uri`, or what can be audited of a folder or prefix of SA-1B's kind.
+def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
+    """Audits all of a dataset, or what can be audited of a folder or prefix of SA-1B's kind.
 
     Tars are read once, and tables once more for the statistics. Changes nothing in the dataset. Raises
     `UsageError` where neither stands there, for a wrong option before anything is read, and storage faults as they
@@ -70,25 +70,25 @@ def audit_dataset(uri: str, storage: Storage, options: AuditOptions = AuditOptio
     """
     if options.attributions is not None:
         check_ending(options.attributions)
-    if not manifest_generations(Location(storage, uri)):
-        check_foreign(uri, options)
-        with open_tables(uri, storage) as tables:
-            return audit_foreign(tables, storage, options.sample)
+    if not manifest_generations(dataset):
+        check_foreign(dataset.uri, options)
+        with open_tables(dataset) as tables:
+            return audit_foreign(tables, dataset.storage, options.sample)
     now = options.now or datetime.now(UTC)
-    pinned = load_latest_manifest(Location(storage, uri))
-    content, problems = _content(pinned.manifest, storage, options, now)
-    report = audit_integrity(uri, storage, options.sample, options.now, content, options.resources, options.ray_from)
+    pinned = load_latest_manifest(dataset)
+    content, problems = _content(pinned.manifest, dataset.storage, options, now)
+    report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
     findings = FindingCollector()
     findings.extend(report.findings)
     if problems:
         place = Place(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
     findings.extend(content.finish())
-    statistics, notes = _statistics(uri, storage, options, report)
+    statistics, notes = _statistics(dataset, options, report)
     if options.attributions is not None:
-        notes += _write_credits(uri, storage, options.attributions, report)
+        notes += _write_credits(dataset, Location(dataset.storage, options.attributions), report)
     if options.regions is not None:
-        write_regions(Location(storage, options.regions), content.privacy.regions())
+        write_regions(Location(dataset.storage, options.regions), content.privacy.regions())
     return replace(
         report,
         scope="all",
@@ -122,9 +122,9 @@ def _content(
     return ContentAudit(ContentPlan(rules, None), options.privacy_sample, storage, options.pictures), problems
 
 
-def _open(uri: str, storage: Storage, report: AuditReport) -> DatasetTables:
+def _open(dataset: Location, report: AuditReport) -> DatasetTables:
     """The tables of the shards in which the audit of integrity found nothing damaged."""
-    return open_tables(uri, storage, leave_out=frozenset(_left_out(report)))
+    return open_tables(dataset, leave_out=frozenset(_left_out(report)))
 
 
 def _left_out(report: AuditReport) -> list[int]:
@@ -132,12 +132,10 @@ def _left_out(report: AuditReport) -> list[int]:
     return sorted({*report.not_compared, *report.unusable_commits})
 
 
-def _statistics(
-    uri: str, storage: Storage, options: AuditOptions, report: AuditReport
-) -> tuple[Statistics | None, list[str]]:
+def _statistics(dataset: Location, options: AuditOptions, report: AuditReport) -> tuple[Statistics | None, list[str]]:
     """The statistics, None where a file that they need cannot be read, and notes."""
     try:
-        with _open(uri, storage, report) as tables:
+        with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
     except DamagedDatasetError as error:
         return None, [f"no statistics: {error}"]
@@ -147,7 +145,7 @@ def _statistics(
     return statistics, [f"not in statistics and attributions because of the findings above: shards {shards}"]
 
 
-def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -> list[str]:
+def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:
     """Write the attributions; return notes."""
 
     def rows(tables: DatasetTables) -> Iterator[Row]:
@@ -156,8 +154,8 @@ def _write_credits(uri: str, storage: Storage, file: str, report: AuditReport) -
                 yield from batch.to_pylist()
 
     try:
-        with _open(uri, storage, report) as tables:
-            write_attributions(rows(tables), Location(storage, file))
+        with _open(dataset, report) as tables:
+            write_attributions(rows(tables), file)
     except DamagedDatasetError as error:
         return [f"no attributions were written: {error}"]
     return []

@@ -26,10 +26,9 @@ from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import base_name, join
+from segmint.infra.uris import base_name
 
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
 """The folders in which every file must be accounted for."""
@@ -60,23 +59,21 @@ class AuditedCommit:
         return any(finding.code is code for finding in self.findings)
 
 
-def list_files(storage: Storage, dataset_uri: str) -> dict[str, Listed]:
+def list_files(dataset: Location) -> dict[str, Listed]:
     """Every file in the audited folders, at any depth, by its path below the dataset."""
     return {
         f"{folder}/{entry.name}": Listed(entry.size, entry.modified)
         for folder in AUDITED_FOLDERS
-        for entry in storage.walk(join(dataset_uri, folder), include_temporary=True)
+        for entry in (dataset / folder).walk(include_temporary=True)
     }
 
 
-def audit_catalog_part(
-    storage: Storage, dataset_uri: str, part: CatalogPart, images_per_shard: int
-) -> Iterator[Finding]:
+def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
     """Whether a part of the catalog is the file that was pinned, and holds the ordinals that it should."""
     place = Place(part.path)
-    uri = join(dataset_uri, part.path)
+    file = dataset / part.path
     try:
-        digest = storage.sha256(uri)
+        digest = file.sha256()
     except NotFoundError:
         yield place.finding(Code.MISSING_CATALOG, f"the catalog's part with {part.rows} rows", "no such file")
         return
@@ -84,7 +81,7 @@ def audit_catalog_part(
         yield place.finding(Code.CATALOG_DIGEST, f"SHA-256 {part.sha256}", digest)
         return
     try:
-        with NormalizedRows(Location(storage, uri)) as rows:
+        with NormalizedRows(file) as rows:
             first, end = rows.ordinals
     except UsageError as error:
         yield place.finding(Code.CATALOG_ROWS, "a normalized catalog", error)
@@ -96,8 +93,7 @@ def audit_catalog_part(
 
 
 def audit_commits(
-    storage: Storage,
-    dataset_uri: str,
+    dataset: Location,
     manifest: DatasetManifest,
     pairs: Iterable[tuple[int, int]],
     threads: int = 16,
@@ -106,7 +102,7 @@ def audit_commits(
 
     At most a few hundred are in memory at a time.
     """
-    log = CommitLog(Location(storage, dataset_uri))
+    log = CommitLog(dataset)
 
     def audit(pair: tuple[int, int]) -> AuditedCommit | None:
         try:

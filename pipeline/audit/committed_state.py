@@ -7,8 +7,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import COMMITS, commit_name
 from segmint.infra.storage.errors import NotFoundError
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
+from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.commits import Listed, audit_commits
 
 
@@ -27,8 +26,7 @@ class CommittedState:
 
 
 def audit_committed_state(
-    storage: Storage,
-    dataset_uri: str,
+    dataset: Location,
     manifest: DatasetManifest,
     listed: dict[str, Listed],
     generations: dict[int, list[int]],
@@ -36,7 +34,7 @@ def audit_committed_state(
     """Audit the commits that hold and those that were replaced; take the files that they name from `listed`."""
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
-    for audited in audit_commits(storage, dataset_uri, manifest, held):
+    for audited in audit_commits(dataset, manifest, held):
         state.findings.extend(audited.findings)
         state.commits += 1
         if audited.commit is None:
@@ -47,11 +45,11 @@ def audit_committed_state(
         state.masks += audited.commit.counts.get("masks", 0)
         if audited.has(Code.BAD_COUNTS):
             state.bad_counts.add(audited.shard)
-        bad = _audit_named(storage, dataset_uri, audited.commit, listed, state.findings)
+        bad = _audit_named(dataset, audited.commit, listed, state.findings)
         if bad:
             state.bad_kinds[audited.shard] = bad
     replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
-    for audited in audit_commits(storage, dataset_uri, manifest, replaced):
+    for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
         left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
         place = Place(f"{COMMITS}/{commit_name(audited.shard, audited.generation)}", audited.shard)
@@ -63,7 +61,7 @@ def audit_committed_state(
 
 
 def _audit_named(
-    storage: Storage, dataset_uri: str, commit: Commit, listed: dict[str, Listed], findings: FindingCollector
+    dataset: Location, commit: Commit, listed: dict[str, Listed], findings: FindingCollector
 ) -> frozenset[str]:
     """The folders in which a commit's file is missing or of a wrong size."""
     bad = set()
@@ -72,7 +70,7 @@ def _audit_named(
         known = listed.pop(entry.path, None)
         try:
             # A file that was put after the listing is not in it.
-            size = storage.size(join(dataset_uri, entry.path)) if known is None else known.size
+            size = (dataset / entry.path).size() if known is None else known.size
         except NotFoundError:
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
             bad.add(entry.path.partition("/")[0])

@@ -14,7 +14,6 @@ from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombs
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
@@ -38,15 +37,14 @@ LOCAL = ResourcesConfig(address="local")
 
 
 def audit_integrity(
-    dataset_uri: str,
-    storage: Storage,
+    dataset: Location,
     sample: int = 100,
     now: datetime | None = None,
     content: ContentAudit | None = None,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
 ) -> AuditReport:
-    """Reads every file of the dataset at `dataset_uri` once, and says what is wrong with it; changes nothing.
+    """Reads every file of the dataset once, and says what is wrong with it; changes nothing.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
     `now` is the time by which unnamed files are old (default: this machine's clock). `content` looks at more of
@@ -55,27 +53,27 @@ def audit_integrity(
     storage faults as they come, and `UnfinishedError` where Ray fails.
     """
     # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
-    listed = list_files(storage, dataset_uri)
-    generations = CommitLog(Location(storage, dataset_uri)).generations()
-    pinned = load_latest_manifest(Location(storage, dataset_uri))
+    listed = list_files(dataset)
+    generations = CommitLog(dataset).generations()
+    pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    findings.extend(audit_manifest(storage, dataset_uri, pinned))
+    findings.extend(audit_manifest(dataset, pinned))
     settings = _settings(pinned, findings)
-    state = audit_committed_state(storage, dataset_uri, manifest, listed, generations)
+    state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
     unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful)
     findings.extend(unnamed.findings)
     damaged_parts = set()
     for part in manifest.catalog:
-        found = list(audit_catalog_part(storage, dataset_uri, part, manifest.images_per_shard))
+        found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
-    taken = _taken_down(storage, dataset_uri, manifest, findings)
+    taken = _taken_down(dataset, manifest, findings)
     plan = None if content is None else content.plan
-    task = AuditTask(Location(storage, dataset_uri), manifest, frozenset(damaged_parts), settings, plan)
+    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan)
     plans = _plans(task, state, taken, sample, 0 if content is None else content.wanted(state.images))
     checked = Checked(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
@@ -88,7 +86,7 @@ def audit_integrity(
             if content is not None and result.content is not None:
                 content.add(result.shard, manifest.ordinals(result.shard)[0] + 1, result.places, result.content)
     return AuditReport(
-        dataset=dataset_uri,
+        dataset=dataset.uri,
         scope="integrity",
         kind="segmint",
         shards=manifest.shards,
@@ -150,12 +148,10 @@ def _plans(
         seen = end
 
 
-def _taken_down(
-    storage: Storage, dataset_uri: str, manifest: DatasetManifest, findings: FindingCollector
-) -> dict[int, frozenset[int]]:
+def _taken_down(dataset: Location, manifest: DatasetManifest, findings: FindingCollector) -> dict[int, frozenset[int]]:
     """Ordinals that tombstones name, by shard."""
     try:
-        tombstones = read_tombstones(Location(storage, dataset_uri))
+        tombstones = read_tombstones(dataset)
     except DamagedDatasetError as error:
         findings.add(Place(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
         return {}

@@ -13,10 +13,9 @@ from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import config_sha256, part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 
 
-def audit_manifest(storage: Storage, dataset_uri: str, standing: LatestManifest) -> Iterator[Finding]:
+def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
     """Whether the manifest that holds agrees with itself and with all generations before it."""
     manifest, generation = standing
     place = Place(manifest_name(generation))
@@ -33,17 +32,17 @@ def audit_manifest(storage: Storage, dataset_uri: str, standing: LatestManifest)
             expected = f"part {number} at {path} from shard {first_shard}"
             yield place.finding(Code.BAD_MANIFEST, expected, f"{part.path} from shard {part.first_shard}")
         first_shard = part.first_shard + -(-part.rows // manifest.images_per_shard)
-    yield from _audit_generations(storage, dataset_uri, standing)
+    yield from _audit_generations(dataset, standing)
 
 
-def _audit_generations(storage: Storage, dataset_uri: str, standing: LatestManifest) -> Iterator[Finding]:
+def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
     """Each generation before the one that holds must be there, and say the same but for what grows."""
     later, number = standing
     while number > 1:
         number -= 1
         place = Place(manifest_name(number))
         try:
-            earlier = read_generation(Location(storage, dataset_uri), number)
+            earlier = read_generation(dataset, number)
         except UsageError as error:
             yield place.finding(Code.BAD_MANIFEST, "a dataset's manifest", error)
             return

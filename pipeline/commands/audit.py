@@ -58,19 +58,20 @@ def audit(
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
     build, storage = build_of(config)
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.audit.answer_json import to_json
     from segmint.pipeline.audit.answer_text import answer_lines
     from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
 
     if integrity_only:
         resources = LOCAL if build is None else build.resources
-        report = audit_integrity(dataset, storage, sample, resources=resources, ray_from=RAY_FROM_MASKS)
+        report = audit_integrity(Location(storage, dataset), sample, resources=resources, ray_from=RAY_FROM_MASKS)
     else:
         from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
         options = AuditOptions(sample, searched, attributions, regions, pictures, build, ray_from=RAY_FROM_MASKS)
-        report = audit_dataset(dataset, storage, options)
+        report = audit_dataset(Location(storage, dataset), options)
     lines = answer_lines(report)
     text = to_json(report) if as_json else "\n".join(lines)
     if output is None:

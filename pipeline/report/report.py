@@ -110,11 +110,13 @@ def _audited(
     """Make or read an audit, and open the tables of the shards that it found intact."""
     if audit_uri is None and not manifest_generations(Location(storage, uri)):
         check_foreign(uri, options)
-        with open_tables(uri, storage) as tables:  # measures foreign data, once for audit and report
+        with open_tables(Location(storage, uri)) as tables:  # measures foreign data, once for audit and report
             yield to_dict(audit_foreign(tables, storage, options.sample)), tables
         return
-    made = to_dict(audit_dataset(uri, storage, options)) if audit_uri is None else read_audit(audit_uri, storage)
-    with open_tables(uri, storage, leave_out=damaged_shards(made)) as tables:
+    made = (
+        to_dict(audit_dataset(Location(storage, uri), options)) if audit_uri is None else read_audit(audit_uri, storage)
+    )
+    with open_tables(Location(storage, uri), leave_out=damaged_shards(made)) as tables:
         yield made, tables
 
 

@@ -25,7 +25,6 @@ from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.operators.foreign.masks import BOXES
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
@@ -38,37 +37,36 @@ _DUPLICATES = 10_000
 
 
 def open_tables(
-    uri: str,
-    storage: Storage,
+    data: Location,
     memory_limit: str = MEMORY_LIMIT,
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
     alone_s: float = ALONE_S,
 ) -> DatasetTables:
-    """The tables of the dataset at `uri`, with views `images`, `masks` and `rejects`.
+    """The tables of some data, with views `images`, `masks` and `rejects`.
 
     A segmint dataset's committed Parquet is read where it lies, but for the shards in `leave_out`. What segmint did
     not write is measured first, into Parquet below `scratch` that goes with the tables; what is wrong with it is in
     their `foreign.findings`. Raises `UsageError` where neither stands.
     """
-    if manifest_generations(Location(storage, uri)):
-        return open_committed(Location(storage, uri), SCHEMAS, memory_limit, scratch, leave_out)
+    if manifest_generations(data):
+        return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
     folder = make_folder(scratch)
     try:
-        return _open_foreign(uri, storage, memory_limit, folder, alone_s)
+        return _open_foreign(data, memory_limit, folder, alone_s)
     except BaseException:
         folder.cleanup()
         raise
 
 
 def _open_foreign(
-    uri: str, storage: Storage, memory_limit: str, folder: "tempfile.TemporaryDirectory[str]", alone_s: float
+    data: Location, memory_limit: str, folder: "tempfile.TemporaryDirectory[str]", alone_s: float
 ) -> DatasetTables:
     files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
     findings = FindingCollector()
     boxes: dict[BoxConvention, FindingCollector] = {name: FindingCollector() for name in BOXES}
     images = 0
-    with closing(_measured(uri, storage, Path(folder.name), alone_s)) as shards:
+    with closing(_measured(data, Path(folder.name), alone_s)) as shards:
         for measured in shards:
             images += measured.images
             findings.extend(measured.findings)
@@ -78,7 +76,7 @@ def _open_foreign(
                 files[kind].append(file)
     if not images:
         raise UsageError(
-            f"{uri} is no dataset: it has neither {MANIFEST} nor pairs of a JPEG and a JSON in the manner of SA-1B, "
+            f"{data} is no dataset: it has neither {MANIFEST} nor pairs of a JPEG and a JSON in the manner of SA-1B, "
             "loose or in tars; check the path"
         )
     most = _convention(boxes)
@@ -86,7 +84,7 @@ def _open_foreign(
         if convention != most:
             findings.extend(found)
     schemas = {**SCHEMAS, "jpegs": JPEGS}
-    tables = DatasetTables(Location(storage, uri), files, schemas, folder, memory_limit, Foreign(most, findings))
+    tables = DatasetTables(data, files, schemas, folder, memory_limit, Foreign(most, findings))
     findings.extend(_duplicates(tables))
     return tables
 
@@ -98,19 +96,19 @@ def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention |
     return max(boxes, key=lambda name: boxes[name].total)
 
 
-def _measured(uri: str, storage: Storage, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
+def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
     """The shards in their order, measured here for a while, and then by a process a core, a few ahead."""
     started = time.monotonic()
-    shards = find_shards(Location(storage, uri))
+    shards = find_shards(data)
     for shard in shards:
-        yield measure_shard(storage, uri, shard, folder)
+        yield measure_shard(data, shard, folder)
         if time.monotonic() - started >= alone_s:
             break
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         waiting: deque[Future[MeasuredShard]] = deque()
         for shard in shards:
-            waiting.append(pool.submit(measure_shard, storage, uri, shard, folder))
+            waiting.append(pool.submit(measure_shard, data, shard, folder))
             if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:

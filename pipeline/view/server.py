@@ -34,7 +34,7 @@ def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterato
     with ExitStack() as stack:
         findings = load_findings(storage, audit) if audit is not None else AuditFindings()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
-        tables = stack.enter_context(open_tables(uri, storage, scratch=folder))
+        tables = stack.enter_context(open_tables(Location(storage, uri), scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
         yield Viewer(
             name_of(read_manifest(Location(storage, uri)), uri), tables, index, _pictures(tables, storage), findings

@@ -4,28 +4,28 @@ from pathlib import Path
 
 from benchmarks.large_dataset import LargeDataset
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.locations import location_of
 
 
 def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:
     made = LargeDataset(minted, tmp_path / "large", images=25, masks=30, images_per_shard=10)
     made.begin()
     made.commit(0, 1)
-    report = audit_dataset(str(made.folder), Storage(), AuditOptions())
+    report = audit_dataset(location_of(made.folder), AuditOptions())
     assert [finding.line() for finding in report.findings] == []
     assert (report.checked.images, list(report.not_built)) == (10, [(1, 2)])
 
     made.commit(1, made.shards)
-    report = audit_dataset(str(made.folder), Storage(), AuditOptions())
+    report = audit_dataset(location_of(made.folder), AuditOptions())
     assert [finding.line() for finding in report.findings] == []
     checked = report.checked
     assert (checked.images, checked.masks, checked.jsons, checked.commits, checked.jpegs) == (25, 750, 25, 3, 0)
     assert checked.masks_decoded == 750
     assert len(open_dataset(str(made.folder))) == 25
 
-    with open_tables(str(made.folder), Storage()) as tables, open_tables(str(minted), Storage()) as source:
+    with open_tables(location_of(made.folder)) as tables, open_tables(location_of(minted)) as source:
         numbers = tables.query("SELECT ordinal, id, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL").to_pylist()
         assert numbers == [{"ordinal": i, "id": i + 1, "n": 1} for i in range(25)]
         masks = tables.query("SELECT count(DISTINCT annotation_id) AS n, min(shard) AS a, max(shard) AS b FROM masks")

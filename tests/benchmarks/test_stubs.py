@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.scale import write_build
 from benchmarks.stubs import MASKS, RELEASE_BYTES, released
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
+from tests.support.locations import location_of
 from tests.support.stubbed import write_dataset
 
 
@@ -17,7 +17,7 @@ def test_a_dataset_of_stubs_is_a_dataset(tmp_path: Path) -> None:
     assert [result.counts["images"] for result in results] == [49, 49, 20]
     assert [result.counts["rejected:license_not_allowed"] for result in results[:2]] == [1, 1]
     assert [result.counts["masks"] for result in results] == [49 * MASKS, 49 * MASKS, 20 * MASKS]
-    report = audit_integrity(str(tmp_path / "dataset"), Storage())
+    report = audit_integrity(location_of(tmp_path / "dataset"))
     assert not report.findings.counts
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 from tests.support.locations import location_of
@@ -55,7 +54,7 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
     assert {path: digest for path, digest in grown.items() if path in first} == first | {
         "shards.json": grown["shards.json"]
     }
-    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert audit_integrity(location_of(dataset)).findings.total == 0
     ids = [sample.id for sample in open_dataset(str(dataset))]
     assert ids == [1, 2, 4, 5, 6, 7, 10, 11, 12]
     assert len(json.loads((dataset / "shards.json").read_text())["shardlist"]) == 4
@@ -101,6 +100,6 @@ def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:
     assert after.keys() - rebuilt.keys() == {"commits/000002.g2.json"}
     assert rebuilt.keys() - after.keys() == {"commits/000002.g1.json"}
     assert all(after[path] == rebuilt[path] for path in after.keys() & rebuilt.keys())
-    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert audit_integrity(location_of(dataset)).findings.total == 0
     assert "nothing was left to do" in segmint("build", config, "--retry-rejected", "not_found")
     assert digests(dataset) == after

@@ -65,4 +65,4 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
         sleeper.wake_up()
         wait_for("the end of the node that woke up", lambda: not sleeper.alive())
     assert digests(download(Location(direct, dataset), tmp_path / "after")) == undisturbed
-    assert list(audit_integrity(dataset, direct).findings) == []
+    assert list(audit_integrity(Location(direct, dataset)).findings) == []

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.protocol import (
     ROWS,
@@ -188,7 +189,7 @@ class Protocol(RuleBasedStateMachine):
             commits = {f"commits/{shard:06}.g{generation}.json" for shard, (generation, _) in self.held.items()}
             parts = {part.path for part in load_manifest(self.place.location).catalog}
             assert contents(self.place).keys() == {"dataset.json"} | parts | named | commits
-            report = audit_integrity(self.place.uri, self.place.storage)
+            report = audit_integrity(Location(self.place.storage, self.place.uri))
             assert [finding.line() for finding in report.findings] == []
             assert list(report.not_built) == []
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_config
@@ -68,7 +69,7 @@ class World:
 
     def is_as_if_nothing_had_happened(self) -> None:
         assert self.standing() == self.undisturbed
-        report = audit_integrity(self.dataset, self.direct)
+        report = audit_integrity(Location(self.direct, self.dataset))
         assert list(report.findings) == []
 
 

@@ -23,6 +23,7 @@ import tenacity  # noqa: F401 (imported once, for all forks: the product imports
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import data_path
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
@@ -157,7 +158,7 @@ def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[
     different = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)}
     wrong += [f"done again: {path} is not as undisturbed" for path in sorted(different)]
     wrong += [f"done again: {promise}" for promise in broken_promises(place)]
-    report = audit_integrity(place.uri, place.storage)
+    report = audit_integrity(Location(place.storage, place.uri))
     return wrong + [f"done again: {finding.line()}" for finding in report.findings]
 
 

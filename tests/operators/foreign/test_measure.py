@@ -8,7 +8,6 @@ from PIL import Image
 
 from segmint.catalogs.dataset.foreign import JPEGS, find_shards
 from segmint.catalogs.findings import Code
-from segmint.infra.storage.storage import Storage
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
 from segmint.operators.schemas import IMAGES, MASKS
 from tests.operators.foreign.test_masks import annotation, square
@@ -17,7 +16,7 @@ from tests.support.locations import location_of
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
     folder.mkdir()
-    return [measure_shard(Storage(), str(data), shard, folder) for shard in find_shards(location_of(data))]
+    return [measure_shard(location_of(data), shard, folder) for shard in find_shards(location_of(data))]
 
 
 def put(folder: Path, stem: str, comments: int = 0) -> None:
@@ -53,7 +52,7 @@ def test_shards_never_share_ordinals(tmp_path: Path) -> None:
     put(tmp_path / "data", "a")
     (loose,) = find_shards(location_of(tmp_path / "data"))
     (tmp_path / "out").mkdir()
-    later = measure_shard(Storage(), str(tmp_path / "data"), type(loose)(5, pairs=loose.pairs), tmp_path / "out")
+    later = measure_shard(location_of(tmp_path / "data"), type(loose)(5, pairs=loose.pairs), tmp_path / "out")
     row = pq.read_table(later.files["masks"].uri).to_pylist()[0]
     assert row["ordinal"] == 5 * IMAGES_PER_SHARD_LIMIT
     assert row["annotation_id"] == 5 * IMAGES_PER_SHARD_LIMIT * 10_000
@@ -71,7 +70,7 @@ def test_a_name_that_is_no_text_and_a_file_that_vanishes(tmp_path: Path) -> None
     shards = list(find_shards(location_of(tmp_path / "data")))
     (tmp_path / "data" / "b.json").unlink()
     (tmp_path / "out").mkdir()
-    (measured,) = [measure_shard(Storage(), str(tmp_path / "data"), shard, tmp_path / "out") for shard in shards]
+    (measured,) = [measure_shard(location_of(tmp_path / "data"), shard, tmp_path / "out") for shard in shards]
     assert measured.findings.counts == {Code.MISSING_FILE: 1}
     assert pq.read_table(measured.files["images"].uri).column("image_id").to_pylist() == ["a?"]
 

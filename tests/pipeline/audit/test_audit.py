@@ -32,7 +32,7 @@ from tests.support.planting import LATER, ShardEdit, edit_row, flip
 
 
 def audit(dataset: Path, privacy_sample: int | None = 0, **options) -> AuditReport:
-    return audit_dataset(str(dataset), Storage(), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
+    return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
 
 
 def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Path) -> None:
@@ -242,7 +242,7 @@ def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict
     upload(minted, Location(storage, uri))
     there = f"s3://{s3_bucket}/answers"
     options = AuditOptions(privacy_sample=1, now=LATER, attributions=f"{there}/a.md", regions=f"{there}/r.jsonl")
-    report = audit_dataset(uri, storage, options)
+    report = audit_dataset(Location(storage, uri), options)
     assert replace(report, dataset=str(minted)) == audit(minted, 1)
     assert storage.read(f"{there}/a.md").startswith(b"# Attributions")
     assert storage.read(f"{there}/r.jsonl") == b""

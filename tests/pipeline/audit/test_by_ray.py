@@ -63,7 +63,7 @@ def running_ray(s3_server: S3Server) -> Iterator[None]:
 
 
 def audit(dataset: Path, ray_from: int, **options: Any) -> AuditReport:
-    return audit_dataset(str(dataset), Storage(), AuditOptions(now=LATER, ray_from=ray_from, **options))
+    return audit_dataset(location_of(dataset), AuditOptions(now=LATER, ray_from=ray_from, **options))
 
 
 def with_a_face(taken: CommittedShard) -> None:
@@ -104,7 +104,7 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
 def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> None:
     flip(dataset / first_part(dataset).path)
     threads, by_ray = (
-        audit_integrity(str(dataset), Storage(), now=LATER, ray_from=ray_from) for ray_from in (IN_THREADS, BY_RAY)
+        audit_integrity(location_of(dataset), now=LATER, ray_from=ray_from) for ray_from in (IN_THREADS, BY_RAY)
     )
     assert by_ray == threads
     assert by_ray.findings.counts == {Code.CATALOG_DIGEST: 1}
@@ -127,13 +127,13 @@ def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s
     proxy = FaultyProxy(s3_server.port)
     storage = Storage({"s3://": {"endpoint_url": proxy.url}}, RetryPolicy(attempts=2))
     try:
-        assert audit_integrity(uri, storage, now=LATER, ray_from=BY_RAY).findings.total == 0
+        assert audit_integrity(Location(storage, uri), now=LATER, ray_from=BY_RAY).findings.total == 0
         broken = answer(500, "InternalError")
         proxy.policy = lambda method, target: broken if method == "GET" and "/masks/sa_000001" in target else b""
         told = []
         for ray_from in (IN_THREADS, BY_RAY):
             with pytest.raises(StorageFaultError, match="masks/sa_000001") as raised:
-                audit_integrity(uri, storage, now=LATER, ray_from=ray_from)
+                audit_integrity(Location(storage, uri), now=LATER, ray_from=ray_from)
             told.append((raised.type, str(raised.value)))
         assert told[0] == told[1]
     finally:

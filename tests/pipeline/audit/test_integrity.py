@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_text import answer_lines
@@ -24,7 +25,7 @@ from tests.support.planting import LATER, ShardEdit, commit_path, flip
 
 
 def audit(dataset: Path, sample: int = 100) -> AuditReport:
-    return audit_integrity(str(dataset), Storage(), sample, now=LATER)
+    return audit_integrity(location_of(dataset), sample, now=LATER)
 
 
 def test_a_whole_dataset_has_no_finding_and_is_not_changed(minted: Path) -> None:
@@ -59,7 +60,7 @@ def test_what_is_not_yet_built_is_told(dataset: Path) -> None:
 
 def test_files_of_a_writer_at_work_are_told(dataset: Path) -> None:
     commit_path(dataset, 2).unlink()
-    report = audit_integrity(str(dataset), Storage())
+    report = audit_integrity(location_of(dataset))
     assert report.findings.total == 0
     assert len(report.recent_unnamed) == 4
     assert any("4 files that no commit names, of a writer" in line for line in answer_lines(report))
@@ -115,7 +116,7 @@ def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict
     for path in minted.rglob("*"):
         if path.is_file():
             storage.put(f"{uri}/{path.relative_to(minted)}", path.read_bytes())
-    report = audit_integrity(uri, storage, now=LATER)
+    report = audit_integrity(Location(storage, uri), now=LATER)
     assert [finding.line() for finding in report.findings] == []
     assert report.checked == audit(minted).checked
 
@@ -125,7 +126,7 @@ def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict
     storage.put(f"{uri}/{third.file('images').path}", b"x")
     storage.put(f"{uri}/shards/notes.txt", b"mine")
     storage.put(f"{uri}/{data_path('images', 0, '0' * 64)}", b"left over")
-    found: list[Finding] = list(audit_integrity(uri, storage, now=LATER).findings)
+    found: list[Finding] = list(audit_integrity(Location(storage, uri), now=LATER).findings)
     assert {(finding.code, finding.shard) for finding in found} == {
         (Code.MISSING_FILE, 0),
         (Code.FILE_DIGEST, 1),

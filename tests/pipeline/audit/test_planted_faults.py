@@ -25,7 +25,6 @@ from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
-from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_text import answer_lines
@@ -53,7 +52,7 @@ DAMAGES: list[Any] = []
 
 
 def audit(dataset: Path, privacy_sample: int | None = 0) -> AuditReport:
-    return audit_dataset(str(dataset), Storage(), AuditOptions(privacy_sample=privacy_sample, now=LATER))
+    return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER))
 
 
 def damage(code: Code, file: str, *told: str) -> Callable[[Damage], Damage]:
@@ -536,7 +535,7 @@ RAW = [
 @pytest.mark.parametrize(("edit", "folder"), RAW)
 def test_the_same_on_disk_alone_is_betrayed_by_size_or_hash(dataset: Path, edit: ShardEdit, folder: str) -> None:
     path = edit.raw(dataset, folder)
-    (finding,) = audit_integrity(str(dataset), Storage(), now=LATER).findings
+    (finding,) = audit_integrity(location_of(dataset), now=LATER).findings
     assert finding.code in (Code.FILE_SIZE, Code.FILE_DIGEST)
     assert (finding.file, finding.shard) == (path, edit.shard)
 

@@ -70,7 +70,7 @@ def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: st
     held = list(CommitLog(location).read_all())
     assert [commit.numerics for commit in held] == [commit.numerics for commit in commits]
     assert [commit.counts for commit in held] == [commit.counts for commit in commits]
-    assert audit_integrity(uri, storage).findings.total == 0
+    assert audit_integrity(Location(storage, uri)).findings.total == 0
     assert json.loads((dataset / "shards.json").read_bytes())["shardlist"][0]["url"] == held[0].file("shards").path
 
 

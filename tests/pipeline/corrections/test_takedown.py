@@ -71,7 +71,7 @@ def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> No
     counts = held[0].counts
     assert counts["rows"] == counts["images"] + counts["rejected"] == 3
     assert (counts["rejected"], counts["rejected:taken_down"]) == (2, 1)
-    report = audit_integrity(str(dataset), Storage())
+    report = audit_integrity(location_of(dataset))
     assert [finding.line() for finding in report.findings] == []
     assert report.checked.images == 5
 
@@ -110,7 +110,7 @@ def test_a_whole_license_and_rows_that_were_refused(dataset: Path, minted: Path)
     done = take(dataset, Asked(license="CC0-1.0"))
     assert (done.rows, done.images, done.changed_shards, done.taken_down) == (7, 6, (0, 1, 2), 8)
     assert list(open_dataset(str(dataset))) == []
-    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert audit_integrity(location_of(dataset)).findings.total == 0
     assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(minted).values()))), [dataset]) == []
 
 
@@ -160,7 +160,7 @@ def test_any_later_takedown_finishes_one_that_was_killed(minted: Path, tmp_path:
     assert mentions(dataset, ["image-1"])
     take(dataset, Asked(ids=("image-4",)))
     assert mentions(dataset, ["image-1", "image-4"]) == []
-    assert audit_integrity(str(dataset), Storage()).findings.total == 0
+    assert audit_integrity(location_of(dataset)).findings.total == 0
 
 
 def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(minted: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     assert one.keys() - other.keys() == {"commits/000000.g1.json"}
     assert other.keys() - one.keys() == {"commits/000000.g2.json"}
     assert len(one) == 5
-    assert audit_integrity(str(dataset), storage).findings.total == 0
+    assert audit_integrity(Location(storage, str(dataset))).findings.total == 0
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_no_older_version_of_the_image_is_left_on_s3(
     shutil.copytree(minted, tmp_path / "local")
     take(tmp_path / "local")
     assert digests(copy) == digests(tmp_path / "local")
-    assert audit_integrity(uri, storage).findings.total == 0
+    assert audit_integrity(Location(storage, uri)).findings.total == 0

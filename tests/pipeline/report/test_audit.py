@@ -9,6 +9,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
 from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.locations import location_of
 
 INTEGRITY = {
     "dataset": "x",
@@ -51,7 +52,7 @@ def test_an_area_that_was_not_looked_at_is_none(tmp_path: Path) -> None:
 
 
 def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(reported: str) -> None:
-    with open_tables(reported, Storage()) as tables:
+    with open_tables(location_of(reported)) as tables:
         computed = with_statistics({"statistics": None, "not_compared": []}, "audit.json", tables, 10)
         assert computed["statistics"]["images"] == 6
         computed["statistics"]["without_masks"] = 12345
@@ -63,7 +64,7 @@ def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(report
 
 def test_damaged_shards_are_left_out(reported: str) -> None:
     audit = {"statistics": None, "not_compared": [1]}
-    with open_tables(reported, Storage(), leave_out=damaged_shards(audit)) as tables:
+    with open_tables(location_of(reported), leave_out=damaged_shards(audit)) as tables:
         found = with_statistics(audit, "audit.json", tables, 10)
     assert found["left_out"] == [1]
     assert found["statistics"]["images"] == 3

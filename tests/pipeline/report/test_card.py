@@ -10,6 +10,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.report.card import escaped, front_matter, size_category
 from segmint.pipeline.report.facts import gather_facts
 from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.locations import location_of
 
 SECTIONS = (
     "Motivation",
@@ -107,7 +108,7 @@ def test_sizes_are_the_hub_s(images: int, category: str) -> None:
 def test_an_unknown_license_is_said_to_be_unknown(minted: Path, tmp_path: Path) -> None:
     from tests.support.foreign_data import loosen
 
-    with open_tables(str(loosen(minted, tmp_path / "data")), Storage()) as tables:
+    with open_tables(location_of(loosen(minted, tmp_path / "data"))) as tables:
         facts = gather_facts(tables, Storage())
     assert yaml.safe_load(front_matter(facts))["license"] == ["unknown"]
     assert facts.rejected is None

@@ -3,11 +3,12 @@
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.report.facts import Credit, Detector, RedactedRegions, gather_facts
 from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION
 
 
 def test_facts_of_a_dataset(reported: str) -> None:
-    with open_tables(reported, Storage()) as tables:
+    with open_tables(location_of(reported)) as tables:
         facts = gather_facts(tables, Storage())
     assert (facts.images, facts.masks, facts.rejected, facts.taken_down) == (6, 10, 2, 0)
     assert facts.bytes == sum(file.size for commit in facts.commits for file in commit.files)

@@ -19,6 +19,7 @@ from tests.support.builds import digests
 from tests.support.everything import upload
 from tests.support.foreign_data import loosen
 from tests.support.html import parse_page
+from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION, IMAGE_ID, QUICK, SCRIPT
 
 FILES = {"README.md", "croissant.json", "index.html", "statistics.json", "statistics.parquet"}
@@ -33,7 +34,7 @@ def test_all_files_are_there(minted_report: Path) -> None:
 
 
 def test_the_statistics_are_the_dataset_s(minted: Path, minted_report: Path) -> None:
-    with open_tables(str(minted), Storage()) as tables:
+    with open_tables(location_of(minted)) as tables:
         expected = compute_statistics(tables, QUICK.sample).to_dict()
     assert json.loads((minted_report / "statistics.json").read_text()) == expected
     text = parse_page((minted_report / "index.html").read_text()).text
@@ -110,7 +111,7 @@ def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: 
     from segmint.pipeline.audit.integrity import audit_integrity
 
     audit = tmp_path / "audit.json"
-    audit.write_text(to_json(audit_integrity(str(minted), Storage(), QUICK.sample)))
+    audit.write_text(to_json(audit_integrity(location_of(minted), QUICK.sample)))
     write_report(str(minted), Storage(), str(tmp_path / "report"), str(audit), QUICK)
     assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
 

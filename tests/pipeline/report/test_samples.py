@@ -57,7 +57,7 @@ def test_what_cannot_be_drawn_says_so() -> None:
 
 
 def test_the_choice_is_the_same_whatever_is_asked_and_from_all_strata(reported: str) -> None:
-    with open_tables(reported, Storage()) as tables:
+    with open_tables(location_of(reported)) as tables:
         everything = choose_images(tables, 12)
         assert sorted(everything) == [1, 2, 3, 5, 6, 7]
         assert everything[0] == 3  # it has no mask, and masks ascend
@@ -69,7 +69,7 @@ def test_the_choice_is_the_same_whatever_is_asked_and_from_all_strata(reported: 
 
 
 def test_pictures_come_in_the_order_asked_for(reported: str) -> None:
-    with open_tables(reported, Storage()) as tables:
+    with open_tables(location_of(reported)) as tables:
         commits = list(CommitLog(location_of(reported)).read_all())
         drawn = draw_pictures(tables, Storage(), commits, [7, 4, 1, 99])
     assert [picture.id for picture in drawn] == [7, 1]  # 4 was refused, and there is no 99
@@ -79,7 +79,7 @@ def test_pictures_come_in_the_order_asked_for(reported: str) -> None:
 
 def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> None:
     storage = Storage()
-    with open_tables(reported, storage) as tables:
+    with open_tables(Location(storage, reported)) as tables:
         first, second = CommitLog(Location(storage, reported)).read_all()
         swapped = [type(first)(0, 1, first.ordinals, first.numerics, first.counts, second.files)]
         (picture,) = draw_pictures(tables, storage, swapped, [1])
@@ -92,7 +92,7 @@ def test_a_foreign_image_that_is_none_is_not_shown(minted: Path, tmp_path: Path)
     whole = (data / "sa_1.jpg").read_bytes()
     (data / "sa_1.jpg").write_bytes(whole[: len(whole) // 2])
     (data / "sa_2.jpg").unlink()
-    with open_tables(str(data), Storage()) as tables:
+    with open_tables(location_of(data)) as tables:
         assert 2 not in choose_images(tables, 12)
         broken, absent, good = draw_pictures(tables, Storage(), [], [1, 2, 4])
     assert broken.jpeg is None

@@ -11,10 +11,12 @@ from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import BoxConvention, DatasetTables
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import SCHEMAS
 from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.foreign_data import Document, count_pixels, loosen, pack, uncompress
+from tests.support.locations import location_of
 
 MASKS = """
     SELECT annotation_id, segmentation, bbox, area, predicted_iou, stability_score, crop_box, point_coords,
@@ -43,7 +45,7 @@ def test_measured_rows_are_those_of_the_build(
     folder = loosen(minted, tmp_path / "loose", change or (lambda _: None), name="photo-" if packed else "sa_")
     folder = pack(folder, tmp_path / "packed") if packed else folder
     boxes: BoxConvention = "pixels" if change is count_pixels else "inclusive"
-    with open_tables(str(minted), Storage()) as ours, open_tables(str(folder), Storage(), scratch=tmp_path) as tables:
+    with open_tables(location_of(minted)) as ours, open_tables(location_of(folder), scratch=tmp_path) as tables:
         same(tables, ours)
         assert (tables.kind, ours.kind, ours.foreign) == ("sa1b", "segmint", None)
         assert tables.foreign is not None
@@ -64,7 +66,7 @@ def test_measured_rows_are_those_of_the_build(
 @pytest.mark.long
 def test_processes_measure_the_same(minted: Path, tmp_path: Path) -> None:
     folder = pack(loosen(minted, tmp_path / "loose"), tmp_path / "packed", tars=3)
-    with open_tables(str(folder), Storage(), alone_s=0) as tables, open_tables(str(minted), Storage()) as ours:
+    with open_tables(location_of(folder), alone_s=0) as tables, open_tables(location_of(minted)) as ours:
         same(tables, ours)
         assert tables.query("SELECT DISTINCT shard FROM masks ORDER BY shard").num_rows == 3
 
@@ -75,7 +77,7 @@ def test_what_a_json_does_not_have_is_not_held_against_it(minted: Path, tmp_path
         document["image"] = {}
 
     folder = loosen(minted, tmp_path / "loose", strip)
-    with open_tables(str(folder), Storage()) as tables, open_tables(str(minted), Storage()) as ours:
+    with open_tables(location_of(folder)) as tables, open_tables(location_of(minted)) as ours:
         assert tables.foreign is not None
         assert (tables.foreign.boxes, list(tables.foreign.findings)) == (None, [])
         shapes = "SELECT area, bbox, concavity, center_x FROM masks ORDER BY ALL"
@@ -140,7 +142,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Code]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path, fault: str) -> None:
     folder = loosen(minted, tmp_path / "loose")
-    with open_tables(str(folder), Storage()) as tables:
+    with open_tables(location_of(folder)) as tables:
         row = tables.query("SELECT id, image_id FROM images WHERE masks > 1 AND id > 1 ORDER BY id").to_pylist()[0]
         masks = tables.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
     from PIL import Image
@@ -148,7 +150,7 @@ def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path
     Image.new("RGB", (33, 44)).save(folder / "other.bin", "JPEG")
     plant, code = FAULTS[fault]
     plant(folder / f"{row['image_id']}.json")
-    with open_tables(str(folder), Storage()) as tables:
+    with open_tables(location_of(folder)) as tables:
         assert tables.foreign is not None
         findings = list(tables.foreign.findings)
         assert [finding.code for finding in findings] == [code]
@@ -168,7 +170,7 @@ def test_a_tar_that_ends_early_is_a_finding_and_the_rest_is_read(minted: Path, t
     folder = pack(loosen(minted, tmp_path / "loose"), tmp_path / "packed")
     path = folder / "part_0.tar"
     path.write_bytes(path.read_bytes()[: 3 << 10])
-    with open_tables(str(folder), Storage()) as tables:
+    with open_tables(location_of(folder)) as tables:
         assert tables.foreign is not None
         assert Code.BAD_TAR in tables.foreign.findings
         assert tables.query("SELECT DISTINCT shard FROM images").to_pylist() == [{"shard": 1}]
@@ -178,16 +180,16 @@ def test_files_of_other_people_are_passed_over(minted: Path, tmp_path: Path) -> 
     folder = loosen(minted, tmp_path / "loose")
     (folder / "info.json").write_text('{"made by": "us"}')
     (folder / "README.md").write_text("hello")
-    with open_tables(str(folder), Storage()) as tables:
+    with open_tables(location_of(folder)) as tables:
         assert tables.foreign is not None
         assert list(tables.foreign.findings) == []
 
 
 def test_where_nothing_stands_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither dataset"):
-        open_tables(str(tmp_path), Storage(), scratch=tmp_path)
+        open_tables(location_of(tmp_path), scratch=tmp_path)
     with pytest.raises(UsageError, match="check the path"):
-        open_tables(str(tmp_path / "absent"), Storage(), scratch=tmp_path)
+        open_tables(location_of(tmp_path / "absent"), scratch=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,7 +206,7 @@ def test_a_prefix_in_s3_is_measured(
         shutil.move(path, packed / path.name)
     for path in [*sorted(loose.iterdir()), *sorted(pack(packed, tmp_path / "packed", tars=1).iterdir())]:
         storage.put_file(f"{uri}/below/{path.name}", path)
-    with open_tables(uri, storage) as tables, open_tables(str(minted), Storage()) as ours:
+    with open_tables(Location(storage, uri)) as tables, open_tables(location_of(minted)) as ours:
         same(tables, ours)
         assert tables.foreign is not None
         assert list(tables.foreign.findings) == []

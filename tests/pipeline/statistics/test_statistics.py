@@ -10,7 +10,6 @@ from shapely import MultiPoint
 from skimage.measure import regionprops
 
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics, geography, masks_per_image
@@ -29,11 +28,12 @@ from segmint.pipeline.statistics.values import (
 )
 from tests.support.drawn import draw, image_row, image_with, tables_of
 from tests.support.foreign_data import loosen
+from tests.support.locations import location_of
 
 
 @pytest.fixture(scope="module")
 def found(minted: Path) -> Statistics:
-    with open_tables(str(minted), Storage()) as tables:
+    with open_tables(location_of(minted)) as tables:
         return compute_statistics(tables, sample=100)
 
 
@@ -219,7 +219,7 @@ def test_licenses_and_providers_are_counted() -> None:
 
 
 def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: Statistics) -> None:
-    with open_tables(str(loosen(minted, tmp_path / "loose")), Storage()) as tables:
+    with open_tables(location_of(loosen(minted, tmp_path / "loose"))) as tables:
         foreign = compute_statistics(tables, sample=100)
     same = (
         "images",

@@ -16,6 +16,7 @@ from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.server import open_viewer, serve
 from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack
+from tests.support.locations import location_of
 
 KINDS = (("api/images", ""), ("images", ".jpg"), ("thumbnails", ".jpg"))
 
@@ -90,7 +91,7 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
 
     folder = loosen(minted, tmp_path / "loose", change)
     audit = tmp_path / "audit.json"
-    audit.write_text(to_json(audit_dataset(str(folder), Storage())))
+    audit.write_text(to_json(audit_dataset(location_of(folder))))
     with open_viewer(str(folder), Storage(), str(audit)) as viewer:
         client = client_of(viewer)
         told = client.get("/api/images/4").json()
