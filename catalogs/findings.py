@@ -1,4 +1,4 @@
-"""What an audit can find wrong with a dataset: one list of codes with a sentence each, and findings that add up."""
+"""What an audit can find wrong with a dataset: codes with a sentence each, and findings."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -67,11 +67,11 @@ SENTENCES = {
     Code.BAD_MANIFEST: "The manifest contradicts itself (its hash, the catalog's parts), or the generation before it.",
     Code.MISSING_CATALOG: "A part of the catalog that the manifest names is not there.",
     Code.CATALOG_DIGEST: "A part of the catalog has other bytes than those that were pinned.",
-    Code.CATALOG_ROWS: "A part of the catalog is no table of a catalog, or has other ordinals than were pinned.",
-    Code.BAD_COMMIT: "A commit's file is no commit: JSON, fields, file names or canonical form are wrong.",
+    Code.CATALOG_ROWS: "A part of the catalog is not a catalog table, or has other ordinals than were pinned.",
+    Code.BAD_COMMIT: "A commit's file is not a commit: JSON, fields, file names or canonical form are wrong.",
     Code.UNKNOWN_SHARD: "A commit is of a shard that the dataset does not have.",
     Code.WRONG_ORDINALS: "A commit's ordinals are not those of its shard: rows would be missing, or there twice.",
-    Code.REPLACED_GENERATION: "An older commit still stands beside the one that replaced it.",
+    Code.REPLACED_GENERATION: "An older commit is still there besides the one that replaced it.",
     Code.OTHER_NUMERICS: "A shard was computed with other numerics than the dataset's.",
     Code.BAD_COUNTS: "A commit's counts do not add up: rows = images + rejected, and rejected = the sum over reasons.",
     Code.MISSING_FILE: "A file that a commit names is not there.",
@@ -85,7 +85,7 @@ SENTENCES = {
     Code.OTHER_CATALOG_ROW: "A row says something else of its image than the catalog's row of that ordinal.",
     Code.DUPLICATE_IMAGE: "An image was accepted though an earlier row of the catalog has its `image_id`.",
     Code.MASK_COUNT: "An image's row counts other masks than the table of masks has for it.",
-    Code.UNKNOWN_REASON: "An image was refused for a reason that is none of the known ones.",
+    Code.UNKNOWN_REASON: "An image was refused for an unknown reason.",
     Code.INCOMPLETE_REJECT: "A refused image's row lacks its uri, stage or detail.",
     Code.BAD_TOMBSTONE: "A file in `tombstones/` cannot be read: what it took down is not known.",
     Code.STILL_THERE: "A tombstone says that this row was taken down, and it still says something of its image.",
@@ -105,13 +105,13 @@ SENTENCES = {
     Code.BOX_OUTSIDE: "A mask's box leaves its image.",
     Code.CROP_OUTSIDE: "A mask's crop leaves its image, or is empty.",
     Code.POINT_OUTSIDE: "A mask's point lies outside of its crop or image.",
-    Code.SCORE_RANGE: "A score is no number, or not of the size that such a score can have.",
+    Code.SCORE_RANGE: "A score is not a number, or outside of its range.",
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
     Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",
     Code.MISSING_ATTRIBUTION: "An image's license asks for attribution, and its row names nobody.",
-    Code.STILL_DETECTED: "A detector of the build finds a face or a plate outside of what was obliterated.",
+    Code.STILL_DETECTED: "A detector of the build finds a face or a plate outside of what was redacted.",
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
     Code.SIMILAR_IMAGE: "An image looks like an earlier one, by their perceptual hashes.",
 }

@@ -1,6 +1,6 @@
 """The parts of a JPEG file: its size in pixels, and everything in it that is not the picture.
 
-A walk over the markers, because decoders stop looking at the end of the picture, and pass over what they do not know.
+A walk over the markers, because decoders stop at the end of the picture, and skip what they do not know.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class JpegParts:
 def jpeg_parts(data: bytes) -> JpegParts:
     """Walks a whole JPEG file; a JFIF header without a thumbnail is part of the picture, all else is metadata.
 
-    Raises ValueError where the bytes are no JPEG, or end before the picture does.
+    Raises ValueError if the bytes are no JPEG, or end before the picture does.
     """
     if not data.startswith(_START):
         raise ValueError("it does not begin like a JPEG")
@@ -64,9 +64,9 @@ def jpeg_parts(data: bytes) -> JpegParts:
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels by the first bytes of a JPEG file; None where its frame lies behind these.
+    """Width and height in pixels by the first bytes of a JPEG file; None if its frame comes later.
 
-    Raises ValueError where the bytes are no JPEG, or a picture begins without a frame.
+    Raises ValueError if the bytes are no JPEG, or a picture begins without a frame.
     """
     if not head.startswith(_START):
         raise ValueError("it does not begin like a JPEG")
@@ -98,7 +98,7 @@ def _next_marker(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _end_of_scan(data: bytes, position: int) -> int:
-    """Where the next marker stands after entropy-coded data; stuffed zeros and restarts belong to the data."""
+    """The position of the next marker after entropy-coded data; stuffed zeros and restarts belong to the data."""
     while True:
         position = data.find(b"\xff", position)
         if position < 0 or position + 1 >= len(data):

@@ -1,4 +1,4 @@
-"""The rows of `masks/*.parquet` as arrays, and back as rows: many masks at once, without an object a value."""
+"""The rows of `masks/*.parquet` as arrays, and back as rows: many masks at once, without an object per value."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,7 @@ Floats = NDArray[np.float64]
 class MaskColumns:
     """What `annotations_json` and `audit_masks` read of N masks, in the table's order.
 
-    A value that is not there, or a list of another length than is right, is -1, NaN or an empty text, all of which are
-    wrong in every column.
+    A missing value, or a list of the wrong length, is -1, NaN or an empty text, which are wrong in every column.
     """
 
     size: Ints  # (N, 2) height and width
@@ -67,7 +66,7 @@ class MaskColumns:
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """The masks [start, stop) as rows with the keys of `MASK`, as `to_pylist` gives them.
 
-        They are right where every value is there, as `segmint.operators.audit.sound_masks` finds.
+        They are right if no value is missing, as `segmint.operators.audit.sound_masks` finds.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()

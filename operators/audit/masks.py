@@ -19,7 +19,7 @@ Numbers = list[float]
 
 @dataclass(frozen=True)
 class MaskLimits:
-    """The thresholds that a dataset was built with; one of 0 or less was switched off."""
+    """The thresholds that a dataset was built with; 0 or less means switched off."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -31,8 +31,8 @@ def audit_masks(
     """Findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
 
     pycocotools measures every mask. With `decode` each that agrees so far is decoded to pixels too, and these are
-    counted. Without `limits` scores are held to no threshold. Only the first thing that is wrong with a mask's pixels
-    is told, and the first with its scores.
+    counted. Without `limits` scores are not compared with thresholds. Only the first fault of a mask's pixels is
+    reported, and the first of its scores.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -71,7 +71,7 @@ def _pixel_findings(
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
         return
     x, y, width, height = coco_box
-    around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels, SA-1B's reach from the first to the last
+    around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels, SA-1B's go from the first pixel to the last
     box = _numbers(row["bbox"], 4)
     if box is not None and not _inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
         yield _finding(place, row, Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"])

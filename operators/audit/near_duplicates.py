@@ -24,7 +24,7 @@ class NearDuplicate(NamedTuple):
 def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
     """Pairs of masks whose IoU is at least `threshold`, over 0; in order of their places.
 
-    `counts` are COCO's compressed run lengths of masks of `size` (height, width); damaged ones are passed over.
+    `counts` are COCO's compressed run lengths of masks of `size` (height, width); damaged ones are skipped.
     """
     places = [place for place, code in enumerate(counts) if _sound(size, code)]
     codes = [{"size": list(size), "counts": counts[place].encode("ascii")} for place in places]

@@ -1,6 +1,6 @@
-"""Looks for faces and plates in a released image once more, and tells those that were obliterated from those left.
+"""Searches a released image for faces and plates again, and separates the redacted ones from those left.
 
-A detection counts as obliterated where two things hold: a region that the image's row names covers most of it, and the
+A detection counts as redacted if two things hold: a region that the image's row names covers most of it, and the
 pixels there are those of a mosaic. The second is measured, because a row may name a region that no pixel shows: there a
 mosaic of few cells, fitted to the pixels, leaves much of them unexplained.
 """
@@ -22,7 +22,7 @@ from segmint.operators.rows import Row
 COVERED = 0.75
 """Share of a detection that a region must cover.
 
-Less is a face beside one that was obliterated; all of it is asked of none, since a mosaic may be taken for a face that
+Less is a face next to a redacted one; all of it is not required, since a detector may take a mosaic for a face that
 is a little larger than the region.
 """
 ROUGHNESS = 4.0

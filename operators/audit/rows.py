@@ -64,11 +64,11 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
     images, start, stop = tables.places["images"], *ordinals
     expected = f"ordinals {start} to {stop - 1} here and in rejects"
     surplus = [(ordinal, expected, f"{ordinal}") for ordinal in values[(values < start) | (values >= stop)]]
-    # A row that stands twice in one table was told above, by its order.
+    # A row that is twice in one table was reported above, by its order.
     for ordinal in values[times > 1]:
         if all(np.count_nonzero(each == ordinal) <= 1 for each in seen):
             surplus.append((ordinal, "one row in images or rejects", "one in each"))
-    # A row with a wrong ordinal is one too many there and one too few elsewhere, and is told once.
+    # A row with a wrong ordinal is one too many there and one too few elsewhere, and is reported once.
     missing = np.setdiff1d(np.arange(start, stop), values).tolist()
     for ordinal, expected, found_there in surplus:
         absent = f", and none of ordinal {missing.pop(0)}" if missing else ""

@@ -1,4 +1,4 @@
-"""The masks of a shard, image by image: their rows, and whether a look at all of them at once found anything."""
+"""The masks of a shard, image by image: their rows, and whether the vectorized check passed them."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from segmint.operators.rows import Row
 
 
 class ShardMasks:
-    """The masks of a shard in whose tables `audit_identity` found nothing. Images are named by their ordinals."""
+    """The masks of a shard in whose tables `audit_identity` found nothing wrong. Images are named by their ordinals."""
 
     def __init__(self, tables: ShardTables, limits: MaskLimits | None) -> None:
-        """`limits` are the thresholds that the masks are held to, as in `segmint.operators.audit.masks.audit_masks`."""
+        """`limits` are the thresholds of the scores, as in `segmint.operators.audit.masks.audit_masks`."""
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
         starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
@@ -32,7 +32,7 @@ class ShardMasks:
         return int(stop - start)
 
     def sound(self, ordinal: int) -> bool:
-        """Whether `audit_masks` has no finding of an image's masks, as long as it decodes none."""
+        """Whether `audit_masks`, without decoding, would find nothing in an image's masks."""
         return ordinal in self._sound
 
     def table_rows(self, ordinal: int) -> list[Row]:

@@ -16,17 +16,17 @@ _LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])
 """COCO's boxes count pixels, ours reach from the first to the last."""
 
 _TEXT_AT_ONCE = 1 << 18
-"""Bytes of run lengths that are decoded together: what comes of them stays in a core's cache."""
+"""Bytes of run lengths that are decoded together: the result stays in a core's cache."""
 
 _COCO_AT_ONCE = 255
 """Masks that pycocotools measures together: of more, version 2.0.11 gives no areas."""
 
 
 def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) -> Bools:
-    """Which of N masks `audit_masks`, without decoding them, has no finding of; (N,).
+    """Which of N masks have no finding by `audit_masks` without decoding; (N,).
 
-    `sizes` (N, 2) are height and width of each one's image, -1 where these are not known. Where this says no, there may
-    still be no finding.
+    `sizes` (N, 2) are height and width of each one's image, -1 if not known. False does not mean
+    that there is a finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):  # numbers without bounds may be anything
@@ -93,7 +93,7 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
 def _measure(columns: MaskColumns, sound: Bools) -> None:
     """Takes masks whose area or box is not the one that pycocotools finds from `sound`.
 
-    It trusts what it is given, and is given those alone that are sound so far.
+    It trusts its input, so it gets only masks that are sound so far.
     """
     places = np.flatnonzero(sound)
     for begin in range(0, len(places), _COCO_AT_ONCE):

@@ -32,7 +32,7 @@ class HashedStream:
         return data
 
     def digest(self) -> str:
-        """Reads what is left, and gives the SHA-256 of all, 64 hexadecimal digits."""
+        """Read what is left, and return the SHA-256 of all, 64 hexadecimal digits."""
         while self.read(_PIECE):
             pass
         return self._hash.hexdigest()
@@ -51,8 +51,7 @@ def audit_tar(
     """Findings in a tar that should hold these rows of `images/*.parquet`, in their order.
 
     `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded; `look` finds
-    more in those that are of their row's size and not torn. Nothing is said of members behind the first one that is not
-    the one expected.
+    more in those that are of their row's size and not torn. Members after the first unexpected one are not checked.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
@@ -80,7 +79,7 @@ def audit_tar(
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     for member in archive:
-        # A sparse file of a few bytes may stand for terabytes.
+        # A sparse file of a few bytes may expand to terabytes.
         file = archive.extractfile(member) if member.isfile() and not member.issparse() else None
         yield member.name if file is not None else f"{member.name}, no plain file", file.read() if file else b""
 
@@ -104,7 +103,7 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Ite
 
 
 def audit_jpeg(data: bytes, row: Row, place: Place, *, decode: bool) -> Iterator[Finding]:
-    """Whether a JPEG has its row's size and nothing beside the picture; with `decode`, whether all of it decodes."""
+    """Whether a JPEG has its row's size and nothing besides the picture; with `decode`, whether all of it decodes."""
     name = image_name(row["id"])
     try:
         parts = jpeg_parts(data)

@@ -1,6 +1,6 @@
-"""Reads the JSON of one image that segmint did not write, in the manner of SA-1B: its masks as rows, and its faults.
+"""Reads the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
 
-What a JSON does not have (scores, a crop, a point, a box, an area) is not held against it, and is null or measured.
+What a JSON does not have (scores, a crop, a point, a box, an area) is no fault, and is null or measured.
 """
 
 import json

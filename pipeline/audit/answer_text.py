@@ -115,7 +115,7 @@ def _privacy_lines(privacy: Privacy, images: int, findings: int) -> list[str]:
         lines.append(
             f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or over "
             f"in {detector.images:,} of {counted(privacy.images_checked, 'image')}"
-            + (f"; {inside:,} more inside of what was obliterated" if inside else "")
+            + (f"; {inside:,} more inside of redacted regions" if inside else "")
         )
     return lines
 

@@ -36,36 +36,36 @@ SELECT id, image_id, attribution, provider, license, source_url FROM images ORDE
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What the whole audit is told."""
+    """Options of the whole audit."""
 
     sample: int = 100
     """Images whose JPEG and masks are decoded to pixels, and whose masks are compared with one another."""
     privacy_sample: int | None = 20
     """Images that the detectors search, spread evenly; None: all."""
     attributions: str | None = None
-    """Where to write who is to be credited for each image."""
+    """Where to write the attribution of each image."""
     regions: str | None = None
     """Where to write what the detectors still find, for `segmint redact`."""
     pictures: str | None = None
-    """A folder or prefix for a picture of each of these."""
+    """A folder or prefix for a picture of each detection."""
     build: Config | None = None
-    """The build's configuration, which says where detectors of one's own are."""
+    """The build's configuration, which says where detector files are."""
     now: datetime | None = None
     """The time of the audit; None: this machine's clock."""
     ray_from: int = RAY_FROM_MASKS
-    """Masks from which on shards are audited by Ray, where `build.resources` says; without `build` on this machine."""
+    """With this many masks or more, Ray audits the shards, where `build.resources` says; without `build` locally."""
 
     @property
     def resources(self) -> ResourcesConfig:
-        """Where Ray runs, if it does."""
+        """Where Ray runs, if it is used."""
         return LOCAL if self.build is None else self.build.resources
 
 
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audits all of a dataset, or what can be audited of a folder or prefix of SA-1B's kind.
+    """Audit all of a dataset, or what can be audited of SA-1B-style data.
 
     Tars are read once, and tables once more for the statistics. Changes nothing in the dataset. Raises
-    `UsageError` where neither stands there, for a wrong option before anything is read, and storage faults as they
+    `UsageError` if there is neither, or for a wrong option before anything is read, and storage faults as they
     come.
     """
     if options.attributions is not None:
@@ -104,7 +104,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 def _content(
     manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime
 ) -> tuple[ContentAudit, list[str]]:
-    """What looks at licenses and privacy, and what is wrong with the manifest where it does not say how."""
+    """The audit of licenses and privacy, and what is wrong with the manifest if it does not say how."""
     problems = []
     rules = None
     try:
@@ -162,11 +162,11 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
-    """Raises `UsageError` for options that mean nothing for data which segmint did not write."""
+    """Raise `UsageError` for options that mean nothing for data that segmint did not write."""
     wanted = {"--attributions": options.attributions, "--regions": options.regions, "--pictures": options.pictures}
     needless = [name for name, value in wanted.items() if value is not None]
     if needless:
         raise UsageError(
             f"{uri} was not written by segmint, and names neither licenses nor detectors: "
-            f"leave {', '.join(needless)} away"
+            f"leave out {', '.join(needless)}"
         )

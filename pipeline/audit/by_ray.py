@@ -1,4 +1,4 @@
-"""The audit of shards by Ray Data: an actor a core, on one machine or on many, and results in the shards' order."""
+"""The audit of shards by Ray Data: one actor per core, results in the order of the shards."""
 
 import math
 import pickle
@@ -25,10 +25,10 @@ from segmint.pipeline.execution.stage_watch import watched
 from segmint.pipeline.execution.stages import RETRIES
 
 WINDOW_SHARDS = 2_000
-"""Shards in one Ray Data execution: the driver holds the plans of no more."""
+"""Shards in one Ray Data execution: the driver holds the plans of this many at most."""
 
 STAGES = {"AuditShards": "audit"}
-"""What the operator's name in Ray Data contains, and what people call it."""
+"""Part of the operator's name in Ray Data, and the name that progress shows."""
 
 _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("plan", "result"))
 
@@ -40,7 +40,7 @@ class AuditShards:
         self._task = task
 
     def __call__(self, plans: pa.Table) -> pa.Table:
-        """Audits the shards of a block."""
+        """Audit the shards of a block."""
         results = [self._audit(pickle.loads(plan)) for plan in plans.column("plan").to_pylist()]
         return pa.table([results], schema=_RESULT)
 
@@ -55,7 +55,7 @@ class AuditShards:
         task = self._task
         if not manifest_generations(task.dataset):
             raise UsageError(
-                f"{task.dataset} is not to be seen from {socket.gethostname()}, a node of the Ray cluster: the "
+                f"{task.dataset} cannot be seen from {socket.gethostname()}, a node of the Ray cluster: the "
                 "dataset must lie where all nodes see it; or audit it with resources.address: local"
             )
         return ShardAuditor(task, None if task.content is None else task.content.load())
@@ -64,9 +64,9 @@ class AuditShards:
 def audit_by_ray(
     task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
 ) -> Generator[ShardResult, None, None]:
-    """Audits shards with a Ray that is joined, or started and ended; gives them in their order.
+    """Audit shards by Ray, which is joined or started and ended; yield the results in the order of the plans.
 
-    Raises what an audit of a shard raises, and `UnfinishedError` where Ray itself fails.
+    Raise what the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
     """
     dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have other current folders
     task = replace(task, dataset=dataset)
@@ -76,12 +76,12 @@ def audit_by_ray(
             try:
                 yield from _audit_window(task, window, cluster)
             except ray.exceptions.RayError as error:
-                raise UnfinishedError(f"the audit was not finished, for Ray failed: {last_line(error)}") from error
+                raise UnfinishedError(f"the audit was not finished because Ray failed: {last_line(error)}") from error
 
 
 def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardResult, None, None]:
     blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
-    # Of a local Ray more logical CPUs are said than there are cores.
+    # A local Ray is given more logical CPUs than there are cores.
     workers = min(len(plans), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
     results = ray.data.from_arrow(blocks).map_batches(
         AuditShards,
@@ -104,7 +104,7 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
 
 
 def _pickled(error: Exception) -> bytes:
-    """An exception with its traceback as a note; where it cannot be pickled, one that says the same."""
+    """An exception with its traceback as a note; if it cannot be pickled, one with the same text."""
     if not isinstance(error, SegmintError):
         error.add_note("".join(traceback.format_exception(error)))
     try:

@@ -1,6 +1,6 @@
-"""Audits what a dataset says of itself: the parts of its catalog, its commits, its files' names.
+"""Audits the parts of a dataset's catalog, its commits, and the names of its files.
 
-Nothing here looks into a shard's files; `segmint.operators.audit.rows` and its neighbors do.
+The contents of a shard's files are audited in `pipeline/audit/shard.py`.
 """
 
 import re
@@ -31,7 +31,7 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import base_name
 
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
-"""The folders in which every file must be accounted for."""
+"""The folders in which every file must be named by something."""
 
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,7 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Listed:
-    """A file as a listing has it: its size in bytes, and when it was written."""
+    """A listed file: its size in bytes, and when it was written."""
 
     size: int
     modified: datetime
@@ -47,7 +47,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class AuditedCommit:
-    """A commit's file with what is wrong with it; `commit` is None where it cannot be used at all."""
+    """A commit's file with its findings; `commit` is None if it cannot be used at all."""
 
     shard: int
     generation: int
@@ -69,7 +69,7 @@ def list_files(dataset: Location) -> dict[str, Listed]:
 
 
 def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
-    """Whether a part of the catalog is the file that was pinned, and holds the ordinals that it should."""
+    """Check that a part of the catalog is the file that was pinned, and has the right ordinals."""
     place = Place(part.path)
     file = dataset / part.path
     try:
@@ -98,7 +98,7 @@ def audit_commits(
     pairs: Iterable[tuple[int, int]],
     threads: int = 16,
 ) -> Iterator[AuditedCommit]:
-    """Reads and judges the commits of (shard, generation) pairs, in that order; one that has vanished is passed over.
+    """Read and check the commits of (shard, generation) pairs, in that order; one that has vanished is skipped.
 
     At most a few hundred are in memory at a time.
     """
@@ -117,7 +117,7 @@ def audit_commits(
 
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
-    """Judges the bytes of a commit by its name (shard and generation), by itself, and by the manifest."""
+    """Check the bytes of a commit against its name (shard and generation), itself, and the manifest."""
     place = Place(f"{COMMITS}/{commit_name(shard, generation)}", shard)
 
     def unusable(expected: str, found: object) -> AuditedCommit:
@@ -149,7 +149,7 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
 
 
 def _wrong_files(commit: Commit) -> tuple[str, str] | None:
-    """What is wrong with the files that a commit names: expected and found; None where nothing is."""
+    """What is wrong with the files that a commit names, as expected and found; None if nothing is."""
     kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
     if kinds != sorted(DATA_KINDS):
         return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"
@@ -185,7 +185,7 @@ def _commit_findings(
 
 @dataclass(frozen=True)
 class Unnamed:
-    """Files that nothing names: what is wrong, and how many may yet be of a writer at work."""
+    """Files that nothing names: findings, and the files that a writer may still name."""
 
     findings: tuple[Finding, ...]
     recent: tuple[str, ...]
@@ -194,11 +194,10 @@ class Unnamed:
 def audit_unnamed(
     paths: dict[str, Listed], manifest: DatasetManifest, limit: datetime, committed: Container[int], doubtful: set[int]
 ) -> Unnamed:
-    """Sorts files that nothing names into left-overs, strangers, and those of writers that may be at work.
+    """Sort files that nothing names into left-overs, stray files, and files of writers that may be at work.
 
-    A name of ours is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes such
-    files, and these alone. Of shards in `doubtful`, whose commits could not be read, nothing is said: what they name
-    is not known.
+    A segmint file is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes only
+    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known.
     """
     findings: list[Finding] = []
     recent: list[str] = []

@@ -1,4 +1,4 @@
-"""What the audit looks at beside integrity while it reads the files of a shard: licenses, privacy, images alike."""
+"""What the audit checks besides integrity while it reads a shard: licenses, privacy, similar images."""
 
 from array import array
 from bisect import bisect_right
@@ -23,7 +23,7 @@ Source = tuple[int, int]
 
 @dataclass
 class ShardContent:
-    """What came of looking at one shard."""
+    """What was found in one shard."""
 
     licenses: LicenseCounts = field(default_factory=LicenseCounts)
     searches: list[Search] = field(default_factory=list)
@@ -33,7 +33,7 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ContentLooks:
-    """What looks at all shards, of those that are audited in one process; safe to use from threads."""
+    """What one process checks shards with; safe to use from threads."""
 
     rules: LicenseRules | None
     searcher: Searcher | None
@@ -41,21 +41,21 @@ class ContentLooks:
 
 @dataclass(frozen=True)
 class ContentPlan:
-    """How a process comes by what looks at shards: light to send to it."""
+    """Picklable recipe for `ContentLooks`."""
 
     rules: LicenseRules | None
     search: SearchPlan | None
 
     def load(self) -> ContentLooks:
-        """Loads the detectors, where images are searched; raises what `find_detectors` does."""
+        """Load the detectors if images are searched; raises what `find_detectors` does."""
         return ContentLooks(self.rules, None if self.search is None else self.search.searcher())
 
 
 class ShardLook:
-    """Looks at one shard, and notes in `found` what comes of it."""
+    """Checks one shard, and collects in `found`."""
 
     def __init__(self, looks: ContentLooks, searched: frozenset[int]) -> None:
-        """`searched` are positions in its table of images: detectors look at these."""
+        """`searched` are positions in its table of images, for the detectors."""
         self.found = ShardContent()
         self._looks = looks
         self._searched = searched
@@ -85,15 +85,15 @@ class ShardLook:
             yield from search.findings(place)
 
     def forget_jpegs(self) -> None:
-        """Drops what came of the JPEGs: they are not those that were committed."""
+        """Drop what was found in the JPEGs: they are not those that were committed."""
         self.found.hashes.clear()
         self.found.searches.clear()
 
 
 class ContentAudit:
-    """What is looked at in all shards, and the sums.
+    """Licenses, privacy and similar images over all shards.
 
-    In memory are 40 bytes an image and what the detectors found. `privacy_sample` images are searched, all where it is
+    In memory are 40 bytes an image and what the detectors found. `privacy_sample` images are searched, all if it is
     None; `pictures` is the folder or prefix for pictures of what they find. `plan` is for other processes, `looks` for
     this one.
     """
@@ -101,7 +101,7 @@ class ContentAudit:
     def __init__(
         self, plan: ContentPlan, privacy_sample: int | None, storage: Storage, pictures: str | None = None
     ) -> None:
-        """Loads the detectors, where images are searched; raises what `find_detectors` does."""
+        """Load the detectors if images are searched; raises what `find_detectors` does."""
         self.plan = plan
         self.looks = plan.load()
         self.privacy_sample = privacy_sample
@@ -120,7 +120,7 @@ class ContentAudit:
         return images if self.privacy_sample is None else self.privacy_sample
 
     def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
-        """Takes what came of a shard; they come in order."""
+        """Add what was found in a shard; shards come in order."""
         self._shards.append((first_id, places))
         self._licenses.add(content.licenses)
         self.privacy.add(shard, content.searches)
@@ -142,7 +142,7 @@ class ContentAudit:
         for alike in find_alike(np.asarray(self._hashes, np.uint64)):
             id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
             if repeated.get(id) == repeated.get(earlier, earlier):
-                continue  # the same bytes: told above
+                continue  # the same bytes: reported above
             self._alike += 1
             told = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")

@@ -1,4 +1,4 @@
-"""The audit of data that segmint did not write: what its files say of themselves, pictures there twice, statistics."""
+"""The audit of data that segmint did not write: its files, similar pictures, statistics."""
 
 from array import array
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ _NAME = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 
 
 def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> AuditReport:
-    """Audits data in the manner of SA-1B, which was measured as its tables were opened.
+    """Audit SA-1B-style data, which was measured when its tables were opened.
 
-    Each JPEG is read once. Licenses and privacy are not looked at: such data names neither licenses nor detectors.
+    Each JPEG is read once. Licenses and privacy are not checked: such data names neither licenses nor detectors.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -50,7 +50,7 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
 
 
 def _audit_pictures(tables: DatasetTables, storage: Storage, findings: FindingCollector) -> Duplicates:
-    """Reads every JPEG to its end, and names those that look alike; 16 bytes an image are in memory."""
+    """Read every JPEG to its end, and find those that look alike; 16 bytes per image are in memory."""
     ordinals, hashes = array("q"), array("Q")
     for row in _jpegs(tables):
         data = _read(storage, row)

@@ -1,4 +1,4 @@
-"""The audit of a dataset's integrity: whether its files are whole, and say the same as one another."""
+"""The audit of a dataset's integrity: whether all files are intact and agree."""
 
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
@@ -27,13 +27,13 @@ from segmint.pipeline.audit.workers import AuditTask, ShardAuditor, audit_in_thr
 from segmint.pipeline.config.config import ResourcesConfig
 
 RAY_FROM_MASKS = 1_000_000
-"""Datasets with so many masks are audited by Ray, those with fewer in threads of this process.
+"""Datasets with this many masks are audited by Ray, those with fewer in threads of this process.
 
-Ray takes some ten seconds to start; in that time one process looks through half a million masks.
+Ray takes about ten seconds to start; in that time one process audits half a million masks.
 """
 
 LOCAL = ResourcesConfig(address="local")
-"""A Ray on this machine alone."""
+"""Ray on this machine only."""
 
 
 def audit_integrity(
@@ -44,15 +44,15 @@ def audit_integrity(
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
 ) -> AuditReport:
-    """Reads every file of the dataset once, and says what is wrong with it; changes nothing.
+    """Read every file of the dataset once and report what is wrong; change nothing.
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
-    `now` is the time by which unnamed files are old (default: this machine's clock). `content` looks at more of
+    `now` is the time by which unnamed files are old (default: this machine's clock). `content` checks more of
     what is read. With `ray_from` masks or more, shards are audited by Ray, where `resources` say; the report is the
-    same. Memory holds a few shards and the names of all files. Raises `UsageError` when no dataset stands there,
-    storage faults as they come, and `UnfinishedError` where Ray fails.
+    same. Memory holds a few shards and the names of all files. Raises `UsageError` if there is no dataset, storage
+    faults as they come, and `UnfinishedError` if Ray fails.
     """
-    # Files are listed before commits, and commits before the manifest: what is named in between is then seen to be.
+    # Files are listed before commits, and commits before the manifest: so what is named in between counts as named.
     listed = list_files(dataset)
     generations = CommitLog(dataset).generations()
     pinned = load_latest_manifest(dataset)
@@ -101,7 +101,7 @@ def audit_integrity(
 
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
-    """What the manifest's configuration says of files."""
+    """What the manifest's configuration says about files."""
     config = pinned.manifest.config
     try:
         masks = MasksConfig.model_validate(config.get("masks"))

@@ -1,4 +1,4 @@
-"""The audit of licenses: each accepted image against the dataset's policy, by the day of the audit."""
+"""The audit of licenses: each accepted image against the dataset's policy, on the day of the audit."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _CODES = {
 
 @dataclass(frozen=True)
 class LicenseRules:
-    """What the build held its images to (`policy`, with the day of that), and the day of the audit."""
+    """The policy of the build, with its day, and the day of the audit."""
 
     policy: LicensePolicy
     today: date
@@ -40,7 +40,7 @@ class LicenseCounts:
     without_attribution: int = 0  # of the images whose license asks for one
 
     def add(self, other: "LicenseCounts") -> None:
-        """Adds what was counted elsewhere."""
+        """Add what was counted elsewhere."""
         self.licenses += other.licenses
         self.providers += other.providers
         self.expired += other.expired
@@ -68,7 +68,7 @@ def audit_licenses(
     """Findings in rows of `images`, which are added to `counts`.
 
     An image is judged by the catalog's row of its ordinal, since that is what was licensed; a row of `images` that
-    says otherwise is found elsewhere. `catalog` None: it is damaged, and dates and redistribution are not known.
+    differs is found elsewhere. `catalog` is None if it is damaged: dates and redistribution are then not known.
     """
     today = replace(rules.policy, policy_date=rules.today)
     for row in images:

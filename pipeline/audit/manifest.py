@@ -1,4 +1,4 @@
-"""Audits the manifest of a dataset: that it agrees with itself, and that its generations say the same."""
+"""Audits the manifest of a dataset: it must agree with itself and with its earlier generations."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from segmint.infra.storage.location import Location
 
 
 def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Whether the manifest that holds agrees with itself and with all generations before it."""
+    """Check that the manifest that holds agrees with itself and with all earlier generations."""
     manifest, generation = standing
     place = Place(manifest_name(generation))
     digest = config_sha256(manifest.config)
@@ -36,7 +36,7 @@ def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Find
 
 
 def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Each generation before the one that holds must be there, and say the same but for what grows."""
+    """Each earlier generation must be there, and be the same except for the fields that grow."""
     later, number = standing
     while number > 1:
         number -= 1

@@ -1,4 +1,4 @@
-"""The audit of privacy: the build's own detectors, run again on released images, and what they still find."""
+"""The audit of privacy: the build's detectors search released images again."""
 
 import sys
 import threading
@@ -25,23 +25,23 @@ from segmint.pipeline.audit.answer import DetectorCounts, FoundRegion, Privacy
 from segmint.pipeline.config.config import Config
 
 SHOWN = 1000
-"""How many detections the answer lists; a file of regions has all."""
+"""Detections that the answer lists; a file of regions has all."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was found in one image, and pictures of what is left, by name, where these were asked for."""
+    """Detections in one image, and pictures of those that are not redacted, by name, if asked for."""
 
     found: tuple[StillDetected, ...]
     pictures: dict[str, bytes]
 
     def findings(self, place: Place) -> list[Finding]:
-        """A finding for each detection outside of what was obliterated."""
+        """A finding for each detection outside of what was redacted."""
         return [_finding(found, place) for found in self.found if not found.obliterated]
 
 
 class Searcher:
-    """Runs detectors on released images, one image at a time, whichever thread asks.
+    """Runs detectors on released images, one image at a time, for any thread.
 
     On one thread, as a build does: a sum on another number of threads has other bits.
     """
@@ -65,7 +65,7 @@ class Searcher:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a process comes by the searcher of a dataset's build: light to send, where detectors are not."""
+    """Picklable recipe for a `Searcher`; loading it loads the detectors."""
 
     manifest: DatasetManifest
     build: Config | None
@@ -73,13 +73,13 @@ class SearchPlan:
     with_pictures: bool
 
     def searcher(self) -> Searcher:
-        """Loads the detectors; raises what `find_detectors` does."""
+        """Load the detectors; raises what `find_detectors` does."""
         return Searcher(find_detectors(self.manifest, self.build, self.storage), with_pictures=self.with_pictures)
 
 
 @dataclass
 class PrivacySummary:
-    """What was found in all images that were searched; `found` is outside of what was obliterated, with its shard."""
+    """Detections in all images that were searched; `found` are those outside of what was redacted, with their shard."""
 
     detectors: Sequence[Detector]
     images_checked: int = 0
@@ -87,7 +87,7 @@ class PrivacySummary:
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
 
     def add(self, shard: int, searches: Sequence[Search]) -> None:
-        """Adds the searches of a shard."""
+        """Add the searches of a shard."""
         self.images_checked += len(searches)
         for found in (found for search in searches for found in search.found):
             if found.obliterated:
@@ -96,7 +96,7 @@ class PrivacySummary:
                 self.found.append((shard, found))
 
     def regions(self) -> list[dict[str, Any]]:
-        """What was found, as rows of a file that `segmint redact` takes."""
+        """The detections as rows of a file that `segmint redact` takes."""
         return [found.to_dict() for _, found in self.found]
 
     def answer(self) -> Privacy:
@@ -125,7 +125,7 @@ class PrivacySummary:
 
 
 def put_pictures(storage: Storage, folder: str, searches: Sequence[Search]) -> None:
-    """Writes the pictures of these searches into a folder or prefix."""
+    """Write the pictures of these searches into a folder or prefix."""
     for search in searches:
         for name, data in search.pictures.items():
             storage.put(join(folder, name), data)
@@ -134,9 +134,9 @@ def put_pictures(storage: Storage, folder: str, searches: Sequence[Search]) -> N
 def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Storage) -> tuple[Detector, ...]:
     """The detectors that the dataset was built with.
 
-    `build` is its configuration, which alone knows where detectors of one's own are: the manifest has their hashes.
-    Raises `UsageError` where such a file is not found, or is another one, and `DamagedDatasetError` where the manifest
-    does not say which they are.
+    `build` is its configuration, which says where detector files are: the manifest has only their hashes. Raises
+    `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does not say which
+    they are.
     """
     try:
         parts = {kind: dict(manifest.config["deidentify"][kind]) for kind in ("faces", "plates")}
@@ -167,7 +167,7 @@ def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Sto
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Torch computes on one thread meanwhile; where it is not imported, no detector needs it."""
+    """Let torch compute on one thread; if it is not imported, no detector needs it."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else 1
     if torch is None or threads == 1:
@@ -184,5 +184,5 @@ def _finding(found: StillDetected, place: Place) -> Finding:
     where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     told = f"a {found.kind} by {found.detector} at score {found.score}"
     return place.of_image(found.id).finding(
-        Code.STILL_DETECTED, f"no {found.kind} outside of what was obliterated", told, where
+        Code.STILL_DETECTED, f"no {found.kind} outside of what was redacted", told, where
     )

@@ -1,4 +1,8 @@
-"""Audits the four files of one shard, each read once."""
+"""Audits the four files of one shard, each read once.
+
+The comparisons are in `operators/audit/`: `masks.py` (areas, boxes, scores, crops, points), `rows.py` (tables) and
+`tar.py` (JPEGs and JSONs).
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,20 +36,20 @@ from segmint.pipeline.audit.content import ShardContent, ShardLook
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be audited: its commit, and what else is known of it before its files are read."""
+    """A shard to audit: its commit, and what is known before its files are read."""
 
     commit: Commit
     ordinals: tuple[int, int]  # by the manifest
     bad_kinds: frozenset[str]  # folders whose file is known to be missing or of a wrong size
     counts_hold: bool  # whether the commit's counts agree with themselves
-    decoded: frozenset[int]  # positions in the table of images: these are decoded
-    searched: frozenset[int] = frozenset()  # and in these, where detectors are asked, they look
-    taken: frozenset[int] = frozenset()  # ordinals that tombstones name
+    decoded: frozenset[int]  # positions in the table of images, to be decoded
+    searched: frozenset[int] = frozenset()  # positions in the table of images, to be searched by detectors
+    taken: frozenset[int] = frozenset()  # ordinals named by tombstones
 
 
 @dataclass(frozen=True)
 class FileSettings:
-    """What a dataset's configuration says of its files."""
+    """What a dataset's configuration says about its files."""
 
     limits: MaskLimits | None
     with_images: bool
@@ -66,8 +70,8 @@ class ShardResult:
 class ShardAudit:
     """Reads a shard's files and compares them with their digests, with one another and with the catalog's rows.
 
-    In memory are its three tables and one image of its tar. A file with other bytes than its commit says is not
-    looked into, and where rows are out of place nothing is compared by them.
+    In memory are its three tables and one image of its tar. A file whose bytes
+    differ from its commit is not looked into; where rows are out of place, nothing is compared by them.
     """
 
     def __init__(

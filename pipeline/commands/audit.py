@@ -1,4 +1,7 @@
-"""`segmint audit`: whether what stands in a dataset is whole, may be used, and shows nobody; and what it holds."""
+"""`segmint audit`: whether a dataset is intact, may be used and shows nobody, and its statistics.
+
+`pipeline/audit/shard.py` compares the files of one shard, `pipeline/audit/audit.py` runs the whole audit.
+"""
 
 from typing import Annotated
 
@@ -18,10 +21,10 @@ _ALL = "all"
 def audit(
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="A dataset, or data of SA-1B's kind: a folder or a bucket's prefix."),
+        typer.Argument(metavar="DATASET", help="A dataset, or SA-1B-style data: a folder or a bucket's prefix."),
     ],
     integrity_only: Annotated[
-        bool, typer.Option("--integrity-only", help="Only whether its files are whole and agree with one another.")
+        bool, typer.Option("--integrity-only", help="Only whether all files are intact and agree.")
     ] = False,
     sample: Annotated[
         int,
@@ -32,23 +35,23 @@ def audit(
     ] = str(_PRIVACY_SAMPLE),
     attributions: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write whom to credit for each image there: .csv, .jsonl or .md."),
+        typer.Option(metavar="FILE", help="Write the attribution of each image to this file: .csv, .jsonl or .md."),
     ] = None,
     regions: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write what the detectors still find there, for `segmint redact`."),
+        typer.Option(metavar="FILE", help="Write what the detectors still find to this file, for `segmint redact`."),
     ] = None,
     pictures: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Write a picture of each of these there, unrecognizable all around it."),
+        typer.Option(metavar="DIR", help="Write a picture of each of these to this folder, unrecognizable around it."),
     ] = None,
     config: DetectorConfig = None,
     as_json: AsJson = False,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, a path or URI.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer to this path or URI.")
     ] = None,
 ) -> None:
-    """Read a dataset and name what is wrong with its files, licenses and privacy; exit code 1 when anything is."""
+    """Check the files, licenses and privacy of a dataset; exit code 1 if anything is wrong."""
     from segmint.infra.errors import UsageError
 
     if privacy_sample != _ALL and not privacy_sample.isdecimal():

@@ -25,14 +25,14 @@ class Bins:
         return tuple(2.0**step if self.log2 else round(step, 12) for step in steps)
 
     def index(self, value: str) -> str:
-        """The SQL expression of a value's bin; null where the value is."""
+        """The SQL expression of a value's bin; null if the value is null."""
         scaled = f"log2({value})" if self.log2 else value
         scale = self.count / (self.high - self.low)
         place = f"floor(least(greatest(({scaled} - {self.low}) * {scale!r}, 0), {self.count - 1}))::INTEGER"
         return f"CASE WHEN {value} IS NOT NULL THEN {place} END"  # least and greatest pass over null
 
     def counts(self, found: Mapping[int, int], first: int = 0) -> tuple[int, ...]:
-        """Counts by bin of what `histogram` answers, whose bins are numbered from `first`."""
+        """Counts by bin from the answer of `histogram`, whose bins are numbered from `first`."""
         return tuple(found.get(first + index, 0) for index in range(self.count))
 
 
@@ -46,5 +46,5 @@ def rounded(value: float) -> float: ...
 @overload
 def rounded(value: float | None) -> float | None: ...
 def rounded(value: float | None) -> float | None:
-    """A mean as it is reported: threads add in any order, so that the last digits differ from run to run."""
+    """A mean as it is reported: threads add in any order, so the last digits differ from run to run."""
     return None if value is None else round(value, 9)

@@ -71,7 +71,7 @@ def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskStatistics:
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
-    """The one row that a query answers."""
+    """The only row of a query."""
     row: dict[str, Any] = read_query(connection, query).to_pylist()[0]
     return row
 
@@ -102,7 +102,7 @@ def _means() -> str:
 
 
 def _histograms() -> str:
-    """The query for histograms. Beside a mean DuckDB 2.0 would hold the whole column, so that they are apart."""
+    """The query for histograms. Separate, because DuckDB 2.0 would hold the whole column for both together."""
     place = Bins(0, 1, CENTERS)
     return f"""
         SELECT
@@ -117,7 +117,7 @@ def _histograms() -> str:
 
 
 def _rows() -> str:
-    """The masks with their size as a place in `SIZES`. A number that is none is a finding of the audit: here, null."""
+    """The masks with their size as a place in `SIZES`. Numbers that are not finite are null here."""
     numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
     return f"""
         SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size

@@ -1,4 +1,4 @@
-"""Opens the tables of any dataset: of one that segmint wrote, and of a folder or prefix in the manner of SA-1B."""
+"""Opens the tables of any dataset: one that segmint wrote, or SA-1B-style data."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ ALONE_S = 10.0
 """Seconds for which this process measures foreign data by itself; a small folder is done before others have started."""
 
 _DUPLICATES = 10_000
-"""Numbers that stand more than once are told of up to so many."""
+"""At most this many repeated numbers are reported."""
 
 
 def open_tables(
@@ -47,7 +47,7 @@ def open_tables(
 
     A segmint dataset's committed Parquet is read where it lies, but for the shards in `leave_out`. What segmint did
     not write is measured first, into Parquet below `scratch` that goes with the tables; what is wrong with it is in
-    their `foreign.findings`. Raises `UsageError` where neither stands.
+    their `foreign.findings`. Raises `UsageError` if there is neither.
     """
     if manifest_generations(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
@@ -76,7 +76,7 @@ def _open_foreign(
                 files[kind].append(file)
     if not images:
         raise UsageError(
-            f"{data} is no dataset: it has neither {MANIFEST} nor pairs of a JPEG and a JSON in the manner of SA-1B, "
+            f"{data} is no dataset: it has neither {MANIFEST} nor SA-1B-style pairs of a JPEG and a JSON, "
             "loose or in tars; check the path"
         )
     most = _convention(boxes)
@@ -90,14 +90,14 @@ def _open_foreign(
 
 
 def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
-    """The convention that most boxes are in, over all data: a single mask may be in either by accident."""
+    """The convention of most boxes, over all data: a single mask may fit either by accident."""
     if not any(found.total for found in boxes.values()):
         return None
     return max(boxes, key=lambda name: boxes[name].total)
 
 
 def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
-    """The shards in their order, measured here for a while, and then by a process a core, a few ahead."""
+    """The shards in their order, measured here for a while, and then by one process per core, a few ahead."""
     started = time.monotonic()
     shards = find_shards(data)
     for shard in shards:
@@ -116,7 +116,7 @@ def _measured(data: Location, folder: Path, alone_s: float) -> Generator[Measure
 
 
 def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
-    """Numbers of images and of annotations that stand more than once, though they are one dataset's."""
+    """Numbers of images and of annotations that appear more than once in the dataset."""
     for view, column in (("images", "id"), ("masks", "annotation_id")):
         rows = tables.query(
             f"SELECT {column} AS number, count(*) AS times, min(image_id) AS first, max(image_id) AS last, "
@@ -128,4 +128,4 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
             where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
             place = Place(row["first"], row["shard"], row["id"])
             mask = row["number"] if view == "masks" else None
-            yield place.finding(Code.ROW_IDENTITY, "a number that stands once", found, where, mask=mask)
+            yield place.finding(Code.ROW_IDENTITY, "a number that appears once", found, where, mask=mask)

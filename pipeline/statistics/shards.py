@@ -22,10 +22,10 @@ METRICS = (
 """Columns of the table `pictures`, one value an image."""
 
 DRIFT_Z = 5.0
-"""How far from the others a shard's mean must be, in standard deviations, to be told."""
+"""How far from the others a shard's mean must be, in standard deviations, to be reported."""
 
 LEAST_IMAGES = 30
-"""A shard with fewer is not judged, nor are single images of a dataset with fewer: a mean of few is not normal."""
+"""A shard with fewer is not judged, nor are images of a dataset with fewer: a mean of few is not normal."""
 
 LEAST_SHARDS = 3
 
@@ -33,7 +33,7 @@ FENCES = 3.0
 """Interquartile ranges beyond the quartiles from which an image is an outlier (Tukey's "far out")."""
 
 OUTLIERS = 5
-"""Images of each metric and side that are told."""
+"""Images reported for each metric and side."""
 
 _MOST_DRIFTS = 100
 _QUARTILE_IMAGES = 200_000

@@ -190,7 +190,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     assert lines[-1] == "verdict: no finding"
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
-    with pytest.raises(UsageError, match="leave --regions away"):
+    with pytest.raises(UsageError, match="leave out --regions"):
         audit(folder, regions=str(tmp_path / "regions.jsonl"))
 
     jpeg = (folder / "sa_6.jpg").read_bytes()

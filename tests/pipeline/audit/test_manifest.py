@@ -32,7 +32,9 @@ def grown(manifest: DatasetManifest, **changes: Any) -> DatasetManifest:
 def found(dataset: Path) -> list[tuple[str, str, str]]:
     """File, expectation and finding of all that is wrong."""
     storage = Storage()
-    findings = list(audit_manifest(Location(storage, str(dataset)), load_latest_manifest(Location(storage, str(dataset)))))
+    findings = list(
+        audit_manifest(Location(storage, str(dataset)), load_latest_manifest(Location(storage, str(dataset))))
+    )
     assert all(finding.code is Code.BAD_MANIFEST for finding in findings)
     return [(finding.file, finding.expected, finding.found) for finding in findings]
 
