@@ -77,7 +77,7 @@ def test_json_for_programs(dataset: str) -> None:
     assert value["scope"] == "integrity"
     assert value["findings_total"] == sum(value["findings_by_code"].values()) == len(value["findings"])
     assert value["findings_by_code"]["missing_catalog"] == 1
-    assert set(value["findings"][0]) == {"code", "shard", "file", "where", "image", "expected", "found"}
+    assert set(value["findings"][0]) == {"code", "shard", "file", "where", "image", "mask", "expected", "found"}
     assert value["checked"]["jpegs_decoded"] == 2
     assert value["sample"] == 2
 
