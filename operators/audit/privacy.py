@@ -41,8 +41,8 @@ Pixels = NDArray[np.uint8]
 class StillDetected:
     """What a detector finds in a released image.
 
-    (x, y, w, h) in whole pixels of the released image, inside it, is the box around all that would be obliterated for
-    it. `obliterated`: it lies in a region that was.
+    (x, y, w, h) in whole pixels of the released image, inside it, is the box around all that would be redacted for
+    it. `redacted`: it lies in a region that was.
     """
 
     id: int
@@ -53,12 +53,12 @@ class StillDetected:
     y: int
     w: int
     h: int
-    obliterated: bool
+    redacted: bool
 
     def to_dict(self) -> dict[str, Any]:
         """The detection as JSON and files of regions have it."""
         value = asdict(self)
-        del value["obliterated"]
+        del value["redacted"]
         return value
 
 
@@ -74,8 +74,8 @@ def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> li
             if patch is None:
                 continue
             box = patch.x, patch.y, patch.width, patch.height
-            obliterated = _is_obliterated(detection, gray, regions)
-            found.append(StillDetected(row["id"], detection.kind, detection.source, detection.score, *box, obliterated))
+            redacted = _is_redacted(detection, gray, regions)
+            found.append(StillDetected(row["id"], detection.kind, detection.source, detection.score, *box, redacted))
     return found
 
 
@@ -95,7 +95,7 @@ def picture(image: Pixels, found: StillDetected) -> bytes:
 
 @dataclass(frozen=True)
 class _Region:
-    """An obliterated region in pixels of the released image, and the cells of its mosaic."""
+    """A redacted region in pixels of the released image, and the cells of its mosaic."""
 
     x: float
     y: float
@@ -143,7 +143,7 @@ def _hats(places: Floats, cells: int) -> Floats:
     return weights
 
 
-def _is_obliterated(detection: Detection, gray: Pixels, regions: Sequence[_Region]) -> bool:
+def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region]) -> bool:
     x, y = _pixels_of(detection, gray.shape[0], gray.shape[1])
     if not len(x):
         return False

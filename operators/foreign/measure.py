@@ -68,11 +68,11 @@ class _Image:
 
     jpeg: _File | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
-    jpeg_fault: ValueError | None = None  # told when it is known which image it is of
+    jpeg_fault: ValueError | None = None  # reported when it is known which image it is of
     json_size: tuple[int, int] | None = None
     ordinal: int | None = None  # once its JSON was measured
     number: int | None = None  # likewise
-    told: bool = False  # whether there is a finding that its JSON cannot be read
+    reported: bool = False  # whether there is a finding that its JSON cannot be read
 
 
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
@@ -108,7 +108,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
                 if row is not None:
                     waiting.append(row)
         except NotFoundError as error:
-            image.told = True
+            image.reported = True
             expected = f"{file.size} bytes, as it was listed"
             measured.findings.add(file.place.finding(Code.MISSING_FILE, expected, error))
         if image.jpeg is not None and image.ordinal is not None:
@@ -124,7 +124,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
             measured.findings.add(place.finding(Code.MISSING_PAIR, f"a JPEG {base_name(stem)}.jpg", "none"))
         elif image.jpeg is not None:
             measured.findings.extend(_jpeg_fault(image, image.jpeg.place))
-            if not image.told:
+            if not image.reported:
                 expected, found = f"a JSON {base_name(stem)}.json", "none that can be read"
                 measured.findings.add(image.jpeg.place.finding(Code.MISSING_PAIR, expected, found))
 
@@ -141,7 +141,7 @@ def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row
     except ValueError as error:
         if image.jpeg is not None or base_name(file.stem).startswith("sa_"):
             measured.findings.add(file.place.finding(Code.BAD_JSON, "the JSON of an image with annotations", error))
-            image.told = True
+            image.reported = True
         return None
     measured.findings.extend(found.findings)
     for convention, findings in found.boxes.items():

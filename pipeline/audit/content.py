@@ -76,8 +76,8 @@ class ShardLook:
         try:
             self.found.hashes[row["id"]] = perceptual_hash(jpeg)
         except ValueError as error:
-            told = place.of_image(row["id"])
-            yield told.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
+            image = place.of_image(row["id"])
+            yield image.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
             return
         if self._looks.searcher is not None and row["id"] in self._searched_ids:
             search = self._looks.searcher.search(row, jpeg)
@@ -138,15 +138,17 @@ class ContentAudit:
         self._repeated = len(repeated)
         for id, earlier in repeated.items():
             place = self._place(id, "images")
-            yield place.finding(Code.REPEATED_SOURCE, "an image of its own", f"that of id {earlier}", f"id {id}")
+            yield place.finding(
+                Code.REPEATED_SOURCE, "an image from bytes of no earlier one", f"the bytes of id {earlier}", f"id {id}"
+            )
         for alike in find_alike(np.asarray(self._hashes, np.uint64)):
             id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
             if repeated.get(id) == repeated.get(earlier, earlier):
                 continue  # the same bytes: reported above
             self._alike += 1
-            told = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
+            found = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")
-            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told, image_name(id))
+            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found, image_name(id))
 
     def licenses(self) -> Licenses | None:
         """The licenses of all shards; None without rules to judge them by."""

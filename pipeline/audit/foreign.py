@@ -63,9 +63,9 @@ def _audit_pictures(tables: DatasetTables, storage: Storage, findings: FindingCo
     alike = find_alike(np.asarray(hashes, np.uint64))
     for each in alike:
         image, earlier = (_named(tables, ordinals[index]) for index in (each.index, each.earlier))
-        told = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
+        found = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
         place = Place(image["image_id"], image["shard"], image["id"])
-        findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", told))
+        findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found))
     return Duplicates(len(hashes), DISTANCE, repeated_sources=None, similar=len(alike))
 
 

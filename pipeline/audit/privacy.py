@@ -37,7 +37,7 @@ class Search:
 
     def findings(self, place: Place) -> list[Finding]:
         """A finding for each detection outside of what was redacted."""
-        return [_finding(found, place) for found in self.found if not found.obliterated]
+        return [_finding(found, place) for found in self.found if not found.redacted]
 
 
 class Searcher:
@@ -58,7 +58,7 @@ class Searcher:
             found = search_release(row, image, self.detectors)
         pictures = {}
         if self._with_pictures:
-            left = [each for each in found if not each.obliterated]
+            left = [each for each in found if not each.redacted]
             pictures = {f"{image_stem(f.id)}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
         return Search(tuple(found), pictures)
 
@@ -90,7 +90,7 @@ class PrivacySummary:
         """Add the searches of a shard."""
         self.images_checked += len(searches)
         for found in (found for search in searches for found in search.found):
-            if found.obliterated:
+            if found.redacted:
                 self.inside_regions[found.kind, found.detector] += 1
             else:
                 self.found.append((shard, found))
@@ -182,7 +182,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 def _finding(found: StillDetected, place: Place) -> Finding:
     where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
-    told = f"a {found.kind} by {found.detector} at score {found.score}"
+    detected = f"a {found.kind} by {found.detector} at score {found.score}"
     return place.of_image(found.id).finding(
-        Code.STILL_DETECTED, f"no {found.kind} outside of what was redacted", told, where
+        Code.STILL_DETECTED, f"no {found.kind} outside of what was redacted", detected, where
     )

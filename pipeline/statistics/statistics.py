@@ -156,7 +156,7 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
 
 
 def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple[str | None, int]]:
-    """Images by license or provider, the most first; None is where there is none, and nothing where none has one."""
+    """Images by license or provider, the most first; None: without one. Empty if no image has one."""
     rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
     if all(row[name] is None for row in rows):
         return []

@@ -60,9 +60,9 @@ DATASET_MUTANTS = (
         "tests/operators/audit/test_privacy.py",
     ),
     Mutant(
-        "what was obliterated is a finding",
+        "what was redacted is a finding",
         "pipeline/audit/privacy.py",
-        "for found in self.found if not found.obliterated]\n",
+        "for found in self.found if not found.redacted]\n",
         "for found in self.found]\n",
         "tests/pipeline/audit/test_audit.py",
     ),

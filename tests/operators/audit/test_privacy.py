@@ -71,7 +71,7 @@ def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> Certai
 def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(detectors, astronaut: np.ndarray) -> None:
     (found,) = search(row_of(astronaut, []), *detectors)
     _, (region,) = deidentify(astronaut, detectors)
-    assert (found.id, found.kind, found.detector, found.obliterated) == (7, "face", "mtcnn", False)
+    assert (found.id, found.kind, found.detector, found.redacted) == (7, "face", "mtcnn", False)
     assert found.score > 0.9
     assert np.abs(np.array([found.x - region.x, found.y - region.y, found.w - region.w, found.h - region.h])).max() <= 4
 
@@ -85,10 +85,10 @@ def test_a_mosaic_that_is_taken_for_a_face_was_obliterated(
     row = row_of(clean, regions, ReleaseConfig(short_side=short_side, jpeg_quality=quality))
     assert search(row, *detectors) == [], "the detector itself does not find it again"
     (found,) = search(row, again(face, row))
-    assert found.obliterated
+    assert found.redacted
     width = face.box[2] - face.box[0]
     (beside,) = search(row, again(face, row, dx=0.6 * width * row["width"] / row["source_width"]))
-    assert not beside.obliterated
+    assert not beside.redacted
 
 
 @pytest.mark.parametrize("short_side", [512, 300, 160])
@@ -102,7 +102,7 @@ def test_a_region_that_no_pixel_shows_covers_nothing(
     pixels = gaussian_filter(astronaut, (blurred, blurred, 0)) if blurred else astronaut
     row = row_of(pixels, regions, ReleaseConfig(short_side=short_side, jpeg_quality=75))
     (found,) = search(row, again(face, row))
-    assert not found.obliterated
+    assert not found.redacted
 
 
 def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astronaut: np.ndarray) -> None:
@@ -111,13 +111,13 @@ def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astro
     wanted = WantedRegion(id=7, kind="face", x=left.x, y=left.y, w=left.w, h=left.h)
     redacted = redact_row(row, [wanted], ReleaseConfig())
     (found,) = search(redacted, again(face, redacted))
-    assert found == replace(left, obliterated=True)
+    assert found == replace(left, redacted=True)
     # A second box over a part of the first: its mosaic is what shows there.
     half = wanted.model_copy(update={"kind": "other", "w": left.w // 2})
     twice = redact_row(redacted, [half], ReleaseConfig())
     assert len(twice["regions"]) == 2
     (found,) = search(twice, again(face, twice))
-    assert found.obliterated
+    assert found.redacted
 
 
 def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
@@ -126,17 +126,17 @@ def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
     clean, regions = deidentify(astronaut, [Certain(plate)])
     assert regions[0].kind == "plate"
     (found,) = search(row_of(clean, regions), Certain(plate))
-    assert found.obliterated
+    assert found.redacted
     (found,) = search(row_of(astronaut, regions), Certain(plate))
-    assert not found.obliterated
+    assert not found.redacted
 
 
 def test_regions_that_cannot_be_placed_cover_nothing(face: Detection, astronaut: np.ndarray) -> None:
     row = row_of(astronaut, [Region("face", 0.9, 0, 0, 0, 0, "mtcnn")])
     (found,) = search(row, again(face, row))
-    assert not found.obliterated
+    assert not found.redacted
     (found,) = search({**row, "source_width": None}, Certain(face))
-    assert not found.obliterated
+    assert not found.redacted
 
 
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:

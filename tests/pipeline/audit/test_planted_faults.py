@@ -462,7 +462,7 @@ registered("score", edit_row("masks", 1, 0, predicted_iou=0.99), Code.OTHER_JSON
 registered("again", ShardEdit(1, repeated_image), Code.SIMILAR_IMAGE, TAR, "sa_6.jpg", "id 4")
 
 
-@damage(Code.REPEATED_SOURCE, "images/sa_000002-", "shard 2", "id 7", "that of id 1")
+@damage(Code.REPEATED_SOURCE, "images/sa_000002-", "shard 2", "id 7", "the bytes of id 1")
 def same_bytes(dataset: Path) -> None:
     edit_row("images", 2, 0, source_sha256=CommittedShard(dataset, 0).rows["images"][0]["source_sha256"])(dataset)
 
