@@ -61,7 +61,7 @@ format: setup
 # By default Ray asks for a token; tests start many Rays, some as other users.
 test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
-# Processes that share the tests; one that runs Ray takes about 6 GB of memory.
+# Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
 TEST_PROCESSES ?= 2
 
 test: check

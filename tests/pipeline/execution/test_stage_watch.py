@@ -88,9 +88,9 @@ def test_an_execution_that_a_lost_node_holds_up_is_ended_long_before(
 
 
 def test_waiting_for_shards_ends_with_a_stall(local_ray: Cluster) -> None:
-    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 4, stall_timeout=0.05) as watch:
+    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 4, stall_timeout=1) as watch:
         watch.check()
-        time.sleep(0.1)
+        time.sleep(1.1)
         with pytest.raises(StalledError):
             watch.check()
         watch.moved()
