@@ -258,7 +258,8 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
 def test_refused_credentials_are_a_fault_at_once(s3_options, s3_bucket: str) -> None:
     # A separate process: credentials are looked up once a connection.
     script = (
-        "import sys, time; from segmint.infra.storage.storage import *\n"
+        "import time; from segmint.infra.storage.errors import AccessRefusedError\n"
+        "from segmint.infra.storage.storage import Storage\n"
         f"storage = Storage({s3_options!r}); start = time.monotonic()\n"
         f"try: storage.read('s3://{s3_bucket}/x')\n"
         "except AccessRefusedError as error: print(error)\n"
