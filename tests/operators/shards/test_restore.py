@@ -200,7 +200,7 @@ def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
         ({**standing(commit), "masks": []}, "one file of each kind is needed .* masks: none"),
         ({**standing(commit), "shards": [*standing(commit)["shards"], "shards/x.tar"]}, "there are shards: "),
         ({**standing(commit), "masks": standing(other)["masks"]}, "would have other bytes"),
-        (standing(other), "do not hold its ordinals"),
+        (standing(other), "do not hold each of its ordinals once and in order"),
     ):
         with pytest.raises(DamagedDatasetError, match=told):
             remake_commit(location_of(uri), known, paths, with_images=True)
