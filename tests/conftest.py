@@ -1,12 +1,18 @@
 """What every test may ask for: photographs, reference results, weights. Nothing here stands in for a real part."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+# A shell that runs the tests in the background has them, and all they start, ignore interrupts: tests that interrupt a
+# process would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is the machine's affair: a deadline would fail tests where others compute beside.
 settings.register_profile("segmint", deadline=None)

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from segmint.pipeline.commands.extras import EXTRAS
@@ -37,6 +38,16 @@ import catalogs, infra, model, operators, pipeline
 theirs = [module.OWNER for module in (catalogs, infra, model, operators, pipeline)]
 print(json.dumps({"images": images, "theirs": theirs, "segmint": sys.modules["segmint"].__file__}))
 """
+
+
+def requirements_of(extra: str) -> set[str]:
+    """What an extra requires, with what it takes over from other extras."""
+    found = set()
+    for text in PROJECT["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        inner = requirement.extras if requirement.name == "segmint" else ()
+        found |= set().union(*map(requirements_of, inner)) if inner else {text}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +172,22 @@ def test_a_command_without_its_extra_says_which_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    packages = tmp_path_factory.mktemp("report") / "packages"
+    link_packages([*PROJECT["dependencies"], *requirements_of("report")], packages)
+    script = (
+        "import sys; from segmint.pipeline.audit import integrity; integrity.RAY_FROM_MASKS = 0\n"
+        "from segmint.pipeline.cli import main\n"
+        "sys.argv = ['segmint', *sys.argv[1:]]; main()"
+    )
+    done = python(["-c", script, "audit", "dataset"], path=[installed, packages], folder=crowded)
+    assert (done.returncode, done.stdout.splitlines()[-1].partition(":")[0]) == (1, "verdict"), done.stderr
+    done = python(["-c", script, "report", "dataset"], path=[installed, packages], folder=crowded)
+    assert done.returncode == 0, done.stderr
+    assert (crowded / "dataset" / "report" / "index.html").is_file()
+    assert not (packages / "ray").exists()
+
+
 def test_what_a_command_needs_only_now_and_then_is_named_when_it_comes_to_that(
     installed: Path, base_packages: Path, tmp_path: Path
 ) -> None:
@@ -174,18 +201,7 @@ def test_what_a_command_needs_only_now_and_then_is_named_when_it_comes_to_that(
 
 
 def test_the_extras_are_those_of_the_project() -> None:
-    declared = PROJECT["optional-dependencies"]
-
-    def packages(extra: str) -> set[str]:
-        names = set()
-        for requirement in declared[extra]:
-            if requirement.startswith("segmint["):
-                for inner in requirement.removeprefix("segmint[").rstrip("]").split(","):
-                    names |= packages(inner)
-            else:
-                names.add(requirement.partition(">")[0].partition("=")[0].partition("[")[0])
-        return names
-
     for extra, modules in EXTRAS.items():
-        assert packages(extra) == set(modules)
-    assert packages("all") >= set().union(*EXTRAS.values())
+        assert {Requirement(text).name for text in requirements_of(extra)} == set(modules)
+    everything = {Requirement(text).name for text in requirements_of("all")}
+    assert everything >= set().union(*EXTRAS.values())

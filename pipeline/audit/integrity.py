@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
 from pydantic import ValidationError
 
@@ -48,9 +49,9 @@ def audit_integrity(
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
     `now` is the time by which unnamed files are old (default: this machine's clock). `content` checks more of
-    what is read. With `ray_from` masks or more, shards are audited by Ray, where `resources` say; the report is the
-    same. Memory holds a few shards and the names of all files. Raises `UsageError` if there is no dataset, storage
-    faults as they come, and `UnfinishedError` if Ray fails.
+    what is read. With `ray_from` masks or more, shards are audited by Ray if it is installed, where `resources` say;
+    the report is the same. Memory holds a few shards and the names of all files. Raises `UsageError` if there is no
+    dataset, storage faults as they come, and `UnfinishedError` if Ray fails.
     """
     # Files are listed before commits, and commits before the manifest: so what is named in between counts as named.
     listed = list_files(dataset)
@@ -123,7 +124,7 @@ def _results(
     by_ray: bool,
 ) -> Generator[ShardResult, None, None]:
     """The results of all shards in the order of the plans, by Ray or in threads of this process."""
-    if by_ray:
+    if by_ray and find_spec("ray") is not None:  # the extra `audit` does not bring it
         from segmint.pipeline.audit.by_ray import audit_by_ray  # Ray takes a second to import
 
         return audit_by_ray(task, plans, resources)
