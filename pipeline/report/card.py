@@ -1,7 +1,6 @@
 """The dataset card: `README.md` with the front matter of the Hugging Face Hub and the sections of a datasheet."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -9,10 +8,12 @@ import yaml
 from markupsafe import Markup
 
 from segmint.infra.wording import counted
+from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
 from segmint.pipeline.report.page import is_searched, remarks_of
 from segmint.pipeline.report.templates import ASSETS, FILTERS
+from segmint.pipeline.statistics.values import Statistics
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 _HUB_LICENSES = frozenset(
@@ -33,7 +34,7 @@ _SIZES = (
 )
 
 
-def card_markdown(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts, charts: Charts) -> str:
+def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
     """Return the card. All text from the data is escaped: it cannot become Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
@@ -47,15 +48,10 @@ def card_markdown(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts
         facts=facts,
         manifest=manifest,
         rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
-        statistics={"without_masks": None, **statistics},
-        per_image={"mean": None, "median": None, **(statistics.get("masks_per_image") or {})},
-        relative={"mean": None, **(statistics.get("relative_size") or {})},
-        concavity={"mean": None, **(statistics.get("concavity") or {})},
-        geography=statistics.get("geography") or {"known": 0},
+        statistics=statistics,
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
-        policy=facts.config("license"),
-        masks=facts.config("masks"),
-        privacy=audit["privacy"] if is_searched(audit) else None,
+        build=facts.build,
+        privacy=audit.privacy if is_searched(audit.privacy) else None,
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
         funnel=charts.funnel.rows if charts.funnel else (),
         gaps=_gaps(audit, statistics, facts),
@@ -98,9 +94,9 @@ def escaped(value: Any) -> Any:
     return _SPECIAL.sub(r"\\\g<0>", line)
 
 
-def _gaps(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts) -> list[str]:
+def _gaps(audit: AuditReport, statistics: Statistics, facts: Facts) -> list[str]:
     gaps = []
-    reasons = statistics.get("rejected_by_reason") or {}
+    reasons = statistics.rejected_by_reason or {}
     if facts.rejected is None:
         gaps.append("It is unknown whether images were refused when the dataset was made.")
     elif facts.rejected:
@@ -113,12 +109,12 @@ def _gaps(audit: Mapping[str, Any], statistics: Mapping[str, Any], facts: Facts)
         missing = facts.manifest.shards - len(facts.commits)
         gaps.append(f"{counted(missing, 'shard')} of {facts.manifest.shards:,} are not built yet.")
     gaps += remarks_of(statistics)
-    if audit["findings_total"]:
-        gaps.append(f"The audit has {counted(audit['findings_total'], 'finding')}: see index.html.")
+    if audit.findings.total:
+        gaps.append(f"The audit has {counted(audit.findings.total, 'finding')}: see index.html.")
     else:
         gaps.append("The audit has no findings.")
-    if audit["licenses"] is None:
+    if audit.licenses is None:
         gaps.append("The licenses were not audited.")
-    if not is_searched(audit):
+    if not is_searched(audit.privacy):
         gaps.append("No detector searched the released images again.")
     return gaps

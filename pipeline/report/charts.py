@@ -1,24 +1,17 @@
 """The plots of a report: the statistics and the paper's figures, as values to draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from segmint.catalogs.countries import countries
-from segmint.infra.wording import count, number, share
+from segmint.infra.wording import UNKNOWN, count, number, share
 from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of
+from segmint.pipeline.statistics.values import Concavity, FunnelStep, GroupImages, Histogram, Statistics
 
 COUNTRIES_SHOWN = 20
 _OTHERS_SHOWN = 15
 
 _MASKS = "share of masks"
-
-_SCORES = {
-    "predicted_iou": ("Predicted IoU", "predicted IoU", _MASKS),
-    "stability_score": ("Stability score", "stability score", _MASKS),
-    "aspect_ratio": ("Aspect ratio", "width / height of a mask's box", _MASKS),
-    "coverage": ("Coverage", "share of an image's pixels covered by masks", "share of images"),
-}
 
 _STEPS = {
     "predicted": "predicted",
@@ -50,44 +43,50 @@ class Charts:
     rejected: Bars | None
 
 
-def charts_of(statistics: Mapping[str, Any]) -> Charts:
-    """Return the plots of these statistics; null or absent ones have no plot."""
-    scores = [histogram(statistics.get(key), *labels) for key, labels in _SCORES.items()]
-    geography = statistics.get("geography") or {}
-    bins = (statistics.get("masks_per_image") or {}).get("bins") or []
-    reasons = statistics.get("rejected_by_reason") or {}
+def charts_of(statistics: Statistics) -> Charts:
+    """Return the plots of these statistics; unknown ones have no plot."""
+    scores = (
+        histogram(statistics.predicted_iou, "Predicted IoU", "predicted IoU", _MASKS),
+        histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
+        histogram(statistics.aspect_ratio, "Aspect ratio", "width / height of a mask's box", _MASKS),
+        histogram(statistics.coverage, "Coverage", "share of an image's pixels covered by masks", "share of images"),
+    )
+    geography = statistics.geography
+    reasons = statistics.rejected_by_reason or {}
     return Charts(
         masks_per_image=_bars(
-            "Masks", "Images", [(row["label"].replace("<=", "≤ ").replace(">", "> "), row["images"]) for row in bins]
+            "Masks",
+            "Images",
+            [(row.label.replace("<=", "≤ ").replace(">", "> "), row.images) for row in statistics.masks_per_image.bins],
         ),
-        relative_size=histogram(
-            statistics.get("relative_size"), "Relative size", "√(mask's area / image's area)", _MASKS
-        ),
-        concavity=_concavity(statistics.get("concavity")),
-        centers=heat_map(statistics.get("centers"), "Mask centers"),
+        relative_size=histogram(statistics.relative_size, "Relative size", "√(mask's area / image's area)", _MASKS),
+        concavity=_concavity(statistics.concavity),
+        centers=heat_map(statistics.centers, "Mask centers"),
         scores=tuple(score for score in scores if score is not None),
-        funnel=_funnel(statistics.get("funnel") or []),
-        countries=ranked(_named(geography.get("countries")), "country", "Country", COUNTRIES_SHOWN),
-        regions=_with_paper(geography.get("regions"), "Region"),
-        income=_with_paper(geography.get("income"), "Income level"),
-        licenses=ranked(statistics.get("licenses"), "license", "License", _OTHERS_SHOWN),
-        providers=ranked(statistics.get("providers"), "provider", "Provider", _OTHERS_SHOWN),
+        funnel=_funnel(statistics.funnel or ()),
+        countries=ranked(
+            ((_country_name(row.country), row.images) for row in geography.countries), "Country", COUNTRIES_SHOWN
+        ),
+        regions=_with_paper(geography.regions, "Region"),
+        income=_with_paper(geography.income, "Income level"),
+        licenses=ranked(((row.license, row.images) for row in statistics.licenses), "License", _OTHERS_SHOWN),
+        providers=ranked(((row.provider, row.images) for row in statistics.providers), "Provider", _OTHERS_SHOWN),
         rejected=_bars("Reason", "Refused rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 
-def ranked(rows: Sequence[Mapping[str, Any]] | None, key: str, label: str, shown: int) -> Bars | None:
-    """Return images by a property as bars, most frequent first; those beyond `shown` are one bar.
+def ranked(images: Iterable[tuple[str | None, int]], label: str, shown: int) -> Bars | None:
+    """Return numbers of images by name as bars, most frequent first; those beyond `shown` are one bar.
 
-    None if no row has the property.
+    None if no image has a name.
     """
-    known = sorted((row for row in rows or () if row["images"]), key=lambda row: (-row["images"], str(row[key])))
-    if not any(row[key] for row in known):
+    known = sorted((row for row in images if row[1]), key=lambda row: (-row[1], str(row[0])))
+    if not any(name for name, _ in known):
         return None
-    counts = [(str(row[key] or "unknown"), row["images"]) for row in known[:shown]]
+    counts = [(name or UNKNOWN, total) for name, total in known[:shown]]
     rest = known[shown:]
     if rest:
-        counts.append((f"{len(rest):,} others", sum(row["images"] for row in rest)))
+        counts.append((f"{len(rest):,} others", sum(total for _, total in rest)))
     return _bars(label, "Images", counts)
 
 
@@ -100,55 +99,52 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
     return Bars(label, value, tuple(rows))
 
 
-def _with_paper(rows: Sequence[Mapping[str, Any]] | None, label: str) -> Bars | None:
+def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
     """Return regions or income levels, with the paper's shares and their masks per image."""
-    if not any(row["images"] for row in rows or ()):
+    if not any(group.images for group in groups):
         return None
     bars = [
         Bar(
-            row["name"],
-            row["share"],
-            _with_share(row["images"], row["share"]),
-            row["paper_share"],
-            number(row["masks_per_image"]) if row["images"] else "",
+            group.name,
+            group.share,
+            _with_share(group.images, group.share),
+            group.paper_share,
+            number(group.masks_per_image) if group.images else "",
         )
-        for row in rows or ()
+        for group in groups
     ]
     return Bars(label, "Images", tuple(bars), has_paper=True, more="Masks per image")
 
 
-def _concavity(statistic: Mapping[str, Any] | None) -> tuple[Steps, ...]:
-    if not statistic:
-        return ()
-    found = [
+def _concavity(concavity: Concavity) -> tuple[Steps, ...]:
+    found = (
         histogram(
-            {"edges": statistic.get("edges"), **row},
-            f"{row['size'].capitalize()} masks",
+            Histogram(concavity.edges, row.counts, row.mean),
+            f"{row.size.capitalize()} masks",
             "1 − area / area of the convex hull",
             _MASKS,
         )
-        for row in statistic.get("by_size") or []
-    ]
+        for row in concavity.by_size
+    )
     return tuple(steps for steps in found if steps is not None)
 
 
-def _funnel(steps: Sequence[Mapping[str, Any]]) -> Bars | None:
-    known = [(row["step"], row["masks"]) for row in steps if row.get("masks") is not None]
-    if not known or not known[0][1]:
+def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
+    if not steps or not steps[0].masks:
         return None
-    whole = known[0][1]
-    rows = [Bar(_STEPS.get(step, step), masks / whole, _with_share(masks, masks / whole)) for step, masks in known]
+    first = steps[0].masks
+    rows = [
+        Bar(_STEPS.get(row.step, row.step), row.masks / first, _with_share(row.masks, row.masks / first))
+        for row in steps
+    ]
     return Bars("Step", "Masks", tuple(rows))
 
 
-def _with_share(total: int, part: float) -> str:
+def _with_share(total: int, part: float | None) -> str:
     return f"{count(total)} ({share(part)})"
 
 
-def _named(rows: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Replace known country codes by names."""
-    known = countries()
-    return [
-        {**row, "country": known[row["country"]].name if row["country"] in known else row["country"]}
-        for row in rows or ()
-    ]
+def _country_name(code: str) -> str:
+    """Return a country's name; a code that is not known stays as it is."""
+    country = countries().get(code)
+    return code if country is None else country.name

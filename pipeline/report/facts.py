@@ -1,8 +1,6 @@
 """Facts about a dataset that are not statistics, for report and card: from its manifest, commits and tables."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
@@ -48,12 +46,31 @@ class Detector:
 
 
 @dataclass(frozen=True)
+class Build:
+    """The settings that a dataset was built with; None if its manifest does not state them."""
+
+    allowed: tuple[str, ...]  # licenses
+    require_redistributable: bool
+    format: str | None
+    short_side: int | None
+    jpeg_quality: int | None
+    profile: str | None
+    points_per_side: int | None
+    crop_n_layers: int | None
+    pred_iou_thresh: float | None
+    stability_score_thresh: float | None
+    device: str | None
+    precision: str | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Facts about a dataset. What a foreign dataset does not state is None or empty."""
 
     name: str
     kind: str  # segmint or sa1b
     manifest: DatasetManifest | None
+    build: Build | None
     commits: tuple[Commit, ...]
     images: int
     masks: int
@@ -70,17 +87,12 @@ class Facts:
     @property
     def with_images(self) -> bool:
         """Whether the dataset has pixels, not only annotations."""
-        return self.config("release").get("format") != "annotations"
+        return self.build is None or self.build.format != "annotations"
 
     @property
     def rejected(self) -> int | None:
         """How many rows were refused; None if unknown."""
         return None if self.manifest is None else sum(commit.counts.get("rejected", 0) for commit in self.commits)
-
-    def config(self, key: str) -> Mapping[str, Any]:
-        """Return a section of the configuration that the dataset was built with; empty if unknown."""
-        part = self.manifest.config.get(key) if self.manifest is not None else None
-        return part if isinstance(part, Mapping) else {}
 
 
 def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
@@ -95,6 +107,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
         manifest=manifest,
+        build=_build(manifest) if manifest is not None else None,
         commits=commits,
         images=_number(tables, "SELECT count(*) FROM images"),
         masks=_number(tables, "SELECT count(*) FROM masks"),
@@ -107,6 +120,24 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         detectors=_detectors(manifest) if manifest is not None else (),
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
+    )
+
+
+def _build(manifest: DatasetManifest) -> Build:
+    license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
+    return Build(
+        allowed=tuple(license.get("allow") or ()),
+        require_redistributable=bool(license.get("require_redistributable")),
+        format=release.get("format"),
+        short_side=release.get("short_side"),
+        jpeg_quality=release.get("jpeg_quality"),
+        profile=masks.get("profile"),
+        points_per_side=masks.get("points_per_side"),
+        crop_n_layers=masks.get("crop_n_layers"),
+        pred_iou_thresh=masks.get("pred_iou_thresh"),
+        stability_score_thresh=masks.get("stability_score_thresh"),
+        device=manifest.numerics.get("device"),
+        precision=manifest.numerics.get("precision"),
     )
 
 

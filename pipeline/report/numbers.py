@@ -1,12 +1,14 @@
 """A report's numbers in long form: one row per number, for your own tables and plots."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from segmint.catalogs.parquet import table_bytes
+from segmint.pipeline.statistics.values import Histogram, Statistics
 
 NUMBERS = pa.schema(
     [
@@ -23,50 +25,47 @@ _NAMES = ("label", "size", "step", "country", "name", "license", "provider", "sh
 _Number = tuple[str, str | None, float]  # statistic, bin, value
 
 
-def numbers_table(statistics: Mapping[str, Any]) -> pa.Table:
+def numbers_table(statistics: Statistics) -> pa.Table:
     """Return all numbers of the statistics, in order."""
     rows = []
-    for key, value in statistics.items():
+    for field in fields(statistics):
+        key, value = field.name, getattr(statistics, field.name)
         plain = isinstance(value, (int, float))
         area, prefix = ("dataset", key) if plain else (key, "")
         rows += [{"area": area, "statistic": s, "bin": b, "value": v} for s, b, v in _numbers(prefix, None, value)]
     return pa.Table.from_pylist(rows, schema=NUMBERS)
 
 
-def numbers_parquet(statistics: Mapping[str, Any]) -> bytes:
+def numbers_parquet(statistics: Statistics) -> bytes:
     """Return all numbers of the statistics as a Parquet file."""
     return table_bytes(numbers_table(statistics), NUMBERS)
 
 
 def _numbers(statistic: str, bin: str | None, value: Any) -> Iterator[_Number]:
-    if isinstance(value, bool):
-        return
     if isinstance(value, (int, float)):
         yield statistic or "value", bin, float(value)
+    elif isinstance(value, tuple):
+        for place, item in enumerate(value):
+            yield from _numbers(statistic, _joined(bin, _name(place, item)), item)
     elif isinstance(value, Mapping):
-        rest = dict(value)
-        edges, counts = rest.pop("edges", None), rest.get("counts")
-        if edges is not None and counts is not None:
-            del rest["counts"]
-            for (low, high), count in zip(pairwise(edges), counts, strict=True):
+        for key, part in value.items():
+            yield from _numbers(_below(statistic, key), bin, part)
+    elif is_dataclass(value):
+        done: tuple[str, ...] = _NAMES
+        if isinstance(value, Histogram):
+            done = (*_NAMES, "edges", "counts")
+            for (low, high), count in zip(pairwise(value.edges), value.counts or (), strict=value.counts is not None):
                 yield _below(statistic, "count"), _joined(bin, f"{low:g} to {high:g}"), float(count)
-        for key, inner in rest.items():
-            yield from _numbers(_below(statistic, key), bin, inner)
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            name, rest = _named(place, inner)
-            yield from _numbers(statistic, _joined(bin, name), rest)
+        for field in fields(value):
+            if field.name not in done:
+                yield from _numbers(_below(statistic, field.name), bin, getattr(value, field.name))
 
 
-def _named(place: int, item: Any) -> tuple[str, Any]:
-    """Return the name of a list item (its position if it has none) and the rest of the item."""
-    if not isinstance(item, Mapping):
-        return str(place), item
-    known = [key for key in _NAMES if item.get(key) is not None]
-    label = ", ".join(str(item[key]) if isinstance(item[key], str) else f"{key} {item[key]}" for key in known)
-    if "metric" in item:
-        label = f"{item['metric']}, {label}" if label else str(item["metric"])
-    return label or str(place), {key: inner for key, inner in item.items() if key not in _NAMES}
+def _name(place: int, item: Any) -> str:
+    """Return the name of an item of a tuple; its position if it has none."""
+    known = [(key, getattr(item, key)) for key in _NAMES if getattr(item, key, None) is not None]
+    words = [part if isinstance(part, str) else f"{key} {part}" for key, part in known]
+    return ", ".join([*([item.metric] if hasattr(item, "metric") else []), *words]) or str(place)
 
 
 def _below(statistic: str, key: str) -> str:

@@ -1,12 +1,12 @@
 """Plots of a report as values: positions of bars, steps and cells in percent of the frame. Templates draw them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from segmint.infra.wording import number
+from segmint.pipeline.statistics.values import Centers, Histogram
 
 _LEVELS = 24  # shades of a heat map
 _EVEN = 1e-6  # relative difference of bin widths that still counts as equal
@@ -175,19 +175,16 @@ class HeatMap:
         ]
 
 
-def histogram(statistic: Mapping[str, Any] | None, title: str, x_label: str, y_label: str) -> Steps | None:
-    """Return a statistic {edges, counts, mean} as steps; None if nothing is known."""
-    if not statistic or not statistic.get("edges") or not sum(statistic.get("counts") or ()):
+def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> Steps | None:
+    """Return a histogram as steps; None if it has no counts."""
+    if not statistic.counts or not sum(statistic.counts):
         return None
-    edges = tuple(float(edge) for edge in statistic["edges"])
-    return Steps(title, x_label, y_label, edges, shares_of(statistic["counts"]), statistic.get("mean"))
+    return Steps(title, x_label, y_label, statistic.edges, shares_of(statistic.counts), statistic.mean)
 
 
-def heat_map(centers: Mapping[str, Any] | None, title: str) -> HeatMap | None:
-    """Return the statistic of centers as a heat map; None if nothing is known."""
-    if not centers or not any(map(sum, centers.get("counts") or ())):
-        return None
-    return HeatMap(title, tuple(tuple(row) for row in centers["counts"]))
+def heat_map(centers: Centers, title: str) -> HeatMap | None:
+    """Return the statistic of centers as a heat map; None if it has no counts."""
+    return HeatMap(title, centers.counts) if any(map(sum, centers.counts)) else None
 
 
 def shares_of(counts: Sequence[float]) -> tuple[float, ...]:

@@ -16,10 +16,10 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
-from segmint.pipeline.audit.answer_json import to_dict
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.audit.foreign import audit_foreign
-from segmint.pipeline.report.audit import damaged_shards, read_audit, with_statistics
 from segmint.pipeline.report.card import card_markdown
 from segmint.pipeline.report.charts import charts_of
 from segmint.pipeline.report.croissant import croissant_json
@@ -30,6 +30,8 @@ from segmint.pipeline.report.numbers import numbers_parquet
 from segmint.pipeline.report.page import Pictures, render_page
 from segmint.pipeline.report.samples import choose_images, draw_pictures
 from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.statistics.statistics import compute_statistics
+from segmint.pipeline.statistics.values import Statistics
 
 SAMPLES = 12
 """Images in a report's sample."""
@@ -83,14 +85,13 @@ def write_report(
         )
     folder = output or join(dataset_uri, REPORT)
     with _audited(dataset_uri, storage, audit_uri, options) as (audit, tables):
-        audit = with_statistics(audit, audit_uri or "the audit", tables, options.sample)
+        statistics = statistics_of(audit, audit_uri or "the audit", tables, options.sample)
         facts = gather_facts(tables, storage)
-        pictures = _pictures(tables, storage, facts, audit)
-    statistics = audit["statistics"]
+        pictures = _pictures(tables, storage, facts, audit, statistics)
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
-        "statistics.json": _json(statistics),
+        "statistics.json": _json(statistics.to_dict()),
         "statistics.parquet": numbers_parquet(statistics),
         "README.md": card_markdown(audit, statistics, facts, charts).encode(),
         "index.html": render_page(audit, statistics, facts, charts, pictures).encode(),
@@ -100,24 +101,38 @@ def write_report(
     for name, data in files.items():
         storage.put(join(folder, name), data)
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
-    return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit["findings_total"])
+    return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit.findings.total)
 
 
 @contextmanager
 def _audited(
     uri: str, storage: Storage, audit_uri: str | None, options: AuditOptions
-) -> Iterator[tuple[dict[str, Any], DatasetTables]]:
+) -> Iterator[tuple[AuditReport, DatasetTables]]:
     """Make or read an audit, and open the tables of the shards that it found intact."""
     if audit_uri is None and not manifest_generations(Location(storage, uri)):
         check_foreign(uri, options)
         with open_tables(Location(storage, uri)) as tables:  # measures foreign data, once for audit and report
-            yield to_dict(audit_foreign(tables, storage, options.sample)), tables
+            yield audit_foreign(tables, storage, options.sample), tables
         return
-    made = (
-        to_dict(audit_dataset(Location(storage, uri), options)) if audit_uri is None else read_audit(audit_uri, storage)
-    )
-    with open_tables(Location(storage, uri), leave_out=damaged_shards(made)) as tables:
-        yield made, tables
+    audit = audit_dataset(Location(storage, uri), options) if audit_uri is None else read_audit(audit_uri, storage)
+    with open_tables(Location(storage, uri), leave_out=frozenset(audit.not_compared)) as tables:
+        yield audit, tables
+
+
+def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample: int) -> Statistics:
+    """Return the audit's statistics, computing them if it has none.
+
+    `where` names the audit in errors. Raises `UsageError` if the audit is of other images than `tables`.
+    """
+    statistics = audit.statistics
+    if statistics is None:
+        return compute_statistics(tables, sample)
+    if not audit.not_compared:
+        for view, audited in (("images", statistics.images), ("masks", statistics.masks)):
+            there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())
+            if audited != there:
+                raise UsageError(f"{where} has {audited:,} {view}, {tables.uri} has {there:,}: audit it again")
+    return statistics
 
 
 def path_to_dataset(folder: str, dataset_uri: str) -> str:
@@ -131,13 +146,15 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
     return there.rstrip("/")
 
 
-def _pictures(tables: DatasetTables, storage: Storage, facts: Facts, audit: Mapping[str, Any]) -> Pictures:
+def _pictures(
+    tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
+) -> Pictures:
     """Draw the page's images: with findings, outliers, a sample; none in which a detector still finds anything."""
     if not facts.with_images:
         return Pictures(why="This dataset has only annotations: there are no images to show.")
-    hidden = {region["id"] for region in (audit["privacy"] or {}).get("found", [])}
-    outliers = [row["id"] for row in audit["statistics"].get("outliers") or []]
-    wanted = dict.fromkeys(id for id in (*images_of(audit["findings"]), *outliers) if id not in hidden)
+    hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()
+    outliers = [row.id for row in statistics.outliers]
+    wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)
     flagged = list(wanted)[:FLAGGED]
     samples = choose_images(tables, SAMPLES, hidden.union(flagged))
     drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*flagged, *samples])}

@@ -14,9 +14,10 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
-from segmint.pipeline.view.findings import AuditFindings, load_findings
+from segmint.pipeline.view.findings import AuditFindings, findings_of
 from segmint.pipeline.view.guard import address, new_key
 from segmint.pipeline.view.images import ForeignPictures, Pictures, ShardPictures
 from segmint.pipeline.view.index import ImageIndex
@@ -32,7 +33,7 @@ def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterato
     Raises `UsageError` if there is no dataset, one of a newer format, or no audit.
     """
     with ExitStack() as stack:
-        findings = load_findings(storage, audit) if audit is not None else AuditFindings()
+        findings = findings_of(read_audit(audit, storage)) if audit is not None else AuditFindings()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
         tables = stack.enter_context(open_tables(Location(storage, uri), scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))

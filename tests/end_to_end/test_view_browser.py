@@ -31,9 +31,10 @@ def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(looked_at: Path, chromium: "Browser") -> Iterator[str]:
     """A running viewer's address; image 4 has findings, one of them with markup in it."""
-    box = {"id": 4, "kind": "face", "detector": HOSTILE, "score": 0.9, "x": 10, "y": 10, "w": 30, "h": 30}
+    box = {"id": 4, "kind": "face", "detector": HOSTILE, "score": 0.9, "x": 10, "y": 10, "w": 30, "h": 30, "shard": 0}
+    privacy = {"images_checked": 1, "detectors": [], "found": [box], "found_total": 1, "inside_regions": 0}
     findings = [{"where": "mask 40000", "found": HOSTILE}]
-    audit = write_audit(looked_at.parent / "audit.json", findings, privacy={"found": [box]})
+    audit = write_audit(looked_at.parent / "audit.json", findings, privacy=privacy)
     with running_viewer(looked_at, "--audit", audit) as opened:
         yield opened
 

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segmint.pipeline.audit.answer_json import to_dict
 from tests.support.builds import ROOT
 from tests.support.named_image import image_of
+from tests.support.statistics import audit_of
 
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
 """A text that is markup where it is taken for it."""
@@ -51,7 +53,7 @@ def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path
     """An audit's JSON with these findings; if they do not name their image, it follows from their place."""
     whole = {"code": "mask_area", "shard": 0, "file": "masks/x.parquet", "where": "", "expected": "1", "found": "2"}
     said = [{**whole, "image": image_of(str(finding.get("where", ""))), **finding} for finding in findings]
-    document = {"dataset": "x", "scope": "all", "findings": said, **more}
+    document = {**to_dict(audit_of()), "findings": said, "findings_by_code": {"mask_area": len(said)}, **more}
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
 

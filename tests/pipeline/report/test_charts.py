@@ -3,18 +3,16 @@
 from dataclasses import asdict
 
 from segmint.pipeline.report.charts import charts_of, ranked
+from segmint.pipeline.statistics.values import FunnelStep, Geography, GroupImages
+from tests.support.statistics import statistics_of
 
 
 def test_nothing_known_is_nothing_drawn() -> None:
-    absent = charts_of({})
-    null = charts_of(dict.fromkeys(("masks_per_image", "relative_size", "concavity", "centers", "funnel", "geography")))
-    assert absent == null
-    assert not any(asdict(absent).values())
+    assert not any(asdict(charts_of(statistics_of())).values())
 
 
 def test_countries_are_ranked_and_the_rest_is_one_bar() -> None:
-    rows = [{"country": code, "images": images} for code, images in (("DE", 2), ("KE", 5), ("BR", 2), ("US", 1))]
-    bars = ranked(rows, "country", "Country", shown=2)
+    bars = ranked([("DE", 2), ("KE", 5), ("BR", 2), ("US", 1)], "Country", shown=2)
     assert bars is not None
     assert [(bar.label, bar.share, bar.text) for bar in bars.rows] == [
         ("KE", 0.5, "5 (50 %)"),
@@ -24,18 +22,15 @@ def test_countries_are_ranked_and_the_rest_is_one_bar() -> None:
 
 
 def test_images_without_a_license_count_as_unknown() -> None:
-    bars = ranked([{"license": None, "images": 3}, {"license": "CC0-1.0", "images": 1}], "license", "License", 15)
+    bars = ranked([(None, 3), ("CC0-1.0", 1)], "License", 15)
     assert bars is not None
     assert [bar.label for bar in bars.rows] == ["unknown", "CC0-1.0"]
-    assert ranked([{"license": None, "images": 3}], "license", "License", 15) is None
+    assert ranked([(None, 3)], "License", 15) is None
 
 
 def test_regions_stand_beside_the_paper_s() -> None:
-    rows = [
-        {"name": "Africa", "images": 0, "share": 0.0, "masks_per_image": None, "paper_share": 0.028},
-        {"name": "Europe", "images": 4, "share": 1.0, "masks_per_image": 12.5, "paper_share": 0.498},
-    ]
-    regions = charts_of({"geography": {"regions": rows}}).regions
+    rows = (GroupImages("Africa", 0, 0.0, None, 0.028), GroupImages("Europe", 4, 1.0, 12.5, 0.498))
+    regions = charts_of(statistics_of(geography=Geography(4, 0, (), rows, ()))).regions
     assert regions is not None
     assert regions.has_paper
     assert [(bar.label, bar.share, bar.paper, bar.more) for bar in regions.rows] == [
@@ -45,6 +40,6 @@ def test_regions_stand_beside_the_paper_s() -> None:
 
 
 def test_the_funnel_is_a_share_of_what_was_predicted() -> None:
-    funnel = charts_of({"funnel": [{"step": "predicted", "masks": 400}, {"step": "written", "masks": 3}]}).funnel
+    funnel = charts_of(statistics_of(funnel=(FunnelStep("predicted", 400), FunnelStep("written", 3)))).funnel
     assert funnel is not None
     assert [(bar.label, bar.text) for bar in funnel.rows] == [("predicted", "400 (100 %)"), ("written", "3 (0.75 %)")]

@@ -8,15 +8,25 @@ from PIL import Image
 
 from segmint.pipeline.report.charts import charts_of
 from segmint.pipeline.report.figures import draw_figures
+from segmint.pipeline.statistics.values import (
+    BinImages,
+    Centers,
+    Geography,
+    GroupImages,
+    Histogram,
+    MasksPerImage,
+    ProviderImages,
+)
+from tests.support.statistics import statistics_of
 
-STATISTICS = {
-    "masks_per_image": {"bins": [{"label": "<=10", "images": 3}, {"label": "11-50", "images": 1}]},
-    "relative_size": {"edges": [0, 0.5, 1], "counts": [4, 1], "mean": 0.25},
-    "aspect_ratio": {"edges": [0.25, 1, 4, 32], "counts": [4, 1, 2], "mean": 1.5},
-    "centers": {"bins": 2, "counts": [[1, 2], [3, 4]]},
-    "providers": [{"provider": "Acme $tock$ ^_ pictures {", "images": 3}],
-    "geography": {"regions": [{"name": "Africa", "images": 1, "share": 1, "masks_per_image": 2, "paper_share": 0.028}]},
-}
+STATISTICS = statistics_of(
+    masks_per_image=MasksPerImage(None, None, (BinImages("<=10", 3), BinImages("11-50", 1))),
+    relative_size=Histogram((0, 0.5, 1), (4, 1), 0.25),
+    aspect_ratio=Histogram((0.25, 1, 4, 32), (4, 1, 2), 1.5),
+    centers=Centers(2, ((1, 2), (3, 4))),
+    providers=(ProviderImages("Acme $tock$ ^_ pictures {", 3),),
+    geography=Geography(1, 0, (), (GroupImages("Africa", 1, 1.0, 2.0, 0.028),), ()),
+)
 
 
 def test_each_plot_is_a_picture() -> None:
@@ -36,5 +46,5 @@ def test_they_are_the_same_each_time() -> None:
 
 
 def test_nothing_known_is_nothing_drawn(report_folder: Path) -> None:
-    assert draw_figures(charts_of({})) == {}
+    assert draw_figures(charts_of(statistics_of())) == {}
     assert not (report_folder / "figures" / "funnel.png").exists()

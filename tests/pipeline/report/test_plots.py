@@ -5,10 +5,11 @@ import math
 import pytest
 
 from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram
+from segmint.pipeline.statistics.values import Centers, Histogram
 
 
 def steps(edges: list[float], counts: list[int]):
-    made = histogram({"edges": edges, "counts": counts, "mean": 0.5}, "Title", "x", "share of masks")
+    made = histogram(Histogram(tuple(edges), tuple(counts), 0.5), "Title", "x", "share of masks")
     assert made is not None
     return made
 
@@ -46,11 +47,9 @@ def test_bins_of_other_widths_stand_side_by_side() -> None:
     assert [tick.text for tick in plot.x_ticks] == ["0.25", "0.5", "1", "2", "4"]
 
 
-@pytest.mark.parametrize(
-    "statistic", [None, {}, {"edges": [0, 1], "counts": None}, {"edges": [0, 1], "counts": [0]}, {"edges": None}]
-)
-def test_what_is_not_known_is_no_plot(statistic: dict | None) -> None:
-    assert histogram(statistic, "Title", "x", "y") is None
+@pytest.mark.parametrize("counts", [None, (0,)])
+def test_what_is_not_known_is_no_plot(counts: tuple[int, ...] | None) -> None:
+    assert histogram(Histogram((0, 1), counts, None), "Title", "x", "y") is None
 
 
 def test_bars_fill_the_frame_with_the_longest() -> None:
@@ -70,5 +69,4 @@ def test_cells_of_one_shade_are_one_rectangle() -> None:
 
 
 def test_no_center_is_no_heat_map() -> None:
-    assert heat_map({"bins": 2, "counts": [[0, 0], [0, 0]]}, "Centers") is None
-    assert heat_map(None, "Centers") is None
+    assert heat_map(Centers(2, ((0, 0), (0, 0))), "Centers") is None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +13,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
-from segmint.pipeline.report.report import path_to_dataset, write_report
+from segmint.pipeline.report.report import path_to_dataset, statistics_of, write_report
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
 from tests.support.builds import digests
@@ -21,6 +22,7 @@ from tests.support.foreign_data import loosen
 from tests.support.html import parse_page
 from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION, IMAGE_ID, QUICK, SCRIPT
+from tests.support.statistics import audit_of
 
 FILES = {"README.md", "croissant.json", "index.html", "statistics.json", "statistics.parquet"}
 FIGURES = {"masks_per_image", "relative_size", "concavity", "centers", "scores", "licenses", "rejected"}
@@ -187,6 +189,23 @@ def test_a_bucket_s_dataset_gets_the_same_report(
         there = storage.read(f"{uri}/report/{name}")
         if name != "index.html":  # which says where the dataset is
             assert hashlib.sha256(there).digest() == hashlib.sha256((local / "report" / name).read_bytes()).digest()
+
+
+def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(reported: str) -> None:
+    with open_tables(location_of(reported)) as tables:
+        computed = statistics_of(audit_of(), "audit.json", tables, 10)
+        assert computed.images == 6
+        changed = replace(computed, without_masks=12345)
+        assert statistics_of(audit_of(statistics=changed), "audit.json", tables, 10) == changed
+        other = audit_of(statistics=replace(computed, masks=computed.masks + 1))
+        with pytest.raises(UsageError, match=r"audit.json has 11 masks, .* has 10: audit it again"):
+            statistics_of(other, "audit.json", tables, 10)
+
+
+def test_damaged_shards_are_left_out(reported: str) -> None:
+    audit = audit_of(not_compared=(1,))
+    with open_tables(location_of(reported), leave_out=frozenset(audit.not_compared)) as tables:
+        assert statistics_of(audit, "audit.json", tables, 10).images == 3
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(looked_at: Path) -> Iterator[TestClient]:
     """A browser that has entered."""
-    findings = [{"where": "id 4"}, {"where": "mask 40000", "code": HOSTILE, "found": HOSTILE}, {"where": "row 1"}]
+    findings = [{"where": "id 4"}, {"where": "mask 40000", "found": HOSTILE}, {"where": "row 1"}]
     audit = write_audit(looked_at.parent / "audit.json", findings)
     with open_viewer(str(looked_at), Storage(), str(audit)) as viewer:
         key = new_key()
@@ -93,7 +93,8 @@ def test_an_image_has_all_its_columns_and_masks(client: TestClient, looked_at: P
 
 def test_findings_are_told_as_text(client: TestClient) -> None:
     findings = client.get("/api/images/4").json()["findings"]
-    assert [finding["code"] for finding in findings] == ["mask_area", HOSTILE]
+    assert [finding["code"] for finding in findings] == ["mask_area", "mask_area"]
+    assert findings[1]["text"] == f"mask 40000: expected 1; found {HOSTILE}"
     assert findings[1]["mask"] == 40000
     assert client.get("/api/images/4").headers["content-type"] == "application/json"
 
