@@ -54,15 +54,15 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is no audit, for it is no JSON: {error}; {_EXPECTED}") from error
+        raise UsageError(f"{where} is not an audit: not JSON: {error}; {_EXPECTED}") from error
     missing = [key for key in _NEEDED if not isinstance(value, dict) or key not in value]
     if missing:
-        raise UsageError(f"{where} is no audit: it has no {missing[0]}; {_EXPECTED}")
+        raise UsageError(f"{where} is not an audit: no {missing[0]}; {_EXPECTED}")
     findings = value["findings"]
     if not isinstance(findings, list) or not all(isinstance(each, dict) for each in findings):
-        raise UsageError(f"{where} is no audit: its findings are no list of objects; {_EXPECTED}")
+        raise UsageError(f"{where} is not an audit: findings is not a list of objects; {_EXPECTED}")
     if not all("image" in finding for finding in findings):
-        raise UsageError(f"{where} has findings that do not say which image they are about: audit again; {_EXPECTED}")
+        raise UsageError(f"{where} has findings that do not name their image: audit again; {_EXPECTED}")
     try:
         return _ADAPTER.validate_python(
             {
@@ -77,7 +77,7 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{where} is no audit: {name}: {first['msg']}; {_EXPECTED}") from error
+        raise UsageError(f"{where} is not an audit: {name}: {first['msg']}; {_EXPECTED}") from error
 
 
 def read_audit(uri: str, storage: Storage) -> AuditReport:
@@ -85,7 +85,7 @@ def read_audit(uri: str, storage: Storage) -> AuditReport:
     try:
         data = storage.read(uri)
     except NotFoundError as error:
-        raise UsageError(f"{uri}: there is no such audit; `segmint audit DATASET --json -o FILE` writes one") from error
+        raise UsageError(f"{uri} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
     return from_json(data, uri)
 
 

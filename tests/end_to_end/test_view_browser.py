@@ -319,5 +319,5 @@ def test_without_the_key_a_browser_sees_nothing(chromium: "Browser", address: st
     answer = page.goto(f"http://{urlsplit(address).netloc}/")
     assert answer is not None
     assert answer.status == 403
-    assert "carries the key" in page.content()
+    assert "contains the key" in page.content()
     context.close()

@@ -95,11 +95,11 @@ def test_an_earlier_version_s_answer_is_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scope": "some"}, "is no audit: scope: "),
-        ({"findings": [{}]}, "do not say which image they are about"),
+        ({"scope": "some"}, "is not an audit: scope: "),
+        ({"findings": [{}]}, "do not name their image"),
         ({"findings": 3}, "are no list of objects"),
-        ({"findings_by_code": {"no_such_code": 1}}, "is no audit: findings.counts.no_such_code"),
-        ({"statistics": {"images": 1}}, "is no audit: statistics.masks: Field required"),
+        ({"findings_by_code": {"no_such_code": 1}}, "is not an audit: findings.counts.no_such_code"),
+        ({"statistics": {"images": 1}}, "is not an audit: statistics.masks: Field required"),
     ],
 )
 def test_anything_else_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -109,10 +109,10 @@ def test_anything_else_is_refused(changes: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize("text", ["", "no JSON at all", "[]", "{}", "[" * 100_000, '{"dataset": "x"}'])
 def test_what_is_no_audit_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no audit"):
+    with pytest.raises(UsageError, match="is not an audit"):
         from_json(text, "audit.json")
 
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no such audit"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_audit(str(tmp_path / "none.json"), Storage())
