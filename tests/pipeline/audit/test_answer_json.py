@@ -97,7 +97,7 @@ def test_an_earlier_version_s_answer_is_read() -> None:
     [
         ({"scope": "some"}, "is not an audit: scope: "),
         ({"findings": [{}]}, "do not name their image"),
-        ({"findings": 3}, "are no list of objects"),
+        ({"findings": 3}, "is not a list of objects"),
         ({"findings_by_code": {"no_such_code": 1}}, "is not an audit: findings.counts.no_such_code"),
         ({"statistics": {"images": 1}}, "is not an audit: statistics.masks: Field required"),
     ],
