@@ -41,7 +41,7 @@ class _Sums:
 
 
 def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, sums: _Sums) -> None:
-    rows = read_query(connection, f"SELECT ordinal FROM pictures WHERE shard = {shard} ORDER BY ordinal")
+    rows = read_query(connection, f"SELECT ordinal FROM image_numbers WHERE shard = {shard} ORDER BY ordinal")
     ordinals = _spread(rows.column("ordinal").to_pylist(), quota)
     if not ordinals:
         return

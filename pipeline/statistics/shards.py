@@ -19,7 +19,7 @@ METRICS = (
     "mean_relative_size",
     "mean_concavity",
 )
-"""Columns of the table `pictures`, one value an image."""
+"""Columns of the table `image_numbers`, one value an image."""
 
 DRIFT_Z = 5.0
 """How far from the others a shard's mean must be, in standard deviations, to be reported."""
@@ -41,9 +41,9 @@ _NORMAL = 1.4826  # a normal distribution's standard deviation over its median a
 
 
 def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
-    """Means of shards that differ from those of all shards, the furthest first; of the table `pictures`."""
+    """Means of shards that differ from those of all shards, the furthest first; of the table `image_numbers`."""
     sums = ", ".join(f"count({m}) AS n_{m}, avg({m}) AS mean_{m}, var_samp({m}) AS var_{m}" for m in METRICS)
-    rows = read_query(connection, f"SELECT shard, {sums} FROM pictures GROUP BY shard ORDER BY shard").to_pylist()
+    rows = read_query(connection, f"SELECT shard, {sums} FROM image_numbers GROUP BY shard ORDER BY shard").to_pylist()
     found = [drifted for metric in METRICS for drifted in _drift_of(metric, rows)]
     return tuple(sorted(found, key=lambda one: -abs(one.z))[:_MOST_DRIFTS])
 
@@ -72,7 +72,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
 
 
 def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
-    """The images furthest from the others in each metric, where they are far; of the table `pictures`.
+    """The images furthest from the others in each metric, where they are far; of the table `image_numbers`.
 
     Quartiles are those of up to some hundred thousand images, spread evenly over the dataset.
     """
@@ -85,7 +85,7 @@ def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
         for metric in fences
         for side, pick, sign in (("low", "min_by", "<"), ("high", "max_by", ">"))
     )
-    row = read_query(connection, f"SELECT {picks} FROM pictures").to_pylist()[0]
+    row = read_query(connection, f"SELECT {picks} FROM image_numbers").to_pylist()[0]
     found = []
     for metric, fence in fences.items():
         for side, word in (("low", "under"), ("high", "over")):
@@ -100,12 +100,12 @@ def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
 
 def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
     """For each metric that varies, its quartiles and the values beyond which an image is far out."""
-    images = read_query(connection, "SELECT count(*) AS n FROM pictures").to_pylist()[0]["n"]
+    images = read_query(connection, "SELECT count(*) AS n FROM image_numbers").to_pylist()[0]["n"]
     if images < LEAST_IMAGES:
         return {}
     every = -(-images // _QUARTILE_IMAGES)
     quartiles = ", ".join(f"quantile_cont({metric}::DOUBLE, [0.25, 0.75]) AS {metric}" for metric in METRICS)
-    row = read_query(connection, f"SELECT {quartiles} FROM pictures WHERE ordinal % {every} = 0").to_pylist()[0]
+    row = read_query(connection, f"SELECT {quartiles} FROM image_numbers WHERE ordinal % {every} = 0").to_pylist()[0]
     fences = {}
     for metric in METRICS:
         first, third = row[metric] or (0.0, 0.0)

@@ -43,11 +43,11 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
     Near-duplicates are looked for in about `sample` images. Raises `DamagedDatasetError` where a file cannot be read.
     """
     with tables.connection.cursor() as connection:
-        _make_pictures(connection)
+        _make_image_numbers(connection)
         groups = _groups(connection)
         whole = groups[""][0]
-        by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM pictures GROUP BY shard")
-        by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM pictures GROUP BY masks")
+        by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM image_numbers GROUP BY shard")
+        by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM image_numbers GROUP BY masks")
         masks = mask_statistics(connection)
         rejects = _rejects(connection) if tables.kind == "segmint" else None
         funnel, cleanup = _funnel(whole)
@@ -131,14 +131,14 @@ def _by_group(
     )
 
 
-def _make_pictures(connection: duckdb.DuckDBPyConnection) -> None:
-    """The temporary table `pictures`: the numbers of each image, read once."""
+def _make_image_numbers(connection: duckdb.DuckDBPyConnection) -> None:
+    """The temporary table `image_numbers`: the numbers of each image, read once."""
     statistics = ", ".join(
         f"CASE WHEN isfinite(statistics.{name}) THEN statistics.{name} END AS {name}" for name in METRICS[1:]
     )
     columns = f"shard, ordinal, id, coalesce(masks, 0) AS masks, {statistics}"
     with damage_named():
-        connection.execute(f"CREATE TEMP TABLE pictures AS SELECT {columns} FROM images")
+        connection.execute(f"CREATE TEMP TABLE image_numbers AS SELECT {columns} FROM images")
 
 
 def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
@@ -178,7 +178,7 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
 
 def _coverage(connection: duckdb.DuckDBPyConnection) -> Histogram:
     index = COVERAGE.index("coverage")
-    query = f"SELECT histogram({index}) AS counts, avg(coverage) AS mean FROM pictures"
+    query = f"SELECT histogram({index}) AS counts, avg(coverage) AS mean FROM image_numbers"
     found = read_query(connection, query).to_pylist()[0]
     return Histogram(COVERAGE.edges, COVERAGE.counts(as_counts(found["counts"])), rounded(found["mean"]))
 

@@ -28,7 +28,7 @@ def pictures(plant: Callable[[dict[str, np.ndarray]], None], sizes: list[int] | 
 def connect(table: pa.Table) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.register("images", table)
-    connection.execute("CREATE TEMP TABLE pictures AS SELECT * EXCLUDE (image_id) FROM images")
+    connection.execute("CREATE TEMP TABLE image_numbers AS SELECT * EXCLUDE (image_id) FROM images")
     return connection
 
 
