@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.infra.errors import UsageError
+from segmint.infra.wording import counted
 from segmint.pipeline.commands.console import FAILED, answer_json, guarded, say
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def _tell(result: "ImageResult") -> None:
     if result.error is not None:
         say(f"error: {result.image}: {result.error}")
     else:
-        count = "1 mask" if result.masks == 1 else f"{result.masks} masks"
-        say(f"{result.image}: {count} in {result.seconds:.1f} s → {result.output}")
+        say(f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {result.output}")
 
 
 def parse_point(text: str) -> "Point":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from segmint.infra.wording import counted, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.estimates import Estimate
 from segmint.pipeline.plan.sample import STAGES, Sample
@@ -69,8 +70,8 @@ class Plan:
             self._per_image_line("encodes", self.encodes_per_image),
             self._per_image_line("prompts", self.prompts_per_image),
             _line("masks", *_shown(self.masks, "")),
-            _line("bytes in", *_shown(self.bytes_in, "", _size)),
-            _line("bytes out", *_shown(self.bytes_out, "", _size)),
+            _line("bytes in", *_shown(self.bytes_in, "", size)),
+            _line("bytes out", *_shown(self.bytes_out, "", size)),
             _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s by plain algebra on {self.hardware}"),
             self._share_line(),
             _line("time", *_shown(self.device_hours, f"{self.hours_of}-hours")),
@@ -92,7 +93,7 @@ class Plan:
         if ceiling.device == "cuda":
             return f"{ceiling.devices:,} GPU{'s' * (ceiling.devices > 1)}"
         cores = ceiling.devices * ceiling.threads
-        return f"this machine's CPU, {cores} core{'s' * (cores > 1)}"
+        return f"this machine's CPU, {counted(cores, 'core')}"
 
     def _share_line(self) -> str:
         share = f"{100 * self.share_of_ceiling:.3g} %"
@@ -106,7 +107,7 @@ class Plan:
                 "sample",
                 f"{len(sample.rows):,}",
                 f"rows in {sample.seconds:,.1f} s, {sample.start_s:,.1f} s of it to start; {sample.device}, "
-                f"{sample.threads} thread{'s' * (sample.threads > 1)}",
+                f"{counted(sample.threads, 'thread')}",
             )
         ]
         for stage in STAGES:
@@ -117,8 +118,8 @@ class Plan:
         for name, title in (("bytes_in", "read"), ("released_bytes", "JPEG"), ("annotation_bytes", "JSON")):
             sizes = [getattr(row, name) for row in sample.rows if row.reason is None]
             if sizes:
-                spread = f"an image, {_size(min(sizes))} to {_size(max(sizes))}"
-                lines.append(_line(f"  {title}", _size(sum(sizes) / len(sizes)), spread))
+                spread = f"an image, {size(min(sizes))} to {size(max(sizes))}"
+                lines.append(_line(f"  {title}", size(sum(sizes) / len(sizes)), spread))
         refused = len(sample.rows) - sample.accepted
         lines.append(_line("rejected", f"{refused:,}", f"of the sample's {len(sample.rows):,} rows"))
         for reason, rows in sample.rejected.items():
@@ -131,20 +132,7 @@ def _line(label: str, value: str, rest: str) -> str:
     return f"{label:<10}{value:>16} {rest}".rstrip()
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _size(size: float) -> str:
-    """Bytes in decimal units, three digits: 1.23 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} PB"
-
-
-def _shown(estimate: Estimate | None, rest: str, written: Callable[[float], str] = _number) -> tuple[str, str]:
+def _shown(estimate: Estimate | None, rest: str, written: Callable[[float], str] = number) -> tuple[str, str]:
     if estimate is None:
         return "unknown", "without --sample"
     if estimate.low != estimate.high:
