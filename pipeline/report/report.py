@@ -131,7 +131,7 @@ def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample:
         for view, audited in (("images", statistics.images), ("masks", statistics.masks)):
             there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())
             if audited != there:
-                raise UsageError(f"{where} has {audited:,} {view}, {tables.uri} has {there:,}: audit it again")
+                raise UsageError(f"{where} has {audited:,} {view}, {tables.location} has {there:,}: audit it again")
     return statistics
 
 
