@@ -151,7 +151,7 @@ def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch
 
 
 WAITING = """
-import os, time
+import os, signal, time
 from pathlib import Path
 import segmint.pipeline.audit.integrity, segmint.pipeline.audit.by_ray
 from segmint.pipeline.cli import main
@@ -166,6 +166,7 @@ class Waiting:
 
 segmint.pipeline.audit.integrity.RAY_FROM_MASKS = 0
 segmint.pipeline.audit.by_ray.AuditShards = Waiting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 main()
 """
 
