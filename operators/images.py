@@ -11,7 +11,7 @@ Pixels = NDArray[np.uint8]
 
 
 def decode_jpeg(data: bytes) -> Pixels:
-    """Decode one of our own JPEGs to (H, W, 3) uint8 RGB.
+    """Decode a JPEG that segmint encoded to (H, W, 3) uint8 RGB.
 
     Uses Pillow, the most common library, so that anyone can recompute the masks from the released file.
     """

@@ -30,20 +30,20 @@ INSTEAD = {
 
 ALLOWED: dict[str, dict[str, str]] = {
     "CONTRIBUTING.md": {"comes by": "an example of what not to write"},
+    "catalogs/source/demo.py": {"stood": "the demo's catalog, whose hash its dataset stores"},
     "infra/uris.py": {"come by": "datasets store this message as the detail of a refused row"},
+    "operators/prepare/prepare.py": {"stands": "datasets store this message as the detail of a refused row"},
 }
 """Phrases that a file keeps, and why."""
 
 READ = (
     "benchmarks",
-    "catalogs/dataset",
+    "catalogs",
     "infra",
     "model",
-    "operators/shards",
-    "pipeline/build.py",
-    "pipeline/corrections",
-    "pipeline/dataset",
-    "pipeline/execution",
+    "operators",
+    "pipeline",
+    "segmint/__init__.py",
     ".ci",
     "Makefile",
     "README.md",
@@ -51,10 +51,7 @@ READ = (
     "CONTRIBUTING.md",
     "docs",
 )
-"""Files and folders without any of the phrases; a folder is added once its last one is gone."""
-
-LATER = ("docs/audit.md",)
-"""Pages that quote texts of folders that are not read yet."""
+"""Files and folders without any of the phrases."""
 
 _SUFFIXES = (".py", ".md", ".yaml", ".sbatch", "run", "Makefile", "Dockerfile")
 
@@ -63,7 +60,7 @@ def _files() -> Iterator[Path]:
     for name in READ:
         path = ROOT / name
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        yield from (each for each in found if each.relative_to(ROOT).as_posix() not in LATER)
+        yield from found
 
 
 def _hits(path: Path, allowed: Mapping[str, str]) -> Iterator[str]:

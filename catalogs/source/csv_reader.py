@@ -107,7 +107,7 @@ class _Lent:
         return "error"
 
     def close(self) -> None:
-        """Do nothing: whoever opened the stream closes it."""
+        """Do nothing: the caller that opened the stream closes it."""
 
 
 def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:

@@ -72,11 +72,11 @@ def write_report(
     audit_uri: str | None = None,
     options: AuditOptions = AuditOptions(),  # noqa: B008 (a frozen value)
 ) -> Report:
-    """Audits the dataset at `dataset_uri`, or takes the audit at `audit_uri`, and writes its report.
+    """Audit the dataset at `dataset_uri`, or take the audit at `audit_uri`, and write its report.
 
     It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
-    same files. Raises `UsageError` where no dataset stands there, where the audit is none of this dataset, and for
-    foreign data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
+    same files. Raises `UsageError` where there is no dataset, where the audit is of another dataset, and for foreign
+    data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
     """
     if output is None and not manifest_generations(Location(storage, dataset_uri)):
         raise UsageError(

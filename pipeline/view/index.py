@@ -59,7 +59,7 @@ class ImageIndex:
             self._by_code.setdefault(finding.code, []).append(finding.image)
 
     def close(self) -> None:
-        """Close the database; whoever made the folder deletes the file."""
+        """Close the database; the owner of the folder deletes the file."""
         self._database.close()
 
     def summary(self) -> Row:
