@@ -36,7 +36,7 @@ _STYLE = {
 
 def draw_figures(charts: Charts) -> dict[str, bytes]:
     """Return the existing plots as PNG files, by file name."""
-    import matplotlib as mpl
+    from matplotlib import style
 
     bars = {
         "masks_per_image": charts.masks_per_image,
@@ -53,7 +53,7 @@ def draw_figures(charts: Charts) -> dict[str, bytes]:
         "concavity": charts.concavity,
         "scores": charts.scores,
     }
-    with mpl.rc_context(_STYLE):
+    with style.context(["default", _STYLE]):  # not what a matplotlibrc or another library set
         figures = {name: _draw_bars(plot) for name, plot in bars.items() if plot is not None}
         figures |= {name: _draw_steps(plots) for name, plots in steps.items() if plots}
         if charts.centers is not None:

@@ -183,7 +183,7 @@ now = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 resource.setrlimit(resource.RLIMIT_DATA, (now + (512 << 20),) * 2)
 for path in sys.argv[1:]:
     try:
-        rows = sum(batch.num_rows for batch in read_catalog(location_of(path)))
+        rows = sum(batch.num_rows for batch in read_catalog(Location(Storage(), path)))
         print(f"{rows} rows")
     except UsageError as error:
         print(str(error).replace("\\n", " "))

@@ -48,3 +48,12 @@ def test_they_are_the_same_each_time() -> None:
 def test_nothing_known_is_nothing_drawn(report_folder: Path) -> None:
     assert draw_figures(charts_of(statistics_of())) == {}
     assert not (report_folder / "figures" / "funnel.png").exists()
+
+
+def test_settings_of_matplotlib_elsewhere_change_nothing() -> None:
+    import matplotlib as mpl
+
+    charts = charts_of(STATISTICS)
+    plain = draw_figures(charts)
+    with mpl.rc_context({"font.family": "monospace", "axes.grid": True, "lines.linewidth": 9}):
+        assert draw_figures(charts) == plain
