@@ -108,6 +108,11 @@ class Dataset:
         """Open the dataset at `location`; raises `UsageError` if there is none."""
         return cls(location, load_manifest(location))
 
+    @property
+    def uri(self) -> str:
+        """Where the dataset is, as it was opened."""
+        return self.location.uri
+
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
         """Return the commits that hold, in order of shards: all of them, or `only` those of these shards."""
         return self.log.read_all(only=only)

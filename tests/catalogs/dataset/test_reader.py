@@ -39,6 +39,7 @@ def check(dataset: Dataset) -> None:
 
 
 def test_samples_are_what_was_written(dataset: str) -> None:
+    assert open_dataset(dataset).uri == dataset
     check(open_dataset(dataset))
 
 
