@@ -154,7 +154,7 @@ def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Place
     other = next(text for name, text in BOXES.items() if name != convention)
     expected, found = f"boxes {other}, as most have here", f"{row['given']['bbox']}, {BOXES[convention]}"
     where = f"mask {row['name']}"
-    image.boxes[convention].add(place.finding(Code.MASK_BOX, expected, found, where))
+    image.boxes[convention].add(place.finding(Code.MASK_BOX, expected, found, where, mask=row["annotation_id"]))
 
 
 def _whole(value: Any) -> int | None:

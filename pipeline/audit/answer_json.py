@@ -16,6 +16,7 @@ from segmint.pipeline.statistics.values import json_value
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")
 _NEEDED = ("dataset", "scope", "findings_total", "findings_by_code", "findings", "checked", "not_compared")
 _EXPECTED = "expected what `segmint audit DATASET --json -o FILE` writes"
+_ID_DIGITS = 18  # more are no id of an annotation
 _ADAPTER = TypeAdapter(AuditReport)
 
 
@@ -105,4 +106,4 @@ def _finding(finding: Finding) -> Mapping[str, Any]:
 def _mask_in(where: str) -> int | None:
     """The mask that a finding of an earlier version is about, which had no key `mask`."""
     word, _, number = where.partition(" ")
-    return int(number) if word == "mask" and number.isdecimal() else None
+    return int(number) if word == "mask" and number.isdecimal() and len(number) <= _ID_DIGITS else None

@@ -15,7 +15,6 @@ _AUDIT = {
     "facenet-pytorch": "facenet_pytorch",
     "onnxruntime": "onnxruntime",
     "duckdb": "duckdb",
-    "license-expression": "license_expression",
     "imagehash": "imagehash",
 }
 

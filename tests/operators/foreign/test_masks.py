@@ -40,7 +40,8 @@ def test_a_mask_is_measured_whatever_it_says_of_itself() -> None:
 
 @pytest.mark.parametrize(("box", "convention"), [([10, 5, 19, 9], "inclusive"), ([10.0, 5.0, 20.0, 10.0], "pixels")])
 def test_a_box_says_its_convention(box: list[float], convention: str) -> None:
-    found = read(annotation(square(), bbox=box), annotation(square()))
+    found = read(annotation(square(), id=7, bbox=box), annotation(square()))
+    assert [finding.mask for finding in found.boxes[convention].collected().kept] == [7]
     assert {name: findings.total for name, findings in found.boxes.items()} == {
         "inclusive": int(convention == "inclusive"),
         "pixels": int(convention == "pixels"),

@@ -92,6 +92,14 @@ def test_an_earlier_version_s_answer_is_read() -> None:
     assert from_json(json.dumps(value), "audit.json") == replace(small(), unusable_commits=())
 
 
+def test_a_number_without_end_names_no_mask() -> None:
+    value = to_dict(small())
+    for finding in value["findings"]:
+        del finding["mask"]
+        finding["where"] = f"mask {'1' * 5000}"
+    assert {finding.mask for finding in from_json(json.dumps(value), "audit.json").findings} == {None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,29 @@
+"""Packages of extras: found missing by name, whenever a command comes to need one."""
+
+import pytest
+import typer
+
+from segmint.pipeline.commands.console import guarded
+from segmint.pipeline.commands.extras import extra_of
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("duckdb", "audit"), ("ray.data", "build"), ("starlette", "report"), ("skimage", "demo"), ("torch", None)],
+)
+def test_the_smallest_extra_with_a_module_is_named(module: str, extra: str | None) -> None:
+    assert extra_of(module) == extra
+
+
+@pytest.mark.parametrize(("module", "code", "said"), [("duckdb", 2, "segmint[audit]"), ("elsewhere", 3, "unexpected")])
+def test_a_module_that_is_missed_in_the_middle_of_a_command_is_told(
+    module: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @guarded
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    assert ended.value.exit_code == code
+    assert said in capsys.readouterr().err
