@@ -71,3 +71,15 @@ def test_counts_add_up_and_rank() -> None:
         expired_since_build=0,
         without_attribution=1,
     )
+
+
+def test_a_license_that_ended_on_the_build_s_day_held_then() -> None:
+    row = image(0)
+    _, counts = judged([row], [source(row, valid_until=BUILT)])
+    assert (counts.expired, counts.expired_since_build) == (1, 1)
+
+
+def test_a_blank_is_not_an_attribution() -> None:
+    row = image(0, license="CC-BY-4.0")
+    found, _ = judged([row], [source(row, attribution="  ")])
+    assert found == [(Code.MISSING_ATTRIBUTION, "id 1")]
