@@ -11,7 +11,7 @@ import typer
 from segmint.pipeline.commands import assets, catalog, study
 from segmint.pipeline.commands.audit import audit
 from segmint.pipeline.commands.build import build
-from segmint.pipeline.commands.console import DEBUG_VARIABLE
+from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections import redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
 from segmint.pipeline.commands.export import export

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
-from segmint.pipeline.commands.extras import EXTRAS
+from segmint.pipeline.commands.common.extras import EXTRAS
 from tests.support.committed import write_dataset
 from tests.support.environments import build_wheel, install, link_packages, python
 from tests.support.locations import location_of

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.commands.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
 
 app = typer.Typer(name="assets", help="List, fetch and verify weight files.", no_args_is_help=True)
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.console import FINDINGS, answer, guarded, say
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
+from segmint.pipeline.commands.common.console import FINDINGS, answer, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
 _PRIVACY_SAMPLE = 20

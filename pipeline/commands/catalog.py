@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import Config, build_of, storage_of
-from segmint.pipeline.commands.console import FINDINGS, answer_json, answer_with, guarded, say
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import Config, build_of, storage_of
+from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="catalog", help="Make and check catalogs of licensed images.", no_args_is_help=True)
 

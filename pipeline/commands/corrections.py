@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, build_of, storage_of
-from segmint.pipeline.commands.console import FINDINGS, answer_with, guarded
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, build_of, storage_of
+from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
 
 
 @guarded

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.console import answer, answer_json, guarded, say
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 
 
 @guarded

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.console import answer_with, guarded
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.console import answer_with, guarded
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.shard_ranges import parse_shards
 

@@ -9,7 +9,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.infra.wording import counted
-from segmint.pipeline.commands.console import FAILED, answer_json, guarded, say
+from segmint.pipeline.commands.common.console import FAILED, answer_json, guarded, say
 
 if TYPE_CHECKING:
     from segmint.pipeline.masks import Box, ImageResult, Point

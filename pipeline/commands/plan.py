@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import ConfigFile, Overrides
-from segmint.pipeline.commands.console import answer_with, guarded, say
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
+from segmint.pipeline.commands.common.console import answer_with, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.shard_ranges import parse_shards
 
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.console import answer_with, guarded
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
 
 
 @guarded

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.console import answer, answer_json
+from segmint.pipeline.commands.common.console import answer, answer_json
 
 
 def version(

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.arguments import Config, Dataset, storage_of
-from segmint.pipeline.commands.console import answer, guarded, say
-from segmint.pipeline.commands.extras import needs
+from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
+from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 
 
 @guarded

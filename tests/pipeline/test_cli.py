@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.version import VERSION
 from segmint.pipeline.cli import app
-from segmint.pipeline.commands.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
 from segmint.pipeline.commands.masks import parse_box, parse_point
 from segmint.pipeline.shard_ranges import ShardPart, parse_shards
 

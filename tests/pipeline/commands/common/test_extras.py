@@ -3,8 +3,8 @@
 import pytest
 import typer
 
-from segmint.pipeline.commands.console import guarded
-from segmint.pipeline.commands.extras import extra_of
+from segmint.pipeline.commands.common.console import guarded
+from segmint.pipeline.commands.common.extras import extra_of
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import typer
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
 from segmint.infra.uris import redact
-from segmint.pipeline.commands.extras import extra_of
+from segmint.pipeline.commands.common.extras import extra_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
