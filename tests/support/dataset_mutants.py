@@ -64,7 +64,7 @@ DATASET_MUTANTS = (
         "pipeline/audit/privacy.py",
         "for found in self.found if not found.redacted]\n",
         "for found in self.found]\n",
-        "tests/pipeline/audit/test_audit.py",
+        "tests/pipeline/audit/test_privacy.py",
     ),
     Mutant(
         "the lower middle is the median",

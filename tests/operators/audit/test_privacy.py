@@ -139,6 +139,33 @@ def test_regions_that_cannot_be_placed_cover_nothing(face: Detection, astronaut:
     assert not found.redacted
 
 
+PLATE = Detection("plate", 0.9, (20.0, 20.0, 80.0, 80.0), None, "certain")
+"""A plate of 60 x 60 pixels without corners."""
+
+
+def plain_row(*boxes: tuple[int, int, int, int]) -> Row:
+    """A row of an image of 100 x 100 pixels with regions (x, y, w, h)."""
+    regions = [dict(zip("xywh", box, strict=True)) for box in boxes]
+    return {"id": 7, "source_width": 100, "source_height": 100, "width": 100, "height": 100, "regions": regions}
+
+
+def test_a_later_region_hides_its_part_of_an_earlier_one() -> None:
+    image = np.full((100, 100, 3), 100, np.uint8)
+    image[20:80, 20:32] = 250
+    whole, left = (20, 20, 60, 60), (20, 20, 12, 60)
+    (found,) = search_release(plain_row(whole, left), image, [Certain(PLATE)])
+    assert found.redacted
+    (found,) = search_release(plain_row(left, whole), image, [Certain(PLATE)])
+    assert not found.redacted
+
+
+@pytest.mark.parametrize(("width", "redacted"), [(30, False), (42, False), (48, True)])
+def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
+    image = np.full((100, 100, 3), 100, np.uint8)
+    (found,) = search_release(plain_row((20, 20, width, 60)), image, [Certain(PLATE)])
+    assert found.redacted == redacted
+
+
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
     outside = Detection("face", 0.9, (-300.0, -300.0, -200.0, -200.0), None, "certain")
     assert search(row_of(astronaut, []), Certain(outside)) == []

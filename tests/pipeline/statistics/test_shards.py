@@ -56,6 +56,18 @@ def test_a_small_shard_is_not_judged() -> None:
     assert len(drift(connect(pictures(plant, [IMAGES] * SHARDS + [30])))) == 1
 
 
+def test_the_mean_of_a_small_shard_may_lie_further_off() -> None:
+    sizes = [400] * 10 + [40] * 2
+
+    def shift(columns: dict[str, np.ndarray]) -> None:
+        sign = np.where(np.arange(columns["shard"].size) % 2, 1, -1)
+        columns["coverage"] = 0.5 + 0.1 * sign
+        columns["coverage"][columns["shard"] == 9] += 0.05  # 10 standard errors of the mean of 400 images
+        columns["coverage"][columns["shard"] == 10] += 0.05  # 3 of the mean of 40
+
+    assert [found.shard for found in drift(connect(pictures(shift, sizes)))] == [9]
+
+
 def test_shards_that_differ_by_nature_are_no_drift() -> None:
     def by_provider(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"] *= np.random.default_rng(1).uniform(0.4, 1, SHARDS)[columns["shard"]]

@@ -1,6 +1,7 @@
 """Statistics agree with what other libraries compute from the pixels of real masks, and with known answers."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +150,25 @@ def test_shapes_with_known_answers() -> None:
 
 
 def test_tiny_and_huge_masks_and_images_without_any() -> None:
-    masks = [draw(100, 100, (0, 0, 9, 11)), draw(100, 100, (0, 0, 10, 10)), draw(100, 100, (0, 0, 100, 96))]
-    image, rows = image_with(0, masks)
+    boxes = ((0, 0, 9, 11), (0, 0, 10, 10), (0, 0, 100, 92), (0, 0, 100, 96))
+    image, rows = image_with(0, [draw(100, 100, box) for box in boxes])
     with tables_of({0: {"images": [image, image_row(1), image_row(2)], "masks": rows}}) as tables:
         found = compute_statistics(tables, sample=5)
     assert found.tiny == TinyMasks(100, 1)
     assert found.huge == HugeMasks(0.95, 1)
     assert found.without_masks == 2
-    assert found.masks_per_image.mean == 1
+    assert found.masks_per_image.mean == pytest.approx(4 / 3)
     assert found.masks_per_image.median == 0
+
+
+def test_scores_that_are_no_number_count_nowhere() -> None:
+    image, rows = image_with(0, [draw(20, 20, (5, 5, 8, 8))] * 3)
+    for row, score in zip(rows, (0.75, math.nan, math.inf), strict=True):
+        row["predicted_iou"] = score
+    with tables_of({0: {"images": [image], "masks": rows}}) as tables:
+        found = compute_statistics(tables, sample=0)
+    assert found.masks == 3
+    assert (found.predicted_iou.mean, sum(found.predicted_iou.counts)) == (0.75, 1)
 
 
 def test_a_planted_near_duplicate_is_found() -> None:
@@ -180,6 +191,15 @@ def test_the_sample_is_spread_over_shards_and_as_large_as_asked() -> None:
         assert compute_statistics(tables, sample=77).near_duplicates.images_sampled == 77
         assert compute_statistics(tables, sample=3).near_duplicates.images_sampled == 3
         assert compute_statistics(tables, sample=0).near_duplicates.images_sampled == 0
+
+
+def test_the_sample_of_a_shard_is_spread_over_its_images() -> None:
+    one, other = draw(20, 20, (0, 0, 5, 5)), draw(20, 20, (10, 10, 5, 5))
+    rows = [image_with(index, [one, one if index in {1, 4} else other]) for index in range(6)]
+    shard = {"images": [image for image, _ in rows], "masks": [mask for _, masks in rows for mask in masks]}
+    with tables_of({0: shard}) as tables:
+        found = compute_statistics(tables, sample=2).near_duplicates
+    assert [pair.id for pair in found.examples] == [2, 5]
 
 
 def test_bins_of_masks_an_image_are_the_papers() -> None:

@@ -56,3 +56,4 @@ def test_ids_hold_unless_one_is_of_another_image() -> None:
     drawn = {1: DRAWN, 2: [box(20000, 0, 0, 5, 5)]}
     assert ids_hold(drawn, {1: [box(10001, 0, 0, 5, 5), box(7, 0, 0, 5, 5)], 2: [box(None, 0, 0, 5, 5)]})
     assert not ids_hold(drawn, {2: [box(10000, 0, 0, 5, 5)]})
+    assert not ids_hold(drawn, {1: [box(10001, 0, 0, 5, 5)], 2: [box(10000, 0, 0, 5, 5)]}), "one is enough"

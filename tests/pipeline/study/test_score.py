@@ -177,7 +177,7 @@ def test_what_is_missing_is_named(study: Path, tmp_path: Path) -> None:
 def test_drawn_masks_that_were_changed_are_refused(study: Path, tmp_path: Path) -> None:
     for name in ("manifest.json", "instances.json"):
         (tmp_path / name).write_bytes((study / name).read_bytes())
-    coco_work(study, tmp_path / "instances.json", erode)
+    coco_work(study, tmp_path / "instances.json", lambda image, mask: mask[::-1])
     with pytest.raises(UsageError, match="has changed since it was drawn"):
         score(tmp_path, study / "instances.json")
     document = json.loads((study / "instances.json").read_text())
