@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -33,6 +34,24 @@ class WantedRegion(BaseModel):
     def ordinal(self) -> int:
         """The image's position in the catalog."""
         return self.id - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedRegion:
+    """What a detector finds in a released image: the box (x, y, w, h) in whole pixels of that image, inside it."""
+
+    id: int
+    kind: str
+    detector: str
+    score: float
+    x: int
+    y: int
+    w: int
+    h: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The region as a row for `write_regions`."""
+        return {field.name: getattr(self, field.name) for field in fields(DetectedRegion)}
 
 
 def read_regions(file: Location) -> list[WantedRegion]:

@@ -6,14 +6,14 @@ mosaic of few cells, fitted to the pixels, leaves much of them unexplained.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from segmint.catalogs.dataset.regions import DetectedRegion
 from segmint.model.detectors.detection import Detection, Detector
 from segmint.operators.prepare.deidentify import outline
 from segmint.operators.prepare.mosaic import mosaic, mosaic_size
@@ -38,28 +38,13 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class StillDetected:
-    """What a detector finds in a released image.
+class StillDetected(DetectedRegion):
+    """A detection in a released image; its box is around all that would be redacted for it.
 
-    (x, y, w, h) in whole pixels of the released image, inside it, is the box around all that would be redacted for
-    it. `redacted`: it lies in a region that was.
+    `redacted`: it lies in a region that was.
     """
 
-    id: int
-    kind: str
-    detector: str
-    score: float
-    x: int
-    y: int
-    w: int
-    h: int
     redacted: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The detection as JSON and files of regions have it."""
-        value = asdict(self)
-        del value["redacted"]
-        return value
 
 
 def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from typing import Literal
 
+from segmint.catalogs.dataset.regions import DetectedRegion
 from segmint.catalogs.findings import Findings
 from segmint.pipeline.statistics.values import ProviderImages, Statistics
 
@@ -66,17 +67,9 @@ class DetectorCounts:
 
 
 @dataclass(frozen=True)
-class FoundRegion:
-    """A detection outside of what was redacted: a box in whole pixels of the released image."""
+class FoundRegion(DetectedRegion):
+    """A detection outside of what was redacted, and the shard of its image."""
 
-    id: int
-    kind: str
-    detector: str
-    score: float
-    x: int
-    y: int
-    w: int
-    h: int
     shard: int
 
 
