@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from segmint.catalogs.findings import Finding
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.statistics.values import json_value
 
@@ -81,13 +81,13 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
         raise UsageError(f"{where} is not an audit: {name}: {first['msg']}; {_EXPECTED}") from error
 
 
-def read_audit(uri: str, storage: Storage) -> AuditReport:
-    """The answer in the file at `uri`; raises `UsageError` where there is none, and as `from_json` does."""
+def read_audit(file: Location) -> AuditReport:
+    """The answer in a file; raises `UsageError` where there is none, and as `from_json` does."""
     try:
-        data = storage.read(uri)
+        data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"{uri} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
-    return from_json(data, uri)
+        raise UsageError(f"{file} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
+    return from_json(data, str(file))
 
 
 def _finding(finding: Finding) -> Mapping[str, Any]:

@@ -42,11 +42,11 @@ class AuditOptions:
     """Images whose JPEG and masks are decoded to pixels, and whose masks are compared with one another."""
     privacy_sample: int | None = 20
     """Images that the detectors search, spread evenly; None: all."""
-    attributions: str | None = None
+    attributions: Location | None = None
     """Where to write the attribution of each image."""
-    regions: str | None = None
+    regions: Location | None = None
     """Where to write what the detectors still find, for `segmint redact`."""
-    pictures: str | None = None
+    pictures: Location | None = None
     """A folder or prefix for a picture of each detection."""
     build: Config | None = None
     """The build's configuration, which says where detector files are."""
@@ -69,7 +69,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     come.
     """
     if options.attributions is not None:
-        check_ending(options.attributions)
+        check_ending(str(options.attributions))
     if not manifest_generations(dataset):
         check_foreign(dataset.uri, options)
         with open_tables(dataset) as tables:
@@ -86,9 +86,9 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     findings.extend(content.finish())
     statistics, notes = _statistics(dataset, options, report)
     if options.attributions is not None:
-        notes += _write_credits(dataset, Location(dataset.storage, options.attributions), report)
+        notes += _write_credits(dataset, options.attributions, report)
     if options.regions is not None:
-        write_regions(Location(dataset.storage, options.regions), content.privacy.regions())
+        write_regions(options.regions, content.privacy.regions())
     return replace(
         report,
         scope="all",
@@ -116,10 +116,10 @@ def _content(
     if options.privacy_sample != 0 and with_images:
         search = SearchPlan(manifest, options.build, storage, with_pictures=options.pictures is not None)
         try:
-            return ContentAudit(ContentPlan(rules, search), options.privacy_sample, storage, options.pictures), problems
+            return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
         except DamagedDatasetError as error:
             problems.append(str(error))
-    return ContentAudit(ContentPlan(rules, None), options.privacy_sample, storage, options.pictures), problems
+    return ContentAudit(ContentPlan(rules, None), options.privacy_sample, options.pictures), problems
 
 
 def _open(dataset: Location, report: AuditReport) -> DatasetTables:

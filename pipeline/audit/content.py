@@ -9,7 +9,7 @@ import numpy as np
 
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import image_name
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.location import Location
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import Duplicates, Licenses
@@ -98,15 +98,12 @@ class ContentAudit:
     this one.
     """
 
-    def __init__(
-        self, plan: ContentPlan, privacy_sample: int | None, storage: Storage, pictures: str | None = None
-    ) -> None:
+    def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:
         """Load the detectors if images are searched; raises what `find_detectors` does."""
         self.plan = plan
         self.looks = plan.load()
         self.privacy_sample = privacy_sample
         self.privacy = PrivacySummary(self.looks.searcher.detectors if self.looks.searcher is not None else ())
-        self._storage = storage
         self._pictures = pictures
         self._licenses = LicenseCounts()
         self._shards: list[tuple[int, Mapping[str, Place]]] = []  # each one's first id, and places by folder
@@ -125,7 +122,7 @@ class ContentAudit:
         self._licenses.add(content.licenses)
         self.privacy.add(shard, content.searches)
         if self._pictures is not None:
-            put_pictures(self._storage, self._pictures, content.searches)
+            put_pictures(self._pictures, content.searches)
         self._hashed.extend(content.hashes.keys())
         self._hashes.extend(content.hashes.values())
         self._sourced.extend(content.sources.keys())

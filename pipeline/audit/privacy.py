@@ -14,8 +14,8 @@ from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
 from segmint.infra.assets.hashes import pinned
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.model.detectors.detection import Detector
 from segmint.operators.audit.privacy import StillDetected, picture, search_release
 from segmint.operators.images import decode_jpeg
@@ -124,11 +124,11 @@ class PrivacySummary:
         )
 
 
-def put_pictures(storage: Storage, folder: str, searches: Sequence[Search]) -> None:
+def put_pictures(folder: Location, searches: Sequence[Search]) -> None:
     """Write the pictures of these searches into a folder or prefix."""
     for search in searches:
         for name, data in search.pictures.items():
-            storage.put(join(folder, name), data)
+            (folder / name).put(data)
 
 
 def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Storage) -> tuple[Detector, ...]:

@@ -73,7 +73,16 @@ def audit(
         from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
-        options = AuditOptions(sample, searched, attributions, regions, pictures, build, ray_from=RAY_FROM_MASKS)
+        files = {name: None if uri is None else Location(storage, uri) for name, uri in wanted.items()}
+        options = AuditOptions(
+            sample,
+            searched,
+            attributions=files["--attributions"],
+            regions=files["--regions"],
+            pictures=files["--pictures"],
+            build=build,
+            ray_from=RAY_FROM_MASKS,
+        )
         report = audit_dataset(Location(storage, dataset), options)
     lines = answer_lines(report)
     text = to_json(report) if as_json else "\n".join(lines)

@@ -28,9 +28,11 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a dataset: verdict, plots next to SA-1B's, samples; with numbers, dataset card, Croissant."""
+    from segmint.infra.storage.location import Location
     from segmint.pipeline.audit.audit import AuditOptions
     from segmint.pipeline.report.report import write_report
 
     build, storage = build_of(config)
-    written = write_report(dataset, storage, output, audit, AuditOptions(sample, build=build))
+    folder, audited = (None if uri is None else Location(storage, uri) for uri in (output, audit))
+    written = write_report(Location(storage, dataset), folder, audited, AuditOptions(sample, build=build))
     answer_with(written, as_json)

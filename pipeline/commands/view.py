@@ -24,6 +24,8 @@ def view(
     ] = None,
 ) -> None:
     """Show a dataset's images and masks in the browser, read-only; ctrl-C ends it."""
+    from segmint.infra.storage.location import Location
+    from segmint.infra.wording import counted
     from segmint.pipeline.view.server import open_viewer, serve
 
     def show_address(address: str) -> None:
@@ -32,7 +34,8 @@ def view(
 
     storage = storage_of(config)
     say(f"reading the tables of {dataset}")
-    with open_viewer(dataset, storage, audit) as viewer:
+    findings = None if audit is None else Location(storage, audit)
+    with open_viewer(Location(storage, dataset), findings) as viewer:
         images, masks = viewer.summary["images"], viewer.summary["masks"]
-        say(f"{images:,} images with {masks:,} masks")
+        say(f"{counted(images, 'image')} with {counted(masks, 'mask')}")
         serve(viewer, port, open_browser=browser, on_ready=show_address)

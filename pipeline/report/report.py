@@ -66,28 +66,27 @@ class Report:
 
 
 def write_report(
-    dataset_uri: str,
-    storage: Storage,
-    output: str | None = None,
-    audit_uri: str | None = None,
+    dataset: Location,
+    output: Location | None = None,
+    audited: Location | None = None,
     options: AuditOptions = AuditOptions(),  # noqa: B008 (a frozen value)
 ) -> Report:
-    """Audit the dataset at `dataset_uri`, or take the audit at `audit_uri`, and write its report.
+    """Audit a dataset, or take the audit in the file `audited`, and write its report.
 
     It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
     same files. Raises `UsageError` where there is no dataset, where the audit is of another dataset, and for foreign
     data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
     """
-    if output is None and not manifest_generations(Location(storage, dataset_uri)):
+    if output is None and not manifest_generations(dataset):
         raise UsageError(
-            f"{dataset_uri} is not a segmint dataset: no {MANIFEST}. Check the path; for an SA-1B-style folder, name "
+            f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path; for an SA-1B-style folder, name "
             "the report's folder with -o"
         )
-    folder = output or join(dataset_uri, REPORT)
-    with _audited(dataset_uri, storage, audit_uri, options) as (audit, tables):
-        statistics = statistics_of(audit, audit_uri or "the audit", tables, options.sample)
-        facts = gather_facts(tables, storage)
-        pictures = _pictures(tables, storage, facts, audit, statistics)
+    folder = output or dataset / REPORT
+    with _audited(dataset, audited, options) as (audit, tables):
+        statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
+        facts = gather_facts(tables, dataset.storage)
+        pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
@@ -97,25 +96,25 @@ def write_report(
         "index.html": render_page(audit, statistics, facts, charts, pictures).encode(),
     }
     if facts.manifest is not None:
-        files["croissant.json"] = croissant_json(facts, path_to_dataset(folder, dataset_uri))
+        files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
     for name, data in files.items():
-        storage.put(join(folder, name), data)
+        (folder / name).put(data)
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
-    return Report(dataset_uri, folder, tuple(files), facts.images, facts.masks, shown, audit.findings.total)
+    return Report(str(dataset), str(folder), tuple(files), facts.images, facts.masks, shown, audit.findings.total)
 
 
 @contextmanager
 def _audited(
-    uri: str, storage: Storage, audit_uri: str | None, options: AuditOptions
+    dataset: Location, audited: Location | None, options: AuditOptions
 ) -> Iterator[tuple[AuditReport, DatasetTables]]:
     """Make or read an audit, and open the tables of the shards that it found intact."""
-    if audit_uri is None and not manifest_generations(Location(storage, uri)):
-        check_foreign(uri, options)
-        with open_tables(Location(storage, uri)) as tables:  # measures foreign data, once for audit and report
-            yield audit_foreign(tables, storage, options.sample), tables
+    if audited is None and not manifest_generations(dataset):
+        check_foreign(dataset.uri, options)
+        with open_tables(dataset) as tables:  # measures foreign data, once for audit and report
+            yield audit_foreign(tables, dataset.storage, options.sample), tables
         return
-    audit = audit_dataset(Location(storage, uri), options) if audit_uri is None else read_audit(audit_uri, storage)
-    with open_tables(Location(storage, uri), leave_out=frozenset(audit.not_compared)) as tables:
+    audit = audit_dataset(dataset, options) if audited is None else read_audit(audited)
+    with open_tables(dataset, leave_out=frozenset(audit.not_compared)) as tables:
         yield audit, tables
 
 

@@ -15,8 +15,6 @@ from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import join
 from segmint.pipeline.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
@@ -84,10 +82,9 @@ class Recent(Generic[V]):
 class ShardPictures:
     """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named at construction."""
 
-    def __init__(self, storage: Storage, uri: str) -> None:
-        self._storage = storage
-        self._uri = uri
-        self._log = CommitLog(Location(storage, uri))
+    def __init__(self, dataset: Location) -> None:
+        self._dataset = dataset
+        self._log = CommitLog(dataset)
         self._generations = self._log.committed()
         self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
 
@@ -116,14 +113,14 @@ class ShardPictures:
         if generation is None or commit is None:
             raise NotFoundError(f"no {commit_name(shard, generation or 1)}")
         entry = commit.file("shards")
-        uri = join(self._uri, entry.path)
+        tar = self._dataset / entry.path
 
         def read_range(start: int, stop: int) -> bytes:
-            with self._storage.open_ranges(uri, entry.size) as stream:
+            with tar.open_ranges(entry.size) as stream:
                 stream.seek(start)
                 return stream.read(stop - start)
 
-        return TarIndex(uri, entry.size, read_range)
+        return TarIndex(tar.uri, entry.size, read_range)
 
 
 class ForeignPictures:

@@ -13,7 +13,6 @@ from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
@@ -27,19 +26,17 @@ _LAST_ANSWERS_S = 3
 
 
 @contextmanager
-def open_viewer(uri: str, storage: Storage, audit: str | None = None) -> Iterator[Viewer]:
-    """Open a viewer of the dataset at `uri` with the findings in an audit's JSON; scratch files are deleted at the end.
+def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Viewer]:
+    """Open a viewer of a dataset with the findings in an audit's JSON; scratch files are deleted at the end.
 
     Raises `UsageError` if there is no dataset, one of a newer format, or no audit.
     """
     with ExitStack() as stack:
-        findings = findings_of(read_audit(audit, storage)) if audit is not None else AuditFindings()
+        findings = findings_of(read_audit(audit)) if audit is not None else AuditFindings()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
-        tables = stack.enter_context(open_tables(Location(storage, uri), scratch=folder))
+        tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
-        yield Viewer(
-            name_of(read_manifest(Location(storage, uri)), uri), tables, index, _pictures(tables, storage), findings
-        )
+        yield Viewer(name_of(read_manifest(dataset), dataset.uri), tables, index, _pictures(tables), findings)
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
@@ -95,5 +92,5 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _pictures(tables: DatasetTables, storage: Storage) -> Pictures:
-    return ShardPictures(storage, tables.location.uri) if tables.kind == "segmint" else ForeignPictures(tables)
+def _pictures(tables: DatasetTables) -> Pictures:
+    return ShardPictures(tables.location) if tables.kind == "segmint" else ForeignPictures(tables)

@@ -18,13 +18,13 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report, from an audit with findings."""
-    from segmint.infra.storage.storage import Storage
     from segmint.pipeline.report.report import write_report
+    from tests.support.locations import location_of
     from tests.support.reported import audit_with_findings
 
     def make(folder: Path) -> None:
         audit_with_findings(reported, folder / "audit.json")
-        write_report(reported, Storage(), str(folder / "report"), str(folder / "audit.json"))
+        write_report(location_of(reported), location_of(folder / "report"), location_of(folder / "audit.json"))
 
     return made_once(tmp_path_factory, "report", make) / "report"
 
@@ -32,11 +32,11 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on the small real dataset, from an audit as `QUICK` has it."""
-    from segmint.infra.storage.storage import Storage
     from segmint.pipeline.report.report import write_report
+    from tests.support.locations import location_of
     from tests.support.reported import QUICK
 
     def make(folder: Path) -> None:
-        write_report(str(minted), Storage(), str(folder / "report"), options=QUICK)
+        write_report(location_of(minted), location_of(folder / "report"), options=QUICK)
 
     return made_once(tmp_path_factory, "minted_report", make) / "report"

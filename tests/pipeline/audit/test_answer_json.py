@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates
 from segmint.pipeline.audit.answer_json import from_json, read_audit, to_dict, to_json
+from tests.support.locations import location_of
 
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 st.register_type_strategy(date, st.dates())
@@ -123,4 +123,4 @@ def test_what_is_no_audit_is_refused(text: str) -> None:
 
 def test_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        read_audit(str(tmp_path / "none.json"), Storage())
+        read_audit(location_of(tmp_path / "none.json"))

@@ -83,7 +83,7 @@ def with_a_face(taken: CommittedShard) -> None:
 def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Path, tmp_path: Path, name: str) -> None:
     ShardEdit(1, with_a_face)(dataset)
     regions, pictures = tmp_path / name, tmp_path / "pictures"
-    report = audit(dataset, None, regions=str(regions), pictures=str(pictures))
+    report = audit(dataset, None, regions=location_of(regions), pictures=location_of(pictures))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
     (found,) = report.privacy.found
     assert (found.id, found.shard, found.kind, found.detector) == (4, 1, "face", "mtcnn")
@@ -104,12 +104,12 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
 
 def test_attributions_name_every_image(dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "attributions.csv"
-    audit(dataset, attributions=str(file))
+    audit(dataset, attributions=location_of(file))
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [row["image"] for row in rows] == [f"sa_{id}.jpg" for id in (1, 2, 4, 5, 6, 7)]
     assert {row["license_url"] for row in rows} == {"https://creativecommons.org/publicdomain/zero/1.0/"}
     with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md"):
-        audit(dataset, attributions=str(tmp_path / "attributions.txt"))
+        audit(dataset, attributions=location_of(tmp_path / "attributions.txt"))
 
 
 def test_a_damaged_shard_is_left_out_of_what_its_files_would_say(dataset: Path) -> None:
@@ -191,7 +191,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
     with pytest.raises(UsageError, match="leave out --regions"):
-        audit(folder, regions=str(tmp_path / "regions.jsonl"))
+        audit(folder, regions=location_of(tmp_path / "regions.jsonl"))
 
     jpeg = (folder / "sa_6.jpg").read_bytes()
     (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
@@ -240,9 +240,9 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
 def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
     upload(minted, Location(storage, uri))
-    there = f"s3://{s3_bucket}/answers"
-    options = AuditOptions(privacy_sample=1, now=LATER, attributions=f"{there}/a.md", regions=f"{there}/r.jsonl")
+    there = Location(storage, f"s3://{s3_bucket}/answers")
+    options = AuditOptions(privacy_sample=1, now=LATER, attributions=there / "a.md", regions=there / "r.jsonl")
     report = audit_dataset(Location(storage, uri), options)
     assert replace(report, dataset=str(minted)) == audit(minted, 1)
-    assert storage.read(f"{there}/a.md").startswith(b"# Attributions")
-    assert storage.read(f"{there}/r.jsonl") == b""
+    assert (there / "a.md").read().startswith(b"# Attributions")
+    assert (there / "r.jsonl").read() == b""

@@ -91,8 +91,8 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
     answers: dict[int, Any] = {}
     for ray_from in (IN_THREADS, BY_RAY):
         folder = tmp_path / str(ray_from)
-        options = {"regions": str(folder / "regions.jsonl"), "pictures": str(folder / "pictures"), "sample": 2}
-        report = audit(dataset, ray_from, privacy_sample=None, **options)
+        files = {"regions": location_of(folder / "regions.jsonl"), "pictures": location_of(folder / "pictures")}
+        report = audit(dataset, ray_from, privacy_sample=None, sample=2, **files)
         answers[ray_from] = report, answer_lines(report), digests(folder)
     assert answers[BY_RAY] == answers[IN_THREADS]
     report, _, files = answers[BY_RAY]
@@ -151,7 +151,7 @@ def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch
 
 
 WAITING = """
-import os, signal, time
+import os, time
 from pathlib import Path
 import segmint.pipeline.audit.integrity, segmint.pipeline.audit.by_ray
 from segmint.pipeline.cli import main
@@ -166,7 +166,6 @@ class Waiting:
 
 segmint.pipeline.audit.integrity.RAY_FROM_MASKS = 0
 segmint.pipeline.audit.by_ray.AuditShards = Waiting
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 main()
 """
 

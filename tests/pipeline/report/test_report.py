@@ -58,13 +58,13 @@ def test_the_page_shows_every_image_of_a_small_dataset(minted_report: Path) -> N
 
 def test_the_same_dataset_gives_the_same_report(minted: Path, minted_report: Path) -> None:
     again = minted_report.parent / "again"
-    write_report(str(minted), Storage(), str(again), options=QUICK)
+    write_report(location_of(minted), location_of(again), options=QUICK)
     assert digests(again) == digests(minted_report)
 
 
 def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path) -> None:
     before = digests(dataset)
-    report = write_report(str(dataset), Storage(), options=QUICK)
+    report = write_report(location_of(dataset), options=QUICK)
     assert Path(report.output) == dataset / "report"
     after = digests(dataset)
     assert {name for name in after if not name.startswith("report/")} == set(before)
@@ -75,7 +75,7 @@ def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path)
 def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Path) -> None:
     tar = max((dataset / "shards").glob("sa_000000-*.tar"))
     tar.write_bytes(tar.read_bytes()[:3000])
-    report = write_report(str(dataset), Storage(), str(tmp_path / "report"), options=QUICK)
+    report = write_report(location_of(dataset), location_of(tmp_path / "report"), options=QUICK)
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     assert report.findings_total == 1
     assert "1 finding" in page.text
@@ -114,7 +114,7 @@ def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: 
 
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_integrity(location_of(minted), QUICK.sample)))
-    write_report(str(minted), Storage(), str(tmp_path / "report"), str(audit), QUICK)
+    write_report(location_of(minted), location_of(tmp_path / "report"), location_of(audit), QUICK)
     assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
 
 
@@ -122,8 +122,8 @@ def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
     data = loosen(minted, tmp_path / "data")
     before = digests(data)
     with pytest.raises(UsageError, match="name the report's folder with -o"):
-        write_report(str(data), Storage())
-    report = write_report(str(data), Storage(), str(tmp_path / "report"), options=QUICK)
+        write_report(location_of(data))
+    report = write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
     assert "croissant.json" not in report.files
     page = parse_page((tmp_path / "report" / "index.html").read_text())
@@ -147,7 +147,7 @@ def test_findings_in_data_of_somebody_else_lead_to_their_image(minted: Path, tmp
             document["annotations"][0]["stability_score"] = 7.0
 
     data = loosen(minted, tmp_path / "data", change)
-    write_report(str(data), Storage(), str(tmp_path / "report"), options=QUICK)
+    write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count('<a href="#image-4">image 4</a>') == 1
     assert page.count('<figure id="image-4">') == 1
@@ -168,7 +168,7 @@ class Opened(Storage):
 
 def test_data_of_somebody_else_is_measured_once(minted: Path, tmp_path: Path) -> None:
     storage, data = Opened(), loosen(minted, tmp_path / "data")
-    write_report(str(data), storage, str(tmp_path / "report"), options=QUICK)
+    write_report(Location(storage, str(data)), location_of(tmp_path / "report"), options=QUICK)
     jsons = sorted(path.name for path in data.glob("*.json"))
     assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
 
@@ -180,11 +180,11 @@ def test_a_bucket_s_dataset_gets_the_same_report(
     storage = Storage(s3_options)
     uri = f"s3://{s3_bucket}/datasets/small"
     upload(minted, Location(storage, uri))
-    report = write_report(uri, storage, options=QUICK)
+    report = write_report(Location(storage, uri), options=QUICK)
     assert report.output == f"{uri}/report"
     local = tmp_path / "copy"
     shutil.copytree(minted, local)
-    write_report(str(local), Storage(), options=QUICK)
+    write_report(location_of(local), options=QUICK)
     for name in report.files:
         there = storage.read(f"{uri}/report/{name}")
         if name != "index.html":  # which says where the dataset is

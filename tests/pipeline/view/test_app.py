@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.view.app import ASSETS, make_app
 from segmint.pipeline.view.guard import new_key
 from segmint.pipeline.view.server import open_viewer
+from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
 
 PORT = 8123
@@ -32,7 +32,7 @@ def client(looked_at: Path) -> Iterator[TestClient]:
     """A browser that has entered."""
     findings = [{"where": "id 4"}, {"where": "mask 40000", "found": HOSTILE}, {"where": "row 1"}]
     audit = write_audit(looked_at.parent / "audit.json", findings)
-    with open_viewer(str(looked_at), Storage(), str(audit)) as viewer:
+    with open_viewer(location_of(looked_at), location_of(audit)) as viewer:
         key = new_key()
         client = TestClient(make_app(viewer, key, PORT), base_url=f"http://127.0.0.1:{PORT}")
         assert client.get("/", params={"key": key}).status_code == 200
@@ -170,7 +170,7 @@ def test_a_damaged_picture_is_told(minted: Path, tmp_path: Path) -> None:
     shutil.copytree(minted, tmp_path / "dataset")
     (tar,) = (tmp_path / "dataset" / "shards").glob("sa_000000-*")
     tar.write_bytes(b"x" * tar.stat().st_size)
-    with open_viewer(str(tmp_path / "dataset"), Storage()) as viewer:
+    with open_viewer(location_of(tmp_path / "dataset")) as viewer:
         client = TestClient(make_app(viewer, "k", PORT), base_url=f"http://127.0.0.1:{PORT}")
         client.get("/?key=k")
         for path in ("/images/1.jpg", "/thumbnails/1.jpg"):

@@ -27,7 +27,7 @@ PLACES = [Place(number, number - 1, (number - 1) // 3) for number in (8, 1, 5, 2
 
 
 def test_a_picture_has_the_bytes_that_the_tar_has(small: Path) -> None:
-    pictures = ShardPictures(Storage(), str(small))
+    pictures = ShardPictures(location_of(small))
     assert {f"sa_{place.id}.jpg": pictures.jpeg(place) for place in PLACES} == jpegs(small)
 
 
@@ -35,21 +35,21 @@ def test_a_picture_has_the_bytes_that_the_tar_has(small: Path) -> None:
 def test_from_s3_as_from_a_disk(small: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/small"
     upload(small, Location(storage, uri))
-    pictures = ShardPictures(storage, uri)
+    pictures = ShardPictures(Location(storage, uri))
     assert {f"sa_{place.id}.jpg": pictures.jpeg(place) for place in PLACES} == jpegs(small)
 
 
 def test_no_picture_is_told(small: Path, tmp_path: Path) -> None:
-    pictures = ShardPictures(Storage(), str(small))
+    pictures = ShardPictures(location_of(small))
     with pytest.raises(NoPictureError, match=r"sa_3\.jpg is not in the tar of shard 0"):
         pictures.jpeg(Place(3, 2, 0))
     write_dataset(location_of(tmp_path / "annotations"), shards=1, with_images=False)
     with pytest.raises(NoPictureError, match="only annotations"):
-        ShardPictures(Storage(), str(tmp_path / "annotations")).jpeg(Place(1, 0, 0))
+        ShardPictures(location_of(tmp_path / "annotations")).jpeg(Place(1, 0, 0))
 
 
 def test_a_shard_that_was_changed_meanwhile_is_told(small: Path) -> None:
-    pictures = ShardPictures(Storage(), str(small))
+    pictures = ShardPictures(location_of(small))
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
     (small / "commits" / "000001.g1.json").unlink()
     with pytest.raises(NoPictureError, match="restart the viewer"):
@@ -88,7 +88,7 @@ def test_what_does_not_decode_is_told(data: bytes) -> None:
 
 
 def test_thumbnails_are_made_once(small: Path) -> None:
-    thumbnails = Thumbnails(ShardPictures(Storage(), str(small)))
+    thumbnails = Thumbnails(ShardPictures(location_of(small)))
     first = thumbnails.jpeg(PLACES[0])
     for path in (small / "shards").iterdir():
         path.unlink()

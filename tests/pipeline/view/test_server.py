@@ -31,7 +31,7 @@ def client_of(viewer) -> TestClient:
 def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/minted"
     upload(minted, Location(storage, uri))
-    with open_viewer(str(minted), Storage()) as local, open_viewer(uri, storage) as remote:
+    with open_viewer(location_of(minted)) as local, open_viewer(Location(storage, uri)) as remote:
         ours, theirs = client_of(local), client_of(remote)
         assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "uri": uri}
         paths = ["/api/images?masks_min=1", "/api/images?sort=coverage&descending=1", "/api/images/5/neighbors"]
@@ -44,20 +44,21 @@ def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[s
 
 def test_nothing_is_left_behind(minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with open_viewer(str(minted), Storage()):
+    with open_viewer(location_of(minted)):
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
 
 
 def test_no_dataset_and_no_audit_are_told(minted: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no dataset"), open_viewer(str(tmp_path), Storage()):
+    with pytest.raises(UsageError, match="is no dataset"), open_viewer(location_of(tmp_path)):
         pass
-    with pytest.raises(UsageError, match="a does not exist"), open_viewer(str(minted), Storage(), str(tmp_path / "a")):
+    absent = location_of(tmp_path / "a")
+    with pytest.raises(UsageError, match="a does not exist"), open_viewer(location_of(minted), absent):
         pass
 
 
 def test_a_port_that_is_taken_is_told(minted: Path) -> None:
-    with socket.socket() as taken, open_viewer(str(minted), Storage()) as viewer:
+    with socket.socket() as taken, open_viewer(location_of(minted)) as viewer:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
@@ -70,7 +71,7 @@ def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: b
     folder = loosen(minted, tmp_path / "loose")
     pictures = {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
     folder = pack(folder, tmp_path / "packed") if packed else folder
-    with open_viewer(str(folder), Storage()) as foreign, open_viewer(str(minted), Storage()) as local:
+    with open_viewer(location_of(folder)) as foreign, open_viewer(location_of(minted)) as local:
         ours, theirs = client_of(local), client_of(foreign)
         told = theirs.get("/api/dataset").json()
         assert (told["name"], told["kind"], told["images"]) == (folder.name, "sa1b", 6)
@@ -92,7 +93,7 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
     folder = loosen(minted, tmp_path / "loose", change)
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_dataset(location_of(folder))))
-    with open_viewer(str(folder), Storage(), str(audit)) as viewer:
+    with open_viewer(location_of(folder), location_of(audit)) as viewer:
         client = client_of(viewer)
         told = client.get("/api/images/4").json()
         (finding,) = told["findings"]
@@ -103,7 +104,7 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
 def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_path: Path) -> None:
     folder = loosen(minted, tmp_path / "loose")
     (folder / "sa_5.jpg").unlink()
-    with open_viewer(str(folder), Storage()) as viewer:
+    with open_viewer(location_of(folder)) as viewer:
         answer = client_of(viewer).get("/images/5.jpg")
         assert answer.status_code == 404
         assert "no JPEG next to" in answer.json()["error"]
