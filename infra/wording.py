@@ -14,9 +14,13 @@ def count(value: float | None) -> str:
 
 def counted(value: int | None, noun: str) -> str:
     """A number with its noun: `1 mask`, `2,000 masks`, `an unknown number of masks`."""
-    if value is None:
-        return f"an unknown number of {noun}s"
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+    words = plural(value, noun)
+    return f"an unknown number of {words}" if value is None else f"{value:,} {words}"
+
+
+def plural(value: int | None, noun: str) -> str:
+    """The noun for so many: `mask` for 1, else `masks`."""
+    return noun if value == 1 else f"{noun}s"
 
 
 def number(value: float | None) -> str:

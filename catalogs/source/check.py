@@ -14,6 +14,7 @@ from segmint.catalogs.source.conform import Problem
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, relative_to
+from segmint.infra.wording import counted, plural
 
 EXAMPLES = 20
 """How many rows a finding lists; it counts all of them."""
@@ -77,7 +78,8 @@ class CatalogFindings:
 
     def lines(self) -> list[str]:
         """Format the findings for people."""
-        lines = [f"{self.catalog}: {self.rows:,} rows, {self.accepted:,} of them acceptable by their catalog entries"]
+        rows = counted(self.rows, "row")
+        lines = [f"{self.catalog}: {rows}, {self.accepted:,} of them acceptable by their catalog entries"]
         width = max((len(name) for name in self.by_license), default=0)
         lines += [f"  {name:<{width}} {count:>12,}" for name, count in self.by_license.items()]
         for title, finding in (
@@ -200,4 +202,4 @@ def _allowed(catalog: str, uri: str) -> bool:
 def _named(finding: Finding) -> str:
     rows = ", ".join(str(row) for row in finding.rows)
     more = ", …" if finding.count > len(finding.rows) else ""
-    return f"(row{'s' if finding.count > 1 else ''} {rows}{more})"
+    return f"({plural(finding.count, 'row')} {rows}{more})"

@@ -34,6 +34,7 @@ def scan(
     from segmint.catalogs.source.scan import write_catalog
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.infra.wording import counted
 
     storage = storage_of(config)
     found = scan_images(Location(storage, uri), license=license, provider=provider)
@@ -44,7 +45,7 @@ def scan(
     if as_json:
         answer_json({"catalog": output, "rows": rows})
     else:
-        say(f"{output}: {rows:,} rows")
+        say(f"{output}: {counted(rows, 'row')}")
 
 
 @app.command()

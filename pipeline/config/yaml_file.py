@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
+from segmint.infra.wording import counted
 
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -181,10 +182,9 @@ def check(document: Document, model: type[Model]) -> Model:
 
 
 def _report(source: str, problems: list[Problem]) -> str:
-    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     ordered = sorted(problems, key=lambda problem: (_line(problem.where), problem.key))
     lines = [f"  {problem.where}: {problem.key} {problem.message}" for problem in ordered]
-    return redact("\n".join([f"{source} has {count}:", *lines]))
+    return redact("\n".join([f"{source} has {counted(len(problems), 'problem')}:", *lines]))
 
 
 def _line(where: str) -> int:

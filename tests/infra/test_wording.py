@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.infra.wording import count, counted, listed, number, share, size, some
+from segmint.infra.wording import count, counted, listed, number, plural, share, size, some
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ from segmint.infra.wording import count, counted, listed, number, share, size, s
         (counted(1, "mask"), "1 mask"),
         (counted(2000, "mask"), "2,000 masks"),
         (counted(None, "mask"), "an unknown number of masks"),
+        (plural(1, "mask"), "mask"),
+        (plural(0, "mask"), "masks"),
         (share(0.0283), "2.83 %"),
         (share(None), "unknown"),
         (number(12.345), "12.3"),
