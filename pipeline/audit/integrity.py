@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.prepare.release import ReleaseConfig
@@ -49,9 +50,9 @@ def audit_integrity(
 
     `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
     `now` is the time by which unnamed files are old (default: this machine's clock). `content` checks more of
-    what is read. With `ray_from` masks or more, shards are audited by Ray if it is installed, where `resources` say;
-    the report is the same. Memory holds a few shards and the names of all files. Raises `UsageError` if there is no
-    dataset, storage faults as they come, and `UnfinishedError` if Ray fails.
+    what is read. With `ray_from` masks or more, shards are audited by Ray, where `resources` say, or in threads with a
+    warning if Ray is not installed; the report is the same. Memory holds a few shards and the names of all files.
+    Raises `UsageError` if there is no dataset, storage faults as they come, and `UnfinishedError` if Ray fails.
     """
     # Files are listed before commits, and commits before the manifest: so what is named in between counts as named.
     listed = list_files(dataset)
@@ -124,7 +125,11 @@ def _results(
     by_ray: bool,
 ) -> Generator[ShardResult, None, None]:
     """The results of all shards in the order of the plans, by Ray or in threads of this process."""
-    if by_ray and find_spec("ray") is not None:  # the extra `audit` does not bring it
+    if by_ray and find_spec("ray") is None:  # the extra `audit` does not bring it
+        get_logger("audit").warning(
+            "a large dataset is audited in threads: Ray is not installed", install="pip install 'segmint[build]'"
+        )
+    elif by_ray:
         from segmint.pipeline.audit.by_ray import audit_by_ray  # Ray takes a second to import
 
         return audit_by_ray(task, plans, resources)

@@ -15,6 +15,7 @@ from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.audit import integrity
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.integrity import audit_integrity, sampled
@@ -74,6 +75,18 @@ def test_what_could_not_be_compared_is_told(dataset: Path) -> None:
     assert report.not_compared == (1,)
     assert "shards not compared because of the findings above: 1" in answer_lines(report)
     assert report.checked.images == 3
+
+
+def test_a_large_dataset_without_ray_is_audited_in_threads_and_a_line_says_so(
+    minted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = audit(minted)
+    assert "Ray" not in capsys.readouterr().err
+    monkeypatch.setattr(integrity, "find_spec", lambda _: None)
+    assert audit_integrity(location_of(minted), now=LATER, ray_from=expected.checked.masks) == expected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a large dataset is audited in threads: Ray is not installed" in line
+    assert "pip install 'segmint[build]'" in line
 
 
 # --- the sample ---
