@@ -84,7 +84,6 @@ class CatalogGrowth:
     """The differences between a source catalog and a pinned one."""
 
     new: NormalizedCatalog  # the rows whose image_id is not pinned; perhaps none
-    known: int  # rows of the source whose image_id is pinned
     gone: int  # pinned rows whose image_id is no longer in the source
     first_gone: str | None  # the image_id of the first of them
     changed: Mapping[str, Change]  # by column of `PINNED`
@@ -116,7 +115,7 @@ def compare_catalog(
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
-        staged, rows = stage_catalog(catalog, folder)
+        staged, _ = stage_catalog(catalog, folder)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
@@ -127,9 +126,9 @@ def compare_catalog(
         with open_database(folder, memory_limit) as database:
             missing, gone, first_gone = _one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}
-            fresh, kept = _without_known(database, {**parameters, "taken": str(gone_for_good)}, staged, folder)
+            fresh = _without_known(database, {**parameters, "taken": str(gone_for_good)}, staged, folder)
         new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
-    return CatalogGrowth(new, rows - kept, gone, first_gone, changed)
+    return CatalogGrowth(new, gone, first_gone, changed)
 
 
 def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, Change]:
@@ -142,10 +141,8 @@ def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[s
     return tuple(row)
 
 
-def _without_known(
-    database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path
-) -> tuple[Path, int]:
-    """Write the staged rows without a known image_id, numbered again from 0; return the file and their number."""
+def _without_known(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path) -> Path:
+    """Write the staged rows without a known image_id, numbered again from 0; return the file."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, NORMALIZED) as writer:
         known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
@@ -158,4 +155,4 @@ def _without_known(
             ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)
             writer.add([with_column(with_column(kept, "ordinal", ordinals), "id", ordinals + 1)])
             start = stop
-    return result, writer.rows
+    return result

@@ -26,7 +26,6 @@ MEMORY_LIMIT = "2GB"
 """DuckDB's default memory limit; beyond it, DuckDB spills to the scratch folder."""
 
 Kind = Literal["segmint", "sa1b"]
-BoxConvention = Literal["inclusive", "pixels"]
 
 _SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BIGINT"
 
@@ -40,13 +39,8 @@ class TableFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """What measuring found out about data that segmint did not write.
+    """What measuring found out about data that segmint did not write."""
 
-    `boxes` is the convention of its boxes: from the first to the last pixel as in SA-1B, or counts of pixels as in
-    COCO; None if no mask shows it. The view `masks` always has SA-1B's.
-    """
-
-    boxes: BoxConvention | None = None
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 

@@ -51,7 +51,6 @@ class NormalizedCatalog:
 
     path: Path
     rows: int
-    duplicates: int  # rows whose image_id an earlier row has
     sha256: str  # of the file, 64 hexadecimal digits
 
 
@@ -103,13 +102,11 @@ def write_marked(
     Ordinals begin at `first_ordinal`; intermediate files go to `folder`.
     """
     result = folder / "result.parquet"
-    duplicates = 0
     with RowGroupWriter(result, NORMALIZED) as writer:
         for batch in marked_batches(staged, folder, memory_limit):
-            duplicates += batch.num_rows - batch.column("duplicate_of").null_count
             writer.add([_shifted(batch, first_ordinal)])
     result.replace(destination)
-    return NormalizedCatalog(destination, writer.rows, duplicates, sha256_of(destination))
+    return NormalizedCatalog(destination, writer.rows, sha256_of(destination))
 
 
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:

@@ -51,13 +51,6 @@ class Patch(ABC):
     def encode(self, frame_size: tuple[int, int]) -> Rle:
         """The mask over the frame of (height, width). Raises ValueError when the window leaves the frame."""
 
-    def full(self, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-        """The mask over the frame of (height, width), bool."""
-        mask = np.zeros(frame_size, dtype=np.bool_)
-        (x, y), (height, width) = self.corner, self.shape
-        mask[y : y + height, x : x + width] = self.window()
-        return mask
-
     def moved(self, by: tuple[int, int]) -> Self:
         """The mask shifted by (x, y) pixels."""
         return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))

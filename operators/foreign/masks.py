@@ -7,12 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.tables import BoxConvention
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.model.automatic import rle
 from segmint.operators.audit.masks import audit_masks
@@ -20,6 +19,8 @@ from segmint.operators.rows import Row
 
 LONGEST_SIDE = 65_535
 """Pixels: no JPEG is longer."""
+
+BoxConvention = Literal["inclusive", "pixels"]
 
 BOXES: dict[BoxConvention, str] = {
     "inclusive": "between the outermost pixels, as in SA-1B",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
-from segmint.catalogs.dataset.tables import BoxConvention, TableFile, scratch_path
+from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError
@@ -17,7 +17,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.describe import describe_table
-from segmint.operators.foreign.masks import BOXES, ForeignImage, read_foreign
+from segmint.operators.foreign.masks import BOXES, BoxConvention, ForeignImage, read_foreign
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import IMAGES, MASKS, SEGMENTED
 from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS

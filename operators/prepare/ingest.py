@@ -70,7 +70,6 @@ class Ingested:
     image: Pixels
     source_width: int  # pixels of the upright source, the same as `image`'s
     source_height: int
-    format: str  # JPEG, PNG, WEBP, TIFF, BMP or GIF
 
 
 def ingest(data: bytes, config: IngestConfig) -> Ingested:
@@ -90,7 +89,7 @@ def ingest(data: bytes, config: IngestConfig) -> Ingested:
     _check_kind(source, kind, data)
     pixels = _decode_jpeg(source, data) if kind == "JPEG" else _decode(source, kind)
     height, width = pixels.shape[:2]
-    return Ingested(image=pixels, source_width=width, source_height=height, format=kind)
+    return Ingested(image=pixels, source_width=width, source_height=height)
 
 
 class _Stream(io.BytesIO):

@@ -14,7 +14,6 @@ from segmint.catalogs.dataset.foreign import JPEGS, find_shards
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.tables import (
     MEMORY_LIMIT,
-    BoxConvention,
     DatasetTables,
     Foreign,
     TableFile,
@@ -25,7 +24,7 @@ from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.operators.foreign.masks import BOXES
+from segmint.operators.foreign.masks import BOXES, BoxConvention
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
@@ -84,7 +83,7 @@ def _open_foreign(
         if convention != most:
             findings.extend(found)
     schemas = {**SCHEMAS, "jpegs": JPEGS}
-    tables = DatasetTables(data, files, schemas, folder, memory_limit, Foreign(most, findings))
+    tables = DatasetTables(data, files, schemas, folder, memory_limit, Foreign(findings))
     findings.extend(_duplicates(tables))
     return tables
 

@@ -47,6 +47,14 @@ def blobs(seed: int, masks: int, spread: int) -> Tensor:
     return (8 * smooth - 4 + 0.2 * torch.randn(masks, 256, 256, generator=generator)).clamp(min=-12)
 
 
+def full(patch: Patch, size: tuple[int, int]) -> np.ndarray:
+    """The mask (height, width) bool over the whole frame."""
+    mask = np.zeros(size, dtype=np.bool_)
+    (x, y), (height, width) = patch.corner, patch.shape
+    mask[y : y + height, x : x + width] = patch.window()
+    return mask
+
+
 def in_full(patches: list[Patch], size: tuple[int, int]) -> np.ndarray:
     """The masks (N, height, width) bool over the whole frame."""
-    return np.array([patch.full(size) for patch in patches]).reshape(-1, *size)
+    return np.array([full(patch, size) for patch in patches]).reshape(-1, *size)

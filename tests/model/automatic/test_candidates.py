@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import Candidates, Patch, RunPatch, concatenate
 from segmint.model.automatic.rle import encode
+from tests.support.whole_masks import full
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20))
 
@@ -31,9 +32,9 @@ def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: i
     patch = Patch.pack(mask, box_of(mask), (x, y))
 
     height, width = mask.shape
-    full = patch.full((height + y + 3, width + x + 2))
-    assert np.array_equal(full[y : y + height, x : x + width], mask)
-    assert full.sum() == mask.sum()
+    frame = full(patch, (height + y + 3, width + x + 2))
+    assert np.array_equal(frame[y : y + height, x : x + width], mask)
+    assert frame.sum() == mask.sum()
 
 
 @given(MASKS, st.integers(0, 5), st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
@@ -48,7 +49,7 @@ def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
     assert bits.area == runs.area == mask.sum()
     assert bits.box == runs.box
     assert np.array_equal(bits.window(), runs.window())
-    assert bits.encode(size) == runs.encode(size) == encode(bits.full(size))
+    assert bits.encode(size) == runs.encode(size) == encode(full(bits, size))
     assert runs.moved((2, 3)).corner == (runs.corner[0] + 2, runs.corner[1] + 3)
     for patch in (bits, runs):
         with pytest.raises(ValueError, match="leaves the frame"):
@@ -64,8 +65,8 @@ def test_taking_and_joining_keep_rows_together() -> None:
     assert len(joined) == 3
     assert taken.predicted_iou.tolist() == [0, 0]
     assert taken.points.tolist() == [[0, 1], [0, 1]]
-    assert np.array_equal(taken.patches[0].full((9, 9)), b)
-    assert np.array_equal(taken.patches[1].full((9, 9)), a)
+    assert np.array_equal(full(taken.patches[0], (9, 9)), b)
+    assert np.array_equal(full(taken.patches[1], (9, 9)), a)
     assert len(concatenate([])) == 0
 
 
@@ -78,4 +79,4 @@ def test_a_new_mask_brings_its_box() -> None:
     )
 
     assert changed.boxes.tolist() == [[0, 0, 8, 8], [5, 2, 7, 3]]
-    assert np.array_equal(changed.patches[1].full((9, 9)), mask)
+    assert np.array_equal(full(changed.patches[1], (9, 9)), mask)

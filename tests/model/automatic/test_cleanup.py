@@ -9,6 +9,7 @@ from segment_anything.utils.amg import remove_small_regions
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import Patch
 from segmint.model.automatic.cleanup import clean, clean_patch
+from tests.support.whole_masks import full
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
@@ -58,7 +59,7 @@ def test_in_a_window_it_is_what_it_is_in_the_frame(
         assert cleaned is None
     else:
         assert cleaned is not None
-        assert np.array_equal(cleaned.full(frame.shape), expected.mask)
+        assert np.array_equal(full(cleaned, frame.shape), expected.mask)
         if expected.mask.any():
             assert cleaned.box == box_of(expected.mask)
 
@@ -73,7 +74,7 @@ def test_a_strip_of_background_beside_a_mask_is_a_hole_when_it_is_small() -> Non
 
         assert changed == filled
         assert cleaned is not None
-        assert bool(cleaned.full(frame.shape).all()) == filled
+        assert bool(full(cleaned, frame.shape).all()) == filled
 
 
 def test_a_piece_of_background_cut_off_at_the_border_is_a_hole() -> None:

@@ -16,7 +16,7 @@ from segmint.model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, Upscaling
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from tests.support.whole_masks import WholeUpscaling
+from tests.support.whole_masks import WholeUpscaling, full
 
 CROP = Crop(1, (40, 20, 240, 170))
 FRAME = (200, 300)
@@ -92,7 +92,7 @@ def test_masks_upscaled_in_boxes_or_by_tiles_are_those_of_whole_masks(
         assert whole.predicted_iou.tolist() == found.predicted_iou.tolist()
         assert whole.points.tolist() == found.points.tolist()
         for one, other in zip(whole.patches, found.patches, strict=True):
-            assert np.array_equal(one.full(FRAME), other.full(FRAME))
+            assert np.array_equal(full(one, FRAME), full(other, FRAME))
 
 
 def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
@@ -128,7 +128,7 @@ def test_masks_lie_in_the_frame_inside_their_crop(predictor: Predictor, embeddin
 
     x0, y0, x1, y1 = CROP.box
     for patch, box, point in zip(found.patches, found.boxes, found.points, strict=True):
-        mask = patch.full(FRAME)
+        mask = full(patch, FRAME)
         outside = mask.copy()
         outside[y0:y1, x0:x1] = False
         assert not outside.any()
