@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.corrected_rows import redact_row
@@ -36,8 +37,9 @@ class Redacted:
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
         return [
-            f"{self.regions:,} regions in {self.images:,} images: {self.changed_images:,} images of "
-            f"{len(self.changed_shards):,} shards were changed, the others had these regions already",
+            f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
+            f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
+            "these regions already",
             "what was there before is gone, older versions included",
         ]
 

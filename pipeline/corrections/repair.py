@@ -12,6 +12,7 @@ from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
+from segmint.infra.wording import counted
 from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
 from segmint.pipeline.corrections.common import release_config
 
@@ -41,7 +42,8 @@ class Repaired:
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.left.items())),
-            f"{self.shards:,} shards looked at: {len(self.damages):,} damaged files, {len(self.repaired):,} repaired",
+            f"{counted(self.shards, 'shard')} looked at: {counted(len(self.damages), 'damaged file')}, "
+            f"{len(self.repaired):,} repaired",
         ]
 
 

@@ -32,6 +32,7 @@ from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
+from segmint.infra.wording import counted
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.corrected_rows import is_taken, take_down
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
@@ -57,8 +58,9 @@ class TakenDown:
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
         return [
-            f"{self.rows:,} rows taken down, {self.images:,} images removed from {len(self.changed_shards):,} shards; "
-            f"{self.taken_down:,} rows of this dataset are taken down in all",
+            f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
+            f"{counted(len(self.changed_shards), 'shard')}; taken down of this dataset in all: "
+            f"{counted(self.taken_down, 'row')}",
             "what was there before is gone, older versions included; tombstones/ alone names the images",
         ]
 

@@ -36,7 +36,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "changed_shards": [0],
     }
     done = run("redact", dataset, "--regions", path)
-    assert "1 regions in 1 images: 0 images of 0 shards were changed" in done.stdout
+    assert "1 region in 1 image; changed: 0 images of 0 shards, the others had these regions already" in done.stdout
 
 
 def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
