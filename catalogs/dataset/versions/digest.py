@@ -1,0 +1,207 @@
+"""The version digest: one hash over the manifest, the catalog, the commits that hold and the tombstones.
+
+It is the root of a Merkle tree with a leaf for each of these files: the line `<SHA-256>  <path>`, as `sha256sum` prints
+it, sorted by path. A commit names its data files with their hashes, so that no byte of a dataset can change unseen.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from segmint.catalogs.dataset.commits import generations_of
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_name, parse_manifest_name
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
+from segmint.catalogs.layout import (
+    COMMITS,
+    MANIFEST,
+    SUMMARIES,
+    DamagedDatasetError,
+    canonical_json,
+    commit_name,
+    fingerprint,
+    parse_commit_name,
+    shard_name,
+)
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+
+CACHED_SHARDS = 1000
+"""The number of shards whose leaves are cached together."""
+
+_ATTEMPTS = 5
+_READ_AHEAD = 512
+_SHORT_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionLeaf:
+    """A file that the digest covers: its path below the dataset, and the SHA-256 of its bytes in hexadecimal."""
+
+    path: str
+    sha256: str
+
+    def line(self) -> str:
+        """Return the leaf's text: what `sha256sum` prints for the file, without the newline."""
+        return f"{self.sha256}  {self.path}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a dataset is at one moment: the files that its digest covers, sorted by path."""
+
+    leaves: tuple[VersionLeaf, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """The version digest, 64 hexadecimal digits."""
+        return root_hash([leaf_hash(leaf.line().encode()) for leaf in self.leaves]).hex()
+
+    @cached_property
+    def by_path(self) -> Mapping[str, str]:
+        """The SHA-256 of each file by its path."""
+        return {leaf.path: leaf.sha256 for leaf in self.leaves}
+
+    @classmethod
+    def of(cls, leaves: Iterable[VersionLeaf]) -> "Snapshot":
+        """Return the snapshot of these leaves, in any order."""
+        return cls(tuple(sorted(leaves)))
+
+
+def short_digest(digest: str) -> str:
+    """Return the form of a version digest for people: `sha256:` and its first twelve digits."""
+    return f"sha256:{digest[:_SHORT_DIGITS]}"
+
+
+def current_digest(dataset: Location) -> str:
+    """Return the version digest of a dataset as it is now, 64 hexadecimal digits; see `take_snapshot`."""
+    return take_snapshot(dataset).digest
+
+
+def take_snapshot(
+    dataset: Location, *, use_cache: bool = True, save_cache: bool = False, threads: int = 16
+) -> Snapshot:
+    """Return the files that a dataset's digest covers, with their hashes.
+
+    Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
+    the hashes of each full thousand of shards' commits may come from `summaries/`, with `save_cache` they are saved
+    there. Raises `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if
+    commits keep disappearing while they are read.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads)
+        except NotFoundError as error:
+            gone = error  # a correction removed what was listed: list again
+    raise DamagedDatasetError(f"{dataset} keeps changing while it is read: {gone}") from gone
+
+
+def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
+    """Return a leaf for each generation of the manifest, and the bytes of the one that holds.
+
+    Raises `UsageError` if there is none.
+    """
+    numbers = sorted(n for entry in dataset.list() if (n := parse_manifest_name(entry.name)) is not None)
+    if not numbers:
+        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
+    leaves = []
+    for number in numbers:
+        data = (dataset / manifest_name(number)).read()
+        leaves.append(leaf_of(manifest_name(number), data))
+    return leaves, data
+
+
+def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
+    """Return a leaf for each tombstone."""
+    paths = [f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()]
+    return [leaf_of(path, (dataset / path).read()) for path in paths]
+
+
+def leaf_of(path: str, data: bytes) -> VersionLeaf:
+    """Return the leaf of a file with these bytes."""
+    return VersionLeaf(path, hashlib.sha256(data).hexdigest())
+
+
+def commit_path(shard: int, generation: int) -> str:
+    """Return the path of a commit's file below the dataset."""
+    return f"{COMMITS}/{commit_name(shard, generation)}"
+
+
+def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
+    """Delete the cached leaves of these shards' commits, after a commit's bytes were restored."""
+    blocks = {_cache_prefix(shard // CACHED_SHARDS) for shard in shards}
+    for entry in (dataset / SUMMARIES).list():
+        if any(entry.name.startswith(block) for block in blocks):
+            (dataset / SUMMARIES / entry.name).delete()
+
+
+def _take(dataset: Location, *, use_cache: bool, save_cache: bool, threads: int) -> Snapshot:
+    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads)
+    manifests, latest = manifest_leaves(dataset)
+    manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
+    parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
+    return Snapshot.of([*manifests, *parts, *commits, *tombstone_leaves(dataset)])
+
+
+def _commit_leaves(dataset: Location, *, use_cache: bool, save_cache: bool, threads: int) -> list[VersionLeaf]:
+    """Return a leaf for the commit that holds of each shard."""
+
+    def read_hash(path: str) -> str:
+        return leaf_of(path, (dataset / path).read()).sha256
+
+    sizes = {entry.name: entry.size for entry in (dataset / COMMITS).list() if parse_commit_name(entry.name)}
+    held = [
+        (shard, numbers[-1], sizes[commit_name(shard, numbers[-1])])
+        for shard, numbers in sorted(generations_of(sizes).items())
+    ]
+    existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []
+    leaves: list[VersionLeaf] = []
+    for block, members in _blocks(held):
+        paths = [commit_path(shard, generation) for shard, generation, _ in members]
+        full = len(members) == CACHED_SHARDS
+        prefix = f"{_cache_prefix(block)}{fingerprint(members)}-"
+        hashes = _cached(dataset, existing, prefix, len(members)) if full and use_cache else None
+        if hashes is None:
+            hashes = list(map_ahead(read_hash, paths, threads, _READ_AHEAD, "leaves"))
+            if full and save_cache:
+                _save(dataset, existing, block, prefix, hashes)
+        leaves += map(VersionLeaf, paths, hashes)
+    return leaves
+
+
+def _blocks(held: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    for block, members in groupby(held, key=lambda member: member[0] // CACHED_SHARDS):
+        yield block, list(members)
+
+
+def _cache_prefix(block: int) -> str:
+    return f"leaves-{shard_name(block * CACHED_SHARDS)}-"
+
+
+def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int) -> list[str] | None:
+    """Return the cached hashes of a block; None if they are not there or damaged, by the hash in the file's name."""
+    for name in existing:
+        if not name.startswith(prefix):
+            continue
+        try:
+            data = (dataset / SUMMARIES / name).read()
+            hashes = json.loads(data)
+        except (NotFoundError, ValueError):
+            continue
+        if isinstance(hashes, list) and len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
+            return hashes
+    return None
+
+
+def _save(dataset: Location, existing: Sequence[str], block: int, prefix: str, hashes: Sequence[str]) -> None:
+    """Cache the hashes of a block, and delete those that it had before."""
+    name = f"{prefix}{fingerprint(hashes)}.json"
+    (dataset / SUMMARIES / name).put(canonical_json(hashes))
+    for old in existing:
+        if old.startswith(_cache_prefix(block)) and old != name:
+            (dataset / SUMMARIES / old).delete()

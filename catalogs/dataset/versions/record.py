@@ -1,0 +1,244 @@
+"""`versions/`: what the dataset was at the end of each build and correction, in files that are put if absent."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.versions.digest import (
+    Snapshot,
+    VersionLeaf,
+    commit_path,
+    short_digest,
+    take_snapshot,
+)
+from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, parse_commit_name
+from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.version import VERSION
+
+VERSIONS = "versions"
+
+_NAME = re.compile(r"([1-9]\d*)\.json")
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Version(_Frozen):
+    """`versions/<number>.json`: a digest, the files that it covers, and what made the dataset so.
+
+    `files` has the SHA-256 of manifests, catalog parts and tombstones by path; `commits` are (shard, generation,
+    SHA-256 of the commit's file). `before` is the digest of the version before, None if there was none. `checksum` is
+    the SHA-256 of everything else as canonical JSON.
+    """
+
+    schema_version: Literal[1] = 1
+    number: int = Field(ge=1)
+    digest: str
+    before: str | None
+    command: str
+    reason: str | None
+    when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ
+    code_version: str
+    counts: dict[str, int]
+    files: dict[str, str]
+    commits: tuple[tuple[int, int, str], ...]
+
+    @property
+    def path(self) -> str:
+        """The path of the version's file below the dataset."""
+        return version_path(self.number)
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The files that the digest covers."""
+        files = [VersionLeaf(path, digest) for path, digest in self.files.items()]
+        commits = [VersionLeaf(commit_path(shard, number), digest) for shard, number, digest in self.commits]
+        return Snapshot.of([*files, *commits])
+
+    @property
+    def name(self) -> "VersionName":
+        """The version's digest and number."""
+        return VersionName(self.digest, self.number)
+
+    def made_by(self) -> str:
+        """Return what made this version, for messages: `version 2 (takedown of 2026-11-21: asked by its author)`."""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"version {self.number} ({self.command} of {self.when[:10]}{reason})"
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the version's file."""
+        value = self.model_dump(mode="json")
+        return canonical_json({**value, "checksum": _checksum(value)})
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "Version":
+        """Read a version's file; raises `DamagedDatasetError`, which names `where`, if it is not whole.
+
+        The checksum must be that of the other fields, and the digest that of the files listed.
+        """
+        try:
+            value = json.loads(data)
+            checksum = value.pop("checksum")
+            version = cls.model_validate(value)
+        except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedDatasetError(f"{where} is not a version of a dataset: {error}") from error
+        if checksum != _checksum(value) or version.to_json() != data:
+            raise DamagedDatasetError(f"{where} was changed: its checksum is not that of its content")
+        if version.digest != version.snapshot.digest:
+            raise DamagedDatasetError(f"{where} was changed: its digest is not that of the files that it lists")
+        return version
+
+
+@dataclass(frozen=True)
+class VersionName:
+    """What a dataset is, in a word: its digest (64 hexadecimal digits), and its version's number if it is recorded."""
+
+    digest: str
+    number: int | None
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return f"{short_digest(self.digest)} (not recorded as a version)"
+        return f"{short_digest(self.digest)} (version {self.number})"
+
+    def line(self) -> str:
+        """Return the line with which commands end."""
+        return f"dataset digest: {self}"
+
+
+def version_path(number: int) -> str:
+    """Return the path of a version's file below the dataset."""
+    return f"{VERSIONS}/{number}.json"
+
+
+def version_numbers(dataset: Location) -> list[int]:
+    """Return the numbers of a dataset's recorded versions, ascending."""
+    matches = (_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
+    return sorted(int(match[1]) for match in matches if match is not None)
+
+
+def read_version(dataset: Location, number: int) -> Version:
+    """Read a recorded version; raises `UsageError` if there is none, `DamagedDatasetError` if it is not whole."""
+    file = dataset / version_path(number)
+    try:
+        data = file.read()
+    except NotFoundError as error:
+        raise UsageError(f"{dataset} has no version {number}: {_known(dataset)}") from error
+    version = Version.from_json(data, str(file))
+    if version.number != number:
+        raise DamagedDatasetError(f"{file} is version {version.number} by its content")
+    return version
+
+
+def latest_version(dataset: Location) -> Version | None:
+    """Read the version that was recorded last; None if there is none."""
+    numbers = version_numbers(dataset)
+    return read_version(dataset, numbers[-1]) if numbers else None
+
+
+def find_version(dataset: Location, wanted: int | str) -> Version:
+    """Read a version by its number, or by its digest: whole, or the first six digits or more.
+
+    Raises `UsageError` if there is none, or several.
+    """
+    text = str(wanted)
+    if text.isdecimal() and len(text) < 6:
+        return read_version(dataset, int(text))
+    match = _DIGEST.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is no version: expected its number, or six digits or more of its digest")
+    found = [v for n in version_numbers(dataset) if (v := read_version(dataset, n)).digest.startswith(match[1])]
+    if not found:
+        raise UsageError(f"{dataset} has no version with the digest {text}: {_known(dataset)}")
+    if len({version.digest for version in found}) > 1:
+        raise UsageError(f"several versions of {dataset} have a digest that begins with {text}: write more of it")
+    return found[-1]
+
+
+def name_now(dataset: Location) -> VersionName:
+    """Return what a dataset is now: its digest, and the number if that is the version recorded last."""
+    digest = take_snapshot(dataset).digest
+    try:
+        latest = latest_version(dataset)
+    except DamagedDatasetError:  # `segmint verify` says so
+        latest = None
+    return VersionName(digest, latest.number if latest is not None and latest.digest == digest else None)
+
+
+def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
+    """Record what the dataset is now, at the end of a build or a correction; return its name.
+
+    An unchanged digest records nothing. Of several that record at the same time each takes the next number that is
+    free. `command` made the change, and `reason` is what its user gave for it; `now` is the time (default: this
+    machine's clock).
+    """
+    when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    while True:
+        # The snapshot is taken after the latest version was read, so the last version has all that was done.
+        numbers = version_numbers(dataset)
+        try:
+            latest = latest_version(dataset)
+        except DamagedDatasetError as error:
+            latest = None
+            get_logger("versions").warning("damaged", problem=str(error))
+        snapshot = take_snapshot(dataset, save_cache=True)
+        if latest is not None and latest.digest == snapshot.digest:
+            return latest.name
+        version = Version(
+            number=1 + max(numbers, default=0),
+            digest=snapshot.digest,
+            before=None if latest is None else latest.digest,
+            command=command,
+            reason=reason,
+            when=when,
+            code_version=VERSION,
+            counts=_counts(dataset),
+            **_listed(snapshot),
+        )
+        if (dataset / version.path).put_if_absent(version.to_json()):
+            return version.name
+
+
+def _listed(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the fields `files` and `commits` of a snapshot."""
+    files: dict[str, str] = {}
+    commits: list[tuple[int, int, str]] = []
+    for leaf in snapshot.leaves:
+        folder, _, name = leaf.path.partition("/")
+        parsed = parse_commit_name(name) if folder == COMMITS else None
+        if parsed is None:
+            files[leaf.path] = leaf.sha256
+        else:
+            commits.append((*parsed, leaf.sha256))
+    return {"files": files, "commits": tuple(sorted(commits))}
+
+
+def _counts(dataset: Location) -> dict[str, int]:
+    """Return sums over the commits that hold."""
+    sums = sum_commits(dataset)
+    counts = {name: sums.counts.get(name, 0) for name in ("rows", "images", "masks", "rejected")}
+    return {"shards": sums.shards, "bytes": sums.bytes, **counts}
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _known(dataset: Location) -> str:
+    numbers = version_numbers(dataset)
+    if not numbers:
+        return "none is recorded, as a build or a correction does at its end"
+    return f"it has {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"it has {numbers[0]} alone"

@@ -1,0 +1,130 @@
+"""Recorded versions: numbers, races, and files that someone has changed."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import (
+    Version,
+    VersionName,
+    find_version,
+    latest_version,
+    name_now,
+    put_version,
+    read_version,
+    version_numbers,
+)
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from tests.support.committed import write_generation
+from tests.support.locations import location_of
+
+NOW = datetime(2026, 11, 21, 12, 30, 5, tzinfo=UTC)
+
+
+def test_a_version_says_what_the_dataset_is_and_what_made_it_so(dataset: str) -> None:
+    location = location_of(dataset)
+    assert latest_version(location) is None
+    assert name_now(location) == VersionName(current_digest(location), None)
+    name = put_version(location, "build", now=NOW)
+    assert name == name_now(location) == VersionName(current_digest(location), 1)
+    assert str(name) == f"sha256:{name.digest[:12]} (version 1)"
+    document = json.loads(Path(dataset, "versions/1.json").read_bytes())
+    commits = document.pop("commits")
+    assert [(shard, generation) for shard, generation, _ in commits] == [(0, 1), (1, 1), (2, 1)]
+    assert sorted(document.pop("files")) == ["catalog/part-0-000000000000.parquet", "dataset.json"]
+    assert document.pop("counts") | {"bytes": 0} == {
+        "shards": 3, "bytes": 0, "rows": 9, "images": 6, "masks": 12, "rejected": 3,
+    }  # fmt: skip
+    assert document["digest"] == name.digest
+    assert (document["before"], document["command"], document["when"]) == (None, "build", "2026-11-21T12:30:05Z")
+
+    write_generation(location, shard=1, generation=2, refuse=3)
+    assert name_now(location).number is None
+    assert "(not recorded as a version)" in str(name_now(location))
+    second = put_version(location, "takedown", "its author asked", now=NOW)
+    version = read_version(location, 2)
+    assert (second.number, version.before, version.digest) == (2, name.digest, current_digest(location))
+    assert version.made_by() == "version 2 (takedown of 2026-11-21: its author asked)"
+    assert version.snapshot.digest == version.digest
+
+
+def test_an_unchanged_dataset_is_not_recorded_again(dataset: str) -> None:
+    location = location_of(dataset)
+    assert put_version(location, "build") == put_version(location, "build") == put_version(location, "repair")
+    assert version_numbers(location) == [1]
+
+
+def test_versions_are_numbered_by_number_not_by_name(dataset: str) -> None:
+    location = location_of(dataset)
+    for number in range(1, 12):
+        (location / f"tombstones/{number:012x}.json").put(b"{}")
+        assert put_version(location, "takedown").number == number
+    assert version_numbers(location) == list(range(1, 12))
+    assert put_version(location, "takedown").number == 11
+
+
+def test_of_two_that_record_at_once_the_loser_takes_the_next_number(dataset: str) -> None:
+    location = location_of(dataset)
+
+    def correct(number: int) -> VersionName:
+        (location / f"tombstones/{number:012x}.json").put(b"{}")
+        return put_version(location, f"correction {number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(correct, range(8)))
+    numbers = version_numbers(location)
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert {name.number for name in names} <= set(numbers)
+    versions = [read_version(location, number) for number in numbers]
+    assert [version.before for version in versions] == [None, *(version.digest for version in versions[:-1])]
+    assert versions[-1].digest == current_digest(location), "the last one has all corrections"
+
+
+def test_a_version_is_found_by_number_or_digest(dataset: str) -> None:
+    location = location_of(dataset)
+    with pytest.raises(UsageError, match="has no version 1: none is recorded"):
+        read_version(location, 1)
+    digest = put_version(location, "build").digest
+    for wanted in (1, "1", digest, digest[:6], f"sha256:{digest[:12]}"):
+        assert find_version(location, wanted).number == 1
+    with pytest.raises(UsageError, match="has no version 2: it has 1 alone"):
+        find_version(location, 2)
+    with pytest.raises(UsageError, match="no version with the digest sha256:000000: it has 1 alone"):
+        find_version(location, "sha256:000000")
+    with pytest.raises(UsageError, match="'latest' is no version: expected its number"):
+        find_version(location, "latest")
+
+
+def test_no_bit_of_a_version_can_change_unseen(dataset: str) -> None:
+    location = location_of(dataset)
+    put_version(location, "build", now=NOW)
+    data = (location / "versions/1.json").read()
+    for place in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            with pytest.raises(DamagedDatasetError, match=r"^it (is not|was changed)"):
+                Version.from_json(bytes(changed), "it")
+
+
+def test_a_checksum_that_fits_does_not_hide_another_digest(dataset: str) -> None:
+    location = location_of(dataset)
+    put_version(location, "build")
+    version = read_version(location, 1)
+    forged = version.model_copy(update={"digest": "0" * 64}).to_json()
+    with pytest.raises(DamagedDatasetError, match="its digest is not that of the files that it lists"):
+        Version.from_json(forged, "it")
+
+
+def test_a_damaged_version_does_not_stop_a_build(dataset: str) -> None:
+    location = location_of(dataset)
+    name = put_version(location, "build")
+    (location / "versions/1.json").put(b"{}")
+    assert name_now(location) == VersionName(name.digest, None)
+    assert put_version(location, "build") == VersionName(name.digest, 2)
+    assert read_version(location, 2).before is None
