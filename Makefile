@@ -62,7 +62,7 @@ format: setup
 test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 test: check
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20 -m "not long and not cuda"

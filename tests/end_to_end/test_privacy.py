@@ -117,7 +117,7 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         self._destination.mkdir()
-        while not self._ended.wait(0.005):
+        while not self._ended.wait(0.1):
             for path in self._folder.rglob("*spilled_objects*/*"):
                 with contextlib.suppress(FileExistsError, FileNotFoundError):
                     os.link(path, self._destination / path.name)

@@ -16,13 +16,16 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from tests.conftest import read_rgb
+from tests.support.embedded_once import embed_once
 from tests.support.parity import compare
 from tests.support.slow_generator import generate_slowly
 
 
 @pytest.fixture(scope="module")
 def predictor(mobile_sam_path: Path) -> Predictor:
-    return Predictor(load_sam(mobile_sam_path))
+    predictor = Predictor(load_sam(mobile_sam_path))
+    embed_once(predictor)
+    return predictor
 
 
 def photograph(name: str) -> np.ndarray:
