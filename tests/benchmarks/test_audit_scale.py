@@ -29,6 +29,7 @@ def test_statistics_are_measured(large: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_audit_is_measured_with_its_workers(large: Path) -> None:
     found = measure_audit(large, ray_from=0)
     assert (found["images"], found["masks"]) == (20, 600)
