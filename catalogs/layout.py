@@ -31,6 +31,9 @@ REPORT = "report"
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
 """The folders of data files, with the ending of their files."""
 
+MOST_PIXELS = 250_000_000
+"""Pixels of the largest picture that is decoded where a dataset is read; the same as the default of ingest."""
+
 _DIGEST_DIGITS = 12
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
 _PART = re.compile(r"catalog/part-(0|[1-9]\d*)-[0-9a-f]{12}\.parquet")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 
@@ -82,14 +82,26 @@ class Sample:
 
     @cached_property
     def image(self) -> np.ndarray[Any, Any]:
-        """The released pixels, (height, width, 3) uint8 RGB; raises `NoPixelsError` if there are none."""
+        """The released pixels, (height, width, 3) uint8 RGB.
+
+        Raises `NoPixelsError` if there are none, `DamagedDatasetError` for a JPEG that cannot be decoded or has over
+        `MOST_PIXELS`.
+        """
         if self.jpeg is None:
             raise NoPixelsError(
                 f"image {self.id}: this dataset holds only annotations; the image is at {self.row['uri']}"
             )
         import simplejpeg
 
-        return np.asarray(simplejpeg.decode_jpeg(self.jpeg, colorspace="RGB"))
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self.jpeg)
+            if height * width > MOST_PIXELS:
+                raise ValueError(
+                    f"{width} x {height} is {width * height:,} pixels; at most {MOST_PIXELS:,} are decoded"
+                )
+            return np.asarray(simplejpeg.decode_jpeg(self.jpeg, colorspace="RGB"))
+        except ValueError as error:
+            raise DamagedDatasetError(f"image {self.id}: its JPEG cannot be decoded: {error}") from error
 
 
 class Dataset:

@@ -11,6 +11,7 @@ import simplejpeg
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import annotation_name, image_name
 from segmint.operators.audit.jpeg_parts import jpeg_parts
+from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import annotations_json
 
@@ -46,12 +47,14 @@ def audit_tar(
     *,
     with_images: bool,
     decode: Container[int],
+    decoder: JpegDecoder,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Findings in a tar that should hold these rows of `images/*.parquet`, in their order.
 
-    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded; `look` finds
-    more in those that are of their row's size and not torn. Members after the first unexpected one are not checked.
+    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded, by `decoder`;
+    `look` finds more in those that are of their row's size and not torn. Members after the first unexpected one are not
+    checked.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
@@ -64,7 +67,7 @@ def audit_tar(
                         yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                         return
                     if name.endswith(".jpg"):
-                        findings = list(audit_jpeg(data, row, image, decode=row["id"] in decode))
+                        findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None))
                         yield from findings
                         if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
                             yield from look(row, data)
@@ -102,8 +105,8 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Ite
     yield place.finding(Code.OTHER_JSON, f"{wanted}, as in the tables", got, f"{name}: {path}" if path else name)
 
 
-def audit_jpeg(data: bytes, row: Row, place: Place, *, decode: bool) -> Iterator[Finding]:
-    """Whether a JPEG has its row's size and nothing besides the picture; with `decode`, whether all of it decodes."""
+def audit_jpeg(data: bytes, row: Row, place: Place, decoder: JpegDecoder | None) -> Iterator[Finding]:
+    """Whether a JPEG has its row's size and only the picture in it; with a `decoder`, whether all of it decodes."""
     name = image_name(row["id"])
     try:
         parts = jpeg_parts(data)
@@ -115,15 +118,21 @@ def audit_jpeg(data: bytes, row: Row, place: Place, *, decode: bool) -> Iterator
         yield place.finding(Code.JPEG_SIZE, f"{size[0]} x {size[1]} pixels", f"{parts.width} x {parts.height}", name)
     if parts.metadata:
         yield place.finding(Code.JPEG_METADATA, "a picture alone", ", ".join(parts.metadata), name)
-    if not decode:
+    if decoder is None:
         return
     try:
-        height, width = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True).shape[:2]
+        height, width = decoder.run(_decoded_size, data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
         return
     if (width, height) != (parts.width, parts.height):
         yield place.finding(Code.JPEG_SIZE, f"{parts.width} x {parts.height} pixels", f"{width} x {height}", name)
+
+
+def _decoded_size(jpeg: bytes) -> tuple[int, int]:
+    """(height, width) of a picture that decodes to its end; raises ValueError for another."""
+    height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
+    return height, width
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:

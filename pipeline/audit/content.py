@@ -11,6 +11,8 @@ from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import image_name
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import Duplicates, Licenses
 from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
@@ -54,11 +56,12 @@ class ContentPlan:
 class ShardLook:
     """Checks one shard, and collects in `found`."""
 
-    def __init__(self, looks: ContentLooks, searched: frozenset[int]) -> None:
+    def __init__(self, looks: ContentLooks, searched: frozenset[int], decoder: JpegDecoder) -> None:
         """`searched` are positions in its table of images, for the detectors."""
         self.found = ShardContent()
         self._looks = looks
         self._searched = searched
+        self._decoder = decoder
         self._searched_ids: frozenset[int] = frozenset()
 
     def look_at_rows(self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: Place) -> Iterator[Finding]:
@@ -73,16 +76,19 @@ class ShardLook:
 
     def look_at_jpeg(self, row: Row, jpeg: bytes, place: Place) -> Iterator[Finding]:
         """Findings in the JPEG of a row, which is of the size that the row says."""
+        searcher = self._looks.searcher
         try:
-            self.found.hashes[row["id"]] = perceptual_hash(jpeg)
-        except ValueError as error:
+            self.found.hashes[row["id"]] = self._decoder.run(perceptual_hash, jpeg)
+            if searcher is None or row["id"] not in self._searched_ids:
+                return
+            pixels = self._decoder.run(decode_jpeg, jpeg)
+        except UndecodableError as error:
             image = place.of_image(row["id"])
             yield image.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
             return
-        if self._looks.searcher is not None and row["id"] in self._searched_ids:
-            search = self._looks.searcher.search(row, jpeg)
-            self.found.searches.append(search)
-            yield from search.findings(place)
+        search = searcher.search(row, pixels)
+        self.found.searches.append(search)
+        yield from search.findings(place)
 
     def forget_jpegs(self) -> None:
         """Drop what was found in the JPEGs: they are not those that were committed."""

@@ -2,14 +2,17 @@
 
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
+from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates
 from segmint.pipeline.statistics.statistics import compute_statistics
@@ -52,14 +55,22 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
 def _audit_pictures(tables: DatasetTables, storage: Storage, findings: FindingCollector) -> Duplicates:
     """Read every JPEG to its end, and find those that look alike; 16 bytes per image are in memory."""
     ordinals, hashes = array("q"), array("Q")
-    for row in _jpegs(tables):
-        data = _read(storage, row)
-        try:
-            hashes.append(perceptual_hash(data))
-        except ValueError as error:
-            findings.extend(_torn(row, data, error))
-            continue
-        ordinals.append(row["ordinal"])
+    with JpegDecoder(own=False) as decoder:
+
+        def look(row: Row) -> tuple[Row, int | None, list[Finding]]:
+            data = _read(storage, row)
+            try:
+                return row, decoder.run(perceptual_hash, data), []
+            except UndecodableError as error:
+                return row, None, list(_torn(row, data, error))
+
+        at_once = decoder.processes
+        with closing(map_ahead(look, _jpegs(tables), at_once, at_once + 1, "audit-foreign")) as looks:
+            for row, bits, torn in looks:
+                findings.extend(torn)
+                if bits is not None:
+                    ordinals.append(row["ordinal"])
+                    hashes.append(bits)
     alike = find_alike(np.asarray(hashes, np.uint64))
     for each in alike:
         image, earlier = (_named(tables, ordinals[index]) for index in (each.index, each.earlier))

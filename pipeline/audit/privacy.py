@@ -18,7 +18,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
 from segmint.operators.audit.privacy import StillDetected, picture, search_release
-from segmint.operators.images import decode_jpeg
+from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, is_detector_file
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import DetectorCounts, FoundRegion, Privacy
@@ -51,9 +51,8 @@ class Searcher:
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
-    def search(self, row: Row, jpeg: bytes) -> Search:
-        """What the detectors find in the JPEG of a row of `images`."""
-        image = decode_jpeg(jpeg)
+    def search(self, row: Row, image: Pixels) -> Search:
+        """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
         with self._one, _one_torch_thread():
             found = search_release(row, image, self.detectors)
         pictures = {}

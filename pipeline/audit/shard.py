@@ -27,6 +27,7 @@ from segmint.operators.audit.rows import (
 )
 from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.audit.tar import HashedStream, audit_tar
+from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.tables import read_table
@@ -80,6 +81,7 @@ class ShardAudit:
         plan: ShardPlan,
         settings: FileSettings,
         catalog: Mapping[int, Row] | None,
+        decoder: JpegDecoder,
         look: ShardLook | None = None,
     ) -> None:
         """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity."""
@@ -87,6 +89,7 @@ class ShardAudit:
         self._plan = plan
         self._settings = settings
         self._catalog = catalog
+        self._decoder = decoder
         self._look = look
         self._places = {kind: Place(plan.commit.file(kind).path, plan.commit.shard) for kind in ("shards", *SCHEMAS)}
         self._findings = FindingCollector()
@@ -182,6 +185,7 @@ class ShardAudit:
                         place,
                         with_images=with_images,
                         decode=decoded,
+                        decoder=self._decoder,
                         look=None if look is None else lambda row, data: look.look_at_jpeg(row, data, place),
                     )
                     inside.extend(members)

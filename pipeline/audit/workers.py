@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
+from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.content import ContentLooks, ContentPlan, ShardLook
 from segmint.pipeline.audit.shard import FileSettings, ShardAudit, ShardPlan, ShardResult
@@ -73,6 +75,7 @@ class ShardAuditor:
         """`looks` is what the task's `content` loads."""
         self._task = task
         self._looks = looks
+        self._decoder = JpegDecoder(own=True)
         self._catalog = CatalogRows(task.dataset, task.manifest)
         for part in task.manifest.catalog:
             if part.path in task.damaged_parts:
@@ -80,11 +83,19 @@ class ShardAuditor:
 
     def audit(self, plan: ShardPlan) -> ShardResult:
         """Audit a shard; see `ShardAudit`."""
-        look = None if self._looks is None else ShardLook(self._looks, plan.searched)
+        look = None if self._looks is None else ShardLook(self._looks, plan.searched, self._decoder)
         catalog = self._catalog.read(*plan.ordinals)
-        return ShardAudit(self._task.dataset, plan, self._task.settings, catalog, look).run()
+        return ShardAudit(self._task.dataset, plan, self._task.settings, catalog, self._decoder, look).run()
+
+    def close(self) -> None:
+        """End the processes that decode unusual JPEGs."""
+        self._decoder.close()
 
 
 def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardResult, None, None]:
     """Audit shards in threads of this process, a few at once; yield the results in the order of the plans."""
-    return map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")
+    with (
+        closing(auditor),
+        closing(map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")) as done,
+    ):
+        yield from done

@@ -3,8 +3,9 @@
 import base64
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,22 +16,18 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import image_name
-from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle
-from segmint.operators.child import Children
+from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
 """Maximum pixels of the longer side of an image in a report."""
 
 _QUALITY = 82  # of the JPEG
-_LARGEST = 200_000_000  # pixels of an image that is decoded
-_FOREIGN_SECONDS = 60.0  # for one image
-_FOREIGN_MEMORY = 3 << 30  # bytes
 _STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, and one for images without masks
 
 _COLUMNS = "ordinal, id, shard, image_id, masks, width, height, license, attribution, provider, country"
@@ -87,7 +84,7 @@ def draw_pictures(
 ) -> list[Picture]:
     """Draw these images in order, from committed, released pixels; absent ids are skipped.
 
-    JPEGs that segmint did not write are decoded in a child process, which they may kill.
+    JPEGs that segmint did not write are decoded and drawn in a child process, which they may kill.
     """
     if not ids:
         return []
@@ -96,8 +93,9 @@ def draw_pictures(
     )
     rows = {row["id"]: row for row in found.to_pylist()}  # the first of those with one id, in foreign data
     masks = _masks_of(tables, rows.values())
-    read = _foreign(tables, rows.values()) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
-    drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg) for id, jpeg in read}
+    read = _foreign(tables, rows) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
+    with JpegDecoder(own=tables.kind == "segmint", processes=1) as decoder:
+        drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg, decoder) for id, jpeg in read}
     return [drawn[id] for id in ids if id in drawn]
 
 
@@ -106,36 +104,19 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
 
     Raises `OSError` or `ValueError` if it is not an image, is too large, or has masks of another size.
     """
-    pixels = _decoded(jpeg)
-    for mask in masks:
-        if mask.segmentation.size != pixels.shape[:2]:
-            raise ValueError(f"a mask has the size {mask.segmentation.size}, the image {pixels.shape[:2]}")
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        for mask in masks:
+            if mask.segmentation.size != (image.height, image.width):
+                raise ValueError(
+                    f"a mask has the size {mask.segmentation.size}, the image {(image.height, image.width)}"
+                )
+        pixels = np.asarray(image.convert("RGB"))
     drawn = draw_overlay(pixels, masks)
     scale = min(1.0, LONG_SIDE / max(drawn.shape[:2]))
     size = max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale))
     small = np.asarray(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return _encoded(small, _QUALITY)
-
-
-def clean(jpeg: bytes) -> bytes:
-    """Re-encode a foreign JPEG; raises `OSError` or `ValueError` if it cannot be decoded."""
-    return _encoded(_decoded(jpeg), 95)
-
-
-def _cleaner() -> Callable[[bytes], bytes]:
-    return clean
-
-
-def _decoded(jpeg: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-        if image.width * image.height > _LARGEST:
-            raise ValueError(f"it has {image.width:,} x {image.height:,} pixels")
-        return np.asarray(image.convert("RGB"))
-
-
-def _encoded(pixels: np.ndarray[Any, np.dtype[np.uint8]], quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(small).save(buffer, format="JPEG", quality=_QUALITY)
     return buffer.getvalue()
 
 
@@ -184,20 +165,13 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
         yield id, problem
 
 
-def _foreign(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
-    with Children(_cleaner, timeout_s=_FOREIGN_SECONDS, memory_limit=_FOREIGN_MEMORY) as children:
-        for row in rows:
-            jpeg = read_jpeg(tables, row["ordinal"])
-            if jpeg is None:
-                yield row["id"], "no JPEG"
-                continue
-            try:
-                yield row["id"], children.run(jpeg)
-            except (RejectedError, SegmintError, OSError, ValueError) as error:
-                yield row["id"], f"it cannot be decoded: {error}"
+def _foreign(tables: DatasetTables, rows: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
+    for id, row in rows.items():
+        jpeg = read_jpeg(tables, row["ordinal"])
+        yield id, "no JPEG" if jpeg is None else jpeg
 
 
-def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read) -> Picture:
+def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read, decoder: JpegDecoder) -> Picture:
     picture = Picture(
         id=row["id"],
         image_id=row["image_id"],
@@ -213,6 +187,6 @@ def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read) ->
     if isinstance(jpeg, str):
         return replace(picture, problem=jpeg)
     try:
-        return replace(picture, jpeg=draw_small(jpeg, masks))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return replace(picture, problem=f"it cannot be drawn: {error}")
+        return replace(picture, jpeg=decoder.run(partial(draw_small, masks=masks), jpeg))
+    except (UndecodableError, SegmintError) as error:
+        return replace(picture, problem=f"it cannot be decoded or drawn: {error}")

@@ -31,6 +31,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
 from segmint.pipeline.view.findings import AuditFindings
+from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.view.guard import Guard
 from segmint.pipeline.view.images import NoPictureError, Pictures, Thumbnails
 from segmint.pipeline.view.index import PAGE, ImageIndex, UnknownImageError
@@ -52,7 +53,8 @@ class Viewer:
     findings: AuditFindings
 
     def __post_init__(self) -> None:
-        self.thumbnails = Thumbnails(self.pictures)
+        self.thumbnails = Thumbnails(self.pictures, self.decoder)
+    decoder: JpegDecoder
         self.summary = self.index.summary()
 
     def dataset(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.foreign import read_jpeg
@@ -15,6 +15,7 @@ from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.pipeline.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
@@ -138,27 +139,31 @@ class ForeignPictures:
 
 
 class Thumbnails:
-    """Thumbnails of a dataset's images; the last ones are cached, up to 64 MiB."""
+    """Thumbnails of a dataset's images, made by `decoder`; the last ones are cached, up to 64 MiB."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: Pictures, decoder: JpegDecoder) -> None:
         self._pictures = pictures
+        self._decoder = decoder
         self._recent: Recent[bytes] = Recent(_THUMBNAIL_BYTES, len)
 
     def jpeg(self, place: Place) -> bytes:
         """Return an image's thumbnail as JPEG; raises `NoPictureError` if it has no picture that can be decoded."""
-        return self._recent.get(place.ordinal, lambda: thumbnail(self._pictures.jpeg(place)))
+        return self._recent.get(place.ordinal, lambda: self._make(place))
+
+    def _make(self, place: Place) -> bytes:
+        try:
+            return self._decoder.run(thumbnail, self._pictures.jpeg(place))
+        except UndecodableError as error:
+            raise NoPictureError(f"this picture cannot be decoded: {error}") from error
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """Scale a JPEG down so that no side is over `side` pixels; raises `NoPictureError` if it cannot be decoded.
+    """Scale a JPEG down so that no side is over `side` pixels; raises what Pillow raises if it cannot be decoded.
 
     The decoder scales large pictures as it reads them, so that they cost little memory and time.
     """
     out = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
-            picture.thumbnail((side, side))
-            picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise NoPictureError(f"this picture cannot be decoded: {error}") from error
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+        picture.thumbnail((side, side))
+        picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()

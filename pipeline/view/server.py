@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
@@ -36,7 +37,9 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
-        yield Viewer(name_of(read_manifest(dataset), dataset.uri), tables, index, _pictures(tables), findings)
+        decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
+        name = name_of(read_manifest(dataset), dataset.uri)
+        yield Viewer(name, tables, index, _pictures(tables), findings, decoder)
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:

@@ -30,7 +30,7 @@ def bombs() -> tuple[Bomb, ...]:
     large, corrupt = frozenset({Reason.TOO_LARGE}), frozenset({Reason.CORRUPT})
     return (
         Bomb("png_of_4_exapixels", lambda: _png_saying(2**31 - 1, 2**31 - 1), large),
-        Bomb("jpeg_of_4_gigapixels", _largest_jpeg, large),
+        Bomb("jpeg_of_4_gigapixels", lambda: jpeg_saying(65_535, 65_535), large),
         Bomb("gif_of_4_gigapixels", _largest_gif, large),
         Bomb("bmp_of_4_exapixels", _largest_bmp, large),
         Bomb("tiff_of_16_exapixels", lambda: _tiff([{256: 2**32 - 1, 257: 2**32 - 1}]), large | corrupt),
@@ -76,10 +76,11 @@ def _png_with(kind: bytes, before: bytes, count: int, size: int) -> bytes:
     return png()[:place] + chunk * count + png()[place:]
 
 
-def _largest_jpeg() -> bytes:
+def jpeg_saying(width: int, height: int) -> bytes:
+    """A small baseline JPEG whose header says that it has so many pixels; decoders take up to 65,500 a side."""
     data = bytearray(encode(photograph(), "JPEG"))
     frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
     return bytes(data)
 
 

@@ -37,6 +37,11 @@ def obey(data: bytes) -> object:
     return data
 
 
+def pid(_: bytes) -> int:
+    """Return the process that decodes."""
+    return os.getpid()
+
+
 def obedient() -> Worker:
     """A child that is ready at once."""
     return obey

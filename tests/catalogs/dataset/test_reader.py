@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
-from tests.support.bombs import hostile_tar
+from tests.support.bombs import hostile_tar, jpeg_saying
 from tests.support.committed import masks, pixels, write_dataset, write_generation
 from tests.support.locations import location_of
 
@@ -75,6 +75,14 @@ def test_annotations_without_images_say_where_the_image_is(tmp_path: Path) -> No
     assert sample.masks[1].mask.sum() == sample.masks[1].area
     with pytest.raises(NoPixelsError, match=r"/photos/0\.jpg"):
         _ = sample.image
+
+
+def test_a_jpeg_that_cannot_be_decoded_says_whose_it_is(dataset: str) -> None:
+    sample = next(iter(open_dataset(dataset)))
+    huge = jpeg_saying(65_500, 65_500)
+    for jpeg, told in ((huge, "65500 x 65500 is 4,290,250,000 pixels; at most 250,000,000"), (b"no jpeg", "")):
+        with pytest.raises(DamagedDatasetError, match=f"image 1: its JPEG cannot be decoded: {told}"):
+            _ = replace(sample, jpeg=jpeg).image
 
 
 def test_no_dataset_is_a_plain_error(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
+from tests.support.bombs import jpeg_saying
 from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.everything import upload
@@ -196,8 +197,12 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     jpeg = (folder / "sa_6.jpg").read_bytes()
     (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
     (folder / "sa_7.jpg").write_bytes((folder / "sa_4.jpg").read_bytes())
-    found = [(finding.code, finding.file, finding.image) for finding in audit(folder).findings]
-    assert found == [("bad_jpeg", "sa_6", 6), ("similar_image", "sa_7", 7)]
+    (folder / "sa_2.jpg").write_bytes(jpeg_saying(65_500, 65_500))
+    findings = audit(folder).findings
+    found = [(finding.code, finding.file, finding.image) for finding in findings]
+    torn = [("bad_jpeg", "sa_2", 2), ("bad_jpeg", "sa_6", 6)]
+    assert found == [*torn, ("jpeg_size", "sa_2.jpg", 2), ("similar_image", "sa_7", 7)]
+    assert "is 4,290,250,000 pixels; at most 250,000,000 are decoded" in findings.kept[0].found
 
 
 def test_findings_say_their_image(dataset: Path) -> None:
@@ -208,6 +213,19 @@ def test_findings_say_their_image(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 2).commit.file("masks").path)
     found = {(finding.code, finding.image, finding.mask) for finding in audit(dataset).findings}
     assert {("score_range", 4, 40_000), ("file_digest", None, None)} <= found
+
+
+def test_a_jpeg_of_another_form_is_decoded_apart(dataset: Path) -> None:
+    def progressive(jpeg: bytes) -> bytes:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            sink = io.BytesIO()
+            image.save(sink, "JPEG", progressive=True, quality="keep")
+        return sink.getvalue()
+
+    ShardEdit(1, lambda taken: taken.edit_member(0, progressive))(dataset)
+    report = audit(dataset, privacy_sample=None)
+    assert [finding.line() for finding in report.findings] == []
+    assert (report.checked.jpegs_decoded, report.privacy.images_checked) == (6, 6)
 
 
 def test_annotations_without_images_are_not_searched(dataset: Path) -> None:

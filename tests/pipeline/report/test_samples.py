@@ -12,8 +12,9 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
-from segmint.pipeline.report.samples import LONG_SIDE, choose_images, clean, draw_pictures, draw_small
+from segmint.pipeline.report.samples import LONG_SIDE, choose_images, draw_pictures, draw_small
 from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.bombs import jpeg_saying
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 
@@ -53,7 +54,7 @@ def test_what_cannot_be_drawn_says_so() -> None:
     with pytest.raises(OSError, match="cannot identify"):
         draw_small(b"no picture", [])
     with pytest.raises(OSError, match="truncated"):
-        clean(jpeg(600, 800)[:-2000])
+        draw_small(jpeg(600, 800)[:-2000], [])
 
 
 def test_the_choice_is_the_same_whatever_is_asked_and_from_all_strata(reported: str) -> None:
@@ -92,9 +93,11 @@ def test_a_foreign_image_that_is_none_is_not_shown(minted: Path, tmp_path: Path)
     whole = (data / "sa_1.jpg").read_bytes()
     (data / "sa_1.jpg").write_bytes(whole[: len(whole) // 2])
     (data / "sa_2.jpg").unlink()
+    (data / "sa_5.jpg").write_bytes(jpeg_saying(65_500, 65_500))
     with open_tables(location_of(data)) as tables:
         assert 2 not in choose_images(tables, 12)
-        broken, absent, good = draw_pictures(tables, Storage(), [], [1, 2, 4])
+        broken, absent, good, huge = draw_pictures(tables, Storage(), [], [1, 2, 4, 5])
+    assert (huge.jpeg, "4,290,250,000 pixels" in huge.problem) == (None, True)
     assert broken.jpeg is None
     assert "cannot be decoded" in broken.problem
     assert (absent.jpeg, absent.problem) == (None, "no JPEG")

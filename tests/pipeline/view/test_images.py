@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
@@ -21,6 +23,12 @@ def small(tmp_path: Path) -> Path:
     """Three committed shards of made-up rows: images 1, 2, 4, 5, 7 and 8."""
     write_dataset(location_of(tmp_path / "small"), shards=3)
     return tmp_path / "small"
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[JpegDecoder]:
+    with JpegDecoder(own=True, processes=1) as decoder:
+        yield decoder
 
 
 PLACES = [Place(number, number - 1, (number - 1) // 3) for number in (8, 1, 5, 2, 4, 7)]
@@ -82,13 +90,17 @@ def test_a_thumbnail_of_gray_is_a_picture() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(800, 600)[:300], b"\xff\xd8\xff" + bytes(1000)])
-def test_what_does_not_decode_is_told(data: bytes) -> None:
+def test_what_does_not_decode_is_told(data: bytes, decoder: JpegDecoder) -> None:
+    class One:
+        def jpeg(self, place: Place) -> bytes:
+            return data
+
     with pytest.raises(NoPictureError, match="cannot be decoded"):
-        thumbnail(data)
+        Thumbnails(One(), decoder).jpeg(PLACES[0])
 
 
-def test_thumbnails_are_made_once(small: Path) -> None:
-    thumbnails = Thumbnails(ShardPictures(location_of(small)))
+def test_thumbnails_are_made_once(small: Path, decoder: JpegDecoder) -> None:
+    thumbnails = Thumbnails(ShardPictures(location_of(small)), decoder)
     first = thumbnails.jpeg(PLACES[0])
     for path in (small / "shards").iterdir():
         path.unlink()

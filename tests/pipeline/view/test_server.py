@@ -15,6 +15,7 @@ from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.server import open_viewer, serve
 from tests.support.everything import upload
+from tests.support.bombs import jpeg_saying
 from tests.support.foreign_data import Document, loosen, pack
 from tests.support.locations import location_of
 
@@ -105,6 +106,12 @@ def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_
     folder = loosen(minted, tmp_path / "loose")
     (folder / "sa_5.jpg").unlink()
     with open_viewer(location_of(folder)) as viewer:
-        answer = client_of(viewer).get("/images/5.jpg")
+        client = client_of(viewer)
+        answer = client.get("/images/5.jpg")
+    (folder / "sa_4.jpg").write_bytes(jpeg_saying(65_500, 65_500))
         assert answer.status_code == 404
         assert "no JPEG next to" in answer.json()["error"]
+        answer = client.get("/thumbnails/4.jpg")
+        assert answer.status_code == 404
+        assert "cannot be decoded: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
+        assert client.get("/thumbnails/1.jpg").status_code == 200

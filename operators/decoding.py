@@ -1,0 +1,143 @@
+"""Applies functions to the JPEGs of datasets that anybody may have made, within bounds of memory and time.
+
+The bytes go to a child process with a limit of memory and a deadline, and no picture over `MOST_PIXELS` is decoded. Of
+a dataset in segmint's format, JPEGs of the form that segmint writes are decoded in this process while they are small:
+their decoding takes memory and time in proportion to their pixels, and the start of a child would take longer.
+"""
+
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import simplejpeg
+
+from segmint.catalogs.layout import MOST_PIXELS
+from segmint.catalogs.reasons import Reason
+from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps, is_out_of_memory
+
+T = TypeVar("T")
+
+PIXELS_HERE = 32_000_000
+"""Pixels of the largest JPEG that is decoded in the process itself: 96 MB as RGB."""
+
+TIMEOUT_S = 60.0
+MEMORY = 3 << 30
+"""Bytes that one image may take in the child (Linux)."""
+
+_PROCESSES = 4
+_START, _QUANTIZATION, _BASELINE, _HUFFMAN, _RESTART, _SCAN = 0xD8, 0xDB, 0xC0, 0xC4, 0xDD, 0xDA
+_APP0, _APP15, _COMMENT = 0xE0, 0xEF, 0xFE
+_SKIPPED = frozenset({_QUANTIZATION, _HUFFMAN, _RESTART, _COMMENT, *range(_APP0, _APP15 + 1)})
+
+
+class UndecodableError(ValueError):
+    """A picture that cannot be decoded, or not within the limits. The message says why."""
+
+
+class JpegDecoder:
+    """Applies functions to JPEGs; thread-safe. Its child processes start when one is needed.
+
+    `own`: the JPEGs are those of a dataset in segmint's format. Others are decoded only in children, of which there
+    are up to `processes` (default: one a core, up to four).
+    """
+
+    def __init__(self, *, own: bool, processes: int | None = None) -> None:
+        self._own = own
+        self.processes = processes or min(_PROCESSES, os.cpu_count() or 1)
+        self._lock = threading.Lock()
+        self._children: Children[Any] | None = None
+        self._closed = False
+
+    def run(self, function: Callable[[bytes], T], jpeg: bytes) -> T:
+        """Return `function(jpeg)`. `function` must be picklable and importable in a child, as its result must.
+
+        Raises `UndecodableError` for any exception of `function`, for over `MOST_PIXELS`, and if the child dies, runs
+        out of memory or is late twice; `ChildFaultError` if no child can start.
+        """
+        if self._own and is_plain(jpeg):
+            return _apply(function, jpeg)
+        try:
+            result: T = self._started().run(pickle.dumps((function, jpeg)))
+        except SuspectError as error:
+            late = f"not decoded within {TIMEOUT_S:g} seconds"
+            raise UndecodableError(late if error.reason == Reason.TIMED_OUT else error.detail) from None
+        return result
+
+    def close(self) -> None:
+        """End the children. May be called again."""
+        with self._lock:
+            self._closed = True
+            if self._children is not None:
+                self._children.close()
+
+    def __enter__(self) -> "JpegDecoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _started(self) -> Children[Any]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this decoder is closed")
+            if self._children is None:
+                self._children = Children(_worker, timeout_s=TIMEOUT_S, processes=self.processes, memory_limit=MEMORY)
+            return self._children
+
+
+def is_plain(jpeg: bytes) -> bool:
+    """Whether a JPEG has the form that segmint writes, and at most `PIXELS_HERE`, by its header.
+
+    The form: baseline, 8 bits, one scan of all of one or three components. Any other, such as a progressive one, makes
+    a decoder hold all coefficients, or decode the picture once a scan. Markers that decoders may read in different
+    ways are not plain.
+    """
+    if jpeg[:2] != bytes([0xFF, _START]):
+        return False
+    position, components = 2, 0
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker = jpeg[position + 1]
+        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        segment = jpeg[position + 4 : position + 2 + length]
+        if length < 2 or len(segment) != length - 2:
+            return False
+        if marker == _SCAN:
+            return bool(components) and segment[:1] == bytes([components])
+        if marker == _BASELINE:
+            if components or len(segment) < 6 or segment[0] != 8 or segment[5] not in (1, 3):
+                return False
+            height, width, components = (*(int.from_bytes(segment[at : at + 2], "big") for at in (1, 3)), segment[5])
+            if not 0 < width * height <= PIXELS_HERE:
+                return False
+        elif marker not in _SKIPPED:
+            return False
+        position += 2 + length
+    return False
+
+
+def _worker() -> Worker[Any]:
+    """Build what a child does."""
+    forbid_core_dumps()
+    return _in_child
+
+
+def _in_child(data: bytes) -> Any:
+    function, jpeg = pickle.loads(data)  # from the parent, not from a dataset
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+    except Exception:  # noqa: BLE001 - unusual or damaged: `function` decides, and Pillow has a limit as well
+        height = width = 0
+    if height * width > MOST_PIXELS:
+        raise UndecodableError(f"{width} x {height} is {width * height:,} pixels; at most {MOST_PIXELS:,} are decoded")
+    return _apply(function, jpeg)
+
+
+def _apply(function: Callable[[bytes], T], jpeg: bytes) -> T:
+    try:
+        return function(jpeg)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UndecodableError(str(error) or type(error).__name__) from None
