@@ -30,7 +30,7 @@ def view(
 
     def show_address(address: str) -> None:
         answer(address)
-        say("open this address in a browser on this machine; ctrl-C ends the viewer")
+        say("open this address in a browser on this machine, once; ctrl-C ends the viewer")
 
     storage = storage_of(config)
     say(f"reading the tables of {dataset}")

@@ -2,6 +2,7 @@
 
 ```
 /                             the page; /assets/… its scripts and styles
+/api/address                  a new address that opens one more browser
 /api/dataset                  the dataset, and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
 /api/images/{id}              an image's row, masks and findings
@@ -32,7 +33,8 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
 from segmint.pipeline.view.findings import AuditFindings
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.view.guard import Guard
+from segmint.pipeline.view.findings import AuditFindings
+from segmint.pipeline.view.guard import Access, Guard
 from segmint.pipeline.view.images import NoPictureError, Pictures, Thumbnails
 from segmint.pipeline.view.index import PAGE, ImageIndex, UnknownImageError
 from segmint.pipeline.view.queries import Filters, parse_filters
@@ -92,12 +94,13 @@ class Viewer:
         return self.thumbnails.jpeg(self.index.place(image))
 
 
-def make_app(viewer: Viewer, key: str, port: int) -> Starlette:
-    """Return the application of a viewer that listens on `port` and serves clients that have `key`."""
+def make_app(viewer: Viewer, access: Access) -> Starlette:
+    """Return the application of a viewer that serves the browsers that `access` lets in."""
     routes = [
         Route("/", _asset(ASSETS / "index.html")),
         *(Route(f"/assets/{path.name}", _asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in _TYPES),
         Route("/api/dataset", lambda _: _json(viewer.dataset())),
+        Route("/api/address", lambda _: _json({"address": access.address()})),
         Route("/api/images", lambda request: _json(viewer.images(*_asked(request)))),
         Route("/api/images/{image:int}", lambda request: _json(viewer.image(_image(request)))),
         Route(
@@ -109,7 +112,7 @@ def make_app(viewer: Viewer, key: str, port: int) -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, key=key, port=port)],
+        middleware=[Middleware(Guard, access=access)],
         exception_handlers={
             UsageError: _problem(400),
             UnknownImageError: _problem(404),

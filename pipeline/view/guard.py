@@ -1,15 +1,18 @@
-"""Access to a viewer: only reads, only from this machine, and only with the key in the address that it printed.
+"""Access to a viewer: only reads, only from this machine, and only from a browser that opened a one-time address.
 
-The key is in the first address and becomes a cookie that scripts cannot read and other sites cannot send. Requests for
-other host names are refused by the header Host, because of DNS rebinding. The headers restrict the browser: it runs
-only the viewer's scripts, loads nothing from elsewhere, and does not show the pages in a frame.
+An address carries a key that opens one browser: at its first use it is exchanged for a cookie that scripts cannot read
+and other sites cannot send. So a key is worth nothing to another user of the machine, who may read it in the list of
+processes once a browser was started with it. Requests for other host names are refused by the header Host, because of
+DNS rebinding. The headers restrict the browser: it runs only the viewer's scripts, loads nothing from elsewhere, and
+does not show the pages in a frame.
 """
 
 import secrets
+import threading
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEY = "key"
@@ -30,22 +33,62 @@ _HEADERS = {
 }
 
 
-def new_key() -> str:
-    """Return a key that cannot be guessed: 256 random bits."""
-    return secrets.token_urlsafe(32)
+_SPENT = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>segmint view: this address was used before</title>
+<h1>This address was used before</h1>
+<p>An address of <code>segmint view</code> opens one browser, once. This one was used, or is not of this viewer.</p>
+<p>Where the viewer is open, &ldquo;Open in another browser&rdquo; gives a new address. If it is open nowhere, end
+<code>segmint view</code> and start it again. If nobody but you should have the address, do so as well: another user of
+this machine may have opened it.</p>
+</html>
+"""
 
 
-def address(port: int, key: str) -> str:
-    """Return the address to open first."""
-    return f"http://127.0.0.1:{port}/?{KEY}={key}"
+class Access:
+    """The one-time keys and the sessions of a viewer that listens on `port`. Thread-safe.
+
+    Keys and sessions cannot be guessed: 256 random bits. One key at most is waiting for its use.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._lock = threading.Lock()
+        self._key: str | None = None
+        self._sessions: set[str] = set()
+
+    def address(self) -> str:
+        """Return a new address that opens one browser; the one before is void if it was not used."""
+        with self._lock:
+            self._key = secrets.token_urlsafe(32)
+            return f"http://127.0.0.1:{self.port}/?{KEY}={self._key}"
+
+    def enter(self, key: str) -> str | None:
+        """Exchange the key of an address for a session; None if it is not the one that waits for its use."""
+        with self._lock:
+            if self._key is None or not _same(key, self._key):
+                return None
+            self._key = None
+            session = secrets.token_urlsafe(32)
+            self._sessions.add(session)
+            return session
+
+    def has(self, session: str) -> bool:
+        """Return whether this is a session."""
+        with self._lock:
+            return any(_same(session, known) for known in self._sessions)
 
 
 class Guard:
     """ASGI middleware that refuses requests by the rules above, and adds the headers to every answer."""
 
-    def __init__(self, app: ASGIApp, key: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        port = access.port
         self._app = app
-        self._key = key.encode()
+        self._access = access
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._cookie = f"segmint-view-{port}"  # all ports of a host share its cookies
 
@@ -68,13 +111,19 @@ class Guard:
             return PlainTextResponse("This viewer answers only at 127.0.0.1 and localhost.", 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("This viewer is read-only.", 405, {"allow": "GET, HEAD"})
-        if request.url.path == "/" and self._is_key(request.query_params.get(KEY, "")):
+        inside = self._access.has(request.cookies.get(self._cookie, ""))
+        if request.url.path == "/" and KEY in request.query_params and request.method == "GET":
+            session = self._access.enter(request.query_params[KEY])
+            if session is None and not inside:
+                return HTMLResponse(_SPENT, 403)
             response = RedirectResponse("/", 303)
-            response.set_cookie(self._cookie, self._key.decode(), httponly=True, samesite="strict", path="/")
+            if session is not None:
+                response.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/")
             return response
-        if not self._is_key(request.cookies.get(self._cookie, "")):
+        if not inside:
             return PlainTextResponse("Open the address that `segmint view` printed: it contains the key.", 403)
         return None
 
-    def _is_key(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)
+
+def _same(given: str, known: str) -> bool:
+    return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), known.encode())

@@ -18,7 +18,7 @@ from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
 from segmint.pipeline.view.findings import AuditFindings, findings_of
-from segmint.pipeline.view.guard import address, new_key
+from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.images import ForeignPictures, Pictures, ShardPictures
 from segmint.pipeline.view.index import ImageIndex
 
@@ -50,23 +50,23 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[
     import uvicorn
 
     with closing(_listen(port)) as listener:
-        port = listener.getsockname()[1]
-        key = new_key()
+        access = Access(listener.getsockname()[1])
+        address = access.address()
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(viewer, key, port),
+                make_app(viewer, access),
                 lifespan="off",
                 ws="none",
                 log_level="warning",
-                access_log=False,  # its lines would contain the key
+                access_log=False,  # its lines would contain keys
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_S,
             )
         )
-        on_ready(address(port, key))
+        on_ready(address)
         if open_browser:
             # Some browsers block until they are closed; meanwhile the server must run.
-            threading.Thread(target=webbrowser.open, args=[address(port, key)], daemon=True).start()
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         with _ended_by_signals():
             server.run(sockets=[listener])
 

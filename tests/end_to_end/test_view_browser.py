@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.viewed import HOSTILE, image_rows, mask_rows, running_viewer, vary, write_audit
+from tests.support.viewed import HOSTILE, Addresses, image_rows, mask_rows, running_viewer, vary, write_audit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -29,14 +29,20 @@ def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(looked_at: Path, chromium: "Browser") -> Iterator[str]:
-    """A running viewer's address; image 4 has findings, one of them with markup in it."""
+def addresses(looked_at: Path, chromium: "Browser") -> Iterator[Addresses]:
+    """A running viewer's addresses; image 4 has findings, one of them with markup in it."""
     box = {"id": 4, "kind": "face", "detector": HOSTILE, "score": 0.9, "x": 10, "y": 10, "w": 30, "h": 30, "shard": 0}
     privacy = {"images_checked": 1, "detectors": [], "found": [box], "found_total": 1, "inside_regions": 0}
     findings = [{"where": "mask 40000", "found": HOSTILE}]
     audit = write_audit(looked_at.parent / "audit.json", findings, privacy=privacy)
     with running_viewer(looked_at, "--audit", audit) as opened:
-        yield opened
+        yield Addresses(opened)
+
+
+@pytest.fixture
+def address(addresses: Addresses) -> str:
+    """An address that no browser has opened."""
+    return addresses.next()
 
 
 @pytest.fixture
@@ -321,3 +327,29 @@ def test_without_the_key_a_browser_sees_nothing(chromium: "Browser", address: st
     assert answer.status == 403
     assert "contains the key" in page.content()
     context.close()
+
+
+def test_an_address_opens_one_browser_and_the_page_gives_another(chromium: "Browser", address: str) -> None:
+    contexts = [chromium.new_context(viewport={"width": 500, "height": 600}) for _ in range(2)]
+    first, second = (context.new_page() for context in contexts)
+    first.goto(address)
+    first.locator("#results .tile").first.wait_for()
+    assert urlsplit(first.url).query == ""  # the key is not in the history's last address
+    answer = second.goto(address)
+    assert answer is not None
+    assert answer.status == 403
+    expect(second.get_by_role("heading")).to_have_text("This address was used before")
+    assert serious_violations(second) == []
+    first.goto(address)  # the browser that it opened may open it again
+    first.locator("#results .tile").first.wait_for()
+    first.get_by_role("button", name="Open in another browser").click()
+    field = first.get_by_label("An address for one more browser")
+    expect(field).to_have_value(re.compile(r"^http://127\.0\.0\.1:\d+/\?key=[\w-]{43}$"))
+    assert serious_violations(first) == []
+    assert sideways_scroll(first) == 0
+    second.goto(field.input_value())
+    second.locator("#results .tile").first.wait_for()
+    first.get_by_role("button", name="Open in another browser").click()
+    expect(field).to_be_hidden()
+    for context in contexts:
+        context.close()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.end_to_end.test_view_browser import expect, masks_of, open_image
 from tests.support.browser import serious_violations, sideways_scroll, watch
-from tests.support.viewed import image_rows, running_viewer
+from tests.support.viewed import Addresses, image_rows, running_viewer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,9 +22,15 @@ Box = dict[str, float]
 
 
 @pytest.fixture(scope="module")
-def address(minted: Path, chromium: "Browser") -> Iterator[str]:
+def addresses(minted: Path, chromium: "Browser") -> Iterator[Addresses]:
     with running_viewer(minted) as opened:
-        yield opened
+        yield Addresses(opened)
+
+
+@pytest.fixture
+def address(addresses: Addresses) -> str:
+    """An address that no browser has opened."""
+    return addresses.next()
 
 
 @pytest.fixture(params=[1280, 700], ids=["wide", "narrow"])

@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,21 @@ def running_viewer(dataset: Path, *arguments: str | Path, end: signal.Signals = 
             _, printed = process.communicate(timeout=60)
         assert process.returncode == 0, printed
         assert "Traceback" not in printed
+
+
+class Addresses:
+    """The one-time addresses of a running viewer, for any number of browsers."""
+
+    def __init__(self, printed: str) -> None:
+        """`printed` is used up."""
+        self.origin = printed.partition("?")[0]
+        self._entered = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        self._entered.open(printed).close()
+
+    def next(self) -> str:
+        """Return a new address."""
+        with self._entered.open(f"{self.origin}api/address") as answer:
+            return str(json.load(answer)["address"])
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -46,4 +46,15 @@ async function begin() {
   await show();
 }
 
+/** Shows a new address that opens one more browser, ready to be copied; a second click hides it. */
+async function another() {
+  const hidden = !byId("another-box").hidden;
+  const field = byId("another-address");
+  field.value = hidden ? "" : (await get("/api/address")).address;
+  byId("another-box").hidden = hidden;
+  byId("another").setAttribute("aria-expanded", String(!hidden));
+  if (!hidden) field.select();
+}
+
+byId("another").addEventListener("click", () => another().catch(showProblem));
 begin().catch(showProblem);

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from segmint.pipeline.view.app import ASSETS, make_app
-from segmint.pipeline.view.guard import new_key
+from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.server import open_viewer
 from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
@@ -33,9 +33,9 @@ def client(looked_at: Path) -> Iterator[TestClient]:
     findings = [{"where": "id 4"}, {"where": "mask 40000", "found": HOSTILE}, {"where": "row 1"}]
     audit = write_audit(looked_at.parent / "audit.json", findings)
     with open_viewer(location_of(looked_at), location_of(audit)) as viewer:
-        key = new_key()
-        client = TestClient(make_app(viewer, key, PORT), base_url=f"http://127.0.0.1:{PORT}")
-        assert client.get("/", params={"key": key}).status_code == 200
+        access = Access(PORT)
+        client = TestClient(make_app(viewer, access), base_url=f"http://127.0.0.1:{PORT}")
+        assert client.get(access.address()).status_code == 200
         yield client
 
 
@@ -171,8 +171,9 @@ def test_a_damaged_picture_is_told(minted: Path, tmp_path: Path) -> None:
     (tar,) = (tmp_path / "dataset" / "shards").glob("sa_000000-*")
     tar.write_bytes(b"x" * tar.stat().st_size)
     with open_viewer(location_of(tmp_path / "dataset")) as viewer:
-        client = TestClient(make_app(viewer, "k", PORT), base_url=f"http://127.0.0.1:{PORT}")
-        client.get("/?key=k")
+        access = Access(PORT)
+        client = TestClient(make_app(viewer, access), base_url=f"http://127.0.0.1:{PORT}")
+        client.get(access.address())
         for path in ("/images/1.jpg", "/thumbnails/1.jpg"):
             answer = client.get(path)
             assert answer.status_code == 500

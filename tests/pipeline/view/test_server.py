@@ -13,9 +13,10 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.view.app import make_app
+from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.server import open_viewer, serve
-from tests.support.everything import upload
 from tests.support.bombs import jpeg_saying
+from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack
 from tests.support.locations import location_of
 
@@ -23,8 +24,9 @@ KINDS = (("api/images", ""), ("images", ".jpg"), ("thumbnails", ".jpg"))
 
 
 def client_of(viewer) -> TestClient:
-    client = TestClient(make_app(viewer, "k", 8123), base_url="http://127.0.0.1:8123")
-    assert client.get("/?key=k").status_code == 200
+    access = Access(8123)
+    client = TestClient(make_app(viewer, access), base_url="http://127.0.0.1:8123")
+    assert client.get(access.address()).status_code == 200
     return client
 
 
@@ -105,10 +107,10 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
 def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_path: Path) -> None:
     folder = loosen(minted, tmp_path / "loose")
     (folder / "sa_5.jpg").unlink()
+    (folder / "sa_4.jpg").write_bytes(jpeg_saying(65_500, 65_500))
     with open_viewer(location_of(folder)) as viewer:
         client = client_of(viewer)
         answer = client.get("/images/5.jpg")
-    (folder / "sa_4.jpg").write_bytes(jpeg_saying(65_500, 65_500))
         assert answer.status_code == 404
         assert "no JPEG next to" in answer.json()["error"]
         answer = client.get("/thumbnails/4.jpg")
