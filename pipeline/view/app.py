@@ -31,7 +31,6 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
-from segmint.pipeline.view.findings import AuditFindings
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.view.findings import AuditFindings
 from segmint.pipeline.view.guard import Access, Guard
@@ -41,6 +40,8 @@ from segmint.pipeline.view.queries import Filters, parse_filters
 
 ASSETS = Path(__file__).parent / "assets"
 
+_DIGITS = 40  # of a number in an address; Python reads no number of over 4,300
+_SHOWN = 60  # characters of a wrong value that an answer repeats
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -53,10 +54,10 @@ class Viewer:
     index: ImageIndex
     pictures: Pictures
     findings: AuditFindings
+    decoder: JpegDecoder
 
     def __post_init__(self) -> None:
         self.thumbnails = Thumbnails(self.pictures, self.decoder)
-    decoder: JpegDecoder
         self.summary = self.index.summary()
 
     def dataset(self) -> dict[str, Any]:
@@ -99,16 +100,16 @@ def make_app(viewer: Viewer, access: Access) -> Starlette:
     routes = [
         Route("/", _asset(ASSETS / "index.html")),
         *(Route(f"/assets/{path.name}", _asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in _TYPES),
-        Route("/api/dataset", lambda _: _json(viewer.dataset())),
         Route("/api/address", lambda _: _json({"address": access.address()})),
+        Route("/api/dataset", lambda _: _json(viewer.dataset())),
         Route("/api/images", lambda request: _json(viewer.images(*_asked(request)))),
-        Route("/api/images/{image:int}", lambda request: _json(viewer.image(_image(request)))),
+        Route("/api/images/{image}", lambda request: _json(viewer.image(_image(request)))),
         Route(
-            "/api/images/{image:int}/neighbors",
+            "/api/images/{image}/neighbors",
             lambda request: _json(viewer.index.neighbors(_asked(request)[0], _image(request))),
         ),
-        Route("/images/{image:int}.jpg", lambda request: _jpeg(viewer.jpeg(_image(request)))),
-        Route("/thumbnails/{image:int}.jpg", lambda request: _jpeg(viewer.thumbnail(_image(request)))),
+        Route("/images/{image}.jpg", lambda request: _jpeg(viewer.jpeg(_image(request)))),
+        Route("/thumbnails/{image}.jpg", lambda request: _jpeg(viewer.thumbnail(_image(request)))),
     ]
     return Starlette(
         routes=routes,
@@ -130,17 +131,30 @@ def _asset(path: Path) -> Callable[[Request], Response]:
 
 
 def _image(request: Request) -> int:
-    number: int = request.path_params["image"]
-    return number
+    """Return the number of the image that an address names; raises `UnknownImageError` if it names none."""
+    text: str = request.path_params["image"]
+    return _number(text, UnknownImageError(f"there is no image {_short(text)!r} in this dataset"))
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:
     """Return the filters of an address, and the id after which its page begins."""
     parameters = dict(request.query_params)
-    after = parameters.pop("after", None)
-    if after is not None and not after.isdecimal():
-        raise UsageError(f"after: expected the id of an image, not {after!r}")
-    return parse_filters(parameters), None if after is None else int(after)
+    text = parameters.pop("after", None)
+    after = (
+        None if text is None else _number(text, UsageError(f"after: expected the id of an image, not {_short(text)!r}"))
+    )
+    return parse_filters(parameters), after
+
+
+def _number(text: str, problem: SegmintError) -> int:
+    """Return the number that a text is; raises `problem` for other texts and for more digits than any id has."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise problem
+    return int(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _jpeg(data: bytes) -> Response:

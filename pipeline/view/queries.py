@@ -17,6 +17,8 @@ RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels")
 SORTS = ("id", *RANGES)
 """Columns to sort by; images without a value come last, and equal values are in order of ids."""
 
+_SHOWN = 60  # characters of a wrong value that an answer repeats
+
 ANY_FINDING = "any"
 """The value of `finding` for all codes."""
 
@@ -64,7 +66,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
         elif key == "descending":
             descending = value == "1"
         else:
-            raise UsageError(f"there is no filter {key!r}")
+            raise UsageError(f"there is no filter {key[:_SHOWN]!r}")
     return Filters(text, choices, least, greatest, finding, sort, descending)
 
 
@@ -116,7 +118,7 @@ def beyond(filters: Filters, image: int, value: float | None, *, backward: bool 
 def _known(names: list[str], known: tuple[str, ...]) -> list[str]:
     for name in names:
         if name not in known:
-            raise UsageError(f"{name!r}: expected one of {', '.join(known)}")
+            raise UsageError(f"{name[:_SHOWN]!r}: expected one of {', '.join(known)}")
     return names
 
 
@@ -126,5 +128,5 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UsageError(f"{key}: expected a number, not {text!r}")
+        raise UsageError(f"{key}: expected a number, not {text[:_SHOWN]!r}")
     return number

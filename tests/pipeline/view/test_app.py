@@ -17,6 +17,7 @@ from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
 
 PORT = 8123
+NUMBERED = ("/api/images/{}", "/api/images/{}/neighbors", "/images/{}.jpg", "/thumbnails/{}.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,11 @@ def test_thumbnails_are_the_pictures_made_small(client: TestClient) -> None:
         ("/api/images/3", 404),  # refused
         ("/api/images/99", 404),
         (f"/api/images/{'9' * 40}", 404),
+        *((path.format("9" * 4301), 404) for path in NUMBERED),
+        *((f"/api/images?{name}={'9' * 4301}", 400) for name in ("after", "masks_min", "megapixels_max", "sort", "9")),
+        (f"/api/images?{'9' * 4301}=1", 400),
+        ("/api/images/٣", 404),
+        ("/api/images/-1", 404),
         ("/api/images/3/neighbors", 404),
         ("/images/3.jpg", 404),
         ("/thumbnails/8.jpg", 404),
@@ -144,7 +150,11 @@ def test_thumbnails_are_the_pictures_made_small(client: TestClient) -> None:
 def test_what_is_not_there_or_not_asked_well(client: TestClient, path: str, status: int) -> None:
     answer = client.get(path)
     assert answer.status_code == status
-    assert answer.json()["error"]
+    assert 0 < len(answer.json()["error"]) < 200
+
+
+def test_a_long_number_to_search_for_is_found_nowhere(client: TestClient) -> None:
+    assert ids(client, text="9" * 4301) == ids(client, country="9" * 4301) == ids(client, finding="9" * 4301) == []
 
 
 def test_every_file_of_the_page_is_served_and_none_is_missing(client: TestClient) -> None:
