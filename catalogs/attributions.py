@@ -1,6 +1,8 @@
 """Which licenses require attribution, where their texts are, and the file that credits each image's author."""
 
 import csv
+import io
+import itertools
 import json
 import re
 import tempfile
@@ -32,6 +34,8 @@ ATTRIBUTION_FAMILIES = (
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
 _PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+# OWASP, "CSV Injection": signs that begin a formula, also in full width, and what spreadsheets skip before them.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
 Row = Mapping[str, Any]
@@ -67,7 +71,8 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
     """Write a file with the author, license and source of each image; return the number of images.
 
     `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license and
-    source_url. The file's ending selects CSV, JSON Lines or Markdown; raises `UsageError` for any other.
+    source_url. The file's ending selects CSV, JSON Lines or Markdown; raises `UsageError` for any other. In CSV, a text
+    that a spreadsheet would run gets a single quote before it.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
@@ -85,9 +90,21 @@ def _entry(row: Row) -> dict[str, Any]:
 
 
 def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    return sum(1 for entry in entries if writer.writerow(entry) is not None)
+    line = io.StringIO(newline="")
+    writer = csv.writer(line)  # quotes the line breaks that it would write itself: \r\n, and so both letters
+    count = -1
+    for row in itertools.chain([COLUMNS], ([_cell(value) for value in entry.values()] for entry in entries)):
+        writer.writerow(row)
+        file.write(line.getvalue().removesuffix("\r\n") + "\n")
+        line.seek(0)
+        line.truncate()
+        count += 1
+    return count
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell that no spreadsheet takes for a formula: such a text gets a single quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def _write_json_lines(entries: Iterable[Row], file: TextIO) -> int:

@@ -114,3 +114,16 @@ def test_an_unknown_ending_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.csv, \.jsonl, \.md; got .*a\.txt"):
         write_attributions([], location_of(tmp_path / "a.txt"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
+def test_a_cell_of_csv_is_no_formula(tmp_path: Path, start: str) -> None:
+    text = f"{start}HYPERLINK(1)"
+    names = ("image_id", "attribution", "provider", "license", "source_url")
+    write_attributions([{"id": 1, **dict.fromkeys(names, text)}], location_of(tmp_path / "all.csv"))
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {name: row[name] for name in names} == dict.fromkeys(names, f"'{text}")
+    assert row["id"] == "1"
+    write_attributions([{"id": 1, **dict.fromkeys(names, text)}], location_of(tmp_path / "all.jsonl"))
+    assert json.loads((tmp_path / "all.jsonl").read_text())["attribution"] == text
