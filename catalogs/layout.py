@@ -15,9 +15,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segmint.infra.errors import SegmintError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -28,13 +31,14 @@ SUMMARIES = "summaries"
 REPORT = "report"
 """The folder that a report is written to."""
 
-DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
-"""The folders of data files, with the ending of their files."""
-
 MOST_PIXELS = 250_000_000
 """Pixels of the largest picture that is decoded where a dataset is read; the same as the default of ingest."""
 
+DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
+"""The folders of data files, with the ending of their files."""
+
 _DIGEST_DIGITS = 12
+_SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
 _PART = re.compile(r"catalog/part-(0|[1-9]\d*)-[0-9a-f]{12}\.parquet")
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json")
@@ -59,6 +63,13 @@ def canonical_json(value: Any) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def wrong_fields(error: "ValidationError") -> str:
+    """The fields of a file that cannot be used, each with what was expected; the first ten."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems]
+    return "; ".join([*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])
 
 
 def fingerprint(value: Any) -> str:

@@ -3,12 +3,19 @@
 A commit is put if absent and never changed; the highest generation of a shard holds.
 """
 
-import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, commit_name, parse_commit_name
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segmint.catalogs.layout import (
+    COMMITS,
+    DamagedDatasetError,
+    canonical_json,
+    commit_name,
+    parse_commit_name,
+    wrong_fields,
+)
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -68,18 +75,40 @@ class Commit:
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
         """Read a commit's file; for anything else raises `DamagedDatasetError`, which names `where`."""
         try:
-            value: dict[str, Any] = json.loads(data)
-            start, stop = value["ordinals"]
-            return cls(
-                shard=int(value["shard"]),
-                generation=int(value["generation"]),
-                ordinals=(int(start), int(stop)),
-                numerics=str(value["numerics"]),
-                counts={str(key): int(count) for key, count in value["counts"].items()},
-                files=tuple(FileEntry(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in value["files"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedDatasetError(f"{where} is not a commit: {type(error).__name__}: {error}") from error
+            value = _CommitFile.model_validate_json(data)
+        except ValidationError as error:
+            raise DamagedDatasetError(f"{where} is not a commit: {wrong_fields(error)}") from error
+        return cls(
+            shard=value.shard,
+            generation=value.generation,
+            ordinals=value.ordinals,
+            numerics=value.numerics,
+            counts=value.counts,
+            files=tuple(FileEntry(entry.path, entry.size, entry.sha256) for entry in value.files),
+        )
+
+
+class _Strict(BaseModel):
+    """Numbers are numbers, not texts. Unknown fields are left out."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+
+class _EntryOfFile(_Strict):
+    path: str = Field(pattern=r"\A[ -~]*\z")  # letters that any store takes
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class _CommitFile(_Strict):
+    """A commit's JSON."""
+
+    shard: int = Field(ge=0)
+    generation: int = Field(ge=1)
+    ordinals: tuple[int, int]
+    numerics: str
+    counts: dict[str, int]
+    files: list[_EntryOfFile]
 
 
 class CommitLog:

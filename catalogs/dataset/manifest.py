@@ -10,9 +10,9 @@ import re
 from datetime import date
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint
+from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint, wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -21,6 +21,7 @@ from segmint.infra.uris import absolute, base_name
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
 
+_SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json")
 
 
@@ -34,11 +35,11 @@ class CatalogPart(_Frozen):
     `sha256` is of the part itself, `source_sha256` of the catalog file that it was made from.
     """
 
-    path: str
-    rows: int = Field(ge=0)
+    path: str = Field(pattern=r"\A[ -~]*\z")  # letters that any store takes
+    rows: int = Field(ge=0, lt=1 << 53)
     sha256: str
     source_sha256: str
-    first_shard: int = Field(ge=0)
+    first_shard: int = Field(ge=0, lt=1 << 53)
 
 
 class Weights(_Frozen):
@@ -64,8 +65,20 @@ class DatasetManifest(_Frozen):
     weights: Weights
     licenses: dict[str, Any] = Field(default_factory=dict)
     catalog: tuple[CatalogPart, ...]
-    images_per_shard: int = Field(gt=0)
+    images_per_shard: int = Field(gt=0, lt=1 << 53)
     policy_date: date
+
+    @field_validator("config")
+    @classmethod
+    def _sections(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Refuse parts of the configuration that are not objects: all that read it look into these."""
+        for name in _SECTIONS:
+            part: Any = config
+            for key in name.split("."):
+                part = part.get(key, {})
+                if not isinstance(part, dict):
+                    raise ValueError(f"{name}: expected an object, not {type(part).__name__}")
+        return config
 
     @property
     def numerics_fingerprint(self) -> str:
@@ -101,9 +114,12 @@ class DatasetManifest(_Frozen):
             version = value.get("schema_version") if isinstance(value, dict) else None
             if version != SCHEMA_VERSION:
                 raise UsageError(f"{where}: its schema_version is {version!r}; this segmint reads {SCHEMA_VERSION}")
+            canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
             return cls.model_validate(value)
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise UsageError(f"{where} is not a dataset's manifest: {error}") from error
+        except ValidationError as error:
+            raise UsageError(f"{where} is not a dataset's manifest: {wrong_fields(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} is not a dataset's manifest: {str(error)[:200]}") from error
 
 
 class LatestManifest(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
 
 TOMBSTONES = "tombstones"
@@ -72,8 +72,10 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
         file = dataset / TOMBSTONES / entry.name
         try:
             found.append(Tombstone.model_validate(json.loads(file.read())))
-        except (ValidationError, ValueError) as error:
-            raise DamagedDatasetError(f"{file} is not a tombstone: {error}") from error
+        except ValidationError as error:
+            raise DamagedDatasetError(f"{file} is not a tombstone: {wrong_fields(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}") from error
     return found
 
 

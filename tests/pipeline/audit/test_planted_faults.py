@@ -93,7 +93,7 @@ def catalog_without_its_first_row(dataset: Path) -> None:
     rewrite_catalog(dataset, lambda rows: rows[1:])
 
 
-@damage(Code.BAD_COMMIT, "commits/000001.g1.json", "shard 1", "KeyError")
+@damage(Code.BAD_COMMIT, "commits/000001.g1.json", "shard 1", "files: Field required")
 def empty_commit(dataset: Path) -> None:
     commit_path(dataset, 1).write_text("{}")
 

@@ -1,0 +1,110 @@
+"""Odd JSON in a dataset, as damage or somebody else makes it: each command says what is wrong, or finds nothing wrong.
+
+What is not allowed is an exception that no command expects.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.infra.errors import SegmintError
+from segmint.pipeline.audit.answer_json import to_json
+from segmint.pipeline.audit.answer_text import answer_lines
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import Format
+from segmint.pipeline.report.report import write_report
+from segmint.pipeline.view.app import make_app
+from segmint.pipeline.view.guard import Access
+from segmint.pipeline.view.server import open_viewer
+from tests.support.json_mutants import mutants
+from tests.support.locations import location_of
+
+FILES = ("dataset.json", "dataset.g2.json", "commits/000001.g1.json", "tombstones/*.json", "shards.json")
+
+
+@pytest.fixture
+def dataset(minted: Path, tmp_path: Path) -> Path:
+    """A copy of the small real dataset with a second generation of its manifest, and a tombstone of no row."""
+    folder = Path(shutil.copytree(minted, tmp_path / "dataset"))
+    shutil.copy(folder / "dataset.json", folder / "dataset.g2.json")
+    image = TakenImage(ordinal=99, id=100, image_id="x", uri="x.jpg", sha256="0" * 64)
+    gone = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
+    put_tombstone(location_of(folder), gone)
+    return folder
+
+
+def audited(dataset: Path, _: Path) -> None:
+    report = audit_dataset(location_of(dataset), AuditOptions(sample=1, privacy_sample=0))
+    assert answer_lines(report)
+    json.loads(to_json(report))
+
+
+def read(dataset: Path, _: Path) -> None:
+    for sample in open_dataset(str(dataset)):
+        assert sample.image.shape[:2] == sample.masks[0].size if sample.masks else True
+
+
+def viewed(dataset: Path, _: Path) -> None:
+    with open_viewer(location_of(dataset)) as viewer:
+        access = Access(8123)
+        client = TestClient(make_app(viewer, access), base_url="http://127.0.0.1:8123")
+        assert client.get(access.address()).status_code == 200
+        for path in ("/api/dataset", "/api/images", "/api/images/4", "/images/4.jpg", "/thumbnails/4.jpg"):
+            assert client.get(path).content, path
+
+
+def exported(dataset: Path, folder: Path) -> None:
+    export_dataset(location_of(dataset), ExportOptions(Format.COCO), location_of(folder / "export"))
+
+
+def reported(dataset: Path, folder: Path) -> None:
+    write_report(location_of(dataset), location_of(folder / "report"), options=AuditOptions(sample=1, privacy_sample=0))
+
+
+def repaired(dataset: Path, folder: Path) -> None:
+    repair(location_of(shutil.copytree(dataset, folder / "repaired")))
+
+
+Command = Callable[[Path, Path], None]
+QUICK: tuple[Command, ...] = (audited, read, viewed, exported, repaired)
+
+
+def unexpected(dataset: Path, folder: Path, file: str, count: int, commands: tuple[Command, ...]) -> list[str]:
+    """Run commands on `count` forms of a file; return the exceptions that no command expects."""
+    (path,) = dataset.glob(file)
+    whole = path.read_bytes()
+    found = []
+    for number, (how, data) in enumerate(mutants(whole, count, seed=count)):
+        path.write_bytes(data)
+        for command in commands:
+            scratch = folder / f"{number}-{command.__name__}"
+            scratch.mkdir()
+            try:
+                command(dataset, scratch)
+            except SegmintError as error:
+                if not str(error).strip() or len(str(error)) > 5000:
+                    found.append(f"{file}: {how}: {command.__name__}: a message of {len(str(error))} characters")
+            except Exception as error:  # noqa: BLE001 - this is what the test looks for
+                found.append(f"{file}: {how}: {command.__name__}: {type(error).__name__}: {str(error)[:200]}")
+            shutil.rmtree(scratch)
+    path.write_bytes(whole)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, file: str) -> None:
+    assert unexpected(dataset, tmp_path, file, 6, QUICK) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", FILES)
+def test_much_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, file: str) -> None:
+    assert unexpected(dataset, tmp_path, file, 100, (*QUICK, reported)) == []
