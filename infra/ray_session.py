@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
+from segmint.infra.ray_folder import private_folder
 
 MIN_LOCAL_CPUS = 8
 """Logical CPUs of a local Ray, unless two a core plus four are more: stages need slots to run in parallel, and most of
@@ -55,7 +56,8 @@ def _target(address: str) -> str:
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address`, or start a local Ray; at the end, disconnect or stop it.
 
-    "auto" joins the cluster in `RAY_ADDRESS`, and is local without it; "local" is always local.
+    "auto" joins the cluster in `RAY_ADDRESS`, and is local without it; "local" is always local. A local Ray has a
+    private folder, deleted at the end, unless `RAY_TMPDIR` names another.
     `object_store_memory` (bytes) is for a local Ray only. Raises `UsageError` when no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,16 +78,30 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         return
     target = _target(address)
     local = target == "local"
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(private_folder()) if local else None
+        _start(address, target, folder, object_store_memory)
+        try:
+            yield observe(local=local)
+        finally:
+            ray.shutdown()
+
+
+def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
+    """Start a local Ray, whose files go to `folder` (None: to Ray's own), or join the cluster at `target`."""
+    import ray
+
     with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
         try:
-            if local:
+            if target == "local":
                 _keep_token_private()
                 with _on_loopback():
                     ray.init(
                         address="local",
                         num_cpus=max(MIN_LOCAL_CPUS, 2 * cores_here() + 4),
                         object_store_memory=object_store_memory,
+                        _temp_dir=None if folder is None else str(folder),
                         include_dashboard=False,
                         configure_logging=True,
                         logging_level=logging.ERROR,
@@ -104,10 +120,6 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
                 f"resources.address is {address!r}, and no Ray cluster answers at {target!r}: {error}. "
                 "Start one, name another, or use 'local'"
             ) from error
-    try:
-        yield observe(local=local)
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -47,6 +47,9 @@ INTRUDER = "import ray, sys; ray.init(address=sys.argv[1]); print('inside')"
 with ray_session("local", object_store_memory=100_000_000):
     token = Path.home() / ".ray" / "auth_token"
     print("token", oct(stat.S_IMODE(token.stat().st_mode)), len(token.read_text()))
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    private = session.parent.parent
+    print("folder", oct(stat.S_IMODE(private.stat().st_mode)), private)
     us = psutil.Process()
     for process in [us, *us.children(recursive=True)]:
         for connection in process.net_connections("tcp"):
@@ -83,6 +86,9 @@ def test_a_local_ray_listens_to_this_machine_alone_and_asks_for_its_users_token(
     printed = local_ray(tmp_path)
     assert "token 0o600 64" in printed
     assert token.read_text() == "0123456789abcdef" * 4
+    (folder,) = (line.split() for line in printed if line.startswith("folder"))
+    assert (folder[1], Path(folder[2]).name.startswith("segmint-ray-")) == ("0o700", True)
+    assert not Path(folder[2]).exists()
     listening = [line for line in printed if line.startswith("listens")]
     assert len(listening) > 3
     assert set(listening) == {"listens 127.0.0.1"}
