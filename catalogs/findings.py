@@ -16,6 +16,7 @@ class Code(StrEnum):
     CATALOG_DIGEST = "catalog_digest"
     CATALOG_ROWS = "catalog_rows"
     BAD_COMMIT = "bad_commit"
+    NOT_COMMITTED = "not_committed"
     UNKNOWN_SHARD = "unknown_shard"
     WRONG_ORDINALS = "wrong_ordinals"
     REPLACED_GENERATION = "replaced_generation"
@@ -69,6 +70,7 @@ SENTENCES = {
     Code.CATALOG_DIGEST: "A part of the catalog has other bytes than those that were pinned.",
     Code.CATALOG_ROWS: "A part of the catalog is not a catalog table, or has other ordinals than were pinned.",
     Code.BAD_COMMIT: "A commit's file is not a commit: JSON, fields, file names or canonical form are wrong.",
+    Code.NOT_COMMITTED: "With `--complete`: shards of the dataset have no commit, as if they were not built yet.",
     Code.UNKNOWN_SHARD: "A commit is of a shard that the dataset does not have.",
     Code.WRONG_ORDINALS: "A commit's ordinals are not those of its shard: rows would be missing, or there twice.",
     Code.REPLACED_GENERATION: "An older commit is still there besides the one that replaced it.",

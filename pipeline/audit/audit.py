@@ -20,7 +20,7 @@ from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.content import ContentAudit, ContentPlan
 from segmint.pipeline.audit.foreign import audit_foreign
-from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
+from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 from segmint.pipeline.audit.licenses import LicenseRules
 from segmint.pipeline.audit.privacy import SearchPlan
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
@@ -50,6 +50,8 @@ class AuditOptions:
     """A folder or prefix for a picture of each detection."""
     build: Config | None = None
     """The build's configuration, which says where detector files are."""
+    complete: bool = False
+    """Whether shards without a commit are findings."""
     now: datetime | None = None
     """The time of the audit; None: this machine's clock."""
     ray_from: int = RAY_FROM_MASKS
@@ -78,6 +80,8 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     pinned = load_latest_manifest(dataset)
     content, problems = _content(pinned.manifest, dataset.storage, options, now)
     report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
+    if options.complete:
+        report = with_missing_commits(report)
     findings = FindingCollector()
     findings.extend(report.findings)
     if problems:
@@ -169,4 +173,8 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         raise UsageError(
             f"{uri} was not written by segmint, and names neither licenses nor detectors: "
             f"leave out {', '.join(needless)}"
+        )
+    if options.complete:
+        raise UsageError(
+            f"{uri} was not written by segmint, and does not say how many shards it has: leave out --complete"
         )

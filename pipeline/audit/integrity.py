@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 
@@ -13,7 +14,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest, l
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
 from segmint.catalogs.findings import Code, FindingCollector, Place
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import COMMITS, DamagedDatasetError, commit_name
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits
@@ -100,6 +101,20 @@ def audit_integrity(
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
     )
+
+
+def with_missing_commits(report: AuditReport) -> AuditReport:
+    """Return the answer with a finding for each range of shards that have no commit.
+
+    A shard that was never built and one whose commit was deleted look the same.
+    """
+    findings = FindingCollector()
+    findings.extend(report.findings)
+    for first, last in report.not_built:
+        place = Place(f"{COMMITS}/{commit_name(first, 1)}", first)
+        expected = f"a commit of each of {report.shards} shards"
+        findings.add(place.finding(Code.NOT_COMMITTED, expected, f"none of {last - first + 1}, {first} to {last}"))
+    return replace(report, findings=findings.collected())
 
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:

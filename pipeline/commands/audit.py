@@ -26,6 +26,9 @@ def audit(
     integrity_only: Annotated[
         bool, typer.Option("--integrity-only", help="Only whether all files are intact and agree.")
     ] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Shards without a commit are findings: the dataset must be finished.")
+    ] = False,
     sample: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Images whose JPEG and masks are decoded to pixels, spread evenly."),
@@ -64,11 +67,12 @@ def audit(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.audit.answer_json import to_json
     from segmint.pipeline.audit.answer_text import answer_lines
-    from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity
+    from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 
     if integrity_only:
         resources = LOCAL if build is None else build.resources
         report = audit_integrity(Location(storage, dataset), sample, resources=resources, ray_from=RAY_FROM_MASKS)
+        report = with_missing_commits(report) if complete else report
     else:
         from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 
@@ -81,6 +85,7 @@ def audit(
             regions=files["--regions"],
             pictures=files["--pictures"],
             build=build,
+            complete=complete,
             ray_from=RAY_FROM_MASKS,
         )
         report = audit_dataset(Location(storage, dataset), options)

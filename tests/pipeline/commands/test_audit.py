@@ -1,6 +1,7 @@
 """`segmint audit` as a user meets it: exit codes, lines, JSON, files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
+from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 
 
@@ -17,6 +19,12 @@ def dataset(tmp_path: Path) -> str:
     uri = str(tmp_path / "dataset")
     write_dataset(location_of(uri), shards=3)
     return uri
+
+
+@pytest.fixture
+def copy(minted: Path, tmp_path: Path) -> Path:
+    """A copy of the small real dataset."""
+    return Path(shutil.copytree(minted, tmp_path / "copy"))
 
 
 def run(*arguments: str):
@@ -68,6 +76,27 @@ def test_findings_are_exit_code_1_and_the_totals_stand_last(dataset: str) -> Non
     assert lines[-1].endswith("findings")
     assert any(line.startswith("  missing_catalog: catalog/part-0-") for line in lines)
     assert "clean" not in done.stdout
+
+
+@pytest.mark.parametrize("scope", [[], ["--integrity-only"]])
+def test_a_deleted_commit_is_a_finding_where_the_dataset_must_be_complete(copy: Path, scope: list[str]) -> None:
+    arguments = [str(copy), "--privacy-sample", "0", *scope]
+    assert run(*arguments, "--complete").exit_code == 0
+    (copy / "commits" / "000001.g1.json").unlink()
+    done = run(*arguments)
+    assert done.exit_code == 0
+    assert "not yet built: 1 of 3 shards (1)" in done.stdout
+    done = run(*arguments, "--complete")
+    assert done.exit_code == 1
+    told = (
+        "not_committed: shard 1: commits/000001.g1.json: expected a commit of each of 3 shards; found none of 1, 1 to 1"
+    )
+    assert told in done.stdout
+
+
+def test_what_segmint_did_not_write_is_never_complete(minted: Path, tmp_path: Path) -> None:
+    done = run(str(loosen(minted, tmp_path / "loose")), "--complete")
+    assert (done.exit_code, "leave out --complete" in done.output) == (2, True)
 
 
 def test_json_for_programs(dataset: str) -> None:
