@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name, parse_data_path
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.describe import describe_mask
@@ -173,7 +173,11 @@ def remake_commit(
     for kind in DATA_KINDS:
         path = found[kind][0]
         data = (dataset / path).read()
-        entries.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()))
+        entry = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+        named = parse_data_path(path)
+        if named is not None and not entry.sha256.startswith(named.digest):
+            raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
+        entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
     rows = read_committed_rows(dataset, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):

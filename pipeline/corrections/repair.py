@@ -1,25 +1,34 @@
 """`segmint repair`: restores damaged files of a dataset to exactly the bytes that its commits name."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
+from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.audit.commits import audit_commit
 from segmint.pipeline.corrections.common import release_config
 
 if TYPE_CHECKING:
     from segmint.pipeline.config.config import Config
 
 _THREADS = 4
+_FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+_NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 
 
 @dataclass
@@ -48,12 +57,12 @@ class Repaired:
 
 
 def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
-    """Check every file that a commit names, and restore those that are missing or have other bytes.
+    """Check every commit and every file that it names, and restore those that are missing or have other bytes.
 
-    They are restored from the rest of the shard if that is enough, else from the catalog if `config`, the build's
-    configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit that
-    cannot be read is made again if its files prove it. Raises `UsageError` if there is no dataset, or the
-    configuration is of another one.
+    Data files are restored from the rest of the shard if that is enough, else from the catalog if `config`, the
+    build's configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit
+    is made again where its shard's data files are whole and prove it. Raises `UsageError` if there is no dataset, or
+    the configuration is of another one.
     """
     manifest = load_manifest(dataset)
     if config is not None and absolute(config.output) != absolute(dataset.uri):
@@ -62,16 +71,24 @@ def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
         )
     with_images = release_config(manifest).format == "images"
     result = Repaired(str(dataset))
-    commits, unreadable = _read_commits(dataset, result)
-    for commit in unreadable:
-        _remake(dataset, manifest, list(commits.values()), commit, with_images, result)
-    damages = _find_damages(dataset, list(commits.values()))
+    held = _read_commits(dataset, manifest, result)
+    damages = _find_damages(dataset, [each.commit for each in held if each.commit is not None and not each.wrong])
+    numerics = {each.commit.numerics for each in held if each.commit is not None and not each.wrong}
+    for each in held:
+        if each.wrong or each.shard in damages:
+            why = _remake(dataset, manifest, each, numerics, result, with_images=with_images)
+            if not why:
+                damages.pop(each.shard, None)
+            elif each.wrong:
+                result.damages.append(each.wrong)
+                result.left[each.shard] = why
+    commits = {each.shard: each.commit for each in held if each.commit is not None}
     result.damages += [damage.line() for each in damages.values() for damage in each]
-    for shard, each in damages.items():
-        if restore_from_rest(dataset, commits[shard], each, with_images=with_images):
-            result.repaired += [damage.entry.path for damage in each]
+    for shard, found in damages.items():
+        if restore_from_rest(dataset, commits[shard], found, with_images=with_images):
+            result.repaired += [damage.entry.path for damage in found]
         else:
-            files = ", ".join(damage.entry.path for damage in each)
+            files = ", ".join(damage.entry.path for damage in found)
             result.left[shard] = (
                 f"what is left of it is not enough to make {files} again: with the configuration that it was built by "
                 "(--config) it is built once more"
@@ -83,28 +100,72 @@ def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
     return result
 
 
-def _read_commits(dataset: Location, result: Repaired) -> tuple[dict[int, Commit], list[tuple[int, int]]]:
-    """Return the commits that hold, by shard, and (shard, generation) of those that cannot be read."""
-    log = CommitLog(dataset)
-    commits: dict[int, Commit] = {}
-    unreadable: list[tuple[int, int]] = []
+@dataclass(frozen=True)
+class _Held:
+    """The commit of a shard that holds: its bytes, and what is wrong with it (empty: nothing that is seen in it)."""
 
-    def read(pair: tuple[int, int]) -> Commit | str | None:
+    shard: int
+    generation: int
+    data: bytes
+    commit: Commit | None
+    wrong: str
+
+    @property
+    def path(self) -> str:
+        return f"{COMMITS}/{commit_name(self.shard, self.generation)}"
+
+
+def _read_commits(dataset: Location, manifest: DatasetManifest, result: Repaired) -> list[_Held]:
+    """Return the commits that hold, in order of shards, each compared with the manifest and its tables' rows."""
+    log = CommitLog(dataset)
+
+    def read(pair: tuple[int, int]) -> _Held | None:
         try:
-            return log.read(*pair)
-        except DamagedDatasetError as error:
-            return str(error)
+            data = log.location(*pair).read()
+        except NotFoundError:
+            return None
+        audited = audit_commit(data, *pair, manifest)
+        wrong = [
+            f"{finding.file}: {finding.expected} expected; {finding.found}"
+            for finding in audited.findings
+            if not _other_machine(finding, manifest)
+        ]
+        if audited.commit is not None and not wrong:
+            wrong = _miscounted(dataset, audited.commit)
+        return _Held(*pair, data, audited.commit, "; ".join(wrong))
 
     pairs = list(log.committed().items())
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
-        for pair, commit in zip(pairs, pool.map(read, pairs), strict=True):
-            if isinstance(commit, Commit):
-                commits[pair[0]] = commit
-            elif commit is not None:
-                unreadable.append(pair)
-                result.damages.append(commit)
     result.shards = len(pairs)
-    return commits, unreadable
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="repair") as pool:
+        return [held for held in pool.map(read, pairs) if held is not None]
+
+
+def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
+    """Whether a shard has other numerics as builds with `allow_mixed_numerics` have; no damaged text of the manifest's.
+
+    Fingerprints of two machines share none but a few digits by chance, a damaged one all but one.
+    """
+    if finding.code is not Code.OTHER_NUMERICS:
+        return False
+    known = manifest.numerics_fingerprint
+    return bool(_FINGERPRINT.fullmatch(finding.found)) and sum(map(str.__ne__, finding.found, known)) > 1
+
+
+def _miscounted(dataset: Location, commit: Commit) -> list[str]:
+    """What a commit counts otherwise than its tables, if these have the bytes that it names."""
+    try:
+        tables = {
+            kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in ("images", "masks", "rejects")
+        }
+    except (DamagedDatasetError, NotFoundError):
+        return []  # found as damage of the file
+    reasons = Counter(f"{REJECTED}{reason}" for reason in tables["rejects"].column("reason").to_pylist())
+    rows = {kind: table.num_rows for kind, table in tables.items()}
+    total = rows["images"] + rows["rejects"]
+    counted = {"rows": total, "images": rows["images"], "masks": rows["masks"], "rejected": rows["rejects"], **reasons}
+    if counted == dict(commit.counts):
+        return []
+    return [f"{COMMITS}/{commit_name(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]
 
 
 def _find_damages(dataset: Location, commits: Sequence[Commit]) -> dict[int, list[Damage]]:
@@ -117,28 +178,41 @@ def _find_damages(dataset: Location, commits: Sequence[Commit]) -> dict[int, lis
 def _remake(
     dataset: Location,
     manifest: DatasetManifest,
-    commits: Sequence[Commit],
-    pair: tuple[int, int],
-    with_images: bool,
+    held: _Held,
+    numerics: set[str],
     result: Repaired,
-) -> None:
-    """Make a commit that cannot be read again, over the damaged file, if its files prove it."""
-    shard, generation = pair
+    *,
+    with_images: bool,
+) -> str:
+    """Make a commit again, over the damaged file, if its shard's data files prove it; else return why they do not.
+
+    `numerics` are those of the dataset's other commits.
+    """
     try:
-        numerics = {commit.numerics for commit in commits} | {manifest.numerics_fingerprint}
-        if len(numerics) > 1:
-            raise DamagedDatasetError(
-                f"its commit cannot be read, and the dataset's shards have {len(numerics)} different numerics: it is "
-                "not known which of them this shard has"
-            )
-        known = Commit(shard, generation, manifest.ordinals(shard), manifest.numerics_fingerprint, {}, ())
-        commit = remake_commit(dataset, known, _data_files(dataset, shard), with_images=with_images)
+        ordinals = manifest.ordinals(held.shard)
+        fingerprint = _numerics(held.data, numerics | {manifest.numerics_fingerprint})
+        known = Commit(held.shard, held.generation, ordinals, fingerprint, {}, ())
+        commit = remake_commit(dataset, known, _data_files(dataset, held.shard), with_images=with_images)
     except (DamagedDatasetError, ValueError) as error:
-        result.left[shard] = str(error)
-        return
-    path = f"{COMMITS}/{commit_name(shard, generation)}"
-    (dataset / path).put(commit.to_json())
-    result.repaired.append(path)
+        return str(error)
+    result.damages.append(held.wrong or f"{held.path}: other files than those of shard {held.shard}, which are whole")
+    (dataset / held.path).put(commit.to_json())
+    result.repaired.append(held.path)
+    return ""
+
+
+def _numerics(data: bytes, known: set[str]) -> str:
+    """Return the numerics of a damaged commit: what it says if other commits say it too, or what all of them say."""
+    said = _NUMERICS.search(data)
+    if said is not None and said[1].decode() in known:
+        return said[1].decode()
+    if len(known) > 1:
+        raise DamagedDatasetError(
+            f"its commit cannot be read, and the dataset's shards have {len(known)} different numerics: it is "
+            "not known which of them this shard has"
+        )
+    (only,) = known
+    return only
 
 
 def _data_files(dataset: Location, shard: int) -> Mapping[str, list[str]]:

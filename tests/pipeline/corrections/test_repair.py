@@ -1,17 +1,21 @@
 """Repairing a dataset: damaged files are restored byte for byte, or the answer says why not."""
 
 import json
+import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.errors import UsageError
+from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.repair import repair
 from tests.support.builds import digests
 from tests.support.locations import location_of
+from tests.support.planting import change_commit, flip
 
 
 def path_of(dataset: Path, shard: int, kind: str) -> Path:
@@ -62,8 +66,7 @@ def test_a_damaged_commit_without_its_files_is_reported(dataset: Path) -> None:
 
 
 def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_reported(dataset: Path) -> None:
-    path = dataset / "commits" / "000000.g1.json"
-    path.write_bytes(path.read_bytes().replace(b'"numerics":"', b'"numerics":"0'))
+    change_commit(dataset, 0, numerics="0123456789ab")
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
     assert "2 different numerics" in repair(location_of(dataset)).left[1]
 
@@ -74,6 +77,67 @@ def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path
         repair(location_of(dataset), config)
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         repair(location_of(dataset / "nowhere"))
+
+
+def test_a_damaged_commit_that_says_the_numerics_of_others_is_made_again(dataset: Path) -> None:
+    change_commit(dataset, 0, numerics="0123456789ab")
+    change_commit(dataset, 2, numerics="0123456789ab")
+    before = digests(dataset)
+    path = dataset / "commits" / "000002.g1.json"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert repair(location_of(dataset)).repaired == ["commits/000002.g1.json"]
+    assert digests(dataset) == before
+
+
+@pytest.mark.parametrize("kind", ["shards", "images", "masks", "rejects"])
+def test_a_commit_is_not_made_from_files_that_are_damaged_too(dataset: Path, kind: str) -> None:
+    flip(path_of(dataset, 1, kind))
+    path = dataset / "commits" / "000001.g1.json"
+    path.write_bytes(path.read_bytes().replace(b'"counts"', b'"cnunts"'))
+    before = digests(dataset)
+    done = repair(location_of(dataset))
+    assert "is damaged too" in done.left[1]
+    assert (len(done.damages), digests(dataset)) == (1, before)
+
+
+def one_shard(minted: Path, folder: Path) -> Path:
+    """A copy of the small real dataset with only its first shard."""
+    dataset = Path(shutil.copytree(minted, folder / "one"))
+    for path in dataset.rglob("*"):
+        if path.is_file() and path.name.removeprefix("sa_").startswith(("000001", "000002")):
+            path.unlink()
+    return dataset
+
+
+def flips_are_found_and_undone(dataset: Path, commit: Path, bits: Iterable[int]) -> None:
+    """Turn each of these bits of a commit: the audit finds it, and the repair restores every byte."""
+    whole, before = commit.read_bytes(), digests(dataset)
+    assert audit_integrity(location_of(dataset), sample=0).findings.total == 0
+    for bit in bits:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        commit.write_bytes(data)
+        told = f"bit {bit % 8} of byte {bit // 8}: {bytes(data[max(0, bit // 8 - 20) :][:40])!r}"
+        findings = audit_integrity(location_of(dataset), sample=0).findings
+        assert {finding.shard for finding in findings} == {0}, told
+        done = repair(location_of(dataset))
+        assert (done.repaired, done.left) == ([f"commits/{commit.name}"], {}), told
+        assert len(done.damages) == 1, told
+        assert digests(dataset) == before, told
+
+
+def test_any_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path) -> None:
+    dataset = one_shard(minted, tmp_path)
+    commit = dataset / "commits" / "000000.g1.json"
+    bits = len(commit.read_bytes()) * 8
+    flips_are_found_and_undone(dataset, commit, random.Random(1).sample(range(bits), 24))
+
+
+@pytest.mark.long
+def test_every_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path) -> None:
+    dataset = one_shard(minted, tmp_path)
+    commit = dataset / "commits" / "000000.g1.json"
+    flips_are_found_and_undone(dataset, commit, range(len(commit.read_bytes()) * 8))
 
 
 @pytest.mark.ray
