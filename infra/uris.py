@@ -113,6 +113,15 @@ def absolute(uri: str) -> str:
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
+def is_below(uri: str, folder: str) -> bool:
+    """Whether a URI is that of a folder or prefix, or below it; local links and `..` are resolved."""
+    if scheme(uri) != scheme(folder):
+        return False
+    if scheme(uri) == LOCAL:
+        return Path(os.path.realpath(local_path(uri))).is_relative_to(os.path.realpath(local_path(folder)))
+    return f"{uri.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def join(base: str, *parts: str) -> str:
     """`base` with `parts` below it, separated by single slashes; refuses `..` in a part."""
     pieces = [piece for part in parts for piece in part.split("/") if piece not in {"", "."}]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.catalogs.licenses import canonical_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -60,14 +61,14 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
     """Return exactly the rows that were asked for; rows that were taken down before are not found again.
 
     A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
-    image_id of one image and the number of another. The catalog is read as a stream.
+    image_id of one image and the number of another. A license is named in any spelling of its identifier. The catalog
+    is read as a stream.
     """
     if asked.ids is None:
-        column, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
         chosen = {
             image.ordinal: image
             for batch in _batches(dataset, manifest)
-            for image in _images(batch, pc.equal(batch.column(column), value))
+            for image in _images(batch, _of_license_or_provider(batch, asked))
         }
         return Selection(chosen)
     names = pa.array(asked.ids, pa.string())
@@ -96,6 +97,29 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
         else:
             result.unknown.append(name)
     return result
+
+
+def same_request(one: Asked, other: Asked) -> bool:
+    """Return whether two requests name the same rows, however their license is spelled."""
+    if one.license is None or other.license is None:
+        return one == other
+    return _license_key(one.license) == _license_key(other.license)
+
+
+def _of_license_or_provider(batch: pa.RecordBatch, asked: Asked) -> pa.BooleanArray:
+    if asked.license is None:
+        return pc.equal(batch.column("provider"), asked.provider)
+    wanted = _license_key(asked.license)
+    spelled = [text for text in batch.column("license").unique().to_pylist() if text is not None]
+    return pc.is_in(
+        batch.column("license"),
+        value_set=pa.array([text for text in spelled if _license_key(text) == wanted], pa.string()),
+    )
+
+
+def _license_key(text: str) -> str:
+    """Return a license as the policy reads it: an identifier in SPDX's spelling, any other text as it is."""
+    return canonical_identifier(text.strip()) or text.strip()
 
 
 def with_copies(

@@ -21,6 +21,8 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
+_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
+
 GRACE = timedelta(hours=24)
 """The age at which a file that no commit names is deleted: longer than any correction takes from file to commit.
 
@@ -39,7 +41,7 @@ def sweep(
     or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the catalog that the
     manifest does not name, and temporary files, once they are older than `grace`. Files of a shard without a commit
     stay until it has one, however old they are: they may belong to a paused writer, or be named by a writer that
-    writes the same bytes again. Files with other names stay.
+    writes the same bytes again. Files with other names stay, and so does all in a folder that is a link.
     `now` is the time to count from (default: this machine's clock).
     """
     limit = (now or datetime.now(UTC)) - grace
@@ -81,12 +83,14 @@ def sweep(
             unnamed = path not in latest[shard]
             if unnamed and (modified < limit or path in replaced.get(shard, set())):
                 doomed.append(path)
+    linked = {folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None}
+    doomed = [path for path in doomed if path.partition("/")[0] not in linked]
     for path in doomed:
         (dataset / path).delete()
     # Last: while a replaced commit exists, it shows which files are not those of a writer at work.
     for shard, numbers in sorted(generations.items()):
         for generation in numbers[:-1]:
-            if shard in latest:
+            if shard in latest and COMMITS not in linked:
                 log.location(shard, generation).delete()
                 doomed.append(f"{COMMITS}/{commit_name(shard, generation)}")
     return sorted(doomed)
@@ -107,7 +111,7 @@ def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:
         return (dataset / folder).list(include_temporary=True)
 
     # Data is listed before commits and manifests: a file that is named in between counts as named.
-    for folders in (tuple(DATA_KINDS), (COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")):
+    for folders in (tuple(DATA_KINDS), _FOLDERS[len(DATA_KINDS) :]):
         listings = map_ahead(listed, folders, threads=len(folders), ahead=len(folders), name="sweep")
         for folder, entries in zip(folders, listings, strict=True):
             for entry in entries:

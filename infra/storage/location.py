@@ -84,8 +84,16 @@ class Location:
         """Yield the objects below this folder at any depth."""
         return self.storage.walk(self.uri, include_temporary)
 
+    def link_target(self) -> str | None:
+        """Return where this leads if it is a local symbolic link."""
+        return self.storage.link_target(self.uri)
+
+    def refuse_link(self) -> None:
+        """Raise `UsageError` if this is a local symbolic link."""
+        self.storage.refuse_link(self.uri)
+
     def walk_ever(self) -> tuple[str, ...]:
-        """Return the names of all objects below this folder, those with older versions alone included."""
+        """Return the names of all that may be removed below this folder: objects, older versions, links."""
         return self.storage.walk_ever(self.uri)
 
     def list(self, include_temporary: bool = False) -> list[ObjectInfo]:

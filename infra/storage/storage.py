@@ -21,6 +21,7 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX, LocalStore, ObjectInf
 from segmint.infra.uris import (
     LOCAL,
     base_name,
+    local_path,
     redact,
     scheme,
     store_name,
@@ -174,11 +175,25 @@ class Storage:
             return False
         return True
 
-    def walk_ever(self, uri: str) -> tuple[str, ...]:
-        """Names of the objects below a folder or prefix, relative to it, sorted, temporary ones too.
+    def link_target(self, uri: str) -> str | None:
+        """Where a local symbolic link leads, as written in it; None for anything else."""
+        path = local_path(uri) if scheme(uri) == LOCAL else None
+        return str(path.readlink()) if path is not None and path.is_symlink() else None
 
-        Includes deleted ones if the bucket keeps their older versions. Raises `UsageError` for a store whose versions
-        cannot be seen.
+    def refuse_link(self, uri: str) -> None:
+        """Raise `UsageError` for a local symbolic link: what it leads to is not ours to remove."""
+        target = self.link_target(uri)
+        if target is not None:
+            raise UsageError(
+                f"{redact(uri)} is a link to {target}: nothing is removed through a link. Put the folder itself there, "
+                "or name the dataset by its real place"
+            )
+
+    def walk_ever(self, uri: str) -> tuple[str, ...]:
+        """Names of all that may be removed below a folder or prefix, relative to it, sorted, temporary objects too.
+
+        Includes deleted objects if the bucket keeps their older versions, and local links, which are not followed.
+        Raises `UsageError` for a store whose versions cannot be seen.
         """
         store = self._store(uri)
         found = with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))

@@ -173,8 +173,8 @@ class LocalStore:
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Local files have no older versions."""
-        return set()
+        """Local files have no older versions; links that `walk` passes over, to folders or to nothing, are named."""
+        return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
         """List the nearest parent folder that exists."""
@@ -228,6 +228,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _links(folder: Path, prefix: str) -> Iterator[str]:
+    """Yield the links below a folder that lead to no regular file, and follow none; a walk names the others."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _links(Path(entry.path), f"{prefix}{entry.name}/")
+            elif entry.is_symlink() and not Path(entry.path).is_file():
+                yield prefix + entry.name
 
 
 def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:

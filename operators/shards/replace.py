@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.layout import COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
+from segmint.catalogs.layout import CATALOG, COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
@@ -42,10 +42,13 @@ def replace_shard(dataset: Location, old: Commit, rows: Iterable[Row], *, with_i
 
 
 def check_purge(dataset: Location) -> None:
-    """Check, before anything is changed, that older versions can be removed from a dataset's store.
+    """Check, before anything is changed, that files and their older versions can be removed from a dataset's store.
 
-    Raises `UsageError` for a store that does not show its versions, and `StorageFaultError` if we may not see them.
+    Raises `UsageError` for a folder of the dataset that is a link, and for a store that does not show its versions,
+    and `StorageFaultError` if we may not see them.
     """
+    for folder in (*DATA_KINDS, COMMITS, CATALOG):
+        (dataset / folder).refuse_link()
     (dataset / f"{TEMPORARY_PREFIX}versions").purge()
 
 

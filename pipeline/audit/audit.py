@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.attributions import check_ending, write_attributions
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
+from segmint.catalogs.dataset.outputs import refuse_inside
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, FindingCollector, Place
@@ -57,6 +58,11 @@ class AuditOptions:
     ray_from: int = RAY_FROM_MASKS
     """With this many masks or more, Ray audits the shards, where `build.resources` says; without `build` locally."""
 
+    def targets(self) -> dict[str, Location]:
+        """Return where else than to the answer something is written, by option."""
+        wanted = {"--attributions": self.attributions, "--regions": self.regions, "--pictures": self.pictures}
+        return {option: target for option, target in wanted.items() if target is not None}
+
     @property
     def resources(self) -> ResourcesConfig:
         """Where Ray runs, if it is used."""
@@ -72,6 +78,8 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))
+    for option, target in options.targets().items():
+        refuse_inside(dataset, target, option)
     if not manifest_generations(dataset):
         check_foreign(dataset.uri, options)
         with open_tables(dataset) as tables:
@@ -167,12 +175,10 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
     """Raise `UsageError` for options that mean nothing for data that segmint did not write."""
-    wanted = {"--attributions": options.attributions, "--regions": options.regions, "--pictures": options.pictures}
-    needless = [name for name, value in wanted.items() if value is not None]
-    if needless:
+    if options.targets():
         raise UsageError(
             f"{uri} was not written by segmint, and names neither licenses nor detectors: "
-            f"leave out {', '.join(needless)}"
+            f"leave out {', '.join(options.targets())}"
         )
     if options.complete:
         raise UsageError(

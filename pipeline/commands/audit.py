@@ -64,11 +64,14 @@ def audit(
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
     build, storage = build_of(config)
+    from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.pipeline.audit.answer_json import to_json
     from segmint.pipeline.audit.answer_text import answer_lines
     from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 
+    if output is not None:
+        refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
     if integrity_only:
         resources = LOCAL if build is None else build.resources
         report = audit_integrity(Location(storage, dataset), sample, resources=resources, ray_from=RAY_FROM_MASKS)

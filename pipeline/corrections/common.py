@@ -10,6 +10,7 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
 
 
@@ -35,7 +36,18 @@ def rewrite_index(dataset: Location, manifest: DatasetManifest) -> None:
         write_shards_index(dataset, manifest.name)
 
 
-def remove_report(dataset: Location) -> None:
-    """Remove the dataset's report with its older versions: it may show what was corrected, and can be made again."""
-    for name in (dataset / REPORT).walk_ever():
-        (dataset / REPORT / name).purge()
+def remove_report(dataset: Location) -> list[str]:
+    """Remove the dataset's report with its older versions: it may show what was corrected, and can be made again.
+
+    No link is followed: links are removed, and returned as "report/pages -> target", for what they lead to stays.
+    """
+    links = []
+    report = dataset / REPORT
+    names = [""] if report.link_target() is not None else report.walk_ever()
+    for name in names:
+        file = report / name
+        target = file.link_target()
+        if target is not None:
+            links.append(f"{join(REPORT, name)} -> {target}")
+        file.purge()
+    return links

@@ -29,6 +29,7 @@ class Redacted:
     images: int  # with these regions
     changed_images: int  # the others already had these regions
     changed_shards: tuple[int, ...]
+    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -41,6 +42,7 @@ class Redacted:
             f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
             "these regions already",
             "what was there before is gone, older versions included",
+            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
         ]
 
 
@@ -73,9 +75,9 @@ def redact(dataset: Location, regions: Location) -> Redacted:
             replace_shard(dataset, commit, after, with_images=True)
             changed[shard] = different
     remove_replaced(dataset, commits)
-    remove_report(dataset)
+    links = remove_report(dataset)
     rewrite_index(dataset, manifest)
-    return Redacted(str(dataset), len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed))
+    return Redacted(str(dataset), len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed), tuple(links))
 
 
 def _problems(

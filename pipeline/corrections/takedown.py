@@ -17,7 +17,8 @@ from segmint.catalogs.dataset.manifest import (
     load_manifest,
     put_manifest,
 )
-from segmint.catalogs.dataset.selection import read_ids, select_rows, with_copies
+from segmint.catalogs.dataset.outputs import unknown_files
+from segmint.catalogs.dataset.selection import read_ids, same_request, select_rows, with_copies
 from segmint.catalogs.dataset.tombstones import (
     Asked,
     TakenImage,
@@ -50,6 +51,8 @@ class TakenDown:
     changed_shards: tuple[int, ...]
     tombstones: tuple[str, ...]  # all of the dataset's
     taken_down: int  # rows in all tombstones
+    unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
+    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -61,7 +64,11 @@ class TakenDown:
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down of this dataset in all: "
             f"{counted(self.taken_down, 'row')}",
-            "what was there before is gone, older versions included; tombstones/ alone names the images",
+            "what was there before is gone, older versions included; "
+            + ("of segmint's files " if self.unknown_files or self.removed_links else "")
+            + "tombstones/ alone names the images",
+            *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
+            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
         ]
 
 
@@ -102,7 +109,7 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
     changed = _replace_shards(dataset, manifest, ordinals, with_images)
     remove_replaced(dataset, by_shard(ordinals, manifest.images_per_shard))
     _remove_parts(dataset, manifest)
-    remove_report(dataset)
+    links = remove_report(dataset)
     rewrite_index(dataset, manifest)
     return TakenDown(
         dataset=str(dataset),
@@ -111,6 +118,8 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
         changed_shards=tuple(changed),
         tombstones=tuple(tombstone.name for tombstone in tombstones),
         taken_down=len(ordinals),
+        unknown_files=tuple(unknown_files(dataset)),
+        removed_links=tuple(links),
     )
 
 
@@ -125,7 +134,7 @@ def _choose(
     problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
     raise_problems(problems)
     if not selection.rows:
-        if asked.ids is None and asked not in [tombstone.asked for tombstone in earlier]:
+        if asked.ids is None and not any(same_request(asked, tombstone.asked) for tombstone in earlier):
             what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
             raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
         return {}

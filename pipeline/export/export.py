@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import absolute
+from segmint.infra.uris import is_below
 from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -87,8 +87,7 @@ def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output
 
 def refuse_existing(dataset: Location, output: Location, file: Location) -> None:
     """Raise `UsageError` if `file` exists, or if `output` is inside the dataset."""
-    inside, whole = (f"{absolute(folder.uri).rstrip('/')}/" for folder in (output, dataset))
-    if inside.startswith(whole):
+    if is_below(output.uri, dataset.uri):
         raise UsageError(f"{output} is inside the dataset {dataset}: choose another folder")
     if file.exists():
         raise UsageError(f"{file} already exists and is not overwritten: choose another folder, or delete it")

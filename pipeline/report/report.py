@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.outputs import refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.infra.errors import UsageError
@@ -74,8 +75,9 @@ def write_report(
     """Audit a dataset, or take the audit in the file `audited`, and write its report.
 
     It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
-    same files. Raises `UsageError` where there is no dataset, where the audit is of another dataset, and for foreign
-    data without an `output`; `DamagedDatasetError` where commits or tombstones cannot be read.
+    same files. Raises `UsageError` where there is no dataset, where the audit is of another dataset, for foreign data
+    without an `output`, and for an `output` elsewhere in the dataset; `DamagedDatasetError` where commits or tombstones
+    cannot be read.
     """
     if output is None and not manifest_generations(dataset):
         raise UsageError(
@@ -83,6 +85,7 @@ def write_report(
             "the report's folder with -o"
         )
     folder = output or dataset / REPORT
+    refuse_inside(dataset, folder, "-o")
     with _audited(dataset, audited, options) as (audit, tables):
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +7,7 @@ from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
     fit_to_keep,
+    is_below,
     join,
     local_path,
     parent,
@@ -229,3 +231,22 @@ def test_redaction_of_a_hostile_text_takes_no_time_to_speak_of() -> None:
     # A pattern that backtracks would take hours.
     for text in ("://a:" * 5_000, "://" + "a" * 100_000, "token" * 20_000, "-" * 100_000 + "@"):
         redact(text)
+
+
+def test_what_is_below_a_folder(tmp_path: Path) -> None:
+    folder = str(tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    inside = [
+        folder,
+        f"{folder}/",
+        f"{folder}/a/b",
+        f"file://{folder}/a",
+        f"{tmp_path}/x/../folder/a",
+        f"{tmp_path}/link/a",
+    ]
+    outside = [str(tmp_path), f"{folder}-2", f"{folder}/../a", "s3://b/folder", f"{tmp_path}/link/../a"]
+    assert [uri for uri in (*inside, *outside) if is_below(uri, folder)] == inside
+    assert is_below(f"{folder}/a", str(tmp_path / "link"))
+    assert is_below("s3://b/x/y", "s3://b/x/")
+    assert not is_below("s3://b/xy", "s3://b/x")

@@ -251,8 +251,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a takedown leaves the former catalog",
         "pipeline/corrections/takedown.py",
-        "    _remove_parts(dataset, manifest)\n    remove_report",
-        "    remove_report",
+        "    _remove_parts(dataset, manifest)\n    links =",
+        "    links =",
         "tests/pipeline/corrections/test_takedown.py",
     ),
     Mutant(

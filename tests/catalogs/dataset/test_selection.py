@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
-from segmint.catalogs.dataset.selection import number_of, read_ids, select_rows, with_copies
+from segmint.catalogs.dataset.selection import number_of, read_ids, same_request, select_rows, with_copies
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.source.normalize import normalize
@@ -62,6 +62,24 @@ def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetM
     by_license = select_rows(location_of(tmp_path), manifest, Asked(license="L1"))
     by_provider = select_rows(location_of(tmp_path), manifest, Asked(provider="P"))
     assert list(by_license.rows) == list(by_provider.rows) == [0]
+
+
+def test_a_license_is_found_in_any_spelling_of_its_identifier(tmp_path: Path, manifest: DatasetManifest) -> None:
+    """The policy accepts `cc-by-4.0` as CC-BY-4.0, so a takedown must find it, too."""
+    spelled = ["CC-BY-4.0", "cc-by-4.0", " CC-by-4.0 ", "CC-BY-SA-4.0", "LicenseRef-Own", "LicenseRef-own", "Own", None]
+    rows = [{**row, "license": license} for row, license in zip(ROWS, spelled, strict=True)]
+    (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "catalog" / "part-0.parquet")
+    for asked, ordinals in (
+        ("CC-BY-4.0", [0, 1, 2]),
+        ("cc-BY-4.0", [0, 1, 2]),
+        ("LicenseRef-Own", [4]),
+        ("Own", [6]),
+        ("own", []),
+    ):
+        assert sorted(select_rows(location_of(tmp_path), manifest, Asked(license=asked)).rows) == ordinals
+    assert same_request(Asked(license="cc-by-4.0"), Asked(license="CC-BY-4.0"))
+    assert not same_request(Asked(license="CC-BY-4.0"), Asked(provider="CC-BY-4.0"))
 
 
 def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: DatasetManifest) -> None:

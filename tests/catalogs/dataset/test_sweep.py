@@ -97,6 +97,15 @@ def test_a_file_that_both_generations_name_stays(dataset: str) -> None:
     assert files_of(dataset) == before - {"commits/000000.g1.json"}
 
 
+def test_nothing_goes_in_a_folder_that_is_a_link(dataset: str, tmp_path: Path) -> None:
+    unnamed = put(dataset, data_path("shards", 1, "0" * 64))
+    temporary = put(dataset, "images/.tmp-0123")
+    Path(dataset, "shards").rename(tmp_path / "elsewhere")
+    Path(dataset, "shards").symlink_to(tmp_path / "elsewhere")
+    assert sweep(location_of(dataset), now=LATER) == [temporary]
+    assert Path(dataset, unnamed).exists()
+
+
 @pytest.mark.s3
 def test_the_sweep_on_s3(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/dataset"

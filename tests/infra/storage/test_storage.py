@@ -352,6 +352,25 @@ def test_walk_ever_of_local_files_is_what_is_there(local) -> None:
     assert storage.walk_ever(f"{base}/none") == ()
 
 
+def test_links_are_named_and_not_followed(local, tmp_path: Path) -> None:
+    storage, base = local
+    storage.put(f"{base}/sub/c", b"1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"1")
+    targets = {"file": "elsewhere/file", "folder": "elsewhere", "sub/nothing": "absent"}
+    for name, target in targets.items():
+        Path(base, name).symlink_to(tmp_path / target)
+        assert storage.link_target(f"{base}/{name}") == str(tmp_path / target)
+    assert storage.walk_ever(base) == ("file", "folder", "sub/c", "sub/nothing")
+    assert storage.link_target(f"{base}/sub/c") is storage.link_target(f"{base}/none") is None
+    with pytest.raises(UsageError, match=r"is a link to .*: nothing is removed through a link"):
+        storage.refuse_link(f"{base}/folder")
+    for name in targets:
+        storage.purge(f"{base}/{name}")
+    assert storage.walk_ever(base) == ("sub/c",)
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+
 def test_an_unreadable_file_is_a_fault_of_a_healthy_store(local) -> None:
     storage, base = local
     if os.geteuid() == 0:

@@ -31,6 +31,16 @@ def run(*arguments: str):
     return CliRunner().invoke(app, ["audit", *arguments])
 
 
+@pytest.mark.parametrize("option", ["-o", "--attributions", "--regions", "--pictures"])
+def test_nothing_is_written_into_the_dataset(dataset: str, option: str) -> None:
+    """A takedown would leave the names that it writes."""
+    target = f"{dataset}/pages/a.jsonl"
+    done = run(dataset, option, target)
+    assert done.exit_code == 2
+    assert f"{option}: {target} is inside the dataset" in done.output
+    assert not Path(target).parent.exists()
+
+
 def test_all_is_audited_without_options(minted: Path) -> None:
     done = run(str(minted))
     assert done.exit_code == 0, done.output

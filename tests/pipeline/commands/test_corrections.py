@@ -34,6 +34,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "images": 1,
         "changed_images": 1,
         "changed_shards": [0],
+        "removed_links": [],
     }
     done = run("redact", dataset, "--regions", path)
     assert "1 region in 1 image; changed: 0 images of 0 shards, the others had these regions already" in done.stdout

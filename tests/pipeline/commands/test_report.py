@@ -24,6 +24,14 @@ def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+def test_it_is_not_written_elsewhere_into_the_dataset(reported: str, tmp_path: Path) -> None:
+    audit_with_findings(reported, tmp_path / "audit.json")
+    done = run(reported, "-o", f"{reported}/pages", "--audit", tmp_path / "audit.json")
+    assert done.exit_code == 2
+    assert f"-o: {reported}/pages is inside the dataset" in done.output
+    assert not Path(reported, "pages").exists()
+
+
 def test_json_for_programs(reported: str, tmp_path: Path) -> None:
     audit_with_findings(reported, tmp_path / "audit.json")
     done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json", "--json")

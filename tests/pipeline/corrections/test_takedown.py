@@ -230,6 +230,64 @@ def test_a_damaged_shard_is_reported_before_anything_is_changed(dataset: Path) -
     assert digests(dataset) == before
 
 
+def test_a_report_that_is_a_link_is_unlinked_and_what_it_leads_to_stays(dataset: Path, tmp_path: Path) -> None:
+    """A report may lie on a web server's disk; what else is there is not the dataset's."""
+    (tmp_path / "pages" / "deep").mkdir(parents=True)
+    (tmp_path / "pages" / "deep" / "thesis.tex").write_text("ten years")
+    (dataset / "report").symlink_to(tmp_path / "pages")
+    done = take(dataset)
+    assert done.removed_links == (f"report -> {tmp_path / 'pages'}",)
+    assert f"look where it led: report -> {tmp_path / 'pages'}" in done.lines()[-1]
+    assert not (dataset / "report").is_symlink()
+    assert (tmp_path / "pages" / "deep" / "thesis.tex").read_text() == "ten years"
+
+
+def test_links_in_a_report_are_unlinked(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "thesis.tex").write_text("ten years")
+    (dataset / "report" / "deep").mkdir(parents=True)
+    (dataset / "report" / "index.html").write_text("image-1")
+    (dataset / "report" / "deep" / "folder").symlink_to(tmp_path / "pages")
+    (dataset / "report" / "file").symlink_to(tmp_path / "pages" / "thesis.tex")
+    (dataset / "report" / "nothing").symlink_to(tmp_path / "absent")
+    assert [link.partition(" ")[0] for link in take(dataset).removed_links] == [
+        "report/deep/folder",
+        "report/file",
+        "report/nothing",
+    ]
+    assert [path for path in (dataset / "report").rglob("*") if not path.is_dir() or path.is_symlink()] == []
+    assert (tmp_path / "pages" / "thesis.tex").exists()
+
+
+def test_a_folder_of_the_dataset_that_is_a_link_is_refused_before_anything_is_changed(
+    dataset: Path, tmp_path: Path
+) -> None:
+    (dataset / "masks").rename(tmp_path / "masks")
+    (dataset / "masks").symlink_to(tmp_path / "masks")
+    before = digests(dataset)
+    with pytest.raises(UsageError, match=r"masks is a link to .*: nothing is removed through a link"):
+        take(dataset)
+    assert digests(dataset) == before
+    (tmp_path / "linked").symlink_to(dataset)  # the dataset itself may be reached by one
+    (dataset / "masks").unlink()
+    (tmp_path / "masks").rename(dataset / "masks")
+    assert take(tmp_path / "linked").images == 1
+
+
+def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -> None:
+    """They may show or name the image, and are not ours to open or to delete."""
+    assert take(dataset, Asked(ids=("image-4",))).unknown_files == ()
+    (dataset / "pages").mkdir()
+    (dataset / "pages" / "index.html").write_text("image-1")
+    (dataset / "shards" / "notes.txt").write_text("image-1")
+    (dataset / "more").symlink_to(tmp_path)
+    (dataset / ".tmp-1").write_text("image-1")  # of a writer that died: the sweep's
+    done = take(dataset)
+    assert done.unknown_files == ("more", "pages/index.html", "shards/notes.txt")
+    assert done.lines()[1].endswith("of segmint's files tombstones/ alone names the images")
+    assert done.lines()[-1] == "not segmint's, look whether it shows or names them: shards/notes.txt"
+
+
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("image-1\n\n image-4 \nimage-1\n")
     assert read_asked(location_of(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
