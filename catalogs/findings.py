@@ -90,7 +90,7 @@ SENTENCES = {
     Code.UNKNOWN_REASON: "An image was refused for an unknown reason.",
     Code.INCOMPLETE_REJECT: "A refused image's row lacks its uri, stage or detail.",
     Code.BAD_TOMBSTONE: "A file in `tombstones/` cannot be read: what it took down is not known.",
-    Code.STILL_THERE: "A tombstone says that this row was taken down, and it still says something of its image.",
+    Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
     Code.OTHER_JSON: "An image's JSON is not what the tables say.",

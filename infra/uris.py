@@ -178,6 +178,37 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     return join(parent(catalog_uri), uri)
 
 
+def plain_form(uri: str) -> str:
+    """The form in which a catalog's URI is compared: `./a.jpg` as `a.jpg`, `file:///x` as `/x`.
+
+    The scheme is in lower case. A URI that is not allowed is returned as it is.
+    """
+    try:
+        if scheme(uri) != LOCAL:
+            return f"{scheme(uri)}://{uri[_after_scheme(uri) :]}"
+        path = os.path.normpath(local_path(uri))
+        return f"/{path.lstrip('/')}" if path.startswith("//") else path
+    except UriNotAllowedError:
+        return uri
+
+
+def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
+    """Every plain form in which a row of the catalog at `catalog_uri` may name what `uri` names, or of any catalog."""
+    found = {plain_form(uri)}
+    if catalog_uri is not None and uri:
+        try:
+            there = plain_form(relative_to(catalog_uri, uri))
+        except UriNotAllowedError:
+            return found
+        local = scheme(catalog_uri) == LOCAL
+        folder = os.path.dirname(os.path.abspath(local_path(catalog_uri))) if local else parent(catalog_uri)  # noqa: PTH100, PTH120
+        found.add(there)
+        prefix = f"{folder.rstrip('/')}/"
+        if there.startswith(prefix):
+            found.add(there.removeprefix(prefix))
+    return found
+
+
 def _after_scheme(uri: str) -> int:
     match = _SCHEME.match(uri)
     return match.end() if match else 0

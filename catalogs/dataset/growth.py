@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.tombstones import BLANK, TakenImage
+from segmint.catalogs.dataset.tombstones import BLANK, TakenImage, TakenNames
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import (
@@ -30,8 +30,6 @@ from segmint.infra.storage.location import Location
 
 PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
 """The columns that a dataset pins of an image besides its id: for a known image they must not change."""
-
-_NAMES = pa.schema([NORMALIZED.field("image_id"), NORMALIZED.field("uri")])
 
 # Whether a row has changed is decided by its id and a hash of its other columns: 8 bytes instead of some hundred.
 _CONTENT = f"hash({', '.join(PINNED)})"
@@ -64,7 +62,6 @@ FROM before JOIN after USING (image_id) WHERE before.{{column}} IS DISTINCT FROM
 _KNOWN = """
 SELECT ordinal FROM read_parquet($staged)
 WHERE image_id IN (SELECT image_id FROM read_parquet($known))
-   OR image_id IN (SELECT image_id FROM read_parquet($taken)) OR uri IN (SELECT uri FROM read_parquet($taken))
 ORDER BY ordinal
 """
 
@@ -109,7 +106,8 @@ def compare_catalog(
     The order of rows does not matter, nor the position of new ones. A row whose image_id is pinned is that image, not
     a new one; a pinned row is unchanged if the source has a row with its image_id and the same `PINNED` columns. New
     rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
-    that name an image that was taken down, by image_id or uri, are known, and may be missing from the source.
+    that name an image that was taken down, by image_id, uri (in any form of it) or sha256, are known, and may be
+    missing from the source.
     `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
     `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read.
     """
@@ -119,14 +117,11 @@ def compare_catalog(
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
-        gone_for_good = folder / "taken.parquet"
-        rows_taken = [{"image_id": image.image_id, "uri": image.uri} for image in taken]
-        pq.write_table(pa.Table.from_pylist(rows_taken, schema=_NAMES), gone_for_good)
         parameters = {"staged": str(staged), "known": [str(path) for path in known]}
         with open_database(folder, memory_limit) as database:
             missing, gone, first_gone = _one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}
-            fresh = _without_known(database, {**parameters, "taken": str(gone_for_good)}, staged, folder)
+            fresh = _without_known(database, parameters, staged, folder, TakenNames.of(taken, catalog.uri))
         new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
     return CatalogGrowth(new, gone, first_gone, changed)
 
@@ -141,15 +136,17 @@ def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[s
     return tuple(row)
 
 
-def _without_known(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path) -> Path:
-    """Write the staged rows without a known image_id, numbered again from 0; return the file."""
+def _without_known(
+    database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: TakenNames
+) -> Path:
+    """Write the staged rows that are neither known nor taken down, numbered again from 0; return the file."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, NORMALIZED) as writer:
         known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows
-            keep = np.ones(batch.num_rows, bool)
+            keep = ~taken.marks(batch).to_numpy(zero_copy_only=False)
             keep[known.until(stop)[0] - start] = False
             kept = batch.filter(pa.array(keep))
             ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)

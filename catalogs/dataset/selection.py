@@ -1,16 +1,15 @@
 """The rows of a dataset's catalog that a takedown removes, with every other row of the same image."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, is_taken_down
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, TakenNames, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.infra.errors import UsageError
@@ -99,6 +98,16 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
     return result
 
 
+def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, TakenImage]:
+    """Return the catalog's rows with these ordinals, without those that were taken down."""
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    return {
+        image.ordinal: image
+        for batch in (_batches(dataset, manifest) if ordinals else ())
+        for image in _images(batch, pc.is_in(batch.column("ordinal"), value_set=wanted))
+    }
+
+
 def same_request(one: Asked, other: Asked) -> bool:
     """Return whether two requests name the same rows, however their license is spelled."""
     if one.license is None or other.license is None:
@@ -123,32 +132,35 @@ def _license_key(text: str) -> str:
 
 
 def with_copies(
-    dataset: Location, manifest: DatasetManifest, rows: Mapping[int, TakenImage], tables: Sequence[str]
+    dataset: Location,
+    manifest: DatasetManifest,
+    rows: Mapping[int, TakenImage],
+    tables: Sequence[str],
+    catalog_uri: str | None = None,
 ) -> dict[int, TakenImage]:
     """Return these rows and, transitively, all that share an image_id, a uri or the bytes with one of them, in order.
 
     `tables` are the paths of the committed tables of images, which hold the hashes of the bytes that a build read.
-    Catalog and tables are read until nothing more is found, usually three times. Raises `DamagedDatasetError` for a
-    damaged table.
+    `catalog_uri`, if known, is that of the source catalog: a relative URI is then the same as an absolute one of the
+    same place. Catalog and tables are read until nothing more is found, usually three times. Raises
+    `DamagedDatasetError` for a damaged table.
     """
     found = dict(rows)
     digests: dict[int, str] = {}  # of the bytes that a build read, by ordinal
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
-        same = {
-            "ordinal": pa.array(sorted(digests), pa.int64()),
-            "image_id": _values(image.image_id for image in found.values()),
-            "uri": _values(image.uri for image in found.values()),
-            "sha256": _values([*(image.sha256 for image in found.values()), *digests.values()]),
-        }
+        names = TakenNames.of(found.values(), catalog_uri)
+        names = replace(names, sha256=names.sha256 | frozenset(digests.values()))
+        with_digest = pa.array(sorted(digests), pa.int64())
         for batch in _batches(dataset, manifest):
-            hits = [pc.is_in(batch.column(name), value_set=values) for name, values in same.items()]
-            found |= {image.ordinal: image for image in _images(batch, reduce(pc.or_, hits))}
+            hits = pc.or_(names.marks(batch), pc.is_in(batch.column("ordinal"), value_set=with_digest))
+            found |= {image.ordinal: image for image in _images(batch, hits)}
         ordinals = pa.array(sorted(found), pa.int64())
+        same_bytes = pa.array(sorted(names.sha256), pa.string())
         for table in _digest_tables(dataset, tables):
             by_row = pc.is_in(table.column("ordinal"), value_set=ordinals)
-            by_bytes = pc.is_in(table.column("source_sha256"), value_set=same["sha256"])
+            by_bytes = pc.is_in(table.column("source_sha256"), value_set=same_bytes)
             for row in table.filter(pc.or_(by_row, by_bytes)).to_pylist():
                 if row["source_sha256"] is not None:
                     digests[row["ordinal"]] = row["source_sha256"]
@@ -156,10 +168,6 @@ def with_copies(
         ordinal: image.model_copy(update={"sha256": digests.get(ordinal, image.sha256)})
         for ordinal, image in sorted(found.items())
     }
-
-
-def _values(values: Iterable[str | None]) -> pa.StringArray:
-    return pa.array(sorted({value for value in values if value is not None}), pa.string())
 
 
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:

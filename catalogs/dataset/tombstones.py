@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import plain_form, plain_forms
 
 TOMBSTONES = "tombstones"
 
@@ -16,6 +20,12 @@ BLANK = ""
 
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
 """The detail of every row that was taken down."""
+
+SAME_SOURCE = "its URI or its bytes were taken down under another row; a file in tombstones/ says why"
+"""The detail of a row that a build refuses because a tombstone names its source."""
+
+_ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][Ee]:|^[^/:]*[A-Z][^/:]*://"
+"""Matches every URI that is not its own plain form, and a few more."""
 
 
 class _Frozen(BaseModel):
@@ -82,6 +92,50 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
 def taken_images(tombstones: Iterable[Tombstone]) -> dict[int, TakenImage]:
     """Return the images that were taken down, by ordinal."""
     return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
+
+
+@dataclass(frozen=True)
+class TakenNames:
+    """What tombstones call the images that were taken down: no row with one of these may come into the dataset.
+
+    `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Tombstones do not know the SHA-256 of every image.
+    """
+
+    image_ids: frozenset[str] = frozenset()
+    uris: frozenset[str] = frozenset()
+    sha256: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, images: Iterable[TakenImage], catalog_uri: str | None = None) -> "TakenNames":
+        """Collect the names of images; `catalog_uri`, if known, is the source catalog's, which relative URIs are of."""
+        images = list(images)
+        return cls(
+            frozenset(image.image_id for image in images),
+            frozenset(form for image in images for form in plain_forms(image.uri, catalog_uri)),
+            frozenset(image.sha256.lower() for image in images if image.sha256 is not None),
+        )
+
+    def names_source(self, uri: str, sha256: str | None = None) -> bool:
+        """Return whether an image's URI or the SHA-256 of its bytes is among these."""
+        return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
+
+    def marks(self, rows: pa.RecordBatch) -> pa.BooleanArray:
+        """Return which rows of a normalized catalog have one of these names; only odd URIs are looked at one by one."""
+        uris = rows.column("uri")
+        odd = pc.indices_nonzero(pc.match_substring_regex(uris, _ODD_URI))
+        if self.uris and len(odd):
+            plain = uris.to_pylist()
+            for index in odd.to_pylist():
+                plain[index] = plain_form(plain[index])
+            uris = pa.array(plain, pa.string())
+        found = pc.is_in(uris, value_set=pa.array(sorted(self.uris), pa.string()))
+        for column, values in (("image_id", self.image_ids), ("sha256", self.sha256)):
+            found = pc.or_(found, pc.is_in(rows.column(column), value_set=pa.array(sorted(values), pa.string())))
+        return found
+
+
+NO_NAMES = TakenNames()
+"""Of a dataset without tombstones."""
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:

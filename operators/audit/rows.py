@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.dataset.tombstones import TakenNames
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.reasons import Reason
 from segmint.operators.rows import Row
@@ -141,8 +142,17 @@ def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
             yield image.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
 
 
-def audit_taken_down(tables: ShardTables, taken: frozenset[int]) -> Iterator[Finding]:
-    """Whether nothing but a refusal is left of the rows whose ordinals tombstones name."""
+def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: TakenNames) -> Iterator[Finding]:
+    """Whether nothing but a refusal is left of the rows whose ordinals tombstones name, and no image of their source.
+
+    `names` are those in all tombstones of the dataset: the same bytes may be there under another row.
+    """
+    for row in tables.images.select(["ordinal", "id", "uri", "source_sha256"]).to_pylist():
+        if row["ordinal"] not in taken and names.names_source(row["uri"], row["source_sha256"]):
+            by_bytes = row["source_sha256"] in names.sha256
+            found = "an image of the same bytes" if by_bytes else "an image of the same URI"
+            image = tables.places["images"].of_image(row["id"])
+            yield image.finding(Code.STILL_THERE, "no source that a tombstone names", found, f"id {row['id']}")
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
         for row in table.to_pylist() if taken else []:
             blank = row.get("reason") == Reason.TAKEN_DOWN and not row["image_id"] and not row["uri"]
@@ -151,6 +161,14 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int]) -> Iterator[Fin
                 found = row.get("reason", "an image")
                 image = tables.places[kind].of_image(row["id"])
                 yield image.finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
+
+
+def audit_catalog_names(catalog: Mapping[int, Row], names: TakenNames, place: Place) -> Iterator[Finding]:
+    """Whether no row of the catalog, by ordinal, has a SHA-256 that a tombstone names."""
+    for row in catalog.values():
+        if row["sha256"] in names.sha256:
+            expected = "no SHA-256 that a tombstone names"
+            yield place.finding(Code.STILL_THERE, expected, "one in the catalog", f"id {row['id']}")
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:

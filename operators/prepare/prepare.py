@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.tombstones import DETAIL, is_taken_down
+from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, TakenNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.hashes import pinned
@@ -144,7 +144,7 @@ class Prepare:
     """The actor that Ray Data runs: a table of normalized rows in, the same rows prepared or refused out.
 
     Threads read and check hashes; child processes do the rest. `catalog_uri` is that of the source catalog, which
-    decides which URIs its rows may name.
+    decides which URIs its rows may name. What tombstones name as `taken` is refused, whatever row names it.
     """
 
     def __init__(
@@ -155,10 +155,12 @@ class Prepare:
         catalog_uri: str,
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
+        taken: TakenNames = NO_NAMES,
     ) -> None:
         forbid_core_dumps()  # this process holds the bytes of originals, too
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
         self._policy = policy
+        self._taken = taken
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._children = Children(
             functools.partial(build_worker, config, storage, assets),
@@ -223,18 +225,26 @@ class Prepare:
     def _prepare(self, data: bytes, row: Row) -> tuple[str, Prepared]:
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
+        with _stage("catalog"):
+            self._refuse_taken(row, digest)
         return digest, self._children.run(data)
 
     def _judge(self, row: Row) -> None:
         """Raise `RejectedError` for what the catalog alone decides."""
         if is_taken_down(row):
             raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
+        self._refuse_taken(row, row["sha256"])
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
         verdict = self._policy.judge(row["license"], row["redistributable"], row["valid_until"])
         if verdict is not None:
             raise RejectedError(*verdict)
+
+    def _refuse_taken(self, row: Row, digest: str | None) -> None:
+        """Raise `RejectedError` if a tombstone names the row's source."""
+        if self._taken.names_source(row["uri"], digest):
+            raise RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE)
 
 
 def _columns(prepared: Prepared) -> Row:

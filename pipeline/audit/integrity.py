@@ -10,9 +10,16 @@ from importlib.util import find_spec
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest, load_latest_manifest, manifest_name
+from segmint.catalogs.dataset.manifest import LatestManifest, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.sweep import GRACE
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, by_shard, read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import (
+    TOMBSTONES,
+    TakenImage,
+    TakenNames,
+    by_shard,
+    read_tombstones,
+    taken_images,
+)
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import COMMITS, DamagedDatasetError, commit_name
 from segmint.infra.log import get_logger
@@ -74,10 +81,11 @@ def audit_integrity(
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
-    taken = _taken_down(dataset, manifest, findings)
+    taken = _taken_down(dataset, findings)
     plan = None if content is None else content.plan
-    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan)
-    plans = _plans(task, state, taken, sample, 0 if content is None else content.wanted(state.images))
+    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, TakenNames.of(taken.values()))
+    shards_taken = by_shard(taken, manifest.images_per_shard)
+    plans = _plans(task, state, shards_taken, sample, 0 if content is None else content.wanted(state.images))
     checked = Checked(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
@@ -169,14 +177,14 @@ def _plans(
         seen = end
 
 
-def _taken_down(dataset: Location, manifest: DatasetManifest, findings: FindingCollector) -> dict[int, frozenset[int]]:
-    """Ordinals that tombstones name, by shard."""
+def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, TakenImage]:
+    """The images that tombstones name, by ordinal."""
     try:
         tombstones = read_tombstones(dataset)
     except DamagedDatasetError as error:
         findings.add(Place(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
         return {}
-    return by_shard(taken_images(tombstones), manifest.images_per_shard)
+    return taken_images(tombstones)
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
 from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -18,6 +19,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import (
     ShardTables,
+    audit_catalog_names,
     audit_catalog_rows,
     audit_counts,
     audit_identity,
@@ -83,14 +85,19 @@ class ShardAudit:
         catalog: Mapping[int, Row] | None,
         decoder: JpegDecoder,
         look: ShardLook | None = None,
+        names: TakenNames = NO_NAMES,
     ) -> None:
-        """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity."""
+        """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity.
+
+        `names` are what all tombstones of the dataset name.
+        """
         self._dataset = dataset
         self._plan = plan
         self._settings = settings
         self._catalog = catalog
         self._decoder = decoder
         self._look = look
+        self._names = names
         self._places = {kind: Place(plan.commit.file(kind).path, plan.commit.shard) for kind in ("shards", *SCHEMAS)}
         self._findings = FindingCollector()
         self._checked = Checked()
@@ -151,8 +158,9 @@ class ShardAudit:
             return None
 
     def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
-        self._findings.extend(audit_taken_down(tables, self._plan.taken))
+        self._findings.extend(audit_taken_down(tables, self._plan.taken, self._names))
         if self._catalog is not None:
+            self._findings.extend(audit_catalog_names(self._catalog, self._names, self._places["images"]))
             self._findings.extend(audit_catalog_rows(tables, self._catalog))
             self._checked += Checked(catalog_rows=len(self._catalog))
         for position, row in enumerate(images):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.storage.location import Location
@@ -66,6 +67,7 @@ class AuditTask:
     damaged_parts: frozenset[str]  # paths of parts of the catalog that are not what was pinned
     settings: FileSettings
     content: ContentPlan | None  # None: integrity only
+    names: TakenNames = NO_NAMES  # of what was taken down
 
 
 class ShardAuditor:
@@ -85,7 +87,8 @@ class ShardAuditor:
         """Audit a shard; see `ShardAudit`."""
         look = None if self._looks is None else ShardLook(self._looks, plan.searched, self._decoder)
         catalog = self._catalog.read(*plan.ordinals)
-        return ShardAudit(self._task.dataset, plan, self._task.settings, catalog, self._decoder, look).run()
+        settings, names = self._task.settings, self._task.names
+        return ShardAudit(self._task.dataset, plan, settings, catalog, self._decoder, look, names).run()
 
     def close(self) -> None:
         """End the processes that decode unusual JPEGs."""

@@ -5,8 +5,12 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, build_of, storage_of
+from segmint.pipeline.commands.common.confirm import confirm, require_terminal
 from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
 from segmint.pipeline.commands.common.extras import needs
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
 
 
 @guarded
@@ -23,18 +27,29 @@ def takedown(
     provider: Annotated[
         str | None, typer.Option("--provider", metavar="P", help="All images from this provider.")
     ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images for good, and everything that names them but a tombstone; not while a build runs."""
+    """Remove images for good, and everything that names them but a tombstone."""
+    from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
+    from segmint.pipeline.corrections.takedown_list import list_takedown
 
-    storage = storage_of(config)
-    file = None if ids is None else Location(storage, ids)
-    asked = read_asked(file, license_id, provider)
-    answer_with(take_down(Location(storage, dataset), asked, reason), as_json)
+    build, storage = build_of(config)
+    location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
+    asked, catalog = read_asked(file, license_id, provider), None if build is None else build.catalog
+    if dry_run:
+        listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
+        answer_with(listed, as_json)
+        return
+    if not yes:
+        require_terminal("takedown")
+    done = take_down(location, asked, reason, catalog_uri=catalog, confirm=None if yes else confirm)
+    answer_with(done, as_json)
 
 
 @guarded
@@ -47,15 +62,24 @@ def redact(
             "--regions", metavar="FILE", help="JSON Lines or Parquet: id, kind, x, y, w, h in released pixels."
         ),
     ],
+    dry_run: DryRun = False,
+    yes: Yes = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Redact more regions of released images for good; not while a build runs."""
+    """Redact more regions of released images for good."""
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.redact import list_redaction
     from segmint.pipeline.corrections.redact import redact as redact_images
 
     storage = storage_of(config)
-    answer_with(redact_images(Location(storage, dataset), Location(storage, regions)), as_json)
+    location, wanted = Location(storage, dataset), Location(storage, regions)
+    if dry_run:
+        answer_with(list_redaction(location, wanted), as_json)
+        return
+    if not yes:
+        require_terminal("redact")
+    answer_with(redact_images(location, wanted, confirm=None if yes else confirm), as_json)
 
 
 @guarded

@@ -1,15 +1,17 @@
 """`segmint redact`: redacts more regions in committed images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
+from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.corrected_rows import redact_row
@@ -18,6 +20,9 @@ from segmint.operators.shards.tables import read_table
 from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
+
+SHOWN = 20
+"""Images that the list names for people; JSON has all."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +51,78 @@ class Redacted:
         ]
 
 
-def redact(dataset: Location, regions: Location) -> Redacted:
-    """Redact the regions in the file `regions` in the images of a dataset.
+@dataclass(frozen=True)
+class RedactionList:
+    """What a redaction would change."""
 
-    Raises `UsageError` before anything is changed: for a mistake in the file, an image that does not exist, a box that
-    leaves its image, a dataset without images, or a store whose older versions cannot be removed. After an
-    interruption at any point, the same call completes the work.
-    """
+    dataset: str
+    name: str
+    images: Mapping[int, int]  # regions asked for, by the image's number
+    shards: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the list for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the list as lines for people."""
+        shown = list(self.images.items())[:SHOWN]
+        return [
+            f"{counted(self.rows, 'image')} of {self.dataset} would be redacted for good, in "
+            f"{counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}",
+            *(f"  {image_stem(image)}: {counted(regions, 'region')}" for image, regions in shown),
+            *([f"  and {self.rows - SHOWN:,} more"] if self.rows > SHOWN else []),
+        ]
+
+
+def list_redaction(dataset: Location, regions: Location) -> RedactionList:
+    """List what `redact` would change; raises what it raises before anything is changed."""
+    return _plan(dataset, regions).listed
+
+
+@dataclass(frozen=True)
+class _Plan:
+    manifest: DatasetManifest
+    config: ReleaseConfig
+    regions: Regions
+    commits: Mapping[int, Commit]
+    listed: RedactionList
+
+
+def _plan(dataset: Location, regions: Location) -> _Plan:
     manifest = load_manifest(dataset)
     config = release_config(manifest)
     if config.format != "images":
         raise UsageError(f"{dataset} holds annotations only, no images to redact")
-    wanted = read_regions(regions)
     by_ordinal: Regions = {}
-    for region in wanted:
+    for region in read_regions(regions):
         by_ordinal.setdefault(region.ordinal, []).append(region)
-    check_purge(dataset)
-    shards = {ordinal // manifest.images_per_shard for ordinal in by_ordinal}
-    commits = latest_commits(dataset, shards)
+    commits = latest_commits(dataset, {ordinal // manifest.images_per_shard for ordinal in by_ordinal})
     raise_problems(_problems(dataset, manifest, commits, by_ordinal))
+    images = {ordinal + 1: len(each) for ordinal, each in sorted(by_ordinal.items())}
+    return _Plan(
+        manifest, config, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
+    )
 
+
+def redact(dataset: Location, regions: Location, confirm: Callable[[RedactionList], None] | None = None) -> Redacted:
+    """Redact the regions in the file `regions` in the images of a dataset.
+
+    `confirm` is called with what will be changed, and may raise to stop it. Raises `UsageError` before anything is
+    changed: for a mistake in the file, an image that does not exist, a box that leaves its image, a dataset without
+    images, or a store whose older versions cannot be removed. After an interruption at any point, the same call
+    completes the work.
+    """
+    plan = _plan(dataset, regions)
+    manifest, config, by_ordinal, commits = plan.manifest, plan.config, plan.regions, plan.commits
+    check_purge(dataset)
+    if confirm is not None:
+        confirm(plan.listed)
     changed: dict[int, int] = {}
     for shard, commit in commits.items():
         before = read_committed_rows(dataset, commit)
@@ -77,7 +134,8 @@ def redact(dataset: Location, regions: Location) -> Redacted:
     remove_replaced(dataset, commits)
     links = remove_report(dataset)
     rewrite_index(dataset, manifest)
-    return Redacted(str(dataset), len(wanted), len(by_ordinal), sum(changed.values()), tuple(changed), tuple(links))
+    asked = sum(plan.listed.images.values())
+    return Redacted(str(dataset), asked, len(by_ordinal), sum(changed.values()), tuple(changed), tuple(links))
 
 
 def _problems(

@@ -2,14 +2,14 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.blanking import blank_part
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
@@ -18,18 +18,16 @@ from segmint.catalogs.dataset.manifest import (
     put_manifest,
 )
 from segmint.catalogs.dataset.outputs import unknown_files
-from segmint.catalogs.dataset.selection import read_ids, same_request, select_rows, with_copies
+from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     Asked,
-    TakenImage,
-    Tombstone,
     by_shard,
     put_tombstone,
     read_tombstones,
     taken_images,
 )
-from segmint.catalogs.layout import CATALOG, image_stem, is_part_path, part_path
-from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
+from segmint.catalogs.layout import CATALOG, is_part_path, part_path
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
@@ -39,6 +37,7 @@ from segmint.operators.shards.corrected_rows import is_taken, take_down
 from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
 from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
 
 @dataclass(frozen=True)
@@ -81,28 +80,32 @@ def read_asked(ids: Location | None, license_id: str | None, provider: str | Non
     return Asked(ids=names, license=license_id, provider=provider)
 
 
-def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None = None) -> TakenDown:
+def takedown(
+    dataset: Location,
+    asked: Asked,
+    reason: str,
+    now: datetime | None = None,
+    catalog_uri: str | None = None,
+    confirm: Callable[[TakedownList], None] | None = None,
+) -> TakenDown:
     """Remove images from a dataset, with every other row that names or is the same image.
+
+    `catalog_uri` as in `list_takedown`. `confirm` is called with what will be removed, and may raise to stop it.
 
     First the tombstone is put, then the catalog without these rows, then each shard's next generation; then everything
     older is removed. After an interruption at any point, the same call completes the work; every call also completes
     earlier takedowns. Before anything is changed, raises `UsageError` for names that the dataset does not have or a
     store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
-    if not reason.strip():
-        raise UsageError("--reason is empty: say why, for the tombstone")
     manifest = load_manifest(dataset)
     with_images = release_config(manifest).format == "images"
+    wanted = list_takedown(dataset, manifest, asked, reason, now, catalog_uri)
     check_purge(dataset)
-    earlier = read_tombstones(dataset)
-    chosen = _choose(dataset, manifest, asked, earlier)
-    if chosen:
-        _check_readable(dataset, manifest, chosen)
-        when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        put_tombstone(
-            dataset,
-            Tombstone(asked=asked, reason=reason, when=when, images=tuple(chosen.values())),
-        )
+    _check_readable(dataset, wanted.shards)
+    if confirm is not None:
+        confirm(wanted)
+    for tombstone in wanted.tombstones:
+        put_tombstone(dataset, tombstone)
     tombstones = read_tombstones(dataset)
     ordinals = taken_images(tombstones).keys()
     manifest = _blank_catalog(dataset, ordinals)
@@ -113,7 +116,7 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
     rewrite_index(dataset, manifest)
     return TakenDown(
         dataset=str(dataset),
-        rows=len(chosen),
+        rows=wanted.rows,
         images=sum(changed.values()),
         changed_shards=tuple(changed),
         tombstones=tuple(tombstone.name for tombstone in tombstones),
@@ -123,28 +126,8 @@ def takedown(dataset: Location, asked: Asked, reason: str, now: datetime | None 
     )
 
 
-def _choose(
-    dataset: Location, manifest: DatasetManifest, asked: Asked, earlier: Sequence[Tombstone]
-) -> Mapping[int, TakenImage]:
-    """Return the rows to take down now, with their copies; none if earlier takedowns covered the whole request."""
-    selection = select_rows(dataset, manifest, asked)
-    taken = taken_images(earlier).values()
-    known = {name for image in taken for name in (image.image_id, str(image.id), image_stem(image.id))}
-    problems = [*selection.ambiguous.values()]
-    problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
-    raise_problems(problems)
-    if not selection.rows:
-        if asked.ids is None and not any(same_request(asked, tombstone.asked) for tombstone in earlier):
-            what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
-            raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
-        return {}
-    tables = [commit.file("images").path for commit in CommitLog(dataset).read_all()]
-    return with_copies(dataset, manifest, selection.rows, tables)
-
-
-def _check_readable(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> None:
+def _check_readable(dataset: Location, shards: Collection[int]) -> None:
     """Read every file that has to be written again; raises `DamagedDatasetError` before anything is changed."""
-    shards = by_shard(ordinals, manifest.images_per_shard)
     for commit in latest_commits(dataset, shards).values():
         for entry in commit.files:
             read_file(dataset, entry)

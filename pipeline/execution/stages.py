@@ -6,9 +6,11 @@ from typing import Any
 
 from ray.data import ActorPoolStrategy
 
+from segmint.catalogs.dataset.tombstones import TakenNames, read_tombstones, taken_images
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster, observe
 from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.config.config import Config, PoolConfig
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
@@ -132,4 +134,5 @@ def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
     policy = config.license.policy(dataset.manifest.policy_date)
     prepare = prepare_config(config, detector_hashes(config, dataset.manifest))
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
-    return prepare, storage, policy, config.catalog, config.assets
+    taken = TakenNames.of(taken_images(read_tombstones(dataset.location)).values(), config.catalog)
+    return prepare, storage, policy, config.catalog, config.assets, PrepareResources(), taken

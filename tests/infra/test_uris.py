@@ -11,6 +11,8 @@ from segmint.infra.uris import (
     join,
     local_path,
     parent,
+    plain_form,
+    plain_forms,
     redact,
     relative_to,
     scheme,
@@ -250,3 +252,23 @@ def test_what_is_below_a_folder(tmp_path: Path) -> None:
     assert is_below(f"{folder}/a", str(tmp_path / "link"))
     assert is_below("s3://b/x/y", "s3://b/x/")
     assert not is_below("s3://b/xy", "s3://b/x")
+
+
+def test_plain_forms_of_a_uri() -> None:
+    same = {
+        "./a.jpg": "a.jpg",
+        "x/.//y/a.jpg": "x/y/a.jpg",
+        "/x/../a.jpg": "/a.jpg",
+        "//x/a.jpg": "/x/a.jpg",
+        "file:///x/a%20b.jpg": "/x/a b.jpg",
+        "S3://b/x//./a.jpg": "s3://b/x//./a.jpg",  # in a bucket these are other keys
+        "http://h/a.jpg": "http://h/a.jpg",
+        "": "",
+    }
+    assert {uri: plain_form(uri) for uri in same} == same
+    assert plain_forms("./a.jpg", None) == {"a.jpg"}
+    assert (
+        plain_forms("./a.jpg", "/x/catalog.csv") == plain_forms("/x/a.jpg", "/x/catalog.csv") == {"a.jpg", "/x/a.jpg"}
+    )
+    assert plain_forms("a.jpg", "s3://b/x/c.csv") == plain_forms("s3://b/x/a.jpg", "s3://b/x/c.csv")
+    assert plain_forms("../a.jpg", "/x/catalog.csv") == {"../a.jpg"}

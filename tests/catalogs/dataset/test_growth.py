@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.growth import CatalogGrowth, Change, compare_catalog
+from segmint.catalogs.dataset.tombstones import TakenImage
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.scan import write_catalog
@@ -111,3 +112,27 @@ def test_it_is_what_sets_would_say(tmp_path: Path, pinned: list[str], now: list[
     assert growth.gone == sum(i not in now for i in pinned)
     assert growth.changed == {}
     assert [image_id for _, _, image_id, _ in new_rows(growth)] == [i for i in now if i not in pinned]
+
+
+def test_rows_of_what_was_taken_down_are_not_new_whatever_names_them(tmp_path: Path) -> None:
+    image = TakenImage(ordinal=0, id=1, image_id="a", uri="a.jpg", sha256="AB" * 32)
+    fresh = [
+        row("a", uri="other.jpg"),
+        row("p", uri="./a.jpg"),
+        row("q", uri=f"{tmp_path}/a.jpg"),
+        row("r", sha256="ab" * 32),
+        row("s", sha256="cd" * 32),
+        row("b"),
+    ]
+    for name, rows in (("known", [row("b")]), ("grown", fresh)):
+        write_catalog(iter(rows), location_of(tmp_path / f"{name}.parquet"))
+    normalize(location_of(tmp_path / "known.parquet"), tmp_path / "part-0.parquet")
+    growth = compare_catalog(
+        location_of(tmp_path / "grown.parquet"),
+        tmp_path / "part-1.parquet",
+        parts=[location_of(tmp_path / "part-0.parquet")],
+        first_ordinal=100,
+        taken=[image],
+    )
+    assert growth.keeps_all
+    assert new_rows(growth) == [(100, 101, "s", None)]

@@ -105,6 +105,25 @@ def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: Datas
     assert copies("b", "c") == {**family, 1: None}
 
 
+def test_a_uri_is_the_same_in_every_form(tmp_path: Path, manifest: DatasetManifest) -> None:
+    """`a.jpg` under other names in the same catalog; an absolute path only if it is known where that is."""
+    uris = ["a.jpg", "./a.jpg", "x/.//b.jpg", "x/b.jpg", f"{tmp_path}/a.jpg", f"file://{tmp_path}//a.jpg", "c", "d"]
+    rows = [{"image_id": f"i{n}", "uri": uri, "license": "L"} for n, uri in enumerate(uris)]
+    source = location_of(tmp_path / "catalog.jsonl")
+    (tmp_path / "catalog.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    normalize(source, tmp_path / "catalog" / "part-0.parquet")
+    for name, alone, by_catalog in (
+        ("i0", [0, 1], [0, 1, 4, 5]),
+        ("i3", [2, 3], [2, 3]),
+        ("i5", [4, 5], [0, 1, 4, 5]),
+        ("i6", [6], [6]),
+    ):
+        rows_named = select_rows(location_of(tmp_path), manifest, Asked(ids=(name,))).rows
+        assert list(with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"])) == alone
+        known = with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"], source.uri)
+        assert list(known) == by_catalog
+
+
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, manifest: DatasetManifest) -> None:
     rows = select_rows(location_of(tmp_path), manifest, Asked(ids=("b",))).rows
     (tmp_path / "images.parquet").write_bytes(b"x")

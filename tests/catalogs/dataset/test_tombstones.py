@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.tombstones import (
+    NO_NAMES,
     Asked,
     TakenImage,
+    TakenNames,
     Tombstone,
     by_shard,
     put_tombstone,
@@ -14,6 +19,8 @@ from segmint.catalogs.dataset.tombstones import (
     taken_images,
 )
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.uris import plain_form
 from tests.support.locations import location_of
 
 
@@ -46,3 +53,26 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is not a tombstone"):
         read_tombstones(location_of(tmp_path))
     assert read_tombstones(location_of(tmp_path / "nowhere")) == []
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b.jpg", ".", "..", "", "S3:", "s3:", "file:", "FILE:"]), min_size=1).map("/".join)
+)
+def test_a_whole_column_is_compared_as_each_uri_is(uri: str) -> None:
+    row = {**dict.fromkeys(NORMALIZED.names), "ordinal": 0, "id": 1, "image_id": "x", "uri": uri}
+    batch = pa.RecordBatch.from_pylist([row], schema=NORMALIZED)
+    for known in ("a", "/a/b.jpg", "s3://a", "a/b.jpg", "."):
+        names = TakenNames(uris=frozenset([known]))
+        assert names.marks(batch).to_pylist() == [names.names_source(uri)] == [plain_form(uri) == known]
+
+
+def test_rows_are_found_by_each_name() -> None:
+    names = TakenNames.of([TakenImage(ordinal=0, id=1, image_id="i", uri="./u", sha256="AB")])
+    rows = [("i", "x", None), ("x", "u", None), ("x", "x", "ab"), ("x", "x", "cd"), ("u", "i", None)]
+    full = [
+        {**dict.fromkeys(NORMALIZED.names), "ordinal": n, "id": n, "image_id": i, "uri": u, "sha256": s}
+        for n, (i, u, s) in enumerate(rows)
+    ]
+    batch = pa.RecordBatch.from_pylist(full, schema=NORMALIZED)
+    assert names.marks(batch).to_pylist() == [True, True, True, False, False]
+    assert NO_NAMES.marks(batch).to_pylist() == [False] * 5

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from segmint.catalogs.dataset.tombstones import TakenImage, TakenNames
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
@@ -189,6 +190,36 @@ def test_hashes_are_checked_and_both_are_named(prepare: Prepare, portrait_file: 
     assert (bad["stage"], bad["reason"]) == ("read", "hash_mismatch")
     assert digest in bad["detail"]
     assert "ab" * 32 in bad["detail"]
+
+
+def test_what_a_tombstone_names_is_refused_whatever_row_names_it(portrait_file: Path) -> None:
+    """By the bytes, known from the catalog or read, and by every form of the URI; only then is nothing read."""
+    other = portrait_file.with_name("other.jpg")
+    other.write_bytes(portrait_file.read_bytes())
+    fine = portrait_file.with_name("fine.jpg")
+    fine.write_bytes(encode(photograph(), "JPEG"))
+    digest = hashlib.sha256(portrait_file.read_bytes()).hexdigest()
+    catalog = str(portrait_file.with_name("catalog.jsonl"))
+    image = TakenImage(ordinal=99, id=100, image_id="x", uri="gone.jpg", sha256=digest)
+    taken = TakenNames.of([image, image.model_copy(update={"sha256": None, "uri": "also.jpg"})], catalog)
+    stage = Prepare(config(), Storage(retry=FAST), POLICY, catalog, taken=taken)
+    folder = portrait_file.parent
+    try:
+        rows = stage(
+            table(
+                {"uri": "other.jpg"},
+                {"uri": "fine.jpg", "sha256": digest},
+                {"uri": "./gone.jpg"},
+                {"uri": f"{folder}/also.jpg"},
+                {"uri": f"file://{folder}/x/../also.jpg"},
+                {"uri": "fine.jpg"},
+            )
+        ).to_pylist()
+    finally:
+        stage.close()
+    assert [row["reason"] for row in rows] == [*["taken_down"] * 5, None]
+    detail = "its URI or its bytes were taken down under another row; a file in tombstones/ says why"
+    assert {(row["stage"], row["detail"]) for row in rows[:5]} == {("catalog", detail)}
 
 
 def test_an_object_over_the_byte_limit_is_not_read(portrait_file: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
@@ -292,11 +293,13 @@ registered(
 )
 
 
-def tombstone(ordinal: int) -> Damage:
-    """A takedown that was asked for and never done."""
+def tombstone(ordinal: int, source_of: int | None = None) -> Damage:
+    """A takedown that was asked for and never done; `source_of` is the id of an image with the same bytes."""
 
     def damage(dataset: Path) -> None:
-        image = TakenImage(ordinal=ordinal, id=ordinal + 1, image_id="x", uri="x.jpg", sha256=None)
+        digests = {sample.id: sample.row["source_sha256"] for sample in open_dataset(str(dataset))}
+        sha256 = None if source_of is None else digests[source_of]
+        image = TakenImage(ordinal=ordinal, id=ordinal + 1, image_id="x", uri="x.jpg", sha256=sha256)
         asked = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
         put_tombstone(location_of(dataset), asked)
 
@@ -304,6 +307,7 @@ def tombstone(ordinal: int) -> Damage:
 
 
 registered("accepted", tombstone(0), Code.STILL_THERE, "images/sa_000000-", "id 1", "an image")
+registered("bytes", tombstone(99, source_of=5), Code.STILL_THERE, "images/sa_000001-", "id 5", "of the same bytes")
 registered("refused", tombstone(2), Code.STILL_THERE, "rejects/sa_000000-", "id 3", "license_not_allowed")
 
 

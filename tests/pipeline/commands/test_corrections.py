@@ -1,12 +1,17 @@
 """`segmint takedown`, `redact` and `repair` as a user meets them: exit codes, lines, JSON."""
 
 import json
+import os
+import pty
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.pipeline.cli import app
+from tests.support.builds import digests
+from tests.support.locations import location_of
 
 
 def run(*arguments: object):
@@ -15,18 +20,93 @@ def run(*arguments: object):
 
 def test_takedown(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("image-1\nsa_5\n")
-    done = run("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "asked for")
+    done = run("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "asked for", "--yes")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "2 rows taken down, 2 images removed from 2 shards" in done.stdout
-    done = run("takedown", dataset, "--license", "CC-BY-NC-4.0", "--reason", "expired", "--json")
+    done = run("takedown", dataset, "--license", "CC-BY-NC-4.0", "--reason", "expired", "--yes", "--json")
     value = json.loads(done.stdout)
     assert (value["rows"], value["images"], value["taken_down"], len(value["tombstones"])) == (1, 0, 3, 2)
+
+
+@pytest.fixture
+def removals(tmp_path: Path) -> dict[str, list[object]]:
+    """The arguments of each command that removes for good."""
+    (tmp_path / "ids.txt").write_text("image-1\nsa_5\n")
+    region = {"id": 1, "kind": "face", "x": 90, "y": 10, "w": 60, "h": 80}
+    (tmp_path / "regions.jsonl").write_text(json.dumps(region))
+    return {
+        "takedown": ["--ids", tmp_path / "ids.txt", "--reason", "asked for"],
+        "redact": ["--regions", tmp_path / "regions.jsonl"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("takedown", ["2 rows of {dataset} would be taken down, in 2 shards: 0, 1", "sa_2 image-1", "sa_5 image-4"]),
+        ("redact", ["1 image of {dataset} would be redacted for good, in 1 shard: 0", "sa_1: 1 region"]),
+    ],
+)
+def test_a_dry_run_lists_and_changes_nothing(
+    dataset: Path, removals: dict[str, list[object]], command: str, told: list[str]
+) -> None:
+    before = digests(dataset)
+    done = run(command, dataset, *removals[command], "--dry-run")
+    assert done.exit_code == 0, done.output
+    for line, expected in zip(done.stdout.splitlines(), told, strict=True):
+        assert expected.format(dataset=dataset) in line
+    value = json.loads(run(command, dataset, *removals[command], "--dry-run", "--json").stdout)
+    assert value["shards"] == ([0, 1] if command == "takedown" else [0])
+    assert digests(dataset) == before
+
+
+@pytest.mark.parametrize("command", ["takedown", "redact"])
+def test_without_a_terminal_yes_is_needed(dataset: Path, removals: dict[str, list[object]], command: str) -> None:
+    before = digests(dataset)
+    done = run(command, dataset, *removals[command])
+    assert done.exit_code == 2
+    assert f"{command} removes for good and asks first" in done.output
+    assert "--yes" in done.output
+    assert digests(dataset) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"), [("takedown", "2"), ("takedown", "{name}"), ("redact", "1"), ("redact", "{name}")]
+)
+def test_on_a_terminal_the_number_or_the_name_is_typed(
+    dataset: Path,
+    removals: dict[str, list[object]],
+    command: str,
+    typed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def on_a_terminal(line: str) -> tuple[object, str]:
+        ours, theirs = pty.openpty()
+        os.write(ours, f"{line}\n".encode())
+        with os.fdopen(ours, "rb"), os.fdopen(theirs) as terminal:
+            monkeypatch.setattr("sys.stdin", terminal)
+            with pytest.raises(SystemExit) as end:
+                app([command, *map(str, (dataset, *removals[command]))])
+        return end.value.code, capsys.readouterr().err
+
+    name = load_manifest(location_of(dataset)).name
+    before = digests(dataset)
+    for wrong in ("", "yes", "3"):
+        status, said = on_a_terminal(wrong)
+        assert status == 2, said
+        assert f"or {name} to go on" in said
+        assert "not confirmed" in said
+        assert digests(dataset) == before
+    status, said = on_a_terminal(typed.format(name=name))
+    assert status == 0, said
+    assert digests(dataset) != before
 
 
 def test_redact(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "regions.jsonl"
     path.write_text(json.dumps({"id": 1, "kind": "face", "x": 90, "y": 10, "w": 60, "h": 80}))
-    done = run("redact", dataset, "--regions", path, "--json")
+    done = run("redact", dataset, "--regions", path, "--yes", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout) == {
         "dataset": str(dataset),
@@ -36,7 +116,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "changed_shards": [0],
         "removed_links": [],
     }
-    done = run("redact", dataset, "--regions", path)
+    done = run("redact", dataset, "--regions", path, "--yes")
     assert "1 region in 1 image; changed: 0 images of 0 shards, the others had these regions already" in done.stdout
 
 
@@ -59,8 +139,8 @@ def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
         (["takedown", "{dataset}", "--reason", "x"], "exactly one of --ids FILE, --license L and --provider P"),
         (["takedown", "{dataset}", "--license", "L"], "--reason"),
         (["takedown", "{dataset}", "--ids", "{dataset}/absent", "--reason", "x"], "no such file of ids"),
-        (["takedown", "{dataset}/none", "--license", "L", "--reason", "x"], "is not a segmint dataset"),
-        (["redact", "{dataset}", "--regions", "{dataset}/absent"], "no such file of regions"),
+        (["takedown", "{dataset}/none", "--license", "L", "--reason", "x", "--yes"], "is not a segmint dataset"),
+        (["redact", "{dataset}", "--regions", "{dataset}/absent", "--yes"], "no such file of regions"),
         (["redact", "{dataset}"], "--regions"),
         (["repair", "{dataset}/none"], "is not a segmint dataset"),
         (["repair", "{dataset}", "--config", "{dataset}/absent.yaml"], "absent.yaml"),

@@ -27,6 +27,7 @@ from segmint.pipeline.corrections.takedown import TakenDown, read_asked, takedow
 from segmint.pipeline.dataset.dataset import open_or_create
 from segmint.pipeline.execution.stages import lay_out
 from tests.support.builds import digests
+from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
 from tests.support.killed_writes import KilledError, dying_after
 from tests.support.locations import location_of
@@ -118,6 +119,54 @@ def test_a_whole_license_and_rows_that_were_refused(dataset: Path, minted: Path)
 def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path, name: str) -> None:
     take(dataset, Asked(ids=(name,)))
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 6, 7]
+
+
+def test_bytes_that_came_back_are_taken_down_by_the_same_command(dataset: Path) -> None:
+    """A build by an older segmint, or one that looked before the takedown, has put them under another row."""
+    take(dataset)
+    (earlier,) = read_tombstones(location_of(dataset))
+    shard = CommittedShard(dataset, 1)
+    row = shard.rows["images"][1]
+    row["source_sha256"] = earlier.images[0].sha256
+    shard.write()
+    findings = [finding for finding in audit_integrity(location_of(dataset)).findings if finding.code == "still_there"]
+    assert [finding.image for finding in findings] == [row["id"]]
+
+    done = take(dataset)
+    assert (done.rows, done.images, done.changed_shards, done.taken_down) == (1, 1, (1,), 2)
+    assert mentions(dataset, [row["image_id"], row["uri"]]) == []
+    assert [(t.asked, t.reason) for t in read_tombstones(location_of(dataset))] == [(ONE, REASON)] * 2
+    assert audit_integrity(location_of(dataset)).findings.total == 0
+    once = digests(dataset)
+    assert take(dataset).rows == 0
+    assert digests(dataset) == once
+
+
+def test_a_tombstone_without_a_hash_finds_by_name_alone(dataset: Path) -> None:
+    """As one of an image that was not built when it was taken down."""
+    take(dataset)
+    (path,) = (dataset / "tombstones").iterdir()
+    value = json.loads(path.read_bytes())
+    value["images"][0]["sha256"] = None
+    path.write_text(json.dumps(value))
+    assert take(dataset).rows == 0
+    assert audit_integrity(location_of(dataset)).findings.total == 0
+
+
+def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedown(dataset: Path) -> None:
+    take(dataset)
+    shard = CommittedShard(dataset, 1)
+    refused = shard.rows["images"].pop(1)
+    named = [row for row in shard.members if str(refused["id"]) not in row[0]]
+    shard.members = named
+    shard.rows["masks"] = [row for row in shard.rows["masks"] if row["id"] != refused["id"]]
+    verdict = {"stage": "catalog", "reason": "taken_down", "detail": "its bytes"}
+    shard.rows["rejects"].append({**{n: refused[n] for n in ("ordinal", "id", "image_id", "uri")}, **verdict})
+    shard.write()
+    assert audit_integrity(location_of(dataset)).findings.total == 0
+    done = take(dataset, Asked(ids=("image-6",)))
+    assert (done.rows, done.taken_down) == (2, 3)
+    assert mentions(dataset, [refused["image_id"], refused["uri"]]) == []
 
 
 def test_again_changes_nothing_and_there_is_one_tombstone(dataset: Path) -> None:

@@ -1,0 +1,180 @@
+"""What a takedown would remove: the rows asked for, other rows of the same images, and their shards."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.selection import Selection, rows_of, same_request, select_rows, with_copies
+from segmint.catalogs.dataset.tombstones import (
+    BLANK,
+    Asked,
+    TakenImage,
+    TakenNames,
+    Tombstone,
+    by_shard,
+    read_tombstones,
+    taken_images,
+)
+from segmint.catalogs.layout import image_stem
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
+from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.tables import read_table
+
+SHOWN = 20
+"""Rows that the list names for people; JSON has all."""
+
+Images = Mapping[int, TakenImage]  # by ordinal
+
+
+@dataclass(frozen=True)
+class TakedownList:
+    """What a takedown would remove, and the tombstones that it would put."""
+
+    dataset: str
+    name: str
+    named: tuple[TakenImage, ...]  # asked for
+    copies: tuple[TakenImage, ...]  # other rows with the same image_id, URI or bytes
+    returned: tuple[TakenImage, ...]  # rows of images that earlier takedowns removed
+    shards: tuple[int, ...]
+    tombstones: tuple[Tombstone, ...]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows to take down."""
+        return len(self.named) + len(self.copies) + len(self.returned)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the list for JSON."""
+        groups = {"named": self.named, "copies": self.copies, "returned": self.returned}
+        return {
+            "dataset": self.dataset,
+            "name": self.name,
+            "rows": self.rows,
+            **{group: [image.model_dump(mode="json") for image in images] for group, images in groups.items()},
+            "shards": list(self.shards),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the list as lines for people."""
+        shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
+        return [
+            f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
+            + (f", in {counted(len(self.shards), 'shard')}: {shards}" if self.shards else ""),
+            *_lines("asked for", self.named),
+            *_lines("another row of the same image_id, URI or bytes", self.copies),
+            *_lines("again an image that was taken down before", self.returned),
+            *self._unknown_bytes(),
+        ]
+
+    def _unknown_bytes(self) -> list[str]:
+        unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
+        if not unknown:
+            return []
+        return [
+            f"the SHA-256 of {counted(unknown, 'row')} is not known: rows of the same bytes with other names and URIs "
+            "cannot be found"
+        ]
+
+
+def _lines(what: str, images: Sequence[TakenImage]) -> Iterator[str]:
+    for image in images[:SHOWN]:
+        yield f"  {image_stem(image.id)} {image.image_id} ({image.uri}): {what}"
+    if len(images) > SHOWN:
+        yield f"  and {len(images) - SHOWN:,} more: {what}"
+
+
+def list_takedown(
+    dataset: Location,
+    manifest: DatasetManifest,
+    asked: Asked,
+    reason: str,
+    now: datetime | None = None,
+    catalog_uri: str | None = None,
+) -> TakedownList:
+    """List what a takedown would remove: nothing that an earlier one named, except where it has come back.
+
+    `catalog_uri`, if known, is that of the source catalog: relative and absolute URIs can be compared then. Raises
+    `UsageError` for names that the dataset does not have, and `DamagedDatasetError` if a table cannot be read.
+    """
+    if not reason.strip():
+        raise UsageError("--reason is empty: say why, for the tombstone")
+    earlier = read_tombstones(dataset)
+    taken = taken_images(earlier)
+    selection = select_rows(dataset, manifest, asked)
+    _check(selection, taken, asked, earlier)
+    commits = list(CommitLog(dataset).read_all())
+    tables = [commit.file("images").path for commit in commits]
+    own: Images = {}
+    if selection.rows:
+        own = _without(with_copies(dataset, manifest, selection.rows, tables, catalog_uri), taken)
+    returned: Images = {}
+    if earlier:
+        seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **taken}
+        returned = _without(with_copies(dataset, manifest, seeds, tables, catalog_uri), taken, own)
+    when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    tombstones = [Tombstone(asked=asked, reason=reason, when=when, images=tuple(own.values()))] if own else []
+    tombstones += _of_earlier(earlier, returned, when)
+    return TakedownList(
+        dataset=str(dataset),
+        name=manifest.name,
+        named=tuple(image for ordinal, image in own.items() if ordinal in selection.rows),
+        copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
+        returned=tuple(returned.values()),
+        shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
+        tombstones=tuple(tombstones),
+    )
+
+
+def _without(images: Images, *others: Images) -> Images:
+    return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
+
+
+def _check(selection: Selection, taken: Images, asked: Asked, earlier: Sequence[Tombstone]) -> None:
+    """Raise `UsageError` for ambiguous and unknown names, and where nothing is, or was, as was asked."""
+    known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
+    problems = [*selection.ambiguous.values()]
+    problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
+    raise_problems(problems)
+    if not selection.rows and asked.ids is None and not any(same_request(asked, each.asked) for each in earlier):
+        what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
+        raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
+
+
+def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:
+    """Return the ordinals of rows that a build refused because a tombstone names their source; they have names yet."""
+    found: list[int] = []
+    for commit in commits:
+        if commit.counts.get(f"{REJECTED}{Reason.TAKEN_DOWN}"):
+            table = read_table(read_file(dataset, commit.file("rejects")), "rejects")
+            named = pc.not_equal(table.column("image_id"), BLANK)
+            by_source = pc.and_(pc.equal(table.column("reason"), pa.scalar(str(Reason.TAKEN_DOWN))), named)
+            found += table.filter(by_source).column("ordinal").to_pylist()
+    return found
+
+
+def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> list[Tombstone]:
+    """Return tombstones for rows of images that came back, each for the reason of the earlier one that names it."""
+    left = dict(returned)
+    found = []
+    for number, tombstone in enumerate(earlier):
+        names = TakenNames.of(tombstone.images)
+        own = {
+            ordinal: image
+            for ordinal, image in left.items()
+            if number == len(earlier) - 1  # the rest are copies of copies
+            or image.image_id in names.image_ids
+            or names.names_source(image.uri, image.sha256)
+        }
+        if own:
+            found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))
+            left = _without(left, own)  # type: ignore[assignment]
+    return found
