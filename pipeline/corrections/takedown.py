@@ -20,6 +20,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
+    BLANK,
     Asked,
     by_shard,
     put_tombstone,
@@ -183,7 +184,7 @@ def _replace_shards(
 def _left(dataset: Location, commit: Commit, ordinals: frozenset[int]) -> bool:
     """Return whether a shard still has data of rows that were taken down."""
     rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
-    return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row)}
+    return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row) and row["image_id"] == BLANK}
 
 
 def _remove_parts(dataset: Location, manifest: DatasetManifest) -> None:
