@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from segmint.catalogs.dataset.added_keys import with_added_keys
 from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint, wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import absolute, base_name
+from segmint.infra.version import VERSION
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
@@ -81,6 +83,11 @@ class DatasetManifest(_Frozen):
         return config
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """`config` with the keys that versions after the one that wrote it have added."""
+        return with_added_keys(self.config)
+
+    @property
     def numerics_fingerprint(self) -> str:
         """The fingerprint by which commits name the numerics: twelve hexadecimal digits."""
         return fingerprint(self.numerics)
@@ -113,13 +120,25 @@ class DatasetManifest(_Frozen):
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
             if version != SCHEMA_VERSION:
-                raise UsageError(f"{where}: its schema_version is {version!r}; this segmint reads {SCHEMA_VERSION}")
+                raise UsageError(_other_format(where, version, value))
             canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
             return cls.model_validate(value)
         except ValidationError as error:
             raise UsageError(f"{where} is not a dataset's manifest: {wrong_fields(error)}") from error
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not a dataset's manifest: {str(error)[:200]}") from error
+
+
+def _other_format(where: str, version: object, value: object) -> str:
+    """Say what is wrong with a manifest's `schema_version`: a newer one names the segmint that wrote it."""
+    if not isinstance(version, int) or version <= SCHEMA_VERSION:
+        return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {SCHEMA_VERSION}"
+    writer = value.get("code_version") if isinstance(value, dict) else None
+    needed = f"segmint {writer} or newer" if isinstance(writer, str) and len(writer) < 40 else "a newer segmint"
+    return (
+        f"{where} is of format {version}, and segmint {VERSION} reads format {SCHEMA_VERSION}: use {needed}, which "
+        "reads older formats too"
+    )
 
 
 class LatestManifest(NamedTuple):

@@ -1,14 +1,19 @@
 """Everything that the bits of a dataset's masks depend on: resolved once, stored in the dataset, checked by workers."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
 from segmint.infra.device import Compute, Precision
-from segmint.infra.version import VERSION
+from segmint.infra.errors import UsageError
+from segmint.infra.version import BITS_VERSION, VERSION
 from segmint.model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+
+SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "crops_per_batch", "threads"})
+"""The fields that a computation is set up by; the others only say what it was done with."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Numerics:
     crops_per_batch: int  # crops of an image that are encoded together; the last batch is filled up
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
-    segmint: str
+    segmint: str  # the last version that changed a bit
     torch: str
     torchvision: str
     numpy: str
@@ -38,6 +43,30 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
+    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that the dataset's segmint lacked
+
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
+        """Return the numerics of a dataset's manifest; a field that it lacks is compared with nothing.
+
+        Raises `UsageError` for a field that this segmint does not know, or if a setting of the computation is missing.
+        """
+        known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise UsageError(
+                f"the dataset's numerics have {', '.join(unknown)}, which segmint {VERSION} does not know: use the "
+                "version that began the dataset, or a newer one"
+            )
+        missing = frozenset(known.keys() - values.keys())
+        if missing & SETTINGS:
+            raise UsageError(f"the dataset's numerics lack {', '.join(sorted(missing & SETTINGS))}")
+        blank: dict[str, Any] = dict.fromkeys(missing, "")
+        return cls(**values, **blank, unrecorded=missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recorded fields, as a manifest has them."""
+        return {key: value for key, value in asdict(self).items() if key not in {*self.unrecorded, "unrecorded"}}
 
     @property
     def compute(self) -> Compute:
@@ -46,13 +75,14 @@ class Numerics:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all fields, twelve hexadecimal digits; commits refer to their numerics by it."""
-        return fingerprint(asdict(self))
+        """Hash of the recorded fields, twelve hexadecimal digits; commits refer to their numerics by it."""
+        return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """List the fields in which two numerics differ, for a message; empty if they are equal."""
-        ours, theirs = asdict(self), asdict(other)
-        return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
+        """List the fields that both record and in which they differ, for a message; empty if there are none."""
+        ours, theirs = self.to_dict(), other.to_dict()
+        differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+        return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in differing)
 
 
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
@@ -96,7 +126,7 @@ def observe_numerics(
         crops_per_batch=crops_per_batch,
         threads=compute.threads,
         weights_sha256=weights_sha256,
-        segmint=VERSION,
+        segmint=BITS_VERSION,
         torch=torch.__version__,
         torchvision=version("torchvision"),
         numpy=version("numpy"),

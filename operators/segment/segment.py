@@ -106,9 +106,10 @@ def check_numerics(settings: SegmentSettings) -> None:
     here = observe_numerics(
         wanted.compute, wanted.points_per_chunk, wanted.crops_per_batch, sha256_of(_weights(settings)), wanted.encoder
     )
-    if here.fingerprint != wanted.fingerprint and not settings.allow_mixed_numerics:
+    differences = here.differences(wanted)
+    if differences and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
-            f"this machine would not produce the bits that the dataset was begun with: {here.differences(wanted)}. "
+            f"this machine would not produce the bits that the dataset was begun with: {differences}. "
             "Use the same machines and versions, or set allow_mixed_numerics: true"
         )
 

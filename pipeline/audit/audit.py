@@ -120,11 +120,11 @@ def _content(
     problems = []
     rules = None
     try:
-        policy = LicenseConfig.model_validate(manifest.config.get("license")).policy(manifest.policy_date)
+        policy = LicenseConfig.model_validate(manifest.identity.get("license")).policy(manifest.policy_date)
         rules = LicenseRules(policy, now.date())
     except ValidationError as error:
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
-    with_images = manifest.config.get("release", {}).get("format") != "annotations"
+    with_images = manifest.identity.get("release", {}).get("format") != "annotations"
     if options.privacy_sample != 0 and with_images:
         search = SearchPlan(manifest, options.build, storage, with_pictures=options.pictures is not None)
         try:

@@ -127,7 +127,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """What the manifest's configuration says about files."""
-    config = pinned.manifest.config
+    config = pinned.manifest.identity
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
         release = ReleaseConfig.model_validate(config.get("release"))

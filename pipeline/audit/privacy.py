@@ -138,7 +138,7 @@ def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Sto
     they are.
     """
     try:
-        parts = {kind: dict(manifest.config["deidentify"][kind]) for kind in ("faces", "plates")}
+        parts = {kind: dict(manifest.identity["deidentify"][kind]) for kind in ("faces", "plates")}
         digests = {kind: part["detector"] for kind, part in parts.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedDatasetError(f"deidentify: {error!r}") from error

@@ -11,7 +11,7 @@ from segmint.pipeline.config.config import Config
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
     """Return the SHA-256 that the dataset pins for each detector file, by its name in the configuration."""
-    pinned = manifest.config["deidentify"]
+    pinned = manifest.identity["deidentify"]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 

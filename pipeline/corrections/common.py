@@ -17,7 +17,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
     """Return how a dataset's images are released; raises `UsageError` if the manifest does not say it."""
     try:
-        return ReleaseConfig.model_validate(manifest.config.get("release"))
+        return ReleaseConfig.model_validate(manifest.identity.get("release"))
     except ValidationError as error:
         raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
 

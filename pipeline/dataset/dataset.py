@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class OpenDataset:
     @property
     def numerics(self) -> Numerics:
         """The numerics on which the bits of this dataset depend."""
-        return Numerics(**self.manifest.numerics)
+        return Numerics.recorded(self.manifest.numerics)
 
     @property
     def rows(self) -> int:
@@ -134,7 +134,7 @@ def require_rows(config: Config, rows: int) -> None:
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
     """Raise `UsageError`, with the differing keys, if a dataset was begun with another identity or other numerics."""
     _check_identity(config, storage, begun, weights)
-    _check_numerics(config, Numerics(**begun.numerics))
+    _check_numerics(config, Numerics.recorded(begun.numerics))
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
@@ -154,7 +154,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         name=config.name,
         config=tree,
         config_sha256=config_sha256(tree),
-        numerics=asdict(numerics),
+        numerics=numerics.to_dict(),
         code_version=VERSION,
         weights=Weights(name=plain_name(config.model.weights), sha256=digest),
         licenses=licenses,
@@ -171,10 +171,8 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
 
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    now = identity(config, _hashes(config, storage, weights))
-    differences = [
-        f"{key}: {_leaf(begun.config, key)} before, {_leaf(now, key)} now" for key in differing_keys(begun.config, now)
-    ]
+    before, now = begun.identity, identity(config, _hashes(config, storage, weights))
+    differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:
         raise UsageError(
             f"{config.output} was begun with another configuration, and its shards would not fit together:\n  "

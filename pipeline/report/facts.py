@@ -124,7 +124,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
 
 def _build(manifest: DatasetManifest) -> Build:
-    license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
+    license, release, masks = (manifest.identity.get(part) or {} for part in ("license", "release", "masks"))
     return Build(
         allowed=tuple(license.get("allow") or ()),
         require_redistributable=bool(license.get("require_redistributable")),
@@ -166,7 +166,7 @@ def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:
 
 
 def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:
-    config = manifest.config.get("deidentify") or {}
+    config = manifest.identity.get("deidentify") or {}
     found = []
     for kind in ("faces", "plates"):
         name = (config.get(kind) or {}).get("detector")

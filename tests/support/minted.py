@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
@@ -14,15 +15,16 @@ from segmint.pipeline.execution.stages import lay_out
 
 
 def mint(config_path: Path) -> str:
-    """Build and commit every shard of a configuration's dataset, and its index; returns the dataset's URI."""
+    """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI."""
     config = load_config(str(config_path))
     storage = Storage(config.storage)
     dataset = open_or_create(config, storage)
     stages = lay_out(config, dataset, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
+    committed = CommitLog(dataset.location).committed()
     prepare = Prepare(*stages.prepare_arguments)
     try:
         segment = Segment(stages.segment)
-        for span in dataset.spans(dataset.shards()):
+        for span in dataset.spans([shard for shard in dataset.shards() if shard not in committed]):
             rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":

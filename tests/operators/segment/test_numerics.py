@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from segmint.catalogs.layout import fingerprint
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute
+from segmint.infra.errors import UsageError
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
 
@@ -25,12 +27,30 @@ def test_numerics_name_this_machine_and_these_weights(here: Numerics) -> None:
 
 def test_every_field_is_in_the_fingerprint(here: Numerics) -> None:
     fingerprints = {here.fingerprint}
-    for name, value in vars(here).items():
+    for name, value in here.to_dict().items():
         other = replace(here, **{name: f"{value}x" if isinstance(value, str) else value + 1})
         fingerprints.add(other.fingerprint)
         assert here.differences(other).startswith(name)
-    assert len(fingerprints) == len(vars(here)) + 1
+    assert len(fingerprints) == len(here.to_dict()) + 1
     assert here.differences(replace(here)) == ""
+
+
+def test_a_field_that_an_older_dataset_lacks_is_not_compared(here: Numerics) -> None:
+    values = here.to_dict()
+    values.pop("littlecms")
+    older = Numerics.recorded(values)
+    assert older.to_dict() == values
+    assert older.fingerprint == fingerprint(values) != here.fingerprint
+    assert here.differences(older) == older.differences(here) == ""
+    assert replace(here, littlecms="x").differences(older) == ""
+    assert replace(here, torch="x").differences(older).startswith("torch 'x' against")
+
+
+def test_a_field_of_a_newer_dataset_is_refused_by_name(here: Numerics) -> None:
+    with pytest.raises(UsageError, match="numerics have kernels, which segmint"):
+        Numerics.recorded({**here.to_dict(), "kernels": "triton"})
+    with pytest.raises(UsageError, match="lack device, threads"):
+        Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in ("device", "threads")})
 
 
 @pytest.mark.parametrize(
