@@ -143,7 +143,9 @@ class Dataset:
         try:
             with file.open() as stream:
                 return pq.read_table(stream, columns=columns)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
@@ -161,13 +163,25 @@ class Dataset:
                 yield self._sample(rows[index], jpeg, document, path)
 
     def _sample(self, row: dict[str, Any], jpeg: bytes | None, document: bytes | None, path: str) -> Sample:
+        damaged = f"{self.location}: {path} does not hold image {row['id']} where it should be"
+        if document is None:
+            raise DamagedDatasetError(damaged)
         try:
-            annotations = None if document is None else json.loads(document)
-        except (ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{self.location / path} is not a readable shard: {error}") from error
-        if annotations is None or annotations["image"]["image_id"] != row["id"]:
-            raise DamagedDatasetError(f"{self.location}: {path} does not hold image {row['id']} where it should be")
-        return Sample(row, [MaskAnnotation.from_json(value) for value in annotations["annotations"]], jpeg)
+            annotations = json.loads(document)
+            number = annotations["image"]["image_id"]
+            masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
+            raise DamagedDatasetError(f"{self.location / path} is not a readable shard: {what}") from error
+        if number != row["id"]:
+            raise DamagedDatasetError(damaged)
+        other = [mask for mask in masks if mask.size != (row["height"], row["width"])]
+        if other:
+            raise DamagedDatasetError(
+                f"{self.location / path} is not a readable shard: mask {other[0].id} has the size {other[0].size}; "
+                f"image {row['id']} has {(row['height'], row['width'])}"
+            )
+        return Sample(row, masks, jpeg)
 
     def _pairs(self, path: str) -> Iterator[tuple[bytes | None, bytes]]:
         """Yield JPEG (None if there is none) and JSON of each image of a tar, in its order."""

@@ -19,8 +19,10 @@ class NormalizedRows:
         self._stream = file.open()
         try:
             self._file = pq.ParquetFile(self._stream)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             self._stream.close()
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
             raise UsageError(f"{file} is not a normalized catalog: {error}") from error
         if not self._file.schema_arrow.equals(NORMALIZED):
             self.close()

@@ -16,6 +16,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.bombs import hostile_tar, jpeg_saying
 from tests.support.committed import masks, pixels, write_dataset, write_generation
+from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
 
 
@@ -85,17 +86,46 @@ def test_a_jpeg_that_cannot_be_decoded_says_whose_it_is(dataset: str) -> None:
             _ = replace(sample, jpeg=jpeg).image
 
 
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (b"[" * 200_000, "RecursionError"),
+        (b"[]", "the JSON of image 1: TypeError"),
+        (b"{}", "the JSON of image 1: KeyError: 'image'"),
+        (b'{"image":{"image_id":1},"annotations":[null]}', "the JSON of image 1: TypeError"),
+        (b'{"image":{"image_id":2},"annotations":[]}', "does not hold image 1"),
+    ],
+)
+def test_a_json_of_another_form_is_damage(dataset: str, document: bytes, told: str) -> None:
+    taken = CommittedShard(Path(dataset), 0)
+    taken.edit_member(1, lambda _: document)
+    taken.write()
+    with pytest.raises(DamagedDatasetError, match=told):
+        list(open_dataset(dataset))
+
+
+def test_a_mask_of_another_size_is_damage(dataset: str) -> None:
+    taken = CommittedShard(Path(dataset), 0)
+    taken.edit_member(1, lambda data: data.replace(b'"size":[60,80]', b'"size":[60000,80000]'))
+    taken.write()
+    with pytest.raises(DamagedDatasetError, match=r"has the size \(60000, 80000\); image 1 has \(60, 80\)"):
+        list(open_dataset(dataset))
+
+
 def test_no_dataset_is_a_plain_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         open_dataset(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["shards", "images"])
-def test_damage_is_named(dataset: str, kind: str) -> None:
+JUNK_FOOTER = b"PAR1" + b"\xff" * 64 + (64).to_bytes(4, "little") + b"PAR1"
+
+
+@pytest.mark.parametrize(("kind", "data"), [("shards", b"x" * 10240), ("images", b"x" * 999), ("images", JUNK_FOOTER)])
+def test_damage_is_named(dataset: str, kind: str, data: bytes) -> None:
     commit = CommitLog(location_of(dataset)).latest(1)
     assert commit is not None
     path = Path(dataset, commit.file(kind).path)
-    path.write_bytes(b"x" * path.stat().st_size)
+    path.write_bytes(data)
     with pytest.raises(DamagedDatasetError, match=path.name):
         list(open_dataset(dataset))
 

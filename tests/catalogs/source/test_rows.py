@@ -88,6 +88,8 @@ def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"ordinal": [0]}), path)
     with pytest.raises(UsageError, match=r"other\.parquet is not a normalized catalog"):
         NormalizedRows(location_of(path))
-    path.write_bytes(b"text")
-    with pytest.raises(UsageError, match="is not a normalized catalog"):
-        NormalizedRows(location_of(path))
+    junk_footer = b"PAR1" + b"\xff" * 64 + (64).to_bytes(4, "little") + b"PAR1"
+    for data in (b"text", junk_footer):
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match="is not a normalized catalog"):
+            NormalizedRows(location_of(path))
