@@ -1,4 +1,4 @@
-"""Decode segmint's own JPEGs. Only `segmint.operators.prepare.ingest` decodes untrusted bytes."""
+"""Decode segmint's own JPEGs. `operators/prepare/ingest.py` and `operators/decoding.py` decode what others made."""
 
 import io
 

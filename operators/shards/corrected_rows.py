@@ -5,8 +5,10 @@ from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.dataset.tombstones import BLANK, DETAIL
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
-from segmint.operators.images import decode_jpeg
+from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
@@ -44,7 +46,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 
     The released JPEG is decoded, redacted and encoded again as in a release; its masks stay as they are. Boxes that
     are already among the row's regions are skipped, so a second run changes nothing: if none is left, the same object
-    is returned. The boxes must lie inside the image.
+    is returned. The boxes must lie inside the image. Raises `DamagedDatasetError` if its JPEG cannot be decoded.
     """
     if not wanted:
         return row
@@ -53,7 +55,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     new = {region: box for region, box in new.items() if region not in known}
     if not new:
         return row
-    image = decode_jpeg(row["release"])
+    image = _decoded(row)
     shape = image.shape[0], image.shape[1]
     patches = [rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values()]
     clean = redact_patches(image, [patch for patch in patches if patch is not None])
@@ -65,6 +67,14 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
+
+
+def _decoded(row: Row) -> Pixels:
+    try:
+        with JpegDecoder(own=True, processes=1) as decoder:  # a JPEG as segmint writes it starts no process
+            return decoder.run(decode_jpeg, row["release"])
+    except UndecodableError as error:
+        raise DamagedDatasetError(f"image {row['id']}: its JPEG cannot be decoded: {error}") from error
 
 
 def source_region(row: Row, box: WantedRegion) -> Region:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 from segmint.operators.shards.corrected_rows import redact_row, source_region
+from tests.support.bombs import jpeg_saying
 from tests.support.builds import photograph
 from tests.support.described_rows import accepted_row, described
 
@@ -66,6 +68,12 @@ def test_doing_it_again_changes_nothing() -> None:
     assert redact_row(first, [box(10, 20, 30, 40)], ReleaseConfig()) is first
     row = row_of()
     assert redact_row(row, [], ReleaseConfig()) is row
+
+
+def test_a_jpeg_that_cannot_be_decoded_names_its_image() -> None:
+    for jpeg, told in ((jpeg_saying(65_500, 65_500), "65500 x 65500 is 4,290,250,000 pixels"), (b"none", "identify")):
+        with pytest.raises(DamagedDatasetError, match=f"image 1: its JPEG cannot be decoded: .*{told}"):
+            redact_row({**row_of(), "release": jpeg}, [box(10, 20, 30, 40)], ReleaseConfig())
 
 
 @pytest.mark.parametrize(
