@@ -41,9 +41,9 @@ _SPENT = """\
 <title>segmint view: this address was used before</title>
 <h1>This address was used before</h1>
 <p>An address of <code>segmint view</code> opens one browser, once. This one was used, or is not of this viewer.</p>
-<p>Where the viewer is open, &ldquo;Open in another browser&rdquo; gives a new address. If it is open nowhere, end
-<code>segmint view</code> and start it again. If nobody but you should have the address, do so as well: another user of
-this machine may have opened it.</p>
+<p>In a browser that has the viewer open, &ldquo;Open in another browser&rdquo; gives a new address.</p>
+<p>If no browser of yours has it open, another user of this machine may have used the address: end
+<code>segmint view</code> with ctrl-C and start it again.</p>
 </html>
 """
 
