@@ -105,6 +105,7 @@ def test_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, fi
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", FILES)
 def test_much_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, file: str) -> None:
     assert unexpected(dataset, tmp_path, file, 100, (*QUICK, reported)) == []

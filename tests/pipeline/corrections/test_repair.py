@@ -134,10 +134,11 @@ def test_any_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path)
 
 
 @pytest.mark.long
-def test_every_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bit", range(8))
+def test_every_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path, bit: int) -> None:
     dataset = one_shard(minted, tmp_path)
     commit = dataset / "commits" / "000000.g1.json"
-    flips_are_found_and_undone(dataset, commit, range(len(commit.read_bytes()) * 8))
+    flips_are_found_and_undone(dataset, commit, range(bit, len(commit.read_bytes()) * 8, 8))
 
 
 @pytest.mark.ray
