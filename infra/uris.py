@@ -90,6 +90,7 @@ def local_path(uri: str) -> Path:
     rest = uri[match.end() :].removeprefix("localhost")
     if not rest.startswith("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} names a host: expected file:///absolute/path")
+    _refuse_encoded_control(uri)
     return Path(unquote(rest))
 
 
@@ -153,17 +154,21 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     """The absolute URI that an entry `uri` of the catalog at `catalog_uri` names.
 
     - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
+    - In a store: no part `..`, also percent-encoded: to the store it may be a name, but a proxy resolves it.
     - Relative: below the folder of the catalog's file; a part `..` is refused, so that a catalog reaches only
       files next to it or below.
     - An absolute local path, or `file://`: only if the catalog itself is a local file. A catalog from a bucket
       must not read files of the machine that builds from it.
 
-    Local results are plain absolute paths. Raises `UriNotAllowedError`, which says what was wrong.
+    No control character is allowed, raw or percent-encoded. Local results are plain absolute paths. Raises
+    `UriNotAllowedError`, which says what was wrong.
     """
     catalog_is_local = scheme(catalog_uri) == LOCAL
     if scheme(uri) != LOCAL:
         split_bucket(uri)
+        _refuse_climbing(uri)
         return f"{scheme(uri)}://{uri[_after_scheme(uri) :]}"
+    _refuse_encoded_control(uri)
     if _SCHEME.match(uri) or uri.startswith("/"):
         if not catalog_is_local:
             raise UriNotAllowedError(
@@ -175,6 +180,7 @@ def relative_to(catalog_uri: str, uri: str) -> str:
         raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
         return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
+    _refuse_climbing(uri)
     return join(parent(catalog_uri), uri)
 
 
@@ -207,6 +213,18 @@ def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
         if there.startswith(prefix):
             found.add(there.removeprefix(prefix))
     return found
+
+
+def _refuse_climbing(uri: str) -> None:
+    """Refuse a store's URI with a part `..` or a control character, as it is or percent-decoded."""
+    _refuse_encoded_control(uri)
+    if ".." in uri.split("/") or ".." in unquote(uri).split("/"):
+        raise UriNotAllowedError(f"{redact(uri)!r} climbs by '..', plain or percent-encoded")
+
+
+def _refuse_encoded_control(uri: str) -> None:
+    if _CONTROL.search(unquote(uri)):
+        raise UriNotAllowedError(f"the URI {redact(uri)!r} holds a percent-encoded control character")
 
 
 def _after_scheme(uri: str) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.error_kinds import describe
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.stores import LocalStore, Store
 from segmint.infra.uris import LOCAL, redact, scheme
 
 _SECRET_OPTION = re.compile(
     r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
 )
+
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hdfs": "pyarrow"}
 
 # File systems of this process, shared by all threads and all `Storage` values with the same options.
 # The key holds the process id: connections and event loops do not survive a fork.
@@ -46,14 +50,30 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
         from segmint.infra.storage.s3 import S3Store, make_filesystem
 
         return S3Store(make_filesystem(options))
+    missing = missing_package(protocol)
+    if missing is not None:
+        raise UsageError(missing)
     import fsspec
 
     from segmint.infra.storage.fsspec_store import FsspecStore
 
     try:
         return FsspecStore(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options))
-    except ImportError as error:
-        raise UsageError(f"{protocol}:// needs a package that is not installed: {error}") from error
+    except Exception as error:  # a library on its way to credentials or native parts raises anything
+        raise StorageFaultError(f"cannot connect to {protocol}://: {describe(error)}") from error
+
+
+def missing_package(protocol: str) -> str | None:
+    """Why URIs of this scheme cannot be read here, and what to install; None if they can."""
+    if protocol in (LOCAL, "s3"):
+        return None
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:  # ValueError: fsspec knows the scheme only through the package
+        return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
+    return None
 
 
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:

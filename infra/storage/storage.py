@@ -17,15 +17,16 @@ from segmint.infra.storage.errors import (
 )
 from segmint.infra.storage.outages import wait_out
 from segmint.infra.storage.retry import RetryPolicy, with_retries
-from segmint.infra.storage.stores import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Store, open_file
-from segmint.infra.uris import (
-    LOCAL,
-    base_name,
-    local_path,
-    redact,
-    scheme,
-    store_name,
+from segmint.infra.storage.stores import (
+    TEMPORARY_PREFIX,
+    LocalStore,
+    ObjectInfo,
+    OnSkip,
+    Store,
+    open_file,
+    warn_of_skipped,
 )
+from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, local_path, redact, scheme, store_name
 
 T = TypeVar("T")
 
@@ -126,19 +127,27 @@ class Storage:
         Folders are left out, and so are temporary files of dead writers (`.tmp-…`), unless `include_temporary`.
         """
         store = self._store(uri)
-        found = self._try("list", uri, lambda: list(store.walk(uri, recursive=False)))
+        found = self._try("list", uri, lambda: list(store.walk(uri, recursive=False, on_skip=warn_of_skipped)))
         return [entry for entry in found if include_temporary or not _is_temporary(entry.name)]
 
-    def walk(self, uri: str, include_temporary: bool = False) -> Iterator[ObjectInfo]:
+    def walk(
+        self, uri: str, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped
+    ) -> Iterator[ObjectInfo]:
         """The objects below a folder or prefix at any depth, in the store's order.
 
         Names are relative to `uri`. A sweep lists temporary files too (`include_temporary`). Streams: a fault in
         mid-listing restarts the listing and skips the names already returned, as not every store lists in the
-        order of names.
+        order of names. `on_skip` is called for what cannot be listed, such as links in a circle.
         """
         store = self._store(uri)
-        entries = iter(store.walk(uri, recursive=True))
         given: set[str] = set()
+
+        def skip(name: str, why: str) -> None:
+            if name not in given:
+                given.add(name)
+                on_skip(name, why)
+
+        entries = iter(store.walk(uri, recursive=True, on_skip=skip))
 
         def advance() -> ObjectInfo | None:
             nonlocal entries
@@ -147,7 +156,7 @@ class Storage:
                     if entry.name not in given:
                         return entry
             except BaseException:
-                entries = iter(store.walk(uri, recursive=True))
+                entries = iter(store.walk(uri, recursive=True, on_skip=skip))
                 raise
             return None
 
@@ -223,14 +232,16 @@ class Storage:
         return not isinstance(self._ask(uri), PassingFaultError)
 
     def _ask(self, uri: str) -> StorageFaultError | None:
-        """The fault that a quick check of the store finds, if any."""
-        store = self._store(uri)
+        """The fault that a quick check of the store finds, if any. Raises nothing: it also checks URIs of a catalog."""
         try:
+            store = self._store(uri)
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
-        except NotFoundError:
-            return None
+        except (NotFoundError, UriNotAllowedError):
+            return None  # about the object or its URI
         except StorageFaultError as fault:
             return fault
+        except UsageError as error:
+            return StorageFaultError(str(error))
         return None
 
     def _try(self, action: str, uri: str, attempt: Callable[[], T]) -> T:

@@ -37,10 +37,11 @@ class Outages:
         for entry in uris:
             try:
                 uri = relative_to(self._catalog, entry)
+                name = store_name(uri)
             except UriNotAllowedError:
                 continue  # its row gets a verdict later
             if len(examples) < MOST_STORES:
-                examples.setdefault(store_name(uri), uri)
+                examples.setdefault(name, uri)
         self._examples = examples
 
     def silent(self) -> list[str]:

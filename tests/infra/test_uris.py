@@ -73,7 +73,7 @@ def test_join_parent_and_name() -> None:
 def test_local_path_decodes_file_uris_only() -> None:
     assert str(local_path("file:///a%20b/c")) == "/a b/c"
     assert str(local_path("/a%20b/c")) == "/a%20b/c"
-    for uri in ("file://host/x", "s3://b/k"):
+    for uri in ("file://host/x", "s3://b/k", "file:///a%0Ab", "file:///a%00b"):
         with pytest.raises(UriNotAllowedError):
             local_path(uri)
 
@@ -134,6 +134,20 @@ def test_relative_catalogs_give_absolute_uris(tmp_path, monkeypatch) -> None:
         ("/data/c.csv", "file://elsewhere/x.jpg"),
         ("/data/c.csv", "/etc/x\0.jpg"),
         ("/data/c.csv", "x" * 8193),
+        # Control characters and `..` also percent-encoded: what is decoded later must not be more than was checked.
+        ("/data/c.csv", "a\nb.jpg"),
+        ("/data/c.csv", "a%0Ab.jpg"),
+        ("/data/c.csv", "a%00.jpg"),
+        ("/data/c.csv", "file:///data/a%0Ab.jpg"),
+        ("/data/c.csv", "file:///data/a%00b.jpg"),
+        ("/data/c.csv", "s3://b/a%7fb.jpg"),
+        ("s3://b/c.parquet", "a%0ab.jpg"),
+        ("s3://b/c.parquet", "s3://vendor/../x.jpg"),
+        ("s3://b/c.parquet", "s3://vendor/a/%2e%2E/x.jpg"),
+        ("s3://b/c.parquet", "s3://vendor/..%2fx.jpg"),
+        ("s3://b/c.parquet", "%2e%2e/secret.jpg"),
+        ("s3://b/c.parquet", "..%2fsecret.jpg"),
+        ("/data/c.csv", "gs://vendor/.."),
     ],
 )
 def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:
@@ -144,10 +158,10 @@ def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:
 @pytest.mark.parametrize(
     ("catalog", "uri", "expected"),
     [
-        # None of these is decoded: an encoded dot or slash is a letter of a name.
-        ("s3://b/sets/c.parquet", "%2e%2e/secret.jpg", "s3://b/sets/%2e%2e/secret.jpg"),
-        ("s3://b/sets/c.parquet", "..%2fsecret.jpg", "s3://b/sets/..%2fsecret.jpg"),
+        # None of these is decoded: an encoded dot or slash is a letter of a local name.
         ("s3://b/sets/c.parquet", "..\\secret.jpg", "s3://b/sets/..\\secret.jpg"),
+        ("s3://b/sets/c.parquet", "a..b/...%2e/caf%C3%A9.jpg", "s3://b/sets/a..b/...%2e/caf%C3%A9.jpg"),
+        ("s3://b/sets/c.parquet", "s3://b/a%20b%2Fc.jpg", "s3://b/a%20b%2Fc.jpg"),
         ("/data/c.csv", "%2e%2e/secret.jpg", "/data/%2e%2e/secret.jpg"),
         ("file:///data/c.csv", "%2e%2e%2fsecret.jpg", "/data/%2e%2e%2fsecret.jpg"),
         # A chain without slashes is a name, and so is a scheme without them.

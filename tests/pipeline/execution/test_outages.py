@@ -51,6 +51,24 @@ def test_of_very_many_stores_some_are_checked(proxy: FaultyProxy, s3_bucket: str
     assert len(run.silent()) == MOST_STORES - 1  # the catalog is a local file
 
 
+def test_no_row_of_a_catalog_makes_the_checks_fail(tmp_path: Path) -> None:
+    """Each of these gets a verdict or a fault in its own row."""
+    hostile = [
+        "a%0Ab.jpg",
+        "a\0.jpg",
+        f"file://{tmp_path}/a%0Ab.jpg",
+        f"file://{tmp_path}/a%00b.jpg",
+        "",
+        "..",
+        "s3://",
+    ]
+    hostile += ["gs://bucket/x.jpg", "abfss://c@a/x.jpg", "hdfs://nowhere:1/x.jpg", "x" * 8192, "a" * 8192 + "/x.jpg"]
+    run = Outages(Storage(), str(tmp_path / "catalog.csv"), [str(tmp_path / "set")], timeout_s=1)
+    run.expect(hostile)
+    assert run.silent() == []
+    assert not run.wait_out([1])
+
+
 def test_an_outage_is_waited_for(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:
     run = outages(proxy, s3_bucket, tmp_path)
     assert not run.wait_out([1])
