@@ -25,8 +25,9 @@ from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import LOCAL, local_path, scheme
+from segmint.infra.uris import LOCAL, UriNotAllowedError, local_path, relative_to, scheme
 
 IMAGE_ENDINGS = (
     ".jpg",
@@ -57,16 +58,22 @@ class _Found:
 
 
 def scan(
-    folder: Location, license: str | None = None, provider: str | None = None, threads: int = 16
+    folder: Location,
+    license: str | None = None,
+    provider: str | None = None,
+    threads: int = 16,
+    on_skip: OnSkip = warn_of_skipped,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, in order of names.
 
     `uri` is absolute in the rows; `image_id` is the name relative to the prefix. An image without a license gets a row
-    without one. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
+    without one. `on_skip` is called for what no catalog can name: links in a circle, names that are not UTF-8 or that
+    are not allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
     """
     base = _absolute(folder)
     common = {"license": validate_identifier(license) if license else None, "provider": provider}
-    yield from map_ahead(lambda image: _row(base, image, common), _images(base), threads, _READ_AHEAD, "scan")
+    images = _images(base, on_skip)
+    yield from map_ahead(lambda image: _row(base, image, common), images, threads, _READ_AHEAD, "scan")
 
 
 def _absolute(folder: Location) -> Location:
@@ -87,11 +94,17 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
     return count
 
 
-def _images(base: Location) -> Iterator[_Found]:
+def _images(base: Location, on_skip: OnSkip) -> Iterator[_Found]:
     # Names are sorted, so those that begin with an image's name follow it directly: only these few are kept in memory
     # to find sidecars.
     open_images: deque[_Found] = deque()
-    for entry in base.walk():
+    for entry in base.walk(on_skip=on_skip):
+        if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
+            continue
+        unfit = _unfit(base, entry.name)
+        if unfit is not None:
+            on_skip(entry.name, unfit)
+            continue
         while open_images and not entry.name.startswith(open_images[0].name):
             yield open_images.popleft()
         if entry.name.lower().endswith(IMAGE_ENDINGS):
@@ -102,6 +115,18 @@ def _images(base: Location) -> Iterator[_Found]:
                 if image.name == owner:
                     image.sidecars.append(entry.name)
     yield from open_images
+
+
+def _unfit(base: Location, name: str) -> str | None:
+    """Why a catalog cannot name a file; None if it can."""
+    try:
+        name.encode()
+        relative_to(base.uri, (base / name).uri)
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    except UriNotAllowedError as error:
+        return str(error)
+    return None
 
 
 def _row(base: Location, image: _Found, common: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.stores import ObjectInfo, check_length, check_size
+from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, redact
 
 
@@ -56,7 +56,7 @@ class FsspecStore:
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
         self._fs.put_file(str(path), self._path(uri))
 
-    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
         """Objects below a folder."""
         root = self._path(uri).rstrip("/") + "/"
         try:

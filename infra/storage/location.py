@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segmint.infra.storage.storage import Storage
-from segmint.infra.storage.stores import ObjectInfo
+from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
 from segmint.infra.uris import base_name, join
 
 
@@ -80,9 +80,9 @@ class Location:
         """Remove the object with all its older versions; absent is fine."""
         self.storage.purge(self.uri)
 
-    def walk(self, include_temporary: bool = False) -> Iterator[ObjectInfo]:
+    def walk(self, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
         """Yield the objects below this folder at any depth."""
-        return self.storage.walk(self.uri, include_temporary)
+        return self.storage.walk(self.uri, include_temporary, on_skip)
 
     def link_target(self) -> str | None:
         """Return where this leads if it is a local symbolic link."""

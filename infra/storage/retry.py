@@ -94,6 +94,8 @@ def _advice(uri: str, error: BaseException, verdict: Meaning, tries: int) -> str
     answer = service_code(error)
     if answer is not None and answer[0] == "NoSuchBucket":
         return "; there is no such bucket: check its name and the endpoint"
+    if answer is not None and 300 <= answer[1] < 400:
+        return "; the store redirects, which is not followed: check the endpoint and the region"
     if verdict is Meaning.REFUSED and scheme(uri) == LOCAL:
         return "; check the permissions of the file and its folder"
     if verdict is Meaning.REFUSED:

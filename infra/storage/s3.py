@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from segmint.infra.errors import UsageError
 from segmint.infra.storage import s3_parts
 from segmint.infra.storage.error_kinds import Meaning, meaning, service_code
-from segmint.infra.storage.s3_session import make_session
-from segmint.infra.storage.stores import ObjectInfo, check_length, check_size
+from segmint.infra.storage.s3_session import http_without_redirects, make_session
+from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, split_bucket
 
 OPTIONS: dict[str, str] = {
@@ -49,7 +49,7 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
     """An s3fs file system for these options (keys of `OPTIONS`), private to its caller.
 
     No listings cache: commits of other processes must be visible. No retries below ours: botocore's and s3fs's
-    would multiply with them.
+    would multiply with them. No redirects.
     """
     import s3fs
 
@@ -58,6 +58,7 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
         "read_timeout": options.get("read_timeout", _READ_TIMEOUT_S),
         "max_pool_connections": options.get("max_connections", 64),
         "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "http_session_cls": http_without_redirects(),
     }
     if "addressing_style" in options:
         config["s3"] = {"addressing_style": options["addressing_style"]}
@@ -113,7 +114,7 @@ class S3Store:
         else:
             s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri))
 
-    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page, each page requested once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""

@@ -1,4 +1,4 @@
-"""The botocore session of S3 clients: its profile, and a faster parser for the times in listings."""
+"""The botocore session of S3 clients: its profile, HTTP without redirects, a faster parser for times in listings."""
 
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,31 @@ def make_session(profile: str | None) -> Any:
     session = AioSession(profile=profile)
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
     return session
+
+
+def http_without_redirects() -> type:
+    """The class of aiobotocore's HTTP sessions, with redirects answered to it instead of being followed.
+
+    A redirect would lead a signed request to any address that a server names, inside the network too. botocore does not
+    follow them either: it asks the right region's endpoint where S3 names another region.
+    """
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        async def _get_session(self, proxy_url: Any) -> Any:
+            return _Unredirected(await super()._get_session(proxy_url))
+
+    return Session
+
+
+class _Unredirected:
+    """An aiohttp session, as far as aiobotocore uses it, whose requests follow no redirect."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def request(self, method: str, **options: Any) -> Any:
+        return await self._session.request(method, allow_redirects=False, **options)
 
 
 def parse_time(text: Any) -> datetime:

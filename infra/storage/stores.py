@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import ObjectTooLargeError, ShortBodyError
 from segmint.infra.uris import local_path, redact
 
@@ -28,6 +29,20 @@ class ObjectInfo:
     name: str
     size: int
     modified: datetime
+
+
+OnSkip = Callable[[str, str], None]
+"""Called with the name of an entry that is left out of a listing, relative to what was listed, and why."""
+
+
+def warn_of_skipped(name: str, why: str) -> None:
+    """The default `OnSkip`: a line in the log."""
+    get_logger("storage").warning("skipped", name=_text(name), why=why)
+
+
+def _text(name: str) -> str:
+    """A name for people: file systems take bytes that are not UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 class Store(Protocol):
@@ -48,7 +63,7 @@ class Store(Protocol):
     def put_file(self, uri: str, path: Path) -> None:
         """The same from a local file."""
 
-    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
+    def walk(self, uri: str, recursive: bool, on_skip: OnSkip) -> Iterator[ObjectInfo]:
         """The objects below a folder or prefix, by name in code point order."""
 
     def size(self, uri: str) -> int:
@@ -151,11 +166,11 @@ class LocalStore:
         """`put` of an open stream to a local path."""
         _rename(_write_temporary(path, stream), path)
 
-    def walk(self, uri: str, recursive: bool) -> Iterator[ObjectInfo]:
-        """Files below a folder; links to folders are not followed."""
+    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
+        """Files below a folder; links to folders are not followed, and links in a circle are skipped."""
         root = local_path(uri)
         if root.is_dir():
-            yield from _walk(root, "", recursive)
+            yield from _walk(root, "", recursive, on_skip)
 
     def size(self, uri: str) -> int:
         """The size in bytes."""
@@ -242,17 +257,24 @@ def _links(folder: Path, prefix: str) -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:
+def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip) -> Iterator[ObjectInfo]:
     with os.scandir(folder) as found:
         # A folder sorts as "name/", so that the order is by full names, as in a bucket.
         entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if recursive:
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive)
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, on_skip)
             continue
-        with suppress(FileNotFoundError):  # a file may vanish between the listing and `stat`
-            if entry.is_file():
-                status = entry.stat()
-                modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                yield ObjectInfo(prefix + entry.name, status.st_size, modified)
+        try:
+            status = entry.stat()
+        except FileNotFoundError:  # a file may vanish between the listing and `stat`
+            continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            on_skip(prefix + entry.name, "a link that leads in a circle")
+            continue
+        if stat.S_ISREG(status.st_mode):
+            modified = datetime.fromtimestamp(status.st_mtime, UTC)
+            yield ObjectInfo(prefix + entry.name, status.st_size, modified)

@@ -34,18 +34,26 @@ def scan(
     from segmint.catalogs.source.scan import write_catalog
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.infra.storage.stores import warn_of_skipped
     from segmint.infra.wording import counted
 
     storage = storage_of(config)
-    found = scan_images(Location(storage, uri), license=license, provider=provider)
+    skipped: list[str] = []
+
+    def skip(name: str, why: str) -> None:
+        warn_of_skipped(name, why)
+        skipped.append(name)
+
+    found = scan_images(Location(storage, uri), license=license, provider=provider, on_skip=skip)
     first = next(found, None)
     if first is None:
         raise UsageError(f"no images below {uri}, so {output} was not written: expected a folder or prefix with images")
     rows = write_catalog(chain([first], found), Location(storage, output))
     if as_json:
-        answer_json({"catalog": output, "rows": rows})
+        answer_json({"catalog": output, "rows": rows, "skipped": len(skipped)})
     else:
-        say(f"{output}: {counted(rows, 'row')}")
+        left_out = f"; {counted(len(skipped), 'file')} skipped, named above" if skipped else ""
+        say(f"{output}: {counted(rows, 'row')}{left_out}")
 
 
 @app.command()

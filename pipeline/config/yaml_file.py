@@ -12,13 +12,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted
 
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
+_MAX_BYTES = 1_000_000
 _MAX_VALUES = 100_000  # of a configuration with its aliases expanded: nobody writes so many
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
@@ -59,8 +62,10 @@ def load(path_or_uri: str, overrides: list[str], model: type[Model]) -> Model:
 def _read(path_or_uri: str) -> str:
     try:
         if "://" in path_or_uri:
-            return Storage().read(path_or_uri).decode("utf-8")
-        return Path(path_or_uri).read_text(encoding="utf-8")
+            return Storage().read(path_or_uri, _MAX_BYTES).decode("utf-8")
+        return _read_file(Path(path_or_uri)).decode("utf-8")
+    except ObjectTooLargeError as error:
+        raise UsageError(f"{path_or_uri} is over {_MAX_BYTES:,} bytes: not a configuration") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path_or_uri} is not text in UTF-8: expected a YAML configuration") from error
     except FileNotFoundError as error:
@@ -69,6 +74,17 @@ def _read(path_or_uri: str) -> str:
         raise UsageError(f"{path_or_uri} cannot be read: {error.strerror or error}") from error
     except SegmintError as error:
         raise UsageError(f"the configuration cannot be read: {error}") from error
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a small regular file; a pipe or a device is not opened, as it may have no end."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UsageError(f"{path} cannot be read: it is {kind}; expected a file, a YAML configuration")
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    check_size(str(path), len(data), _MAX_BYTES)
+    return data
 
 
 def parse_yaml(text: str, source: str) -> Document:

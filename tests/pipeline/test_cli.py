@@ -184,7 +184,12 @@ def test_catalog_scan_and_check(tmp_path, coffee):
     catalog = tmp_path / "catalog.csv"
     scanned = run("catalog", "scan", folder, "-o", catalog, "--license", "CC0-1.0", "--json")
     assert scanned.exit_code == 0, scanned.stderr
-    assert json.loads(scanned.stdout) == {"catalog": str(catalog), "rows": 2}
+    assert json.loads(scanned.stdout) == {"catalog": str(catalog), "rows": 2, "skipped": 0}
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    scanned = run("catalog", "scan", folder, "-o", catalog, "--license", "CC0-1.0")
+    assert scanned.exit_code == 0, scanned.stderr
+    assert "loop.jpg" in scanned.stderr
+    assert "2 rows; 1 file skipped, named above" in scanned.stderr
 
     clean = run("catalog", "check", catalog)
     assert clean.exit_code == 0

@@ -1,6 +1,7 @@
 """Catalogs made from a folder or a prefix of images."""
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def test_sidecars_override_the_arguments(tmp_path: Path) -> None:
     assert (rows["4.jpg"]["license"], rows["4.jpg"]["attribution"]) == ("CC-BY-2.0", "Di")
     assert rows["4.jpg-copy.jpg"]["license"] == "MIT"
     assert rows["5.jpg"]["license"] == "CC0-1.0"
+
+
+def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
+    make(tmp_path, {"a.jpg": "", "b%0A.jpg": "", "z.jpg": ""})
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"")
+    (tmp_path / "line\nbreak.jpg").write_bytes(b"")
+    (tmp_path / "line\nbreak.jpg.license").write_text("MIT")
+    skipped: dict[str, str] = {}
+    rows = list(scan(location_of(tmp_path), on_skip=skipped.__setitem__))
+    assert [row["image_id"] for row in rows] == ["a.jpg", "z.jpg"]
+    assert skipped.pop("loop.jpg") == "a link that leads in a circle"
+    assert skipped.pop("caf\udce9.jpg") == "its name is not UTF-8"
+    assert skipped.keys() == {"b%0A.jpg", "line\nbreak.jpg", "line\nbreak.jpg.license"}
 
 
 @pytest.mark.parametrize(

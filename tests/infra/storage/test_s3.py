@@ -52,6 +52,20 @@ def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
         yield proxy
 
 
+def test_a_redirect_is_not_followed(proxy: FaultyProxy, s3_server: S3Server, s3_bucket: str) -> None:
+    """A signed request would go to any address that a server names."""
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}}, retry=QUICK)
+    uri = f"s3://{s3_bucket}/moved.jpg"
+    storage.put(uri, b"here")
+    there = f"http://127.0.0.1:{s3_server.port}/{s3_bucket}/moved.jpg"
+    head = f"HTTP/1.1 307 Moved\r\nLocation: {there}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    proxy.policy = lambda method, target: head.encode() if method == "GET" and "moved" in target else b""
+    with pytest.raises(StorageFaultError, match=r"the store redirects, which is not followed"):
+        storage.read(uri)
+    proxy.policy = lambda method, target: b""
+    assert storage.read(uri) == b"here"
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies must come at 50 MB a second, for tests to wait no longer than they must."""

@@ -160,6 +160,16 @@ def test_a_file_that_is_not_there(tmp_path):
         load_config(str(tmp_path / "binary.yaml"))
 
 
+def test_what_has_no_end_is_not_read(tmp_path):
+    for device in ("/dev/zero", "file:///dev/zero"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            load_config(device)
+    (tmp_path / "large.yaml").write_bytes(b"#" * 1_000_001)
+    for large in (tmp_path / "large.yaml", f"file://{tmp_path}/large.yaml"):
+        with pytest.raises(UsageError, match=r"large\.yaml is over 1,000,000 bytes: not a configuration"):
+            load_config(str(large))
+
+
 def test_a_configuration_is_read_by_uri(tmp_path):
     (tmp_path / "c.yaml").write_text(GOOD)
     assert load_config(f"file://{tmp_path}/c.yaml").name == "street"
