@@ -8,8 +8,16 @@ from functools import lru_cache
 
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
+from segmint.infra.uris import redact
+
+LONGEST = 1000
+"""Characters of the longest text that is looked at as a license: longer ones are a license's text, not its name."""
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
+_VERSION = re.compile(r"-v?\d+(\.\d+)*")
+_SIMILAR = 0.6  # difflib's ratio: 2 × characters in common / characters of both
+_SHOWN = 80  # characters of a longer text that a dataset stores
+_REDACTED = 5000  # characters that are searched for credentials: longer than any that begins in those shown
 
 
 @lru_cache(maxsize=1)
@@ -32,23 +40,38 @@ def canonical_identifier(text: str) -> str | None:
 
     `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is returned unchanged.
     """
+    if len(text) > LONGEST:
+        return None
     if _LICENSE_REF.fullmatch(text):
         return text
     return spdx_identifiers().get(text.lower())
 
 
+@lru_cache(maxsize=1024)
 def suggest_identifier(text: str) -> str | None:
     """Return the listed identifier most similar to `text`; None if there is none."""
+    if len(text) > LONGEST:
+        return None
     known = spdx_identifiers()
     wanted = re.sub(r"[\s_]+", "-", text.strip().lower())
     if wanted in known:
         return known[wanted]
+    longest = max(map(len, known))
+    if len(wanted) > longest and 2 * longest < _SIMILAR * (longest + len(wanted)):
+        return None  # too long to be similar to any, which would be found out slowly
     # A family's newest version: "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
-    family = sorted(key for key in known if re.fullmatch(re.escape(wanted) + r"-v?\d+(\.\d+)*", key))
+    family = sorted(key for key in known if key.startswith(wanted) and _VERSION.fullmatch(key, len(wanted)))
     if family:
         return known[family[-1]]
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=_SIMILAR)
     return known[close[0]] if close else None
+
+
+def fit_to_store(text: str) -> str:
+    """A catalog's license as a dataset stores it: as written, but without credentials, and not a whole license text."""
+    if len(text) <= LONGEST:
+        return redact(text)
+    return f"{redact(text[:_REDACTED])[:_SHOWN]}… ({len(text):,} characters)"
 
 
 def validate_identifier(text: str) -> str:
@@ -103,4 +126,4 @@ class LicensePolicy:
 def _unknown(text: str) -> str:
     suggestion = suggest_identifier(text)
     hint = f" (did you mean {suggestion}?)" if suggestion else ""
-    return f"{text!r} is no license identifier{hint}"
+    return f"{fit_to_store(text)!r} is no license identifier{hint}"

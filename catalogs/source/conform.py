@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.schema import REQUIRED, SOURCE
 from segmint.infra.errors import UsageError
+from segmint.infra.uris import redact
 
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+_SEARCHED = 5000  # characters of a value that are searched for credentials: a row has up to four million
+_FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
+_MS_A_DAY = 86_400_000
 
 EXPECTED = {
     "redistributable": "true, false or nothing",
@@ -51,8 +57,8 @@ def refuse(problem: Problem) -> None:
 
 
 def shown(value: object) -> str:
-    """Format a value for a message: quoted, and shortened if it is long."""
-    text = repr(value)
+    """Format a value for a message: quoted, shortened if it is long, and without what looks like a credential."""
+    text = redact(repr(value[:_SEARCHED] if isinstance(value, str | bytes) else value)[:_SEARCHED])
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
@@ -119,6 +125,8 @@ def conform(
             array = pa.nulls(rows, field.type)
         elif is_text(column.type):
             array = _from_text(catalog, field, column, first_row, on_problem)
+        elif pa.types.is_date(column.type):
+            array = _days(catalog, field.name, column, first_row, on_problem)
         else:
             array = column.cast(field.type)
         arrays.append(array)
@@ -127,6 +135,25 @@ def conform(
         on_problem(Problem(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
     arrays[0] = uris.fill_null("")
     return pa.RecordBatch.from_arrays(arrays, schema=SOURCE)
+
+
+def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+    """Convert dates to date32, all of them in the years 1 to 9999: Python and SQL have no others.
+
+    Databases write infinity as a date far outside.
+    """
+    if pa.types.is_date64(column.type):
+        milliseconds = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        absent = column.is_null().to_numpy(zero_copy_only=False)
+        days = pa.array(milliseconds // _MS_A_DAY, mask=absent)
+    else:
+        days = column.cast(pa.int32()).cast(pa.int64())
+    fits = pc.and_(pc.greater_equal(days, _FIRST_DAY), pc.less_equal(days, _LAST_DAY))
+    for index in _where(pc.invert(fits)):
+        day = np.datetime64(days[index].as_py(), "D")
+        expected = f"a date from {date.min} to {date.max}, or nothing"
+        on_problem(Problem(catalog, first_row + index, name, f"the date {day}", expected))
+    return pc.if_else(fits, days, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
 
 
 def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:

@@ -4,7 +4,7 @@ Everything is streamed or done by DuckDB, which spills to disk: memory does not 
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from segmint.catalogs.licenses import LONGEST, fit_to_store
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import NORMALIZED
-from segmint.catalogs.source.conform import OnProblem, refuse
+from segmint.catalogs.source.conform import OnProblem, Problem, refuse, shown
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.connections import missing_package
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import fit_to_keep, redact
+from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, UriNotAllowedError, fit_to_keep, redact, relative_to, scheme
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -32,8 +34,16 @@ MARK_ROWS = 65_536
 MOST_WAITING = 512 << 20
 """Bytes that the rows of one row group may take: 8 KB per row."""
 
-_PUBLISHED_TEXT = ("uri", "image_id", "attribution", "provider", "source_url")
+_PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
+    "uri": fit_to_keep,
+    "image_id": fit_to_keep,
+    "license": fit_to_store,
+    "attribution": redact,
+    "provider": redact,
+    "source_url": redact,
+}
 _SUSPICIOUS = "(?s)://.*[@=]"
+_OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 
 # A hash takes 8 bytes, an id often 50: only the few ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
@@ -85,6 +95,7 @@ def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refus
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, NORMALIZED) as writer:
         for batch in read_catalog(catalog, on_problem):
+            _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
             writer.add([number_rows(batch, writer.rows)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
@@ -155,10 +166,11 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     """Convert a batch of `SOURCE` to `NORMALIZED`, with ordinals from `first` on; duplicates are not marked.
 
     Credentials in URLs are redacted, since these columns are published with the dataset. No image is lost: a `uri` with
-    credentials is one that a catalog may not name anyway.
+    credentials is one that a catalog may not name anyway. A `license` that is a license's whole text is shortened: it
+    is no identifier anyway.
     """
     rows = batch.num_rows
-    batch = _without_credentials(batch)
+    batch = _fit_to_publish(batch)
     ordinals = np.arange(first, first + rows, dtype=np.int64)
     columns = {
         "ordinal": pa.array(ordinals),
@@ -170,19 +182,34 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
 
 
-def _without_credentials(batch: pa.RecordBatch) -> pa.RecordBatch:
-    for name in _PUBLISHED_TEXT:
+def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for name, clean in _PUBLISHED_TEXT.items():
         column = batch.column(name)
         # Few texts are suspicious, so Python processes few of them.
-        suspects = pc.indices_nonzero(pc.match_substring_regex(column, _SUSPICIOUS).fill_null(False))
+        suspicious = pc.match_substring_regex(column, _SUSPICIOUS)
+        if name == "license":
+            suspicious = pc.or_(suspicious, pc.greater(pc.utf8_length(column), LONGEST))
+        suspects = pc.indices_nonzero(suspicious.fill_null(False))
         if len(suspects):
-            clean = fit_to_keep if name in ("uri", "image_id") else redact
-            texts = column.to_pylist()
-            for index in suspects.to_pylist():
-                texts[index] = clean(texts[index])
+            cleaned = pa.array([clean(text) for text in column.take(suspects).to_pylist()], pa.string())
+            mask = pc.is_in(pa.array(np.arange(len(column))), suspects.cast(pa.int64()))
             place = batch.schema.get_field_index(name)
-            batch = batch.set_column(place, batch.schema.field(place), pa.array(texts, pa.string()))
+            batch = batch.set_column(place, batch.schema.field(place), pc.replace_with_mask(column, mask, cleaned))
     return batch
+
+
+def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_problem: OnProblem) -> None:
+    """Report rows whose store needs a package that is not installed here: a build could never read them."""
+    uris = batch.column("uri")
+    for index in pc.indices_nonzero(pc.match_substring_regex(uris, _OPTIONAL_STORES)).to_pylist():
+        uri = uris[index].as_py()
+        try:
+            missing = missing_package(scheme(relative_to(catalog, uri)))
+        except UriNotAllowedError:
+            continue  # its row gets a verdict
+        if missing is not None:
+            expected = f"an image that can be read here. {missing}"
+            on_problem(Problem(catalog, first_row + index, "uri", shown(uri), expected))
 
 
 def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:

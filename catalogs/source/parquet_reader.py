@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
@@ -39,18 +39,33 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
     Raises `UsageError` if it is not Parquet or its columns are not a catalog's.
     """
     with catalog.open() as stream:
-        try:
+        with _damage(f"{catalog} cannot be read as Parquet"):
             # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
-        except pa.ArrowInvalid as error:
-            raise UsageError(f"{catalog} cannot be read as Parquet: {error}") from error
-        require_columns(catalog.uri, list(file.schema_arrow.names))
-        require_types(catalog.uri, file.schema_arrow)
+            schema, metadata = file.schema_arrow, file.metadata
+            groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+                raise ValueError(f"its footer says {metadata.num_rows} rows, and {sum(groups)} in its row groups")
+        require_columns(catalog.uri, list(schema.names))
+        require_types(catalog.uri, schema)
         # Read as dictionaries, so that a long text repeated by a few bytes is in memory once.
-        texts = [field.name for field in file.schema_arrow if field.name in SOURCE.names and is_text(field.type)]
-        yield pq.ParquetFile(
-            stream, metadata=file.metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
-        )
+        texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
+        with _damage(f"{catalog} cannot be read as Parquet"):
+            file = pq.ParquetFile(
+                stream, metadata=metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
+            )
+        yield file
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file, which may be anything, into a `UsageError`."""
+    try:
+        yield
+    except SegmintError:
+        raise  # the store's
+    except Exception as error:
+        raise UsageError(f"{what}: {' '.join(str(error).split())}. Write the catalog again") from error
 
 
 def parquet_batches(
@@ -61,13 +76,12 @@ def parquet_batches(
     names = [name for name in file.schema_arrow.names if name in SOURCE.names]
     batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
     while True:
-        try:
+        with _damage(f"{uri}: the file is damaged after row {row - 1}"):
             batch = next(batches, None)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(f"{uri}: the file is damaged after row {row - 1}: {error}") from error
+            pieces = [] if batch is None else list(_pieces(batch))
         if batch is None:
             return
-        for piece in _pieces(batch):
+        for piece in pieces:
             columns = dict(zip(piece.schema.names, piece.columns, strict=True))
             yield conform(uri, columns, piece.num_rows, row, on_problem)
             row += piece.num_rows

@@ -1,15 +1,19 @@
 """Read rows of a normalized catalog by their ordinals, without reading those before them."""
 
 from collections.abc import Sequence
+from datetime import date
 from itertools import pairwise
 from types import TracebackType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+
+_FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int32()) for day in (date.min, date.max))
 
 
 class NormalizedRows:
@@ -49,7 +53,7 @@ class NormalizedRows:
             for index, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
             if begin < high and end > low
         ]
-        table = self._file.read_row_groups(groups)
+        table = _readable(self._file.read_row_groups(groups))
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int]) -> pa.Table:
@@ -58,7 +62,7 @@ class NormalizedRows:
         for group, (begin, end) in enumerate(pairwise(self._starts)):
             inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
             if inside:
-                pieces.append(self._file.read_row_group(group).take(inside))
+                pieces.append(_readable(self._file.read_row_group(group)).take(inside))
         return pa.concat_tables(pieces)
 
     def close(self) -> None:
@@ -85,3 +89,16 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)
+
+
+def _readable(table: pa.Table) -> pa.Table:
+    """The rows with `valid_until` inside the years that Python has.
+
+    Older versions of segmint pinned any date, and databases write infinity as one far outside.
+    """
+    days = table.column("valid_until").cast(pa.int32())
+    if len(days) == days.null_count:
+        return table
+    inside = pc.min_element_wise(pc.max_element_wise(days, _FIRST_DAY, skip_nulls=False), _LAST_DAY, skip_nulls=False)
+    place = table.schema.get_field_index("valid_until")
+    return table.set_column(place, table.schema.field(place), inside.cast(pa.date32()))

@@ -1,10 +1,18 @@
 """License identifiers and the license policy."""
 
+import difflib
+import time
 from datetime import date
 
 import pytest
 
-from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier, validate_identifier
+from segmint.catalogs.licenses import (
+    LicensePolicy,
+    canonical_identifier,
+    spdx_identifiers,
+    suggest_identifier,
+    validate_identifier,
+)
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 
@@ -44,6 +52,35 @@ def test_what_is_an_identifier(text: str, identifier: str | None) -> None:
 )
 def test_a_near_miss_gets_a_suggestion(text: str, suggestion: str | None) -> None:
     assert suggest_identifier(text) == suggestion
+
+
+def test_a_long_text_is_looked_at_in_no_time_and_not_repeated() -> None:
+    """Each of these took minutes, or its detail would have been as long."""
+    began = time.monotonic()
+    for text in ("a" * 200_000, "CC-BY " * 50_000, "-" * 300_000, "LicenseRef-" + "a" * 300_000):
+        verdict = POLICY.judge(text, None, None)
+        assert verdict is not None
+        assert verdict[0] is Reason.LICENSE_NOT_ALLOWED
+        assert len(verdict[1]) < 250
+    for index in range(2000):
+        suggest_identifier(f"{index} " + "CC-BY 4.0 " * 90)
+    assert time.monotonic() - began < 5
+
+
+def test_no_text_is_too_long_for_a_suggestion_that_it_used_to_get() -> None:
+    """The longest text that can be similar to the longest identifier."""
+    longest = max(spdx_identifiers().values(), key=len)
+    half = len(longest)
+    for extra in range(half, 2 * half):
+        text = longest + "~" * extra
+        close = difflib.get_close_matches(text.lower(), spdx_identifiers(), n=1, cutoff=0.6)
+        assert suggest_identifier(text) == (spdx_identifiers()[close[0]] if close else None)
+
+
+def test_a_verdict_repeats_no_credential() -> None:
+    verdict = POLICY.judge("see https://user:hunter2@host/terms?token=hunter2", None, None)
+    assert verdict is not None
+    assert "hunter2" not in verdict[1]
 
 
 def test_an_unknown_identifier_in_a_configuration_is_refused_with_a_suggestion() -> None:

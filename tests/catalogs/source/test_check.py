@@ -4,6 +4,8 @@ import json
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.licenses import LicensePolicy
@@ -18,6 +20,23 @@ DAY = date(2026, 6, 1)
 def catalog(path: Path, *rows: dict[str, object]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def test_hostile_rows_are_findings_and_secrets_are_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    uris = ["a%0Ab.jpg", "s3://vendor/../x", "ftp://h/x", "gs://bucket/x.jpg", "e.jpg", "f.jpg"]
+    licenses = ["CC0-1.0"] * 4 + ["https://user:hunter2@host/", "CC0-1.0"]
+    days = pa.array([None] * 5 + [2**31 - 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"uri": uris, "license": licenses, "valid_until": days}), path)
+    found = check(location_of(path), LicensePolicy(frozenset({"CC0-1.0"}), False, DAY))
+    assert found.refused_uris.rows == [1, 2, 3]
+    assert found.verdicts["uri_not_allowed"].rows == [1, 2, 3]
+    assert found.bad_values.rows == [4, 6]
+    assert not found.clean
+    text = "\n".join(found.lines())
+    for part in ("row 6, column valid_until: found the date 5881580", "install gcsfs", "'https://[redacted]@host/'"):
+        assert part in text
+    assert "hunter2" not in text
 
 
 def test_findings_list_their_rows(tmp_path: Path) -> None:

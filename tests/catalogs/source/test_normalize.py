@@ -145,7 +145,10 @@ def test_memory_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
     assert large - small < 150, f"{small} MB at 250,000 rows, {large} MB at ten times as many"
 
 
-def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(tmp_path: Path) -> None:
+def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.catalogs.source.normalize.missing_package", lambda protocol: None)
     secret = "wJalr/XUtnFEMI/K7MDENG"
     readable = [
         "s3://b/token=3/photo@2x.jpg",
@@ -183,6 +186,29 @@ def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(tmp_path: Path)
     for row in found[len(readable) : -1]:
         with pytest.raises(UriNotAllowedError):
             relative_to("/data/c.jsonl", row["uri"])
+
+
+def test_a_license_is_stored_without_credentials_and_not_as_a_whole_text(tmp_path: Path) -> None:
+    texts = ["https://user:hunter2@host/license", "x" * 1000, "Permission is " * 20_000]
+    texts += [f"https://user:{'hunter2' * 100}@host/" + "x" * 1000, "CC0-1.0"]
+    rows = [{"uri": f"{index}.jpg", "license": text} for index, text in enumerate(texts)]
+    found = [row["license"] for row in rows_of(catalog_of(tmp_path / "c.jsonl", rows), tmp_path / "n.parquet")]
+    assert found[0] == "https://[redacted]@host/license"
+    assert found[1] == "x" * 1000
+    assert found[2] == f"{('Permission is ' * 20)[:80]}… (279,999 characters)"
+    assert found[3].startswith("https://[redacted]@host/xxx")
+    assert found[4] == "CC0-1.0"
+    assert all("hunter2" not in text for text in found)
+
+
+def test_rows_of_a_store_whose_package_is_missing_are_named_before_anything_starts(tmp_path: Path) -> None:
+    rows = [{"uri": uri, "license": "CC0-1.0"} for uri in ("a.jpg", "GS:///no-bucket", "gs://bucket/b.jpg")]
+    catalog = catalog_of(tmp_path / "c.jsonl", rows)
+    said = r"c\.jsonl, row 3, column uri: found 'gs://bucket/b\.jpg'; .* gs:// needs a package .* install gcsfs"
+    with pytest.raises(UsageError, match=said):
+        normalize(location_of(catalog), tmp_path / "n.parquet")
+    assert not (tmp_path / "n.parquet").exists()
+    assert len(rows_of(catalog_of(tmp_path / "d.jsonl", rows[:2]), tmp_path / "n.parquet")) == 2
 
 
 def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
