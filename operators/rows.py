@@ -16,10 +16,20 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
 
 Row = dict[str, Any]
 """One row of an Arrow table, as `pa.Table.to_pylist` returns it; its keys are those of the stage's schema."""
+
+_VERDICT = ("stage", "reason", "detail", "fault")
+_LONGEST_FAULT = 5000  # characters of an error's message, or of a text that is searched for credentials
+_LONGEST_NAME = 200
+
+
+class UnreadableValueError(SegmintError):
+    """A value of a row that Arrow holds and Python cannot."""
 
 
 def is_live(row: Mapping[str, Any]) -> bool:
@@ -29,19 +39,69 @@ def is_live(row: Mapping[str, Any]) -> bool:
 
 def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
     """The row with a verdict about its image."""
-    return {**row, "stage": stage, "reason": str(verdict.reason), "detail": verdict.detail, "fault": None}
+    return {**row, "stage": stage, "reason": str(verdict.reason), "detail": _storable(verdict.detail), "fault": None}
 
 
 def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
     """The row with a fault, named by the error's type and message, without credentials."""
-    fault = redact(f"{stage}: {type(error).__name__}: {error}")
+    fault = redact(_storable(f"{stage}: {type(error).__name__}: {str(error)[:_LONGEST_FAULT]}"))
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """A row's name for people: its ordinal, and what the catalog calls its image, without credentials."""
+    names = (f"{name} {redact(str(row.get(name))[:_LONGEST_FAULT])[:_LONGEST_NAME]!r}" for name in ("image_id", "uri"))
+    return f"row {row['ordinal']} ({', '.join(names)})"
+
+
+def to_rows(table: pa.Table, stage: str) -> list[Row]:
+    """Convert a table to rows, with the columns of a verdict, which may be missing.
+
+    A row with a value that Python does not have is faulted, with None in its place.
+    """
+    unjudged: Row = dict.fromkeys(_VERDICT)
+    try:
+        return [{**unjudged, **row} for row in table.to_pylist()]
+    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+        return [_to_row(table.slice(index, 1), stage) for index in range(table.num_rows)]
+
+
+def _to_row(table: pa.Table, stage: str) -> Row:
+    row: Row = dict.fromkeys(_VERDICT)
+    problem: Exception | None = None
+    for name in table.column_names:
+        try:
+            row[name] = table.column(name)[0].as_py()
+        except Exception as error:  # noqa: BLE001 - one row's damage must not affect the other rows
+            row[name] = None
+            problem = UnreadableValueError(f"the column {name} of the catalog cannot be read: {error}")
+    return row if problem is None else faulted(row, stage, problem)
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Convert rows to a table of exactly this schema; missing columns become null, others are left out."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
+
+
+def gather(rows: list[Row], stage: str, schema: pa.Schema) -> pa.Table:
+    """Convert a stage's rows to its table, like `to_table`; a row that does not fit the schema is faulted."""
+    try:
+        return to_table(rows, schema)
+    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+        return pa.concat_tables([_to_one(row, stage, schema) for row in rows])
+
+
+def _to_one(row: Row, stage: str, schema: pa.Schema) -> pa.Table:
+    try:
+        return to_table([row], schema)
+    except Exception as error:  # noqa: BLE001 - one row's damage must not affect the other rows
+        return to_table([faulted({name: row[name] for name in NORMALIZED.names if name in row}, stage, error)], schema)
+
+
+def _storable(text: str) -> str:
+    """The text as Arrow can hold it: lone surrogates, which messages may repeat from names, become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
@@ -51,7 +111,7 @@ def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema
     becomes a faulted row, which costs its own shard and not the run.
     """
     rows: list[Row] = []
-    for row in table.to_pylist():
+    for row in to_rows(table, stage):
         if is_live(row):
             try:
                 row = operator(row)
@@ -60,4 +120,4 @@ def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema
             except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
                 row = faulted(row, stage, error)
         rows.append(row)
-    return to_table(rows, schema)
+    return gather(rows, stage, schema)

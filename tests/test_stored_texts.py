@@ -6,6 +6,7 @@ what is stored. Each table or test names where its texts are stored. Only `VERSI
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -62,6 +63,7 @@ from tests.support.bad_images import (
     png,
     png_bomb,
     png_chunk,
+    retagged_tiff,
 )
 from tests.support.locations import location_of
 
@@ -108,6 +110,18 @@ CATALOG_REFUSALS: list[tuple[dict[str, Any], str, str, str]] = [
         f"the license CC-BY-NC-4.0 is not among those allowed: {ALLOWED}",
     ),
     (
+        {"license": "x" * 1001},
+        "catalog",
+        "license_not_allowed",
+        f"'{'x' * 80}… (1,001 characters)' is no license identifier; allowed: {ALLOWED}",
+    ),
+    (
+        {"license": "https://user:secret@host/terms?token=abc"},
+        "catalog",
+        "license_not_allowed",
+        f"'https://[redacted]@host/terms?token=[redacted]' is no license identifier; allowed: {ALLOWED}",
+    ),
+    (
         {"valid_until": date(2025, 12, 31)},
         "catalog",
         "license_expired",
@@ -133,6 +147,18 @@ CATALOG_REFUSALS: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"uri": "x" * 9000}, "read", "uri_not_allowed", "a URI of 9,000 characters; expected at most 8,192"),
     ({"uri": "a\nb.jpg"}, "read", "uri_not_allowed", r"the URI 'a\nb.jpg' holds a control character"),
+    (
+        {"uri": "a%0Ab.jpg"},
+        "read",
+        "uri_not_allowed",
+        "the URI 'a%0Ab.jpg' holds a percent-encoded control character",
+    ),
+    (
+        {"uri": "s3://bucket/%2E%2E/x.jpg"},
+        "read",
+        "uri_not_allowed",
+        "'s3://bucket/%2E%2E/x.jpg' climbs by '..', plain or percent-encoded",
+    ),
     (
         {"uri": "a b://c.jpg"},
         "read",
@@ -352,6 +378,13 @@ BYTES_REFUSALS: list[tuple[bytes, str, str, str]] = [
         "ingest",
         "unsupported_format",
         "a camera's raw file, of which TIFF holds a thumbnail",
+    ),
+    (retagged_tiff(254, 2, b"1\x00"), "ingest", "corrupt", "the TIFF's tag 254 is not a whole number"),
+    (
+        retagged_tiff(279, 11, struct.pack("<f", math.inf)),
+        "ingest",
+        "corrupt",
+        "the TIFF's tags of its strips or tiles are not whole numbers",
     ),
     (
         encode(photograph(), "TIFF")[:50_000],
@@ -578,10 +611,12 @@ def test_a_catalogs_texts_are_stored_like_this(tmp_path: Path) -> None:
             "valid_until": "2030-01-31",
         },
         {"uri": "s3://user:secret@bucket/x.jpg", "license": ""},
+        {"uri": "c.jpg", "license": "https://user:secret@host/a"},
+        {"uri": "d.jpg", "license": "Permission " * 2000},
     ]
     (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     catalog = normalize(location_of(tmp_path / "catalog.jsonl"), tmp_path / "part.parquet")
-    first, second = pq.read_table(catalog.path).to_pylist()
+    first, second, *_ = pq.read_table(catalog.path).to_pylist()
     assert first == {
         "ordinal": 0,
         "id": 1,
@@ -598,6 +633,8 @@ def test_a_catalogs_texts_are_stored_like_this(tmp_path: Path) -> None:
         "duplicate_of": None,
     }
     assert (second["image_id"], second["license"], second["duplicate_of"]) == ("s3://[redacted]@bucket/x.jpg", None, 0)
+    licenses = pq.read_table(catalog.path).column("license").to_pylist()[2:]
+    assert licenses == ["https://[redacted]@host/a", f"{('Permission ' * 8)[:80]}… (21,999 characters)"]
 
 
 def test_a_scan_joins_copyrights_like_this(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
         return None if mode == "RGB" and _changes_nothing(transform) else transform
-    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
+    except (MemoryError, ImportError):
+        raise
+    except Exception:  # noqa: BLE001 - a broken profile raises anything, and says nothing about the pixels
         return None
 
 

@@ -10,6 +10,8 @@ from segmint.catalogs.reasons import Reason, RejectedError
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """The containers that are decoded. The verdict on any other names it."""
 
+_LARGE_METADATA = 1 << 20  # bytes of a text that Pillow takes
+_MOST_METADATA = 16 << 20  # bytes; a JPEG's profile has at most as many
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
@@ -145,6 +147,38 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
             )
         yield kind, start, stop
         position = stop + 4
+
+
+def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
+    """Return a PNG without its color profile and texts of over a megabyte, and the profile: Pillow refuses these.
+
+    What unpacks to over `_MOST_METADATA` stays, and is refused: it is a bomb. `data` must have passed `check_whole`.
+    """
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
+    profile = None
+    for kind, start, stop in _png_chunks(view):
+        text = _unpacked(kind, bytes(view[start:stop])) if kind in {b"iCCP", b"zTXt", b"iTXt"} else None
+        if text is not None and kind == b"iCCP":
+            profile = text
+        elif text is None or len(text) <= _LARGE_METADATA:
+            kept.append(view[start - 8 : stop + 4])
+    return b"".join(kept), profile
+
+
+def _unpacked(kind: bytes, content: bytes) -> bytes | None:
+    """Return the deflated part of a chunk; None if it has none, is damaged, or is a bomb (PNG specification, 11.3)."""
+    _, _, rest = content.partition(b"\0")
+    if kind == b"iTXt":
+        if not rest.startswith(b"\1"):
+            return None
+        rest = b"\0" + b"\0".join(rest[2:].split(b"\0", 2)[2:])  # behind the language and the translated keyword
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(rest[1:], _MOST_METADATA)
+    except zlib.error:
+        return None
+    return text if unpacker.eof else None
 
 
 def _little(data: bytes, offset: int) -> int:

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -27,8 +28,10 @@ from PIL import (
 from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.errors import SegmintError
 from segmint.operators.prepare.color import MODES, to_srgb
-from segmint.operators.prepare.containers import check_whole, recognize
+from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
+from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
@@ -48,8 +51,14 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 _JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
 _JPEG_IS_DAMAGED = "Corrupt JPEG data"
 
+_METADATA_LIMIT = "MAX_TEXT_"  # in Pillow's errors about a profile or texts of over a megabyte
+
 _REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+
+
+class BrokenDecoderError(SegmintError):
+    """A decoder fails on every image in this process: no image is to blame."""
 
 
 class IngestConfig(BaseModel):
@@ -76,20 +85,37 @@ def ingest(data: bytes, config: IngestConfig) -> Ingested:
     """Decode one image.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
-    `too_small`, `animated`, `truncated` or `corrupt`. A `MemoryError` is passed on.
+    `too_small`, `animated`, `truncated` or `corrupt`. Whatever else a decoder raises is `corrupt`, too, as long as it
+    decodes control images here; else it is a `BrokenDecoderError`. A `MemoryError` and an `ImportError` are passed on.
     """
     kind = recognize(data)
     if len(data) > config.max_bytes:
         raise RejectedError(
             Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
         )
-    check_whole(data, kind)
-    source = _open(data, kind)
-    _check_size(*source.size, config)
-    _check_kind(source, kind, data)
-    pixels = _decode_jpeg(source, data) if kind == "JPEG" else _decode(source, kind)
+    pixels = _guarded(lambda: _read_pixels(data, kind, config), kind)
     height, width = pixels.shape[:2]
     return Ingested(image=pixels, source_width=width, source_height=height)
+
+
+def _read_pixels(data: bytes, kind: str, config: IngestConfig) -> Pixels:
+    check_whole(data, kind)
+    try:
+        return _read_whole(data, kind, config)
+    except ValueError as error:
+        if kind != "PNG" or _METADATA_LIMIT not in str(error):
+            raise
+    bare, profile = without_large_metadata(data)
+    return _read_whole(bare, kind, config, profile)
+
+
+def _read_whole(data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None) -> Pixels:
+    source = _open(data, kind)
+    if profile is not None:
+        source.info["icc_profile"] = profile
+    _check_size(*source.size, config)
+    _check_kind(source, kind, data)
+    return _decode_jpeg(source, data) if kind == "JPEG" else _decode(source, kind)
 
 
 class _Stream(io.BytesIO):
@@ -107,7 +133,7 @@ def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
     """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
     stream = _Stream(data)
     try:
-        return _guarded(lambda: _READERS[kind](stream), kind)
+        return _READERS[kind](stream)
     finally:
         if stream.ran_out:
             detail = f"the {kind} ends after {len(data)} bytes, inside its header"
@@ -138,15 +164,22 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
         if _strips_end(source) > len(data):
             raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
-        if _guarded(lambda: _has_further_pages(source), kind):
+        if _has_further_pages(source):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
-    elif _guarded(lambda: bool(getattr(source, "is_animated", False)), kind):
+    elif getattr(source, "is_animated", False):
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
 
 
 def _is_camera_raw(source: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    tags = source.tag_v2
-    return bool(data[8:10] == b"CR" or _DNG_VERSION in tags or tags.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION)
+    return bool(data[8:10] == b"CR" or _DNG_VERSION in source.tag_v2 or _is_reduced(source))
+
+
+def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether the page says that it is a smaller copy of another."""
+    kind = source.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
+    if not isinstance(kind, int):
+        raise RejectedError(Reason.CORRUPT, f"the TIFF's tag {_NEW_SUBFILE_TYPE} is not a whole number")
+    return bool(kind & _REDUCED_RESOLUTION)
 
 
 def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
@@ -156,7 +189,7 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
         while True:
             page += 1
             source.seek(page)
-            if not source.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_RESOLUTION:
+            if not _is_reduced(source):
                 return True
     except EOFError:
         return False
@@ -197,14 +230,13 @@ def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
 
 def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
     """Decode with Pillow to (H, W, 3) uint8 RGB."""
-    _guarded(source.load, kind)
+    source.load()
     picture: Image.Image = source
     if source.mode.startswith("I;16") and _white_is_zero(source):
         picture = Image.fromarray(65535 - np.asarray(source))
     if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
         picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow takes every CMYK for Adobe's
-    pixels = _guarded(lambda: to_srgb(picture, source.info.get("icc_profile")), kind)
-    return _upright(pixels, _orientation(source))
+    return _upright(to_srgb(picture, source.info.get("icc_profile")), _orientation(source))
 
 
 def _white_is_zero(source: ImageFile.ImageFile) -> bool:
@@ -215,12 +247,15 @@ def _white_is_zero(source: ImageFile.ImageFile) -> bool:
 
 def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
     """Return the offset after a TIFF's last strip or tile; 0 if its directory does not say."""
-    ends = [0]
-    for offsets, counts in ((273, 279), (324, 325)):
-        starts, sizes = source.tag_v2.get(offsets), source.tag_v2.get(counts)
-        if isinstance(starts, tuple) and isinstance(sizes, tuple):
-            ends += [start + size for start, size in zip(starts, sizes, strict=False)]
-    return int(max(ends))
+    ends: list[float] = [0]
+    try:
+        for offsets, counts in ((273, 279), (324, 325)):
+            starts, sizes = source.tag_v2.get(offsets), source.tag_v2.get(counts)
+            if isinstance(starts, tuple) and isinstance(sizes, tuple):
+                ends += [start + size for start, size in zip(starts, sizes, strict=False)]
+        return int(max(ends))
+    except (TypeError, ValueError, OverflowError):
+        raise RejectedError(Reason.CORRUPT, "the TIFF's tags of its strips or tiles are not whole numbers") from None
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:
@@ -246,18 +281,42 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _guarded(step: Callable[[], T], kind: str) -> T:
-    """Run a step of a third-party decoder; any exception it raises becomes a verdict on the bytes."""
+    """Decode bytes; any exception becomes a verdict on them, if control images can be decoded in this process."""
     try:
         return step()
-    except (MemoryError, RejectedError):
+    except (MemoryError, ImportError, RejectedError):
         raise
-    except Image.DecompressionBombError:
-        raise RejectedError(Reason.TOO_LARGE, f"a frame inside the {kind} file is over a decoder's limit") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything, from OSError to IndexError
+        _require_decoder(kind)
+        if isinstance(error, Image.DecompressionBombError):
+            detail = f"a frame inside the {kind} file is over a decoder's limit"
+            raise RejectedError(Reason.TOO_LARGE, detail) from None
         message = _clean(str(error))
         if "truncated" in message.lower():
             raise RejectedError(Reason.TRUNCATED, f"the {kind} ends early: {message}") from None
         raise RejectedError(Reason.CORRUPT, f"the {kind} cannot be decoded: {message}") from None
+
+
+@cache
+def _require_decoder(kind: str) -> None:
+    """Raise `BrokenDecoderError` if this process cannot decode control images in a container; success is remembered."""
+    try:
+        for data in control_images(kind):
+            _check_control(_read_pixels(data, kind, IngestConfig()))
+            _check_control(_decode(_open(data, kind), kind))  # what JPEGs need that are unusual
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenDecoderError(
+            f"this process cannot decode a {kind} that it has just encoded, so no image is refused for it: "
+            f"{type(error).__name__}: {error}. Install the packages again, in the versions of constraints.txt"
+        ) from error
+
+
+def _check_control(pixels: Pixels) -> None:
+    wanted = control_pixels()
+    if pixels.shape != wanted.shape or np.abs(pixels.astype(np.int16) - wanted).mean() > CONTROL_TOLERANCE:
+        raise ValueError("it comes out as another picture")
 
 
 def _clean(message: str) -> str:

@@ -27,8 +27,8 @@ from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
-from segmint.operators.rows import Row, faulted, is_live, rejected, to_table
-from segmint.operators.schemas import PREPARED, VERDICT
+from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
+from segmint.operators.schemas import PREPARED
 
 if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
@@ -172,9 +172,7 @@ class Prepare:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prepare each row, in order; return every row, with exactly the columns of `PREPARED`."""
-        unjudged: Row = dict.fromkeys(VERDICT.names)
-        rows = [{**unjudged, **row} for row in table.to_pylist()]
-        return to_table(list(self._threads.map(self._row, rows)), PREPARED)
+        return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
 
     def wait_until_ready(self) -> None:
         """Wait until a child process is ready for the first image; for benchmarks."""

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -172,6 +173,28 @@ def tiff_with_thumbnail() -> bytes:
     return stream.getvalue()
 
 
+def retagged_tiff(tag: int, kind: int, value: bytes, count: int = 1, data: bytes | None = None) -> bytes:
+    """A little-endian TIFF with one tag of its first page replaced: of type `kind`, with `count` values in `value`."""
+    tiff = bytearray(data or encode(photograph(), "TIFF"))
+    (place,) = struct.unpack_from("<I", tiff, 4)
+    (length,) = struct.unpack_from("<H", tiff, place)
+    starts = [place + 2 + 12 * index for index in range(length)]
+    entries = {struct.unpack_from("<H", tiff, start)[0]: bytes(tiff[start : start + 12]) for start in starts}
+    if len(value) > 4:
+        tiff += bytes(len(tiff) % 2) + value
+        value = struct.pack("<I", len(tiff) - len(value))
+    entries[tag] = struct.pack("<HHI4s", tag, kind, count, value)
+    tiff += bytes(len(tiff) % 2)
+    struct.pack_into("<I", tiff, 4, len(tiff))
+    return bytes(tiff) + struct.pack("<H", len(entries)) + b"".join(entries[key] for key in sorted(entries)) + bytes(4)
+
+
+def large_profile() -> bytes:
+    """A valid profile that changes colors visibly, with two megabytes of padding behind its tags."""
+    profile = swapped_profile() + bytes(2_000_000)
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
 def _broken() -> Iterable[Sample]:
     yield Sample("zero_bytes.jpg", b"", Reason.EMPTY_OBJECT)
     yield Sample("html.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
@@ -205,6 +228,9 @@ def _broken() -> Iterable[Sample]:
     yield Sample("tiff_lzw_cut.tif", packed[: len(packed) // 2], Reason.TRUNCATED)
     yield Sample("bmp_cut.bmp", encode(photograph(), "BMP")[:-999], Reason.TRUNCATED)
     yield Sample("gif_cut.gif", encode(photograph(), "GIF")[:-999], Reason.TRUNCATED)
+    for name, tag, kind, value in (("kind_as_text", 254, 2, b"1\x00"), ("kind_as_rational", 254, 5, bytes(7) + b"\x01"),
+                                   ("infinite_strips", 279, 11, struct.pack("<f", math.inf))):  # fmt: skip
+        yield Sample(f"tiff_{name}.tif", retagged_tiff(tag, kind, value), Reason.CORRUPT)
 
 
 def _out_of_bounds() -> Iterable[Sample]:
@@ -231,6 +257,7 @@ def _odd() -> Iterable[Sample]:
     yield accepted("trailing_bytes.jpg", jpeg() + b"what a phone appends" * 99)
     yield accepted("rotated_gps.jpg", encode(photograph(), "JPEG", exif=exif(6)))
     yield accepted("swapped_profile.jpg", encode(photograph(), "JPEG", icc_profile=swapped_profile()))
+    yield accepted("large_profile.png", encode(photograph(), "PNG", icc_profile=large_profile()))
     yield accepted("broken_profile.jpg", encode(photograph(), "JPEG", icc_profile=b"no profile at all" * 20))
     yield accepted("broken_exif.jpg", encode(photograph(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff"))
     yield accepted("sixteen_bit.png", encode(sixteen_bit_grey(), "PNG"))
@@ -254,6 +281,12 @@ def _by_catalog() -> Iterable[Sample]:
     yield Sample("same_id.jpg", jpeg(), Reason.DUPLICATE_ID, "catalog", {"image_id": "plain.jpg"})
     yield Sample("other_license.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", {"license": "CC-BY-NC-4.0"})
     yield Sample("no_license.jpg", jpeg(), Reason.LICENSE_MISSING, "catalog", {"license": None})
+    whole_text = {"license": "Permission is hereby granted, free of charge, to any person " * 4000}
+    yield Sample("license_text.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", whole_text)
+    yield Sample("line%0Abreak.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield Sample("file:///etc/null%00.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield Sample("s3://vendor/%2e%2e/other.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield Sample("unheard-of://bucket/photo.jpg", None, Reason.URI_NOT_ALLOWED, "read")
 
 
 def _deadly() -> Iterable[Sample]:

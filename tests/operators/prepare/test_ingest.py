@@ -1,15 +1,26 @@
 """Untrusted bytes become complete upright sRGB pixels, or get the exact reason why not."""
 
 import io
+import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.operators.prepare.ingest import IngestConfig, Ingested, ingest
+from segmint.operators.prepare.containers import SUPPORTED
+from segmint.operators.prepare.ingest import (
+    BrokenDecoderError,
+    IngestConfig,
+    Ingested,
+    _guarded,
+    _require_decoder,
+    ingest,
+)
 from tests.support import bad_images
 from tests.support.bad_images import Sample, encode, half_transparent, photograph, samples
 
@@ -106,6 +117,104 @@ def test_damage_never_raises_anything_but_a_verdict(kind: str, seed: int) -> Non
     for position in random.integers(0, min(len(data), 4000), size=random.integers(1, 30)):
         data[position] = random.integers(256)
     reason(bytes(data))
+
+
+TIFF_TYPES = {  # each with a value that no tag expects
+    1: b"\xff", 2: b"abc\x00", 3: b"\x01\x00", 4: b"\xff" * 4, 5: b"\x01\x00\x00\x00" + bytes(4), 7: b"zzzz",
+    9: struct.pack("<i", -5), 10: struct.pack("<ii", -1, 2), 11: struct.pack("<f", math.inf),
+    12: struct.pack("<d", math.nan), 16: b"\x00" * 7 + b"\x80",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TIFF_TYPES)
+def test_a_tag_of_any_type_is_never_anything_but_a_verdict(kind: int) -> None:
+    small = encode(photograph().resize((96, 72)), "TIFF")
+    tags = [254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 284, 317, 320, 322, 323, 324, 325]
+    for tag in [*tags, 330, 338, 339, 347, 513, 514, 529, 530, 532, 700, 34665, 34675, 50706]:
+        for count in (0, 1):
+            reason(bad_images.retagged_tiff(tag, kind, TIFF_TYPES[kind], count, small))
+
+
+def hostile(seed: int) -> bytes:
+    """A picture of any container, encoding and mode, damaged in one of several ways."""
+    random = np.random.default_rng(seed)
+    pictures = {mode: photograph().resize((96, 72)).convert(mode) for mode in ("RGB", "L", "1", "P", "CMYK", "RGBA")}
+    kind, mode, options = ENCODINGS[random.integers(len(ENCODINGS))]
+    metadata = {"exif": bad_images.exif(6)} if random.integers(2) and kind in {"JPEG", "PNG", "WEBP"} else {}
+    data = bytearray(encode(pictures[mode], kind, **options, **metadata))
+    for _ in range(random.integers(1, 4)):
+        deed, place = random.integers(5), int(random.integers(len(data)))
+        size = int(random.integers(1, 40))
+        if deed == 0:
+            data[place : place + size] = random.bytes(len(data[place : place + size]))
+        elif deed == 1:
+            data[place : place + 4] = [b"\xff\xff\xff\xff", b"\x00" * 4, b"\x80\x00\x00\x00"][random.integers(3)]
+        elif deed == 2:
+            del data[place : place + size]
+        elif deed == 3:
+            data[place:place] = data[place : place + size] * int(random.integers(1, 4))
+        else:  # in the header, where the structure is
+            data[int(random.integers(min(len(data), 400)))] = int(random.integers(256))
+    return bytes(data)
+
+
+ENCODINGS: list[tuple[str, str, dict[str, object]]] = [
+    *(("JPEG", mode, options) for mode in ("RGB", "L", "CMYK") for options in ({}, {"progressive": True})),
+    *(("PNG", mode, {}) for mode in ("RGB", "L", "1", "P", "RGBA")),
+    *(("WEBP", mode, options) for mode in ("RGB", "RGBA") for options in ({}, {"lossless": True})),
+    *(("TIFF", mode, {}) for mode in ("RGB", "L", "1", "P", "CMYK", "RGBA")),
+    *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")),
+    ("TIFF", "1", {"compression": "group4"}),
+    *(("BMP", mode, {}) for mode in ("RGB", "L", "1", "P")),
+    *(("GIF", mode, {}) for mode in ("L", "P")),
+]
+
+
+@pytest.mark.parametrize("seeds", [range(300), pytest.param(range(300, 100_000), marks=pytest.mark.long)], ids=str)
+def test_no_damage_to_any_container_is_anything_but_a_verdict(seeds: range) -> None:
+    for seed in seeds:
+        reason(hostile(seed))
+
+
+def test_a_profile_or_a_text_of_megabytes_refuses_no_png() -> None:
+    """Pillow refuses metadata over a megabyte; the profile still counts, and so does the orientation."""
+    plain = read(encode(photograph(), "PNG"))
+    swapped = encode(photograph(), "PNG", icc_profile=bad_images.large_profile(), exif=bad_images.exif(3))
+    assert distance(read(swapped)[::-1, ::-1], np.roll(plain, -1, axis=2)) < 2
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", "x" * 2_000_000, zip=True)
+    texts.add_itxt("Title", "y" * 2_000_000, "en", "Title", zip=True)
+    assert np.array_equal(read(encode(photograph(), "PNG", pnginfo=texts)), plain)
+    end = bad_images.png().rindex(b"IEND") - 4
+    late = bad_images.png_chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(2_000_000)))
+    assert np.array_equal(read(bad_images.png()[:end] + late + bad_images.png()[end:]), plain)
+
+
+def test_a_decoder_that_fails_on_everything_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("encoder error -2")
+
+    _require_decoder.cache_clear()
+    monkeypatch.setattr(Image.Image, "crop", broken)
+    with pytest.raises(BrokenDecoderError, match=r"cannot decode a PNG that it has just encoded.*encoder error -2"):
+        ingest(bad_images.png(), CONFIG)
+    monkeypatch.undo()
+    with pytest.raises(RejectedError, match="cannot be decoded"):
+        _guarded(broken, "PNG")
+
+
+def test_an_import_that_fails_refuses_nothing() -> None:
+    def broken() -> None:
+        raise ImportError("libtiff.so")
+
+    with pytest.raises(ImportError, match="libtiff"):
+        _guarded(broken, "TIFF")
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_each_container_has_control_images_that_are_decoded(kind: str) -> None:
+    _require_decoder.cache_clear()
+    _require_decoder(kind)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

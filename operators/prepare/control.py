@@ -1,0 +1,48 @@
+"""Control images: what every decoder must be able to decode, so that an error on other bytes says something of them."""
+
+import io
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+CONTROL_TOLERANCE = 8
+"""Levels of 255 by which a decoded control image may differ from `control_pixels` in the mean: JPEG loses some."""
+
+_ENCODINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "JPEG": ({"quality": 95}, {"quality": 95, "progressive": True}),
+    "PNG": ({},),
+    "WEBP": ({"lossless": True}, {"quality": 95}),
+    "TIFF": ({}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"}),
+    "BMP": ({},),
+    "GIF": ({},),
+}
+_HAVE_NO_PROFILE = frozenset({"BMP", "GIF"})
+
+
+def control_images(kind: str) -> list[bytes]:
+    """Encode `control_pixels` in a container, in each of its usual encodings, with a color profile where it has one."""
+    picture = Image.fromarray(control_pixels())
+    profile = {} if kind in _HAVE_NO_PROFILE else {"icc_profile": _profile()}
+    encoded = []
+    for options in _ENCODINGS[kind]:
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options, **profile)
+        encoded.append(stream.getvalue())
+    return encoded
+
+
+@cache
+def control_pixels() -> NDArray[np.uint8]:
+    """Four gray squares: (64, 64, 3) uint8 RGB. Every container can hold them almost exactly."""
+    pixels = np.full((64, 64, 3), 40, np.uint8)
+    pixels[:32, 32:] = 100
+    pixels[32:, :32] = 160
+    pixels[32:, 32:] = 220
+    return pixels
+
+
+def _profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
