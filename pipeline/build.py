@@ -168,16 +168,17 @@ class _OuterLoop:
                 with watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch:
                     for result in run_rows(taken, self.stages, work.write, self.quarantine):
                         run.note(result)
+                        self.quarantine.note(result)
                         if result.status != "held_back":
                             done.add(result.shard)
                             sums.update(result.counts)
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 run.note_failure(window, error)
-            trials = self.quarantine.try_suspects(self.dataset.spans(window))
+            trials = self.quarantine.try_alone(self.dataset.spans(window))
             run.held_back |= trials.held_back
             unfinished = work.settle(window, done)
-            # A verdict on a suspect is progress like a commit: the shard that it held back is tried again at once.
+            # A verdict on a row tried alone is progress like a commit: its shard is tried again at once.
             if unfinished < len(window) or trials.verdicts:
                 barren = 0
             elif not self.outages.wait_out(work.left):

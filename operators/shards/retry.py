@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import LostRaceError, replace_shard
-from segmint.operators.shards.write import ShardResult, WrongRowsError, faults, iter_rows
+from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -48,7 +48,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         )
     why = faults(table)
     if why:
-        return ShardResult(task.shard, "held_back", {}, why)
+        return ShardResult(task.shard, "held_back", {}, why, faulted_ordinals(table))
 
     again = {row["ordinal"]: row for row in iter_rows(table)}
     superseded = ShardResult(task.shard, "unchanged", {}, "another command has replaced the shard meanwhile")

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
-from segmint.operators.rows import Row
+from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import delete_unnamed, put_files
 
 MIN_ROWS_FOR_RATIO = 100
 """A smaller shard is committed whatever share of it was refused."""
+
+MOST_FAULTED = 4
+"""More rows of one shard that could not be judged are an outage, and not about these rows."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,15 @@ class ShardTask:
 class ShardResult:
     """How the writing of a shard ended: committed (by us or another writer), held back for a reason, or unchanged.
 
-    Unchanged is a committed shard that was to be replaced, and stays as it is.
+    Unchanged is a committed shard that was to be replaced, and stays as it is. `faulted` are the ordinals of the rows
+    that hold it back, if they are few.
     """
 
     shard: int
     status: Literal["committed", "held_back", "unchanged"]
     counts: Mapping[str, int]
     detail: str = ""
+    faulted: tuple[int, ...] = ()
 
 
 class WrongRowsError(SegmintError):
@@ -68,7 +74,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     table = shard_table(task, cuts, *blocks)
     reason_to_wait = held_back(table, task.max_reject_ratio)
     if reason_to_wait:
-        return ShardResult(task.shard, "held_back", {}, reason_to_wait)
+        return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
 
     files = build_shard_files(iter_rows(table), with_images=task.with_images)
     entries = put_files(task.dataset, task.shard, files)
@@ -107,8 +113,17 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 def faults(table: pa.Table) -> str:
     """Return why rows could not be judged, in a sentence, or an empty string; such a row has no verdict."""
-    found = table.column("fault").drop_null()
-    return f"{len(found)} of {len(table)} rows could not be judged; the first: {found[0].as_py()}" if len(found) else ""
+    found = table.filter(pc.is_valid(table.column("fault")))
+    if not len(found):
+        return ""
+    (first,) = found.slice(0, 1).select(["ordinal", "image_id", "uri", "fault"]).to_pylist()
+    return f"{len(found)} of {len(table)} rows could not be judged; the first: {named(first)}: {first['fault']}"
+
+
+def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
+    """Return the ordinals of the rows that could not be judged; empty for more than `MOST_FAULTED`."""
+    found = table.column("ordinal").filter(pc.is_valid(table.column("fault"))).to_pylist()
+    return tuple(found) if len(found) <= MOST_FAULTED else ()
 
 
 def held_back(table: pa.Table, max_reject_ratio: float) -> str:

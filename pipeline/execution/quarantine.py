@@ -1,10 +1,15 @@
-"""Images that kill the worker that segments them: found by the ledger, tried alone, and refused if they do it again.
+"""Rows that hold their shards back, and are tried alone: images that kill their worker, and faults that stay.
 
-A verdict needs two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is
-alive afterwards. If the control image fails, the machine is at fault and no image is refused.
+The ledger finds the images that kill the worker that segments them; they are refused if they do it again. A verdict
+needs two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is alive
+afterwards. If the control image fails, the machine is at fault and no image is refused.
+
+A row with a fault in three windows is tried alone as well, once a run: it gets its verdict there, or the run says by
+name which row fails and why.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +25,10 @@ from segmint.infra.errors import SegmintError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import RowLedger
 from segmint.operators.prepare.prepare import Prepare
-from segmint.operators.rows import Row, faulted, rejected
+from segmint.operators.rows import Row, faulted, named, rejected
 from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
+from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.execution.stages import Stages
 from segmint.pipeline.shard_ranges import ShardSpan
 
@@ -31,6 +37,12 @@ DEATHS = 2
 
 TRIES = 4
 """The most tries of a suspect after one window: a try whose node dies does not count."""
+
+STUBBORN = 3
+"""The number of windows that a row's fault holds a shard back before the row is tried alone."""
+
+MOST_ALONE = 8
+"""The most rows with faults that are tried alone after one window."""
 
 PROBE_S = 60.0
 """Seconds within which a node must show that it is alive."""
@@ -52,8 +64,8 @@ class NodeDiedError(SegmintError):
 class Trials:
     """The results for the suspects of a window."""
 
-    verdicts: int  # images that are refused from now on
-    held_back: dict[int, str]  # by shard: why there is no verdict on one of its suspects
+    verdicts: int  # rows whose shards need not wait for them: they have a verdict, or came through alone after a fault
+    held_back: dict[int, str]  # by shard: why there is no verdict on one of its rows
 
 
 class Quarantine:
@@ -66,10 +78,18 @@ class Quarantine:
         self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
+        self._windows: Counter[int] = Counter()  # in which a row's fault held its shard back, by ordinal
+        self._faulted: list[int] = []  # in the last window
+        self._alone: dict[int, str] = {}  # how a row with a fault did alone, by ordinal
+
+    def note(self, result: ShardResult) -> None:
+        """Record the rows whose faults hold a shard of the current window back."""
+        self._faulted += result.faulted
+        self._windows.update(result.faulted)
 
     def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
         """Return a window's rows, with what is known of suspects in the verdict's columns, and the window's ledger."""
-        self._rows, self._ledger = rows, RowLedger()
+        self._rows, self._ledger, self._faulted = rows, RowLedger(), []
         if not self._known:
             return rows, self._ledger
         unjudged: Row = dict.fromkeys(VERDICT.names)
@@ -78,10 +98,18 @@ class Quarantine:
             rows = rows.append_column(field, column)
         return rows, self._ledger
 
-    def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Try the suspects among the rows of the last window, one after another, once it is over.
+    def try_alone(self, spans: Sequence[ShardSpan]) -> Trials:
+        """Try the suspects among the rows of the last window, and rows whose faults stay, once it is over.
 
-        `spans` are the window's shards. If a worker fails on the control image, the trials end until the next window.
+        `spans` are the window's shards.
+        """
+        suspects, stubborn = self.try_suspects(spans), self._try_stubborn(spans)
+        return Trials(suspects.verdicts + stubborn.verdicts, suspects.held_back | stubborn.held_back)
+
+    def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
+        """Try the suspects among the rows of the last window, one after another.
+
+        If a worker fails on the control image, the trials end until the next window.
         """
         ledger, self._ledger = self._ledger, None
         for ordinal in ledger.suspects() if ledger is not None else []:
@@ -93,7 +121,7 @@ class Quarantine:
                 verdict = self._decide(ordinal)
             except UndecidedError as error:
                 self._known[ordinal] = faulted({}, "segment", error)
-                held_back |= {span.shard: str(error) for span in spans if span.start <= ordinal < span.stop}
+                held_back |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
                     break
                 continue
@@ -105,6 +133,49 @@ class Quarantine:
             get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it came through"))
         return Trials(verdicts, held_back)
 
+    def _try_stubborn(self, spans: Sequence[ShardSpan]) -> Trials:
+        """Try rows alone, one after another, whose faults have held their shards back in `STUBBORN` windows."""
+        waiting = [row for row in self._faulted if self._windows[row] >= STUBBORN and row not in self._known]
+        fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_ALONE]
+        verdicts = 0
+        for ordinal in fresh:
+            name = self._name(ordinal)
+            try:
+                verdict = self._judge_alone(ordinal)
+            except UndecidedError as error:
+                self._alone[ordinal] = (
+                    f"{name} had a fault in {self._windows[ordinal]} windows, and has it alone, too: {error}. The "
+                    "other rows of its shard wait for it: fix the cause and build again, or build another dataset "
+                    "from a catalog without this row"
+                )
+                get_logger("build").warning("tried alone", row=name, fault=str(error))
+                continue
+            verdicts += 1
+            if verdict is not None:
+                self._known[ordinal] = verdict
+            self._alone[ordinal] = f"{name} comes through alone, but has a fault among other rows: build again"
+            found = "none: it came through" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
+            get_logger("build").warning("tried alone", row=name, verdict=found)
+        held_back: dict[int, str] = {}
+        for ordinal in waiting:
+            if ordinal in self._alone and ordinal not in self._known:
+                held_back |= _of_its_shard(spans, ordinal, self._alone[ordinal])
+        return Trials(verdicts, held_back)
+
+    def _name(self, ordinal: int) -> str:
+        row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
+        return named(row.select(["ordinal", "image_id", "uri"]).to_pylist()[0])
+
+    def _judge_alone(self, ordinal: int) -> Row | None:
+        """Return the verdict on a row with a fault, or None if it comes through. Raises `UndecidedError`."""
+        prepared, verdict = self._prepare_alone(ordinal)
+        if verdict["fault"] is not None:
+            raise UndecidedError(verdict["fault"])
+        if verdict["reason"] is not None:
+            return verdict
+        death = self._segment_alone(ordinal, prepared)
+        return None if death is None else rejected({}, "segment", death)
+
     def _undecided(self) -> list[int]:
         here = set(self._rows.column("ordinal").to_pylist()) if self._known else set()
         return [ordinal for ordinal, row in self._known.items() if row["fault"] is not None and ordinal in here]
@@ -112,8 +183,9 @@ class Quarantine:
     def _decide(self, ordinal: int) -> RejectedError | None:
         """Return the verdict on a suspect, or None if it is segmented. Raises `UndecidedError`."""
         prepared = self._prepare(ordinal)
-        if prepared is None:
-            return None
+        return None if prepared is None else self._segment_alone(ordinal, prepared)
+
+    def _segment_alone(self, ordinal: int, prepared: Any) -> RejectedError | None:
         deaths = 0
         for _ in range(TRIES):
             try:
@@ -139,18 +211,23 @@ class Quarantine:
 
     def _prepare(self, ordinal: int) -> Any:
         """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is refused at that stage."""
+        try:
+            prepared, verdict = self._prepare_alone(ordinal)
+        except UndecidedError as error:
+            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {error}") from error
+        if verdict["fault"] is not None:
+            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {verdict['fault']}")
+        return prepared if verdict["reason"] is None else None
+
+    def _prepare_alone(self, ordinal: int) -> tuple[Any, Row]:
+        """Prepare one row; return a reference to it as `PREPARED`, and its columns of `VERDICT`."""
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
         task = ray.remote(num_cpus=self._stages.prepare_pool.num_cpus, num_returns=2, max_retries=3)(prepare_alone)
-        prepared, fate = task.remote(self._stages.prepare_arguments, row)
+        prepared, verdict = task.remote(self._stages.prepare_arguments, row)
         try:
-            reason, fault = ray.get(fate, timeout=self._start_timeout_s)
+            return prepared, ray.get(verdict, timeout=self._start_timeout_s)
         except ray.exceptions.RayError as error:
-            raise UndecidedError(
-                f"row {ordinal} killed its worker, and cannot be prepared: {last_line(error)}"
-            ) from error
-        if fault is not None:
-            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {fault}")
-        return prepared if reason is None else None
+            raise UndecidedError(last_line(error)) from error
 
     def _try_alone(self, prepared: Any) -> Reason | None:
         """Return what kills a fresh worker with the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
@@ -195,15 +272,19 @@ class Quarantine:
         raise ControlFailedError(f"{advice} (its memory ran out)")
 
 
-def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, tuple[str | None, str | None]]:
-    """Return one row as `PREPARED` by a `Prepare` with these arguments, its reason and its fault; a Ray task."""
+def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:
+    """Return one row as `PREPARED` by a `Prepare` with these arguments, and its columns of `VERDICT`; a Ray task."""
     prepare = Prepare(*arguments)
     try:
         prepared = prepare(rows)
     finally:
         prepare.close()
-    (row,) = prepared.select(["reason", "fault"]).to_pylist()
-    return prepared, (row["reason"], row["fault"])
+    (verdict,) = prepared.select(VERDICT.names).to_pylist()
+    return prepared, verdict
+
+
+def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[int, str]:
+    return {span.shard: why for span in spans if span.start <= ordinal < span.stop}
 
 
 def _answers(node: str) -> bool:

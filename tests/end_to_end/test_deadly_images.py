@@ -122,3 +122,18 @@ def test_if_every_image_ends_its_worker_no_image_is_refused(tmp_path: Path) -> N
     assert not list((tmp_path / "all").glob("commits/*"))
     segmint("build", config)
     assert len(pq.ParquetDataset(sorted((tmp_path / "all" / "images").iterdir())).read()) == len(HARMLESS)
+
+
+@pytest.mark.long
+def test_a_row_whose_fault_stays_is_named_and_costs_its_shard_alone(tmp_path: Path) -> None:
+    """hdfs has no name node here: a fault, and no verdict on the image."""
+    write_photographs(tmp_path / "photos", [])
+    names = ["0.img", "hdfs://nowhere:1/far.jpg", "1.img", "2.img"]
+    rows = [{"uri": name, "image_id": f"image {name}", "license": "CC0-1.0"} for name in names]
+    catalog = write_catalog(tmp_path / "photos" / "catalog.jsonl", rows)
+    config = configuration(tmp_path, catalog, "dataset", images_per_shard=2, retry_wait_s=0)
+    printed = segmint("build", config, check=3, timeout=600)
+    named = "row 1 (image_id 'image hdfs://nowhere:1/far.jpg', uri 'hdfs://nowhere:1/far.jpg')"
+    assert f"shard 0: {named} had a fault in 3 windows, and has it alone, too: prepare: StorageFaultError" in printed
+    assert "1 shards with 2 rows could not be finished" in printed
+    assert len(list((tmp_path / "dataset" / "commits").iterdir())) == 1

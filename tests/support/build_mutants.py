@@ -217,8 +217,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a shard with a fault is committed",
         "operators/shards/write.py",
-        'as_py()}" if len(found) else ""',
-        'as_py()}" if len(found) > 1 else ""',
+        "if not len(found):",
+        "if len(found) <= 1:",
         "tests/operators/shards/test_write.py",
     ),
     Mutant(

@@ -71,6 +71,7 @@ def test_a_fault_changes_nothing(shard: Path) -> None:
     result = retry(shard, [accepted_row(4), faulted_row(6)])
     assert (result.status, dict(result.counts)) == ("held_back", {})
     assert "1 of 2 rows could not be judged" in result.detail
+    assert result.faulted == (6,)
     assert digests(shard) == before
 
 

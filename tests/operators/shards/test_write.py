@@ -64,9 +64,18 @@ def test_rows_of_another_shard_are_never_written(tmp_path: Path, cuts: list[tupl
 def test_a_faulted_row_holds_its_shard_back(tmp_path: Path) -> None:
     block = described([accepted_row(3), faulted_row(4), accepted_row(5)])
     result = write_shard(task(tmp_path), [(0, 3)], block)
-    assert result.status == "held_back"
-    assert "StorageFaultError" in result.detail
+    assert (result.status, result.faulted) == ("held_back", (4,))
+    assert result.detail == (
+        "1 of 3 rows could not be judged; the first: row 4 (image_id 'image-4', uri 'photo_4.jpg'): "
+        "prepare: StorageFaultError: the store does not answer"
+    )
     assert digests(tmp_path) == {}
+
+
+def test_many_faulted_rows_are_an_outage_and_none_of_them_is_named_for_it(tmp_path: Path) -> None:
+    block = described([faulted_row(ordinal) for ordinal in range(3, 8)])
+    result = write_shard(task(tmp_path, stop=8), [(0, 5)], block)
+    assert (result.status, result.faulted) == ("held_back", ())
 
 
 def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:

@@ -9,6 +9,7 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import BarredRowError, Visit
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import faulted, rejected
+from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.quarantine import ControlFailedError, Quarantine, Trials
@@ -18,9 +19,9 @@ from tests.support.builds import write_catalog, write_config, write_photographs
 pytestmark = pytest.mark.ray
 
 
-def open_quarantine(folder: Path, cluster: Cluster) -> tuple[Quarantine, OpenDataset]:
-    """The quarantine of a dataset of four photographs in two shards."""
-    names = write_photographs(folder, 4)
+def open_quarantine(folder: Path, cluster: Cluster, *others: str) -> tuple[Quarantine, OpenDataset]:
+    """The quarantine of a dataset of four photographs in two shards, and of `others` in more of them."""
+    names = [*write_photographs(folder, 4), *others]
     catalog = write_catalog(folder / "catalog.jsonl", [{"uri": name, "license": "CC0-1.0"} for name in names])
     config = load_config(
         str(
@@ -72,3 +73,36 @@ def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluste
     quarantine.open_window(dataset.read_rows([0]))
     assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, held_back={})
     assert list(quarantine._known) == [2]
+
+
+NOWHERE = "hdfs://nowhere:1/user.jpg?token=hunter2"  # no name of a store, so that the fault of its row stays
+
+
+def test_a_row_whose_fault_stays_is_tried_alone_and_named(
+    local_ray: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quarantine, dataset = open_quarantine(tmp_path, local_ray, NOWHERE, "absent.jpg")
+    spans = dataset.spans([0, 2])
+    trials = []
+    for _ in range(4):
+        quarantine.open_window(dataset.read_rows([0, 2]))
+        quarantine.note(ShardResult(0, "held_back", {}, "1 of 2 rows could not be judged", (1,)))
+        quarantine.note(ShardResult(2, "held_back", {}, "2 of 2 rows could not be judged", (4, 5)))
+        trials.append(quarantine.try_alone(spans))
+    assert trials[:2] == [Trials(0, {}), Trials(0, {})]
+    # One photograph comes through, the absent file gets its verdict, and the fault is named, in the next window too.
+    assert [tried.verdicts for tried in trials[2:]] == [2, 0]
+    assert quarantine._known[5]["reason"] == "not_found"
+    assert list(quarantine._known) == [5]
+    for tried in trials[2:]:
+        assert "row 1 (image_id" in tried.held_back[0]
+        assert "comes through alone" in tried.held_back[0]
+        said = tried.held_back[2]
+        for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 windows"):
+            assert part in said
+        for part in ("has it alone, too: prepare: StorageFaultError: cannot connect to hdfs://", "fix the cause"):
+            assert part in said
+    printed = capsys.readouterr().err
+    assert "tried alone" in printed
+    assert "row 4 (image_id" in printed
+    assert "hunter2" not in printed + str(trials)
