@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.large_dataset import LargeDataset
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
@@ -9,6 +11,7 @@ from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 
 
+@pytest.mark.long
 def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:
     made = LargeDataset(minted, tmp_path / "large", images=25, masks=30, images_per_shard=10)
     made.begin()

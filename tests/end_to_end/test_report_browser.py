@@ -51,8 +51,15 @@ def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, wi
     assert sideways_scroll(page) == 0
 
 
-@pytest.mark.parametrize("name", ["minted", "reported"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("minted", "light"),
+        ("reported", "dark"),
+        pytest.param("minted", "dark", marks=pytest.mark.long),
+        pytest.param("reported", "light", marks=pytest.mark.long),
+    ],
+)
 def test_the_report_is_accessible(
     page: "Page", pages: dict[str, str], name: str, scheme: Literal["light", "dark"]
 ) -> None:

@@ -33,7 +33,7 @@ def address(addresses: Addresses) -> str:
     return addresses.next()
 
 
-@pytest.fixture(params=[1280, 700], ids=["wide", "narrow"])
+@pytest.fixture(params=[pytest.param(1280, id="wide"), pytest.param(700, id="narrow", marks=pytest.mark.long)])
 def page(request: pytest.FixtureRequest, chromium: "Browser", address: str) -> Iterator["Page"]:
     """A page with an image of many masks; nothing may have failed by the end."""
     context = chromium.new_context(viewport={"width": request.param, "height": 800})

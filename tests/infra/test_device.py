@@ -83,6 +83,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be made to keep memory")
+@pytest.mark.long
 def test_freed_memory_is_kept() -> None:
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS_OF_MATRICES, how]

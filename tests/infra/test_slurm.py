@@ -46,6 +46,7 @@ def told_to_build(index: int, folder: Path, **environment: str) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_tasks_of_an_array_build_the_whole_dataset_and_each_its_part(tmp_path: Path) -> None:
     names = write_photographs(tmp_path / "photos", 3)
     catalog = write_catalog(tmp_path / "photos" / "c.jsonl", [{"uri": name, "license": "CC0-1.0"} for name in names])
