@@ -34,6 +34,9 @@ REPORT = "report"
 MOST_PIXELS = 250_000_000
 """Pixels of the largest picture that is decoded where a dataset is read; the same as the default of ingest."""
 
+MOST_MEMBER_BYTES = 256 << 20
+"""Bytes of the largest file in a tar that is read into memory, a JPEG or a JSON."""
+
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
 """The folders of data files, with the ending of their files."""
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.layout import MOST_PIXELS, DamagedDatasetError
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 
@@ -192,6 +192,11 @@ class Dataset:
                 for member in archive:
                     if not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
                         raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
+                    if member.size > MOST_MEMBER_BYTES:
+                        raise DamagedDatasetError(
+                            f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most "
+                            f"{MOST_MEMBER_BYTES:,} are read"
+                        )
                     file = archive.extractfile(member)
                     data = file.read() if file is not None else b""
                     if member.name.endswith(".jpg"):

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, Place
-from segmint.catalogs.layout import annotation_name, image_name
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.operators.audit.jpeg_parts import jpeg_parts
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
@@ -83,8 +83,13 @@ def audit_tar(
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     for member in archive:
         # A sparse file of a few bytes may expand to terabytes.
-        file = archive.extractfile(member) if member.isfile() and not member.issparse() else None
-        yield member.name if file is not None else f"{member.name}, no plain file", file.read() if file else b""
+        if not member.isfile() or member.issparse():
+            yield f"{member.name}, no plain file", b""
+        elif member.size > MOST_MEMBER_BYTES:
+            yield f"{member.name}, of {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} are read", b""
+        else:
+            file = archive.extractfile(member)
+            yield member.name, file.read() if file is not None else b""
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from PIL import Image
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.layout import image_name
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
@@ -154,7 +154,8 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
     try:
         with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                if member.name in wanted and member.isreg() and not member.issparse():
+                fits = member.isreg() and not member.issparse() and member.size <= MOST_MEMBER_BYTES
+                if member.name in wanted and fits:
                     file = archive.extractfile(member)
                     yield wanted.pop(member.name), file.read() if file is not None else b""
                 if not wanted:

@@ -4,11 +4,10 @@ import tarfile
 import threading
 from collections.abc import Callable
 
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
 
 _BLOCK = 512
 _WINDOW = 64 << 10  # usually holds an image's JSON and the next header: one request per image
-_LARGEST = 256 << 20
 _SKIPPED = frozenset({tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME})
 
 ReadRange = Callable[[int, int], bytes]
@@ -46,7 +45,7 @@ class TarIndex:
         if place is None:
             return None
         start, stop = place
-        if stop - start > _LARGEST:
+        if stop - start > MOST_MEMBER_BYTES:
             raise DamagedDatasetError(f"{self._where}: {name} has {stop - start:,} bytes; expected a picture")
         return self._read(start, stop)
 

@@ -50,9 +50,14 @@ def tiff_whose_pages_go_round() -> bytes:
 
 
 def hostile_tar(name: str, kind: bytes) -> bytes:
-    """A tar of one member: a link to a file outside (`2`), or a sparse file of 8 GB that takes no byte (`S`)."""
+    """A tar of one member.
+
+    It is a link to a file outside (`2`), a sparse file of 8 GB that takes no byte (`S`), or the header of a file of
+    1 GB (`0`).
+    """
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, "/etc/passwd" if kind == b"2" else ""
+    member.size = 1 << 30 if kind == b"0" else 0
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
     if kind == b"S":
         size = b"%011o\0" % (8**11 - 1)

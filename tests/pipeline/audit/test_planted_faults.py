@@ -348,6 +348,10 @@ def a_hole_of_gigabytes(taken: CommittedShard) -> None:
     taken.raw["shards"] = hostile_tar("sa_4.jpg", b"S")
 
 
+def a_gigabyte(taken: CommittedShard) -> None:
+    taken.raw["shards"] = hostile_tar("sa_4.jpg", b"0")
+
+
 for each in (no_tar, torn_tar):
     registered(each.__name__, ShardEdit(1, each), Code.BAD_TAR, "shards/sa_000001-", "a tar of plain files")
 for each, words in (
@@ -355,6 +359,7 @@ for each, words in (
     (fewer_members, ("expected sa_6.json", "found the end")),
     (more_members, ("expected the end", "found sa_99.jpg")),
     (a_link, ("expected sa_4.jpg", "found sa_4.jpg, no plain file")),
+    (a_gigabyte, ("expected sa_4.jpg", "of 1,073,741,824 bytes; at most 268,435,456 are read")),
     (a_hole_of_gigabytes, ("expected sa_4.jpg", "found sa_4.jpg, no plain file")),
 ):
     registered(each.__name__, ShardEdit(1, each), Code.TAR_MEMBERS, "shards/sa_000001-", *words)
