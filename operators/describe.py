@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.model.automatic.rle import decompress
-from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, MASK_STATISTICS, STATISTICS
+from segmint.operators.rows import faulted, to_rows, to_table
+from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, MASK_STATISTICS, SEGMENTED, STATISTICS
 
 Ints = NDArray[np.int64]
 
@@ -93,8 +94,24 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
 def describe_table(table: pa.Table) -> pa.Table:
     """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
 
-    For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order.
+    For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order. A row that cannot
+    be described is faulted.
     """
+    try:
+        return _described(table)
+    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+        return pa.concat_tables([_described_alone(table.slice(index, 1)) for index in range(table.num_rows)])
+
+
+def _described_alone(row: pa.Table) -> pa.Table:
+    try:
+        return _described(row)
+    except Exception as error:  # noqa: BLE001 - one row's damage must not affect the other rows
+        (values,) = to_rows(row, "describe")
+        return _described(to_table([faulted({**values, "masks": None, "funnel": None}, "describe", error)], SEGMENTED))
+
+
+def _described(table: pa.Table) -> pa.Table:
     masks: pa.ListArray = _contiguous(table.column("masks"))
     structs = masks.flatten()
     sizes = structs.field("segmentation").field("size").to_pylist()

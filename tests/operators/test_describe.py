@@ -141,3 +141,13 @@ def test_the_result_does_not_depend_on_chunks_and_slices(segmented):
     assert describe_table(chunked).to_pylist() == whole.to_pylist()
     assert describe_table(segmented.slice(3)).to_pylist() == whole.slice(3).to_pylist()
     assert describe_table(segmented.slice(0, 0)).schema == DESCRIBED
+
+
+def test_a_row_that_cannot_be_described_costs_itself_alone(segmented):
+    rows = segmented.to_pylist()
+    rows[0]["masks"][0]["segmentation"]["size"] = [3]
+    table = pa.Table.from_pylist(rows, schema=SEGMENTED)
+    broken, *others = describe_table(table).to_pylist()
+    assert broken["fault"].startswith("describe: ValueError: ")
+    assert (broken["ordinal"], broken["masks"], broken["statistics"]) == (rows[0]["ordinal"], None, None)
+    assert others == describe_table(segmented).to_pylist()[1:]
