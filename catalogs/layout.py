@@ -6,6 +6,7 @@ catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and on once it g
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           lists the files of one generation of one shard; written last
+claims/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
 summaries/000000-<digest>.json   sums over a thousand commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 ```
@@ -27,6 +28,7 @@ MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"
 COMMITS = "commits"
+CLAIMS = "claims"
 SUMMARIES = "summaries"
 REPORT = "report"
 """The folder that a report is written to."""
@@ -43,7 +45,8 @@ DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects
 _DIGEST_DIGITS = 12
 _SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
-_PART = re.compile(r"catalog/part-(0|[1-9]\d*)-[0-9a-f]{12}\.parquet")
+_PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet")
+_CLAIM = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json")
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json")
 
 
@@ -114,6 +117,14 @@ def is_part_path(path: str) -> bool:
     return _PART.fullmatch(path) is not None
 
 
+def part_number(path: str) -> int:
+    """The number of a part of the normalized catalog, from its path below the dataset."""
+    match = _PART.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path} is no part of a catalog")
+    return int(match["number"])
+
+
 def data_path(kind: str, shard: int, sha256: str) -> str:
     """The path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` that of its bytes."""
     return f"{kind}/sa_{shard_name(shard)}-{sha256[:_DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
@@ -140,6 +151,17 @@ def parse_commit_name(name: str) -> tuple[int, int] | None:
     if match is None or match["shard"] != shard_name(int(match["shard"])):
         return None
     return int(match["shard"]), int(match["generation"])
+
+
+def claim_name(shard: int, generation: int, digest: str) -> str:
+    """The name of a claim's file in `claims/`; `digest` is of what it names."""
+    return f"{shard_name(shard)}.g{generation}-{digest}.json"
+
+
+def parse_claim_name(name: str) -> tuple[int, int] | None:
+    """Parse the name of a claim's file into shard and generation; None for any other name."""
+    match = _CLAIM.fullmatch(name)
+    return None if match is None else parse_commit_name(f"{match['commit']}.json")
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

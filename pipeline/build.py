@@ -29,6 +29,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
+from segmint.operators.shards.revise import heed_all
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
@@ -100,9 +101,11 @@ def run_build(
     dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
+    wanted = dataset.shards(shards)
+    with_images = config.release.format == "images"
+    heed_all(dataset.location, wanted, with_images=with_images, catalog_uri=config.catalog)
     if shards is None:
         sweep(dataset.location)
-    wanted = dataset.shards(shards)
     run = RunRecord(RunMetrics(config.name))
     missing = MissingShards(config, dataset, wanted, run.metrics)
     refused = RejectedRows(config, dataset, wanted, retry_rejected)

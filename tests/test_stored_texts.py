@@ -25,7 +25,8 @@ from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weig
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.dataset.shards_index import shards_index
 from segmint.catalogs.dataset.summaries import NOTHING
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import Asked, Taken, TakenImage, TakenNames
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import commit_name, data_path, part_path
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
@@ -47,8 +48,9 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, faulted
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from segmint.operators.segment.numerics import Numerics
-from segmint.operators.shards.corrected_rows import redact_row, take_down
+from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.files import annotations_json, build_shard_files
+from segmint.operators.shards.taken_rows import take_down, without_taken
 from segmint.pipeline.config.config import Config, identity
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.dataset.growth import count_licenses
@@ -549,6 +551,7 @@ def test_a_takedown_stores_these_words(tmp_path: Path) -> None:
         1,
     )
     now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+    before = current_digest(location_of(dataset))
     takedown(location_of(dataset), Asked(ids=("image-1",)), "the author asked", now)
 
     (tombstone,) = (dataset / "tombstones").iterdir()
@@ -556,7 +559,8 @@ def test_a_takedown_stores_these_words(tmp_path: Path) -> None:
     assert tombstone.read_text() == (
         '{"asked":{"ids":["image-1"],"license":null,"provider":null},'
         '"images":[{"id":1,"image_id":"image-1","ordinal":0,"sha256":null,"uri":"a.jpg"}],'
-        '"reason":"the author asked","schema_version":1,"when":"2026-03-04T05:06:07Z"}\n'
+        f'"reason":"the author asked","schema_version":1,"version_before":"{before}",'
+        '"when":"2026-03-04T05:06:07Z"}\n'
     )
     manifest = DatasetManifest.from_json((dataset / "dataset.g2.json").read_bytes())
     assert manifest.licenses == {"missing": 1, "taken_down": 1}
@@ -861,3 +865,16 @@ def test_columns_are_named_like_this() -> None:
         "point_coords relative_size concavity center_x center_y aspect_ratio touches_border"
     )
     assert " ".join(REJECTS.names) == ("ordinal id image_id uri stage reason detail")
+
+
+def test_a_row_whose_source_was_taken_down_says_this() -> None:
+    """A row of `rejects` under another ordinal: its names are the catalog's."""
+    image = TakenImage(ordinal=7, id=8, image_id="b", uri="b.jpg", sha256="ab" * 32)
+    row = {"ordinal": 0, "id": 1, "image_id": "a", "uri": "a.jpg", "reason": None, "source_sha256": "ab" * 32}
+    assert without_taken(row, Taken({7: image}, TakenNames.of([image]))) == {
+        **row,
+        "source_sha256": None,
+        "stage": "catalog",
+        "reason": "taken_down",
+        "detail": "its URI or its bytes were taken down under another row; a file in tombstones/ says why",
+    }

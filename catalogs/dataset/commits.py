@@ -3,17 +3,24 @@
 A commit is put if absent and never changed; the highest generation of a shard holds.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import (
+    CLAIMS,
     COMMITS,
     DamagedDatasetError,
     canonical_json,
+    claim_name,
     commit_name,
+    fingerprint,
+    parse_claim_name,
     parse_commit_name,
+    shard_name,
     wrong_fields,
 )
 from segmint.infra.storage.errors import NotFoundError
@@ -144,10 +151,15 @@ class CommitLog:
             )
         return commit
 
+    def generations_of(self, shard: int) -> list[int]:
+        """Return the generations of one shard, ascending."""
+        names = (entry.name for entry in self._folder.list(beginning=f"{shard_name(shard)}."))
+        return generations_of(names).get(shard, [])
+
     def latest(self, shard: int) -> Commit | None:
         """Return the commit that holds for a shard; None if the shard is not committed."""
-        generation = self.committed().get(shard)
-        return None if generation is None else self._read_latest(shard, generation)
+        generations = self.generations_of(shard)
+        return self._read_latest(shard, generations[-1]) if generations else None
 
     def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """Yield the commits of (shard, generation) pairs, in that order; skip those that no longer exist.
@@ -176,7 +188,7 @@ class CommitLog:
         """Read a commit that was listed, or the one that has replaced it since: a reader must not miss its shard."""
         commit = self.read(shard, generation)
         while commit is None:
-            newer = self.committed().get(shard, generation)
+            newer = max(self.generations_of(shard), default=generation)
             if newer <= generation:
                 return None
             generation = newer
@@ -189,6 +201,78 @@ class CommitLog:
         for commit in map_ahead(lambda pair: read(*pair), wanted, threads, _READ_AHEAD, "commits"):
             if commit is not None:
                 yield commit
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The files that a writer puts for a generation that it is about to commit: nobody else may delete them.
+
+    It is put before them, and deleted after the commit, once the tombstones were heeded. When its generation or a
+    higher one is committed, it protects nothing any more: its writer has committed, or will lose.
+    """
+
+    shard: int
+    generation: int
+    paths: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the claim's file."""
+        return canonical_json({"shard": self.shard, "generation": self.generation, "paths": sorted(self.paths)})
+
+    def location(self, dataset: Location) -> Location:
+        """Return the location of the claim's file: equal claims have one name."""
+        digest = fingerprint(sorted(self.paths))
+        return dataset / CLAIMS / claim_name(self.shard, self.generation, digest)
+
+
+class ShardState(NamedTuple):
+    """What nobody may delete of a shard, and what is left of former writers."""
+
+    commit: Commit | None  # the one that holds
+    replaced: tuple[int, ...]  # lower generations whose commits are still there
+    kept: frozenset[str]  # paths of files that are committed, or claimed for a generation that is not
+
+
+def look_at_shard(dataset: Location, shard: int) -> ShardState:
+    """Look at one shard's claims, then at its commits: a claim is deleted only after its commit was put.
+
+    Whatever deletes files of a shard looks right before it deletes, after it has listed them. Raises
+    `DamagedDatasetError` for a commit that cannot be read.
+    """
+    log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
+    while True:
+        claims = [
+            (parsed[1], _claimed(dataset / CLAIMS / entry.name))
+            for entry in (dataset / CLAIMS).list(beginning=beginning)
+            if (parsed := parse_claim_name(entry.name)) is not None and parsed[0] == shard
+        ]
+        generations = log.generations_of(shard)
+        commit = log.read(shard, generations[-1]) if generations else None
+        if generations and commit is None:
+            continue  # it was replaced meanwhile
+        kept = {entry.path for entry in commit.files} if commit is not None else set()
+        newest = max(generations, default=0)
+        kept.update(*(paths for generation, paths in claims if generation > newest))
+        return ShardState(commit, tuple(generations[:-1]), frozenset(kept))
+
+
+def claimed_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
+    """Return the paths of files that are claimed for a higher generation than is `committed`, by shard."""
+    paths: set[str] = set()
+    for entry in (dataset / CLAIMS).list():
+        parsed = parse_claim_name(entry.name)
+        if parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0):
+            paths |= _claimed(dataset / CLAIMS / entry.name)
+    return paths
+
+
+def _claimed(file: Location) -> set[str]:
+    try:
+        return set(json.loads(file.read())["paths"])
+    except NotFoundError:
+        return set()  # its writer has committed, or lost
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedDatasetError(f"{file} is not a claim: {error}") from error
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:

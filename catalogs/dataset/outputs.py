@@ -1,24 +1,125 @@
-"""Files that commands write about a dataset: where they may go, and which of those in it nobody knows."""
+"""Files that commands write about a dataset: where they may go, notes of them, and files in it that nobody knows.
 
+`outputs/<hash>.json` notes what was made from the dataset and lies elsewhere, so that a takedown can say what else must
+go. Places are relative to the dataset where they are near, else only a name: a note tells nothing of anybody's disk.
+"""
+
+import json
+import os
 import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
+    CLAIMS,
     COMMITS,
     REPORT,
     SHARDS_INDEX,
     SUMMARIES,
+    DamagedDatasetError,
+    canonical_json,
+    fingerprint,
     is_part_path,
+    parse_claim_name,
     parse_commit_name,
     parse_data_path,
 )
 from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
-from segmint.infra.uris import base_name, is_below
+from segmint.infra.uris import LOCAL, absolute, base_name, is_below, local_path, scheme, split_bucket
 
-_JSON = re.compile(rf"(?:{TOMBSTONES}/[0-9a-f]{{12}}|{SUMMARIES}/\d{{6,}}-[0-9a-f]{{12}})\.json")
+OUTPUTS = "outputs"
+
+_JSON = re.compile(
+    rf"(?:(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+|versions/[1-9]\d*)"
+    r"\.json"
+)
+_FAR = "../../../"
+"""A place that begins so is not near the dataset: the way to it would name folders of a machine."""
+
+
+class OutputNote(BaseModel):
+    """A report, an export or another file made from a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    command: str  # that made it, such as "export"
+    place: str  # its folder: relative to the dataset, or a base name if it is far from it
+    files: dict[str, str]  # SHA-256 of files that say what is in it, by path below the place
+
+    @property
+    def name(self) -> str:
+        """The name of the note's file: the same output has one note."""
+        return f"{fingerprint(self.model_dump(mode='json'))}.json"
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the note's file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def location(self, dataset: Location) -> Location | None:
+        """Return where the output was put; None if that is not known from here."""
+        if not self.place.startswith("../"):
+            return None
+        if scheme(dataset.uri) == LOCAL:
+            return Location(dataset.storage, os.path.normpath(local_path(absolute(dataset.uri)) / self.place))
+        bucket, key = split_bucket(dataset.uri)
+        return Location(dataset.storage, f"{scheme(dataset.uri)}://{bucket}/{os.path.normpath(f'{key}/{self.place}')}")
+
+
+def note_output(dataset: Location, command: str, folder: Location, files: Mapping[str, str]) -> None:
+    """Note in a dataset what was made from it; `files` are the SHA-256 of the main ones, by path below `folder`.
+
+    What is in the dataset's `report/` needs no note. Where the dataset cannot be written to, a warning takes the note's
+    place.
+    """
+    if is_below(folder.uri, dataset.uri) or not manifest_generations(dataset):
+        return
+    note = OutputNote(command=command, place=_place(dataset, folder), files=dict(files))
+    try:
+        (dataset / OUTPUTS / note.name).put_if_absent(note.to_json())
+    except (StorageFaultError, UsageError, OSError) as error:
+        get_logger("outputs").warning(
+            "not_noted", dataset=str(dataset), output=note.place, error=str(error), note="a takedown will not list it"
+        )
+
+
+def line_of(note: OutputNote) -> str:
+    """Return a note as a line for people."""
+    files = f": {', '.join(sorted(note.files)[:5])}" if note.files else ""
+    return f"{note.place} (segmint {note.command}{files})"
+
+
+def read_notes(dataset: Location) -> list[OutputNote]:
+    """Read the notes of what was made from a dataset; raises `DamagedDatasetError` for any other file."""
+    notes = []
+    for entry in (dataset / OUTPUTS).list():
+        file = dataset / OUTPUTS / entry.name
+        try:
+            notes.append(OutputNote.model_validate(json.loads(file.read())))
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise DamagedDatasetError(f"{file} is no note of an output: {error}") from error
+    return notes
+
+
+def _place(dataset: Location, folder: Location) -> str:
+    """Return the way from the dataset to a folder near it; else the folder's name."""
+    if scheme(dataset.uri) == scheme(folder.uri) == LOCAL:
+        here, there = (os.path.realpath(local_path(each.uri)) for each in (dataset, folder))
+    elif scheme(dataset.uri) == scheme(folder.uri) and split_bucket(dataset.uri)[0] == split_bucket(folder.uri)[0]:
+        here, there = (f"/{split_bucket(each.uri)[1]}" for each in (dataset, folder))
+    else:
+        return folder.name
+    place = PurePosixPath(os.path.relpath(there, here)).as_posix()
+    return folder.name if place.startswith(_FAR) else place
 
 
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
@@ -48,6 +149,8 @@ def _is_known(path: str) -> bool:
         known = path == SHARDS_INDEX or parse_manifest_name(path) is not None
     elif folder == COMMITS:
         known = parse_commit_name(name) is not None
+    elif folder == CLAIMS:
+        known = parse_claim_name(name) is not None
     else:
         known = parse_data_path(path) is not None or is_part_path(path) or _JSON.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

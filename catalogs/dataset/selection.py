@@ -108,6 +108,11 @@ def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[i
     }
 
 
+def rows_named(dataset: Location, manifest: DatasetManifest, names: TakenNames) -> list[int]:
+    """Return the ordinals of the catalog's rows that have one of these names."""
+    return [image.ordinal for batch in _batches(dataset, manifest) for image in _images(batch, names.marks(batch))]
+
+
 def same_request(one: Asked, other: Asked) -> bool:
     """Return whether two requests name the same rows, however their license is spelled."""
     if one.license is None or other.license is None:

@@ -1,32 +1,37 @@
 """Deletes what nothing names: leftovers of writers and builds that died, and generations that were replaced."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from segmint.catalogs.dataset.commits import CommitLog, generations_of
+from segmint.catalogs.dataset.commits import CommitLog, generations_of, look_at_shard
 from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
     CATALOG,
+    CLAIMS,
     COMMITS,
     DATA_KINDS,
     SUMMARIES,
     DataFile,
     commit_name,
     is_part_path,
+    parse_claim_name,
     parse_data_path,
 )
+from segmint.infra.storage.clock import store_time
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
-_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
+_FOLDERS = (*DATA_KINDS, CLAIMS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
 
 GRACE = timedelta(hours=24)
-"""The age at which a file that no commit names is deleted: longer than any correction takes from file to commit.
+"""The age at which a file that no commit names is deleted, by the store's clock.
 
-A writer of a first generation does not need it: nothing of a shard is swept before the shard is committed."""
+Writers do not need it: they claim their files first. It is for those of older versions of segmint, and for people."""
 
 
 def sweep(
@@ -37,63 +42,101 @@ def sweep(
 ) -> list[str]:
     """Delete what does not belong to a dataset; return the paths, relative to it, in order.
 
-    Of committed shards these are: data files that the holding commit does not name, once they are older than `grace`,
-    or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the catalog that the
-    manifest does not name, and temporary files, once they are older than `grace`. Files of a shard without a commit
-    stay until it has one, however old they are: they may belong to a paused writer, or be named by a writer that
-    writes the same bytes again. Files with other names stay, and so does all in a folder that is a link.
-    `now` is the time to count from (default: this machine's clock).
+    Of committed shards these are: data files that neither the holding commit nor a claim names, once they are older
+    than `grace`, or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the
+    catalog that the manifest does not name, and temporary files, once they are older than `grace`. Files of a shard
+    without a commit stay until it has one, however old they are: they may belong to a paused writer, or be named by a
+    writer that writes the same bytes again. Claims stay, files with other names, and all in a folder that is a link.
+    `now` is the time to count from (default: that of the store's clock, which also gave the files their times).
     """
-    limit = (now or datetime.now(UTC)) - grace
-    files: dict[int, list[tuple[str, DataFile, datetime]]] = {}
-    doomed: list[str] = []
-    old_parts: list[str] = []
-    commit_names: list[str] = []
-    for path, entry in _entries(dataset):
-        if path.startswith(f"{COMMITS}/"):
-            commit_names.append(entry.name)
-        data_file = parse_data_path(path)
-        if data_file is not None:
-            files.setdefault(data_file.shard, []).append((path, data_file, entry.modified))
-        elif is_part_path(path) and entry.modified < limit:
-            old_parts.append(path)
-        elif entry.name.startswith(TEMPORARY_PREFIX) and entry.modified < limit:
-            doomed.append(path)
-    doomed.extend(_unnamed_parts(dataset, old_parts))
-    log = CommitLog(dataset)
-    generations = generations_of(commit_names)
-
-    # If a shard has one generation and one file of each kind, these are its commit's: no need to read it.
-    doubtful = {
-        shard: numbers
-        for shard, numbers in generations.items()
-        if len(numbers) > 1 or sorted(f.kind for _, f, _ in files.get(shard, [])) != sorted(DATA_KINDS)
-    }
-    latest: dict[int, set[str]] = {}
-    replaced: dict[int, set[str]] = {}
-    pairs = [(shard, number) for shard, numbers in sorted(doubtful.items()) for number in numbers]
-    for commit in log.read_many(pairs, threads):
-        names = latest if commit.generation == doubtful[commit.shard][-1] else replaced
-        names.setdefault(commit.shard, set()).update(entry.path for entry in commit.files)
-
-    for shard, entries in sorted(files.items()):
-        if shard not in latest:
-            continue  # not committed, or nothing doubtful, or its commit was deleted meanwhile
-        for path, _, modified in entries:
-            unnamed = path not in latest[shard]
-            if unnamed and (modified < limit or path in replaced.get(shard, set())):
-                doomed.append(path)
-    linked = {folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None}
-    doomed = [path for path in doomed if path.partition("/")[0] not in linked]
+    found = _listed(dataset)
+    found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
+    doubtful = found.doubtful_shards()
+    undated = found.temporary or found.parts or any(shard in found.files for shard in doubtful)
+    limit = (now or (store_time(dataset) if undated else datetime.now(UTC))) - grace
+    doomed = [path for path, modified in found.temporary if modified < limit]
+    doomed += _unnamed_parts(dataset, [path for path, modified in found.parts if modified < limit])
+    doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
         (dataset / path).delete()
+
+    def sweep_shard(shard: int) -> list[str]:
+        return _sweep_shard(dataset, shard, found, limit)
+
+    swept: Iterable[list[str]] = map(sweep_shard, doubtful)
+    if threads > 1:
+        swept = map_ahead(sweep_shard, doubtful, threads, 2 * threads, "sweep")
+    return sorted([*doomed, *itertools.chain.from_iterable(swept)])
+
+
+@dataclass
+class _Listed:
+    """The files that a sweep may delete."""
+
+    generations: dict[int, list[int]]
+    claimed: set[int]  # shards with claims
+    files: dict[int, list[tuple[str, DataFile, datetime]]]  # by shard
+    temporary: list[tuple[str, datetime]]
+    parts: list[tuple[str, datetime]]
+    linked: set[str] = field(default_factory=set)  # folders
+
+    def doubtful_shards(self) -> list[int]:
+        """Return the committed shards of which something may have to go.
+
+        If a shard has one generation, no claim and one file of each kind, these are its commit's: no need to read it.
+        """
+        return [
+            shard
+            for shard, numbers in sorted(self.generations.items())
+            if len(numbers) > 1
+            or shard in self.claimed
+            or sorted(file.kind for _, file, _ in self.files.get(shard, [])) != sorted(DATA_KINDS)
+        ]
+
+    def in_own_folder(self, path: str) -> bool:
+        """Return whether a path is in a folder of the dataset that is no link."""
+        return path.partition("/")[0] not in self.linked
+
+
+def _listed(dataset: Location) -> _Listed:
+    found = _Listed({}, set(), {}, [], [])
+    commit_names: list[str] = []
+    for path, entry in _entries(dataset):
+        folder = path.partition("/")[0]
+        data_file = parse_data_path(path)
+        if data_file is not None:
+            found.files.setdefault(data_file.shard, []).append((path, data_file, entry.modified))
+        elif is_part_path(path):
+            found.parts.append((path, entry.modified))
+        elif entry.name.startswith(TEMPORARY_PREFIX):
+            found.temporary.append((path, entry.modified))
+        elif folder == COMMITS:
+            commit_names.append(entry.name)
+        elif folder == CLAIMS and (claim := parse_claim_name(entry.name)) is not None:
+            found.claimed.add(claim[0])
+    found.generations = generations_of(commit_names)
+    return found
+
+
+def _sweep_shard(dataset: Location, shard: int, found: _Listed, limit: datetime) -> list[str]:
+    """Delete what is left of former writers of a committed shard; look at its claims and commits right before."""
+    state = look_at_shard(dataset, shard)
+    if state.commit is None:
+        return []  # it was deleted meanwhile
+    log = CommitLog(dataset)
+    replaced = log.read_many((shard, generation) for generation in state.replaced)
+    replaced_files = {entry.path for commit in replaced for entry in commit.files}
+    doomed = [
+        path
+        for path, _, modified in found.files.get(shard, [])
+        if path not in state.kept and (modified < limit or path in replaced_files)
+    ]
     # Last: while a replaced commit exists, it shows which files are not those of a writer at work.
-    for shard, numbers in sorted(generations.items()):
-        for generation in numbers[:-1]:
-            if shard in latest and COMMITS not in linked:
-                log.location(shard, generation).delete()
-                doomed.append(f"{COMMITS}/{commit_name(shard, generation)}")
-    return sorted(doomed)
+    doomed += [f"{COMMITS}/{commit_name(shard, generation)}" for generation in state.replaced]
+    doomed = [path for path in doomed if found.in_own_folder(path)]
+    for path in doomed:
+        (dataset / path).delete()
+    return doomed
 
 
 def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:

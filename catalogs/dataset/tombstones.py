@@ -57,17 +57,19 @@ class Tombstone(_Frozen):
     asked: Asked
     reason: str
     when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was asked for
+    version_before: str | None = None  # the dataset's version digest before; None in tombstones of older segmint
     images: tuple[TakenImage, ...]  # in order of ordinals
 
     @property
     def name(self) -> str:
-        """The file's name, a hash of everything but `when`: the same request finds it again."""
-        value = self.model_dump(mode="json", exclude={"when"})
+        """The file's name, a hash of all but `when` and the version before: the same request finds it again."""
+        value = self.model_dump(mode="json", exclude={"when", "version_before"})
         return f"{fingerprint(value)}.json"
 
     def to_json(self) -> bytes:
         """Return the bytes of the tombstone's file."""
-        return canonical_json(self.model_dump(mode="json"))
+        unknown = {"version_before"} if self.version_before is None else set()
+        return canonical_json(self.model_dump(mode="json", exclude=unknown))
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
@@ -136,6 +138,24 @@ class TakenNames:
 
 NO_NAMES = TakenNames()
 """Of a dataset without tombstones."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """All that was taken down of a dataset."""
+
+    images: Mapping[int, TakenImage]  # by ordinal
+    names: TakenNames
+
+    def of_ordinals(self, start: int, stop: int) -> frozenset[int]:
+        """Return the ordinals in [start, stop) that were taken down."""
+        return frozenset(ordinal for ordinal in range(start, stop) if ordinal in self.images)
+
+
+def read_taken(dataset: Location, catalog_uri: str | None = None) -> Taken | None:
+    """Read what was taken down of a dataset; None without tombstones. `catalog_uri` as in `TakenNames.of`."""
+    images = taken_images(read_tombstones(dataset))
+    return Taken(images, TakenNames.of(images.values(), catalog_uri)) if images else None
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:

@@ -56,7 +56,9 @@ class FsspecStore:
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
         self._fs.put_file(str(path), self._path(uri))
 
-    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
+    def walk(
+        self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
+    ) -> Iterator[ObjectInfo]:
         """Objects below a folder."""
         root = self._path(uri).rstrip("/") + "/"
         try:
@@ -64,7 +66,7 @@ class FsspecStore:
         except FileNotFoundError:
             return
         for path in sorted(found):
-            if path.startswith(root) and not path.endswith("/"):
+            if path.startswith(root + beginning) and not path.endswith("/"):
                 yield ObjectInfo(path[len(root) :], int(found[path]["size"] or 0), _modified(found[path]))
 
     def size(self, uri: str) -> int:

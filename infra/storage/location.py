@@ -96,6 +96,6 @@ class Location:
         """Return the names of all that may be removed below this folder: objects, older versions, links."""
         return self.storage.walk_ever(self.uri)
 
-    def list(self, include_temporary: bool = False) -> list[ObjectInfo]:
-        """Return the objects directly in this folder, sorted by name."""
-        return self.storage.list(self.uri, include_temporary)
+    def list(self, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
+        """Return the objects directly in this folder whose names begin so, sorted by name."""
+        return self.storage.list(self.uri, include_temporary, beginning)

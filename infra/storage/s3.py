@@ -114,11 +114,13 @@ class S3Store:
         else:
             s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri))
 
-    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
+    def walk(
+        self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
+    ) -> Iterator[ObjectInfo]:
         """Objects below a prefix, page by page, each page requested once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
         if not recursive:
             request["Delimiter"] = "/"
         yield from self._pages(request, len(prefix))

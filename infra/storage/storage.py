@@ -121,13 +121,14 @@ class Storage:
         store = self._store(uri)
         self._try("put", uri, lambda: store.put_file(uri, path))
 
-    def list(self, uri: str, include_temporary: bool = False) -> list[ObjectInfo]:
+    def list(self, uri: str, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
         """The objects directly in a folder or prefix, sorted by name; empty if it does not exist.
 
+        With `beginning` only those whose names begin so: in a bucket one short request, however many others there are.
         Folders are left out, and so are temporary files of dead writers (`.tmp-…`), unless `include_temporary`.
         """
         store = self._store(uri)
-        found = self._try("list", uri, lambda: list(store.walk(uri, recursive=False, on_skip=warn_of_skipped)))
+        found = self._try("list", uri, lambda: list(store.walk(uri, False, warn_of_skipped, beginning)))
         return [entry for entry in found if include_temporary or not _is_temporary(entry.name)]
 
     def walk(

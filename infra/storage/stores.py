@@ -63,8 +63,8 @@ class Store(Protocol):
     def put_file(self, uri: str, path: Path) -> None:
         """The same from a local file."""
 
-    def walk(self, uri: str, recursive: bool, on_skip: OnSkip) -> Iterator[ObjectInfo]:
-        """The objects below a folder or prefix, by name in code point order."""
+    def walk(self, uri: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
+        """The objects below a folder or prefix whose names begin so, by name in code point order."""
 
     def size(self, uri: str) -> int:
         """The size in bytes."""
@@ -138,6 +138,9 @@ class LocalStore:
         path = local_path(uri)
         if path.exists():
             raise FileExistsError(errno.EEXIST, "an object is already there", uri)
+        _unless_swept(lambda: self._link(path, data))
+
+    def _link(self, path: Path, data: bytes) -> None:
         temporary = _write_temporary(path, data)
         try:
             os.link(temporary, path)
@@ -155,22 +158,28 @@ class LocalStore:
     def put(self, uri: str, data: bytes) -> None:
         """A temporary file, synced, then renamed over the old one."""
         path = local_path(uri)
-        _rename(_write_temporary(path, data), path)
+        _unless_swept(lambda: _rename(_write_temporary(path, data), path))
 
     def put_file(self, uri: str, path: Path) -> None:
         """`put` of a local file, copied in pieces."""
-        with path.open("rb") as stream:
-            self.put_stream(local_path(uri), stream)
+
+        def copy() -> None:
+            with path.open("rb") as stream:
+                self.put_stream(local_path(uri), stream)
+
+        _unless_swept(copy)
 
     def put_stream(self, path: Path, stream: BinaryIO) -> None:
         """`put` of an open stream to a local path."""
         _rename(_write_temporary(path, stream), path)
 
-    def walk(self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
+    def walk(
+        self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
+    ) -> Iterator[ObjectInfo]:
         """Files below a folder; links to folders are not followed, and links in a circle are skipped."""
         root = local_path(uri)
         if root.is_dir():
-            yield from _walk(root, "", recursive, on_skip)
+            yield from _walk(root, "", recursive, on_skip, beginning)
 
     def size(self, uri: str) -> int:
         """The size in bytes."""
@@ -198,6 +207,14 @@ class LocalStore:
             folder = folder.parent
         with os.scandir(folder) as entries:
             next(entries, None)
+
+
+def _unless_swept(put: Callable[[], None]) -> None:
+    """Put a file; once more if its temporary file is gone: a takedown removes those that dead writers may have left."""
+    try:
+        put()
+    except FileNotFoundError:
+        put()
 
 
 def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
@@ -257,10 +274,13 @@ def _links(folder: Path, prefix: str) -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip) -> Iterator[ObjectInfo]:
+def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
     with os.scandir(folder) as found:
         # A folder sorts as "name/", so that the order is by full names, as in a bucket.
-        entries = sorted(found, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
+        entries = sorted(
+            (entry for entry in found if entry.name.startswith(beginning)),
+            key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False),
+        )
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if recursive:

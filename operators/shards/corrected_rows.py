@@ -1,12 +1,10 @@
-"""Described rows of a committed shard as a correction leaves them: taken down, or redacted."""
+"""Described rows of a committed shard with more regions redacted."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
-from segmint.catalogs.dataset.tombstones import BLANK, DETAIL
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.reasons import Reason
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
@@ -17,38 +15,16 @@ from segmint.operators.rows import Row
 MANUAL = "manual"
 """The source of a region that a person asked for."""
 
-STAGE = "catalog"
-"""The stage that refuses a row that was taken down: a later build finds it blank in the catalog."""
-
-
-def take_down(row: Row) -> Row:
-    """Return the refused row that replaces a row, the same that a build makes of the catalog's blank row."""
-    empty: Row = dict.fromkeys(row)
-    return {
-        **empty,
-        "ordinal": row["ordinal"],
-        "id": row["id"],
-        "image_id": BLANK,
-        "uri": BLANK,
-        "stage": STAGE,
-        "reason": str(Reason.TAKEN_DOWN),
-        "detail": DETAIL,
-    }
-
-
-def is_taken(row: Row) -> bool:
-    """Return whether a row was taken down: only a refusal is left of it."""
-    return bool(row["reason"] == Reason.TAKEN_DOWN)
-
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
     """Return a described row with these boxes of its released image redacted, and listed in `regions` and its counts.
 
     The released JPEG is decoded, redacted and encoded again as in a release; its masks stay as they are. Boxes that
-    are already among the row's regions are skipped, so a second run changes nothing: if none is left, the same object
-    is returned. The boxes must lie inside the image. Raises `DamagedDatasetError` if its JPEG cannot be decoded.
+    are already among the row's regions are skipped, so a second run changes nothing: if none is left, or the image was
+    refused or taken down meanwhile, the same object is returned. The boxes must lie inside the image. Raises
+    `DamagedDatasetError` if its JPEG cannot be decoded.
     """
-    if not wanted:
+    if not wanted or row.get("reason") is not None:
         return row
     known = [Region(**region) for region in row["regions"]]
     new = {source_region(row, box): box for box in wanted}

@@ -1,9 +1,21 @@
-"""Puts a shard's files where a commit can name them, and deletes those that no commit names."""
+"""Puts and commits a shard's files, and deletes those of a writer that lost.
+
+The order is what makes it safe beside any other writer, and beside whatever deletes:
+
+1. The claim: the names of the files, put if absent. From here on nobody else deletes them.
+2. The files.
+3. The commit, put if absent.
+4. A look whether all files are there. A file that a sweep of an older segmint deleted is put again.
+5. A look for a higher generation: if there is one, the commit was put after a later correction had removed its
+   predecessor, and the writer has lost. It deletes what it put.
+6. The tombstones are heeded.
+7. The claim is deleted. Where it is left, a writer died before, and the next build or correction does what it did not.
+"""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import Claim, Commit, CommitLog, FileEntry, look_at_shard
 from segmint.catalogs.layout import data_path
 from segmint.infra.storage.location import Location
 from segmint.operators.shards.files import ShardFiles
@@ -19,28 +31,56 @@ def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
     return named
 
 
-def put_files(dataset: Location, shard: int, files: ShardFiles) -> tuple[FileEntry, ...]:
-    """Put a shard's four files; return the entries for its commit."""
-    named = named_files(shard, files)
-    for entry, data in named:
-        (dataset / entry.path).put(data)
-    return tuple(entry for entry, _ in named)
+def commit_files(
+    dataset: Location,
+    commit: Commit,
+    data: Iterable[bytes],
+    *,
+    purge: bool,
+    heed: Callable[[], object] = lambda: None,
+) -> bool:
+    """Put the files of a commit, `data` in its order, and the commit if absent; return whether it holds then.
 
-
-def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry]) -> Commit | None:
-    """Delete files of a writer that lost its race and that no commit of the shard names; return the commit that holds.
-
-    Every commit of the shard counts, not only the winner's: a later generation may name one of our files too. If a
-    commit is replaced meanwhile, nothing is deleted, and the sweep decides later. None if the shard has no commit.
+    If not, another writer has committed this generation or a higher one, and what was put here is deleted; with
+    `purge` its older versions in the bucket, too. `heed` is called once the commit holds, before the claim is deleted.
     """
     log = CommitLog(dataset)
-    generations = log.generations().get(shard, [])
-    commits = list(log.read_many((shard, generation) for generation in generations))
-    if not commits:
-        return None
-    if len(commits) == len(generations):
-        kept = {entry.path for commit in commits for entry in commit.files}
+    pairs = list(zip(commit.files, data, strict=True))
+    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
+    claim.location(dataset).put_if_absent(claim.to_json())
+    for entry, content in pairs:
+        (dataset / entry.path).put(content)
+    won = log.put(commit)
+    if won:
+        for entry, content in pairs:
+            if not (dataset / entry.path).exists():
+                (dataset / entry.path).put(content)
+        won = max(log.generations_of(commit.shard), default=0) <= commit.generation
+        if not won:
+            log.location(commit.shard, commit.generation).delete()
+    if won:
+        heed()
+    else:
+        delete_unnamed(dataset, commit.shard, commit.files, purge=purge)
+    remove(claim.location(dataset), purge=purge)
+    return won
+
+
+def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
+    """Delete files of a writer that lost, but for those that the commit that holds names, or that others claim.
+
+    Nothing is deleted of a shard without a commit.
+    """
+    state = look_at_shard(dataset, shard)
+    if state.commit is not None:
         for entry in ours:
-            if entry.path not in kept:
-                (dataset / entry.path).delete()
-    return commits[-1]
+            if entry.path not in state.kept:
+                remove(dataset / entry.path, purge=purge)
+
+
+def remove(file: Location, *, purge: bool) -> None:
+    """Delete a file, with `purge` its older versions in the bucket, too."""
+    if purge:
+        file.purge()
+    else:
+        file.delete()

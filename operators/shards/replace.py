@@ -5,38 +5,55 @@ commit. Before the new commit the old generation holds, whole; after it the new 
 called again at any time, and does what is left to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.layout import CATALOG, COMMITS, DATA_KINDS, parse_commit_name, parse_data_path
+from segmint.catalogs.dataset.commits import Commit, look_at_shard
+from segmint.catalogs.layout import (
+    CATALOG,
+    CLAIMS,
+    COMMITS,
+    DATA_KINDS,
+    commit_name,
+    parse_commit_name,
+    parse_data_path,
+)
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.put import delete_unnamed, put_files
+from segmint.operators.shards.put import commit_files, named_files
 
 
 class LostRaceError(UnfinishedError):
     """Another writer committed the same generation of a shard with other content; our files were deleted again."""
 
 
-def replace_shard(dataset: Location, old: Commit, rows: Iterable[Row], *, with_images: bool) -> Commit:
+def replace_shard(
+    dataset: Location,
+    old: Commit,
+    rows: Iterable[Row],
+    *,
+    with_images: bool,
+    purge: bool = True,
+    heed: Callable[[], object] = lambda: None,
+) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
     The fingerprint of the numerics is kept: nothing is computed again. Raises `LostRaceError` if another writer has
-    committed this generation with other content.
+    committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
+    `heed` is called once the commit holds.
     """
     files = build_shard_files(rows, with_images=with_images)
-    entries = put_files(dataset, old.shard, files)
+    named = named_files(old.shard, files)
+    entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    if not CommitLog(dataset).put(new):
-        delete_unnamed(dataset, new.shard, entries)
+    if not commit_files(dataset, new, [data for _, data in named], purge=purge, heed=heed):
         raise LostRaceError(
             f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
-            "this one were deleted again. Run one correction at a time, and repeat this command"
+            "this one were deleted again. Repeat this command"
         )
     return new
 
@@ -47,34 +64,43 @@ def check_purge(dataset: Location) -> None:
     Raises `UsageError` for a folder of the dataset that is a link, and for a store that does not show its versions,
     and `StorageFaultError` if we may not see them.
     """
-    for folder in (*DATA_KINDS, COMMITS, CATALOG):
+    for folder in (*DATA_KINDS, COMMITS, CATALOG, CLAIMS):
         (dataset / folder).refuse_link()
     (dataset / f"{TEMPORARY_PREFIX}versions").purge()
 
 
-def remove_replaced(dataset: Location, shards: Iterable[int]) -> None:
-    """Remove everything of these shards except the commits that hold and the files that these name.
+def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
+    """Remove everything of these shards but the commits that hold, the files that these name, and what is claimed.
 
     That is: files of older generations and of writers that died, temporary files, each with its older versions, and
-    older versions of files that were deleted before; last, the older commits. Call it only while nobody else writes to
-    the dataset.
+    older versions of files that were deleted before; last, the older commits. A shard without a commit has only
+    left-overs, except for what a build claims. Return the shards without a commit of which files were spared.
     """
-    log = CommitLog(dataset)
     wanted = set(shards)
-    newest = {shard: generation for shard, generation in log.committed().items() if shard in wanted}
-    latest = {commit.shard: commit for commit in log.read_many(newest.items())}
-    kept = {entry.path for commit in latest.values() for entry in commit.files}
-    # A shard whose commit was deleted meanwhile is left alone; one without a commit has only leftovers.
-    known = latest.keys() | (wanted - newest.keys())
+    files: dict[int, list[str]] = {}
     for kind in DATA_KINDS:
         for name in (dataset / kind).walk_ever():
             path = f"{kind}/{name}"
             named = parse_data_path(path)
-            replaced = named is not None and named.shard in known and path not in kept
-            if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
+            if named is not None and named.shard in wanted:
+                files.setdefault(named.shard, []).append(path)
+            elif base_name(name).startswith(TEMPORARY_PREFIX):
                 (dataset / path).purge()
-    # Last: while an older commit exists, an interrupted removal can be recognized.
+    commits: dict[int, list[int]] = {}
     for name in (dataset / COMMITS).walk_ever():
         parsed = parse_commit_name(name)
-        if parsed is not None and parsed[0] in latest and parsed[1] != latest[parsed[0]].generation:
-            (dataset / COMMITS / name).purge()
+        if parsed is not None and parsed[0] in wanted:
+            commits.setdefault(parsed[0], []).append(parsed[1])
+    spared = []
+    for shard in sorted(wanted):
+        state = look_at_shard(dataset, shard)
+        for path in files.get(shard, ()):
+            if path not in state.kept:
+                (dataset / path).purge()
+        # Last: while an older commit exists, an interrupted removal can be recognized.
+        for generation in commits.get(shard, ()):
+            if state.commit is not None and generation < state.commit.generation:
+                (dataset / COMMITS / commit_name(shard, generation)).purge()
+        if state.commit is None and state.kept.intersection(files.get(shard, ())):
+            spared.append(shard)
+    return spared

@@ -21,7 +21,7 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, read_file, tar_members
 from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
-from segmint.operators.shards.put import named_files
+from segmint.operators.shards.put import delete_unnamed, named_files
 from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
@@ -95,7 +95,10 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
 
 def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], files: ShardFiles) -> list[str]:
-    """Put the damaged files again if all have the bytes that the commit names; else return which do not."""
+    """Put the damaged files again if all have the bytes that the commit names; else return which do not.
+
+    If the commit was replaced meanwhile, what was put is removed again: the newer one may have taken it away for good.
+    """
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
     for damage in damages:
@@ -108,6 +111,9 @@ def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], file
     if not other:
         for damage in damages:
             (dataset / damage.entry.path).put(built[damage.kind][1])
+        if max(CommitLog(dataset).generations_of(commit.shard), default=0) != commit.generation:
+            delete_unnamed(dataset, commit.shard, [damage.entry for damage in damages], purge=True)
+            return [f"another command has replaced generation {commit.generation} meanwhile, and its files with it"]
     return other
 
 

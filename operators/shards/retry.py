@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.commits import REJECTED, CommitLog
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.replace import LostRaceError, replace_shard
+from segmint.operators.shards.replace import LostRaceError
+from segmint.operators.shards.revise import heed_tombstones, revise_shard
+from segmint.operators.shards.taken_rows import is_taken
 from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
 _VERDICT = ("stage", "reason", "detail")
@@ -29,16 +29,18 @@ class RetryTask:
     ordinals: Sequence[int]  # of the retried rows, ascending
     dataset: Location
     with_images: bool
+    catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Replace refused rows of a committed shard by described rows, slices `[start, stop)` of the blocks.
 
     The result counts only these rows. It is `unchanged`, and nothing is written, if each was refused again in the same
-    words, or if another command has replaced the shard meanwhile. A fault holds the shard back: it stays as it is.
+    words, or if another command has changed one of these rows meanwhile: only refused rows are replaced, and none that
+    was taken down. What else another command changed stays, and these rows are put on top of it. A fault holds the
+    shard back: it stays as it is.
     Raises `WrongRowsError` if the rows are not those of the task, or were not refused.
     """
-    log = CommitLog(task.dataset)
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
     )
@@ -51,28 +53,49 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         return ShardResult(task.shard, "held_back", {}, why, faulted_ordinals(table))
 
     again = {row["ordinal"]: row for row in iter_rows(table)}
-    superseded = ShardResult(task.shard, "unchanged", {}, "another command has replaced the shard meanwhile")
-    old = log.read(task.shard, task.generation)
-    if old is None:
-        return superseded
-    try:
-        rows = read_committed_rows(task.dataset, old)
-    except DamagedDatasetError:
-        if log.read(task.shard, task.generation + 1) is not None:
-            return superseded
-        raise
-    before = {row["ordinal"]: row for row in rows if row["reason"] is not None}
-    if not again.keys() <= before.keys():
-        raise WrongRowsError(f"shard {task.shard}: its generation {old.generation} had not refused all of these rows")
     counts = _counts(again.values())
-    if all(row[key] == before[ordinal][key] for ordinal, row in again.items() for key in _VERDICT):
-        return ShardResult(task.shard, "unchanged", counts)
-    merged = [again.get(row["ordinal"], row) for row in rows]
+    superseded = ShardResult(task.shard, "unchanged", {}, "another command has replaced the shard meanwhile")
+
+    def merge(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        before = {row["ordinal"]: row for row in rows if row["reason"] is not None}
+        if commit.generation == task.generation and not again.keys() <= before.keys():
+            raise WrongRowsError(
+                f"shard {task.shard}: its generation {commit.generation} had not refused all of these rows"
+            )
+        current = {row["ordinal"]: row for row in rows if row["ordinal"] in again}
+        if all(_same(current.get(ordinal), row) for ordinal, row in again.items()):
+            return rows
+        if any(row is None or is_taken(row) or row["reason"] is None for row in map(current.get, again)):
+            raise _SupersededError
+        return [again.get(row["ordinal"], row) for row in rows]
+
     try:
-        replace_shard(task.dataset, old, merged, with_images=task.with_images)
-    except LostRaceError:
+        revised = revise_shard(
+            task.dataset,
+            task.shard,
+            merge,
+            with_images=task.with_images,
+            purge=False,
+            heed=lambda: heed_tombstones(
+                task.dataset, task.shard, with_images=task.with_images, catalog_uri=task.catalog_uri
+            ),
+        )
+        if revised is None:
+            return superseded
+    except (LostRaceError, _SupersededError):
         return superseded
-    return ShardResult(task.shard, "committed", counts)
+    unchanged = not revised.changed and revised.commit.generation == task.generation
+    return ShardResult(task.shard, "unchanged" if unchanged else "committed", counts)
+
+
+class _SupersededError(Exception):
+    """Another command has changed the rows that were to be replaced: its result stays."""
+
+
+def _same(current: Row | None, again: Row) -> bool:
+    """Return whether a row holds a result already: the same verdict, or the same image with the same masks."""
+    keys = _VERDICT if again["reason"] is not None else (*_VERDICT, "release", "masks")
+    return current is not None and all(current[key] == again[key] for key in keys)
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Write one shard and commit it: the only place where data becomes part of the dataset.
 
-The protocol: look for a commit; build the files; put them under names that contain their hash; put the commit if
-absent, last. A writer that dies anywhere leaves files that no commit names, and readers never see those. Two writers
-of one shard write the same names with the same bytes, or one of them loses the race for the commit and deletes those of
-its files that no commit names. docs/exactly-once.md has the invariants.
+The protocol: look for a commit; build the files; claim their names, which contain their hash; put them; put the commit
+if absent; heed the tombstones. A writer that dies anywhere leaves files that no commit names, and readers never see
+those. Two writers of one shard write the same names with the same bytes, or one of them loses the race for the commit
+and deletes those of its files that no commit names. docs/exactly-once.md has the invariants.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,8 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.put import delete_unnamed, put_files
+from segmint.operators.shards.put import commit_files, named_files
+from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones
 
 MIN_ROWS_FOR_RATIO = 100
 """A smaller shard is committed whatever share of it was refused."""
@@ -40,6 +41,7 @@ class ShardTask:
     with_images: bool  # whether the tar holds the released JPEGs
     max_reject_ratio: float
     generation: int = 1
+    catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ class WrongRowsError(SegmintError):
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
+    After the commit the writer takes down what tombstones name of the shard: a takedown may have come since its rows
+    were made. Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
     """
     log = CommitLog(task.dataset)
-    existing = log.read(task.shard, task.generation)
-    if existing is not None:
-        return ShardResult(task.shard, "committed", existing.counts)
+    if log.read(task.shard, task.generation) is not None:
+        shards = range(task.shard, task.shard + 1)
+        heed_all(task.dataset, shards, with_images=task.with_images, catalog_uri=task.catalog_uri)
+        return _committed(task, log)
 
     table = shard_table(task, cuts, *blocks)
     reason_to_wait = held_back(table, task.max_reject_ratio)
@@ -77,21 +81,34 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
 
     files = build_shard_files(iter_rows(table), with_images=task.with_images)
-    entries = put_files(task.dataset, task.shard, files)
+    named = named_files(task.shard, files)
     commit = Commit(
         shard=task.shard,
         generation=task.generation,
         ordinals=(task.start, task.stop),
         numerics=task.numerics,
         counts=files.counts,
-        files=entries,
+        files=tuple(entry for entry, _ in named),
     )
-    if not log.put(commit):
-        holding = delete_unnamed(task.dataset, task.shard, entries)
-        if holding is None:
-            raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
-        return ShardResult(task.shard, "committed", holding.counts)
+    heeded: list[Revised | None] = []
+
+    def heed() -> None:
+        heeded.append(
+            heed_tombstones(task.dataset, task.shard, with_images=task.with_images, catalog_uri=task.catalog_uri)
+        )
+
+    won = commit_files(task.dataset, commit, [data for _, data in named], purge=False, heed=heed)
+    if not won or any(revised is not None and revised.changed for revised in heeded):
+        return _committed(task, log)
     return ShardResult(task.shard, "committed", files.counts)
+
+
+def _committed(task: ShardTask, log: CommitLog) -> ShardResult:
+    """Return the result of a shard that has a commit, with the counts of the one that holds."""
+    holding = log.latest(task.shard)
+    if holding is None:
+        raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
+    return ShardResult(task.shard, "committed", holding.counts)
 
 
 def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.attributions import check_ending, write_attributions
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
-from segmint.catalogs.dataset.outputs import refuse_inside
+from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, FindingCollector, Place
@@ -16,6 +16,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
@@ -72,7 +73,8 @@ class AuditOptions:
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
     """Audit all of a dataset, or what can be audited of SA-1B-style data.
 
-    Tars are read once, and tables once more for the statistics. Changes nothing in the dataset. Raises
+    Tars are read once, and tables once more for the statistics. Changes nothing in the dataset but for a
+    note of each other file that is written. Raises
     `UsageError` if there is neither, or for a wrong option before anything is read, and storage faults as they
     come.
     """
@@ -101,6 +103,8 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         notes += _write_credits(dataset, options.attributions, report)
     if options.regions is not None:
         write_regions(options.regions, content.privacy.regions())
+    for option, target in options.targets().items():
+        _note(dataset, option, target)
     return replace(
         report,
         scope="all",
@@ -111,6 +115,15 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         duplicates=content.duplicates(),
         statistics=statistics,
     )
+
+
+def _note(dataset: Location, option: str, target: Location) -> None:
+    """Note what the audit wrote elsewhere, if it did."""
+    if option == "--pictures":
+        note_output(dataset, f"audit {option}", target, {})
+    elif target.exists():
+        folder = Location(target.storage, parent(absolute(target.uri)))
+        note_output(dataset, f"audit {option}", folder, {target.name: target.sha256()})
 
 
 def _content(

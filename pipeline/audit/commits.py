@@ -192,12 +192,18 @@ class Unnamed:
 
 
 def audit_unnamed(
-    paths: dict[str, Listed], manifest: DatasetManifest, limit: datetime, committed: Container[int], doubtful: set[int]
+    paths: dict[str, Listed],
+    manifest: DatasetManifest,
+    limit: datetime,
+    committed: Container[int],
+    doubtful: set[int],
+    claimed: Container[str] = (),
 ) -> Unnamed:
     """Sort files that nothing names into left-overs, stray files, and files of writers that may be at work.
 
     A segmint file is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes only
-    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known.
+    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known. `claimed`
+    are the paths of files that a writer is about to commit.
     """
     findings: list[Finding] = []
     recent: list[str] = []
@@ -213,7 +219,8 @@ def audit_unnamed(
         else:
             is_ours = named.shard < manifest.shards
         if is_ours:
-            if listed.modified >= limit or (named is not None and named.shard not in committed):
+            at_work = path in claimed or (named is not None and named.shard not in committed)
+            if listed.modified >= limit or at_work:
                 recent.append(path)
                 continue
             place = Place(path, None if named is None else named.shard)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import CommitLog, claimed_paths
 from segmint.catalogs.dataset.manifest import LatestManifest, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
@@ -73,7 +73,8 @@ def audit_integrity(
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful)
+    claimed = claimed_paths(dataset, generations)
+    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, claimed)
     findings.extend(unnamed.findings)
     damaged_parts = set()
     for part in manifest.catalog:

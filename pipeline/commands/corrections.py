@@ -17,7 +17,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there
 @needs("build")
 def takedown(
     dataset: Dataset,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the tombstone.")],
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the tombstone.")
+    ] = None,
     ids: Annotated[
         str | None, typer.Option("--ids", metavar="FILE", help="A text file with one image_id or id per line.")
     ] = None,
@@ -27,20 +29,34 @@ def takedown(
     provider: Annotated[
         str | None, typer.Option("--provider", metavar="P", help="All images from this provider.")
     ] = None,
+    proved: Annotated[
+        str | None,
+        typer.Option("--prove", metavar="ID", help="Look for an image that was taken down; exit code 1 if found."),
+    ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images for good, and everything that names them but a tombstone."""
+    """Remove images for good, and everything that names them but a tombstone; or prove that they are gone."""
     from segmint.catalogs.dataset.manifest import load_manifest
+    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.proof import prove
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
     from segmint.pipeline.corrections.takedown_list import list_takedown
 
     build, storage = build_of(config)
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
+    if proved is not None:
+        proof = prove(location, proved)
+        answer_with(proof, as_json)
+        if proof.found:
+            raise typer.Exit(FINDINGS)
+        return
+    if reason is None:
+        raise UsageError("--reason is missing: say why, for the tombstone")
     asked, catalog = read_asked(file, license_id, provider), None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)

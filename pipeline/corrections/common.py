@@ -1,17 +1,21 @@
 """Shared by the corrections of a built dataset: `segmint takedown`, `redact` and `repair`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.layout import REPORT, SHARDS_INDEX
+from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
+
+Result = TypeVar("Result")
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
@@ -51,3 +55,18 @@ def remove_report(dataset: Location) -> list[str]:
             links.append(f"{join(REPORT, name)} -> {target}")
         file.purge()
     return links
+
+
+def while_unchanged(dataset: Location, read: Callable[[], Result]) -> Result:
+    """Return `read()`, called again if it failed because another command has replaced what it read meanwhile."""
+
+    def state() -> tuple[dict[int, int], list[int]]:
+        return CommitLog(dataset).committed(), manifest_generations(dataset)
+
+    while True:
+        before = state()
+        try:
+            return read()
+        except (DamagedDatasetError, NotFoundError):
+            if state() == before:
+                raise

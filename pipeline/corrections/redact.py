@@ -13,11 +13,12 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.corrected_rows import redact_row
-from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
+from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
+from segmint.pipeline.corrections.revision import Revision, revise
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -118,24 +119,27 @@ def redact(dataset: Location, regions: Location, confirm: Callable[[RedactionLis
     images, or a store whose older versions cannot be removed. After an interruption at any point, the same call
     completes the work.
     """
-    plan = _plan(dataset, regions)
-    manifest, config, by_ordinal, commits = plan.manifest, plan.config, plan.regions, plan.commits
+    plan = while_unchanged(dataset, lambda: _plan(dataset, regions))
     check_purge(dataset)
     if confirm is not None:
         confirm(plan.listed)
-    changed: dict[int, int] = {}
-    for shard, commit in commits.items():
-        before = read_committed_rows(dataset, commit)
-        after = [redact_row(row, by_ordinal.get(row["ordinal"], ()), config) for row in before]
-        different = sum(one is not other for one, other in zip(before, after, strict=True))
-        if different:
-            replace_shard(dataset, commit, after, with_images=True)
-            changed[shard] = different
-    remove_replaced(dataset, commits)
-    links = remove_report(dataset)
-    rewrite_index(dataset, manifest)
-    asked = sum(plan.listed.images.values())
-    return Redacted(str(dataset), asked, len(by_ordinal), sum(changed.values()), tuple(changed), tuple(links))
+    outcome = revise(
+        dataset,
+        plan.manifest,
+        Revision(
+            shards=plan.commits.keys(),
+            change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
+            with_images=True,
+        ),
+    )
+    return Redacted(
+        dataset=str(dataset),
+        regions=sum(plan.listed.images.values()),
+        images=plan.listed.rows,
+        changed_images=sum(each.rows for each in outcome.changed.values()),
+        changed_shards=tuple(outcome.changed),
+        removed_links=outcome.removed_links,
+    )
 
 
 def _problems(

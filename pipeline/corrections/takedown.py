@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.blanking import blank_part
-from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
@@ -17,27 +17,30 @@ from segmint.catalogs.dataset.manifest import (
     load_manifest,
     put_manifest,
 )
-from segmint.catalogs.dataset.outputs import unknown_files
+from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
-    BLANK,
+    NO_NAMES,
     Asked,
+    Taken,
     by_shard,
     put_tombstone,
     read_tombstones,
     taken_images,
 )
-from segmint.catalogs.layout import CATALOG, is_part_path, part_path
-from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
-from segmint.infra.wording import counted
-from segmint.operators.shards.committed_rows import read_committed_rows, read_file
-from segmint.operators.shards.corrected_rows import is_taken, take_down
-from segmint.operators.shards.replace import check_purge, remove_replaced, replace_shard
-from segmint.operators.shards.tables import read_table
-from segmint.pipeline.corrections.common import latest_commits, release_config, remove_report, rewrite_index
+from segmint.infra.wording import counted, some
+from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.replace import check_purge
+from segmint.operators.shards.revise import names_taken
+from segmint.operators.shards.taken_rows import without_taken
+from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
+from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
 
@@ -51,6 +54,8 @@ class TakenDown:
     changed_shards: tuple[int, ...]
     tombstones: tuple[str, ...]  # all of the dataset's
     taken_down: int  # rows in all tombstones
+    building: tuple[int, ...] = ()  # shards whose files a build has put and not committed: they may show the images
+    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
@@ -67,8 +72,18 @@ class TakenDown:
             "what was there before is gone, older versions included; "
             + ("of segmint's files " if self.unknown_files or self.removed_links else "")
             + "tombstones/ alone names the images",
+            *self._building(),
+            *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+        ]
+
+    def _building(self) -> list[str]:
+        if not self.building:
+            return []
+        return [
+            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died as it did: nothing of "
+            "the images is left there when it has ended, or has been run again"
         ]
 
 
@@ -98,32 +113,54 @@ def takedown(
     earlier takedowns. Before anything is changed, raises `UsageError` for names that the dataset does not have or a
     store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
-    manifest = load_manifest(dataset)
-    with_images = release_config(manifest).format == "images"
-    wanted = list_takedown(dataset, manifest, asked, reason, now, catalog_uri)
+    with_images = release_config(load_manifest(dataset)).format == "images"
+
+    def listed() -> tuple[TakedownList, dict[int, int]]:
+        committed = CommitLog(dataset).committed()
+        found = list_takedown(dataset, load_manifest(dataset), asked, reason, now, catalog_uri)
+        _check_readable(dataset, found.shards)
+        return found, committed
+
+    wanted, before = while_unchanged(dataset, listed)
     check_purge(dataset)
-    _check_readable(dataset, wanted.shards)
     if confirm is not None:
         confirm(wanted)
-    for tombstone in wanted.tombstones:
-        put_tombstone(dataset, tombstone)
+    rows = 0
+    while True:
+        rows += wanted.rows
+        digest = current_digest(dataset) if wanted.tombstones else None
+        for tombstone in wanted.tombstones:
+            put_tombstone(dataset, tombstone.model_copy(update={"version_before": digest}))
+        # What is committed from here on is taken down by its own writer, which reads the tombstones after its commit.
+        if CommitLog(dataset).committed() == before:
+            break
+        wanted, before = while_unchanged(dataset, listed)
     tombstones = read_tombstones(dataset)
-    ordinals = taken_images(tombstones).keys()
-    manifest = _blank_catalog(dataset, ordinals)
-    changed = _replace_shards(dataset, manifest, ordinals, with_images)
-    remove_replaced(dataset, by_shard(ordinals, manifest.images_per_shard))
-    _remove_parts(dataset, manifest)
-    links = remove_report(dataset)
-    rewrite_index(dataset, manifest)
+    images = taken_images(tombstones)
+    taken = Taken(images, NO_NAMES)  # copies have tombstones by now
+    manifest = while_unchanged(dataset, lambda: _blank_catalog(dataset, images.keys()))
+    outcome = revise(
+        dataset,
+        manifest,
+        Revision(
+            shards=by_shard(images, manifest.images_per_shard).keys(),
+            change=lambda _, rows: [without_taken(row, taken) for row in rows],
+            with_images=with_images,
+            needed=lambda commit: names_taken(dataset, commit, taken),
+        ),
+    )
+    _remove_parts(dataset)
     return TakenDown(
         dataset=str(dataset),
-        rows=wanted.rows,
-        images=sum(changed.values()),
-        changed_shards=tuple(changed),
+        rows=rows,
+        images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in outcome.changed.values()),
+        changed_shards=tuple(outcome.changed),
         tombstones=tuple(tombstone.name for tombstone in tombstones),
-        taken_down=len(ordinals),
+        taken_down=len(images),
+        building=outcome.building,
+        outputs=tuple(line_of(note) for note in read_notes(dataset)),
         unknown_files=tuple(unknown_files(dataset)),
-        removed_links=tuple(links),
+        removed_links=outcome.removed_links,
     )
 
 
@@ -135,7 +172,7 @@ def _check_readable(dataset: Location, shards: Collection[int]) -> None:
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
-    """Blank these rows in the catalog; return the manifest that holds then."""
+    """Blank these rows in the catalog, and in what others make of it meanwhile; return the manifest that holds then."""
     manifest, generation = load_latest_manifest(dataset)
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
@@ -158,39 +195,20 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
         return manifest
     counted = {name: count for name, count in sorted(licenses.items()) if count}
     blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-    if not put_manifest(dataset, blank, generation + 1):
-        raise UnfinishedError(
-            f"another command has put generation {generation + 1} of the manifest meanwhile: run one at a time, and "
-            "repeat this one"
-        )
-    return blank
+    if put_manifest(dataset, blank, generation + 1) and load_latest_manifest(dataset).generation == generation + 1:
+        return blank
+    return _blank_catalog(dataset, ordinals)  # a build that grows, or another takedown, was faster: blank its parts
 
 
-def _replace_shards(
-    dataset: Location, manifest: DatasetManifest, ordinals: Collection[int], with_images: bool
-) -> dict[int, int]:
-    """Commit the next generation of each shard that still has one of these rows; return images removed, by shard."""
-    shards = by_shard(ordinals, manifest.images_per_shard)
-    changed: dict[int, int] = {}
-    for shard, commit in latest_commits(dataset, shards).items():
-        if _left(dataset, commit, shards[shard]):
-            before = read_committed_rows(dataset, commit)
-            after = [take_down(row) if row["ordinal"] in shards[shard] else row for row in before]
-            new = replace_shard(dataset, commit, after, with_images=with_images)
-            changed[shard] = commit.counts["images"] - new.counts["images"]
-    return changed
+def _remove_parts(dataset: Location) -> None:
+    """Remove the parts of the catalog that the manifest does not name, with their older versions.
 
-
-def _left(dataset: Location, commit: Commit, ordinals: frozenset[int]) -> bool:
-    """Return whether a shard still has data of rows that were taken down."""
-    rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
-    return not ordinals <= {row["ordinal"] for row in rejects if is_taken(row) and row["image_id"] == BLANK}
-
-
-def _remove_parts(dataset: Location, manifest: DatasetManifest) -> None:
-    """Remove the parts of the catalog that the manifest does not name, with their older versions."""
-    kept = {part.path for part in manifest.catalog}
+    A part that a growing build has put, and no manifest names yet, has a higher number: it stays.
+    """
+    catalog = load_manifest(dataset).catalog
+    kept = {part.path for part in catalog}
     for name in (dataset / CATALOG).walk_ever():
         path = f"{CATALOG}/{name}"
-        if path not in kept and (is_part_path(path) or base_name(name).startswith(TEMPORARY_PREFIX)):
+        replaced = is_part_path(path) and part_number(path) < len(catalog) and path not in kept
+        if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
             (dataset / path).purge()

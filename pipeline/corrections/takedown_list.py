@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.selection import Selection, rows_of, same_request, select_rows, with_copies
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
@@ -46,6 +47,7 @@ class TakedownList:
     returned: tuple[TakenImage, ...]  # rows of images that earlier takedowns removed
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
+    outputs: tuple[str, ...]  # made from the dataset and noted in it
 
     @property
     def rows(self) -> int:
@@ -61,6 +63,7 @@ class TakedownList:
             "rows": self.rows,
             **{group: [image.model_dump(mode="json") for image in images] for group, images in groups.items()},
             "shards": list(self.shards),
+            "outputs": list(self.outputs),
         }
 
     def lines(self) -> list[str]:
@@ -73,6 +76,7 @@ class TakedownList:
             *_lines("another row of the same image_id, URI or bytes", self.copies),
             *_lines("again an image that was taken down before", self.returned),
             *self._unknown_bytes(),
+            *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
         ]
 
     def _unknown_bytes(self) -> list[str]:
@@ -107,9 +111,9 @@ def list_takedown(
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
-    earlier = read_tombstones(dataset)
-    taken = taken_images(earlier)
     selection = select_rows(dataset, manifest, asked)
+    earlier = read_tombstones(dataset)  # after the catalog: a row that another takedown has blanked has a tombstone
+    taken = taken_images(earlier)
     _check(selection, taken, asked, earlier)
     commits = list(CommitLog(dataset).read_all())
     tables = [commit.file("images").path for commit in commits]
@@ -131,6 +135,7 @@ def list_takedown(
         returned=tuple(returned.values()),
         shards=tuple(by_shard((*own, *returned), manifest.images_per_shard)),
         tombstones=tuple(tombstones),
+        outputs=tuple(line_of(note) for note in read_notes(dataset)),
     )
 
 

@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     LatestManifest,
     Weights,
+    load_manifest,
     put_manifest,
     read_latest_manifest,
 )
@@ -25,6 +26,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
@@ -82,7 +84,15 @@ class OpenDataset:
         return pa.concat_tables([self._read_run(start, stop) for start, stop in runs]).combine_chunks()
 
     def _read_run(self, start: int, stop: int) -> pa.Table:
-        return pa.concat_tables([read_rows(self.location / part.path, start, stop) for part in self.manifest.catalog])
+        parts = self.manifest.catalog
+        while True:
+            try:
+                return pa.concat_tables([read_rows(self.location / part.path, start, stop) for part in parts])
+            except NotFoundError:
+                newer = load_manifest(self.location).catalog
+                if newer == parts:
+                    raise
+                parts = newer  # a takedown has replaced a part, and removed the former one
 
     def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
         """Return the task of a shard's writer."""
@@ -94,6 +104,7 @@ class OpenDataset:
             numerics=self.numerics.fingerprint,
             with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
+            catalog_uri=config.catalog,
         )
 
     def write_index(self) -> None:

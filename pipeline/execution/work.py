@@ -111,6 +111,7 @@ class RejectedRows:
                 ordinals=ordinals,
                 dataset=self._dataset.location,
                 with_images=self._config.release.format == "images",
+                catalog_uri=self._config.catalog,
             )
         if not spans:
             return WindowRows(NORMALIZED.empty_table(), (), {})

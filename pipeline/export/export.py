@@ -1,14 +1,17 @@
 """Exports of a dataset for other tools: a stream of samples goes to the format's writer, their pictures to a folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.layout import image_name
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
@@ -75,7 +78,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
         writer = make_writer(options.format, Path(scratch), dataset.manifest, output.uri)
         drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
         samples = read_images(dataset, shards, drawn)
-        return write_samples(samples, [writer], output, file, options.with_images)
+        note = partial(note_output, location, f"export --format {options.format}", output)
+        return write_samples(samples, [writer], output, file, options.with_images, note)
 
 
 def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output: str) -> SampleWriter:
@@ -99,10 +103,12 @@ def write_samples(
     output: Location,
     file: Location,
     with_images: bool = True,
+    note: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Exported:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
-    Each file appears only when it is complete, so that an export that was killed has no main file.
+    Each file appears only when it is complete, so that an export that was killed has no main file. `note` is called
+    with the SHA-256 of the last file, by its path below `output`, before it is put.
     """
     images = masks = pictures = 0
     for sample in samples:
@@ -113,7 +119,9 @@ def write_samples(
             writer.add(sample)
         images += 1
         masks += len(sample.masks)
-    for writer in writers:
-        for name, path in writer.finish().items():
-            (output / name).put_file(path)
+    files = [pair for writer in writers for pair in writer.finish().items()]
+    for number, (name, path) in enumerate(files, 1):
+        if number == len(files):
+            note({name: sha256_of(path)})
+        (output / name).put_file(path)
     return Exported(str(output), str(file), images, masks, pictures)

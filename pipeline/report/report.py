@@ -1,5 +1,6 @@
 """`segmint report`: a page about a dataset, its plots and numbers, a dataset card and a Croissant file."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import manifest_generations
-from segmint.catalogs.dataset.outputs import refuse_inside
+from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.infra.errors import UsageError
@@ -102,6 +103,7 @@ def write_report(
         files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
     for name, data in files.items():
         (folder / name).put(data)
+    note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
     return Report(str(dataset), str(folder), tuple(files), facts.images, facts.masks, shown, audit.findings.total)
 

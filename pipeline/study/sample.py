@@ -8,11 +8,13 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.layout import canonical_json
 from segmint.infra.errors import UsageError
@@ -103,7 +105,8 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
             raise UsageError(f"{location} has no committed image with masks: there is nothing to correct")
         pins = PinWriter(scratch, dataset.manifest, drawn, count, seed)
         samples = read_images(dataset, range(dataset.manifest.shards), drawn.ids)
-        written = write_samples(_with_pictures(samples), [*formats, pins], output, file)
+        note = partial(note_output, location, "study sample", output)
+        written = write_samples(_with_pictures(samples), [*formats, pins], output, file, note=note)
     return StudySample(
         output=str(output),
         images=written.images,

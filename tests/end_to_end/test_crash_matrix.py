@@ -15,8 +15,11 @@ from tests.support.protocol import quick_folder
 Results = dict[str, dict[str, Any]]
 
 LOCAL = {
-    "one": ["write_shard", "next generation", "shards.json", "takedown"],
-    "other": ["sweep", "redact", "repair", "sleep beside other content", "sleep beside equal content"],
+    "one": ["write_shard", "next generation", "shards.json", "takedown", "redaction beside a takedown"],
+    "other": [
+        *("sweep", "redact", "repair", "retry", "retry beside a takedown"),
+        *("sleep beside other content", "sleep beside equal content"),
+    ],
 }
 """The operations run in each of two processes, which take about equally long."""
 
@@ -51,7 +54,7 @@ def matrix() -> Results:
 
 
 @pytest.mark.parametrize(
-    "operation", ["write_shard", "next generation", "sweep", "shards.json", "takedown", "redact", "repair"]
+    "operation", ["write_shard", "next generation", "sweep", "shards.json", "takedown", "redact", "retry", "repair"]
 )
 def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix: Results, operation: str) -> None:
     assert matrix[operation]["wrong"] == {}
@@ -64,14 +67,22 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]
     assert [call for call in calls if " " in call and not call.startswith("fsync")] == [
         "read commits/000001.g1.json",
+        "create claims/000001.g1",
         "put shards/sa_000001",
         "put images/sa_000001",
         "put masks/sa_000001",
         "put rejects/sa_000001",
         "create commits/000001.g1.json",
+        "size shards/sa_000001",
+        "size images/sa_000001",
+        "size masks/sa_000001",
+        "size rejects/sa_000001",
+        "walk undisturbed/commits",
+        "walk undisturbed/tombstones",
+        "delete claims/000001.g1",
     ]
-    # Each put: the temporary file is synced and renamed, and its folder synced. The commit: linked, not renamed.
-    assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [5, 4, 1, 1]
+    # Each put: the temporary file is synced and renamed, and its folder synced. Claim and commit: linked, not renamed.
+    assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [6, 4, 2, 3]
     assert any(call.startswith("delete") for call in matrix["sweep"]["calls"])
     assert any(call.startswith("create commits/000001.g2") for call in matrix["next generation"]["calls"])
 
@@ -84,6 +95,16 @@ def test_a_writer_paused_at_any_call_changes_nothing_when_it_resumes(matrix: Res
     assert results["points"] == len(results["calls"]) + 1 > 20
 
 
+@pytest.mark.parametrize("revision", ["redaction", "retry"])
+def test_a_revision_that_sleeps_at_any_call_does_not_bring_back_what_was_taken_down(
+    matrix: Results, revision: str
+) -> None:
+    results = matrix[f"{revision} beside a takedown"]
+    assert results["wrong"] == {}
+    assert any(call.startswith("create commits/000001.g2") for call in results["calls"])
+    assert results["points"] == len(results["calls"]) + 1 > 20
+
+
 @pytest.mark.s3
 def test_a_death_at_any_request_to_s3_is_recovered(
     tmp_path: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]
@@ -91,4 +112,4 @@ def test_a_death_at_any_request_to_s3_is_recovered(
     process = start_matrix(["write_shard"], str(tmp_path), f"s3://{s3_bucket}", json.dumps(s3_options))
     results = answer_of(process)["write_shard"]
     assert results["wrong"] == {}
-    assert results["points"] == len(results["calls"]) + 1 == 7
+    assert results["points"] == len(results["calls"]) + 1 == 15

@@ -72,11 +72,13 @@ def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket:
         place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
         begin(place)
         proxy.requests.clear()
-        proxy.plan = [*[("PUT", b"")] * 4, ("PUT", LOSE_ANSWER)]
+        proxy.plan = [*[("PUT", b"")] * 5, ("PUT", LOSE_ANSWER)]
         result = write(place, 0)
         assert (result.status, result.counts["images"]) == ("committed", 2)
-        # Is it committed? Four files; the commit, whose response is lost; again, refused; and whose commit is there?
-        assert proxy.requests == ["GET", *["PUT"] * 4, "PUT", "PUT", "GET"]
+        # Is it committed? Claim and four files; the commit, whose response is lost; again, refused; and whose commit is
+        # there? Are the files there? Is there a higher generation? A tombstone? The claim goes.
+        afterwards = [*["HEAD"] * 4, "GET", "GET", "DELETE"]
+        assert proxy.requests == ["GET", *["PUT"] * 5, "PUT", "PUT", "GET", *afterwards]
         assert broken_promises(place) == []
         assert len(contents(place)) == 7
 
@@ -87,7 +89,7 @@ def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_b
         place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
         begin(place)
         late = Stepped(lambda: write(place, 0, variant=2))
-        while not late.next_call.startswith("create"):
+        while not late.next_call.startswith("create commits"):
             late.step()
         write(place, 0)
         before = contents(place)
@@ -95,5 +97,5 @@ def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_b
         late.finish()
         assert (late.error, proxy.plan) == (None, [])
         ours = before.keys() - contents(place).keys()
-        assert sorted(path.partition("/")[0] for path in ours) == ["images", "masks", "rejects", "shards"]
+        assert sorted(path.partition("/")[0] for path in ours) == ["claims", "images", "masks", "rejects", "shards"]
         assert broken_promises(place) == []

@@ -23,15 +23,20 @@ import tenacity  # noqa: F401 (imported once, for all forks: the product imports
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import data_path
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
+from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
+from tests.support.everything import mentions
+from tests.support.histories import retry
 from tests.support.locations import location_of
 from tests.support.protocol import (
+    ROWS,
     SHARDS,
     VARIANTS,
     Place,
@@ -91,6 +96,12 @@ def _redact(place: Place) -> None:
     redact(place.location, location_of(regions))
 
 
+def _retry(place: Place) -> None:
+    """As a build does, which first completes what dead writers left."""
+    heed_all(place.location, range(SHARDS), with_images=True)
+    retry(place, 1)
+
+
 OPERATIONS = {
     "write_shard": Operation(lambda place: write(place, 0), lambda place: write(place, 1)),
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
@@ -98,9 +109,13 @@ OPERATIONS = {
     "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
     "takedown": Operation(_both_shards, _take_down),
     "redact": Operation(_both_shards, _redact),
+    "retry": Operation(_both_shards, _retry),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True),
 }
 """One line each: all are killed at every call."""
+
+REVISIONS = {"redaction beside a takedown": _redact, "retry beside a takedown": lambda place: retry(place, 1)}
+"""Revisions of shard 1 that sleep while all images of the shard are taken down."""
 
 PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
 """What the other writer writes while the first one, of variant 0, is asleep."""
@@ -206,6 +221,62 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
     return {"calls": outcomes[0][0], "points": len(points), "wrong": wrong}
 
 
+def try_a_sleeping_revision(revise: Callable[[Place], object], folder: Path) -> dict[str, Any]:
+    """Stop a revision at every storage call, take its images down, and wake it up: nothing of them may come back."""
+    before = folder / "before"
+
+    def prepare() -> list[str]:
+        begin(Place(str(before)))
+        _both_shards(Place(str(before)))
+        alone = Place(str(folder / "alone"))
+        copy_folder(before, alone)
+        count = Count()
+        with gated(count):
+            revise(alone)
+        return count.calls
+
+    calls = Child(prepare).result()
+    wrong = {}
+    points = points_of(calls)
+    for number, point in enumerate(points):
+        place = Place(str(folder / str(number)))
+
+        def sleeper(place: Place = place, point: Point = point) -> str:
+            copy_folder(before, place)
+            with gated(StopAt(point, signal.SIGSTOP)):
+                try:
+                    revise(place)
+                except UsageError as error:
+                    return str(error)  # it was not asleep before it looked what there is
+            return ""
+
+        def other(place: Place = place) -> None:
+            ids = tuple(f"image-{ordinal}" for ordinal in range(ROWS, 2 * ROWS))
+            takedown(place.location, Asked(ids=ids), "as was asked", NOW)
+
+        def look(place: Place = place) -> list[str]:
+            commit = place.log.latest(1)
+            lines = broken_promises(place)
+            if commit is None or commit.counts.get("rejected:taken_down") != ROWS:
+                lines.append("an image is back")
+            sweep_all(place)
+            named = mentions(Path(place.uri), [f"image-{ordinal}" for ordinal in range(ROWS, 2 * ROWS)])
+            return lines + [f"{path} names an image that was taken down" for path in named]
+
+        child = Child(sleeper)
+        if not child.wait_until_stopped():
+            wrong[str(point)] = ["was not stopped"]
+            continue
+        Child(other).result()
+        child.go_on()
+        said = child.result()
+        lines = Child(look).result()
+        lines += [said] if said and "the dataset has no image" not in said else []
+        if lines:
+            wrong[f"{point} ({calls[point.number - 1]})"] = lines
+    return {"calls": calls, "points": len(points), "wrong": wrong}
+
+
 def _is_local(place: Place) -> bool:
     return "://" not in place.uri
 
@@ -219,7 +290,9 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
     results = {}
     for name in words:
         here = folder / name.replace(" ", "-")
-        if name in PAUSES:
+        if name in REVISIONS:
+            results[name] = try_a_sleeping_revision(REVISIONS[name], here)
+        elif name in PAUSES:
             results[name] = try_a_pause(PAUSES[name], here)
         else:
             place = Place(f"{uri or folder}/{here.name}", json.loads(options))

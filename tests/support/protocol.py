@@ -77,12 +77,17 @@ def rows_of(shard: int, variant: int) -> pa.Table:
     return described([accepted_row(first, masks=1 if variant == 1 else 2), accepted_row(second), last])
 
 
+def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
+    """Rows of the catalog, with ordinals from `first` on."""
+    return [
+        {"ordinal": n, "id": n + 1, "image_id": f"image-{n}", "uri": f"photo_{n}.jpg", "license": "CC0-1.0"}
+        for n in range(first, first + rows)
+    ]
+
+
 def begin(place: Place) -> None:
     """Put the catalog's part and `dataset.json`."""
-    rows = [
-        {"ordinal": n, "id": n + 1, "image_id": f"image-{n}", "uri": f"photo_{n}.jpg", "license": "CC0-1.0"}
-        for n in range(SHARDS * ROWS)
-    ]
+    rows = catalog_rows(0, SHARDS * ROWS)
     part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
     digest = hashlib.sha256(part).hexdigest()
     path = part_path(0, digest)

@@ -8,6 +8,7 @@ from typing import Any
 from tests.support.crashing_store import gated
 
 _PATIENCE_S = 60
+_LOOK = ("read commits/", "read claims/", "delete ", "purge ")
 
 _of_thread = threading.local()
 
@@ -25,6 +26,7 @@ class Stepped:
         self._waits = threading.Semaphore(0)
         self._killed = False
         self.error: BaseException | None = None
+        self.result: Any = None  # of `work`, once it is done
         self.next_call = ""  # the call that it waits before; empty once the work is done
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
@@ -38,6 +40,20 @@ class Stepped:
         """Make the call that it waits before, and go on to the next."""
         self._may_go.release()
         self._wait()
+
+    def look_and_delete(self, most: int | None = None) -> bool:
+        """If it is about to look at a shard's claims, go on until its look and the deletions that follow are done.
+
+        With `most` at most so many calls; return whether it was stopped by that.
+        """
+        if not self.next_call.endswith("/claims"):
+            return False
+        while self.next_call.endswith(("/claims", "/commits")) or self.next_call.startswith(_LOOK):
+            if most == 0:
+                return True
+            most = None if most is None else most - 1
+            self.step()
+        return False
 
     def finish(self) -> None:
         """Make all calls that are left."""
@@ -53,7 +69,7 @@ class Stepped:
     def _main(self) -> None:
         _of_thread.gate = self._gate
         try:
-            self._work()
+            self.result = self._work()
         except KilledError:
             pass
         except BaseException as error:  # noqa: BLE001 (raised in the thread that steps it)

@@ -109,10 +109,18 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
 
         def committed(self) -> dict[int, int]:
             listed = super().committed()
-            if listed[1] < 3:
-                log.put(commit_of(1, listed[1] + 1))
-                log.location(1, listed[1]).delete()
+            self.replace(listed[1])
             return listed
+
+        def generations_of(self, shard: int) -> list[int]:
+            listed = super().generations_of(shard)
+            self.replace(listed[-1])
+            return listed
+
+        def replace(self, generation: int) -> None:
+            if generation < 3:
+                log.put(commit_of(1, generation + 1))
+                log.location(1, generation).delete()
 
     replaced = Replaced(location_of(tmp_path))
     assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]

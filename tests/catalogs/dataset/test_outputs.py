@@ -1,11 +1,16 @@
 """What commands write about a dataset goes outside of it, or where a takedown finds it."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.outputs import refuse_inside
+from segmint.catalogs.dataset.outputs import note_output, read_notes, refuse_inside, unknown_files
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
 
@@ -21,3 +26,53 @@ def test_a_target_in_the_dataset_is_refused_but_for_the_report(dataset: str, tmp
 
 def test_data_that_segmint_did_not_write_has_no_takedowns(tmp_path: Path) -> None:
     refuse_inside(location_of(tmp_path), location_of(tmp_path / "pages"), "-o")
+
+
+def test_an_output_is_noted_once_by_its_way_from_the_dataset_or_by_its_name(dataset: str, tmp_path: Path) -> None:
+    location = location_of(dataset)
+    for folder, place in (
+        (tmp_path / "exports" / "a", "../exports/a"),
+        (tmp_path.parent / "b", "../../b"),
+        (tmp_path.parent.parent / "other" / "c", "c"),
+    ):
+        for _ in range(2):
+            note_output(location, "export", location_of(folder), {"x.json": "ab" * 32})
+        (note,) = (note for note in read_notes(location) if note.place == place)
+        assert (note.command, note.files) == ("export", {"x.json": "ab" * 32})
+        there = note.location(location)
+        assert (None if there is None else there.uri) == (None if place == "c" else str(folder))
+    assert len(read_notes(location)) == 3
+    note_output(location, "report", location_of(f"{dataset}/report"), {})
+    assert len(read_notes(location)) == 3
+    assert not unknown_files(location)
+
+
+@pytest.mark.s3
+def test_an_output_in_the_same_bucket_is_near(s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+    storage = Storage(s3_options)
+    location = Location(storage, f"s3://{s3_bucket}/some/dataset")
+    write_dataset(location, shards=1)
+    note_output(location, "export", Location(storage, f"s3://{s3_bucket}/exports/a"), {})
+    note_output(location, "export", Location(storage, "s3://another-bucket/exports/b"), {})
+    assert {note.place: getattr(note.location(location), "uri", None) for note in read_notes(location)} == {
+        "../../exports/a": f"s3://{s3_bucket}/exports/a",
+        "b": None,
+    }
+
+
+def test_a_dataset_that_cannot_be_written_to_is_not_noted_in(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("segmint.infra.storage.stores.os.link", read_only)
+    note_output(location_of(dataset), "export", location_of(tmp_path / "a"), {})
+    assert "a takedown will not list it" in capsys.readouterr().err
+    assert not read_notes(location_of(dataset))
+
+
+def test_another_file_among_the_notes_is_named(dataset: str) -> None:
+    (location_of(dataset) / "outputs" / "x.json").put(b"{}")
+    with pytest.raises(DamagedDatasetError, match=r"outputs/x\.json is no note of an output"):
+        read_notes(location_of(dataset))

@@ -1,11 +1,12 @@
 """The sweep deletes what nothing names, once it is old, and nothing else."""
 
-from datetime import UTC, datetime, timedelta
+import os
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import Claim, CommitLog
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import data_path, part_path
@@ -24,6 +25,34 @@ def files_of(dataset: str) -> set[str]:
 def put(dataset: str, path: str) -> str:
     Storage().put(f"{dataset}/{path}", b"left over")
     return path
+
+
+def test_files_are_old_by_the_store_s_clock(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's may be days ahead: a file of a writer at work must not look old."""
+    unnamed = put(dataset, data_path("shards", 1, "0" * 64))
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=30)
+
+    monkeypatch.setattr("segmint.catalogs.dataset.sweep.datetime", Ahead)
+    assert sweep(location_of(dataset)) == []
+    old = datetime.now(UTC).timestamp() - 2 * 86_400
+    os.utime(f"{dataset}/{unnamed}", (old, old))
+    assert sweep(location_of(dataset)) == [unnamed]
+    assert not [path for path in files_of(dataset) if ".tmp-" in path]
+
+
+def test_what_a_writer_claims_stays_until_its_generation_is_committed(dataset: str) -> None:
+    location = location_of(dataset)
+    paths = [put(dataset, data_path(kind, 1, "0" * 64)) for kind in ("shards", "masks")]
+    for generation, gone in ((2, []), (1, sorted(paths))):
+        claim = Claim(1, generation, tuple(paths))
+        claim.location(location).put(claim.to_json())
+        assert sweep(location, now=LATER) == gone
+        assert claim.location(location).exists()
+        claim.location(location).delete()
 
 
 def test_a_whole_dataset_loses_nothing(dataset: str) -> None:

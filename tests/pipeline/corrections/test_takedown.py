@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
@@ -78,6 +79,7 @@ def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> No
 
 
 def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -> None:
+    before = current_digest(location_of(dataset))
     take(dataset)
     (path,) = (dataset / "tombstones").iterdir()
     image_id, uri, digest = names_of(minted, [2])
@@ -86,6 +88,7 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -
         "asked": {"ids": ["image-1"], "license": None, "provider": None},
         "reason": REASON,
         "when": "2026-03-04T05:06:07Z",
+        "version_before": before,
         "images": [{"ordinal": 1, "id": 2, "image_id": image_id, "uri": uri, "sha256": digest}],
     }
 

@@ -1,0 +1,163 @@
+"""Revises committed shards: the one way in which a correction, or a build, changes what is committed.
+
+A revision is a pure function from a shard's rows to its next rows. Here it is applied to the generation that holds, put
+as the next one, and applied again to what another writer has committed meanwhile. After its commit every writer reads
+the tombstones, and takes down what they name of the shard: a takedown puts its tombstone before it lists what is
+committed, so one of the two sees the other.
+"""
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
+from segmint.catalogs.layout import CLAIMS, DamagedDatasetError, parse_claim_name
+from segmint.infra.storage.location import Location
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_shard
+from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.taken_rows import is_taken, without_taken
+
+Result = TypeVar("Result")
+
+Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
+"""From a commit and its rows (keys of `DESCRIBED`, by ordinal) to the next rows; the same objects where none changes.
+
+It may be called several times, and must not change its arguments.
+"""
+
+ATTEMPTS = 100
+"""Races that a revision may lose before it gives up; each of them was won by another writer."""
+
+
+@dataclass(frozen=True)
+class Revised:
+    """A shard after a revision."""
+
+    before: Commit  # the generation that it was applied to
+    commit: Commit  # the next one; the same if nothing was to be changed
+    rows: int  # changed
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new generation."""
+        return self.commit is not self.before
+
+
+def revise_shard(
+    dataset: Location,
+    shard: int,
+    change: Change,
+    *,
+    with_images: bool,
+    purge: bool = True,
+    needed: Callable[[Commit], bool] = lambda _: True,
+    heed: Callable[[], object] = lambda: None,
+) -> Revised | None:
+    """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
+
+    `needed` may say so without all rows. `heed` is called once a new generation holds. Nothing is removed yet, except
+    what a lost attempt put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of the
+    generation that holds cannot be read, and `LostRaceError` after `ATTEMPTS`.
+    """
+    lost = 0
+
+    def attempt(commit: Commit) -> Revised:
+        if not needed(commit):
+            return Revised(commit, commit, 0)
+        rows = read_committed_rows(dataset, commit)
+        after = change(commit, rows)
+        different = sum(one is not other for one, other in zip(rows, after, strict=True))
+        if not different:
+            return Revised(commit, commit, 0)
+        new = replace_shard(dataset, commit, after, with_images=with_images, purge=purge, heed=heed)
+        return Revised(commit, new, different)
+
+    while True:
+        try:
+            return with_holding(dataset, shard, attempt)
+        except LostRaceError:
+            lost += 1
+            if lost == ATTEMPTS:
+                raise
+
+
+def with_holding(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
+    """Return `use(commit)` of the commit that holds, again if its files were removed as they were read.
+
+    None if the shard is not committed.
+    """
+    log = CommitLog(dataset)
+    while True:
+        commit = log.latest(shard)
+        if commit is None:
+            return None
+        try:
+            return use(commit)
+        except DamagedDatasetError:
+            if log.generations_of(shard)[-1:] == [commit.generation]:
+                raise
+
+
+def heed_tombstones(
+    dataset: Location, shard: int, *, with_images: bool, catalog_uri: str | None = None
+) -> Revised | None:
+    """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
+
+    `catalog_uri`, if known, is that of the source catalog. Only tables are read if there is nothing to do. Repeating it
+    after a crash completes it.
+    """
+    taken = read_taken(dataset, catalog_uri)
+    if taken is None:
+        return None
+    revised = revise_shard(
+        dataset,
+        shard,
+        lambda _, rows: [without_taken(row, taken) for row in rows],
+        with_images=with_images,
+        needed=lambda commit: names_taken(dataset, commit, taken),
+    )
+    if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
+        remove_replaced(dataset, [shard])
+    return revised
+
+
+def heed_all(
+    dataset: Location, shards: Container[int], *, with_images: bool, catalog_uri: str | None = None
+) -> list[int]:
+    """Do what writers of these shards did not that died after their commits; return the shards that this changed.
+
+    Such a writer has left its claim. The tombstones are heeded, then the claim is deleted.
+    """
+    committed = CommitLog(dataset).committed()
+    left: dict[int, list[str]] = {}
+    for entry in (dataset / CLAIMS).list():
+        parsed = parse_claim_name(entry.name)
+        if parsed is not None and parsed[0] in shards and parsed[1] <= committed.get(parsed[0], 0):
+            left.setdefault(parsed[0], []).append(entry.name)
+    changed = []
+    for shard, names in sorted(left.items()):
+        heeded = heed_tombstones(dataset, shard, with_images=with_images, catalog_uri=catalog_uri)
+        if heeded is not None and heeded.changed:
+            changed.append(shard)
+        for name in names:
+            (dataset / CLAIMS / name).delete()
+    return changed
+
+
+def names_taken(dataset: Location, commit: Commit, taken: Taken) -> bool:
+    """Return whether a shard has an image that tombstones name, or data of a row whose ordinal they name."""
+    own = taken.of_ordinals(*commit.ordinals)
+    if own:
+        rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
+        if not own <= {row["ordinal"] for row in rejects if is_taken(row) and not row["image_id"]}:
+            return True
+    if taken.names == NO_NAMES:
+        return False
+    images = read_table(read_file(dataset, commit.file("images")), "images")
+    return any(
+        taken.names.names_source(row["uri"], row["source_sha256"])
+        for row in images.select(["uri", "source_sha256"]).to_pylist()
+    )

@@ -1,0 +1,306 @@
+"""Random histories of a dataset: builds, corrections, growth and sweeps, interleaved storage call by storage call.
+
+A history follows from its seed. Processes are killed, sleep for any time between two calls, and see clocks that differ;
+the dataset is compared with a model of what is committed, corrected and taken down. What is assumed is that a deletion
+follows the look at its shard at once (`Stepped.look_and_delete`).
+"""
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import CatalogPart, load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.tombstones import Asked, read_tombstones, taken_images
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import part_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.operators.rows import Row, to_table
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.put import named_files
+from segmint.operators.shards.retry import RetryTask, retry_shard
+from segmint.operators.shards.revise import heed_all
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.takedown import takedown
+from tests.support.described_rows import accepted_row, described
+from tests.support.everything import mentions
+from tests.support.protocol import (
+    ROWS,
+    VARIANTS,
+    Place,
+    begin,
+    broken_promises,
+    catalog_rows,
+    contents,
+    holding,
+    quick_folder,
+    sweep_all,
+    write,
+)
+from tests.support.stepped import Stepped
+
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+"""When images are taken down."""
+
+MOST_AT_ONCE = 6
+
+
+def grow(place: Place) -> None:
+    """Add a shard to the catalog, once; if another command puts the manifest's next generation, look again."""
+    while True:
+        manifest, generation = load_latest_manifest(place.location)
+        if len(manifest.catalog) > 1:
+            return
+        first = manifest.shards
+        data = table_bytes(to_table(catalog_rows(first * ROWS, ROWS), NORMALIZED), NORMALIZED)
+        digest = hashlib.sha256(data).hexdigest()
+        path = part_path(1, digest)
+        (place.location / path).put(data)
+        part = CatalogPart(path=path, rows=ROWS, sha256=digest, source_sha256=digest, first_shard=first)
+        grown = manifest.model_copy(update={"catalog": (*manifest.catalog, part)})
+        if put_manifest(place.location, grown, generation + 1):
+            return
+
+
+def mark(place: Place, ordinal: int, x: int) -> bool:
+    """Add a region to an image, as a redaction does, and return whether that changed anything."""
+
+    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        return [_marked(row, x) if row["ordinal"] == ordinal and row["reason"] is None else row for row in rows]
+
+    shard = ordinal // ROWS
+    return shard in revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
+
+
+def _marked(row: Row, x: int) -> Row:
+    if x in marks_of(row):
+        return row
+    region = {"kind": "other", "score": 1.0, "x": x, "y": 0, "w": 1, "h": 1, "source": "manual"}
+    return {**row, "regions": [*row["regions"], region]}
+
+
+def marks_of(row: Row) -> set[int]:
+    """The marks of an image."""
+    return {region["x"] for region in row["regions"] or ()}
+
+
+def retry(place: Place, shard: int) -> str:
+    """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
+    commit = place.log.latest(shard)
+    last = shard * ROWS + ROWS - 1
+    if commit is None or not commit.counts.get("rejected:not_found"):
+        return "unchanged"
+    table: pa.Table = described([accepted_row(last)])
+    task = RetryTask(shard, commit.generation, [last], place.location, with_images=True)
+    return retry_shard(task, [(0, 1)], table).status
+
+
+class BrokenHistoryError(AssertionError):
+    """An invariant did not hold; the message says in which history, and after what."""
+
+
+class History:
+    """One history, from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.told: list[str] = []
+        self.actors: list[tuple[str, Callable[[], Any], Stepped]] = []
+        self.repeat: list[Callable[[], Any]] = []  # builds and corrections that were killed
+        self.held: dict[int, tuple[int, bytes]] = {}  # generation and bytes of the commit, by shard
+        self.rows: dict[int, list[Row]] = {}  # of the commit that holds, by shard
+        self.blank: set[int] = set()  # ordinals that were seen blank
+        self.marks: set[tuple[int, int]] = set()  # ordinal and mark of corrections that ended
+        self.retried: set[int] = set()  # shards whose retries ended with an image
+        self.next_mark = 0
+
+    def run(self, steps: int = 40) -> None:
+        """Live through the history, then repeat what was killed and check what is left; use within `stepping`."""
+        with ExitStack() as made:
+            self.folder = made.enter_context(quick_folder())
+            self.place = Place(str(self.folder))
+            try:
+                begin(self.place)
+                for _ in range(steps):
+                    self._tell(self._act())
+                    self._check()
+                self._end()
+            except BaseException as error:
+                told = "\n".join(self.told[-60:])
+                raise BrokenHistoryError(
+                    f"history {self.seed}, after\n{told}\n{type(error).__name__}: {error}"
+                ) from error
+            finally:
+                for _, _, actor in self.actors:
+                    actor.kill()
+
+    # --- what happens ---
+
+    def _act(self) -> str:
+        acts = [self._go_on] * 10 + [self._kill, self._time_passes]
+        if len(self.actors) < MOST_AT_ONCE:
+            acts += [self._start] * 5
+        return self.random.choice(acts)()
+
+    def _start(self) -> str:
+        shards = load_manifest(self.place.location).shards
+        shard, ordinal = self.random.randrange(shards), self.random.randrange(shards * ROWS)
+        variant, hours = self.random.randrange(VARIANTS), self.random.choice([0, 0, 24])
+        skew = timedelta(hours=self.random.choice([-30, 0, 30]))
+        now = self.random.choice([None, datetime.now(UTC) + skew])
+        self.next_mark += 1
+        x, place = self.next_mark, self.place
+        name, work = self.random.choice(
+            [
+                (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
+                (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
+                (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
+                (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
+                (f"retry {shard}", lambda: retry(place, shard)),
+                (f"takedown {ordinal}", lambda: takedown(place.location, _asked(ordinal), "asked", NOW)),
+                ("grow", lambda: grow(place)),
+                ("resume", lambda: heed_all(place.location, range(100), with_images=True)),
+                (f"sweep {hours} {now}", lambda: sweep(place.location, timedelta(hours=hours), now, threads=1)),
+            ]
+        )
+        self.actors.append((name, work, Stepped(work)))
+        return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
+
+    def _go_on(self) -> str:
+        if not self.actors:
+            return "nothing"
+        calls = self.random.choice([1, 1, 2, 3, 5, 8, 20, 60])
+        return self._advance(self.random.randrange(len(self.actors)), calls)
+
+    def _advance(self, index: int, calls: int) -> str:
+        name, _, actor = self.actors[index]
+        for _ in range(calls):
+            if not actor.done:
+                actor.look_and_delete()
+            if not actor.done:
+                actor.step()
+        if actor.done:
+            self.actors.pop(index)
+            if actor.error is not None:
+                raise actor.error
+            self._acknowledge(name, actor.result)
+            return f"{name}: done"
+        return f"{name}: before {actor.next_call}"
+
+    def _acknowledge(self, name: str, result: Any) -> None:
+        """Remember what a command said that it did: from now on that must hold."""
+        what, *numbers = name.split()
+        if what == "mark" and result:
+            self.marks.add((int(numbers[0]), int(numbers[1])))
+        if what == "retry" and result == "committed":
+            self.retried.add(int(numbers[0]))
+
+    def _kill(self) -> str:
+        if not self.actors:
+            return "nothing"
+        name, work, actor = self.actors.pop(self.random.randrange(len(self.actors)))
+        if not actor.done:
+            actor.look_and_delete(self.random.randrange(6))
+        actor.kill()
+        if not name.startswith(("sweep", "resume")):
+            self.repeat.append(work)
+        return f"killed: {name}, before {actor.next_call or 'its end'}"
+
+    def _time_passes(self) -> str:
+        hours = self.random.randrange(-30, 31)
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                modified = path.stat().st_mtime - hours * 3600
+                os.utime(path, (modified, modified))
+        return f"{hours} hours pass"
+
+    def _tell(self, text: str) -> None:
+        self.told.append(text)
+
+    # --- what always holds ---
+
+    def _check(self) -> None:
+        _must(broken_promises(self.place) == [], f"I1, I5, I8: {broken_promises(self.place)}")
+        now = {commit.shard: (commit, data) for commit, data in holding(self.place)}
+        _must(self.held.keys() <= now.keys(), f"I2: shards {self.held.keys() - now.keys()} have no commit any more")
+        for shard, (commit, data) in now.items():
+            generation, before = self.held.get(shard, (0, b""))
+            _must(commit.generation >= generation, f"I2: shard {shard} went back to generation {commit.generation}")
+            if (commit.generation, data) == (generation, before):
+                continue
+            _must(commit.generation > generation, f"I2: generation {generation} of shard {shard} was changed")
+            self.held[shard] = (commit.generation, data)
+            self._check_rows(commit)
+
+    def _check_rows(self, commit: Commit) -> None:
+        rows = read_committed_rows(self.place.location, commit)
+        entries = {entry for entry, _ in named_files(commit.shard, build_shard_files(rows, with_images=True))}
+        _must(entries == set(commit.files), f"I9: other files follow from the rows of shard {commit.shard}")
+        _must([row["ordinal"] for row in rows] == list(range(*commit.ordinals)), f"I5: rows of shard {commit.shard}")
+        for row in rows:
+            ordinal = row["ordinal"]
+            blank = row["reason"] == "taken_down"
+            _must(blank or ordinal not in self.blank, f"I10: {ordinal} was taken down and is back")
+            if blank:
+                self.blank.add(ordinal)
+                _must(not row["image_id"], f"I10: {ordinal} was taken down and has its name")
+                continue
+            missing = {x for marked, x in self.marks if marked == ordinal} - marks_of(row)
+            _must(not missing, f"I11: the marks {missing} of {ordinal} are lost")
+            if commit.shard in self.retried and ordinal == commit.ordinals[1] - 1:
+                _must(row["reason"] is None, f"I11: the retried row {ordinal} is refused again")
+        self.rows[commit.shard] = rows
+
+    def _end(self) -> None:
+        """Repeat what was killed, finish the build, sweep: the whole dataset with all corrections is left, no more."""
+        while self.actors:
+            self._tell(self._advance(0, 10_000))
+            self._check()
+        for work in self.repeat:
+            work()
+        location = self.place.location
+        manifest = load_manifest(location)
+        for shard in range(manifest.shards):
+            if shard not in self.held:
+                write(self.place, shard)
+        heed_all(location, range(manifest.shards), with_images=True)
+        self._check()
+        sweep_all(self.place)
+        self._check()
+        named = {entry.path for commit, _ in holding(self.place) for entry in commit.files}
+        commits = {f"commits/{shard:06}.g{generation}.json" for shard, (generation, _) in self.held.items()}
+        tombstones = read_tombstones(location)
+        manifest, generation = load_latest_manifest(location)
+        expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
+        expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
+        left = contents(self.place).keys() ^ (expected | named | commits)
+        _must(not left, f"too many files or too few: {sorted(left)}")
+        taken = taken_images(tombstones)
+        _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
+        names = mentions(self.folder, [f"image-{ordinal}" for ordinal in taken])
+        _must(not names, f"I10: {names} name images that were taken down")
+        ids = [sample.id for sample in open_dataset(self.place.uri)]
+        accepted = [row["id"] for _, rows in sorted(self.rows.items()) for row in rows if row["reason"] is None]
+        _must(ids == accepted, f"I4: readers see {ids} of {accepted}")
+        report = audit_integrity(location)
+        _must(not report.findings.total and not report.not_built, f"{[each.line() for each in report.findings]}")
+
+
+def _asked(ordinal: int) -> Asked:
+    return Asked(ids=(f"sa_{ordinal + 1}",))
+
+
+def _must(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(otherwise)
