@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import plain_form, plain_forms
 
 TOMBSTONES = "tombstones"
@@ -26,6 +28,10 @@ SAME_SOURCE = "its URI or its bytes were taken down under another row; a file in
 
 _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][Ee]:|^[^/:]*[A-Z][^/:]*://"
 """Matches every URI that is not its own plain form, and a few more."""
+
+
+_MOST_READ = 10_000
+_READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
 
 
 class _Frozen(BaseModel):
@@ -78,17 +84,30 @@ def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for any other file."""
-    found = []
-    for entry in (dataset / TOMBSTONES).list():
+    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for any other file.
+
+    Every writer of a shard asks for them: what this process has read before is not read again.
+    """
+
+    def read(entry: ObjectInfo) -> Tombstone:
         file = dataset / TOMBSTONES / entry.name
-        try:
-            found.append(Tombstone.model_validate(json.loads(file.read())))
-        except ValidationError as error:
-            raise DamagedDatasetError(f"{file} is not a tombstone: {wrong_fields(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}") from error
-    return found
+        key = file.uri, entry.size, entry.modified
+        if key not in _READ:
+            if len(_READ) >= _MOST_READ:
+                _READ.clear()
+            _READ[key] = _read_tombstone(file)
+        return _READ[key]
+
+    return [read(entry) for entry in (dataset / TOMBSTONES).list()]
+
+
+def _read_tombstone(file: Location) -> Tombstone:
+    try:
+        return Tombstone.model_validate(json.loads(file.read()))
+    except ValidationError as error:
+        raise DamagedDatasetError(f"{file} is not a tombstone: {wrong_fields(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}") from error
 
 
 def taken_images(tombstones: Iterable[Tombstone]) -> dict[int, TakenImage]:

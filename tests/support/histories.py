@@ -8,6 +8,7 @@ follows the look at its shard at once (`Stepped.look_and_delete`).
 import hashlib
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,7 @@ NOW = datetime(2026, 3, 4, tzinfo=UTC)
 """When images are taken down."""
 
 MOST_AT_ONCE = 6
+_UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 
 def grow(place: Place) -> None:
@@ -157,8 +159,7 @@ class History:
         shards = load_manifest(self.place.location).shards
         shard, ordinal = self.random.randrange(shards), self.random.randrange(shards * ROWS)
         variant, hours = self.random.randrange(VARIANTS), self.random.choice([0, 0, 24])
-        skew = timedelta(hours=self.random.choice([-30, 0, 30]))
-        now = self.random.choice([None, datetime.now(UTC) + skew])
+        skew = self.random.choice([None, -30, 0, 30])  # hours by which the clock is wrong; None: the store's clock
         self.next_mark += 1
         x, place = self.next_mark, self.place
         name, work = self.random.choice(
@@ -171,11 +172,15 @@ class History:
                 (f"takedown {ordinal}", lambda: takedown(place.location, _asked(ordinal), "asked", NOW)),
                 ("grow", lambda: grow(place)),
                 ("resume", lambda: heed_all(place.location, range(100), with_images=True)),
-                (f"sweep {hours} {now}", lambda: sweep(place.location, timedelta(hours=hours), now, threads=1)),
+                (f"sweep {hours} {skew}", lambda: self._sweep(hours, skew)),
             ]
         )
         self.actors.append((name, work, Stepped(work)))
         return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
+
+    def _sweep(self, hours: int, skew: int | None) -> None:
+        now = None if skew is None else datetime.now(UTC) + timedelta(hours=skew)
+        sweep(self.place.location, timedelta(hours=hours), now, threads=1)
 
     def _go_on(self) -> str:
         if not self.actors:
@@ -196,7 +201,7 @@ class History:
                 raise actor.error
             self._acknowledge(name, actor.result)
             return f"{name}: done"
-        return f"{name}: before {actor.next_call}"
+        return f"{name}: before {self._call(actor)}"
 
     def _acknowledge(self, name: str, result: Any) -> None:
         """Remember what a command said that it did: from now on that must hold."""
@@ -215,7 +220,11 @@ class History:
         actor.kill()
         if not name.startswith(("sweep", "resume")):
             self.repeat.append(work)
-        return f"killed: {name}, before {actor.next_call or 'its end'}"
+        return f"killed: {name}, before {self._call(actor) or 'its end'}"
+
+    def _call(self, actor: Stepped) -> str:
+        """The call that an actor waits before, without what differs between two runs."""
+        return _UNIQUE.sub("", actor.next_call.replace(self.folder.name, "dataset"))
 
     def _time_passes(self) -> str:
         hours = self.random.randrange(-30, 31)

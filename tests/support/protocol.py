@@ -108,8 +108,8 @@ def begin(place: Place) -> None:
     place.storage.put(join(place.uri, MANIFEST), manifest.to_json())
 
 
-def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> ShardResult:
-    """Write and commit a shard, as a build's task does."""
+def write(place: Place, shard: int, variant: int = 0, generation: int = 1, rows: pa.Table | None = None) -> ShardResult:
+    """Write and commit a shard, as a build's task does: these described rows, or those of a variant."""
     task = ShardTask(
         shard=shard,
         start=shard * ROWS,
@@ -120,7 +120,7 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1) -> Sh
         max_reject_ratio=1.0,
         generation=generation,
     )
-    return write_shard(task, [(0, ROWS)], rows_of(shard, variant))
+    return write_shard(task, [(0, ROWS)], rows_of(shard, variant) if rows is None else rows)
 
 
 def sweep_all(place: Place) -> list[str]:

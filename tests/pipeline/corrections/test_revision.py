@@ -1,0 +1,92 @@
+"""Corrections beside builds and beside one another: each shard ends with all of them, and no image comes back."""
+
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.takedown import TakenDown, takedown
+from tests.support.described_rows import accepted_row, described
+from tests.support.everything import mentions
+from tests.support.histories import grow, mark, marks_of
+from tests.support.protocol import ROWS, Place, begin, broken_promises, contents, write
+from tests.support.stepped import Stepped, stepping
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A dataset with one of its two shards committed."""
+    place = Place(str(tmp_path / "dataset"))
+    begin(place)
+    write(place, 0)
+    return place
+
+
+def take(place: Place, *ordinals: int) -> TakenDown:
+    return takedown(place.location, Asked(ids=tuple(f"image-{n}" for n in ordinals)), "asked for")
+
+
+def until(actor: Stepped, call: str) -> Stepped:
+    while not actor.next_call.startswith(call):
+        actor.step()
+    return actor
+
+
+def test_a_takedown_beside_a_build_spares_what_it_writes_and_the_build_takes_the_image_out(place: Place) -> None:
+    with stepping():
+        build = until(Stepped(lambda: write(place, 1)), "create commits")
+        done = take(place, 0, ROWS)
+        assert (done.rows, done.images, done.changed_shards, done.building) == (2, 1, (0,), (1,))
+        assert any("a build is writing shards 1, or died as it did" in line for line in done.lines())
+        assert broken_promises(place) == []
+        build.finish()
+    assert build.error is None
+    assert mentions(Path(place.uri), ["image-0", f"image-{ROWS}"]) == []
+    assert take(place, 0).building == ()
+    assert audit_integrity(place.location).findings.total == 0
+
+
+@pytest.mark.parametrize("call", ["read dataset", "create tombstones", "create commits", "walk dataset/masks"])
+def test_two_takedowns_at_once_are_both_done(place: Place, call: str) -> None:
+    with stepping():
+        late = until(Stepped(lambda: take(place, 0)), call)
+        take(place, 1)
+        late.finish()
+    assert late.error is None
+    assert mentions(Path(place.uri), ["image-0", "image-1"]) == []
+    assert audit_integrity(place.location).findings.total == 0
+    assert not [path for path in contents(place) if path.startswith("claims/")]
+
+
+@pytest.mark.parametrize("call", ["create dataset/dataset.g2", "create commits"])
+def test_a_takedown_beside_growth_and_a_redaction_loses_nothing(place: Place, call: str) -> None:
+    with stepping():
+        late = until(Stepped(lambda: take(place, 0)), call)
+        grow(place)
+        mark(place, 1, x=5)
+        sweep(place.location)
+        late.finish()
+    assert late.error is None
+    assert mentions(Path(place.uri), ["image-0"]) == []
+    commit = place.log.latest(0)
+    assert commit is not None
+    rows = read_committed_rows(place.location, commit)
+    assert [(row["reason"], marks_of(row)) for row in rows[:2]] == [("taken_down", set()), (None, {5})]
+    write(place, 2)
+    assert audit_integrity(place.location).findings.total == 0
+
+
+def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_looks(place: Place) -> None:
+    """Its writer has heeded the tombstones before there was one."""
+    same = described([{**accepted_row(ROWS), "source_sha256": f"{0:064x}"}, *map(accepted_row, (ROWS + 1, ROWS + 2))])
+    with stepping():
+        late = until(Stepped(lambda: take(place, 0)), "create tombstones")
+        write(place, 1, rows=same)
+        late.finish()
+    assert late.error is None
+    assert (late.result.rows, late.result.images, late.result.changed_shards) == (2, 2, (0, 1))
+    assert mentions(Path(place.uri), ["image-0", f"image-{ROWS}"]) == []
+    assert audit_integrity(place.location).findings.total == 0
