@@ -120,7 +120,7 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_Found]:
 def _unfit(base: Location, name: str) -> str | None:
     """Why a catalog cannot name a file; None if it can."""
     try:
-        name.encode()
+        (base / name).uri.encode()
         relative_to(base.uri, (base / name).uri)
     except UnicodeEncodeError:
         return "its name is not UTF-8"

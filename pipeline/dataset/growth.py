@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import part_path
+from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import NormalizedCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -97,10 +98,12 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
     rows = sum(part.rows for part in manifest.catalog)
     differences = []
     if growth.gone:
-        differences.append(f"{growth.gone} of {rows} rows are gone, the first with the image_id {growth.first_gone!r}")
+        differences.append(
+            f"{growth.gone} of {rows} rows are gone, the first with the image_id {shown(growth.first_gone)}"
+        )
     differences += [
-        f"{change.rows} of {rows} rows have another {column}, the first with the image_id {change.image_id!r}: "
-        f"{change.before!r} before, {change.now!r} now"
+        f"{change.rows} of {rows} rows have another {column}, the first with the image_id {shown(change.image_id)}: "
+        f"{shown(change.before)} before, {shown(change.now)} now"
         for column, change in growth.changed.items()
     ]
     return (
