@@ -113,7 +113,7 @@ SENTENCES = {
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
     Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",
     Code.MISSING_ATTRIBUTION: "An image's license asks for attribution, and its row names nobody.",
-    Code.STILL_DETECTED: "A detector of the build finds a face or a plate outside of what was redacted.",
+    Code.STILL_DETECTED: "A detector finds a face or a plate outside of what was redacted.",
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
     Code.SIMILAR_IMAGE: "An image looks like an earlier one, by their perceptual hashes.",
 }

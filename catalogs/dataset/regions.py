@@ -54,6 +54,14 @@ class DetectedRegion:
         return {field.name: getattr(self, field.name) for field in fields(DetectedRegion)}
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A detector that found a region, and its score."""
+
+    detector: str
+    score: float
+
+
 def read_regions(file: Location) -> list[WantedRegion]:
     """Return the regions of a file, in its order; columns that `WantedRegion` does not have are ignored.
 

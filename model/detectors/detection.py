@@ -149,6 +149,20 @@ def resized(image: Pixels, scale: float) -> Pixels:
 Find = Callable[[Pixels], Sequence[Detection]]
 
 
+def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
+    """Whether a box touches a side of its tile that is not a side of the image of `shape` (h, w).
+
+    The box is in pixels of the tile's `window` (h, w), which may be the tile enlarged.
+    """
+    x0, y0, x1, y1 = box
+    return (
+        (x0 <= 0 < tile.x)
+        or (y0 <= 0 < tile.y)
+        or (x1 >= window[1] and tile.x + tile.width < shape[1])
+        or (y1 >= window[0] and tile.y + tile.height < shape[0])
+    )
+
+
 def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
     """Run `find` on every tile of the image at `scale`.
 
@@ -162,13 +176,7 @@ def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> 
     for tile in tiles(height, width, side, overlap):
         window = scaled[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
         for detection in find(window):
-            x0, y0, x1, y1 = detection.box
-            cut = (
-                (x0 <= 0 < tile.x)
-                or (y0 <= 0 < tile.y)
-                or (x1 >= tile.width and tile.x + tile.width < width)
-                or (y1 >= tile.height and tile.y + tile.height < height)
-            )
+            cut = is_cut(detection.box, (tile.height, tile.width), tile, (height, width))
             found.append((cut, detection.mapped(back_x, back_y, tile.x * back_x, tile.y * back_y)))
     return found
 

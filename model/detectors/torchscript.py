@@ -49,6 +49,8 @@ class TorchScriptDetector:
         if not isinstance(answer, tuple | list) or len(answer) != 4:
             raise ValueError(f"{expected}, got {type(answer).__name__}")
         boxes, _, scores, _ = answer
+        if not isinstance(boxes, torch.Tensor) or not isinstance(scores, torch.Tensor):
+            raise ValueError(f"{expected}, got {type(boxes).__name__} and {type(scores).__name__}")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
             raise ValueError(f"{expected}, got boxes {tuple(boxes.shape)} and scores {tuple(scores.shape)}")
         return boxes.double().cpu().tolist(), scores.double().cpu().tolist()

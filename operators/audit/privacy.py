@@ -5,18 +5,18 @@ pixels there are those of a mosaic. The second is measured, because a row may na
 mosaic of few cells, fitted to the pixels, leaves much of them unexplained.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.regions import DetectedRegion
-from segmint.model.detectors.detection import Detection, Detector
+from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
+from segmint.model.detectors.detection import Box, Detection, Detector, iou
 from segmint.operators.prepare.deidentify import outline
-from segmint.operators.prepare.mosaic import mosaic, mosaic_size
+from segmint.operators.prepare.mosaic import mosaic, mosaic_size, rectangle, redact_patches
 from segmint.operators.rows import Row
 
 COVERED = 0.75
@@ -27,10 +27,14 @@ is a little larger than the region.
 """
 ROUGHNESS = 4.0
 """Gray levels, root mean square, by which pixels may differ from the mosaic that fits them best: JPEG's own errors."""
+SAME_IOU = 0.3
+"""IoU from which on two detectors' boxes are one region: detectors draw a face from brow to chin, or with its hair."""
 
 _GRID = 48  # at most so many pixels a side of a detection are looked at
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
+_CUTOUT_MARGIN = 1.0  # more than that of a picture: only what is around the region is sharp
+_LEAST_MARGIN = 48  # pixels
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -41,10 +45,18 @@ Pixels = NDArray[np.uint8]
 class StillDetected(DetectedRegion):
     """A detection in a released image; its box is around all that would be redacted for it.
 
-    `redacted`: it lies in a region that was.
+    `redacted`: it lies in a region that was. After `merge_found`, `found_by` are all detectors that found it, and
+    `missed_by` those of its kind that searched the image and did not find it.
     """
 
     redacted: bool
+    found_by: tuple[Sighting, ...] = ()
+    missed_by: tuple[str, ...] = ()
+
+    @property
+    def sightings(self) -> tuple[Sighting, ...]:
+        """The detectors that found it, with their scores."""
+        return self.found_by or (Sighting(self.detector, self.score),)
 
 
 def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:
@@ -64,6 +76,29 @@ def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> li
     return found
 
 
+def merge_found(found: Sequence[StillDetected], searched: Sequence[Detector]) -> list[StillDetected]:
+    """Merge what several detectors find in the same place of one image; what was redacted is not compared.
+
+    Detections of one kind are the same if their boxes overlap with an IoU of at least 0.3. The result has the first
+    one's detector and score, and the box around all. `searched` are the detectors that searched the image.
+    """
+    merged: list[list[StillDetected]] = []
+    for each in found:
+        if each.redacted:
+            continue
+        near = [
+            (iou(_box(same[0]), _box(each)), index)
+            for index, same in enumerate(merged)
+            if same[0].kind == each.kind and all(other.detector != each.detector for other in same)
+        ]
+        best, index = max(near, default=(0.0, 0))
+        if best >= SAME_IOU:
+            merged[index].append(each)
+        else:
+            merged.append([each])
+    return [_merged(same, searched) for same in merged] + [each for each in found if each.redacted]
+
+
 def picture(image: Pixels, found: StillDetected) -> bytes:
     """A JPEG of `image` in which all but a detection and a margin around it is a coarse mosaic; framed in red."""
     height, width = image.shape[:2]
@@ -74,7 +109,46 @@ def picture(image: Pixels, found: StillDetected) -> bytes:
     shown[rows, columns] = image[rows, columns]
     corners = (found.x, found.y), (found.x + found.w - 1, found.y + found.h - 1)
     cv2.rectangle(shown, *corners, (255, 0, 0), max(1, round(max(height, width) / 500)))
-    encoded: bytes = simplejpeg.encode_jpeg(shown, quality=90, colorspace="RGB", colorsubsampling="420")
+    return _encoded(shown)
+
+
+def cutouts(image: Pixels, found: Sequence[StillDetected]) -> Iterator[bytes]:
+    """A JPEG of the part of `image` around each detection, framed in red; all of them are blurred in each."""
+    height, width = image.shape[:2]
+    patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
+    blurred = redact_patches(image, [patch for patch in patches if patch is not None])
+    for each in found:
+        margin = max(round(_CUTOUT_MARGIN * max(each.w, each.h)), _LEAST_MARGIN)
+        left, top = max(each.x - margin, 0), max(each.y - margin, 0)
+        shown = blurred[top : each.y + each.h + margin, left : each.x + each.w + margin].copy()
+        corners = (each.x - left, each.y - top), (each.x + each.w - 1 - left, each.y + each.h - 1 - top)
+        cv2.rectangle(shown, *corners, (255, 0, 0), max(1, round(max(shown.shape[:2]) / 200)))
+        yield _encoded(shown)
+
+
+def _merged(same: Sequence[StillDetected], searched: Sequence[Detector]) -> StillDetected:
+    first = same[0]
+    x, y = min(each.x for each in same), min(each.y for each in same)
+    names = {each.detector for each in same}
+    return replace(
+        first,
+        x=x,
+        y=y,
+        w=max(each.x + each.w for each in same) - x,
+        h=max(each.y + each.h for each in same) - y,
+        found_by=tuple(Sighting(each.detector, each.score) for each in same),
+        missed_by=tuple(each.name for each in searched if each.kind == first.kind and each.name not in names),
+    )
+
+
+def _box(found: StillDetected) -> Box:
+    return found.x, found.y, found.x + found.w, found.y + found.h
+
+
+def _encoded(shown: Pixels) -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(shown), quality=90, colorspace="RGB", colorsubsampling="420"
+    )
     return encoded
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from typing import Literal
 
-from segmint.catalogs.dataset.regions import DetectedRegion
+from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.catalogs.findings import Findings
 from segmint.pipeline.statistics.values import ProviderImages, Statistics
 
@@ -64,24 +64,67 @@ class DetectorCounts:
     found: int  # outside of what was redacted
     images: int  # with such a detection
     inside_regions: int  # detections inside of what was redacted
+    origin: Literal["build", "audit"] = "build"  # named by the build, or to the audit
+    sha256: str | None = None  # of the file of a detector that the audit was given
+    failed: int = 0  # images in which it could not search
 
 
 @dataclass(frozen=True)
 class FoundRegion(DetectedRegion):
-    """A detection outside of what was redacted, and the shard of its image."""
+    """A region outside of what was redacted that a detector found, the shard of its image, and which detectors agree.
+
+    Where several found it, detector and score are the first one's, and the box is around what each would redact.
+    """
 
     shard: int
+    found_by: tuple[Sighting, ...] = ()
+    missed_by: tuple[str, ...] = ()  # detectors of this kind that searched the image and did not find it
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many regions of a kind these detectors found, and no other one of that kind."""
+
+    kind: str
+    detectors: tuple[str, ...]
+    regions: int
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """What the build's detectors found in released images."""
+    """What detectors found in released images."""
 
-    images_checked: int
+    images_checked: int  # by one detector or more
     detectors: tuple[DetectorCounts, ...]
     found: tuple[FoundRegion, ...]  # the first of `found_total`
     found_total: int
     inside_regions: int
+    agreement: tuple[Agreement, ...] = ()  # for kinds with several detectors
+
+
+NotLookedAtReason = Literal[
+    "left_out",
+    "not_sampled",
+    "unreadable",
+    "annotations_only",
+    "no_image",
+    "foreign",
+    "no_detector",
+    "detector_not_here",
+    "detector_failed",
+]
+
+
+@dataclass(frozen=True)
+class NotLookedAt:
+    """Images that detectors did not search, and why: all detectors, those of a kind, or one."""
+
+    reason: NotLookedAtReason
+    images: int
+    of: int  # images of the dataset
+    kind: str | None = None  # None: faces and plates
+    detector: str | None = None  # None: all of the kind
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,3 +161,14 @@ class AuditReport:
     privacy: Privacy | None = None
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
+    not_looked_at: tuple[NotLookedAt, ...] = ()
+
+    @property
+    def images_searched(self) -> int:
+        """Released images that detectors searched."""
+        return 0 if self.privacy is None else self.privacy.images_checked
+
+    @property
+    def nothing_looked_at(self) -> bool:
+        """Whether detectors were to search images, and searched none."""
+        return not self.images_searched and any(each.reason != "left_out" for each in self.not_looked_at)

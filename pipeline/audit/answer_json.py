@@ -11,6 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_text import verdict
 from segmint.pipeline.statistics.values import json_value
 
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")
@@ -39,6 +40,7 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "unusable_commits": json_value(report.unusable_commits),
         "notes": json_value(report.notes),
         **{area: json_value(getattr(report, area)) for area in areas},
+        **({"not_looked_at": json_value(report.not_looked_at), "verdict": verdict(report)} if areas else {}),
     }
 
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from textwrap import wrap
 
-from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES
+from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code
 from segmint.infra.wording import counted, number, some
-from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, Privacy
+from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, NotLookedAt, Privacy
 from segmint.pipeline.statistics.values import Statistics
 
 _WIDTH = 13  # of the area's name
@@ -25,12 +25,25 @@ def answer_lines(report: AuditReport) -> list[str]:
     if report.licenses is not None:
         lines += _area("licenses", _license_lines(report.licenses, found["licenses"]))
     if report.privacy is not None:
-        lines += _area("privacy", _privacy_lines(report.privacy, report.checked.images, found["privacy"]))
+        lines += _area("privacy", _privacy_lines(report, report.privacy, found["privacy"]))
     if report.duplicates is not None:
         lines += _area("duplicates", [_duplicate_line(report.duplicates, found["duplicates"])])
     if report.statistics is not None:
         lines += _area("statistics", _statistics_lines(report.statistics))
-    return [*lines, _verdict(report.findings.total, found)]
+    return [*lines, f"verdict: {verdict(report)}"]
+
+
+def verdict(report: AuditReport) -> str:
+    """How many findings there are, and what detectors did not look at; if that is all, it is not "no finding"."""
+    total, found = report.findings.total, _by_area(report)
+    gaps = [_gap(each) for each in report.not_looked_at]
+    counts = counted(total, "finding")
+    if total:
+        counts += f" ({', '.join(f'{count:,} in {area}' for area, count in found.most_common())})"
+    if gaps and not report.images_searched:
+        return f"nothing was looked at for faces and plates ({', '.join(gaps)}); {counts} in the rest"
+    counts = counts if total else "no finding"
+    return f"{counts}; not looked at: {', '.join(gaps)}" if gaps else counts
 
 
 def _finding_lines(report: AuditReport) -> list[str]:
@@ -84,11 +97,28 @@ def _by_area(report: AuditReport) -> Counter[str]:
     return found
 
 
-def _verdict(total: int, found: "Counter[str]") -> str:
-    if not total:
-        return "verdict: no finding"
-    areas = ", ".join(f"{count:,} in {area}" for area, count in found.most_common())
-    return f"verdict: {_findings(total)} ({areas})"
+_WHY = {
+    "left_out": "--privacy-sample 0",
+    "not_sampled": "not in the sample",
+    "unreadable": "could not be read",
+    "annotations_only": "only annotations are in the dataset",
+    "foreign": "segmint did not write them",
+    "no_detector": "no detector",
+    "detector_not_here": "not available here",
+    "detector_failed": "it failed",
+}
+
+
+def _gap(gap: NotLookedAt) -> str:
+    if gap.reason == "no_image":
+        return "there is no image"
+    images = f"{gap.images:,} of {counted(gap.of, 'image')}"
+    what = images if gap.kind is None else f"{gap.kind}s"
+    if gap.detector is not None:
+        what += f" by {gap.detector}"
+    if gap.reason == "detector_failed":
+        what += f" in {images}"
+    return f"{what} ({_WHY[gap.reason]})"
 
 
 def _license_lines(licenses: Licenses, findings: int) -> list[str]:
@@ -103,21 +133,31 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
     return [*lines, f"images by license: {some(by_license)}", f"by provider: {some(by_provider)}"]
 
 
-def _privacy_lines(privacy: Privacy, images: int, findings: int) -> list[str]:
-    """What each detector found, at which score, in how many of the `images` that were searched."""
+def _privacy_lines(report: AuditReport, privacy: Privacy, findings: int) -> list[str]:
+    """What each detector found, at which score, in how many images, and where detectors disagree."""
+    details = [f"{_gap(gap)}: {gap.detail}" for gap in report.not_looked_at if gap.detail]
+    without = any(gap.reason == "no_detector" for gap in report.not_looked_at)
+    if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:
+        return ["the build had no detectors, and nothing was searched", *details]
     if not privacy.images_checked:
-        return ["no image was searched"]
-    if not privacy.detectors:
-        return ["the build had no detectors, and nothing was searched"]
-    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {counted(images, 'image')} searched"]
+        return ["no image was searched", *details]
+    images = counted(report.checked.images, "image")
+    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"]
     for detector in privacy.detectors:
         inside = detector.inside_regions
         lines.append(
             f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or over "
-            f"in {detector.images:,} of {counted(privacy.images_checked, 'image')}"
+            f"in {detector.images:,} of {counted(privacy.images_checked - detector.failed, 'image')}"
             + (f"; {inside:,} more inside of redacted regions" if inside else "")
         )
-    return lines
+    for kind in dict.fromkeys(each.kind for each in privacy.agreement):
+        parts = [
+            f"{each.regions:,} by {' and '.join(each.detectors)}{' only' if len(each.detectors) == 1 else ''}"
+            for each in privacy.agreement
+            if each.kind == kind
+        ]
+        lines.append(f"{kind}s compared: {', '.join(parts)}")
+    return [*lines, *details]
 
 
 def _duplicate_line(duplicates: Duplicates, findings: int) -> str:

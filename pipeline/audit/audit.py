@@ -18,6 +18,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
+from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.content import ContentAudit, ContentPlan
@@ -50,6 +51,10 @@ class AuditOptions:
     """Where to write what the detectors still find, for `segmint redact`."""
     pictures: Location | None = None
     """A folder or prefix for a picture of each detection."""
+    detectors: tuple[GivenDetector, ...] = ()
+    """Detectors that search besides the build's."""
+    device: str = "cpu"
+    """Where torch runs detectors."""
     build: Config | None = None
     """The build's configuration, which says where detector files are."""
     complete: bool = False
@@ -85,10 +90,12 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     if not manifest_generations(dataset):
         check_foreign(dataset.uri, options)
         with open_tables(dataset) as tables:
-            return audit_foreign(tables, dataset.storage, options.sample)
+            return audit_foreign(tables, dataset.storage, options.sample, left_out=options.privacy_sample == 0)
     now = options.now or datetime.now(UTC)
     pinned = load_latest_manifest(dataset)
-    content, problems = _content(pinned.manifest, dataset.storage, options, now)
+    with_images = pinned.manifest.identity.get("release", {}).get("format") != "annotations"
+    _check_detectors(options, with_images=with_images)
+    content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
     report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
     if options.complete:
         report = with_missing_commits(report)
@@ -114,6 +121,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         privacy=content.privacy.answer(),
         duplicates=content.duplicates(),
         statistics=statistics,
+        not_looked_at=content.not_looked_at(with_images=with_images),
     )
 
 
@@ -126,8 +134,20 @@ def _note(dataset: Location, option: str, target: Location) -> None:
         note_output(dataset, f"audit {option}", folder, {target.name: target.sha256()})
 
 
+def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
+    """Raise `UsageError` if detectors are given that would look at nothing."""
+    if not options.detectors:
+        return
+    if options.privacy_sample == 0:
+        raise UsageError("--detector and --privacy-sample 0 do not go together: nothing would be looked at")
+    if not with_images:
+        raise UsageError(
+            "the dataset has annotations only, and no image that a detector could look at: leave out --detector"
+        )
+
+
 def _content(
-    manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime
+    manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime, *, with_images: bool
 ) -> tuple[ContentAudit, list[str]]:
     """The audit of licenses and privacy, and what is wrong with the manifest if it does not say how."""
     problems = []
@@ -137,13 +157,18 @@ def _content(
         rules = LicenseRules(policy, now.date())
     except ValidationError as error:
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
-    with_images = manifest.identity.get("release", {}).get("format") != "annotations"
     if options.privacy_sample != 0 and with_images:
-        search = SearchPlan(manifest, options.build, storage, with_pictures=options.pictures is not None)
+        search = SearchPlan(
+            manifest, options.build, storage, with_pictures=options.pictures is not None, device=options.device
+        )
+        search = replace(search, given=tuple(each.pinned(search.resolve) for each in options.detectors))
         try:
             return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
         except DamagedDatasetError as error:
             problems.append(str(error))
+        if search.given:
+            plan = ContentPlan(rules, replace(search, with_build=False))
+            return ContentAudit(plan, options.privacy_sample, options.pictures), problems
     return ContentAudit(ContentPlan(rules, None), options.privacy_sample, options.pictures), problems
 
 
@@ -188,6 +213,11 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
     """Raise `UsageError` for options that mean nothing for data that segmint did not write."""
+    if options.detectors:
+        raise UsageError(
+            f"{uri} was not written by segmint, and its images are not searched: which of their regions were redacted "
+            "is not known: leave out --detector"
+        )
     if options.targets():
         raise UsageError(
             f"{uri} was not written by segmint, and names neither licenses nor detectors: "

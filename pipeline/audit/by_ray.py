@@ -27,6 +27,9 @@ from segmint.pipeline.execution.stages import RETRIES
 WINDOW_SHARDS = 2_000
 """Shards in one Ray Data execution: the driver holds the plans of this many at most."""
 
+WORKERS_PER_GPU = 4
+"""Workers that share a GPU: each reads shards for most of its time, and each has its detectors there."""
+
 STAGES = {"AuditShards": "audit"}
 """Part of the operator's name in Ray Data, and the name that progress shows."""
 
@@ -83,6 +86,11 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
     blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
     # A local Ray is given more logical CPUs than there are cores.
     workers = min(len(plans), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
+    on_gpu = task.content is not None and task.content.on_gpu
+    if on_gpu:
+        if not cluster.gpus:
+            raise UsageError("--device cuda was requested, but Ray sees no GPU: use --device cpu")
+        workers = min(workers, int(cluster.gpus * WORKERS_PER_GPU))
     results = ray.data.from_arrow(blocks).map_batches(
         AuditShards,
         fn_constructor_args=(task,),
@@ -91,6 +99,7 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
         batch_format="pyarrow",
         udf_modifying_row_count=False,
         num_cpus=1,
+        num_gpus=1 / WORKERS_PER_GPU if on_gpu else None,
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )

@@ -14,7 +14,7 @@ from segmint.operators.audit.similar_images import DISTANCE, find_alike, percept
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import Duplicates, Licenses
+from segmint.pipeline.audit.answer import Duplicates, Licenses, NotLookedAt
 from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
 from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
 
@@ -47,6 +47,11 @@ class ContentPlan:
 
     rules: LicenseRules | None
     search: SearchPlan | None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether detectors run on a GPU."""
+        return self.search is not None and self.search.device != "cpu"
 
     def load(self) -> ContentLooks:
         """Load the detectors if images are searched; raises what `find_detectors` does."""
@@ -109,7 +114,14 @@ class ContentAudit:
         self.plan = plan
         self.looks = plan.load()
         self.privacy_sample = privacy_sample
-        self.privacy = PrivacySummary(self.looks.searcher.detectors if self.looks.searcher is not None else ())
+        searcher = self.looks.searcher
+        self.privacy = (
+            PrivacySummary(())
+            if searcher is None
+            else PrivacySummary(searcher.detectors, searcher.given, searcher.missing)
+        )
+        self._images = 0
+        self._to_search = 0
         self._pictures = pictures
         self._licenses = LicenseCounts()
         self._shards: list[tuple[int, Mapping[str, Place]]] = []  # each one's first id, and places by folder
@@ -119,8 +131,10 @@ class ContentAudit:
         self._alike = 0
 
     def wanted(self, images: int) -> int:
-        """How many of so many images are to be searched."""
-        return images if self.privacy_sample is None else self.privacy_sample
+        """How many of so many images, all that the dataset has, are to be searched."""
+        wanted = images if self.privacy_sample is None else min(self.privacy_sample, images)
+        self._images, self._to_search = images, wanted if self.privacy.detectors else 0
+        return self._to_search
 
     def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
         """Add what was found in a shard; shards come in order."""
@@ -156,6 +170,15 @@ class ContentAudit:
     def licenses(self) -> Licenses | None:
         """The licenses of all shards; None without rules to judge them by."""
         return None if self.plan.rules is None else self._licenses.answer(self.plan.rules)
+
+    def not_looked_at(self, *, with_images: bool) -> tuple[NotLookedAt, ...]:
+        """What no detector looked at, after all shards were added; `with_images`: the dataset has images."""
+        images = self._images
+        if self.privacy_sample == 0:
+            return (NotLookedAt("left_out", images, images),)
+        if not with_images:
+            return (NotLookedAt("annotations_only", images, images),)
+        return tuple(self.privacy.gaps(images, self._to_search))
 
     def duplicates(self) -> Duplicates:
         """How many images are alike; complete after `finish`."""

@@ -14,7 +14,7 @@ from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates
+from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates, NotLookedAt
 from segmint.pipeline.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
@@ -28,10 +28,11 @@ FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
 _NAME = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 
 
-def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> AuditReport:
+def audit_foreign(tables: DatasetTables, storage: Storage, sample: int, *, left_out: bool = False) -> AuditReport:
     """Audit SA-1B-style data, which was measured when its tables were opened.
 
-    Each JPEG is read once. Licenses and privacy are not checked: such data names neither licenses nor detectors.
+    Each JPEG is read once. Licenses and privacy are not checked: such data names neither licenses nor detectors;
+    `left_out`: privacy was not asked for.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -49,6 +50,7 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int) -> Audit
         notes=("not looked at: licenses and privacy, since segmint did not write this",),
         duplicates=duplicates,
         statistics=compute_statistics(tables, sample),
+        not_looked_at=(NotLookedAt("left_out" if left_out else "foreign", counts["images"], counts["images"]),),
     )
 
 

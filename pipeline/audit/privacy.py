@@ -1,11 +1,12 @@
-"""The audit of privacy: the build's detectors search released images again."""
+"""The audit of privacy: the build's detectors search released images again, and any others that the audit is given."""
 
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -13,27 +14,42 @@ from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
 from segmint.infra.assets.hashes import pinned
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
-from segmint.operators.audit.privacy import StillDetected, picture, search_release
+from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
-from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, is_detector_file
+from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors, is_detector_file
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import DetectorCounts, FoundRegion, Privacy
+from segmint.pipeline.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
 from segmint.pipeline.config.config import Config
+
+KINDS = ("face", "plate")
+"""What detectors look for."""
 
 SHOWN = 1000
 """Detections that the answer lists; a file of regions has all."""
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A detector that could not search an image."""
+
+    kind: str
+    detector: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Search:
-    """Detections in one image, and pictures of those that are not redacted, by name, if asked for."""
+    """Regions found in one image, and pictures of those that are not redacted, by name, if asked for."""
 
     found: tuple[StillDetected, ...]
     pictures: dict[str, bytes]
+    failures: tuple[Failure, ...] = ()
+    is_searched: bool = True  # by one detector or more
 
     def findings(self, place: Place) -> list[Finding]:
         """A finding for each detection outside of what was redacted."""
@@ -46,20 +62,43 @@ class Searcher:
     On one thread, as a build does: a sum on another number of threads has other bits.
     """
 
-    def __init__(self, detectors: Sequence[Detector], *, with_pictures: bool = False) -> None:
+    def __init__(
+        self,
+        detectors: Sequence[Detector],
+        given: Mapping[tuple[str, str], GivenDetector] | None = None,
+        missing: Sequence[NotLookedAt] = (),
+        *,
+        with_pictures: bool = False,
+    ) -> None:
+        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here."""
         self.detectors = detectors
+        self.given = given or {}
+        self.missing = missing
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
     def search(self, row: Row, image: Pixels) -> Search:
         """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
+        searched: list[Detector] = []
+        found: list[StillDetected] = []
+        failures: list[Failure] = []
         with self._one, _one_torch_thread():
-            found = search_release(row, image, self.detectors)
-        pictures = {}
-        if self._with_pictures:
-            left = [each for each in found if not each.redacted]
-            pictures = {f"{image_stem(f.id)}_{i}_{f.kind}.jpg": picture(image, f) for i, f in enumerate(left, 1)}
-        return Search(tuple(found), pictures)
+            for detector in self.detectors:
+                try:
+                    found += search_release(row, image, [detector])
+                except (RuntimeError, ValueError) as error:  # what a TorchScript module raises
+                    failures.append(Failure(detector.kind, detector.name, last_line(error)))
+                else:
+                    searched.append(detector)
+        found = merge_found(found, searched)
+        pictures = self._pictures(image, [each for each in found if not each.redacted]) if self._with_pictures else {}
+        return Search(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
+
+    def _pictures(self, image: Pixels, left: Sequence[StillDetected]) -> dict[str, bytes]:
+        """A picture of each region; where detectors of the audit search, too, the regions are blurred."""
+        shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
+        names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
+        return dict(zip(names, shown, strict=True))
 
 
 @dataclass(frozen=True)
@@ -70,24 +109,53 @@ class SearchPlan:
     build: Config | None
     storage: Storage
     with_pictures: bool
+    given: tuple[GivenDetector, ...] = ()
+    device: str = "cpu"
+    with_build: bool = True  # whether the build's detectors search, too
 
     def searcher(self) -> Searcher:
-        """Load the detectors; raises what `find_detectors` does."""
-        return Searcher(find_detectors(self.manifest, self.build, self.storage), with_pictures=self.with_pictures)
+        """Load the detectors.
+
+        Raises what `find_detectors` does. But if the audit was given detectors, those of the build that are not
+        available here are left out.
+        """
+        known: tuple[Detector, ...] = ()
+        missing: tuple[NotLookedAt, ...] = ()
+        if self.with_build and self.given:
+            known, missing = _available_detectors(self.manifest, self.build, self.storage, self.device)
+        elif self.with_build:
+            known = find_detectors(self.manifest, self.build, self.storage, self.device)
+        names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
+        given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
+        by_name = {(each.kind, name): each for each, name in zip(self.given, names, strict=True)}
+        return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
+
+    def resolve(self, name: str) -> Path:
+        """The file of a known name, a path or a URI; see `segmint.infra.assets.resolve`."""
+        return resolve(name, mirror=None if self.build is None else self.build.assets, storage=self.storage)
 
 
 @dataclass
 class PrivacySummary:
-    """Detections in all images that were searched; `found` are those outside of what was redacted, with their shard."""
+    """Regions in all images that were searched; `found` are those outside of what was redacted, with their shard."""
 
     detectors: Sequence[Detector]
+    given: Mapping[tuple[str, str], GivenDetector] = field(default_factory=dict)  # those of the audit
+    missing: Sequence[NotLookedAt] = ()  # detectors of the build that are not available here
     images_checked: int = 0
+    searches: int = 0  # images that were read for the detectors
     found: list[tuple[int, StillDetected]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)  # images by kind and name of the detector
+    first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # its message
 
     def add(self, shard: int, searches: Sequence[Search]) -> None:
         """Add the searches of a shard."""
-        self.images_checked += len(searches)
+        self.searches += len(searches)
+        self.images_checked += sum(search.is_searched for search in searches)
+        for failure in (failure for search in searches for failure in search.failures):
+            self.failures[failure.kind, failure.detector] += 1
+            self.first_failure.setdefault((failure.kind, failure.detector), failure.message)
         for found in (found for search in searches for found in search.found):
             if found.redacted:
                 self.inside_regions[found.kind, found.detector] += 1
@@ -95,14 +163,15 @@ class PrivacySummary:
                 self.found.append((shard, found))
 
     def regions(self) -> list[dict[str, Any]]:
-        """The detections as rows of a file that `segmint redact` takes."""
-        return [found.to_dict() for _, found in self.found]
+        """The regions as rows of a file that `segmint redact` takes."""
+        return [{**found.to_dict(), "found_by": [each.detector for each in found.sightings]} for _, found in self.found]
 
     def answer(self) -> Privacy:
         """What was found, as the answer has it."""
         by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
         for _, found in self.found:
-            by_detector.setdefault((found.kind, found.detector), []).append(found.id)
+            for sighting in found.sightings:
+                by_detector.setdefault((found.kind, sighting.detector), []).append(found.id)
         keys = [(detector.kind, detector.name) for detector in self.detectors]
         return Privacy(
             images_checked=self.images_checked,
@@ -114,13 +183,51 @@ class PrivacySummary:
                     found=len(by_detector.get(key, ())),
                     images=len(set(by_detector.get(key, ()))),
                     inside_regions=self.inside_regions[key],
+                    origin="audit" if key in self.given else "build",
+                    sha256=self.given[key].sha256 if key in self.given else None,
+                    failed=self.failures[key],
                 )
                 for key, detector in zip(keys, self.detectors, strict=True)
             ),
-            found=tuple(FoundRegion(**found.to_dict(), shard=shard) for shard, found in self.found[:SHOWN]),
+            found=tuple(
+                FoundRegion(**found.to_dict(), shard=shard, found_by=found.sightings, missed_by=found.missed_by)
+                for shard, found in self.found[:SHOWN]
+            ),
             found_total=len(self.found),
             inside_regions=self.inside_regions.total(),
+            agreement=tuple(self._agreement()),
         )
+
+    def _agreement(self) -> Iterator[Agreement]:
+        """How many regions which detectors found, for each kind that has several: by all first, by one alone last."""
+        for kind in KINDS:
+            names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
+            if len(names) < 2:
+                continue
+            counts = Counter({names: 0})
+            counts.update({(name,): 0 for name in names})
+            for _, found in self.found:
+                if found.kind == kind:
+                    counts[tuple(each.detector for each in found.sightings)] += 1
+            for detectors in sorted(counts, key=lambda each: (-len(each), [names.index(name) for name in each])):
+                yield Agreement(kind, detectors, counts[detectors])
+
+    def gaps(self, images: int, sampled: int) -> Iterator[NotLookedAt]:
+        """What was not searched of so many images, of which `sampled` were to be."""
+        if not images:
+            yield NotLookedAt("no_image", 0, 0)
+            return
+        kinds = {each.kind for each in (*self.detectors, *self.missing)}
+        yield from (replace(each, images=images, of=images) for each in self.missing)
+        yield from (NotLookedAt("no_detector", images, images, kind) for kind in KINDS if kind not in kinds)
+        if not self.detectors:
+            return
+        if sampled < images:
+            yield NotLookedAt("not_sampled", images - sampled, images)
+        if self.searches < sampled:
+            yield NotLookedAt("unreadable", sampled - self.searches, images)
+        for (kind, name), failed in sorted(self.failures.items()):
+            yield NotLookedAt("detector_failed", failed, images, kind, name, self.first_failure[kind, name])
 
 
 def put_pictures(folder: Location, searches: Sequence[Search]) -> None:
@@ -130,36 +237,65 @@ def put_pictures(folder: Location, searches: Sequence[Search]) -> None:
             (folder / name).put(data)
 
 
-def find_detectors(manifest: DatasetManifest, build: Config | None, storage: Storage) -> tuple[Detector, ...]:
+def find_detectors(
+    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu"
+) -> tuple[Detector, ...]:
     """The detectors that the dataset was built with.
 
     `build` is its configuration, which says where detector files are: the manifest has only their hashes. Raises
     `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does not say which
     they are.
     """
+    parts = _recorded(manifest)
+    return tuple(each for kind in parts for each in _detectors_of(kind, parts[kind], build, storage, device))
+
+
+def _available_detectors(
+    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
+) -> tuple[tuple[Detector, ...], tuple[NotLookedAt, ...]]:
+    """Those of `find_detectors` that are available here, and what is not searched without the others."""
+    found: list[Detector] = []
+    missing = []
+    for kind, part in _recorded(manifest).items():
+        try:
+            found += _detectors_of(kind, part, build, storage, device)
+        except UsageError as error:
+            single, why = kind.removesuffix("s"), str(error).splitlines()[0]
+            missing.append(NotLookedAt("detector_not_here", 0, 0, single, "the build's detector", why))
+    return tuple(found), tuple(missing)
+
+
+def _recorded(manifest: DatasetManifest) -> dict[str, dict[str, Any]]:
+    """The manifest's configuration of detectors, by kind (`faces`, `plates`), with the hash of a file as `detector`."""
     try:
         parts = {kind: dict(manifest.identity["deidentify"][kind]) for kind in ("faces", "plates")}
-        digests = {kind: part["detector"] for kind, part in parts.items()}
+        for part in parts.values():
+            part["detector"]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedDatasetError(f"deidentify: {error!r}") from error
-    hashes: dict[str, str] = {}
+    return parts
+
+
+def _detectors_of(
+    kind: str, part: Mapping[str, Any], build: Config | None, storage: Storage, device: str
+) -> tuple[Detector, ...]:
+    """The detector of one kind, as recorded; none if the build had none."""
+    digest, expected = part["detector"], None
     files = build.deidentify.detector_files if build is not None else {}
-    for kind, part in parts.items():
-        digest = digests[kind]
-        if not is_detector_file(digest):
-            continue
+    if is_detector_file(digest):
         file = files.get(kind)
         if file is None:
             raise UsageError(
                 f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): name the build's "
                 "configuration, which says where it is, with --config; or leave privacy out with --privacy-sample 0"
             )
-        part["detector"] = file
-        hashes[file] = digest
+        part, expected = {**part, "detector": file}, digest
     mirror = build.assets if build is not None else None
+    none = {each: {"detector": NO_DETECTOR} for each in ("faces", "plates")}
     return build_detectors(
-        DeidentifyConfig.model_validate(parts),
-        resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), hashes.get(name)),
+        DeidentifyConfig.model_validate({**none, kind: part}),
+        device,
+        resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,
     )
 
@@ -181,7 +317,9 @@ def _one_torch_thread() -> Iterator[None]:
 
 def _finding(found: StillDetected, place: Place) -> Finding:
     where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
-    detected = f"a {found.kind} by {found.detector} at score {found.score}"
+    by = " and ".join(f"by {each.detector} at score {each.score}" for each in found.sightings)
+    missed = f", and not by {' or '.join(found.missed_by)}" if found.missed_by else ""
+    detected = f"a {found.kind} {by}{missed}"
     return place.of_image(found.id).finding(
         Code.STILL_DETECTED, f"no {found.kind} outside of what was redacted", detected, where
     )

@@ -48,19 +48,29 @@ def audit(
         str | None,
         typer.Option(metavar="DIR", help="Write a picture of each of these to this folder, unrecognizable around it."),
     ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=PATH",
+            help="Another detector that searches, too: face or plate, and a TorchScript file; repeatable.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where torch runs detectors; also cuda:N.")
+    ] = "cpu",
     config: DetectorConfig = None,
     as_json: AsJson = False,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer to this path or URI.")
     ] = None,
 ) -> None:
-    """Check the files, licenses and privacy of a dataset; exit code 1 if anything is wrong."""
+    """Check the files, licenses and privacy of a dataset; exit code 1 if anything is wrong or nothing was searched."""
     from segmint.infra.errors import UsageError
 
     if privacy_sample != _ALL and not privacy_sample.isdecimal():
         raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
     wanted = {"--attributions": attributions, "--regions": regions, "--pictures": pictures}
-    needless = [name for name, value in wanted.items() if value is not None]
+    needless = [name for name, value in {**wanted, "--detector": detector or None}.items() if value is not None]
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
     build, storage = build_of(config)
@@ -77,6 +87,8 @@ def audit(
         report = audit_integrity(Location(storage, dataset), sample, resources=resources, ray_from=RAY_FROM_MASKS)
         report = with_missing_commits(report) if complete else report
     else:
+        from segmint.infra.device import resolve_compute
+        from segmint.operators.audit.detectors import GivenDetector
         from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
@@ -87,6 +99,8 @@ def audit(
             attributions=files["--attributions"],
             regions=files["--regions"],
             pictures=files["--pictures"],
+            detectors=tuple(GivenDetector.of(each) for each in detector or ()),
+            device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
             complete=complete,
             ray_from=RAY_FROM_MASKS,
@@ -99,5 +113,5 @@ def audit(
     else:
         storage.put(output, f"{text}\n".encode())
         say(f"{lines[-1]}; written to {output}")
-    if report.findings.total:
+    if report.findings.total or report.nothing_looked_at:
         raise typer.Exit(FINDINGS)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.catalogs.dataset.regions import Sighting, WantedRegion
 from segmint.model.detectors.detection import Detection
-from segmint.operators.audit.privacy import StillDetected, picture, search_release
+from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
 from segmint.operators.prepare.release import ReleaseConfig, release
@@ -184,3 +184,67 @@ def test_a_picture_shows_the_region_and_hides_all_around_it(astronaut: np.ndarra
     assert difference[~margin].mean() > 15
     detail = np.abs(np.diff(shown, axis=1)).mean(axis=2)
     assert detail[:, :-1][~margin[:, :-2]].mean() < 0.2 * detail[64:176, 184:275].mean()
+
+
+class Named(Certain):
+    """A detector that finds the same faces in every image, with a name."""
+
+    def __init__(self, name: str, *boxes: tuple[float, float, float, float]) -> None:
+        super().__init__(*(Detection("face", 0.9, box, None, name) for box in boxes))
+        self.name = name
+
+
+def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_is_named() -> None:
+    image = np.full((200, 300, 3), 100, np.uint8)
+    row = {**plain_row(), "width": 300, "height": 200}
+    near, far, only = (20.0, 20.0, 60.0, 70.0), (200.0, 100.0, 230.0, 140.0), (100.0, 100.0, 140.0, 140.0)
+    first, second = Named("first", near, only), Named("second", far, (24.0, 16.0, 66.0, 74.0))
+    found = [each for detector in (first, second) for each in search_release(row, image, [detector])]
+    both, alone, other = merge_found(found, [first, second])
+    assert both.found_by == (Sighting("first", 0.9), Sighting("second", 0.9))
+    assert (both.detector, both.missed_by) == ("first", ())
+    assert [(each.found_by, each.missed_by) for each in (alone, other)] == [
+        ((Sighting("first", 0.9),), ("second",)),
+        ((Sighting("second", 0.9),), ("first",)),
+    ]
+    boxes = {(each.detector, each.x < 80): each for each in found}
+    one, two = boxes["first", True], boxes["second", True]
+    assert (both.x, both.y) == (min(one.x, two.x), min(one.y, two.y))
+    assert (both.x + both.w, both.y + both.h) == (max(one.x + one.w, two.x + two.w), max(one.y + one.h, two.y + two.h))
+
+
+def test_a_detector_that_did_not_search_misses_nothing_and_kinds_are_apart() -> None:
+    face = StillDetected(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
+    plate = replace(face, kind="plate", detector="second")
+    assert [each.missed_by for each in merge_found([face, plate], [Named("first")])] == [(), ()]
+
+
+def test_a_small_box_inside_of_a_large_one_is_a_region_that_one_detector_found() -> None:
+    small = StillDetected(7, "face", "first", 0.9, 20, 20, 20, 20, redacted=False)
+    large = replace(small, detector="second", x=0, y=0, w=100, h=100)
+    assert len(merge_found([small, large], [])) == 2
+
+
+def test_what_was_redacted_is_compared_with_nothing() -> None:
+    left = StillDetected(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
+    redacted = replace(left, detector="second", redacted=True)
+    found = merge_found([redacted, left], [Named("first"), Named("second")])
+    assert [(each.redacted, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
+
+
+def test_a_cutout_shows_what_is_around_a_face_and_no_face(detectors, astronaut: np.ndarray) -> None:
+    (found,) = search(row_of(astronaut, []), *detectors)
+    near = replace(found, x=found.x + found.w + 10, w=20, h=20)
+    first, second = cutouts(astronaut, [found, near])
+    shown = decode_jpeg(first)
+    assert shown.shape[0] < 512
+    assert shown.shape[1] < 512
+    assert [detector.detect(shown) for detector in detectors] == [[]]
+    assert [detector.detect(decode_jpeg(second)) for detector in detectors] == [[]]
+    left, top = max(found.x - max(found.w, found.h), 0), max(found.y - max(found.w, found.h), 0)
+    part = astronaut[top : top + shown.shape[0], left : left + shown.shape[1]].astype(float)
+    difference = np.abs(shown - part).mean(axis=2)
+    assert (
+        difference[found.y - top + 8 : found.y - top + found.h - 8, found.x - left + 8 :][:, : found.w - 16].mean() > 12
+    )
+    assert difference[-40:, -40:].mean() < 5

@@ -68,6 +68,8 @@ def test_keys_stay_where_they_are() -> None:
         "privacy",
         "duplicates",
         "statistics",
+        "not_looked_at",
+        "verdict",
     ]
     assert value["findings_by_code"] == {"bad_manifest": 1, "mask_area": 1}
     assert value["findings"][1] == {
@@ -81,7 +83,14 @@ def test_keys_stay_where_they_are() -> None:
         "found": "8",
     }
     integrity = to_dict(replace(small(), scope="integrity", duplicates=None))
-    assert set(value) - set(integrity) == {"licenses", "privacy", "duplicates", "statistics"}
+    assert set(value) - set(integrity) == {
+        "licenses",
+        "privacy",
+        "duplicates",
+        "statistics",
+        "not_looked_at",
+        "verdict",
+    }
 
 
 def test_an_earlier_version_s_answer_is_read() -> None:

@@ -28,6 +28,7 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
+from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit import by_ray as audit_ray
 from segmint.pipeline.audit.answer import AuditReport
@@ -48,6 +49,7 @@ from tests.support.faulty_proxy import FaultyProxy, answer
 from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit, edit_row, first_part, flip
 from tests.support.s3_server import S3Server
+from tests.support.torchscript import Magenta, saved, spot
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -67,7 +69,7 @@ def audit(dataset: Path, ray_from: int, **options: Any) -> AuditReport:
 
 
 def with_a_face(taken: CommittedShard) -> None:
-    pixels = np.fliplr(photograph("astronaut", (240, 180)))
+    pixels = spot(np.fliplr(photograph("astronaut", (240, 180))), 20, 120, side=12)
     taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
 
 
@@ -88,17 +90,18 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
     edit_row("masks", 2, 0, predicted_iou=0.1)(dataset)
     CommittedShard(dataset, 0).dataset.joinpath("shards", "notes.txt").write_text("mine")
     flip(dataset / CommittedShard(dataset, 0).commit.file("rejects").path)
+    others = (GivenDetector.of(f"plate={saved(Magenta(least=20), tmp_path / 'spot.pt')}"),)
     answers: dict[int, Any] = {}
     for ray_from in (IN_THREADS, BY_RAY):
         folder = tmp_path / str(ray_from)
         files = {"regions": location_of(folder / "regions.jsonl"), "pictures": location_of(folder / "pictures")}
-        report = audit(dataset, ray_from, privacy_sample=None, sample=2, **files)
+        report = audit(dataset, ray_from, privacy_sample=None, sample=2, detectors=others, **files)
         answers[ray_from] = report, answer_lines(report), digests(folder)
     assert answers[BY_RAY] == answers[IN_THREADS]
     report, _, files = answers[BY_RAY]
     assert set(report.findings.counts) >= {"still_detected", "mask_area", "other_json", "stray_file", "file_digest"}
     assert report.not_compared == (0,)
-    assert set(files) == {"regions.jsonl", "pictures/sa_4_1_face.jpg"}
+    assert set(files) == {"regions.jsonl", "pictures/sa_4_1_face.jpg", "pictures/sa_4_2_plate.jpg"}
 
 
 def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> None:

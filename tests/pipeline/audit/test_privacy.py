@@ -1,9 +1,36 @@
-"""What detectors found in images becomes findings and counts; `test_audit` has the search of real images."""
+"""What detectors find becomes findings, counts and gaps; those of the build and others are compared on real images.
 
+`test_audit` has the search by the build's detectors alone.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.layout import config_sha256
+from segmint.infra.errors import UsageError
+from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.audit.privacy import StillDetected
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.audit.answer import Agreement, AuditReport, NotLookedAt
+from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
+from segmint.pipeline.audit.answer_text import answer_lines
+from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.audit.privacy import PrivacySummary, Search
+from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.statistics.values import json_value
+from tests.support.builds import photograph
+from tests.support.committed_shard import CommittedShard, change_manifest
+from tests.support.foreign_data import loosen
+from tests.support.locations import location_of
+from tests.support.planting import LATER, ShardEdit
+from tests.support.torchscript import Failing, Magenta, OnlyScores, saved, spot
 
 LEFT = StillDetected(7, "face", "mtcnn", 0.9, 1, 2, 30, 40, redacted=False)
 REDACTED = StillDetected(7, "plate", "clp", 0.8, 50, 60, 20, 10, redacted=True)
@@ -22,5 +49,186 @@ def test_what_was_redacted_is_counted_apart() -> None:
     answer = summary.answer()
     assert (answer.images_checked, answer.found_total, answer.inside_regions) == (1, 1, 1)
     row = {"id": 7, "kind": "face", "detector": "mtcnn", "score": 0.9, "x": 1, "y": 2, "w": 30, "h": 40}
-    assert summary.regions() == [row]
-    assert [list(found.items()) for found in json_value(answer)["found"]] == [list({**row, "shard": 3}.items())]
+    assert summary.regions() == [{**row, "found_by": ["mtcnn"]}]
+    agreed = {"found_by": [{"detector": "mtcnn", "score": 0.9}], "missed_by": []}
+    assert [list(found.items()) for found in json_value(answer)["found"]] == [
+        list({**row, "shard": 3, **agreed}.items())
+    ]
+
+
+def audit(dataset: Path, privacy_sample: int | None = None, **options) -> AuditReport:
+    return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
+
+
+def given(*modules: tuple[str, Path | str]) -> tuple[GivenDetector, ...]:
+    return tuple(GivenDetector.of(f"{kind}={path}") for kind, path in modules)
+
+
+def verdict(report: AuditReport) -> str:
+    """The last line, which is that of the JSON."""
+    line = answer_lines(report)[-1]
+    assert line == f"verdict: {to_dict(report)['verdict']}"
+    assert from_json(to_json(report), "audit.json") == report
+    return line
+
+
+def reconfigure(dataset: Path, **parts: object) -> None:
+    config = {**load_manifest(location_of(dataset)).config, **parts}
+    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+
+
+def with_a_face_and_a_spot(taken: CommittedShard) -> None:
+    pixels = spot(np.fliplr(photograph("astronaut", (240, 180))), 20, 120, side=12)
+    taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
+
+
+@pytest.mark.parametrize("name", ["regions.jsonl", "regions.parquet"])
+def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: Path, tmp_path: Path, name: str) -> None:
+    ShardEdit(1, with_a_face_and_a_spot)(dataset)
+    regions, pictures = tmp_path / name, tmp_path / "pictures"
+    # 20 pixels: the spot is seen in tiles at twice the size alone.
+    others = given(("face", saved(Magenta(least=20), tmp_path / "spot.pt")), ("face", "mtcnn"))
+    report = audit(dataset, detectors=others, regions=location_of(regions), pictures=location_of(pictures))
+
+    assert report.findings.counts == {Code.STILL_DETECTED: 2}
+    privacy = report.privacy
+    names = [(each.kind, each.name, each.origin, each.found, each.sha256 is None) for each in privacy.detectors]
+    assert names == [
+        ("face", "mtcnn", "build", 1, True),
+        ("plate", "clp", "build", 0, True),
+        ("face", "spot.pt", "audit", 1, False),
+        ("face", "mtcnn on tiles", "audit", 1, True),
+    ]
+    face, only = privacy.found
+    assert [each.detector for each in face.found_by] == ["mtcnn", "mtcnn on tiles"]
+    assert face.missed_by == ("spot.pt",)
+    assert ([each.detector for each in only.found_by], only.missed_by) == (["spot.pt"], ("mtcnn", "mtcnn on tiles"))
+    assert (only.id, only.kind, only.shard, only.score) == (4, "face", 1, 0.95)
+    assert only.x <= 20 < 32 <= only.x + only.w
+    assert only.y <= 120 < 132 <= only.y + only.h
+    assert privacy.agreement == (
+        Agreement("face", ("mtcnn", "spot.pt", "mtcnn on tiles"), 0),
+        Agreement("face", ("mtcnn", "mtcnn on tiles"), 1),
+        Agreement("face", ("mtcnn",), 0),
+        Agreement("face", ("spot.pt",), 1),
+        Agreement("face", ("mtcnn on tiles",), 0),
+    )
+    text = " ".join(line.strip() for line in answer_lines(report))
+    assert "a face by spot.pt at score 0.95, and not by mtcnn or mtcnn on tiles" in text
+    assert "1 by mtcnn and mtcnn on tiles, 0 by mtcnn only, 1 by spot.pt only" in text
+    assert "clean" not in text
+    assert verdict(report) == "verdict: 2 findings (2 in privacy)"
+
+    assert {path.name for path in pictures.iterdir()} == {"sa_4_1_face.jpg", "sa_4_2_face.jpg"}
+    shown = decode_jpeg((pictures / "sa_4_2_face.jpg").read_bytes())
+    assert shown.shape[0] < 180
+    assert np.abs(shown.astype(int) - (255, 0, 255)).max(axis=2).min() > 60, "no pixel of the spot is as it was"
+
+    done = redact(location_of(dataset), location_of(regions))
+    assert (done.regions, done.changed_shards) == (2, (1,))
+    assert [finding.line() for finding in audit(dataset, detectors=others).findings] == []
+
+
+def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, tmp_path: Path) -> None:
+    ShardEdit(1, with_a_face_and_a_spot)(dataset)
+    own = {"faces": {"detector": "0" * 64, "score": None}, "plates": {"detector": "none", "score": None}}
+    reconfigure(dataset, deidentify=own)
+    report = audit(dataset, 3, detectors=given(("face", saved(Magenta(least=4), tmp_path / "spot.pt"))))
+    assert [each.name for each in report.privacy.detectors] == ["spot.pt"]
+    assert report.privacy.agreement == ()
+    gaps = [(gap.reason, gap.images, gap.kind) for gap in report.not_looked_at]
+    assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
+    assert "SHA-256 0000" in report.not_looked_at[0].detail
+    assert verdict(report).endswith(
+        "; not looked at: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
+        "(not in the sample)"
+    )
+
+
+def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset: Path, tmp_path: Path) -> None:
+    ShardEdit(1, with_a_face_and_a_spot)(dataset)
+    failing = saved(Failing(), tmp_path / "failing.pt")
+    report = audit(dataset, detectors=given(("plate", failing)))
+    assert report.findings.counts == {Code.STILL_DETECTED: 1}
+    assert report.privacy.images_checked == 6
+    assert report.privacy.detectors[2].failed == 6
+    (gap,) = report.not_looked_at
+    assert (gap.reason, gap.images, gap.kind, gap.detector) == ("detector_failed", 6, "plate", "failing.pt")
+    assert "only squares" in gap.detail
+    assert verdict(report).endswith("; not looked at: plates by failing.pt in 6 of 6 images (it failed)")
+
+
+def without_detectors(dataset: Path) -> None:
+    none = {"detector": "none", "score": None}
+    reconfigure(dataset, deidentify={"faces": none, "plates": none})
+
+
+def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:
+    without_detectors(dataset)
+    failing = saved(Failing(), tmp_path / "failing.pt")
+    report = audit(dataset, detectors=given(("plate", failing)))
+    assert (report.findings.total, report.privacy.images_checked, report.nothing_looked_at) == (0, 0, True)
+    assert verdict(report).startswith("verdict: nothing was looked at for faces and plates (faces (no detector), ")
+
+
+def test_none_searched_is_never_no_finding(dataset: Path, minted: Path, tmp_path: Path) -> None:
+    left_out = audit(minted, 0)
+    assert (left_out.findings.total, left_out.nothing_looked_at) == (0, False)
+    assert verdict(left_out) == (
+        "verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the "
+        "rest"
+    )
+    without_detectors(dataset)
+    report = audit(dataset)
+    assert (report.findings.total, report.nothing_looked_at, report.privacy.images_checked) == (0, True, 0)
+    assert verdict(report) == (
+        "verdict: nothing was looked at for faces and plates (faces (no detector), plates (no detector)); 0 findings "
+        "in the rest"
+    )
+    foreign = audit(loosen(minted, tmp_path / "loose"))
+    assert (foreign.findings.total, foreign.nothing_looked_at) == (0, True)
+    assert verdict(foreign) == (
+        "verdict: nothing was looked at for faces and plates (6 of 6 images (segmint did not write them)); 0 findings "
+        "in the rest"
+    )
+
+
+def test_images_that_cannot_be_read_are_named(dataset: Path) -> None:
+    ShardEdit(1, lambda taken: taken.edit_member(0, lambda data: data[: len(data) // 2] + data[-2:]))(dataset)
+    report = audit(dataset, sample=0)
+    assert report.findings.counts == {Code.BAD_JPEG: 1}
+    assert report.not_looked_at == (NotLookedAt("unreadable", 1, 6),)
+    assert verdict(report).endswith("; not looked at: 1 of 6 images (could not be read)")
+
+
+@pytest.mark.parametrize(
+    ("change", "sample", "message"),
+    [
+        (lambda dataset: None, 0, "--privacy-sample 0 do not go together: nothing would be looked at"),
+        (lambda dataset: reconfigure(dataset, release={"format": "annotations"}), 20, "annotations only"),
+    ],
+)
+def test_a_detector_that_would_look_at_nothing_is_refused(
+    dataset: Path, change: Callable[[Path], None], sample: int, message: str
+) -> None:
+    change(dataset)
+    with pytest.raises(UsageError, match=message):
+        audit(dataset, sample, detectors=given(("face", "mtcnn")))
+
+
+def test_a_wrong_file_is_refused_before_anything_is_looked_at(
+    minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.audit.audit.audit_integrity", None)
+    other = saved(OnlyScores(), tmp_path / "other.pt")
+    with pytest.raises(UsageError, match="failed on a blank image"):
+        audit(minted, detectors=given(("face", other)))
+    with pytest.raises(UsageError, match=r"its images are not searched.*leave out --detector"):
+        audit(loosen(minted, tmp_path / "loose"), detectors=given(("face", "mtcnn")))
+
+
+def test_an_answer_of_an_earlier_version_is_read(minted: Path) -> None:
+    report = audit(minted, 0)
+    value = json.loads(to_json(report))
+    del value["not_looked_at"], value["verdict"]
+    assert answer_lines(from_json(json.dumps(value), "audit.json"))[-1] == "verdict: no finding"

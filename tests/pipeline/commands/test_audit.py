@@ -4,13 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.cli import app
+from tests.support.builds import photograph
 from tests.support.committed import write_dataset
+from tests.support.committed_shard import CommittedShard
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
+from tests.support.planting import ShardEdit
+from tests.support.torchscript import Magenta, saved, spot
 
 
 @pytest.fixture
@@ -25,6 +31,18 @@ def dataset(tmp_path: Path) -> str:
 def copy(minted: Path, tmp_path: Path) -> Path:
     """A copy of the small real dataset."""
     return Path(shutil.copytree(minted, tmp_path / "copy"))
+
+
+@pytest.fixture
+def dataset_with_a_spot(copy: Path) -> Path:
+    """The copy, with a magenta spot in an image."""
+
+    def mark(taken: CommittedShard) -> None:
+        pixels = spot(np.fliplr(photograph("coffee", (240, 180))), 20, 120, side=12)
+        taken.members[0] = taken.members[0][0], release(pixels, ReleaseConfig()).jpeg
+
+    ShardEdit(1, mark)(copy)
+    return copy
 
 
 def run(*arguments: str):
@@ -59,6 +77,23 @@ def test_the_whole_answer_as_json(minted: Path) -> None:
     assert value["privacy"]["images_checked"] == 1
 
 
+def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, tmp_path: Path) -> None:
+    detector = f"plate={saved(Magenta(least=20), tmp_path / 'spot.pt')}"
+    done = run(str(dataset_with_a_spot), "--privacy-sample", "all", "--detector", detector)
+    assert done.exit_code == 1, done.output
+    assert "a plate by spot.pt at score 0.95, and not by clp" in done.stdout
+    assert done.stdout.splitlines()[-1] == "verdict: 1 finding (1 in privacy)"
+    assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
+
+
+def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(minted: Path, tmp_path: Path) -> None:
+    folder = loosen(minted, tmp_path / "loose")
+    done = run(str(folder))
+    assert done.exit_code == 1, done.output
+    assert done.stdout.splitlines()[-1].startswith("verdict: nothing was looked at for faces and plates")
+    assert run(str(folder), "--privacy-sample", "0").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -67,6 +102,9 @@ def test_the_whole_answer_as_json(minted: Path) -> None:
         (["{folder}", "--privacy-sample", "some"], "expected a whole number from 0, or all"),
         (["{folder}", "--attributions", "a.txt"], ".csv, .jsonl, .md"),
         (["{folder}", "--integrity-only", "--regions", "a.jsonl"], "--regions and --integrity-only"),
+        (["{folder}", "--integrity-only", "--detector", "face=mtcnn"], "--detector and --integrity-only"),
+        (["{folder}", "--detector", "face"], "expected face=PATH or plate=PATH"),
+        (["{folder}", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N"),
         (["{folder}/nowhere", "--integrity-only"], "is not a segmint dataset"),
         (["{folder}", "--integrity-only", "--sample", "-1"], "greater than or equal to 0"),
         (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),

@@ -1,0 +1,119 @@
+"""Detectors that an audit is given besides the build's: how they are named, loaded, and tried before they are used."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import ValidationError
+
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.names import plain_name
+from segmint.infra.errors import UsageError
+from segmint.model.detectors.detection import Detector, Kind
+from segmint.model.detectors.tiled import TiledDetector
+from segmint.operators.prepare.deidentify import (
+    NO_DETECTOR,
+    DeidentifyConfig,
+    FacesConfig,
+    PlatesConfig,
+    Resolve,
+    build_detectors,
+    is_detector_file,
+)
+
+_CONFIGS: dict[str, type[FacesConfig] | type[PlatesConfig]] = {"face": FacesConfig, "plate": PlatesConfig}
+_TRIED_SIDE = 256  # pixels
+
+
+@dataclass(frozen=True)
+class GivenDetector:
+    """A detector by its kind and its name in a configuration; small enough to send to another process."""
+
+    kind: Kind
+    detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a TorchScript file
+    sha256: str | None = None  # of the file, once `pinned`
+
+    @classmethod
+    def of(cls, text: str) -> "GivenDetector":
+        """The detector that a KIND=PATH names; raises `UsageError` for anything else."""
+        kind, _, name = text.partition("=")
+        wanted = _CONFIGS.get(kind)
+        if wanted is None or name in ("", NO_DETECTOR):
+            raise UsageError(
+                f"--detector is {text!r}: expected face=PATH or plate=PATH, where PATH is a TorchScript file, or the "
+                f"name of one that comes with segmint (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
+            )
+        try:
+            config = wanted(detector=name)
+        except ValidationError as error:
+            raise UsageError(f"--detector {kind}={name}: {error.errors()[0]['msg']}") from error
+        return cls("face" if kind == "face" else "plate", config.detector)
+
+    @property
+    def name(self) -> str:
+        """Its file's name, or the embedded detector's."""
+        return plain_name(self.detector)
+
+    def pinned(self, resolve: Resolve) -> "GivenDetector":
+        """The same with the file's hash; raises `UsageError` if there is no such file."""
+        if not is_detector_file(self.detector):
+            return self
+        try:
+            return replace(self, sha256=sha256_of(resolve(self.detector)))
+        except UsageError as error:
+            raise UsageError(f"{self}: {error}") from error
+
+    def load(self, name: str, device: str, resolve: Resolve) -> Detector:
+        """Load it onto `device`, to search an image as a whole and in tiles; `name` is the source of what it finds.
+
+        A file is tried on a blank image. Raises `UsageError` if it is not the one that was pinned, is not TorchScript,
+        or does not follow the contract of `TorchScriptDetector`.
+        """
+        if is_detector_file(self.detector):
+            return TiledDetector(self._load_file(device, resolve), name)
+        none = {"faces": {"detector": NO_DETECTOR}, "plates": {"detector": NO_DETECTOR}}
+        config = DeidentifyConfig.model_validate({**none, f"{self.kind}s": {"detector": self.detector}})
+        (detector,) = build_detectors(config, device, resolve, threads=1)
+        return TiledDetector(detector, name)
+
+    def _load_file(self, device: str, resolve: Resolve) -> Detector:
+        from segmint.model.detectors.torchscript import TorchScriptDetector
+
+        path = resolve(self.detector)
+        if self.sha256 is not None and sha256_of(path) != self.sha256:
+            raise UsageError(
+                f"{self}: the file differs between the machines of this audit: expected SHA-256 {self.sha256}, found "
+                f"{sha256_of(path)}. Put the same file on each, or name one in a bucket"
+            )
+        try:
+            detector = TorchScriptDetector(path, self.kind, device=device)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{self}: {path} cannot be loaded as TorchScript on {device}: {error}") from error
+        try:
+            detector.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"{self}: it failed on a blank image. Expected a TorchScript module that takes one BGR image "
+                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
+            ) from error
+        return detector
+
+    def __str__(self) -> str:
+        return f"--detector {self.kind}={self.detector}"
+
+
+def distinct_names(given: tuple[GivenDetector, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+    """A name for each detector that no other one of its kind has; `taken` are kinds and names of the build's detectors.
+
+    One that searches with the build's weights, or is named as its file, differs by its tiles, and is named so. Raises
+    `UsageError` if two of them have one name.
+    """
+    names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
+    known: dict[tuple[str, str], GivenDetector] = {}
+    for name, each in zip(names, given, strict=True):
+        other = known.setdefault((each.kind, name), each)
+        if other is not each:
+            raise UsageError(
+                f"{other} and {each}: both are called {name}, and the answer could not tell them apart: name each "
+                "detector once, and give files different names"
+            )
+    return names

@@ -1,0 +1,74 @@
+"""How an audit's detectors are named, loaded and refused; MTCNN on tiles sees a face that it misses on the whole."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.errors import UsageError
+from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
+from tests.support.torchscript import Magenta, OnlyScores, saved, spot
+
+
+def test_a_file_is_named_pinned_and_loaded(tmp_path: Path) -> None:
+    path = saved(Magenta(least=4), tmp_path / "ego.jit")
+    given = GivenDetector.of(f"plate={path}").pinned(resolve)
+    assert (given.kind, given.name, given.detector) == ("plate", "ego.jit", str(path))
+    assert given.sha256 is not None
+    (found,) = given.load("ego.jit", "cpu", resolve).detect(spot(np.zeros((90, 120, 3), np.uint8), 30, 40, 12))
+    assert (found.kind, found.source, found.box) == ("plate", "ego.jit", (30, 40, 42, 52))
+    saved(Magenta(least=5), path)
+    with pytest.raises(UsageError, match=r"differs between the machines"):
+        given.load("ego.jit", "cpu", resolve)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("face", "expected face=PATH or plate=PATH"),
+        ("face=", "expected face=PATH or plate=PATH"),
+        ("face=none", "expected face=PATH or plate=PATH"),
+        ("hand=x.pt", "expected face=PATH or plate=PATH"),
+        ("face=clp", "face=clp: .*expected 'mtcnn', 'none', or the path or URI of a TorchScript file"),
+        ("plate=weights.onnx", "plate=weights.onnx: .*TorchScript file"),
+    ],
+)
+def test_anything_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GivenDetector.of(text)
+
+
+def test_a_file_that_is_not_there_or_not_of_the_contract_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--detector face=.*absent\.pt: .*nor a file"):
+        GivenDetector.of(f"face={tmp_path / 'absent.pt'}").pinned(resolve)
+    (tmp_path / "text.pt").write_text("not a module")
+    with pytest.raises(UsageError, match=r"cannot be loaded as TorchScript on cpu"):
+        GivenDetector.of(f"face={tmp_path / 'text.pt'}").load("x", "cpu", resolve)
+    other = saved(OnlyScores(), tmp_path / "other.pt")
+    with pytest.raises(
+        UsageError, match=r"it failed on a blank image\. Expected a TorchScript module that takes one BGR"
+    ):
+        GivenDetector.of(f"face={other}").load("x", "cpu", resolve)
+
+
+def test_names_tell_detectors_apart() -> None:
+    given = tuple(map(GivenDetector.of, ("face=mtcnn", "face=/a/ego.pt", "plate=/b/ego.pt")))
+    assert distinct_names(given, frozenset({("face", "mtcnn")})) == ("mtcnn on tiles", "ego.pt", "ego.pt")
+    with pytest.raises(UsageError, match=r"face=/a/ego\.pt and --detector face=/b/ego\.pt: both are called ego\.pt"):
+        distinct_names((*given[1:2], GivenDetector.of("face=/b/ego.pt")), frozenset())
+
+
+def test_mtcnn_on_tiles_finds_a_face_that_it_misses_on_the_whole(astronaut: np.ndarray) -> None:
+    shrunk = cv2.resize(astronaut, (100, 100), interpolation=cv2.INTER_AREA)
+    image = np.full((400, 500, 3), 127, np.uint8)
+    image[60:160, 350:450] = shrunk
+    (whole,) = build_detectors(DeidentifyConfig(plates=PlatesConfig(detector="none")))
+    assert whole.detect(image) == []
+    (found,) = GivenDetector.of("face=mtcnn").load("mtcnn on tiles", "cpu", resolve).detect(image)
+    assert found.source == "mtcnn on tiles"
+    x0, y0, x1, y1 = found.box
+    assert 380 < (x0 + x1) / 2 < 410
+    assert 70 < (y0 + y1) / 2 < 95
