@@ -3,15 +3,16 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import ValidationError
 
 from segmint.infra.assets.hashes import sha256_of
-from segmint.infra.assets.names import plain_name
+from segmint.infra.assets.names import absolute_name, plain_name
 from segmint.infra.errors import UsageError
+from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detector, Kind
 from segmint.model.detectors.tiled import TiledDetector
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,
+    TORCHSCRIPT_ENDINGS,
     DeidentifyConfig,
     FacesConfig,
     PlatesConfig,
@@ -20,7 +21,9 @@ from segmint.operators.prepare.deidentify import (
     is_detector_file,
 )
 
-_CONFIGS: dict[str, type[FacesConfig] | type[PlatesConfig]] = {"face": FacesConfig, "plate": PlatesConfig}
+_KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
+"""What a detector finds, and the one of that kind that comes with segmint, by kind."""
+
 _TRIED_SIDE = 256  # pixels
 
 
@@ -36,17 +39,17 @@ class GivenDetector:
     def of(cls, text: str) -> "GivenDetector":
         """The detector that a KIND=PATH names; raises `UsageError` for anything else."""
         kind, _, name = text.partition("=")
-        wanted = _CONFIGS.get(kind)
-        if wanted is None or name in ("", NO_DETECTOR):
-            raise UsageError(
-                f"--detector is {text!r}: expected face=PATH or plate=PATH, where PATH is a TorchScript file, or the "
-                f"name of one that comes with segmint (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
-            )
-        try:
-            config = wanted(detector=name)
-        except ValidationError as error:
-            raise UsageError(f"--detector {kind}={name}: {error.errors()[0]['msg']}") from error
-        return cls("face" if kind == "face" else "plate", config.detector)
+        if kind in _KINDS:
+            known, bundled = _KINDS[kind]
+            if name == bundled:
+                return cls(known, name)
+            if name.partition("#")[0].endswith(TORCHSCRIPT_ENDINGS):
+                return cls(known, absolute_name(name))
+        raise UsageError(
+            f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of a "
+            f"TorchScript file ({', '.join(TORCHSCRIPT_ENDINGS)}), or the name of the detector of that kind that comes "
+            f"with segmint (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
+        )
 
     @property
     def name(self) -> str:
@@ -98,7 +101,7 @@ class GivenDetector:
         return detector
 
     def __str__(self) -> str:
-        return f"--detector {self.kind}={self.detector}"
+        return f"--detector {self.kind}={redact(self.detector)}"
 
 
 def distinct_names(given: tuple[GivenDetector, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_pat
 
 Pixels = NDArray[np.uint8]
 
-_TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
+TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
+"""How the name of a TorchScript file ends."""
 
 NO_DETECTOR = "none"
 BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
@@ -47,14 +48,14 @@ class _DetectorConfig(BaseModel):
     def _known(cls, value: str) -> str:
         if value in (cls.bundled, NO_DETECTOR):
             return value
-        if value.partition("#")[0].endswith(_TORCHSCRIPT_ENDINGS):
+        if value.partition("#")[0].endswith(TORCHSCRIPT_ENDINGS):
             try:
                 return absolute_name(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
         raise ValueError(
             f"expected {cls.bundled!r}, {NO_DETECTOR!r}, or the path or URI of a TorchScript file "
-            f"({', '.join(_TORCHSCRIPT_ENDINGS)}), got {redact(value)!r}"
+            f"({', '.join(TORCHSCRIPT_ENDINGS)}), got {redact(value)!r}"
         )
 
 
