@@ -104,6 +104,8 @@ def verdict_of(audit: AuditReport, statistics: Statistics, groups: Mapping[str, 
     """Return the box at the top of the page."""
     total = audit.findings.total
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
+    if not total and not is_searched(audit.privacy):
+        word, state = "No findings, but privacy was not audited", ""
     return Verdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, groups)))
 
 
