@@ -127,7 +127,9 @@ class SearchPlan:
             known = find_detectors(self.manifest, self.build, self.storage, self.device)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
-        by_name = {(each.kind, name): each for each, name in zip(self.given, names, strict=True)}
+        by_name: dict[tuple[str, str], GivenDetector] = {
+            (each.kind, name): each for each, name in zip(self.given, names, strict=True)
+        }
         return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
 
     def resolve(self, name: str) -> Path:
@@ -217,7 +219,7 @@ class PrivacySummary:
         if not images:
             yield NotLookedAt("no_image", 0, 0)
             return
-        kinds = {each.kind for each in (*self.detectors, *self.missing)}
+        kinds: set[str | None] = {*(each.kind for each in self.detectors), *(each.kind for each in self.missing)}
         yield from (replace(each, images=images, of=images) for each in self.missing)
         yield from (NotLookedAt("no_detector", images, images, kind) for kind in KINDS if kind not in kinds)
         if not self.detectors:
