@@ -1,12 +1,13 @@
 """Detectors that an audit is given besides the build's: how they are named, loaded, and tried before they are used."""
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import absolute_name, plain_name
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UsageError, last_line
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detector, Kind
 from segmint.model.detectors.tiled import TiledDetector
@@ -93,15 +94,21 @@ class GivenDetector:
             raise UsageError(f"{self}: {path} cannot be loaded as TorchScript on {device}: {error}") from error
         try:
             detector.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
-        except (RuntimeError, ValueError) as error:
+        except detector_errors() as error:
             raise UsageError(
                 f"{self}: it failed on a blank image. Expected a TorchScript module that takes one BGR image "
-                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
+                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {last_line(error)}"
             ) from error
         return detector
 
     def __str__(self) -> str:
         return f"--detector {self.kind}={redact(self.detector)}"
+
+
+def detector_errors() -> tuple[type[Exception], ...]:
+    """What a detector may raise for an image: torch's own error of a TorchScript module is of no standard class."""
+    torch = sys.modules.get("torch")
+    return (RuntimeError, ValueError) if torch is None else (RuntimeError, ValueError, torch.jit.Error)
 
 
 def distinct_names(given: tuple[GivenDetector, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:

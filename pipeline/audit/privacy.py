@@ -18,7 +18,7 @@ from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
-from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.audit.detectors import GivenDetector, detector_errors, distinct_names
 from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors, is_detector_file
@@ -86,7 +86,7 @@ class Searcher:
             for detector in self.detectors:
                 try:
                     found += search_release(row, image, [detector])
-                except (RuntimeError, ValueError) as error:  # what a TorchScript module raises
+                except detector_errors() as error:
                     failures.append(Failure(detector.kind, detector.name, last_line(error)))
                 else:
                     searched.append(detector)

@@ -188,7 +188,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     assert report.statistics.masks == audit(minted).statistics.masks
     assert from_json(to_json(report), "audit.json") == report
     lines = answer_lines(report)
-    assert lines[-1].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (segmint did not ")
+    assert lines[-1].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample ")
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
     with pytest.raises(UsageError, match="leave out --regions"):

@@ -17,6 +17,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.audit.privacy import StillDetected
 from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit.answer import Agreement, AuditReport, NotLookedAt
 from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
@@ -120,9 +121,10 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
     assert verdict(report) == "verdict: 2 findings (2 in privacy)"
 
     assert {path.name for path in pictures.iterdir()} == {"sa_4_1_face.jpg", "sa_4_2_face.jpg"}
-    shown = decode_jpeg((pictures / "sa_4_2_face.jpg").read_bytes())
-    assert shown.shape[0] < 180
-    assert np.abs(shown.astype(int) - (255, 0, 255)).max(axis=2).min() > 60, "no pixel of the spot is as it was"
+    shown = [decode_jpeg(path.read_bytes()) for path in pictures.iterdir()]
+    assert all(picture.shape[0] < 180 for picture in shown), "cut out"
+    (faces,) = build_detectors(DeidentifyConfig(plates=PlatesConfig(detector="none")))
+    assert [faces.detect(picture) for picture in shown] == [[], []]
 
     done = redact(location_of(dataset), location_of(regions))
     assert (done.regions, done.changed_shards) == (2, (1,))
