@@ -8,6 +8,7 @@ their decoding takes memory and time in proportion to their pixels, and the star
 import os
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -120,6 +121,7 @@ def is_plain(jpeg: bytes) -> bool:
 def _worker() -> Worker[Any]:
     """Build what a child does."""
     forbid_core_dumps()
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common, and what fails is said by the exception
     return _in_child
 
 
