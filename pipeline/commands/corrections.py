@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, build_of, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, build_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
 from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
 from segmint.pipeline.commands.common.extras import needs
@@ -43,6 +43,7 @@ def takedown(
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.proof import prove
+    from segmint.pipeline.corrections.revision import LOCAL
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
     from segmint.pipeline.corrections.takedown_list import list_takedown
@@ -64,8 +65,9 @@ def takedown(
         return
     if not yes:
         require_terminal("takedown")
-    done = take_down(location, asked, reason, catalog_uri=catalog, confirm=None if yes else confirm)
-    answer_with(done, as_json)
+    resources = LOCAL if build is None else build.resources
+    ask = None if yes else confirm
+    answer_with(take_down(location, asked, reason, None, catalog, ask, resources), as_json)
 
 
 @guarded
@@ -87,15 +89,17 @@ def redact(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.redact import list_redaction
     from segmint.pipeline.corrections.redact import redact as redact_images
+    from segmint.pipeline.corrections.revision import LOCAL
 
-    storage = storage_of(config)
+    build, storage = build_of(config)
     location, wanted = Location(storage, dataset), Location(storage, regions)
     if dry_run:
         answer_with(list_redaction(location, wanted), as_json)
         return
     if not yes:
         require_terminal("redact")
-    answer_with(redact_images(location, wanted, confirm=None if yes else confirm), as_json)
+    resources = LOCAL if build is None else build.resources
+    answer_with(redact_images(location, wanted, None if yes else confirm, resources), as_json)
 
 
 @guarded

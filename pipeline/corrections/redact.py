@@ -17,8 +17,9 @@ from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.tables import read_table
+from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
-from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -111,10 +112,16 @@ def _plan(dataset: Location, regions: Location) -> _Plan:
     )
 
 
-def redact(dataset: Location, regions: Location, confirm: Callable[[RedactionList], None] | None = None) -> Redacted:
+def redact(
+    dataset: Location,
+    regions: Location,
+    confirm: Callable[[RedactionList], None] | None = None,
+    resources: ResourcesConfig = LOCAL,
+) -> Redacted:
     """Redact the regions in the file `regions` in the images of a dataset.
 
-    `confirm` is called with what will be changed, and may raise to stop it. Raises `UsageError` before anything is
+    `confirm` is called with what will be changed, and may raise to stop it. `resources` say where Ray runs if many
+    shards are to be changed. Raises `UsageError` before anything is
     changed: for a mistake in the file, an image that does not exist, a box that leaves its image, a dataset without
     images, or a store whose older versions cannot be removed. After an interruption at any point, the same call
     completes the work.
@@ -131,6 +138,7 @@ def redact(dataset: Location, regions: Location, confirm: Callable[[RedactionLis
             change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
             with_images=True,
         ),
+        resources,
     )
     return Redacted(
         dataset=str(dataset),

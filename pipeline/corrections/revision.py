@@ -5,16 +5,28 @@ races, tombstones) and `segmint.operators.shards.replace` (removal of what was t
 shards, and what else showed the former rows is removed or made again. The same call completes one that was killed.
 """
 
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import absolute
 from segmint.operators.shards.replace import remove_replaced
-from segmint.operators.shards.revise import Change, Revised, heed_all, heed_tombstones, revise_shard
+from segmint.operators.shards.revise import Change, Revised, heed_all, heed_tombstones, revise_shard, with_holding
+from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import remove_report, rewrite_index
+
+RAY_FROM_SHARDS = 200
+"""With this many shards to change, or more, Ray revises them: it takes about ten seconds to start."""
+
+LOCAL = ResourcesConfig(address="local")
+"""Ray on this machine only."""
+
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -36,25 +48,52 @@ class Outcome:
     removed_links: tuple[str, ...]  # of report/, with what they led to, which was left alone
 
 
-def revise(dataset: Location, manifest: DatasetManifest, revision: Revision) -> Outcome:
+def revise(
+    dataset: Location,
+    manifest: DatasetManifest,
+    revision: Revision,
+    resources: ResourcesConfig = LOCAL,
+    ray_from: int = RAY_FROM_SHARDS,
+) -> Outcome:
     """Apply a revision shard by shard, then remove what was there before, older versions included.
 
-    `segmint.operators.shards.replace.check_purge` must have passed. Raises what `revise_shard` does.
+    With `ray_from` shards or more to change, Ray revises them where `resources` say, if it is installed.
+    `segmint.operators.shards.replace.check_purge` must have passed. Raises what `revise_shard` does, and
+    `UnfinishedError` if Ray fails.
     """
-    changed: dict[int, Revised] = {}
-    for shard in sorted(revision.shards & CommitLog(dataset).committed().keys()):
-        revised = revise_shard(
-            dataset,
-            shard,
-            revision.change,
-            with_images=revision.with_images,
-            needed=revision.needed,
-            heed=partial(heed_tombstones, dataset, shard, with_images=revision.with_images),
-        )
-        if revised is not None and revised.changed:
-            changed[shard] = revised
+
+    def look(shard: int) -> tuple[int, bool]:
+        return shard, bool(with_holding(dataset, shard, revision.needed))
+
+    committed = sorted(revision.shards & CommitLog(dataset).committed().keys())
+    looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
+    shards = [shard for shard, needed in looks if needed]
+    results: Iterable[Revised | None] = (revise_one(dataset, shard, revision) for shard in shards)
+    if len(shards) >= ray_from and find_spec("ray") is not None:
+        from segmint.pipeline.corrections.by_ray import revise_by_ray  # Ray takes a second to import
+
+        there = replace(dataset, uri=absolute(dataset.uri))  # Ray's tasks have other current folders
+        alone = replace(revision, shards=frozenset(shards))
+        results = revise_by_ray(partial(revise_one, there, revision=alone), shards, resources)
+    changed = {
+        shard: revised
+        for shard, revised in zip(shards, results, strict=True)
+        if revised is not None and revised.changed
+    }
     heed_all(dataset, revision.shards, with_images=revision.with_images)
     building = remove_replaced(dataset, revision.shards)
     links = remove_report(dataset)
     rewrite_index(dataset, manifest)
     return Outcome(changed, tuple(building), tuple(links))
+
+
+def revise_one(dataset: Location, shard: int, revision: Revision) -> Revised | None:
+    """Apply a revision to one shard; see `revise_shard`."""
+    return revise_shard(
+        dataset,
+        shard,
+        revision.change,
+        with_images=revision.with_images,
+        needed=revision.needed,
+        heed=partial(heed_tombstones, dataset, shard, with_images=revision.with_images),
+    )

@@ -39,8 +39,9 @@ from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import names_taken
 from segmint.operators.shards.taken_rows import without_taken
+from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
-from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
 
@@ -103,10 +104,12 @@ def takedown(
     now: datetime | None = None,
     catalog_uri: str | None = None,
     confirm: Callable[[TakedownList], None] | None = None,
+    resources: ResourcesConfig = LOCAL,
 ) -> TakenDown:
     """Remove images from a dataset, with every other row that names or is the same image.
 
     `catalog_uri` as in `list_takedown`. `confirm` is called with what will be removed, and may raise to stop it.
+    `resources` say where Ray runs if many shards are to be changed.
 
     First the tombstone is put, then the catalog without these rows, then each shard's next generation; then everything
     older is removed. After an interruption at any point, the same call completes the work; every call also completes
@@ -148,6 +151,7 @@ def takedown(
             with_images=with_images,
             needed=lambda commit: names_taken(dataset, commit, taken),
         ),
+        resources,
     )
     _remove_parts(dataset)
     return TakenDown(

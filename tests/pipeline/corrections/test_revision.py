@@ -1,18 +1,23 @@
 """Corrections beside builds and beside one another: each shard ends with all of them, and no image comes back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked
+from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import TakenDown, takedown
 from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
 from tests.support.histories import grow, mark, marks_of
-from tests.support.protocol import ROWS, Place, begin, broken_promises, contents, write
+from tests.support.protocol import ROWS, Place, begin, broken_promises, contents, copy_folder, write
 from tests.support.stepped import Stepped, stepping
 
 
@@ -90,3 +95,20 @@ def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_loo
     assert (late.result.rows, late.result.images, late.result.changed_shards) == (2, 2, (0, 1))
     assert mentions(Path(place.uri), ["image-0", f"image-{ROWS}"]) == []
     assert audit_integrity(place.location).findings.total == 0
+
+
+@pytest.mark.ray
+def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(place: Place, tmp_path: Path) -> None:
+    write(place, 1)
+    other = Place(str(tmp_path / "other"))
+    copy_folder(Path(place.uri), other)
+
+    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        return [{**row, "country": "CH"} if row["reason"] is None and row["ordinal"] % 2 else row for row in rows]
+
+    revision = Revision(frozenset({0, 1, 2}), change, with_images=True)
+    one = revise(place.location, load_manifest(place.location), revision)
+    by_ray = revise(other.location, load_manifest(other.location), revision, ray_from=2)
+    assert by_ray == one
+    assert {shard: revised.rows for shard, revised in one.changed.items()} == {0: 1, 1: 1}
+    assert contents(other) == contents(place)
