@@ -12,6 +12,8 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.proof import prove
+from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import TakenDown, takedown
 from tests.support.described_rows import accepted_row, described
@@ -95,6 +97,23 @@ def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_loo
     assert (late.result.rows, late.result.images, late.result.changed_shards) == (2, 2, (0, 1))
     assert mentions(Path(place.uri), ["image-0", f"image-{ROWS}"]) == []
     assert audit_integrity(place.location).findings.total == 0
+
+
+def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place) -> None:
+    commit = place.log.latest(0)
+    assert commit is not None
+    masks = commit.file("masks").path
+    (place.location / masks).delete()
+    with stepping():
+        late = until(Stepped(lambda: repair(place.location)), "put masks")
+        assert repair(place.location).repaired == [masks]
+        take(place, 0)
+        before = contents(place)
+        late.finish()
+    assert late.error is None
+    assert masks not in contents(place)
+    assert contents(place) == before
+    assert prove(place.location, "image-0").found == ()
 
 
 @pytest.mark.ray
