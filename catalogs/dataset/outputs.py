@@ -38,9 +38,10 @@ from segmint.infra.uris import LOCAL, absolute, base_name, is_below, local_path,
 
 OUTPUTS = "outputs"
 
-_JSON = re.compile(
-    rf"(?:(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+|versions/[1-9]\d*)"
-    r"\.json"
+_OURS = re.compile(
+    rf"(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}\.json"
+    rf"|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+\.json"
+    r"|versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)"
 )
 _FAR = "../../../"
 """A place that begins so is not near the dataset: the way to it would name folders of a machine."""
@@ -152,5 +153,5 @@ def _is_known(path: str) -> bool:
     elif folder == CLAIMS:
         known = parse_claim_name(name) is not None
     else:
-        known = parse_data_path(path) is not None or is_part_path(path) or _JSON.fullmatch(path) is not None
+        known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)
