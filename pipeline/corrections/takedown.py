@@ -129,12 +129,12 @@ def takedown(
     if confirm is not None:
         confirm(wanted)
     rows = 0
-    while True:
+    while wanted.tombstones:
         rows += wanted.rows
-        digest = current_digest(dataset) if wanted.tombstones else None
+        digest = current_digest(dataset)
         for tombstone in wanted.tombstones:
             put_tombstone(dataset, tombstone.model_copy(update={"version_before": digest}))
-        # What is committed from here on is taken down by its own writer, which reads the tombstones after its commit.
+        # A writer that commits from here on finds the tombstones. One that has since the list is looked at now.
         if CommitLog(dataset).committed() == before:
             break
         wanted, before = while_unchanged(dataset, listed)
