@@ -180,6 +180,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
     manifest, generation = load_latest_manifest(dataset)
     licenses = Counter(manifest.licenses)
     parts: list[CatalogPart] = []
+    new: dict[str, Path] = {}  # files of parts that are put here, by path
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         for number, part in enumerate(manifest.catalog):
             first = part.first_shard * manifest.images_per_shard
@@ -191,16 +192,21 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
                 if blanked.sha256 != part.sha256:
                     path = part_path(number, blanked.sha256)
                     (dataset / path).put_file(blanked.path)
+                    new[path] = blanked.path
                     part = part.model_copy(update={"path": path, "sha256": blanked.sha256})
                     licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
                     licenses["taken_down"] += blanked.licenses.total()
             parts.append(part)
-    if tuple(parts) == manifest.catalog:
-        return manifest
-    counted = {name: count for name, count in sorted(licenses.items()) if count}
-    blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-    if put_manifest(dataset, blank, generation + 1) and load_latest_manifest(dataset).generation == generation + 1:
-        return blank
+        if tuple(parts) == manifest.catalog:
+            return manifest
+        counted = {name: count for name, count in sorted(licenses.items()) if count}
+        blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
+        if put_manifest(dataset, blank, generation + 1):
+            for path, file in new.items():
+                if not (dataset / path).exists():  # another takedown removed it as a part that nothing named
+                    (dataset / path).put_file(file)
+            if load_latest_manifest(dataset).generation == generation + 1:
+                return blank
     return _blank_catalog(dataset, ordinals)  # a build that grows, or another takedown, was faster: blank its parts
 
 

@@ -60,11 +60,14 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
         path = part_path(len(manifest.catalog), growth.new.sha256)
         (output / path).put_file(growth.new.path)
         licenses = Counter(manifest.licenses) + Counter(count_licenses(growth.new.path))
-    part = catalog_part(path, growth.new, digest, first_shard)
-    grown = manifest.model_copy(
-        update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
-    )
-    if put_manifest(output, grown, generation + 1):
+        part = catalog_part(path, growth.new, digest, first_shard)
+        grown = manifest.model_copy(
+            update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
+        )
+        won = put_manifest(output, grown, generation + 1)
+        if won and not (output / path).exists():  # a sweep removed it as a part that nothing named
+            (output / path).put_file(growth.new.path)
+    if won:
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown
     winner = load_latest_manifest(output)

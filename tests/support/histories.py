@@ -71,6 +71,8 @@ def grow(place: Place) -> None:
         part = CatalogPart(path=path, rows=ROWS, sha256=digest, source_sha256=digest, first_shard=first)
         grown = manifest.model_copy(update={"catalog": (*manifest.catalog, part)})
         if put_manifest(place.location, grown, generation + 1):
+            if not (place.location / path).exists():
+                (place.location / path).put(data)
             return
 
 
@@ -192,7 +194,7 @@ class History:
         name, _, actor = self.actors[index]
         for _ in range(calls):
             if not actor.done:
-                actor.look_and_delete()
+                actor.look_and_delete(self.folder.name)
             if not actor.done:
                 actor.step()
         if actor.done:
@@ -216,7 +218,7 @@ class History:
             return "nothing"
         name, work, actor = self.actors.pop(self.random.randrange(len(self.actors)))
         if not actor.done:
-            actor.look_and_delete(self.random.randrange(6))
+            actor.look_and_delete(self.folder.name, self.random.randrange(6))
         actor.kill()
         if not name.startswith(("sweep", "resume")):
             self.repeat.append(work)

@@ -41,14 +41,16 @@ class Stepped:
         self._may_go.release()
         self._wait()
 
-    def look_and_delete(self, most: int | None = None) -> bool:
-        """If it is about to look at a shard's claims, go on until its look and the deletions that follow are done.
+    def look_and_delete(self, folder: str, most: int | None = None) -> bool:
+        """If it is about to look what is named in the dataset in `folder`, and deletes the rest, go on until it has.
 
-        With `most` at most so many calls; return whether it was stopped by that.
+        That is: at a shard's claims, or at the manifest. With `most` at most so many calls; return whether it was
+        stopped by that.
         """
-        if not self.next_call.endswith("/claims"):
+        if not self.next_call.endswith(("/claims", f"/{folder}")):
             return False
-        while self.next_call.endswith(("/claims", "/commits")) or self.next_call.startswith(_LOOK):
+        looks = (*_LOOK, f"read {folder}/dataset")
+        while self.next_call.endswith(("/claims", "/commits", f"/{folder}")) or self.next_call.startswith(looks):
             if most == 0:
                 return True
             most = None if most is None else most - 1
