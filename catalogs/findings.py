@@ -36,6 +36,9 @@ class Code(StrEnum):
     UNKNOWN_REASON = "unknown_reason"
     INCOMPLETE_REJECT = "incomplete_reject"
     BAD_TOMBSTONE = "bad_tombstone"
+    BAD_VERSION = "bad_version"
+    UNLIKE_VERSION = "unlike_version"
+    BAD_INDEX = "bad_index"
     STILL_THERE = "still_there"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
@@ -90,6 +93,9 @@ SENTENCES = {
     Code.UNKNOWN_REASON: "An image was refused for an unknown reason.",
     Code.INCOMPLETE_REJECT: "A refused image's row lacks its uri, stage or detail.",
     Code.BAD_TOMBSTONE: "A file in `tombstones/` cannot be read: what it took down is not known.",
+    Code.BAD_VERSION: "A recorded version is gone, was changed, or does not follow the one before it.",
+    Code.UNLIKE_VERSION: "A manifest, commit or tombstone of the last recorded version is gone, or has other bytes.",
+    Code.BAD_INDEX: "`shards.json` does not list the tars of the commits that hold; a build's command writes it again.",
     Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",

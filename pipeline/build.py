@@ -17,6 +17,7 @@ import ray.data
 import ray.exceptions
 
 from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.infra.log import get_logger
@@ -137,9 +138,11 @@ def run_build(
         retried_images=retried["images"],
         not_retried=refused.left,
     )
+    if accounting.complete:
+        dataset.write_index()
+    accounting = replace(accounting, version=put_version(dataset.location, "build"))
     if not accounting.complete:
         raise UnfinishedError(accounting.unfinished_message(run.held_back))
-    dataset.write_index()
     return accounting
 
 

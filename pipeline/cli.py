@@ -19,6 +19,7 @@ from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
 from segmint.pipeline.commands.report import report
 from segmint.pipeline.commands.version import show_version, version
+from segmint.pipeline.commands.versions import diff, sign, verify
 from segmint.pipeline.commands.view import view
 
 app = typer.Typer(
@@ -30,8 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for command in (build, plan, demo, masks, audit, report, export, view, takedown, redact, repair, version):
+for command in (build, plan, demo, masks, audit, report, export, view, takedown, redact, repair, verify, sign, diff):
     app.command()(command)
+app.command()(version)
 for group in (catalog, assets, study):
     app.add_typer(group.app)
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, read_commits
+from segmint.catalogs.dataset.versions.record import Version, find_version
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
@@ -107,18 +109,28 @@ class Sample:
 class Dataset:
     """The committed images of a dataset, in order of their ordinals; each iteration reads the commits again.
 
-    A shard that is committed while an iteration runs is seen by the next one.
+    A shard that is committed while an iteration runs is seen by the next one. With a recorded `version`, the images
+    are those of that version.
     """
 
-    def __init__(self, location: Location, manifest: DatasetManifest) -> None:
+    def __init__(self, location: Location, manifest: DatasetManifest, version: Version | None = None) -> None:
         self.location = location
         self.manifest = manifest
+        self.version = version
         self.log = CommitLog(location)
 
     @classmethod
-    def open(cls, location: Location) -> Self:
-        """Open the dataset at `location`; raises `UsageError` if there is none."""
-        return cls(location, load_manifest(location))
+    def open(cls, location: Location, version: int | str | None = None) -> Self:
+        """Open the dataset at `location`, as it is, or as it was at a version: its number, or its digest.
+
+        Raises `UsageError` if there is no dataset or no such version, and `RemovedVersionError` if a correction
+        replaced files of the version.
+        """
+        if version is None:
+            return cls(location, load_manifest(location))
+        found = find_version(location, version)
+        check_readable(location, found)
+        return cls(location, manifest_of(location, found), found)
 
     @property
     def uri(self) -> str:
@@ -127,7 +139,13 @@ class Dataset:
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
         """Return the commits that hold, in order of shards: all of them, or `only` those of these shards."""
+        if self.version is not None:
+            return read_commits(self.location, self.version, only)
         return self.log.read_all(only=only)
+
+    def committed(self) -> list[int]:
+        """Return the committed shards, in order."""
+        return list(self.log.committed()) if self.version is None else [shard for shard, *_ in self.version.commits]
 
     def __iter__(self) -> Iterator[Sample]:
         for commit in self.commits():

@@ -1,9 +1,11 @@
 """`shards.json`: the committed tars as an index for WebDataset's `wids`. A convenience; the commits decide."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import SHARDS_INDEX, canonical_json
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 
 
@@ -25,3 +27,28 @@ def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
     """Write the index of the commits that hold now, over an older one."""
     data = shards_index(name, CommitLog(dataset).read_all(threads))
     (dataset / SHARDS_INDEX).put(data)
+
+
+def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
+    """Return how a dataset's index differs from these commits, which hold; None if it does not, or there is none.
+
+    An index is written when a build has committed all shards: unless the build is known to be `finished`, an index of
+    some of the shards is right, too.
+    """
+    try:
+        data = (dataset / SHARDS_INDEX).read()
+    except NotFoundError:
+        return None
+    if data == shards_index(name, commits):
+        return None
+    try:
+        listed = {entry["url"] for entry in json.loads(data)["shardlist"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"not an index of tars: {type(error).__name__}: {error}"
+    held = [commit for commit in commits if commit.file("shards").path in listed]
+    if not finished and data == shards_index(name, held):
+        return None
+    unknown = sorted(str(url) for url in listed - {commit.file("shards").path for commit in held})
+    if unknown:
+        return f"{unknown[0]} is listed, which no commit that holds names"
+    return f"{len(listed)} tars are listed, with other names, sizes or numbers of images than the commits have"

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -58,7 +58,7 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
     for block, pairs in groupby(committed.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
         members = list(pairs)
         prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
-        name = f"{prefix}{fingerprint(members)}.json"
+        name = summary_name(members)
         full = len(members) == SUMMARY_SHARDS
         if full and name in existing:
             total += CommitSums(**json.loads((folder / name).read()))
@@ -73,6 +73,12 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
                     (folder / old).delete()
         total += part
     return total
+
+
+def summary_name(members: Sequence[tuple[int, int]]) -> str:
+    """Return the name of the summary of a full thousand of shards, as pairs of shard and generation, in order."""
+    first = members[0][0] // SUMMARY_SHARDS * SUMMARY_SHARDS
+    return f"{shard_name(first)}-{fingerprint(members)}.json"
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

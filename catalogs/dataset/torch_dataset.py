@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -53,10 +54,10 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     split; without workers and ranks each iteration reads the commits again, as in `Dataset`.
     """
 
-    def __init__(self, location: Location, manifest: DatasetManifest) -> None:
-        super().__init__(location, manifest)
+    def __init__(self, location: Location, manifest: DatasetManifest, version: Version | None = None) -> None:
+        super().__init__(location, manifest, version)
         known = range(manifest.shards)  # more are committed if the dataset has grown since its manifest was read
-        self._opened = {shard: manifest.ordinals(shard) for shard in self.log.committed() if shard in known}
+        self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
         self._rank: ReaderPosition | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,14 +94,15 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         return images
 
 
-def open_dataset(uri: str, storage: Storage | None = None) -> TorchDataset:
+def open_dataset(uri: str, storage: Storage | None = None, *, version: int | str | None = None) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are seen.
 
     Iterating gives one `Sample` per image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
-    the images. `storage` is needed if a store has options (an endpoint, a profile). Raises `UsageError` if there is no
-    dataset.
+    the images. `storage` is needed if a store has options (an endpoint, a profile). `version` opens the dataset as it
+    was at a recorded version: its number, or its digest. Raises `UsageError` if there is no dataset or no such version,
+    or if a correction removed files of that version; the message says which one.
     """
-    return TorchDataset.open(Location(storage or Storage(), uri))
+    return TorchDataset.open(Location(storage or Storage(), uri), version)
 
 
 def _ids(ordinals: range) -> range:

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Literal
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
 from segmint.pipeline.statistics.values import ProviderImages, Statistics
 
@@ -157,6 +158,7 @@ class AuditReport:
     not_compared: tuple[int, ...] = ()  # shards whose files could not be compared, since some are damaged
     unusable_commits: tuple[int, ...] = ()  # shards whose commit cannot be used
     notes: tuple[str, ...] = ()  # what else a person should know
+    version: VersionName | None = None  # what was audited; None: by an earlier segmint, or data that it did not write
     licenses: Licenses | None = None
     privacy: Privacy | None = None
     duplicates: Duplicates | None = None

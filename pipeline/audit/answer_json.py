@@ -28,6 +28,7 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "dataset": report.dataset,
         "scope": report.scope,
         "kind": report.kind,
+        "version": json_value(report.version),
         "shards": report.shards,
         "sample": report.sample,
         "findings_total": report.findings.total,

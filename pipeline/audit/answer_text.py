@@ -14,10 +14,11 @@ _LINE = 110
 
 
 def answer_lines(report: AuditReport) -> list[str]:
-    """Each finding, what was not checked, and the totals or the areas; the last line is the verdict."""
+    """Each finding, what was not checked, the totals or the areas, the digest; the last line is the verdict."""
     lines = [*_finding_lines(report), *_note_lines(report)]
     if report.scope == "integrity":
-        return [*lines, f"{_checked(report)}; {_findings(report.findings.total)}"]
+        digest = [] if report.version is None else [report.version.line()]
+        return [*lines, *digest, f"{_checked(report)}; {_findings(report.findings.total)}"]
     if lines:
         lines.append("")
     found = _by_area(report)
@@ -30,6 +31,8 @@ def answer_lines(report: AuditReport) -> list[str]:
         lines += _area("duplicates", [_duplicate_line(report.duplicates, found["duplicates"])])
     if report.statistics is not None:
         lines += _area("statistics", _statistics_lines(report.statistics))
+    if report.version is not None:
+        lines += _area("digest", [str(report.version)])
     return [*lines, f"verdict: {verdict(report)}"]
 
 

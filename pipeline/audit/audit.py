@@ -116,7 +116,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         report,
         scope="all",
         findings=findings.collected(),
-        notes=tuple(notes),
+        notes=(*report.notes, *notes),
         licenses=content.licenses(),
         privacy=content.privacy.answer(),
         duplicates=content.duplicates(),

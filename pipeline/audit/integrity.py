@@ -33,6 +33,7 @@ from segmint.pipeline.audit.committed_state import CommittedState, audit_committ
 from segmint.pipeline.audit.content import ContentAudit
 from segmint.pipeline.audit.manifest import audit_manifest
 from segmint.pipeline.audit.shard import FileSettings, ShardPlan, ShardResult
+from segmint.pipeline.audit.versions import audit_index, audit_version
 from segmint.pipeline.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 from segmint.pipeline.config.config import ResourcesConfig
 
@@ -82,6 +83,10 @@ def audit_integrity(
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
+    version = audit_version(dataset)
+    findings.extend(version.findings)
+    if not state.doubtful:
+        findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
     taken = _taken_down(dataset, findings)
     plan = None if content is None else content.plan
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, TakenNames.of(taken.values()))
@@ -109,6 +114,8 @@ def audit_integrity(
         recent_unnamed=unnamed.recent,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
+        notes=version.notes,
+        version=version.name,
     )
 
 

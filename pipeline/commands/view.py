@@ -38,4 +38,8 @@ def view(
     with open_viewer(Location(storage, dataset), findings) as viewer:
         images, masks = viewer.summary["images"], viewer.summary["masks"]
         say(f"{counted(images, 'image')} with {counted(masks, 'mask')}")
+        if viewer.note is not None:
+            say(f"note: {viewer.note}")
+        if viewer.version is not None:
+            say(viewer.version.line())
         serve(viewer, port, open_browser=browser, on_ready=show_address)

@@ -7,6 +7,7 @@ from typing import Any
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
@@ -36,6 +37,7 @@ class Redacted:
     images: int  # with these regions
     changed_images: int  # the others already had these regions
     changed_shards: tuple[int, ...]
+    version: VersionName
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Redacted:
             "these regions already",
             "what was there before is gone, older versions included",
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            self.version.line(),
         ]
 
 
@@ -146,6 +149,7 @@ def redact(
         images=plan.listed.rows,
         changed_images=sum(each.rows for each in outcome.changed.values()),
         changed_shards=tuple(outcome.changed),
+        version=put_version(dataset, "redact"),
         removed_links=outcome.removed_links,
     )
 

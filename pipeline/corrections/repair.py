@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
+from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
@@ -40,6 +42,7 @@ class Repaired:
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
     left: dict[int, str] = field(default_factory=dict)  # why, by shard
+    version: VersionName | None = None  # None if something could not be repaired
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -53,6 +56,7 @@ class Repaired:
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.left.items())),
             f"{counted(self.shards, 'shard')} looked at: {counted(len(self.damages), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
+            *([] if self.version is None else [self.version.line()]),
         ]
 
 
@@ -97,6 +101,8 @@ def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
     if again and config is not None:
         _build_again(config, dataset.storage, again, result)
         result.repaired += [d.entry.path for shard in again if shard not in result.left for d in damages[shard]]
+    if not result.left:
+        result.version = put_version(dataset, "repair")
     return result
 
 
@@ -197,6 +203,7 @@ def _remake(
         return str(error)
     result.damages.append(held.wrong or f"{held.path}: other files than those of shard {held.shard}, which are whole")
     (dataset / held.path).put(commit.to_json())
+    drop_cached_leaves(dataset, [held.shard])
     result.repaired.append(held.path)
     return ""
 

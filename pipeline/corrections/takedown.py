@@ -29,6 +29,7 @@ from segmint.catalogs.dataset.tombstones import (
     taken_images,
 )
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -55,6 +56,7 @@ class TakenDown:
     changed_shards: tuple[int, ...]
     tombstones: tuple[str, ...]  # all of the dataset's
     taken_down: int  # rows in all tombstones
+    version: VersionName
     building: tuple[int, ...] = ()  # shards whose files a build has put and not committed: they may show the images
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
@@ -77,6 +79,7 @@ class TakenDown:
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            self.version.line(),
         ]
 
     def _building(self) -> list[str]:
@@ -164,6 +167,7 @@ def takedown(
         building=outcome.building,
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
         unknown_files=tuple(unknown_files(dataset)),
+        version=put_version(dataset, "takedown", now=now),  # the tombstones that it lists say why
         removed_links=outcome.removed_links,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
 
@@ -30,6 +31,7 @@ class Accounting:
     built_masks: int = 0
     seconds: float = 0.0  # of the whole run, including the start of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
+    version: VersionName | None = None  # the dataset at the end of the run
 
     @property
     def complete(self) -> bool:
@@ -84,6 +86,8 @@ class Accounting:
             lines.extend(self._ceiling_lines())
         elif self.complete and not self.retried_rows:
             lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
+        if self.version is not None:
+            lines.append(self.version.line())
         return lines
 
     def _ceiling_lines(self) -> list[str]:

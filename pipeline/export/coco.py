@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.model.automatic.rle import decompress
@@ -59,10 +60,13 @@ class CocoWriter:
     `name` is the path of the file below the export's folder.
     """
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, name: str, compressed: bool) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, name: str, compressed: bool
+    ) -> None:
         self.name = name
         self._scratch = scratch
         self._manifest = manifest
+        self._version = version
         self._compressed = compressed
         self._images = JsonItems(scratch / "images.part")
         self._annotations = JsonItems(scratch / "annotations.part")
@@ -86,7 +90,12 @@ class CocoWriter:
     def finish(self) -> dict[str, Path]:
         """Return the files of the export, by path below its folder; the last one completes it."""
         head = {
-            "info": {"description": self._manifest.name, "version": self._manifest.code_version},
+            "info": {
+                "description": self._manifest.name,
+                "version": self._manifest.code_version,
+                "dataset_digest": f"sha256:{self._version.digest}",
+                "dataset_version": self._version.number,
+            },
             "licenses": [
                 {"id": number, "name": name, "url": license_url(name)} for name, number in self._licenses.items()
             ],

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
@@ -53,6 +54,7 @@ class Exported:
     images: int
     masks: int
     pictures: int
+    version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -61,7 +63,7 @@ class Exported:
     def lines(self) -> list[str]:
         """Return the answer as lines for a person."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
-        return [f"{', '.join(counts)} → {self.file}"]
+        return [f"{', '.join(counts)} → {self.file}", self.version.line()]
 
 
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> Exported:
@@ -75,18 +77,21 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     with TemporaryDirectory(prefix="segmint-") as scratch:
-        writer = make_writer(options.format, Path(scratch), dataset.manifest, output.uri)
+        version = name_now(location)
+        writer = make_writer(options.format, Path(scratch), dataset.manifest, version, output.uri)
         drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
         samples = read_images(dataset, shards, drawn)
         note = partial(note_output, location, f"export --format {options.format}", output)
-        return write_samples(samples, [writer], output, file, options.with_images, note)
+        return write_samples(samples, [writer], output, file, version, options.with_images, note)
 
 
-def make_writer(format: Format, scratch: Path, manifest: DatasetManifest, output: str) -> SampleWriter:
+def make_writer(
+    format: Format, scratch: Path, manifest: DatasetManifest, version: VersionName, output: str
+) -> SampleWriter:
     """Return the writer of a format, which collects in the folder `scratch` what goes to `output`."""
     if format is Format.LABEL_STUDIO:
-        return TasksWriter(scratch, manifest, output)
-    return CocoWriter(scratch, manifest, MAIN_FILES[format], compressed=format is Format.COCO)
+        return TasksWriter(scratch, manifest, version, output)
+    return CocoWriter(scratch, manifest, version, MAIN_FILES[format], compressed=format is Format.COCO)
 
 
 def refuse_existing(dataset: Location, output: Location, file: Location) -> None:
@@ -102,13 +107,15 @@ def write_samples(
     writers: Sequence[SampleWriter],
     output: Location,
     file: Location,
+    version: VersionName,
     with_images: bool = True,
     note: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Exported:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
-    Each file appears only when it is complete, so that an export that was killed has no main file. `note` is called
-    with the SHA-256 of the last file, by its path below `output`, before it is put.
+    `version` is the dataset that the samples are of. Each file appears only when it is complete, so that an export that
+    was killed has no main file. `note` is called with the SHA-256 of the last file, by its path below `output`, before
+    it is put.
     """
     images = masks = pictures = 0
     for sample in samples:
@@ -124,4 +131,4 @@ def write_samples(
         if number == len(files):
             note({name: sha256_of(path)})
         (output / name).put_file(path)
-    return Exported(str(output), str(file), images, masks, pictures)
+    return Exported(str(output), str(file), images, masks, pictures, version)

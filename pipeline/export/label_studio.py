@@ -7,6 +7,7 @@ import numpy as np
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, join, scheme
@@ -75,10 +76,11 @@ class TasksWriter:
     export's folder. Raises `UsageError` if Label Studio's SDK is not installed.
     """
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, folder: str) -> None:
+    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName, folder: str) -> None:
         self._brush = load_brush()
         self._scratch = scratch
         self._model = f"segmint {manifest.code_version} {manifest.weights.name}"
+        self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
         self._folder = folder
         self._tasks = JsonItems(scratch / "tasks.part")
 
@@ -88,7 +90,8 @@ class TasksWriter:
         credit = {name: sample.row[name] for name in ("license", "attribution") if sample.row[name] is not None}
         regions = [brush_region(self._brush, mask) for mask in sample.masks]
         prediction = {"model_version": self._model, "result": regions}
-        self._tasks.extend([{"id": sample.id, "data": data | credit, "predictions": [prediction]}])
+        task = {"id": sample.id, "data": data | credit, "meta": self._meta, "predictions": [prediction]}
+        self._tasks.extend([task])
 
     def finish(self) -> dict[str, Path]:
         """Return the files of the export, by path below its folder; the last one completes it."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.wording import counted, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.estimates import Estimate
@@ -37,6 +38,7 @@ class Plan:
     cost: Estimate | None
     sample: Sample | None
     notes: tuple[str, ...]
+    version: VersionName | None  # of the dataset that was begun; None: there is none yet
 
     @property
     def hours_of(self) -> str:
@@ -62,7 +64,7 @@ class Plan:
             _line("to build", f"{self.rows:,}", f"rows in {self.shards:,} shards{committed}"),
         ]
         if not self.rows:
-            return [*lines, "nothing is left to do"]
+            return [*lines, "nothing is left to do", *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
         lines += [
@@ -82,7 +84,10 @@ class Plan:
             lines.append(_line("CPUs", *_shown(self.cpu_core_hours, stages)))
         if self.cost is not None:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
-        return lines + [f"note: {note}" for note in self.notes]
+        return [*lines, *(f"note: {note}" for note in self.notes), *self._digest_lines()]
+
+    def _digest_lines(self) -> list[str]:
+        return [] if self.version is None else [self.version.line()]
 
     def _per_image_line(self, label: str, each: int) -> str:
         most = "" if self.sample else "at the most, "

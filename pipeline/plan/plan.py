@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.source.readers import catalog_format
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
@@ -59,7 +60,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if options.sample is not None and remaining.rows:
         ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
         sample = _measure(config, storage, manifest, ordinals, compute, tell)
-    return _assemble(config, options, catalog_rows, remaining, ceiling, sample)
+    version = None if manifest is None else name_now(Location(storage, config.output))
+    return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version)
 
 
 def _measure(
@@ -97,6 +99,7 @@ def _assemble(
     remaining: Remaining,
     ceiling: Ceiling,
     sample: Sample | None,
+    version: VersionName | None,
 ) -> Plan:
     rows = sample.rows if sample is not None else ()
     accepted = column([row.reason is None for row in rows])
@@ -144,6 +147,7 @@ def _assemble(
         cost=None if options.price is None else hours.scaled(options.price),
         sample=sample,
         notes=tuple(_notes(config, catalog_rows, remaining, ceiling, sample)),
+        version=version,
     )
 
 

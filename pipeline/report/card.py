@@ -11,7 +11,7 @@ from segmint.infra.wording import counted
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
-from segmint.pipeline.report.page import is_searched, remarks_of
+from segmint.pipeline.report.page import digest_of, is_searched, remarks_of
 from segmint.pipeline.report.templates import ASSETS, FILTERS
 from segmint.pipeline.statistics.values import Statistics
 
@@ -47,6 +47,7 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
     body = environment.get_template("card.md.j2").render(
         facts=facts,
         manifest=manifest,
+        digest=digest_of(facts.version) if facts.version is not None else None,
         rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
         statistics=statistics,
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],

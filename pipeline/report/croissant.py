@@ -60,8 +60,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
 
     Raises `ValueError` for a dataset that segmint did not write: it has no commits, which hold the hashes.
     """
-    manifest = facts.manifest
-    if manifest is None:
+    manifest, version = facts.manifest, facts.version
+    if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     value = {
         "@context": _CONTEXT,
@@ -73,6 +73,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name})."
         ),
         "license": [_license_url(license) for license, _ in facts.licenses if license] or ["unknown"],
+        "identifier": f"sha256:{version.digest}",
+        **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
         "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],

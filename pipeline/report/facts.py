@@ -6,6 +6,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 
@@ -70,6 +71,7 @@ class Facts:
     name: str
     kind: str  # segmint or sa1b
     manifest: DatasetManifest | None
+    version: VersionName | None
     build: Build | None
     commits: tuple[Commit, ...]
     images: int
@@ -107,6 +109,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
         manifest=manifest,
+        version=name_now(tables.location) if manifest is not None else None,
         build=_build(manifest) if manifest is not None else None,
         commits=commits,
         images=_number(tables, "SELECT count(*) FROM images"),

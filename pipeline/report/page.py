@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jinja2
 from markupsafe import Markup
 
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import INTEGRITY
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
@@ -130,6 +131,12 @@ def remarks_of(statistics: Statistics) -> list[str]:
     return remarks
 
 
+def digest_of(version: VersionName) -> str:
+    """Return the whole digest of a dataset, with the number of its version."""
+    number = "not recorded as a version" if version.number is None else f"version {version.number}"
+    return f"SHA-256 {version.digest} ({number})"
+
+
 def made_of(facts: Facts) -> list[tuple[str, str]]:
     """Return how a dataset was made, as names and values; empty if that is unknown."""
     manifest, build = facts.manifest, facts.build
@@ -137,6 +144,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
         return []
     pixels = facts.released
     return [
+        *([("Digest", digest_of(facts.version))] if facts.version is not None else []),
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
         (
             "Masks",

@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -22,6 +23,7 @@ from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.audit.foreign import audit_foreign
+from segmint.pipeline.audit.versions import check_same_version
 from segmint.pipeline.report.card import card_markdown
 from segmint.pipeline.report.charts import charts_of
 from segmint.pipeline.report.croissant import croissant_json
@@ -53,6 +55,8 @@ class Report:
     masks: int
     pictures: int
     findings_total: int
+    version: VersionName | None  # None: data that segmint did not write
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -61,9 +65,11 @@ class Report:
     def lines(self) -> list[str]:
         """Return the answer as lines for a person."""
         return [
+            *([] if self.note is None else [f"note: {self.note}"]),
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
             f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
+            *([] if self.version is None else [self.version.line()]),
         ]
 
 
@@ -88,8 +94,10 @@ def write_report(
     folder = output or dataset / REPORT
     refuse_inside(dataset, folder, "-o")
     with _audited(dataset, audited, options) as (audit, tables):
+        note = None if audited is None else check_same_version(audit, str(audited), dataset)
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
+        facts = replace(facts, version=audit.version or facts.version)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
     charts = charts_of(statistics)
     files = {
@@ -105,7 +113,17 @@ def write_report(
         (folder / name).put(data)
     note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
-    return Report(str(dataset), str(folder), tuple(files), facts.images, facts.masks, shown, audit.findings.total)
+    return Report(
+        dataset=str(dataset),
+        output=str(folder),
+        files=tuple(files),
+        images=facts.images,
+        masks=facts.masks,
+        pictures=shown,
+        findings_total=audit.findings.total,
+        version=facts.version,
+        note=note,
+    )
 
 
 @contextmanager

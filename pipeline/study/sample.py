@@ -16,6 +16,7 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import canonical_json
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -69,6 +70,7 @@ class StudySample:
     population: int
     without_masks: int
     strata: int
+    version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -82,6 +84,7 @@ class StudySample:
             f"for correction, in {self.output}: instances.json (COCO), or tasks.json with label_config.xml "
             "(Label Studio), and images/",
             f"then: segmint study score {self.output} --corrected FILE",
+            self.version.line(),
         ]
 
 
@@ -97,16 +100,18 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
     refuse_existing(location, output, file)
     with TemporaryDirectory(prefix="segmint-") as folder:
         scratch = Path(folder)
+        version = name_now(location)
         formats = [
-            make_writer(format, scratch, dataset.manifest, output.uri) for format in (Format.COCO, Format.LABEL_STUDIO)
+            make_writer(format, scratch, dataset.manifest, version, output.uri)
+            for format in (Format.COCO, Format.LABEL_STUDIO)
         ]
         drawn = draw_stratified(dataset, count, seed)
         if not drawn.ids:
             raise UsageError(f"{location} has no committed image with masks: there is nothing to correct")
-        pins = PinWriter(scratch, dataset.manifest, drawn, count, seed)
+        pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
         samples = read_images(dataset, range(dataset.manifest.shards), drawn.ids)
         note = partial(note_output, location, "study sample", output)
-        written = write_samples(_with_pictures(samples), [*formats, pins], output, file, note=note)
+        written = write_samples(_with_pictures(samples), [*formats, pins], output, file, version, note=note)
     return StudySample(
         output=str(output),
         images=written.images,
@@ -114,6 +119,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
         population=sum(drawn.population.values()),
         without_masks=drawn.without_masks,
         strata=len(drawn.population),
+        version=version,
     )
 
 
@@ -180,12 +186,14 @@ def mask_sha256(segmentation: Mapping[str, Any]) -> str:
 class PinWriter:
     """Collects the drawn images and makes the study's manifest."""
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, drawn: Drawn, asked: int, seed: int) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, drawn: Drawn, asked: int, seed: int
+    ) -> None:
         self._path = scratch / MANIFEST
         self._images: list[dict[str, Any]] = []
         self._head = {
             "schema_version": SCHEMA_VERSION,
-            "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256},
+            "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256, "digest": version.digest},
             "seed": seed,
             "asked": asked,
             "without_masks": drawn.without_masks,

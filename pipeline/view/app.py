@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
@@ -55,6 +56,8 @@ class Viewer:
     pictures: Pictures
     findings: AuditFindings
     decoder: JpegDecoder
+    version: VersionName | None = None  # None: data that segmint did not write
+    note: str | None = None  # what a person should know about the audit
 
     def __post_init__(self) -> None:
         self.thumbnails = Thumbnails(self.pictures, self.decoder)
@@ -63,7 +66,8 @@ class Viewer:
     def dataset(self) -> dict[str, Any]:
         """Return the content of the page's header, and the values of its filters."""
         about = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
-        return {**about, **self.summary, "findings_elsewhere": self.findings.elsewhere}
+        digest = None if self.version is None else str(self.version)
+        return {**about, "digest": digest, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
         """Return a page of images; the first one also has the total. `next` is None on the last page."""

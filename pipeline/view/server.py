@@ -11,10 +11,12 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.audit.answer_json import read_audit
+from segmint.pipeline.audit.versions import check_same_version
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.app import Viewer, make_app
 from segmint.pipeline.view.findings import AuditFindings, findings_of
@@ -33,13 +35,19 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
     Raises `UsageError` if there is no dataset, one of a newer format, or no audit.
     """
     with ExitStack() as stack:
-        findings = findings_of(read_audit(audit)) if audit is not None else AuditFindings()
+        findings, note = AuditFindings(), None
+        if audit is not None:
+            read = read_audit(audit)
+            note = check_same_version(read, str(audit), dataset)
+            findings = findings_of(read)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
         decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
-        name = name_of(read_manifest(dataset), dataset.uri)
-        yield Viewer(name, tables, index, _pictures(tables), findings, decoder)
+        manifest = read_manifest(dataset)
+        version = None if manifest is None else name_now(dataset)
+        name, pictures = name_of(manifest, dataset.uri), _pictures(tables)
+        yield Viewer(name, tables, index, pictures, findings, decoder, version, note)
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:

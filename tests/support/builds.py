@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from segmint.catalogs.dataset.versions.record import VERSIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = {
@@ -91,9 +93,12 @@ def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300,
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its path there."""
+    """SHA-256 of every file under a folder, by its path there; without the recorded versions of a dataset.
+
+    These have their time, and kills and ranges of shards leave other numbers of them.
+    """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] != VERSIONS
     }

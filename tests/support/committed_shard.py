@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.layout import COMMITS, MANIFEST, commit_name, data_path
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.layout import COMMITS, MANIFEST, SHARDS_INDEX, commit_name, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
@@ -90,8 +91,10 @@ class CommittedShard:
 
 
 def write_commit(dataset: Path, commit: Commit) -> None:
-    """Put a commit over any that has its name."""
+    """Put a commit over any that has its name, and the index that a build then writes."""
     (dataset / COMMITS / commit_name(commit.shard, commit.generation)).write_bytes(commit.to_json())
+    if (dataset / SHARDS_INDEX).exists():
+        write_shards_index(location_of(dataset), load_manifest(location_of(dataset)).name)
 
 
 def change_manifest(dataset: Path, **changes: Any) -> None:

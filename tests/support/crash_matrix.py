@@ -22,6 +22,7 @@ import tenacity  # noqa: F401 (imported once, for all forks: the product imports
 
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -60,6 +61,7 @@ class Operation:
     before: Callable[[Place], object]
     work: Callable[[Place], object]
     mends: bool = False  # whether the state before it is damaged, so that promises hold only after it
+    versioned: bool = False  # whether it ends by recording a version
 
 
 def _both_shards(place: Place) -> None:
@@ -107,10 +109,10 @@ OPERATIONS = {
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
     "sweep": Operation(_left_overs, sweep_all),
     "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
-    "takedown": Operation(_both_shards, _take_down),
-    "redact": Operation(_both_shards, _redact),
+    "takedown": Operation(_both_shards, _take_down, versioned=True),
+    "redact": Operation(_both_shards, _redact, versioned=True),
     "retry": Operation(_both_shards, _retry),
-    "repair": Operation(_damaged, lambda place: repair(place.location), mends=True),
+    "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
 """One line each: all are killed at every call."""
 
@@ -173,6 +175,8 @@ def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[
     different = {path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)}
     wrong += [f"done again: {path} is not as undisturbed" for path in sorted(different)]
     wrong += [f"done again: {promise}" for promise in broken_promises(place)]
+    if operation.versioned and name_now(place.location).number is None:
+        wrong.append("done again: no version is recorded of what the dataset is")
     report = audit_integrity(Location(place.storage, place.uri))
     return wrong + [f"done again: {finding.line()}" for finding in report.findings]
 

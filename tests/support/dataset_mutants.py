@@ -346,4 +346,32 @@ DATASET_MUTANTS = (
         "    links: list[str] = []\n",
         "tests/pipeline/corrections/test_redact.py",
     ),
+    Mutant(
+        "damage becomes a version",
+        "catalogs/dataset/versions/record.py",
+        "if difference.damaged:",
+        "if difference.same:",
+        "tests/catalogs/dataset/versions/test_record.py",
+    ),
+    Mutant(
+        "a commit that came back is no damage",
+        "catalogs/dataset/versions/compare.py",
+        "generations.get(commit[0], 0) > commit[1]",
+        "generations.get(commit[0], 0) > 0",
+        "tests/pipeline/audit/test_versions.py",
+    ),
+    Mutant(
+        "verify looks at sizes alone",
+        "pipeline/versions/verify.py",
+        "if (length, found) != (entry.size, entry.sha256):",
+        "if length != entry.size:",
+        "tests/pipeline/versions/test_verify.py",
+    ),
+    Mutant(
+        "any key's signature will do",
+        "pipeline/versions/signatures.py",
+        "key.verify(signature, message_of(version))",
+        "len(signature)",
+        "tests/pipeline/versions/test_signatures.py",
+    ),
 )

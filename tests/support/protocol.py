@@ -19,6 +19,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
 from segmint.catalogs.dataset.sweep import sweep
+from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
@@ -130,11 +131,12 @@ def sweep_all(place: Place) -> list[str]:
 
 
 def contents(place: Place) -> dict[str, str]:
-    """SHA-256 of every object of a dataset, temporary ones too, by path."""
+    """SHA-256 of every object of a dataset, temporary ones too, by path; without recorded versions, as in `digests`."""
     storage = place.storage
     return {
         entry.name: hashlib.sha256(storage.read(join(place.uri, entry.name))).hexdigest()
         for entry in storage.walk(place.uri, include_temporary=True)
+        if not entry.name.startswith(f"{VERSIONS}/")
     }
 
 

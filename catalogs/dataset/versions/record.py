@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
@@ -25,6 +26,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
+from segmint.infra.wording import some
 
 VERSIONS = "versions"
 
@@ -181,9 +183,10 @@ def name_now(dataset: Location) -> VersionName:
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
     """Record what the dataset is now, at the end of a build or a correction; return its name.
 
-    An unchanged digest records nothing. Of several that record at the same time each takes the next number that is
-    free. `command` made the change, and `reason` is what its user gave for it; `now` is the time (default: this
-    machine's clock).
+    An unchanged digest records nothing, and neither does a dataset in which files of the latest version are missing or
+    have other bytes: damage is not to become a version. Of several that record at the same time each takes the next
+    number that is free. `command` made the change, and `reason` is what its user gave for it. `now` is the time
+    (default: this machine's clock).
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -195,8 +198,14 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
         snapshot = take_snapshot(dataset, save_cache=True)
-        if latest is not None and latest.digest == snapshot.digest:
-            return latest.name
+        if latest is not None:
+            if latest.digest == snapshot.digest:
+                return latest.name
+            difference = compare_snapshots(latest.snapshot, snapshot)
+            if difference.damaged:
+                paths = some([*difference.changed, *difference.missing])
+                get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
+                return VersionName(snapshot.digest, None)
         version = Version(
             number=1 + max(numbers, default=0),
             digest=snapshot.digest,

@@ -36,7 +36,7 @@ async function begin() {
   const dataset = await get("/api/dataset");
   title = `${dataset.name} · segmint view`;
   byId("dataset-name").textContent = dataset.name;
-  byId("dataset-name").title = dataset.uri;
+  byId("dataset-name").title = dataset.digest ? `${dataset.uri}\n${dataset.digest}` : dataset.uri;
   const findings = dataset.findings_elsewhere;
   byId("totals").textContent =
     `${counted(dataset.images, "image")}, ${counted(dataset.masks, "mask")}` +

@@ -53,6 +53,7 @@ def test_keys_stay_where_they_are() -> None:
         "dataset",
         "scope",
         "kind",
+        "version",
         "shards",
         "sample",
         "findings_total",

@@ -22,6 +22,7 @@ from PIL import Image
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
@@ -315,6 +316,27 @@ registered("refused", tombstone(2), Code.STILL_THERE, "rejects/sa_000000-", "id 
 def no_tombstone(dataset: Path) -> None:
     (dataset / "tombstones").mkdir()
     (dataset / "tombstones" / "x.json").write_text("{}")
+
+
+# --- recorded versions and the index ---
+
+
+@damage(Code.BAD_VERSION, "versions/1.json", "is not a version of a dataset")
+def no_version(dataset: Path) -> None:
+    (dataset / "versions").mkdir()
+    (dataset / "versions" / "1.json").write_text("{}")
+
+
+@damage(Code.UNLIKE_VERSION, "dataset.g2.json", "no such file")
+def a_manifest_that_is_gone(dataset: Path) -> None:
+    (dataset / "dataset.g2.json").write_bytes((dataset / "dataset.json").read_bytes())
+    put_version(location_of(dataset), "build")
+    (dataset / "dataset.g2.json").unlink()
+
+
+@damage(Code.BAD_INDEX, "shards.json", "not an index of tars")
+def no_index(dataset: Path) -> None:
+    (dataset / "shards.json").write_text("{}")
 
 
 # --- tars ---

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.pipeline.cli import app
 from tests.support.builds import digests
 from tests.support.locations import location_of
@@ -115,13 +116,16 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "changed_images": 1,
         "changed_shards": [0],
         "removed_links": [],
+        "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")
     assert "1 region in 1 image; changed: 0 images of 0 shards, the others had these regions already" in done.stdout
 
 
 def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
-    assert run("repair", dataset).stdout == "3 shards looked at: 0 damaged files, 0 repaired\n"
+    lines = run("repair", dataset).stdout.splitlines()
+    assert lines[0] == "3 shards looked at: 0 damaged files, 0 repaired"
+    assert lines[1:] == [f"dataset digest: sha256:{current_digest(location_of(dataset))[:12]} (version 1)"]
     next((dataset / "masks").glob("sa_000000-*")).unlink()
     done = run("repair", dataset, "--json")
     assert (done.exit_code, json.loads(done.stdout)["left"]) == (0, {})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -25,7 +26,11 @@ def run(*arguments: object):
 def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) -> None:
     done = run(small, "--format", "coco", "-o", tmp_path / "coco")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout == f"4 images, 8 masks, 4 pictures → {tmp_path}/coco/instances.json\n"
+    digest = current_digest(location_of(small))
+    assert done.stdout.splitlines() == [
+        f"4 images, 8 masks, 4 pictures → {tmp_path}/coco/instances.json",
+        f"dataset digest: sha256:{digest[:12]} (not recorded as a version)",
+    ]
     done = run(small, "--format", "cvat", "-o", tmp_path / "cvat", "--shards", "1:2", "--no-images", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout) == {
@@ -34,6 +39,7 @@ def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) ->
         "images": 2,
         "masks": 4,
         "pictures": 0,
+        "version": {"digest": digest, "number": None},
     }
     done = run(small, "--format", "label-studio", "-o", tmp_path / "tasks", "--sample", 1, "--seed", 7)
     assert (done.exit_code, done.stderr) == (0, "")

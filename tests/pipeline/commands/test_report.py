@@ -18,7 +18,9 @@ def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
     audit_with_findings(reported, tmp_path / "audit.json")
     done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
     assert done.exit_code == 0, done.output
-    told, written = done.stdout.splitlines()
+    note, told, written, digest = done.stdout.splitlines()
+    assert note.startswith(f"note: {tmp_path}/audit.json does not say which version it is of")
+    assert digest.startswith("dataset digest: sha256:")
     assert told == "6 images, 10 masks, 103 findings; pictures of 5 images"
     assert written.endswith(f"open {tmp_path}/out/index.html")
     assert (tmp_path / "out" / "index.html").is_file()

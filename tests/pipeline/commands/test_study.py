@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -45,6 +46,7 @@ def test_the_sample_as_json(tmp_path: Path) -> None:
         "population": 2,
         "without_masks": 0,
         "strata": 1,
+        "version": {"digest": current_digest(location_of(tmp_path / "small")), "number": None},
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -53,7 +54,10 @@ def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: st
     before, old = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
     commits = list(CommitLog(location).read_all())
 
-    assert redact(location, location_of(regions)) == Redacted(uri, 3, 2, 2, (0, 1))
+    done = redact(location, location_of(regions))
+    assert done == Redacted(uri, 3, 2, 2, (0, 1), name_now(location))
+    assert done.version.number == 1
+    assert done.lines()[-1] == f"dataset digest: {done.version}"
     after, new = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
     assert {name for name in before if before[name] != after[name]} == {"sa_1.jpg", "sa_5.jpg"}
     assert files_with_traces(old_windows(before, after, ["sa_1.jpg", "sa_5.jpg"]), [dataset]) == []
@@ -77,7 +81,8 @@ def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: st
 def test_again_changes_nothing_and_a_new_region_is_added(dataset: Path, regions: str) -> None:
     redact(location_of(dataset), location_of(regions))
     once = digests(dataset)
-    assert redact(location_of(dataset), location_of(regions)) == Redacted(str(dataset), 3, 2, 0, ())
+    version = name_now(location_of(dataset))
+    assert redact(location_of(dataset), location_of(regions)) == Redacted(str(dataset), 3, 2, 0, (), version)
     assert digests(dataset) == once
     more = write(Path(regions).with_name("more.jsonl"), [*WANTED, {**WANTED[0], "x": 0}])
     assert redact(location_of(dataset), location_of(more)).changed_shards == (0,)

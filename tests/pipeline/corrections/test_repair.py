@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.versions.record import name_now, version_numbers
 from segmint.infra.errors import UsageError
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import load_config
@@ -36,7 +37,10 @@ def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, minted: Path)
     done = repair(location_of(dataset))
     assert digests(dataset) == digests(minted)
     assert (len(done.damages), len(done.repaired), done.left) == (2, 2, {})
-    assert done.lines()[-1] == "3 shards looked at: 2 damaged files, 2 repaired"
+    assert done.lines()[-2:] == [
+        "3 shards looked at: 2 damaged files, 2 repaired",
+        f"dataset digest: {name_now(location_of(dataset))}",
+    ]
 
 
 def test_what_it_does_not_hold_is_reported(dataset: Path) -> None:
@@ -47,6 +51,8 @@ def test_what_it_does_not_hold_is_reported(dataset: Path) -> None:
     assert list(done.left) == [2]
     assert "--config" in done.left[2]
     assert path_of(dataset, 2, "images").read_bytes() == b"x"
+    assert done.version is None
+    assert version_numbers(location_of(dataset)) == []
 
 
 def test_a_damaged_commit_is_made_again(dataset: Path, minted: Path) -> None:
@@ -107,6 +113,7 @@ def one_shard(minted: Path, folder: Path, shard: int) -> tuple[Path, Path]:
         number = path.name.removeprefix("sa_")[:6]
         if path.is_file() and number.isdecimal() and int(number) != shard:
             path.unlink()
+    (dataset / "shards.json").unlink()  # it is written when all shards are committed
     return dataset, dataset / "commits" / f"00000{shard}.g1.json"
 
 

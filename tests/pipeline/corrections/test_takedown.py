@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import name_now, put_version, read_version
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
@@ -91,6 +92,20 @@ def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -
         "version_before": before,
         "images": [{"ordinal": 1, "id": 2, "image_id": image_id, "uri": uri, "sha256": digest}],
     }
+
+
+def test_a_version_is_recorded_that_lists_the_tombstone(dataset: Path) -> None:
+    """The version does not repeat the reason: it may name what was taken down."""
+    location = location_of(dataset)
+    before = put_version(location, "build", now=NOW)
+    done = take(dataset)
+    version = read_version(location, 2)
+    assert (version.command, version.reason, version.before) == ("takedown", None, before.digest)
+    assert done.version == version.name == name_now(location)
+    assert set(version.files) - set(read_version(location, 1).files) == {
+        f"tombstones/{done.tombstones[0]}", "dataset.g2.json", load_latest_manifest(location).manifest.catalog[0].path,
+    }  # fmt: skip
+    assert take(dataset).version == version.name, "the same request again changes nothing"
 
 
 def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(dataset: Path, minted: Path) -> None:

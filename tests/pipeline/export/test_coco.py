@@ -10,11 +10,15 @@ import pytest
 from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.pipeline.export.coco import CocoWriter, license_url
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
+
+VERSION = VersionName("ab" * 32, 3)
 
 
 def export(uri: object, output: Path, format: Format = Format.COCO) -> Path:
@@ -63,6 +67,10 @@ def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=1)
     document = json.loads(export(tmp_path / "small", tmp_path / "out").read_text(encoding="utf-8"))
     url = "https://spdx.org/licenses/CC-BY-4.0.html"
+    digest = current_digest(location_of(tmp_path / "small"))
+    assert document["info"] == {
+        "description": "small", "version": "0", "dataset_digest": f"sha256:{digest}", "dataset_version": None,
+    }  # fmt: skip
     assert document["licenses"] == [{"id": 1, "name": "CC-BY-4.0", "url": url}]
     assert document["categories"] == [{"id": 1, "name": "object", "supercategory": "object"}]
     assert document["images"][1] == {
@@ -80,7 +88,7 @@ def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
 def test_an_image_without_masks_is_there(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=1)
     dataset = Dataset.open(location_of(tmp_path / "small"))
-    writer = CocoWriter(tmp_path, dataset.manifest, "instances.json", compressed=True)
+    writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", compressed=True)
     for sample in dataset:
         sample.masks.clear()
         writer.add(sample)
@@ -99,7 +107,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     license_url("CC0-1.0")  # loads the list of licenses once
     peaks, sizes = [], []
     for times in (200, 1000):
-        writer = CocoWriter(tmp_path, dataset.manifest, "instances.json", compressed=True)
+        writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", compressed=True)
         tracemalloc.start()
         try:
             for _ in range(times):

@@ -11,6 +11,7 @@ import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.infra.errors import UsageError
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
@@ -35,6 +36,11 @@ def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> N
     assert len(tasks) == 6
     for task in tasks:
         assert interface.validate_prediction(task["predictions"][0])
+
+
+def test_a_task_says_which_dataset_it_is_of(tasks: list[dict[str, Any]], minted: Path) -> None:
+    digest = f"sha256:{current_digest(location_of(minted))}"
+    assert [task["meta"] for task in tasks] == [{"dataset_digest": digest, "dataset_version": None}] * 6
 
 
 def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path) -> None:

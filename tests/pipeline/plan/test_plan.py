@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.cli import app
@@ -172,7 +173,8 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, Plan]) -> None:
     assert "; 2 more are committed" in left.lines()[1]
     assert digests(folder / "dataset") == before
     nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
-    assert nothing.lines()[-1] == "nothing is left to do"
+    assert nothing.version == name_now(location_of(folder / "dataset"))
+    assert nothing.lines()[-2:] == ["nothing is left to do", nothing.version.line()]
     with pytest.raises(UsageError, match=r"masks\.points_per_side: 4 before, 5 now"):
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 

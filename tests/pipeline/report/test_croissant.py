@@ -7,7 +7,9 @@ from pathlib import Path
 import mlcroissant
 import pytest
 
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.operators.schemas import IMAGES, MASKS
+from tests.support.locations import location_of
 
 
 @pytest.fixture
@@ -20,6 +22,12 @@ def test_mlcroissant_takes_it(described: Path) -> None:
     issues = dataset.metadata.ctx.issues
     assert not issues.errors, issues.report()
     assert [record_set.id for record_set in dataset.metadata.record_sets] == ["images", "masks", "photographs"]
+
+
+def test_it_carries_the_version_digest(minted: Path, described: Path) -> None:
+    value = json.loads(described.read_text())
+    assert value["identifier"] == f"sha256:{current_digest(location_of(minted))}"
+    assert "version" not in value, "none is recorded"
 
 
 def test_every_committed_file_is_where_it_says_and_has_its_hash(minted: Path, described: Path) -> None:

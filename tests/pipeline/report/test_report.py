@@ -9,10 +9,14 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
+from segmint.pipeline.audit.answer_json import to_json
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.report.report import path_to_dataset, statistics_of, write_report
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
@@ -109,13 +113,37 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
 
 
 def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
-    from segmint.pipeline.audit.answer_json import to_json
-    from segmint.pipeline.audit.integrity import audit_integrity
-
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_integrity(location_of(minted), QUICK.sample)))
     write_report(location_of(minted), location_of(tmp_path / "report"), location_of(audit), QUICK)
     assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
+
+
+def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -> None:
+    report = audit_integrity(location_of(dataset), QUICK.sample)
+    audit = tmp_path / "audit.json"
+    audit.write_text(to_json(report))
+    redact_first(dataset, tmp_path)
+    now = current_digest(location_of(dataset))
+    assert report.version is not None
+    with pytest.raises(UsageError, match=f"is of sha256:{report.version.digest}, and .* is now sha256:{now}: audit"):
+        write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
+    audit.write_text(to_json(replace(report, version=None)))
+    written = write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
+    assert written.lines()[0] == (
+        f"note: {audit} does not say which version it is of: it was made by an earlier segmint; audit again"
+    )
+    assert written.lines()[-1] == f"dataset digest: sha256:{now[:12]} (version 1)"
+    assert f"SHA-256 {now} (version 1)" in parse_page((tmp_path / "report" / "index.html").read_text()).text
+    assert f"| Version digest | SHA-256 {now} (version 1) |" in (tmp_path / "report" / "README.md").read_text()
+    assert json.loads((tmp_path / "report" / "croissant.json").read_text())["version"] == "1.0.0"
+
+
+def redact_first(dataset: Path, folder: Path) -> None:
+    """Redact a region of the first image."""
+    regions = folder / "regions.jsonl"
+    regions.write_text('{"id": 1, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
+    redact(location_of(dataset), location_of(regions))
 
 
 def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.audit import audit_dataset
+from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.server import open_viewer, serve
@@ -58,6 +59,19 @@ def test_no_dataset_and_no_audit_are_told(minted: Path, tmp_path: Path) -> None:
     absent = location_of(tmp_path / "a")
     with pytest.raises(UsageError, match="a does not exist"), open_viewer(location_of(minted), absent):
         pass
+
+
+def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.json"
+    report = audit_integrity(location_of(dataset))
+    audit.write_text(to_json(report))
+    with open_viewer(location_of(dataset), location_of(audit)) as viewer:
+        assert (viewer.version, viewer.note) == (report.version, None)
+        assert client_of(viewer).get("/api/dataset").json()["digest"] == str(report.version)
+    (dataset / "tombstones").mkdir()
+    (dataset / "tombstones" / "0.json").write_text("{}")
+    with pytest.raises(UsageError, match="is the audit of another version"):
+        open_viewer(location_of(dataset), location_of(audit)).__enter__()
 
 
 def test_a_port_that_is_taken_is_told(minted: Path) -> None:

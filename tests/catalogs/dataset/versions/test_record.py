@@ -128,3 +128,17 @@ def test_a_damaged_version_does_not_stop_a_build(dataset: str) -> None:
     assert name_now(location) == VersionName(name.digest, None)
     assert put_version(location, "build") == VersionName(name.digest, 2)
     assert read_version(location, 2).before is None
+
+
+def test_damage_is_not_recorded_as_a_version(dataset: str) -> None:
+    location = location_of(dataset)
+    put_version(location, "build")
+    commit = location / "commits/000001.g1.json"
+    data = commit.read()
+    commit.put(data.replace(b"0123456789ab", b"0123456789ac"))
+    assert put_version(location, "build") == VersionName(current_digest(location), None)
+    commit.delete()
+    assert put_version(location, "build").number is None
+    commit.put(data)
+    assert put_version(location, "build").number == 1
+    assert version_numbers(location) == [1]

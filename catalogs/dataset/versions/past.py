@@ -1,0 +1,93 @@
+"""Reads a recorded version of a dataset while its files exist, and otherwise says what removed them."""
+
+import hashlib
+from collections.abc import Container, Iterator
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest, parse_manifest_name
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
+from segmint.catalogs.dataset.versions.digest import commit_path
+from segmint.catalogs.dataset.versions.record import Version, read_version, version_numbers
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.wording import some
+
+_THREADS = 16
+_READ_AHEAD = 512
+
+
+class RemovedVersionError(UsageError):
+    """A recorded version cannot be read any more: a correction replaced shards of it."""
+
+
+def check_readable(dataset: Location, version: Version) -> None:
+    """Raise `RemovedVersionError` if commits of a version were replaced, which names the versions that did it.
+
+    Raises `DamagedDatasetError` if commits are gone that nothing replaced.
+    """
+    generations = CommitLog(dataset).generations()
+    gone = {shard: number for shard, number, _ in version.commits if number not in generations.get(shard, ())}
+    if not gone:
+        return
+    lost = [shard for shard, number in gone.items() if max(generations.get(shard, [0])) < number]
+    if lost:
+        paths = some([commit_path(shard, gone[shard]) for shard in lost])
+        raise DamagedDatasetError(f"{dataset} is damaged: {paths} are gone, and no later generation replaced them")
+    raise RemovedVersionError(
+        f"version {version.number} of {dataset} can no longer be read:\n  "
+        + "\n  ".join(_who_replaced(dataset, version, gone))
+        + "\nOpen a later version, or leave the version out for what the dataset is now"
+    )
+
+
+def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
+    """Return the manifest that held at a version; raises `DamagedDatasetError` if it is gone or was changed."""
+    names = [path for path in version.files if parse_manifest_name(path) is not None]
+    name = max(names, key=lambda path: parse_manifest_name(path) or 0)
+    return DatasetManifest.from_json(_recorded(dataset, name, version.files[name]), f"{dataset}/{name}")
+
+
+def read_commits(dataset: Location, version: Version, only: Container[int] | None = None) -> Iterator[Commit]:
+    """Yield the commits of a version, in order of shards: all of them, or `only` those of these shards.
+
+    Raises `DamagedDatasetError` if one is gone or was changed since.
+    """
+
+    def read(entry: tuple[int, int, str]) -> Commit:
+        path = commit_path(entry[0], entry[1])
+        return Commit.from_json(_recorded(dataset, path, entry[2]), f"{dataset}/{path}")
+
+    wanted = (entry for entry in version.commits if only is None or entry[0] in only)
+    return map_ahead(read, wanted, _THREADS, _READ_AHEAD, "commits")
+
+
+def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
+    """Return the bytes of a file that a version lists."""
+    try:
+        data = (dataset / path).read()
+    except NotFoundError as error:
+        raise DamagedDatasetError(f"{dataset / path} is gone since the version was recorded") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedDatasetError(f"{dataset / path} was changed since the version was recorded")
+    return data
+
+
+def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> Iterator[str]:
+    """Yield a line for each later version that replaced some of these shards."""
+    waiting = dict(gone)
+    known = set(version.files)
+    reasons = {f"{TOMBSTONES}/{tombstone.name}": tombstone.reason for tombstone in read_tombstones(dataset)}
+    for number in (number for number in version_numbers(dataset) if number > version.number):
+        later = read_version(dataset, number)
+        generations = {shard: generation for shard, generation, _ in later.commits}
+        replaced = [shard for shard, generation in waiting.items() if generations.get(shard, 0) > generation]
+        why = [f"; {path}: {reasons[path]}" for path in later.files if path in reasons and path not in known]
+        known.update(later.files)
+        if replaced:
+            yield f"{later.made_by()} replaced the shards {some([str(shard) for shard in replaced])}{''.join(why)}"
+            waiting = {shard: number for shard, number in waiting.items() if shard not in replaced}
+    if waiting:
+        yield f"a correction that recorded no version replaced the shards {some([str(shard) for shard in waiting])}"

@@ -1,0 +1,93 @@
+"""Audits what a dataset is against its recorded versions, and an audit against the dataset that it is of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.shards_index import index_problem
+from segmint.catalogs.dataset.versions.compare import compare_snapshots
+from segmint.catalogs.dataset.versions.digest import Snapshot, take_snapshot
+from segmint.catalogs.dataset.versions.history import read_history
+from segmint.catalogs.dataset.versions.record import Version, VersionName
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import COMMITS, SHARDS_INDEX, parse_commit_name
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import some
+from segmint.pipeline.audit.answer import AuditReport
+
+
+@dataclass(frozen=True)
+class AuditedVersion:
+    """What a dataset is, and how that differs from what was recorded."""
+
+    name: VersionName
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def audit_version(dataset: Location) -> AuditedVersion:
+    """Compare a dataset with its last recorded version; nothing is taken from `summaries/`.
+
+    What builds and corrections add or replace is a note: they record it when they end. Anything else is a finding.
+    """
+    history = read_history(dataset)
+    findings = [Place(each.path).finding(Code.BAD_VERSION, each.expected, each.found) for each in history.problems]
+    snapshot = take_snapshot(dataset, use_cache=False)
+    if history.latest is None:
+        return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())
+    latest = history.latest
+    findings += _unlike(latest, snapshot)
+    difference = compare_snapshots(latest.snapshot, snapshot)
+    notes = []
+    if difference.replaced or difference.added:
+        notes.append(
+            f"changed since version {latest.number} was recorded, by a build or a correction that was not finished or "
+            f"still runs: {some([*difference.added, *difference.replaced])}"
+        )
+    number = latest.number if latest.digest == snapshot.digest else None
+    return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes))
+
+
+def audit_index(
+    dataset: Location, manifest: DatasetManifest, commits: Sequence[tuple[int, int]], version: VersionName
+) -> Iterator[Finding]:
+    """Compare `shards.json`, if there is one, with these commits (shard, generation), which are all that hold."""
+    if not (dataset / SHARDS_INDEX).exists():
+        return
+    held: list[Commit] = list(CommitLog(dataset).read_many(commits))
+    finished = version.number is not None and len(held) == manifest.shards
+    problem = index_problem(dataset, manifest.name, held, finished=finished)
+    if problem is not None:
+        yield Place(SHARDS_INDEX).finding(Code.BAD_INDEX, "the tars of the commits that hold", problem)
+
+
+def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
+    """Return a warning if an audit does not say which version it is of, as audits of an earlier segmint do not.
+
+    `where` names the audit. Raises `UsageError`, with both digests, if it is of another version than the dataset is.
+    """
+    if audit.kind != "segmint":
+        return None
+    if audit.version is None:
+        return f"{where} does not say which version it is of: it was made by an earlier segmint; audit again"
+    digest = take_snapshot(dataset, use_cache=False).digest
+    if audit.version.digest != digest:
+        raise UsageError(
+            f"{where} is the audit of another version: it is of sha256:{audit.version.digest}, and {dataset} is now "
+            f"sha256:{digest}: audit it again"
+        )
+    return None
+
+
+def _unlike(version: Version, snapshot: Snapshot) -> Iterator[Finding]:
+    """Yield a finding for each file of a version that changed or is gone, and that nothing replaced."""
+    difference = compare_snapshots(version.snapshot, snapshot)
+    recorded, found = version.snapshot.by_path, snapshot.by_path
+    for path in (*difference.changed, *difference.missing):
+        folder, _, name = path.partition("/")
+        commit = parse_commit_name(name) if folder == COMMITS else None
+        place = Place(path, None if commit is None else commit[0])
+        expected = f"SHA-256 {recorded[path]}, as in version {version.number}"
+        yield place.finding(Code.UNLIKE_VERSION, expected, found.get(path, "no such file"))

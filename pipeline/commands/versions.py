@@ -1,0 +1,76 @@
+"""`segmint verify`, `sign` and `diff`: what a dataset is, who says so, and what has changed."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+RecordedVersion = Annotated[
+    str | None,
+    typer.Option("--version", metavar="N", help="A recorded version: its number or digest; default: the latest."),
+]
+
+
+@guarded
+def verify(
+    dataset: Dataset,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="PUBLIC.pem", help="The public key that must have signed the version."),
+    ] = None,
+    version: RecordedVersion = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte again and compare it with the recorded version; exit code 1 if anything differs."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.versions.verify import verify_dataset
+
+    storage = storage_of(config)
+    public = None if key is None else Location(storage, key)
+    verified = verify_dataset(Location(storage, dataset), version, public)
+    answer_with(verified, as_json)
+    if verified.problems:
+        raise typer.Exit(FINDINGS)
+
+
+@guarded
+def sign(
+    dataset: Dataset,
+    key: Annotated[str, typer.Option("--key", metavar="PRIVATE.pem", help="A private Ed25519 key in PEM form.")],
+    version: RecordedVersion = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a recorded version's digest, so that `segmint verify --key` can tell who vouches for it."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.versions.signatures import sign_version
+
+    def ask() -> str:
+        return str(typer.prompt("passphrase of the key", hide_input=True, err=True))
+
+    storage = storage_of(config)
+    answer_with(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
+
+
+@guarded
+@needs("audit")
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A dataset: a folder or a bucket's prefix.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, or the same.")],
+    version_a: Annotated[
+        str | None, typer.Option(metavar="N", help="A recorded version of A: number or digest; default: as it is now.")
+    ] = None,
+    version_b: Annotated[str | None, typer.Option(metavar="N", help="A recorded version of B.")] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two versions or datasets: images, masks, licenses, redactions, settings."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.versions.diff import diff_datasets
+
+    storage = storage_of(config)
+    answer_with(diff_datasets(Location(storage, a), Location(storage, b), version_a, version_b), as_json)

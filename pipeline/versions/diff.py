@@ -1,0 +1,273 @@
+"""`segmint diff`: what changed between two versions or datasets, from their commits, manifests and tables alone."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from segmint.catalogs.dataset.commits import REJECTED, Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named, make_folder
+from segmint.catalogs.dataset.tombstones import BLANK, TOMBSTONES
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.layout import differing_keys
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted, some
+from segmint.operators.schemas import SCHEMAS
+
+EXAMPLES = 10
+"""At most this many images are named of each kind of change."""
+
+_SETTINGS = ("config", "numerics", "weights", "code_version", "images_per_shard", "policy_date", "name")
+
+_CREDITS = ("attribution", "provider", "source_url", "country")
+_PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
+
+# Sums of hashes, as the order and the numbers of masks do not matter, and two equal masks must not cancel out.
+_MASKS = """
+SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
+       point_coords)::HUGEINT) AS content
+FROM {side}_masks GROUP BY image_id
+"""
+
+_PAIRS = f"""
+CREATE TABLE pairs AS
+WITH am AS ({_MASKS.format(side="a")}), bm AS ({_MASKS.format(side="b")})
+SELECT coalesce(a.image_id, b.image_id) AS image_id, a.ordinal AS ordinal, coalesce(a.id, b.id) AS id,
+       a.image_id IS NULL AS added, b.image_id IS NULL AS removed,
+       a.license AS license_a, b.license AS license_b,
+       a.license IS DISTINCT FROM b.license AS license,
+       a.regions IS DISTINCT FROM b.regions AS regions,
+       {" OR ".join(f"a.{name} IS DISTINCT FROM b.{name}" for name in _CREDITS)} AS credits,
+       {" OR ".join(f"a.{name} IS DISTINCT FROM b.{name}" for name in _PIXELS)} AS pixels,
+       am.masks IS DISTINCT FROM bm.masks OR am.content IS DISTINCT FROM bm.content AS masks
+FROM a_images a FULL JOIN b_images b USING (image_id)
+LEFT JOIN am ON am.image_id = a.image_id LEFT JOIN bm ON bm.image_id = b.image_id
+"""
+
+_WHY_REMOVED = f"""
+SELECT coalesce(named.reason, blank.reason, 'not there') AS reason, count(*) AS images
+FROM pairs LEFT JOIN b_rejects named ON named.image_id = pairs.image_id
+LEFT JOIN b_rejects blank ON ? AND blank.image_id = '{BLANK}' AND blank.ordinal = pairs.ordinal
+WHERE removed GROUP BY reason ORDER BY images DESC, reason
+"""
+
+_IN_BOTH = "NOT added AND NOT removed"
+_KINDS = {"masks": "masks", "license": "licenses", "regions": "redactions", "credits": "credits", "pixels": "pixels"}
+"""What may differ of an image that both have: the column of `pairs`, and its name in the answer."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are compared."""
+
+    dataset: str
+    name: str
+    version: VersionName
+    shards: int
+    images: int
+    masks: int
+    rejected: Mapping[str, int]  # rows by reason
+    catalog_rows: int
+    tombstones: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with one kind of change: how many, and the first of them by their `image_id`."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changed from `a` to `b`. Images are the same if they have one `image_id`."""
+
+    a: Side
+    b: Side
+    shards_compared: int  # whose commits differ; the others are equal byte for byte
+    added: Images
+    removed: Images
+    removed_why: Mapping[str, int]  # the reason that `b` has for refusing them, or `not there`
+    changed: Mapping[str, Images]  # by what differs: masks, licenses, redactions, credits, pixels
+    licenses: Mapping[str, tuple[int, int]]  # images in `a` and in `b`, of the shards compared, where these differ
+    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # by dotted key
+
+    @property
+    def same(self) -> bool:
+        """Whether both have the same digest."""
+        return self.a.version.digest == self.b.version.digest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer for JSON."""
+        return {**asdict(self), "same": self.same}
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for people."""
+        head = [f"A: {self.a.dataset}: {self.a.version}", f"B: {self.b.dataset}: {self.b.version}"]
+        if self.same:
+            return [*head, "no difference: the digests are the same"]
+        why = [f"{reason} {count:,}" for reason, count in self.removed_why.items()]
+        lines = [
+            *head,
+            _line("images", f"{self.a.images:,} in A, {self.b.images:,} in B"),
+            *_image_lines("added", self.added),
+            *_image_lines("removed", self.removed, f" ({some(why)})" if why else ""),
+            _line("masks", f"{self.a.masks:,} in A, {self.b.masks:,} in B"),
+        ]
+        for kind, images in self.changed.items():
+            lines += _image_lines(kind, images, " with others" if images.count else "")
+        licenses = [f"{name or 'none'} {a:,} to {b:,}" for name, (a, b) in self.licenses.items()]
+        lines += [_line("licenses", some(licenses))] if licenses else []
+        reasons = sorted(self.a.rejected.keys() | self.b.rejected.keys())
+        counts = [(reason, self.a.rejected.get(reason, 0), self.b.rejected.get(reason, 0)) for reason in reasons]
+        refused = [f"{reason} {a:,} to {b:,}" for reason, a, b in counts if a != b]
+        lines += [_line("rejected", some(refused))] if refused else []
+        if self.a.catalog_rows != self.b.catalog_rows:
+            lines.append(_line("catalog", f"{self.a.catalog_rows:,} to {self.b.catalog_rows:,} rows"))
+        if self.a.tombstones != self.b.tombstones:
+            lines.append(_line("takedowns", f"{self.a.tombstones:,} to {self.b.tombstones:,}"))
+        lines += [_line("setting", f"{key}: {a!r} in A, {b!r} in B") for key, (a, b) in self.settings.items()]
+        return [*lines, f"compared {counted(self.shards_compared, 'shard')} whose commits differ"]
+
+
+@dataclass
+class _Totals:
+    """Sums over all commits of a side, and the tables of those that differ."""
+
+    shards: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    files: dict[str, list[TableFile]] = field(default_factory=dict)
+
+    def add(self, commit: Commit) -> None:
+        self.shards += 1
+        self.counts.update(commit.counts)
+
+
+def diff_datasets(
+    a: Location, b: Location, version_a: int | str | None = None, version_b: int | str | None = None
+) -> Difference:
+    """Compare two datasets, or two versions of one; a side without a version is the dataset as it is now.
+
+    Shards with equal commits are not read. Raises `UsageError` if there is no such dataset or version, or if a
+    correction removed files of it, and `DamagedDatasetError` for tables that cannot be read. `a.storage` reads both.
+    """
+    before, after = Dataset.open(a, version_a), Dataset.open(b, version_b)
+    totals, others = _Totals(), _Totals()
+    compared = 0
+    for one, other in _by_shard(before.commits(), after.commits()):
+        for commit, sums in ((one, totals), (other, others)):
+            if commit is not None:
+                sums.add(commit)
+        if one != other:
+            compared += 1
+            _take_files(one, before.location, totals)
+            _take_files(other, after.location, others)
+    files = {f"a_{kind}": found for kind, found in totals.files.items()}
+    files |= {f"b_{kind}": found for kind, found in others.files.items()}
+    schemas = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS.items()}
+    same = _same_catalog(before.manifest, after.manifest)
+    with DatasetTables(a, files, schemas, make_folder(None)) as tables:
+        with damage_named():
+            tables.connection.execute(_PAIRS)
+        why = tables.query(_WHY_REMOVED, [same]).to_pylist()
+        return Difference(
+            a=_side(before, totals),
+            b=_side(after, others),
+            shards_compared=compared,
+            added=_images(tables, "added"),
+            removed=_images(tables, "removed"),
+            removed_why={row["reason"]: row["images"] for row in why},
+            changed={name: _images(tables, f"{column} AND {_IN_BOTH}") for column, name in _KINDS.items()},
+            licenses=_licenses(tables),
+            settings=_settings(before.manifest, after.manifest),
+        )
+
+
+def _by_shard(a: Iterator[Commit], b: Iterator[Commit]) -> Iterator[tuple[Commit | None, Commit | None]]:
+    """Yield the commits of each shard, in order; None for a side that does not have it."""
+    one, other = next(a, None), next(b, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one.shard < other.shard):
+            yield one, None
+            one = next(a, None)
+        elif one is None or other.shard < one.shard:
+            yield None, other
+            other = next(b, None)
+        else:
+            yield one, other
+            one, other = next(a, None), next(b, None)
+
+
+def _take_files(commit: Commit | None, dataset: Location, totals: _Totals) -> None:
+    if commit is not None:
+        for kind in SCHEMAS:
+            entry = commit.file(kind)
+            totals.files.setdefault(kind, []).append(TableFile(str(dataset / entry.path), entry.size))
+
+
+def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
+    """Whether ordinals mean the same images in both: they begin with the same catalog, cut in the same way."""
+    first, second = one.catalog[:1], other.catalog[:1]
+    sources = [part.source_sha256 for part in (*first, *second)]
+    return len(set(sources)) == 1 and one.images_per_shard == other.images_per_shard
+
+
+def _side(dataset: Dataset, totals: _Totals) -> Side:
+    version = dataset.version
+    if version is None:
+        tombstones = len((dataset.location / TOMBSTONES).list())
+    else:
+        tombstones = sum(path.startswith(f"{TOMBSTONES}/") for path in version.files)
+    return Side(
+        dataset=str(dataset.location),
+        name=dataset.manifest.name,
+        version=name_now(dataset.location) if version is None else version.name,
+        shards=totals.shards,
+        images=totals.counts["images"],
+        masks=totals.counts["masks"],
+        rejected={n.removeprefix(REJECTED): c for n, c in sorted(totals.counts.items()) if n.startswith(REJECTED)},
+        catalog_rows=sum(part.rows for part in dataset.manifest.catalog),
+        tombstones=tombstones,
+    )
+
+
+def _images(tables: DatasetTables, condition: str) -> Images:
+    count = tables.query(f"SELECT count(*) AS n FROM pairs WHERE {condition}").to_pylist()[0]["n"]
+    first = tables.query(f"SELECT image_id FROM pairs WHERE {condition} ORDER BY id, image_id LIMIT {EXAMPLES}")
+    return Images(count, tuple(first.column("image_id").to_pylist()))
+
+
+def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
+    rows = tables.query(
+        "SELECT coalesce(license, '') AS license, sum(a) AS a, sum(b) AS b FROM ("
+        "SELECT license, 1 AS a, 0 AS b FROM a_images UNION ALL SELECT license, 0, 1 FROM b_images) "
+        "GROUP BY 1 HAVING sum(a) <> sum(b) ORDER BY 1"
+    )
+    return {row["license"]: (int(row["a"]), int(row["b"])) for row in rows.to_pylist()}
+
+
+def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, by dotted key; None where one does not have it."""
+    before, after = ({name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} for manifest in (one, other))
+    return {key: (_at(before, key), _at(after, key)) for key in differing_keys(before, after)}
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for step in key.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<14}{text}"
+
+
+def _image_lines(name: str, images: Images, rest: str = "") -> list[str]:
+    if not images.count:
+        return []
+    named = f"{', '.join(images.first)}{', …' if images.count > len(images.first) else ''}"
+    return [_line(f"  {name}", f"{counted(images.count, 'image')}{rest}: {named}")]

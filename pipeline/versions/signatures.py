@@ -1,0 +1,168 @@
+"""Signs a recorded version with an Ed25519 key, and checks a signature.
+
+The signature of version 3 is in `versions/3.<key id>.sig`: 64 bytes over the line `segmint dataset sha256:<digest>`,
+with its newline. The key id is the first 16 hexadecimal digits of the SHA-256 of the raw public key.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from segmint.catalogs.dataset.versions.digest import take_snapshot
+from segmint.catalogs.dataset.versions.record import (
+    VERSIONS,
+    Version,
+    VersionName,
+    find_version,
+    latest_version,
+)
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+_SIGNATURE = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig")
+_ID_DIGITS = 16
+_HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+
+
+@dataclass(frozen=True)
+class Signed:
+    """The result of signing."""
+
+    dataset: str
+    file: str  # below the dataset
+    key_id: str
+    version: VersionName
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for people."""
+        return [f"signed with the key {self.key_id}: {self.file}", self.version.line()]
+
+
+def sign_version(
+    dataset: Location, key_file: Location, wanted: int | str | None = None, ask: Callable[[], str] | None = None
+) -> Signed:
+    """Sign a recorded version, by default the latest one, with the private key in a PEM file.
+
+    The latest version is signed only if the dataset is what it says. `ask` returns the passphrase of an encrypted key.
+    Raises `UsageError` for another kind of key, and if there is no such version or the dataset is another one now.
+    """
+    key = read_private_key(key_file, ask)
+    latest = latest_version(dataset)
+    if latest is None:
+        raise UsageError(f"{dataset} has no recorded version to sign: a build or a correction records one at its end")
+    version = latest if wanted is None else find_version(dataset, wanted)
+    digest = take_snapshot(dataset, use_cache=False).digest
+    if version == latest and digest != version.digest:
+        raise UsageError(
+            f"{dataset} is not what its version {version.number} says: its digest is now sha256:{digest}, not "
+            f"sha256:{version.digest}; `segmint verify` says what differs"
+        )
+    identity = key_id(key.public_key())
+    path = signature_path(version.number, identity)
+    if not (dataset / path).put_if_absent(key.sign(message_of(version))):
+        raise UsageError(
+            f"{dataset / path} is another signature, which this key did not make: remove it, and sign again"
+        )
+    return Signed(str(dataset), path, identity, version.name)
+
+
+def signature_problem(dataset: Location, version: Version | None, key: "Ed25519PublicKey") -> tuple[str, str | None]:
+    """Return a key's id, and what is wrong with its signature of a version; None if it is there and right."""
+    from cryptography.exceptions import InvalidSignature
+
+    identity = key_id(key)
+    if version is None:
+        return identity, f"no version is recorded, so the key {identity} signed none"
+    path = signature_path(version.number, identity)
+    try:
+        signature = (dataset / path).read()
+    except NotFoundError:
+        others = signers(dataset, version.number)
+        signed = f"only the keys {', '.join(others)} signed it" if others else "nobody signed it"
+        return identity, f"{path}: no such file: the key {identity} did not sign version {version.number}; {signed}"
+    try:
+        key.verify(signature, message_of(version))
+    except InvalidSignature:
+        wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}"
+        return identity, f"{path}: {wrong}, by the key {identity}"
+    return identity, None
+
+
+def message_of(version: Version) -> bytes:
+    """Return the bytes that are signed."""
+    return f"segmint dataset sha256:{version.digest}\n".encode()
+
+
+def signature_path(number: int, identity: str) -> str:
+    """Return the path of a signature's file below the dataset."""
+    return f"{VERSIONS}/{number}.{identity}.sig"
+
+
+def signers(dataset: Location, number: int) -> list[str]:
+    """Return the ids of the keys of which a version has signatures."""
+    matches = (_SIGNATURE.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
+    return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
+
+
+def key_id(key: "Ed25519PublicKey") -> str:
+    """Return the id of a public key."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:_ID_DIGITS]
+
+
+def read_public_key(file: Location) -> "Ed25519PublicKey":
+    """Read a public Ed25519 key from a PEM file; raises `UsageError` for anything else."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    data = _read(file)
+    if b"PRIVATE KEY" in data:
+        raise UsageError(f"{file} is a private key: verify with the public one (openssl pkey -in KEY -pubout)")
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"{file} is not a public key in PEM form: {error}; make a pair by: {_HOW}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key; make a pair by: {_HOW}")
+    return key
+
+
+def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "Ed25519PrivateKey":
+    """Read a private Ed25519 key from a PEM file, asking for its passphrase if it is encrypted.
+
+    Raises `UsageError` for anything else, and for a wrong passphrase.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    data = _read(file)
+    try:
+        try:
+            key = load_pem_private_key(data, password=None)
+        except TypeError:  # it is encrypted
+            if ask is None:
+                raise UsageError(f"{file} is encrypted, and there is nobody to ask for its passphrase") from None
+            key = load_pem_private_key(data, password=ask().encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"{file} is not a private key in PEM form: {error}; make a pair by: {_HOW}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key; make a pair by: {_HOW}")
+    return key
+
+
+def _read(file: Location) -> bytes:
+    try:
+        return file.read(max_bytes=1 << 20)
+    except NotFoundError as error:
+        raise UsageError(f"{file}: no such key") from error

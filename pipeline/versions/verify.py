@@ -1,0 +1,295 @@
+"""`segmint verify`: reads every byte of a dataset again, and compares it with the version that was recorded."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.shards_index import index_problem
+from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, summary_name, sums_of
+from segmint.catalogs.dataset.versions.compare import compare_snapshots
+from segmint.catalogs.dataset.versions.digest import (
+    Snapshot,
+    VersionLeaf,
+    commit_path,
+    leaf_of,
+    manifest_leaves,
+    tombstone_leaves,
+)
+from segmint.catalogs.dataset.versions.history import read_history
+from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable
+from segmint.catalogs.dataset.versions.record import Version, VersionName, find_version
+from segmint.catalogs.layout import DATA_KINDS, SHARDS_INDEX, SUMMARIES, DamagedDatasetError, canonical_json, data_path
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.wording import counted, size
+from segmint.pipeline.versions.signatures import read_public_key, signature_problem, signers
+
+_THREADS = 8
+_AHEAD = 64
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result of a verification."""
+
+    dataset: str
+    version: VersionName  # the digest of what was read; the number of the version that it was compared with
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    files: int  # read and hashed
+    bytes: int
+    signed_by: tuple[str, ...]  # ids of the keys of which the version has signatures
+    checked_key: str | None  # id of the key whose signature was checked
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer for JSON."""
+        return {**asdict(self), "verified": not self.problems}
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for people; the last but one is the verdict."""
+        verdict = f"{counted(len(self.problems), 'problem')}: not verified" if self.problems else "verified"
+        return [
+            *(f"problem: {problem}" for problem in self.problems),
+            *(f"note: {note}" for note in self.notes),
+            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {verdict}",
+            self.version.line(),
+        ]
+
+
+@dataclass
+class _Reading:
+    """What was read so far."""
+
+    dataset: Location
+    problems: list[str] = field(default_factory=list)
+    leaves: list[VersionLeaf] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)  # with their tars alone
+    sums: dict[int, CommitSums] = field(default_factory=dict)  # by thousand of shards
+    files: int = 0
+    bytes: int = 0
+
+    def add(self, leaf: VersionLeaf, size: int) -> None:
+        self.leaves.append(leaf)
+        self.files += 1
+        self.bytes += size
+
+
+@dataclass(frozen=True)
+class _ShardReading:
+    """A commit's file, what it says, and what is wrong with the files that it names."""
+
+    leaf: VersionLeaf | None
+    commit: Commit | None
+    problems: tuple[str, ...]
+    files: int
+    bytes: int
+
+
+def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Location | None = None) -> Verified:
+    """Read all files of a dataset and compare them with a recorded version, by default the latest one.
+
+    `key` is a file with the public key that must have signed the version. Nothing is taken from `summaries/`. Memory
+    holds a few files and the names of all commits. Raises `UsageError` if there is no dataset, no such version or no
+    usable key.
+    """
+    public_key = None if key is None else read_public_key(key)
+    history = read_history(dataset)
+    reading = _Reading(dataset)
+    reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
+    version = history.latest if wanted is None else find_version(dataset, wanted)
+    notes = []
+    if version is not None and history.latest is not None and version.number != history.latest.number:
+        notes.append(f"version {history.latest.number} is the latest one; only the files of {version.number} were read")
+        _read_version(reading, version)
+    else:
+        _read_all(reading, version)
+        if version is None:
+            notes.append("no version is recorded: the files were compared with the commits, and these with nothing")
+        else:
+            _compare(reading, version)
+    snapshot = Snapshot.of(reading.leaves)
+    number = version.number if version is not None and version.digest == snapshot.digest else None
+    signed_by: Sequence[str] = () if version is None else signers(dataset, version.number)
+    checked = None
+    if public_key is not None:
+        checked, problem = signature_problem(dataset, version, public_key)
+        reading.problems += [] if problem is None else [problem]
+    elif signed_by:
+        notes.append(f"signed by the keys {', '.join(signed_by)}, which were not checked: name a public key with --key")
+    return Verified(
+        dataset=str(dataset),
+        version=VersionName(snapshot.digest, number),
+        problems=tuple(dict.fromkeys(reading.problems)),
+        notes=tuple(notes),
+        files=reading.files,
+        bytes=reading.bytes,
+        signed_by=tuple(signed_by),
+        checked_key=checked,
+    )
+
+
+def _read_all(reading: _Reading, version: Version | None) -> None:
+    """Read what the dataset is now: all that the manifest and the commits that hold name."""
+    dataset = reading.dataset
+    pairs = list(CommitLog(dataset).committed().items())
+    manifests, latest = manifest_leaves(dataset)
+    tombstones = tombstone_leaves(dataset)
+    for leaf in (*manifests, *tombstones):
+        reading.add(leaf, (dataset / leaf.path).size())
+    manifest = None
+    try:
+        manifest = DatasetManifest.from_json(latest, manifests[-1].path)
+    except UsageError as error:
+        reading.problems.append(str(error))
+    for part in manifest.catalog if manifest is not None else ():
+        _read_part(reading, part.path, part.sha256)
+    _read_shards(reading, pairs)
+    if manifest is not None:
+        same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
+        finished = same and len(pairs) == manifest.shards
+        problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
+        reading.problems += [] if problem is None else [f"{SHARDS_INDEX}: {problem}"]
+    _check_summaries(reading, pairs)
+
+
+def _read_version(reading: _Reading, version: Version) -> None:
+    """Read the files of an earlier version; what came later is not looked at."""
+    try:
+        check_readable(reading.dataset, version)
+    except (RemovedVersionError, DamagedDatasetError) as error:
+        reading.problems.append(str(error))
+    for path, sha256 in version.files.items():
+        _read_part(reading, path, sha256)
+    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits])
+    found = Snapshot.of(reading.leaves).by_path
+    for shard, generation, sha256 in version.commits:
+        path = commit_path(shard, generation)
+        if path in found and found[path] != sha256:
+            reading.problems.append(_other_bytes(path, sha256, found[path]))
+
+
+def _read_part(reading: _Reading, path: str, sha256: str) -> None:
+    """Read a file that is to have these bytes."""
+    try:
+        length, found = _hash(reading.dataset / path)
+    except NotFoundError:
+        reading.problems.append(f"{path}: no such file")
+        return
+    reading.add(VersionLeaf(path, found), length)
+    if found != sha256:
+        reading.problems.append(_other_bytes(path, sha256, found))
+
+
+def _read_shards(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> None:
+    """Read commits, and the files that they name."""
+
+    def read(pair: tuple[int, int]) -> _ShardReading:
+        return _read_shard(reading.dataset, *pair)
+
+    for found in map_ahead(read, pairs, _THREADS, _AHEAD, "verify"):
+        reading.problems += found.problems
+        reading.files += found.files
+        reading.bytes += found.bytes
+        if found.leaf is not None:
+            reading.leaves.append(found.leaf)
+        if found.commit is not None:
+            commit = found.commit
+            block = commit.shard // SUMMARY_SHARDS
+            reading.sums[block] = reading.sums.get(block, NOTHING) + sums_of(commit)
+            reading.commits.append(replace(commit, files=(commit.file("shards"),)))
+
+
+def _read_shard(dataset: Location, shard: int, generation: int) -> _ShardReading:
+    path = commit_path(shard, generation)
+    try:
+        data = (dataset / path).read()
+    except NotFoundError:
+        return _ShardReading(None, None, (f"{path}: no such file",), 0, 0)
+    leaf = leaf_of(path, data)
+    try:
+        commit = Commit.from_json(data, path)
+    except DamagedDatasetError as error:
+        return _ShardReading(leaf, None, (str(error),), 1, len(data))
+    problems = list(_wrong_commit(commit, path, data, shard, generation))
+    usable = None if problems else commit
+    files, total = 1, len(data)
+    for entry in commit.files:
+        try:
+            length, found = _hash(dataset / entry.path)
+        except NotFoundError:
+            problems.append(f"{entry.path}: no such file, and {path} names it")
+            continue
+        files, total = files + 1, total + length
+        if (length, found) != (entry.size, entry.sha256):
+            problems.append(_other_bytes(entry.path, entry.sha256, found) + f", and {length:,} bytes")
+    return _ShardReading(leaf, usable, tuple(problems), files, total)
+
+
+def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation: int) -> Iterator[str]:
+    if (commit.shard, commit.generation) != (shard, generation):
+        yield f"{path}: is the commit of shard {commit.shard}, generation {commit.generation}, by its content"
+    if commit.to_json() != data:
+        yield f"{path}: not in the form in which commits are written"
+    expected = {kind: data_path(kind, shard, entry.sha256) for kind, entry in _by_kind(commit).items()}
+    if sorted(expected) != sorted(DATA_KINDS) or len(commit.files) != len(DATA_KINDS):
+        named = ", ".join(entry.path for entry in commit.files) or "no file"
+        yield f"{path}: names {named}, expected a file in each of {', '.join(DATA_KINDS)}"
+    for kind, entry in _by_kind(commit).items():
+        if entry.path != expected[kind]:
+            yield f"{path}: names {entry.path!r}, expected {expected[kind]}"
+
+
+def _by_kind(commit: Commit) -> dict[str, FileEntry]:
+    """Return the files that a commit names, by their folder; those of other folders are left out."""
+    found = {entry.path.partition("/")[0]: entry for entry in commit.files}
+    return {kind: entry for kind, entry in found.items() if kind in DATA_KINDS}
+
+
+def _compare(reading: _Reading, version: Version) -> None:
+    """Compare what was read with the latest version."""
+    snapshot = Snapshot.of(reading.leaves)
+    difference = compare_snapshots(version.snapshot, snapshot)
+    recorded = version.snapshot.by_path
+    for path in difference.changed:
+        reading.problems.append(_other_bytes(path, recorded[path], snapshot.by_path[path]))
+    for path in difference.missing:
+        reading.problems.append(f"{path}: no such file, and version {version.number} has it")
+    for path in difference.replaced:
+        reading.problems.append(f"{path}: replaced since version {version.number} was recorded")
+    for path in difference.added:
+        reading.problems.append(f"{path}: not in version {version.number}: {_ADDED}")
+
+
+_ADDED = "a build or a correction that was not finished put it (run it again, and it is recorded), or someone else did"
+
+
+def _check_summaries(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> None:
+    """Compare saved sums with those of the commits that were read."""
+    folder = reading.dataset / SUMMARIES
+    existing = {entry.name for entry in folder.list()}
+    for block, members in groupby(pairs, key=lambda pair: pair[0] // SUMMARY_SHARDS):
+        name = summary_name(list(members))
+        sums = reading.sums.get(block)
+        if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
+            reading.problems.append(f"{SUMMARIES}/{name}: other sums than those of its commits: delete it")
+
+
+def _hash(file: Location) -> tuple[int, str]:
+    """Return the size and the SHA-256 of a file."""
+    digest, length = hashlib.sha256(), 0
+    with file.open() as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            length += len(chunk)
+    return length, digest.hexdigest()
+
+
+def _other_bytes(path: str, expected: str, found: str) -> str:
+    return f"{path}: other bytes than recorded: expected SHA-256 {expected}; found {found}"

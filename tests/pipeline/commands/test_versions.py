@@ -1,0 +1,75 @@
+"""`segmint verify`, `sign` and `diff` as a user meets them: exit codes, lines, JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    PublicFormat,
+)
+from typer.testing import CliRunner
+
+from segmint.catalogs.dataset.versions.record import put_version
+from segmint.pipeline.cli import app
+from tests.support.locations import location_of
+from tests.support.protocol import Place, begin, write
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset of two shards with a recorded version."""
+    place = Place(str(tmp_path / "dataset"))
+    begin(place)
+    write(place, 0)
+    write(place, 1)
+    put_version(place.location, "build")
+    return tmp_path / "dataset"
+
+
+def run(*arguments: object, typed: str | None = None):
+    return CliRunner().invoke(app, list(map(str, arguments)), input=typed)
+
+
+def test_verify(dataset: Path) -> None:
+    done = run("verify", dataset)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].endswith("verified")
+    assert done.stdout.splitlines()[1].startswith("dataset digest: sha256:")
+    path = next((dataset / "masks").glob("sa_000001-*"))
+    path.write_bytes(b"x")
+    done = run("verify", dataset, "--json")
+    assert done.exit_code == 1
+    value = json.loads(done.stdout)
+    assert not value["verified"]
+    assert value["problems"][0].startswith(f"masks/{path.name}: other bytes than recorded")
+    assert run("verify", dataset, "--version", 1).exit_code == 1
+    assert run("verify", dataset, "--version", 2).exit_code == 2
+    assert run("verify", dataset / "nowhere").exit_code == 2
+
+
+def test_sign_and_verify(dataset: Path, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    private, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    assert run("verify", dataset, "--key", public).exit_code == 1
+    done = run("sign", dataset, "--key", private, typed="sesame\n")
+    assert done.exit_code == 0, done.output
+    assert "sesame" not in done.output
+    assert list((dataset / "versions").glob("1.*.sig"))
+    assert run("verify", dataset, "--key", public).exit_code == 0
+    assert run("sign", dataset, "--key", private, typed="barley\n").exit_code == 2
+
+
+def test_diff(dataset: Path) -> None:
+    write(Place(str(dataset)), 1, variant=2, generation=2)
+    done = run("diff", dataset, dataset, "--version-a", 1)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "  added       1 image: image-5" in done.stdout.splitlines()
+    value = json.loads(run("diff", dataset, dataset, "--version-a", 1, "--json").stdout)
+    assert value["added"] == {"count": 1, "first": ["image-5"]}
+    assert run("diff", dataset, location_of(dataset / "nowhere")).exit_code == 2

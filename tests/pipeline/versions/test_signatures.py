@@ -1,0 +1,153 @@
+"""Versions are signed and checked; the signature can be checked by OpenSSL alone."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+from segmint.catalogs.dataset.versions.record import put_version, read_version
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.versions.signatures import key_id, message_of, sign_version
+from segmint.pipeline.versions.verify import verify_dataset
+from tests.support.locations import location_of
+from tests.support.protocol import Place, begin, quick_folder, write
+
+Private = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+
+@pytest.fixture
+def dataset() -> Iterator[Location]:
+    """A dataset of two shards with a recorded version."""
+    with quick_folder() as folder:
+        place = Place(str(folder / "dataset"))
+        begin(place)
+        write(place, 0)
+        write(place, 1)
+        put_version(place.location, "build")
+        yield place.location
+
+
+def write_keys(
+    folder: Path, name: str, key: Private | None = None, passphrase: bytes = b""
+) -> tuple[Location, Location]:
+    """Write a new pair of keys; return the private and the public one."""
+    key = key or ed25519.Ed25519PrivateKey.generate()
+    pem = serialization.Encoding.PEM
+    how = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    private, public = folder / f"{name}.pem", folder / f"{name}.public.pem"
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, how))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return location_of(private), location_of(public)
+
+
+def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    signed = sign_version(dataset, private)
+    raw = serialization.load_pem_public_key(public.read())
+    assert isinstance(raw, ed25519.Ed25519PublicKey)
+    assert signed.key_id == key_id(raw)
+    assert signed.file == f"versions/1.{signed.key_id}.sig"
+    assert signed.lines()[0] == f"signed with the key {signed.key_id}: {signed.file}"
+    found = verify_dataset(dataset, key=public)
+    assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
+    unchecked = verify_dataset(dataset)
+    assert (unchecked.problems, unchecked.checked_key) == ((), None)
+    assert unchecked.notes == (
+        f"signed by the keys {signed.key_id}, which were not checked: name a public key with --key",
+    )
+    assert sign_version(dataset, private) == signed, "signing again changes nothing"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_openssl_checks_a_signature(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    signed = sign_version(dataset, private)
+    message = tmp_path / "message"
+    message.write_text(f"segmint dataset sha256:{signed.version.digest}\n")
+    assert message.read_bytes() == message_of(read_version(dataset, 1))
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public.uri, "-rawin", "-in", str(message)]
+    done = subprocess.run(
+        [*command, "-sigfile", f"{dataset}/{signed.file}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "Signature Verified Successfully\n")
+
+
+def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tmp_path: Path) -> None:
+    (private, public), (other, other_public) = write_keys(tmp_path, "key"), write_keys(tmp_path, "other")
+    (problem,) = verify_dataset(dataset, key=public).problems
+    assert problem.endswith(" did not sign version 1; nobody signed it")
+    signed = sign_version(dataset, private)
+    (problem,) = verify_dataset(dataset, key=other_public).problems
+    assert problem.endswith(f"did not sign version 1; only the keys {signed.key_id} signed it")
+
+    signature = dataset / signed.file
+    data = signature.read()
+    foreign = sign_version(dataset, other)
+    for wrong in (bytes([data[0] ^ 1]) + data[1:], data[:-1], b"", (dataset / foreign.file).read()):
+        signature.put(wrong)
+        (problem,) = verify_dataset(dataset, key=public).problems
+        assert problem.startswith(f"{signed.file}: not the signature of sha256:")
+    with pytest.raises(UsageError, match="is another signature, which this key did not make"):
+        sign_version(dataset, private)
+
+
+def test_a_signature_is_of_one_version_alone(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    signed = sign_version(dataset, private)
+    write(Place(dataset.uri), 1, variant=2, generation=2)
+    with pytest.raises(UsageError, match="is not what its version 1 says: its digest is now sha256:"):
+        sign_version(dataset, private)
+    put_version(dataset, "retry")
+    assert "did not sign version 2" in verify_dataset(dataset, key=public).problems[0]
+    (dataset / f"versions/2.{signed.key_id}.sig").put((dataset / signed.file).read())
+    assert "not the signature of sha256:" in verify_dataset(dataset, key=public).problems[0]
+    (dataset / f"versions/2.{signed.key_id}.sig").delete()
+    assert sign_version(dataset, private).version.number == 2
+    assert verify_dataset(dataset, key=public).problems == ()
+    assert verify_dataset(dataset, "1", public).problems == ()
+
+
+def test_an_encrypted_key_asks_for_its_passphrase(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key", passphrase=b"open sesame")
+    with pytest.raises(UsageError, match="is encrypted"):
+        sign_version(dataset, private)
+    with pytest.raises(UsageError, match="is not a private key in PEM form"):
+        sign_version(dataset, private, ask=lambda: "open barley")
+    sign_version(dataset, private, ask=lambda: "open sesame")
+    assert verify_dataset(dataset, key=public).problems == ()
+
+
+def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    rsa_private, rsa_public = write_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
+    junk = location_of(tmp_path / "junk.pem")
+    junk.put(b"\xff not a key")
+    for key, message in [
+        (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key; make a pair by: openssl genpkey"),
+        (public, "is not a private key in PEM form"),
+        (junk, "is not a private key in PEM form"),
+        (location_of(tmp_path / "none.pem"), "no such key"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            sign_version(dataset, key)
+    for key, message in [
+        (rsa_public, r"is a \w*RSAPublicKey: expected an Ed25519 key"),
+        (private, "is a private key: verify with the public one"),
+        (junk, "is not a public key in PEM form"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            verify_dataset(dataset, key=key)
+
+
+def test_nothing_is_signed_where_nothing_is_recorded(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    (dataset / "versions/1.json").delete()
+    with pytest.raises(UsageError, match="has no recorded version to sign"):
+        sign_version(dataset, private)
+    (problem,) = verify_dataset(dataset, key=public).problems
+    assert problem.startswith("no version is recorded, so the key ")

@@ -1,0 +1,169 @@
+"""A dataset is verified: no file of it can change, or be gone, without a problem that names it."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset import summaries
+from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.versions import digest
+from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.versions import verify
+from segmint.pipeline.versions.verify import Verified, verify_dataset
+from tests.support.locations import location_of
+from tests.support.protocol import Place, begin, quick_folder, write
+
+FLIPS = 12
+"""Bits that are flipped in each file, spread over it at random."""
+
+
+@pytest.fixture
+def whole() -> Iterator[Location]:
+    """A dataset of two shards with a tombstone, an index and a recorded version."""
+    with quick_folder() as folder:
+        place = Place(str(folder / "dataset"))
+        begin(place)
+        write(place, 0)
+        write(place, 1)
+        image = TakenImage(ordinal=7, id=8, image_id="image-7", uri="photo_7.jpg", sha256=None)
+        tombstone = Tombstone(asked=Asked(ids=("8",)), reason="asked", when="now", images=(image,))
+        put_tombstone(place.location, tombstone)
+        write_shards_index(place.location, "protocol")
+        put_version(place.location, "build")
+        yield place.location
+
+
+def paths_of(dataset: Location) -> list[str]:
+    return sorted(entry.name for entry in dataset.walk())
+
+
+def test_a_whole_dataset(whole: Location) -> None:
+    name = name_now(whole)
+    found = verify_dataset(whole)
+    # dataset.json, a part, a tombstone, and two shards of five files: shards.json and versions/ are compared, not named
+    assert found == Verified(str(whole), VersionName(name.digest, 1), (), (), 13, found.bytes, (), None)
+    assert found.bytes == sum(
+        entry.size for entry in whole.walk() if entry.name != "shards.json" and "versions/" not in entry.name
+    )
+    assert found.lines()[-1] == f"dataset digest: sha256:{name.digest[:12]} (version 1)"
+    assert found.lines()[-2].startswith("read 13 files (")
+    assert found.lines()[-2].endswith("; verified")
+    assert found.to_dict()["verified"]
+
+
+def test_no_bit_of_any_file_changes_unseen(whole: Location) -> None:
+    draw = random.Random(1)
+    paths = paths_of(whole)
+    assert {path.partition("/")[0] for path in paths} == {
+        "catalog", "commits", "dataset.json", "images", "masks", "rejects", "shards", "shards.json", "tombstones",
+        "versions",
+    }  # fmt: skip
+    for path in paths:
+        data = (whole / path).read()
+        for _ in range(FLIPS):
+            changed = bytearray(data)
+            place, bit = draw.randrange(len(data)), draw.randrange(8)
+            changed[place] ^= 1 << bit
+            (whole / path).put(bytes(changed))
+            found = verify_dataset(whole)
+            assert any(path in problem for problem in found.problems), f"{path}: bit {bit} of byte {place}"
+            assert not found.to_dict()["verified"]
+        (whole / path).put(data)
+    assert verify_dataset(whole).problems == ()
+
+
+def test_no_file_disappears_unseen(whole: Location) -> None:
+    for path in paths_of(whole):
+        if path in ("shards.json", "versions/1.json"):  # the one may be missing, and without the other nothing is known
+            continue
+        data = (whole / path).read()
+        (whole / path).delete()
+        if path == "dataset.json":
+            with pytest.raises(UsageError, match="is not a segmint dataset"):
+                verify_dataset(whole)
+        else:
+            assert any(path in problem for problem in verify_dataset(whole).problems), path
+        (whole / path).put(data)
+
+
+def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
+    place = Place(whole.uri)
+    write(place, 1, variant=2, generation=2)
+    found = verify_dataset(whole)
+    assert found.version == VersionName(name_now(whole).digest, None)
+    assert [problem.partition(":")[0] for problem in found.problems] == [
+        "shards.json", "commits/000001.g1.json", "commits/000001.g2.json",
+    ]  # fmt: skip
+    write_shards_index(whole, "protocol")
+    put_version(whole, "retry")
+    assert verify_dataset(whole).problems == ()
+    earlier = verify_dataset(whole, 1)  # its files are still there
+    assert (earlier.problems, earlier.version) == ((), read_version(whole, 1).name)
+    assert earlier.notes == ("version 2 is the latest one; only the files of 1 were read",)
+    (whole / "commits/000001.g1.json").delete()
+    problems = verify_dataset(whole, 1).problems
+    assert "version 2 (retry of " in problems[0]
+    assert problems[1:] == ("commits/000001.g1.json: no such file",)
+
+
+def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location) -> None:
+    place = Place(whole.uri)
+    for number, variant in ((2, 1), (3, 2)):
+        write(place, 1, variant=variant, generation=number)
+        write_shards_index(whole, "protocol")
+        put_version(whole, "retry")
+    assert verify_dataset(whole).problems == ()
+    second = (whole / "versions/2.json").read()
+    (whole / "versions/2.json").delete()
+    assert verify_dataset(whole).problems == (
+        "versions/2.json: expected version 2, as there are later ones; found no such file",
+    )
+    forged = read_version(whole, 1).model_copy(update={"number": 2, "before": "0" * 64})
+    (whole / "versions/2.json").put(forged.to_json())
+    found = verify_dataset(whole).problems
+    assert [problem.partition(":")[0] for problem in found] == ["versions/2.json", "versions/3.json"]
+    (whole / "versions/2.json").put(second)
+    assert verify_dataset(whole).problems == ()
+
+
+def test_a_dataset_of_an_earlier_segmint_is_compared_with_its_commits(whole: Location) -> None:
+    (whole / "versions/1.json").delete()
+    found = verify_dataset(whole)
+    assert (found.problems, found.version.number) == ((), None)
+    assert found.notes == ("no version is recorded: the files were compared with the commits, and these with nothing",)
+    with pytest.raises(UsageError, match="has no version 1: none is recorded"):
+        verify_dataset(whole, 1)
+    path = next(path for path in paths_of(whole) if path.startswith("masks/"))
+    (whole / path).put(b"x")
+    assert path in verify_dataset(whole).problems[0]
+
+
+def test_nothing_is_taken_from_summaries(whole: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    monkeypatch.setattr(verify, "SUMMARY_SHARDS", 2)
+    put_version(whole, "build")
+    sum_commits(whole)
+    leaves, sums = sorted(Path(whole.uri, "summaries").iterdir(), reverse=True)
+    assert leaves.name.startswith("leaves-")
+    commit = whole / "commits/000001.g1.json"
+    data = commit.read()
+    commit.put(data.replace(b'"masks":4', b'"masks":5'))
+    assert name_now(whole).number == 1, "a reader takes the saved hash"
+    assert any("commits/000001.g1.json: other bytes" in problem for problem in verify_dataset(whole).problems)
+    commit.put(data)
+    assert verify_dataset(whole).problems == ()
+    sums.write_bytes(sums.read_bytes().replace(b'"images":4', b'"images":3'))
+    (problem,) = verify_dataset(whole).problems
+    assert problem == f"summaries/{sums.name}: other sums than those of its commits: delete it"
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
+        verify_dataset(location_of(tmp_path))
