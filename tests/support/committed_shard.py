@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.layout import COMMITS, MANIFEST, SHARDS_INDEX, commit_name, data_path
+from segmint.catalogs.layout import COMMITS, MANIFEST, SHARDS_INDEX, DamagedDatasetError, commit_name, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
@@ -94,7 +95,8 @@ def write_commit(dataset: Path, commit: Commit) -> None:
     """Put a commit over any that has its name, and the index that a build then writes."""
     (dataset / COMMITS / commit_name(commit.shard, commit.generation)).write_bytes(commit.to_json())
     if (dataset / SHARDS_INDEX).exists():
-        write_shards_index(location_of(dataset), load_manifest(location_of(dataset)).name)
+        with suppress(DamagedDatasetError):  # the audit compares no index with a commit that cannot be used
+            write_shards_index(location_of(dataset), load_manifest(location_of(dataset)).name)
 
 
 def change_manifest(dataset: Path, **changes: Any) -> None:
