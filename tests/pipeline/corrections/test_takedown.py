@@ -167,6 +167,7 @@ def test_a_tombstone_without_a_hash_finds_by_name_alone(dataset: Path) -> None:
     value = json.loads(path.read_bytes())
     value["images"][0]["sha256"] = None
     path.write_text(json.dumps(value))
+    shutil.rmtree(dataset / "versions")  # else the tombstone is another one than was recorded
     assert take(dataset).rows == 0
     assert audit_integrity(location_of(dataset)).findings.total == 0
 
@@ -181,6 +182,7 @@ def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedow
     verdict = {"stage": "catalog", "reason": "taken_down", "detail": "its bytes"}
     shard.rows["rejects"].append({**{n: refused[n] for n in ("ordinal", "id", "image_id", "uri")}, **verdict})
     shard.write()
+    shutil.rmtree(dataset / "versions")  # as if the build had written the shard so
     assert audit_integrity(location_of(dataset)).findings.total == 0
     done = take(dataset, Asked(ids=("image-6",)))
     assert (done.rows, done.taken_down) == (2, 3)
@@ -304,7 +306,7 @@ def test_a_report_that_is_a_link_is_unlinked_and_what_it_leads_to_stays(dataset:
     (dataset / "report").symlink_to(tmp_path / "pages")
     done = take(dataset)
     assert done.removed_links == (f"report -> {tmp_path / 'pages'}",)
-    assert f"look where it led: report -> {tmp_path / 'pages'}" in done.lines()[-1]
+    assert f"look where it led: report -> {tmp_path / 'pages'}" in done.lines()[-2]
     assert not (dataset / "report").is_symlink()
     assert (tmp_path / "pages" / "deep" / "thesis.tex").read_text() == "ten years"
 
@@ -352,7 +354,7 @@ def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -
     done = take(dataset)
     assert done.unknown_files == ("more", "pages/index.html", "shards/notes.txt")
     assert done.lines()[1].endswith("of segmint's files tombstones/ alone names the images")
-    assert done.lines()[-1] == "not segmint's, look whether it shows or names them: shards/notes.txt"
+    assert done.lines()[-2] == "not segmint's, look whether it shows or names them: shards/notes.txt"
 
 
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
