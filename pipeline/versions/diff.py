@@ -50,7 +50,7 @@ _WHY_REMOVED = f"""
 SELECT coalesce(named.reason, blank.reason, 'not there') AS reason, count(*) AS images
 FROM pairs LEFT JOIN b_rejects named ON named.image_id = pairs.image_id
 LEFT JOIN b_rejects blank ON ? AND blank.image_id = '{BLANK}' AND blank.ordinal = pairs.ordinal
-WHERE removed GROUP BY reason ORDER BY images DESC, reason
+WHERE removed GROUP BY 1 ORDER BY 2 DESC, 1
 """
 
 _IN_BOTH = "NOT added AND NOT removed"
