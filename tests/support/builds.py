@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,12 +94,13 @@ def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300,
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its path there; without the recorded versions of a dataset.
+    """SHA-256 of every file under a folder, by its path there; without a dataset's recorded versions and outputs.
 
-    These have their time, and kills and ranges of shards leave other numbers of them.
+    Versions have their time, and kills and ranges of shards leave other numbers of them. Tests that read a shared
+    dataset note what they write of it.
     """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != VERSIONS
+        if path.is_file() and path.relative_to(folder).parts[0] not in (VERSIONS, OUTPUTS)
     }

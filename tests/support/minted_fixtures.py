@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.outputs import OUTPUTS
 from tests.support.builds import small_catalog, write_config
 from tests.support.minted import mint
 from tests.support.parallel import made_once
@@ -27,6 +28,6 @@ def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(minted: Path, tmp_path: Path) -> Path:
-    """A copy of the small real dataset, to change."""
-    shutil.copytree(minted, tmp_path / "dataset")
+    """A copy of the small real dataset, to change; without the notes of other tests' reports and exports."""
+    shutil.copytree(minted, tmp_path / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
     return tmp_path / "dataset"

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.pipeline.cli import app
 from tests.support.builds import digests
@@ -59,6 +60,7 @@ def test_a_dry_run_lists_and_changes_nothing(
     value = json.loads(run(command, dataset, *removals[command], "--dry-run", "--json").stdout)
     assert value["shards"] == ([0, 1] if command == "takedown" else [0])
     assert digests(dataset) == before
+    assert not (dataset / OUTPUTS).exists()
 
 
 @pytest.mark.parametrize("command", ["takedown", "redact"])

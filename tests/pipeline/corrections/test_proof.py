@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
@@ -43,6 +44,7 @@ def test_nothing_is_found_and_nothing_is_changed(taken: Path) -> None:
         assert (proof.found, proof.not_looked_at, proof.shards, proof.reasons) == ((), (), 3, ("asked for",))
         assert proof.lines()[-1] == "not found"
     assert digests(taken) == before
+    assert not (taken / OUTPUTS).exists()
     for other in ("image-4", "5", "image-77"):
         with pytest.raises(UsageError, match=r"no tombstone of .* names"):
             prove(location_of(taken), other)
