@@ -153,6 +153,17 @@ def parse_commit_name(name: str) -> tuple[int, int] | None:
     return int(match["shard"]), int(match["generation"])
 
 
+def commit_path(shard: int, generation: int) -> str:
+    """The path of a commit's file below the dataset."""
+    return f"{COMMITS}/{commit_name(shard, generation)}"
+
+
+def parse_commit_path(path: str) -> tuple[int, int] | None:
+    """Parse the path of a commit's file below the dataset into shard and generation; None for any other path."""
+    folder, _, name = path.partition("/")
+    return parse_commit_name(name) if folder == COMMITS else None
+
+
 def claim_name(shard: int, generation: int, digest: str) -> str:
     """The name of a claim's file in `claims/`; `digest` is of what it names."""
     return f"{shard_name(shard)}.g{generation}-{digest}.json"

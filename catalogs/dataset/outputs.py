@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
@@ -41,7 +42,7 @@ OUTPUTS = "outputs"
 _OURS = re.compile(
     rf"(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}\.json"
     rf"|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+\.json"
-    r"|versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)"
+    rf"|{VERSIONS}/[1-9]\d*\.(?:json|[0-9a-f]{{16}}\.sig)"
 )
 _FAR = "../../../"
 """A place that begins so is not near the dataset: the way to it would name folders of a machine."""

@@ -15,7 +15,7 @@ from segmint.catalogs.layout import (
     DATA_KINDS,
     SUMMARIES,
     DataFile,
-    commit_name,
+    commit_path,
     is_part_path,
     parse_claim_name,
     parse_data_path,
@@ -132,7 +132,7 @@ def _sweep_shard(dataset: Location, shard: int, found: _Listed, limit: datetime)
         if path not in state.kept and (modified < limit or path in replaced_files)
     ]
     # Last: while a replaced commit exists, it shows which files are not those of a writer at work.
-    doomed += [f"{COMMITS}/{commit_name(shard, generation)}" for generation in state.replaced]
+    doomed += [commit_path(shard, generation) for generation in state.replaced]
     doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
         (dataset / path).delete()

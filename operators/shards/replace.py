@@ -14,7 +14,7 @@ from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
     DATA_KINDS,
-    commit_name,
+    commit_path,
     parse_commit_name,
     parse_data_path,
 )
@@ -100,7 +100,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
         # Last: while an older commit exists, an interrupted removal can be recognized.
         for generation in commits.get(shard, ()):
             if state.commit is not None and generation < state.commit.generation:
-                (dataset / COMMITS / commit_name(shard, generation)).purge()
+                (dataset / commit_path(shard, generation)).purge()
         if state.commit is None and state.kept.intersection(files.get(shard, ())):
             spared.append(shard)
     return spared

@@ -16,7 +16,7 @@ from segmint.catalogs.layout import (
     COMMITS,
     DATA_KINDS,
     DamagedDatasetError,
-    commit_name,
+    commit_path,
     data_path,
     is_part_path,
     parse_commit_name,
@@ -118,7 +118,7 @@ def audit_commits(
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
     """Check the bytes of a commit against its name (shard and generation), itself, and the manifest."""
-    place = Place(f"{COMMITS}/{commit_name(shard, generation)}", shard)
+    place = Place(commit_path(shard, generation), shard)
 
     def unusable(expected: str, found: object) -> AuditedCommit:
         return AuditedCommit(shard, generation, None, (place.finding(Code.BAD_COMMIT, expected, found),))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, FindingCollector, Place
-from segmint.catalogs.layout import COMMITS, commit_name
+from segmint.catalogs.layout import commit_path
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.commits import Listed, audit_commits
@@ -52,7 +52,7 @@ def audit_committed_state(
     for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
         left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
-        place = Place(f"{COMMITS}/{commit_name(audited.shard, audited.generation)}", audited.shard)
+        place = Place(commit_path(audited.shard, audited.generation), audited.shard)
         found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
         expected = f"generation {generations[audited.shard][-1]} alone"
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))

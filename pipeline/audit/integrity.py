@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.tombstones import (
     taken_images,
 )
 from segmint.catalogs.findings import Code, FindingCollector, Place
-from segmint.catalogs.layout import COMMITS, DamagedDatasetError, commit_name
+from segmint.catalogs.layout import DamagedDatasetError, commit_path
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits
@@ -127,7 +127,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
     findings = FindingCollector()
     findings.extend(report.findings)
     for first, last in report.not_built:
-        place = Place(f"{COMMITS}/{commit_name(first, 1)}", first)
+        place = Place(commit_path(first, 1), first)
         expected = f"a commit of each of {report.shards} shards"
         findings.add(place.finding(Code.NOT_COMMITTED, expected, f"none of {last - first + 1}, {first} to {last}"))
     return replace(report, findings=findings.collected())

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.versions.compare import compare_snapshots
+from segmint.catalogs.dataset.versions.compare import Comparison, compare_snapshots
 from segmint.catalogs.dataset.versions.digest import Snapshot, take_snapshot
 from segmint.catalogs.dataset.versions.history import read_history
 from segmint.catalogs.dataset.versions.record import Version, VersionName
 from segmint.catalogs.findings import Code, Finding, Place
-from segmint.catalogs.layout import COMMITS, SHARDS_INDEX, parse_commit_name
+from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
@@ -38,8 +38,8 @@ def audit_version(dataset: Location) -> AuditedVersion:
     if history.latest is None:
         return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())
     latest = history.latest
-    findings += _unlike(latest, snapshot)
     difference = compare_snapshots(latest.snapshot, snapshot)
+    findings += _unlike(latest, snapshot, difference)
     notes = []
     if difference.replaced or difference.added:
         notes.append(
@@ -81,13 +81,11 @@ def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str
     return None
 
 
-def _unlike(version: Version, snapshot: Snapshot) -> Iterator[Finding]:
+def _unlike(version: Version, snapshot: Snapshot, difference: Comparison) -> Iterator[Finding]:
     """Yield a finding for each file of a version that changed or is gone, and that nothing replaced."""
-    difference = compare_snapshots(version.snapshot, snapshot)
     recorded, found = version.snapshot.by_path, snapshot.by_path
     for path in (*difference.changed, *difference.missing):
-        folder, _, name = path.partition("/")
-        commit = parse_commit_name(name) if folder == COMMITS else None
+        commit = parse_commit_path(path)
         place = Place(path, None if commit is None else commit[0])
         expected = f"SHA-256 {recorded[path]}, as in version {version.number}"
         yield place.finding(Code.UNLIKE_VERSION, expected, found.get(path, "no such file"))

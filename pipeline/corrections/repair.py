@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.findings import Code, Finding
-from segmint.catalogs.layout import COMMITS, DATA_KINDS, DamagedDatasetError, commit_name, parse_data_path
+from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, commit_path, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -118,7 +118,7 @@ class _Held:
 
     @property
     def path(self) -> str:
-        return f"{COMMITS}/{commit_name(self.shard, self.generation)}"
+        return commit_path(self.shard, self.generation)
 
 
 def _read_commits(dataset: Location, manifest: DatasetManifest, result: Repaired) -> list[_Held]:
@@ -171,7 +171,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
     counted = {"rows": total, "images": rows["images"], "masks": rows["masks"], "rejected": rows["rejects"], **reasons}
     if counted == dict(commit.counts):
         return []
-    return [f"{COMMITS}/{commit_name(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]
+    return [f"{commit_path(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]
 
 
 def _find_damages(dataset: Location, commits: Sequence[Commit]) -> dict[int, list[Damage]]:

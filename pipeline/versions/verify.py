@@ -14,7 +14,6 @@ from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
-    commit_path,
     leaf_of,
     manifest_leaves,
     tombstone_leaves,
@@ -22,7 +21,15 @@ from segmint.catalogs.dataset.versions.digest import (
 from segmint.catalogs.dataset.versions.history import read_history
 from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable
 from segmint.catalogs.dataset.versions.record import Version, VersionName, find_version
-from segmint.catalogs.layout import DATA_KINDS, SHARDS_INDEX, SUMMARIES, DamagedDatasetError, canonical_json, data_path
+from segmint.catalogs.layout import (
+    DATA_KINDS,
+    SHARDS_INDEX,
+    SUMMARIES,
+    DamagedDatasetError,
+    canonical_json,
+    commit_path,
+    data_path,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

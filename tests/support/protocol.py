@@ -124,6 +124,17 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1, rows:
     return write_shard(task, [(0, ROWS)], rows_of(shard, variant) if rows is None else rows)
 
 
+@contextmanager
+def two_shards() -> Iterator[Place]:
+    """A dataset of two shards for a while: images 1, 2, 4 and 5, rows 3 and 6 refused."""
+    with quick_folder() as folder:
+        place = Place(str(folder / "dataset"))
+        begin(place)
+        write(place, 0)
+        write(place, 1)
+        yield place
+
+
 def sweep_all(place: Place) -> list[str]:
     """The sweep, for which every file is old."""
     later = datetime.now(UTC) + timedelta(days=1000)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.manifest import parse_manifest_name
 from segmint.catalogs.dataset.versions.digest import Snapshot
-from segmint.catalogs.layout import COMMITS, is_part_path, parse_commit_name
+from segmint.catalogs.layout import is_part_path, parse_commit_path
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,14 @@ def compare_snapshots(before: Snapshot, now: Snapshot) -> Comparison:
 def _is_replaced(path: str, generations: dict[int, int], *, grown: bool) -> bool:
     if is_part_path(path):
         return grown
-    commit = _commit_of(path)
+    commit = parse_commit_path(path)
     return commit is not None and generations.get(commit[0], 0) > commit[1]
 
 
 def _generations(snapshot: Snapshot) -> dict[int, int]:
     """Return the generation of each committed shard."""
-    commits = (_commit_of(leaf.path) for leaf in snapshot.leaves)
+    commits = (parse_commit_path(leaf.path) for leaf in snapshot.leaves)
     return dict(commit for commit in commits if commit is not None)
-
-
-def _commit_of(path: str) -> tuple[int, int] | None:
-    folder, _, name = path.partition("/")
-    return parse_commit_name(name) if folder == COMMITS else None
 
 
 def _manifests(snapshot: Snapshot) -> int:

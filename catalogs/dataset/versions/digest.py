@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import groupby
 
 from segmint.catalogs.dataset.commits import generations_of
-from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_name, parse_manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
 from segmint.catalogs.layout import (
@@ -22,6 +22,7 @@ from segmint.catalogs.layout import (
     DamagedDatasetError,
     canonical_json,
     commit_name,
+    commit_path,
     fingerprint,
     parse_commit_name,
     shard_name,
@@ -106,7 +107,7 @@ def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
 
     Raises `UsageError` if there is none.
     """
-    numbers = sorted(n for entry in dataset.list() if (n := parse_manifest_name(entry.name)) is not None)
+    numbers = manifest_generations(dataset)
     if not numbers:
         raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
     leaves = []
@@ -125,11 +126,6 @@ def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
 def leaf_of(path: str, data: bytes) -> VersionLeaf:
     """Return the leaf of a file with these bytes."""
     return VersionLeaf(path, hashlib.sha256(data).hexdigest())
-
-
-def commit_path(shard: int, generation: int) -> str:
-    """Return the path of a commit's file below the dataset."""
-    return f"{COMMITS}/{commit_name(shard, generation)}"
 
 
 def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:

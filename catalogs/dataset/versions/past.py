@@ -6,9 +6,8 @@ from collections.abc import Container, Iterator
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
-from segmint.catalogs.dataset.versions.digest import commit_path
 from segmint.catalogs.dataset.versions.record import Version, read_version, version_numbers
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

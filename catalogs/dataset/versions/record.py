@@ -16,11 +16,10 @@ from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
-    commit_path,
     short_digest,
     take_snapshot,
 )
-from segmint.catalogs.layout import COMMITS, DamagedDatasetError, canonical_json, parse_commit_name
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_path, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -193,7 +192,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         # The snapshot is taken after the latest version was read, so the last version has all that was done.
         numbers = version_numbers(dataset)
         try:
-            latest = latest_version(dataset)
+            latest = read_version(dataset, numbers[-1]) if numbers else None
         except DamagedDatasetError as error:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
@@ -207,7 +206,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
                 get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
                 return VersionName(snapshot.digest, None)
         version = Version(
-            number=1 + max(numbers, default=0),
+            number=1 + (numbers[-1] if numbers else 0),
             digest=snapshot.digest,
             before=None if latest is None else latest.digest,
             command=command,
@@ -226,8 +225,7 @@ def _listed(snapshot: Snapshot) -> dict[str, Any]:
     files: dict[str, str] = {}
     commits: list[tuple[int, int, str]] = []
     for leaf in snapshot.leaves:
-        folder, _, name = leaf.path.partition("/")
-        parsed = parse_commit_name(name) if folder == COMMITS else None
+        parsed = parse_commit_path(leaf.path)
         if parsed is None:
             files[leaf.path] = leaf.sha256
         else:

@@ -14,17 +14,13 @@ from segmint.pipeline.audit.answer_json import from_json, to_json
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.audit.versions import audit_index, audit_version
-from tests.support.protocol import Place, begin, quick_folder, write
+from tests.support.protocol import Place, two_shards, write
 
 
 @pytest.fixture
 def whole() -> Iterator[Location]:
     """A dataset of two shards with an index and a recorded version."""
-    with quick_folder() as folder:
-        place = Place(str(folder / "dataset"))
-        begin(place)
-        write(place, 0)
-        write(place, 1)
+    with two_shards() as place:
         write_shards_index(place.location, "protocol")
         put_version(place.location, "build")
         yield place.location

@@ -16,7 +16,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.versions.diff import Images, diff_datasets
 from tests.support.locations import location_of
-from tests.support.protocol import Place, begin, quick_folder, write
+from tests.support.protocol import Place, two_shards, write
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -24,11 +24,7 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 @pytest.fixture
 def place() -> Iterator[Place]:
     """A dataset of two shards: images 1, 2, 4 and 5, rows 3 and 6 refused."""
-    with quick_folder() as folder:
-        place = Place(str(folder / "dataset"))
-        begin(place)
-        write(place, 0)
-        write(place, 1)
+    with two_shards() as place:
         put_version(place.location, "build")
         yield place
 

@@ -15,7 +15,7 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.versions.signatures import key_id, message_of, sign_version
 from segmint.pipeline.versions.verify import verify_dataset
 from tests.support.locations import location_of
-from tests.support.protocol import Place, begin, quick_folder, write
+from tests.support.protocol import Place, two_shards, write
 
 Private = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
@@ -23,11 +23,7 @@ Private = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 @pytest.fixture
 def dataset() -> Iterator[Location]:
     """A dataset of two shards with a recorded version."""
-    with quick_folder() as folder:
-        place = Place(str(folder / "dataset"))
-        begin(place)
-        write(place, 0)
-        write(place, 1)
+    with two_shards() as place:
         put_version(place.location, "build")
         yield place.location
 

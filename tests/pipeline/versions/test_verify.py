@@ -17,7 +17,7 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.versions import verify
 from segmint.pipeline.versions.verify import Verified, verify_dataset
 from tests.support.locations import location_of
-from tests.support.protocol import Place, begin, quick_folder, write
+from tests.support.protocol import Place, two_shards, write
 
 FLIPS = 12
 """Bits that are flipped in each file, spread over it at random."""
@@ -26,11 +26,7 @@ FLIPS = 12
 @pytest.fixture
 def whole() -> Iterator[Location]:
     """A dataset of two shards with a tombstone, an index and a recorded version."""
-    with quick_folder() as folder:
-        place = Place(str(folder / "dataset"))
-        begin(place)
-        write(place, 0)
-        write(place, 1)
+    with two_shards() as place:
         image = TakenImage(ordinal=7, id=8, image_id="image-7", uri="photo_7.jpg", sha256=None)
         tombstone = Tombstone(asked=Asked(ids=("8",)), reason="asked", when="now", images=(image,))
         put_tombstone(place.location, tombstone)
