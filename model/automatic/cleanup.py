@@ -1,6 +1,7 @@
 """Clean-up of masks: small holes are filled, small islands removed (8-connected components)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,17 +17,30 @@ class Cleaned:
 
     Attributes:
         mask: (h, w) bool, or None when no island was large enough and the largest was not kept.
-        changed: whether any hole or island was under the limit, even if the mask came out the same.
+        holes: whether a hole was under the limit, and was filled.
+        islands: whether an island was under the limit, even if the mask came out the same.
     """
 
     mask: NDArray[np.bool_] | None
-    changed: bool
+    holes: bool
+    islands: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether any hole or island was under the limit, even if the mask came out the same."""
+        return self.holes or self.islands
 
 
-def clean_patch(
-    patch: Patch, frame_size: tuple[int, int], min_area: int, keep_largest: bool
-) -> tuple[Patch | None, bool]:
-    """What `clean` makes of a mask in the frame of (height, width): the patch, and whether it changed.
+class CleanedPatch(NamedTuple):
+    """The result of cleaning one mask in the frame; the fields are those of `Cleaned`."""
+
+    patch: Patch | None
+    holes: bool
+    islands: bool
+
+
+def clean_patch(patch: Patch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
+    """What `clean` makes of a mask in the frame of (height, width).
 
     It works in a window around the patch. Where a side of the window is not a side of the frame, there is a margin of
     background between it and the patch, one connected piece of at least `min_area` pixels: background that continues
@@ -41,8 +55,8 @@ def clean_patch(
     mask[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = patch.window()
     cleaned = clean(mask, min_area, keep_largest)
     if cleaned.mask is None or not cleaned.changed:
-        return (None if cleaned.mask is None else patch), cleaned.changed
-    return Patch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), True
+        return CleanedPatch(None if cleaned.mask is None else patch, cleaned.holes, cleaned.islands)
+    return CleanedPatch(Patch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
 
 
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned:
@@ -54,7 +68,7 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
     """
     filled, holes = _fill_holes(mask, min_area)
     kept, islands = _remove_islands(filled, min_area, keep_largest)
-    return Cleaned(kept, holes or islands)
+    return Cleaned(kept, holes, islands)
 
 
 def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:

@@ -72,14 +72,8 @@ class MaskGenerator:
             funnel += counts
         device = self.predictor.sam.device
         candidates = suppress_across_crops(concatenate(parts), settings, device)
-        written, cleaned = clean_up(candidates, frame_size, settings, device)
-        funnel += Funnel(
-            after_nms2=len(candidates),
-            cleaned=cleaned,
-            removed_by_cleanup=len(candidates) - len(written),
-            written=len(written),
-        )
-        return Generated(to_records(written, frame_size), funnel)
+        written, counts = clean_up(candidates, frame_size, settings, device)
+        return Generated(to_records(written, frame_size), funnel + counts)
 
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
@@ -130,32 +124,41 @@ def suppress_across_crops(
 
 def clean_up(
     candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings, device: torch.device | None = None
-) -> tuple[Candidates, int]:
-    """Fill small holes and remove small islands, then suppress new duplicates; count the masks that had any.
+) -> tuple[Candidates, Funnel]:
+    """Fill small holes and remove small islands, then suppress new duplicates; count from `after_nms2` to the end.
 
     OpenCV finds connected components on the host, whatever the device, in windows made from the masks' runs.
     Masks that clean-up did not change come first and win over those that it changed; scores do not change.
     """
     if settings.min_mask_region_area == 0:
-        return candidates, 0
+        return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
     changed: dict[int, Patch] = {}
     dropped: list[int] = []
-    cleaned = 0
+    cleaned = holes_filled = islands_removed = 0
     for index, patch in enumerate(candidates.patches):
-        clean, has_small = clean_patch(
+        clean, holes, islands = clean_patch(
             patch, frame_size, settings.min_mask_region_area, keep_largest=settings.profile == "official"
         )
-        cleaned += has_small
+        holes_filled += holes
+        islands_removed += islands
+        cleaned += holes or islands
         if clean is None:
             dropped.append(index)
-        elif has_small:
+        elif holes or islands:
             changed[index] = clean
     untouched = np.ones(len(candidates), dtype=np.float32)
     untouched[list(changed)] = 0
     left = np.setdiff1d(np.arange(len(candidates)), dropped)
-    candidates = candidates.with_patches(changed).take(left)
-    keep = nms(candidates.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh), device)
-    return candidates.take(keep), cleaned
+    kept = candidates.with_patches(changed).take(left)
+    kept = kept.take(nms(kept.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh), device))
+    return kept, Funnel(
+        after_nms2=len(candidates),
+        cleaned=cleaned,
+        removed_by_cleanup=len(candidates) - len(kept),
+        written=len(kept),
+        holes_filled=holes_filled,
+        islands_removed=islands_removed,
+    )
 
 
 def to_records(candidates: Candidates, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:

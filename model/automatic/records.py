@@ -49,6 +49,10 @@ class Funnel:
         removed_by_cleanup: of `after_nms2`, dropped because all islands were small, or by the NMS that follows
             clean-up.
         written: masks returned.
+        holes_filled: of `after_nms2`, those with a small hole, whether they were written or not.
+        islands_removed: of `after_nms2`, those with a small island, likewise. A mask may have both; `cleaned` counts
+            it once. The official profile keeps the largest island, however small, and counts it here too.
+        redaction_artifacts: masks dropped because they trace a redacted region; 0, no step drops them yet.
     """
 
     predicted: int = 0
@@ -61,6 +65,9 @@ class Funnel:
     cleaned: int = 0
     removed_by_cleanup: int = 0
     written: int = 0
+    holes_filled: int = 0
+    islands_removed: int = 0
+    redaction_artifacts: int = 0
 
     def __add__(self, other: "Funnel") -> "Funnel":
         """The sum, count by count."""

@@ -21,7 +21,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, map_rows
-from segmint.operators.schemas import SEGMENTED
+from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 
 # Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
@@ -54,7 +54,11 @@ def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | 
     format, is the larger de-identified image that crops are cut from, if there is one.
     """
     generated = generator.generate(image, original)
-    return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
+    counts = asdict(generated.funnel)
+    return {
+        "masks": [mask_row(record) for record in generated.records],
+        "funnel": {step: counts[step] for step in FUNNEL_STEPS},
+    }
 
 
 def mask_row(record: "MaskRecord") -> dict[str, Any]:

@@ -124,6 +124,8 @@ def clean_all(found: Sequence[Found], settings: MaskSettings, counts: Counter[st
         mask, had_holes = remove_small_regions(coco.decode(one.rle).astype(np.bool_), least, "holes")
         mask, had_islands = remove_small_regions(mask, least, "islands")
         counts["cleaned"] += had_holes or had_islands
+        counts["holes_filled"] += had_holes
+        counts["islands_removed"] += had_islands
         # Where all islands are small the largest is left, which SA-1B dropped.
         if settings.profile == "sa1b" and mask.sum() < least:
             continue

@@ -51,6 +51,9 @@ def check_funnel(generated: Generated) -> None:
     assert steps == sorted(steps, reverse=True)
     assert funnel.written == funnel.after_nms2 - funnel.removed_by_cleanup == len(generated.records)
     assert 0 <= funnel.cleaned <= funnel.after_nms2
+    assert max(funnel.holes_filled, funnel.islands_removed) <= funnel.cleaned
+    assert funnel.cleaned <= funnel.holes_filled + funnel.islands_removed
+    assert funnel.redaction_artifacts == 0
 
 
 def check_records(generated: Generated, size: tuple[int, int]) -> None:
