@@ -10,10 +10,8 @@ from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
-
-MANUAL = "manual"
-"""The source of a region that a person asked for."""
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:

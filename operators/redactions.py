@@ -1,0 +1,109 @@
+"""How much of each mask lies in the redacted regions of its image, computed from the tables alone.
+
+A mask may trace a redacted region instead of an object: the ellipse over a face, the box of a plate. These measures
+come from what a dataset's tables hold, not from pixels, so an audit can compute them again, bit for bit.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from segmint.model.automatic.rle import encode_patch
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+MANUAL = "manual"
+"""The source of a region that a person asked for."""
+
+
+class Redactions(NamedTuple):
+    """How the N masks of an image relate to its redacted regions; all 0 without regions, 0 for an empty mask.
+
+    Attributes:
+        share: (N,) share of the mask's pixels that lie in any region, 0 to 1.
+        iou: (N,) IoU of the mask with the region for which it is highest, 0 to 1.
+    """
+
+    share: Floats
+    iou: Floats
+
+
+class Outline(NamedTuple):
+    """The pixels of a region: those of `mask` (h, w) bool in the window whose top left corner is (x, y)."""
+
+    x: int
+    y: int
+    mask: Bools
+
+
+def redactions(
+    regions: Iterable[Mapping[str, Any]], source_size: tuple[int, int], size: tuple[int, int], counts: Sequence[str]
+) -> Redactions:
+    """Compare the masks of an image with its redacted regions.
+
+    Args:
+        regions: values of `segmint.operators.schemas.REGION`, in pixels of the upright source.
+        source_size: (height, width) of the upright source.
+        size: (height, width) of the released image.
+        counts: COCO's compressed run lengths of each mask, over the released image. They must be sound: pycocotools
+            trusts its input.
+    """
+    none = Redactions(np.zeros(len(counts)), np.zeros(len(counts)))
+    if not counts:
+        return none
+    outlines = (outline(region, source_size, size) for region in regions)
+    codes = [_encoded(found, size) for found in outlines if found.mask.any()]
+    if not codes:
+        return none
+    masks = [{"size": list(size), "counts": code.encode("ascii")} for code in counts]
+    # By a "crowd" pycocotools divides the shared pixels by those of the mask: here, for all regions together.
+    is_crowd = [0] * len(codes) + [1]
+    ious = np.asarray(coco.iou(masks, [*codes, coco.merge(codes)], is_crowd), np.float64)
+    return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
+
+
+def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> Outline:
+    """Return the pixels of a redacted region in the released image; a narrow region may have none.
+
+    A face that a detector found is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
+    region is its box: the pixels that lie in it entirely. For a box that a person asked for these are exactly the
+    redacted ones. Otherwise they differ a little, because the tables have only boxes:
+
+    - An ellipse over the image's border was clipped there. The one here is inscribed in what is left of its box, and
+      is smaller.
+    - A tilted plate was redacted as a polygon. Its box is larger.
+    - Scaling down mixes pixels at a region's edge with others. They are left out if their centers lie outside an
+      ellipse, or if they lie only partly in a box.
+
+    `source_size` and `size` are (height, width) of the upright source and of the released image.
+    """
+    if region["kind"] == "face" and region["source"] != MANUAL:
+        top, down = _distances(region["y"], region["h"], source_size[0], size[0])
+        left, across = _distances(region["x"], region["w"], source_size[1], size[1])
+        return Outline(left, top, across[None, :] ** 2 + down[:, None] ** 2 <= 1)
+    top, bottom = _span(region["y"], region["h"], source_size[0], size[0])
+    left, right = _span(region["x"], region["w"], source_size[1], size[1])
+    return Outline(left, top, np.ones((bottom - top, right - left), np.bool_))
+
+
+def _span(start: int, length: int, source: int, released: int) -> tuple[int, int]:
+    """First and end of the released pixels that lie in a part of the source entirely, along one axis."""
+    first = max(-(-start * released // source), 0)
+    return first, max(min((start + length) * released // source, released), first)
+
+
+def _distances(start: int, length: int, source: int, released: int) -> tuple[int, Floats]:
+    """The first released pixel of an ellipse along one axis, and each pixel's distance from its center in half axes."""
+    first = min(max(start * released // source, 0), released)
+    end = max(min(-(-(start + length) * released // source), released), first)
+    centers = (np.arange(first, end) + 0.5) * source / released
+    return first, (centers - (start + length / 2)) / (max(length, 1) / 2)
+
+
+def _encoded(found: Outline, size: tuple[int, int]) -> dict[str, Any]:
+    code = encode_patch(found.mask, (found.x, found.y), size)
+    return {"size": list(code.size), "counts": code.counts.encode("ascii")}

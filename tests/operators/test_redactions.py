@@ -1,0 +1,122 @@
+"""Masks against redacted regions: compared with pixels, on real photographs and on drawn frames."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from segmint.catalogs.dataset.regions import WantedRegion
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, deidentify
+from segmint.operators.prepare.release import ReleaseConfig, release, released_size
+from segmint.operators.redactions import MANUAL, outline, redactions
+from segmint.operators.shards.corrected_rows import source_region
+from tests.conftest import read_rgb
+
+
+def region(x: int, y: int, w: int, h: int, kind: str = "face", source: str = "mtcnn") -> dict[str, Any]:
+    return {"kind": kind, "score": 0.9, "x": x, "y": y, "w": w, "h": h, "source": source}
+
+
+def counts_of(mask: np.ndarray) -> str:
+    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+
+
+def drawn(one: dict[str, Any], source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a region in the whole released frame, (h, w) bool, each looked at by itself."""
+    x, y = np.meshgrid(np.arange(size[1]), np.arange(size[0]))
+    if one["kind"] == "face" and one["source"] != MANUAL:
+        across = ((x + 0.5) * source[1] / size[1] - one["x"] - one["w"] / 2) / (one["w"] / 2)
+        down = ((y + 0.5) * source[0] / size[0] - one["y"] - one["h"] / 2) / (one["h"] / 2)
+        return across**2 + down**2 <= 1
+    return (
+        (x * source[1] >= one["x"] * size[1])
+        & ((x + 1) * source[1] <= (one["x"] + one["w"]) * size[1])
+        & (y * source[0] >= one["y"] * size[0])
+        & ((y + 1) * source[0] <= (one["y"] + one["h"]) * size[0])
+    )
+
+
+def check(
+    regions: Sequence[dict[str, Any]], source: tuple[int, int], masks: Sequence[np.ndarray], size: tuple[int, int]
+) -> None:
+    """Compare with plain counts of pixels."""
+    areas = [drawn(one, source, size) for one in regions]
+    union = np.any(areas, axis=0) if areas else np.zeros(size, bool)
+    found = redactions(regions, source, size, [counts_of(mask) for mask in masks])
+    assert found.share.shape == found.iou.shape == (len(masks),)
+    for mask, share, iou in zip(masks, found.share, found.iou, strict=True):
+        assert share == ((mask & union).sum() / mask.sum() if mask.any() else 0)
+        ious = [(mask & area).sum() / (mask | area).sum() for area in areas if (mask & area).any()]
+        assert iou == max(ious, default=0)
+
+
+@pytest.mark.parametrize(("name", "short_side"), [("multiface.jpg", 300), ("plate_car_2.webp", 1500)])
+def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(photos: Path, name: str, short_side: int) -> None:
+    image = read_rgb(photos / name)
+    clean, found = deidentify(image, build_detectors(DeidentifyConfig()))
+    released = release(clean, ReleaseConfig(short_side=short_side))
+    gray = cv2.cvtColor(decode_jpeg(released.jpeg), cv2.COLOR_RGB2GRAY)
+    masks = []
+    for level in range(40, 240, 20):
+        many, labels = cv2.connectedComponents((gray > level).astype(np.uint8))
+        masks += [labels == label for label in range(1, many)]
+    regions = [asdict(one) for one in found]
+
+    assert regions
+    assert len(masks) > 300
+    check(regions, image.shape[:2], masks, gray.shape)
+    # The outlines are what was redacted, nearly; a tilted plate fills less of its box.
+    redacted = (clean != image).any(axis=2)
+    outlined = np.any([drawn(one, redacted.shape, redacted.shape) for one in regions], axis=0)
+    least = 0.97 if name == "multiface.jpg" else 0.6
+    assert (redacted & outlined).sum() > least * (redacted | outlined).sum()
+
+
+SIDES = st.integers(1, 40)
+PLACES = st.integers(-5, 45)
+
+
+@given(st.data(), st.tuples(SIDES, SIDES), st.integers(1, 40))
+@settings(max_examples=300)
+def test_any_regions_and_masks_are_measured_as_their_pixels_are(
+    data: st.DataObject, source: tuple[int, int], short_side: int
+) -> None:
+    width, height = released_size(source[1], source[0], short_side)
+    kinds = st.sampled_from([("face", "mtcnn"), ("face", MANUAL), ("plate", "clp"), ("other", MANUAL)])
+    boxes = st.tuples(PLACES, PLACES, SIDES, SIDES, kinds).map(lambda box: region(*box[:4], *box[4]))
+    regions = data.draw(st.lists(boxes, max_size=4))
+    seeds = data.draw(st.lists(st.integers(0, 2**16), max_size=4))
+    masks = [np.random.default_rng(seed).random((height, width)) < 0.5 for seed in seeds]
+
+    check(regions, source, [*masks, np.zeros((height, width), bool)], (height, width))
+
+
+@given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.data())
+def test_a_box_that_a_person_asked_for_comes_back(
+    size: tuple[int, int], more: tuple[int, int], data: st.DataObject
+) -> None:
+    source = (size[0] + more[0] - 1, size[1] + more[1] - 1)
+    x, y = data.draw(st.integers(0, size[1] - 1)), data.draw(st.integers(0, size[0] - 1))
+    w, h = data.draw(st.integers(1, size[1] - x)), data.draw(st.integers(1, size[0] - y))
+    row = {"source_height": source[0], "source_width": source[1], "height": size[0], "width": size[1]}
+
+    wanted = source_region(row, WantedRegion(id=1, kind="face", x=x, y=y, w=w, h=h))
+    found = outline(asdict(wanted), source, size)
+
+    assert (found.x, found.y, *found.mask.shape[::-1]) == (x, y, w, h)
+    assert found.mask.all()
+
+
+def test_an_image_without_masks_or_without_regions_has_nothing_to_measure() -> None:
+    face = region(2, 2, 9, 9)
+    assert redactions([face], (20, 20), (20, 20), []).share.tolist() == []
+    found = redactions([], (20, 20), (20, 20), [counts_of(np.ones((20, 20), bool))])
+    assert (found.share.tolist(), found.iou.tolist()) == ([0], [0])
