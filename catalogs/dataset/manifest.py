@@ -10,9 +10,10 @@ import re
 from datetime import date
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from segmint.catalogs.dataset.added_keys import with_added_keys
+from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint, wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -27,11 +28,7 @@ _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CatalogPart(_Frozen):
+class CatalogPart(Frozen):
     """One part of the normalized catalog: its ordinals begin at `first_shard` · `images_per_shard`.
 
     `sha256` is of the part itself, `source_sha256` of the catalog file that it was made from.
@@ -44,14 +41,14 @@ class CatalogPart(_Frozen):
     first_shard: int = Field(ge=0, lt=1 << 53)
 
 
-class Weights(_Frozen):
+class Weights(Frozen):
     """The weights of the model that made the masks."""
 
     name: str
     sha256: str
 
 
-class DatasetManifest(_Frozen):
+class DatasetManifest(Frozen):
     """`dataset.json`: what a dataset is, fixed at its first start except for `catalog`, which grows by parts.
 
     `config` holds the identity keys of the configuration as a tree; `numerics` everything that decides the last bits

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
@@ -48,10 +49,8 @@ _FAR = "../../../"
 """A place that begins so is not near the dataset: the way to it would name folders of a machine."""
 
 
-class OutputNote(BaseModel):
+class OutputNote(Frozen):
     """A report, an export or another file made from a dataset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     command: str  # that made it, such as "export"

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, fingerprint, wrong_fields
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
@@ -34,11 +35,7 @@ _MOST_READ = 10_000
 _READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TakenImage(_Frozen):
+class TakenImage(Frozen):
     """An image as the dataset named it."""
 
     ordinal: int = Field(ge=0)
@@ -48,7 +45,7 @@ class TakenImage(_Frozen):
     sha256: str | None  # of the source's bytes, if the catalog or the build knew it
 
 
-class Asked(_Frozen):
+class Asked(Frozen):
     """A request to take images down: exactly one of `ids`, `license` and `provider`."""
 
     ids: tuple[str, ...] | None = None
@@ -56,7 +53,7 @@ class Asked(_Frozen):
     provider: str | None = None
 
 
-class Tombstone(_Frozen):
+class Tombstone(Frozen):
     """One takedown."""
 
     schema_version: Literal[1] = 1

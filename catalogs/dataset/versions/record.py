@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.summaries import sum_commits
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
@@ -19,6 +19,7 @@ from segmint.catalogs.dataset.versions.digest import (
     short_digest,
     take_snapshot,
 )
+from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_path, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -33,11 +34,7 @@ _NAME = re.compile(r"([1-9]\d*)\.json")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Version(_Frozen):
+class Version(Frozen):
     """`versions/<number>.json`: a digest, the files that it covers, and what made the dataset so.
 
     `files` has the SHA-256 of manifests, catalog parts and tombstones by path; `commits` are (shard, generation,
