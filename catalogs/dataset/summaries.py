@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.layout import SUMMARIES, canonical_json, fingerprint, shard_name
+from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, canonical_json, fingerprint, shard_name
 from segmint.infra.storage.location import Location
 
 SUMMARY_SHARDS = 1000
@@ -44,8 +45,30 @@ def sums_of(commit: Commit) -> CommitSums:
     return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1})
 
 
+def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
+    """Return the sums of the commit in a file with these bytes; None if it is damaged, as reading the commit says."""
+    try:
+        commit = Commit.from_json(data)
+    except DamagedDatasetError:
+        return None
+    return sums_of(commit) if (commit.shard, commit.generation) == (shard, generation) else None
+
+
 def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
-    """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given.
+    """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
+    committed = CommitLog(dataset).committed().items()
+    return sum_listed(dataset, [pair for pair in committed if wanted is None or pair[0] in wanted], threads=threads)
+
+
+def sum_listed(
+    dataset: Location,
+    committed: Iterable[tuple[int, int]],
+    known: Mapping[str, CommitSums] = MappingProxyType({}),
+    threads: int = 16,
+) -> CommitSums:
+    """Sum these commits, as pairs of shard and generation in order of shards.
+
+    `known` has sums of each thousand of shards that were read already, by the name of their summary.
 
     The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the generations
     they were made from: an outdated summary is not found, and is made again.
@@ -53,9 +76,8 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    committed = {s: g for s, g in log.committed().items() if wanted is None or s in wanted}
     total = NOTHING
-    for block, pairs in groupby(committed.items(), key=lambda pair: pair[0] // SUMMARY_SHARDS):
+    for block, pairs in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS):
         members = list(pairs)
         prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
         name = summary_name(members)
@@ -63,9 +85,10 @@ def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 1
         if full and name in existing:
             total += CommitSums(**json.loads((folder / name).read()))
             continue
-        part = NOTHING
-        for commit in log.read_many(members, threads):
-            part += sums_of(commit)
+        part = known.get(name, NOTHING)
+        if name not in known:
+            for commit in log.read_many(members, threads):
+                part += sums_of(commit)
         if full and part.shards == SUMMARY_SHARDS:
             (folder / name).put(canonical_json(vars(part)))
             for old in existing:

@@ -6,13 +6,14 @@ it, sorted by path. A commit names its data files with their hashes, so that no 
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
 from segmint.catalogs.dataset.commits import generations_of
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name
+from segmint.catalogs.dataset.summaries import NOTHING, CommitSums, summary_name, sums_in
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
 from segmint.catalogs.layout import (
@@ -85,18 +86,24 @@ def current_digest(dataset: Location) -> str:
 
 
 def take_snapshot(
-    dataset: Location, *, use_cache: bool = True, save_cache: bool = False, threads: int = 16
+    dataset: Location,
+    *,
+    use_cache: bool = True,
+    save_cache: bool = False,
+    threads: int = 16,
+    sums: MutableMapping[str, CommitSums] | None = None,
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes.
 
     Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
     the hashes of each full thousand of shards' commits may come from `summaries/`, with `save_cache` they are saved
-    there. Raises `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if
-    commits keep disappearing while they are read.
+    there. `sums`, if given, gets the sums of each thousand whose commits were read, by the name of its summary. Raises
+    `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if commits keep
+    disappearing while they are read.
     """
     for _ in range(_ATTEMPTS):
         try:
-            return _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads)
+            return _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
         except NotFoundError as error:
             gone = error  # a correction removed what was listed: list again
     raise DamagedDatasetError(f"{dataset} keeps changing while it is read: {gone}") from gone
@@ -136,19 +143,34 @@ def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
             (dataset / SUMMARIES / entry.name).delete()
 
 
-def _take(dataset: Location, *, use_cache: bool, save_cache: bool, threads: int) -> Snapshot:
-    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads)
+def _take(
+    dataset: Location,
+    *,
+    use_cache: bool,
+    save_cache: bool,
+    threads: int,
+    sums: MutableMapping[str, CommitSums] | None,
+) -> Snapshot:
+    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
     manifests, latest = manifest_leaves(dataset)
     manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
     parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
     return Snapshot.of([*manifests, *parts, *commits, *tombstone_leaves(dataset)])
 
 
-def _commit_leaves(dataset: Location, *, use_cache: bool, save_cache: bool, threads: int) -> list[VersionLeaf]:
+def _commit_leaves(
+    dataset: Location,
+    *,
+    use_cache: bool,
+    save_cache: bool,
+    threads: int,
+    sums: MutableMapping[str, CommitSums] | None,
+) -> list[VersionLeaf]:
     """Return a leaf for the commit that holds of each shard."""
 
-    def read_hash(path: str) -> str:
-        return leaf_of(path, (dataset / path).read()).sha256
+    def read(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
+        data = (dataset / commit_path(*pair)).read()
+        return leaf_of(commit_path(*pair), data), None if sums is None else sums_in(data, *pair)
 
     sizes = {entry.name: entry.size for entry in (dataset / COMMITS).list() if parse_commit_name(entry.name)}
     held = [
@@ -158,15 +180,20 @@ def _commit_leaves(dataset: Location, *, use_cache: bool, save_cache: bool, thre
     existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []
     leaves: list[VersionLeaf] = []
     for block, members in _blocks(held):
-        paths = [commit_path(shard, generation) for shard, generation, _ in members]
+        pairs = [(shard, generation) for shard, generation, _ in members]
         full = len(members) == CACHED_SHARDS
         prefix = f"{_cache_prefix(block)}{fingerprint(members)}-"
         hashes = _cached(dataset, existing, prefix, len(members)) if full and use_cache else None
-        if hashes is None:
-            hashes = list(map_ahead(read_hash, paths, threads, _READ_AHEAD, "leaves"))
-            if full and save_cache:
-                _save(dataset, existing, block, prefix, hashes)
-        leaves += map(VersionLeaf, paths, hashes)
+        if hashes is not None:
+            leaves += [VersionLeaf(commit_path(*pair), sha256) for pair, sha256 in zip(pairs, hashes, strict=True)]
+            continue
+        found = list(map_ahead(read, pairs, threads, _READ_AHEAD, "leaves"))
+        leaves += [leaf for leaf, _ in found]
+        if full and save_cache:
+            _save(dataset, existing, block, prefix, [leaf.sha256 for leaf, _ in found])
+        of_each = [one for _, one in found if one is not None]
+        if sums is not None and len(of_each) == len(pairs):  # else one is damaged, as summing it says
+            sums[summary_name(pairs)] = sum(of_each, NOTHING)
     return leaves
 
 

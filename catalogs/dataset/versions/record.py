@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
@@ -193,7 +193,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         except DamagedDatasetError as error:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
-        snapshot = take_snapshot(dataset, save_cache=True)
+        sums: dict[str, CommitSums] = {}
+        snapshot = take_snapshot(dataset, save_cache=True, sums=sums)
         if latest is not None:
             if latest.digest == snapshot.digest:
                 return latest.name
@@ -202,6 +203,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
                 paths = some([*difference.changed, *difference.missing])
                 get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
                 return VersionName(snapshot.digest, None)
+        listed = _listed(snapshot)
         version = Version(
             number=1 + (numbers[-1] if numbers else 0),
             digest=snapshot.digest,
@@ -210,8 +212,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
             reason=reason,
             when=when,
             code_version=VERSION,
-            counts=_counts(dataset),
-            **_listed(snapshot),
+            counts=_counts(sum_listed(dataset, [commit[:2] for commit in listed["commits"]], sums)),
+            **listed,
         )
         if (dataset / version.path).put_if_absent(version.to_json()):
             return version.name
@@ -230,9 +232,8 @@ def _listed(snapshot: Snapshot) -> dict[str, Any]:
     return {"files": files, "commits": tuple(sorted(commits))}
 
 
-def _counts(dataset: Location) -> dict[str, int]:
-    """Return sums over the commits that hold."""
-    sums = sum_commits(dataset)
+def _counts(sums: CommitSums) -> dict[str, int]:
+    """Return the sums that a version holds."""
     counts = {name: sums.counts.get(name, 0) for name in ("rows", "images", "masks", "rejected")}
     return {"shards": sums.shards, "bytes": sums.bytes, **counts}
 

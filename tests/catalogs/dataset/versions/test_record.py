@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset import summaries
+from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import (
     Version,
@@ -20,6 +23,7 @@ from segmint.catalogs.dataset.versions.record import (
 )
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_generation
 from tests.support.locations import location_of
 
@@ -142,3 +146,30 @@ def test_damage_is_not_recorded_as_a_version(dataset: str) -> None:
     commit.put(data)
     assert put_version(location, "build").number == 1
     assert version_numbers(location) == [1]
+
+
+def test_a_versions_counts_come_from_the_commits_that_its_digest_read(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(dataset)
+    read: list[str] = []
+    original = Storage.read
+
+    def noted(self: Storage, uri: str, max_bytes: int | None = None) -> bytes:
+        read.append(uri.rpartition("/")[2])
+        return original(self, uri, max_bytes)
+
+    monkeypatch.setattr(Storage, "read", noted)
+    put_version(location, "build")
+    assert sorted(name for name in read if ".g" in name) == ["000000.g1.json", "000001.g1.json", "000002.g1.json"]
+
+    # Leaves are cached now, so the commits of a full block are read only where it has no sums.
+    for summary in Path(dataset, "summaries").glob("00000*"):
+        summary.unlink()
+    write_generation(location, shard=2, generation=2, refuse=3)
+    read.clear()
+    put_version(location, "redact")
+    assert sorted(name for name in read if ".g" in name) == ["000000.g1.json", "000001.g1.json", "000002.g2.json"]
+    assert read_version(location, 2).counts["images"] == sum_commits(location).counts["images"] == 4
