@@ -72,6 +72,10 @@ class Location:
         """Return the SHA-256 of the object's bytes in hexadecimal."""
         return self.storage.sha256(self.uri)
 
+    def size_and_sha256(self) -> tuple[int, str]:
+        """Return how many bytes the object has, and their SHA-256 in hexadecimal."""
+        return self.storage.size_and_sha256(self.uri)
+
     def delete(self) -> None:
         """Remove the object; absent is fine."""
         self.storage.delete(self.uri)

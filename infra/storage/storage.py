@@ -173,9 +173,14 @@ class Storage:
 
     def sha256(self, uri: str) -> str:
         """The SHA-256 of an object's bytes in hexadecimal; they are read as a stream."""
+        return self.size_and_sha256(uri)[1]
+
+    def size_and_sha256(self, uri: str) -> tuple[int, str]:
+        """The number of an object's bytes and their SHA-256 in hexadecimal; they are read as a stream."""
         with self.open(uri) as stream:
             # BinaryIO's type lacks readinto, but all of our streams have it.
-            return hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
+            digest = hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
+            return stream.tell(), digest
 
     def exists(self, uri: str) -> bool:
         """Whether an object exists; a folder does not count."""

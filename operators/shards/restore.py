@@ -49,8 +49,7 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
     for entry in commit.files:
         file = dataset / entry.path
         try:
-            size = file.size()
-            digest = file.sha256()
+            size, digest = file.size_and_sha256()
         except NotFoundError:
             found.append(Damage(entry, "no such file"))
             continue

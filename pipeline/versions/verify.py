@@ -1,6 +1,5 @@
 """`segmint verify`: reads every byte of a dataset again, and compares it with the version that was recorded."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -39,7 +38,6 @@ from segmint.pipeline.versions.signatures import read_public_key, signature_prob
 
 _THREADS = 8
 _AHEAD = 64
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def _read_version(reading: _Reading, version: Version) -> None:
 def _read_part(reading: _Reading, path: str, sha256: str) -> None:
     """Read a file that is to have these bytes."""
     try:
-        length, found = _hash(reading.dataset / path)
+        length, found = (reading.dataset / path).size_and_sha256()
     except NotFoundError:
         reading.problems.append(f"{path}: no such file")
         return
@@ -229,7 +227,7 @@ def _read_shard(dataset: Location, shard: int, generation: int) -> _ShardReading
     files, total = 1, len(data)
     for entry in commit.files:
         try:
-            length, found = _hash(dataset / entry.path)
+            length, found = (dataset / entry.path).size_and_sha256()
         except NotFoundError:
             problems.append(f"{entry.path}: no such file, and {path} names it")
             continue
@@ -286,16 +284,6 @@ def _check_summaries(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> Non
         sums = reading.sums.get(block)
         if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
             reading.problems.append(f"{SUMMARIES}/{name}: other sums than those of its commits: delete it")
-
-
-def _hash(file: Location) -> tuple[int, str]:
-    """Return the size and the SHA-256 of a file."""
-    digest, length = hashlib.sha256(), 0
-    with file.open() as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-            length += len(chunk)
-    return length, digest.hexdigest()
 
 
 def _other_bytes(path: str, expected: str, found: str) -> str:

@@ -37,6 +37,7 @@ def test_a_location_reads_and_writes_its_object(folder: Location, tmp_path: Path
     assert file.exists()
     assert (file.read(max_bytes=5), file.size()) == (b"12345", 5)
     assert file.sha256() == "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
+    assert file.size_and_sha256() == (5, file.sha256())
     with file.open() as stream, file.open_ranges(5) as ranges:
         assert stream.read() == ranges.read() == b"12345"
 
