@@ -125,13 +125,13 @@ def write(place: Place, shard: int, variant: int = 0, generation: int = 1, rows:
 
 
 @contextmanager
-def two_shards() -> Iterator[Place]:
-    """A dataset of two shards for a while: images 1, 2, 4 and 5, rows 3 and 6 refused."""
+def two_shards(committed: int = 2) -> Iterator[Place]:
+    """A dataset of two shards for a while, so many committed: images 1, 2, 4 and 5, rows 3 and 6 refused."""
     with quick_folder() as folder:
         place = Place(str(folder / "dataset"))
         begin(place)
-        write(place, 0)
-        write(place, 1)
+        for shard in range(committed):
+            write(place, shard)
         yield place
 
 

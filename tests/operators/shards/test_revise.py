@@ -1,8 +1,7 @@
 """Revising a shard beside others: a beaten revision starts over, and tombstones are heeded whenever they come."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,17 +12,15 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import remove_replaced
 from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones, revise_shard
-from tests.support.protocol import ROWS, Place, begin, broken_promises, contents, write
+from tests.support.protocol import ROWS, Place, broken_promises, contents, two_shards, write
 from tests.support.stepped import Stepped, stepping
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place() -> Iterator[Place]:
     """A dataset with one of its two shards committed: two images and a refused row."""
-    place = Place(str(tmp_path / "dataset"))
-    begin(place)
-    write(place, 0)
-    return place
+    with two_shards(committed=1) as place:
+        yield place
 
 
 def credit(place: Place, ordinal: int, name: str) -> Revised | None:

@@ -1,6 +1,6 @@
 """Corrections beside builds and beside one another: each shard ends with all of them, and no image comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,17 +19,15 @@ from segmint.pipeline.corrections.takedown import TakenDown, takedown
 from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
 from tests.support.histories import grow, mark, marks_of
-from tests.support.protocol import ROWS, Place, begin, broken_promises, contents, copy_folder, write
+from tests.support.protocol import ROWS, Place, broken_promises, contents, copy_folder, two_shards, write
 from tests.support.stepped import Stepped, stepping
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place() -> Iterator[Place]:
     """A dataset with one of its two shards committed."""
-    place = Place(str(tmp_path / "dataset"))
-    begin(place)
-    write(place, 0)
-    return place
+    with two_shards(committed=1) as place:
+        yield place
 
 
 def take(place: Place, *ordinals: int) -> TakenDown:
