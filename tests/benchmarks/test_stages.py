@@ -4,12 +4,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.stages import NETWORK, STAGES, Clock, resized, timed_stages
 from segmint.model.automatic.generator import MaskGenerator
@@ -18,14 +16,6 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,20 +58,21 @@ def check(
         assert iou == max(ious, default=0)
 
 
-@pytest.mark.parametrize(("name", "short_side"), [("multiface.jpg", 300), ("plate_car_2.webp", 1500)])
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "short_side"), [("multiface.jpg", 200), ("plate_car_2.webp", 1500)])
 def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(photos: Path, name: str, short_side: int) -> None:
     image = read_rgb(photos / name)
     clean, found = deidentify(image, build_detectors(DeidentifyConfig()))
     released = release(clean, ReleaseConfig(short_side=short_side))
     gray = cv2.cvtColor(decode_jpeg(released.jpeg), cv2.COLOR_RGB2GRAY)
     masks = []
-    for level in range(40, 240, 20):
+    for level in range(40, 240, 40):
         many, labels = cv2.connectedComponents((gray > level).astype(np.uint8))
         masks += [labels == label for label in range(1, many)]
     regions = [asdict(one) for one in found]
 
     assert regions
-    assert len(masks) > 300
+    assert len(masks) > 100
     check(regions, image.shape[:2], masks, gray.shape)
     # The outlines are what was redacted, nearly; a tilted plate fills less of its box.
     redacted = (clean != image).any(axis=2)

@@ -1,24 +1,15 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
 from segmint.model.detectors.faces import FaceDetector
 from tests.support.labels import MULTIFACE, found_again
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small convolutions on threads that wait for each other's core take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
