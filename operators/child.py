@@ -1,8 +1,8 @@
 """Child processes that decode untrusted bytes: if one dies, hangs or runs out of memory, its image is known.
 
 pebble manages the processes, their deadlines and their replacement. This file adds the rest: a child dies with its
-parent, cannot exhaust the machine's memory, leaves no core dump (which would hold an image's bytes) on disk, and its
-start never counts towards an image's time.
+parent, cannot exhaust the machine's memory, leaves no core dump (which would hold an image's bytes) on disk, prints
+nothing while it has an image, and its start never counts towards an image's time.
 """
 
 import contextlib
@@ -216,7 +216,7 @@ _start_error: str | None = None
 
 
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
-    """Set up the child: tie its life to its parent's, build the worker, then set the memory limit."""
+    """Set up the child: tie its life to its parent's, build the worker, set the memory limit, silence decoders."""
     global _worker, _start_error
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -225,6 +225,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
         if memory_limit is not None and sys.platform == "linux":
             limit = _data_bytes() + memory_limit
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _silence()
     except Exception as error:  # noqa: BLE001 - reported with the first image; here it would be lost
         _start_error = f"{type(error).__name__}: {error}"
 
@@ -247,6 +248,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(
         words in text for words in ("can't allocate memory", "std::bad_alloc", "bad allocation", "Insufficient memory")
     )
+
+
+def _silence() -> None:
+    """Discard what this process prints: libtiff prints a line for each damaged row of pixels, up to millions."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _die_with_parent() -> None:

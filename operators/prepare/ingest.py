@@ -4,9 +4,10 @@ Size and format are known from the header before a pixel is decoded, and an imag
 details of verdicts quote nothing but the header: no pixels and no metadata.
 """
 
+import contextlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -36,8 +37,8 @@ from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images,
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
-# Opened by class, not by `Image.open`: the container is known, a JPEG with more images after the first (MPO) stays a
-# JPEG, and only our own limit on pixels applies, without changing Pillow's global one.
+# Opened by class, not by `Image.open`: the container is known, and a JPEG with more images after the first (MPO) stays
+# a JPEG.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -93,9 +94,24 @@ def ingest(data: bytes, config: IngestConfig) -> Ingested:
         raise RejectedError(
             Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
         )
-    pixels = _guarded(lambda: _read_pixels(data, kind, config), kind)
+    with _only_our_limit(config):
+        pixels = _guarded(lambda: _read_pixels(data, kind, config), kind)
     height, width = pixels.shape[:2]
     return Ingested(image=pixels, source_width=width, source_height=height)
+
+
+@contextlib.contextmanager
+def _only_our_limit(config: IngestConfig) -> Iterator[None]:
+    """Make Pillow refuse frames over our limit on pixels; it has a global limit, and refuses what is over twice that.
+
+    Its readers of TIFF, WebP and GIF apply it themselves, to each frame.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-config.max_pixels // 2)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _read_pixels(data: bytes, kind: str, config: IngestConfig) -> Pixels:

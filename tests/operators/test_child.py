@@ -60,6 +60,12 @@ def test_a_death_that_does_not_repeat_is_not_a_verdict(children: Children[object
     assert (tmp_path / "mark").exists()
 
 
+def test_what_a_decoder_prints_fills_no_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with Children(child_workers.obedient, timeout_s=10.0) as children:
+        children.run(b"print Fax4Decode: Bad code word at line 1000000 of strip 0")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_neighbors_of_a_deadly_image_are_processed_in_order(tmp_path: Path) -> None:
     orders = [b"exit" if index == 5 else b"image %d" % index for index in range(12)]
 
