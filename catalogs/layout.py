@@ -44,10 +44,10 @@ DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects
 
 _DIGEST_DIGITS = 12
 _SHOWN = 10
-_DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)")
-_PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet")
-_CLAIM = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json")
-_COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json")
+_DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)", re.ASCII)
+_PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet", re.ASCII)
+_CLAIM = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
+_COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
 
 
 class DamagedDatasetError(SegmintError):

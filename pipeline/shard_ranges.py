@@ -50,7 +50,7 @@ def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> ran
 
 def parse_shards(text: str) -> tuple[int, int] | ShardPart:
     """Parse "A:B", shards A to B-1, or "K/N", part K of N; raises `UsageError` for anything else."""
-    match = re.fullmatch(r"(\d+)([:/])(\d+)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18})([:/])([0-9]{1,18})", text.strip())
     if match is None or int(match[1]) >= int(match[3]):
         raise UsageError(
             f"--shards {text!r}: expected A:B with A < B, such as 0:10 for the first ten shards, or K/N with K < N, "

@@ -3,7 +3,6 @@
 A commit is put if absent and never changed; the highest generation of a shard holds.
 """
 
-import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -116,6 +115,12 @@ class _CommitFile(_Strict):
     numerics: str
     counts: dict[str, int]
     files: list[_EntryOfFile]
+
+
+class _ClaimFile(_Strict):
+    """A claim's JSON, as far as others need it."""
+
+    paths: list[str]
 
 
 class CommitLog:
@@ -268,11 +273,11 @@ def claimed_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> 
 
 def _claimed(file: Location) -> set[str]:
     try:
-        return set(json.loads(file.read())["paths"])
+        return set(_ClaimFile.model_validate_json(file.read()).paths)
     except NotFoundError:
         return set()  # its writer has committed, or lost
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedDatasetError(f"{file} is not a claim: {error}") from error
+    except ValidationError as error:
+        raise DamagedDatasetError(f"{file} is not a claim: {wrong_fields(error)}") from error
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:

@@ -25,7 +25,7 @@ GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
-_LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json")
+_LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 
 
 class CatalogPart(Frozen):

@@ -43,7 +43,8 @@ OUTPUTS = "outputs"
 _OURS = re.compile(
     rf"(?:{TOMBSTONES}|{OUTPUTS})/[0-9a-f]{{12}}\.json"
     rf"|{SUMMARIES}/(?:leaves-)?\d{{6,}}(?:-[0-9a-f]{{12}})+\.json"
-    rf"|{VERSIONS}/[1-9]\d*\.(?:json|[0-9a-f]{{16}}\.sig)"
+    rf"|{VERSIONS}/[1-9]\d*\.(?:json|[0-9a-f]{{16}}\.sig)",
+    re.ASCII,
 )
 _FAR = "../../../"
 """A place that begins so is not near the dataset: the way to it would name folders of a machine."""

@@ -1,7 +1,6 @@
 """Reads a dataset: its committed shards, image by image; masks are decoded when they are used."""
 
 import json
-import tarfile
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.versions.record import Version, find_version
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 
 class NoPixelsError(SegmintError):
@@ -206,21 +206,21 @@ class Dataset:
         tar = self.location / path
         jpeg: bytes | None = None
         try:
-            with tar.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tar.open() as stream:
+                archive = TarReader(stream)
                 for member in archive:
-                    if not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
+                    if not is_plain_file(member):
                         raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
                     if member.size > MOST_MEMBER_BYTES:
                         raise DamagedDatasetError(
                             f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most "
                             f"{MOST_MEMBER_BYTES:,} are read"
                         )
-                    file = archive.extractfile(member)
-                    data = file.read() if file is not None else b""
+                    data = archive.read(member)
                     if member.name.endswith(".jpg"):
                         jpeg = data
                     elif member.name.endswith(".json"):
                         yield jpeg, data
                         jpeg = None
-        except (tarfile.TarError, ValueError) as error:
+        except BadTarError as error:
             raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error

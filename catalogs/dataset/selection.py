@@ -20,7 +20,7 @@ from segmint.infra.threads import map_ahead
 _ROWS = 65_536
 _THREADS = 16
 _READ_AHEAD = 512
-_NUMBER = re.compile(r"(?:sa_)?([1-9]\d{0,17})")
+_NUMBER = re.compile(r"(?:sa_)?([1-9]\d{0,17})", re.ASCII)
 _COLUMNS = ["ordinal", "image_id", "uri", "license", "provider", "sha256"]
 
 

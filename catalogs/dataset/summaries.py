@@ -1,14 +1,16 @@
 """Sums over a dataset's commits, saved by the thousand so that summing again stays cheap."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
 
+from pydantic import TypeAdapter, ValidationError
+
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, canonical_json, fingerprint, shard_name
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 
 SUMMARY_SHARDS = 1000
@@ -37,6 +39,9 @@ class CommitSums:
 
 NOTHING = CommitSums(0, 0, 0, {}, {})
 """The sums over no commits."""
+
+
+_SUMS = TypeAdapter(CommitSums)
 
 
 def sums_of(commit: Commit) -> CommitSums:
@@ -71,7 +76,7 @@ def sum_listed(
     `known` has sums of each thousand of shards that were read already, by the name of their summary.
 
     The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the generations
-    they were made from: an outdated summary is not found, and is made again.
+    they were made from: an outdated summary is not found, and is made again, as is one that is damaged.
     """
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES
@@ -82,8 +87,9 @@ def sum_listed(
         prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
         name = summary_name(members)
         full = len(members) == SUMMARY_SHARDS
-        if full and name in existing:
-            total += CommitSums(**json.loads((folder / name).read()))
+        saved = _saved(folder / name) if full and name in existing else None
+        if saved is not None:
+            total += saved
             continue
         part = known.get(name, NOTHING)
         if name not in known:
@@ -92,7 +98,7 @@ def sum_listed(
         if full and part.shards == SUMMARY_SHARDS:
             (folder / name).put(canonical_json(vars(part)))
             for old in existing:
-                if old.startswith(prefix):
+                if old.startswith(prefix) and old != name:
                     (folder / old).delete()
         total += part
     return total
@@ -102,6 +108,14 @@ def summary_name(members: Sequence[tuple[int, int]]) -> str:
     """Return the name of the summary of a full thousand of shards, as pairs of shard and generation, in order."""
     first = members[0][0] // SUMMARY_SHARDS * SUMMARY_SHARDS
     return f"{shard_name(first)}-{fingerprint(members)}.json"
+
+
+def _saved(file: Location) -> CommitSums | None:
+    """Read a summary; None for any other file."""
+    try:
+        return _SUMS.validate_json(file.read(), strict=True)
+    except (NotFoundError, ValidationError):
+        return None
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -10,6 +9,7 @@ import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_name
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.audit.jpeg_parts import jpeg_parts
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
@@ -57,39 +57,36 @@ def audit_tar(
     checked.
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive:  # type: ignore[call-overload]
-            members = _members(archive)
-            for row in images:
-                image, names = place.of_image(row["id"]), [image_name(row["id"])] if with_images else []
-                for name in [*names, annotation_name(row["id"])]:
-                    found, data = next(members, ("the end", b""))
-                    if found != name:
-                        yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
-                        return
-                    if name.endswith(".jpg"):
-                        findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None))
-                        yield from findings
-                        if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
-                            yield from look(row, data)
-                    else:
-                        yield from audit_json(data, row, masks_of(row["ordinal"]), image)
-            more = next(members, None)
-            if more is not None:
-                yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
-    except (tarfile.TarError, EOFError) as error:
+        members = _members(TarReader(stream))
+        for row in images:
+            image, names = place.of_image(row["id"]), [image_name(row["id"])] if with_images else []
+            for name in [*names, annotation_name(row["id"])]:
+                found, data = next(members, ("the end", b""))
+                if found != name:
+                    yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
+                    return
+                if name.endswith(".jpg"):
+                    findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None))
+                    yield from findings
+                    if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
+                        yield from look(row, data)
+                else:
+                    yield from audit_json(data, row, masks_of(row["ordinal"]), image)
+        more = next(members, None)
+        if more is not None:
+            yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
+    except BadTarError as error:
         yield place.finding(Code.BAD_TAR, "a tar of plain files", error)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
     for member in archive:
-        # A sparse file of a few bytes may expand to terabytes.
-        if not member.isfile() or member.issparse():
+        if not is_plain_file(member):
             yield f"{member.name}, no plain file", b""
         elif member.size > MOST_MEMBER_BYTES:
             yield f"{member.name}, of {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} are read", b""
         else:
-            file = archive.extractfile(member)
-            yield member.name, file.read() if file is not None else b""
+            yield member.name, archive.read(member)
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Iterator[Finding]:

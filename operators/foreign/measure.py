@@ -1,6 +1,5 @@
 """Measures a shard of data that segmint did not write into Parquet with a dataset's columns, and finds its faults."""
 
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.describe import describe_table
@@ -218,16 +218,16 @@ def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> I
 
 def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector) -> Iterator[_File]:
     try:
-        with tar.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tar.open() as stream:
             opened: AbstractContextManager[BinaryIO] = nullcontext(stream)
-            for member in archive:
+            for member in TarReader(stream):
                 kind = kind_of(member.name)
-                if kind is None or not member.isfile() or member.issparse():  # a few bytes may stand for terabytes
+                if kind is None or not is_plain_file(member):
                     continue
                 path = _text(member.name)
                 stem, place = path.rpartition(".")[0], Place(f"{name}/{path}", shard)
                 yield _File(stem, kind, place, tar.uri, member.offset_data, member.size, lambda: opened)
-    except (tarfile.TarError, EOFError) as error:
+    except BadTarError as error:
         findings.add(Place(name, shard).finding(Code.BAD_TAR, "a tar of plain files", error))
 
 

@@ -5,13 +5,13 @@
 
 import hashlib
 import io
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.rows import Row
 from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, SCHEMAS
 from segmint.operators.shards.tables import read_table
@@ -29,7 +29,7 @@ def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
     try:
         members = dict(tar_members(read_file(dataset, tar)))
         return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (BadTarError, ValueError) as error:
         raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
 
 
@@ -51,11 +51,12 @@ def read_file(dataset: Location, entry: FileEntry) -> bytes:
 
 
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield names and bytes of a tar's members, in order; raises `tarfile.TarError` if it cannot be read."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
-            file = archive.extractfile(member)
-            yield member.name, file.read() if file is not None else b""
+    """Yield names and bytes of a tar's members, in order; raises `BadTarError` if it is not a tar of plain files."""
+    archive = TarReader(io.BytesIO(data))
+    for member in archive:
+        if not is_plain_file(member):
+            raise BadTarError(f"{member.name} is not a regular file")
+        yield member.name, archive.read(member)
 
 
 def committed_rows(

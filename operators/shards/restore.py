@@ -6,7 +6,6 @@ shard built again from the catalog. Either way its SHA-256 decides.
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -16,6 +15,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name, parse_data_path
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError
 from segmint.operators.describe import describe_mask
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
@@ -141,7 +141,7 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
     try:
         for name, data in tar_members(tar.read()):
             members[name] = data
-    except (NotFoundError, tarfile.TarError, EOFError, ValueError):
+    except (NotFoundError, BadTarError):
         pass  # whether the members so far are enough is decided by the hash of the files built from them
     return members
 

@@ -120,6 +120,6 @@ def parse_box(text: str) -> "Box":
 
 def _numbers(text: str) -> list[float]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"-?\d+(\.\d*)?|-?\.\d+", part) for part in parts):
+    if not all(re.fullmatch(r"-?\d+(\.\d*)?|-?\.\d+", part, re.ASCII) for part in parts):
         return []
     return [float(part) for part in parts]

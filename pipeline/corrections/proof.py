@@ -1,7 +1,6 @@
 """`segmint takedown --prove`: looks for an image that was taken down in all that the dataset knows of."""
 
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +10,18 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import rows_named
 from segmint.catalogs.dataset.tombstones import TakenImage, TakenNames, read_tombstones
-from segmint.catalogs.layout import DATA_KINDS, REPORT, image_name, image_stem, is_part_path, parse_data_path
+from segmint.catalogs.layout import (
+    DATA_KINDS,
+    REPORT,
+    DamagedDatasetError,
+    image_name,
+    image_stem,
+    is_part_path,
+    parse_data_path,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError, TarReader
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
@@ -137,8 +145,12 @@ def _in_shard(dataset: Location, commit: Commit, images: Sequence[TakenImage], n
     if own:
         entry = commit.file("shards")
         stems = {image_stem(ordinal + 1) for ordinal in own}
-        with (dataset / entry.path).open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            yield from (f"{entry.path}, {each.name}" for each in archive if each.name.partition(".")[0] in stems)
+        try:
+            with (dataset / entry.path).open() as stream:
+                names = [member.name for member in TarReader(stream)]
+        except BadTarError as error:
+            raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error
+        yield from (f"{entry.path}, {name}" for name in names if name.partition(".")[0] in stems)
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:

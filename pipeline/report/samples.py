@@ -2,7 +2,6 @@
 
 import base64
 import io
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.storage import Storage
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import join
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle
@@ -152,15 +152,14 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
     wanted = {image_name(id): id for id in ids}
     problem = "not in its shard's tar"
     try:
-        with storage.open(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with storage.open(uri) as stream:
+            archive = TarReader(stream)
             for member in archive:
-                fits = member.isreg() and not member.issparse() and member.size <= MOST_MEMBER_BYTES
-                if member.name in wanted and fits:
-                    file = archive.extractfile(member)
-                    yield wanted.pop(member.name), file.read() if file is not None else b""
+                if member.name in wanted and is_plain_file(member) and member.size <= MOST_MEMBER_BYTES:
+                    yield wanted.pop(member.name), archive.read(member)
                 if not wanted:
                     return
-    except (tarfile.TarError, SegmintError) as error:
+    except (BadTarError, SegmintError) as error:
         problem = f"its shard's tar cannot be read: {error}"
     for id in wanted.values():
         yield id, problem

@@ -25,7 +25,7 @@ from segmint.infra.storage.location import Location
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-_SIGNATURE = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig")
+_SIGNATURE = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
 _ID_DIGITS = 16
 _HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 

@@ -49,6 +49,7 @@ def test_names_are_those_of_the_format() -> None:
         "shards/sa_7-0123456789ab.tar",
         "shards/sa_0000007-0123456789ab.tar",
         "shards/sa_000007-0123456789AB.tar",
+        "shards/sa_00000\u0667-0123456789ab.tar",
         "shards/.tmp-sa_000007-0123456789ab.tar",
         "shards/sa_000007-0123456789ab.tar.part",
         "report/sa_000007-0123456789ab.tar",
@@ -59,7 +60,11 @@ def test_foreign_data_files_are_not_recognized(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["0.g1.json", "000000.g0.json", "000000.g01.json", "0000000.g1.json", "000000.g1.json.bak", "README"]
+    "name",
+    [
+        *("0.g1.json", "000000.g0.json", "000000.g01.json", "0000000.g1.json", "000000.g1.json.bak", "README"),
+        "000000.g1\u0662.json",  # a digit, but not of ASCII
+    ],
 )
 def test_foreign_commits_are_not_recognized(name: str) -> None:
     assert parse_commit_name(name) is None

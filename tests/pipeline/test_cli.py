@@ -314,3 +314,12 @@ def test_what_is_printed_holds_no_credential_and_commands_no_terminal(monkeypatc
         assert "hunter" not in printed
         assert not {"\x1b", "\x07", "\x9b", "\r"} & set(printed)
     assert json.loads(done.stdout[done.stdout.index("{") :])["name"] == title
+
+
+def test_names_that_are_not_utf8_are_printed(capsys):
+    name = b"a\xff.jpg".decode(errors="surrogateescape")
+    answer(name)
+    answer_json({"name": name})
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "a\\udcff.jpg"
+    assert json.loads(printed[printed.index("{") :])["name"] == name

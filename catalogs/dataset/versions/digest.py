@@ -5,11 +5,12 @@ it, sorted by path. A commit names its data files with their hashes, so that no 
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+
+from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import generations_of
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name
@@ -36,6 +37,7 @@ from segmint.infra.threads import map_ahead
 CACHED_SHARDS = 1000
 """The number of shards whose leaves are cached together."""
 
+_HASHES = TypeAdapter(list[str])
 _ATTEMPTS = 5
 _READ_AHEAD = 512
 _SHORT_DIGITS = 12
@@ -212,11 +214,10 @@ def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int)
         if not name.startswith(prefix):
             continue
         try:
-            data = (dataset / SUMMARIES / name).read()
-            hashes = json.loads(data)
-        except (NotFoundError, ValueError):
+            hashes = _HASHES.validate_json((dataset / SUMMARIES / name).read(), strict=True)
+        except (NotFoundError, ValidationError):
             continue
-        if isinstance(hashes, list) and len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
+        if len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
             return hashes
     return None
 

@@ -30,7 +30,7 @@ from segmint.infra.wording import some
 
 VERSIONS = "versions"
 
-_NAME = re.compile(r"([1-9]\d*)\.json")
+_NAME = re.compile(r"([1-9]\d*)\.json", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 

@@ -90,7 +90,7 @@ def answer(text: str) -> None:
 def answer_json(value: Any) -> None:
     """Print the answer as one JSON value on standard output, for programs."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    typer.echo(_encodable(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
 
 
 class Answer(Protocol):
@@ -114,4 +114,9 @@ def answer_with(result: Answer, as_json: bool) -> None:
 
 def _fit_to_print(text: str) -> str:
     """Remove credentials, and control characters that a terminal would obey: catalogs and file names may hold both."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))
+    return _encodable(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text)))
+
+
+def _encodable(text: str) -> str:
+    """Escape, as JSON does, what UTF-8 cannot encode: names of files and of members of tars may hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()

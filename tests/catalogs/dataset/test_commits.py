@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import Claim, Commit, CommitLog, FileEntry, look_at_shard
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -126,3 +126,11 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
     assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]
     log.location(1, 3).delete()
     assert [commit.shard for commit in log.read_all()] == [0, 2]
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"paths":[[]]}', b'{"paths":"shards/x"}', b'{"paths":' + b"[" * 100_000])
+def test_another_file_among_the_claims_is_named(tmp_path: Path, data: bytes) -> None:
+    claim = Claim(1, 2, ()).location(location_of(tmp_path))
+    claim.put(data)
+    with pytest.raises(DamagedDatasetError, match=claim.name):
+        look_at_shard(location_of(tmp_path), 1)

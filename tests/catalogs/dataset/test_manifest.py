@@ -58,7 +58,11 @@ def test_names_of_generations_can_be_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dataset.g1.json", "dataset.g0.json", "dataset.g02.json", "dataset.g2.json.bak", ".tmp-dataset.g2.json"]
+    "name",
+    [
+        *("dataset.g1.json", "dataset.g0.json", "dataset.g02.json", "dataset.g2.json.bak", ".tmp-dataset.g2.json"),
+        "dataset.g1\u0662.json",  # a digit, but not of ASCII
+    ],
 )
 def test_foreign_names_are_no_generation(name: str) -> None:
     assert parse_manifest_name(name) is None

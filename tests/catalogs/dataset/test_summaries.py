@@ -53,3 +53,16 @@ def test_full_blocks_are_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(read) == [(0, 2), (1, 1), (4, 1)]
     names = sorted(path.name[:7] for path in (tmp_path / "dataset/summaries").iterdir())
     assert names == ["000000-", "000002-"], "the summary that no longer fits is gone"
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 100_000, b'{"shards":"2","files":8,"bytes":1,"counts":{}}'])
+def test_a_damaged_summary_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=2)
+    sums = sum_commits(location)
+    (file,) = (tmp_path / "dataset/summaries").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(data)
+    assert sum_commits(location) == sums
+    assert file.read_bytes() == whole

@@ -114,6 +114,9 @@ def test_full_blocks_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path in (tmp_path / "dataset/summaries").iterdir():
         path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     assert take_snapshot(location) == second, "damaged leaves are not used"
+    for path in (tmp_path / "dataset/summaries").iterdir():
+        path.write_bytes(b"[" * 100_000)
+    assert take_snapshot(location) == second, "leaves that cannot be read are not used"
     take_snapshot(location, save_cache=True)
     drop_cached_leaves(location, [3])
     assert [path.name[:14] for path in (tmp_path / "dataset/summaries").iterdir()] == ["leaves-000000-"]

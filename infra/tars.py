@@ -1,0 +1,115 @@
+"""Reads tars that anybody may have made: members in order, in one pass, with a bound on what their headers take.
+
+`tarfile` reads headers of any size and raises anything for odd ones, from KeyError to RecursionError.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol, TypeVar, cast
+
+from segmint.infra.errors import SegmintError
+
+T = TypeVar("T")
+
+MOST_HEADER_BYTES = 1 << 20
+"""Bytes of all headers of one member: a plain one has 512, long names and pax records some kilobytes."""
+
+_PIECE = 4 << 20
+
+
+class SupportsRead(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        ...
+
+
+class BadTarError(tarfile.TarError):
+    """A tar cannot be read on from here. The message says why."""
+
+
+class TarReader:
+    """The members of a tar, in order; the stream may be one that only reads on.
+
+    A stream that can seek may be moved between two members.
+    """
+
+    def __init__(self, stream: SupportsRead) -> None:
+        self._stream = _Forward(stream)
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        """Yield the members. Raises `BadTarError`, and what the stream raises."""
+        archive = self._guarded(lambda: tarfile.TarFile(fileobj=cast(BinaryIO, self._stream)))
+        while (member := self._guarded(archive.next)) is not None:
+            archive.members.clear()  # `tarfile` keeps all of them
+            yield member
+
+    def read(self, member: tarfile.TarInfo) -> bytes:
+        """Return the bytes of the plain file that was yielded last; raises `BadTarError` if the tar ends before."""
+        self._stream.allowed = member.size
+        self._stream.seek(member.offset_data)
+        data = self._stream.read(member.size)
+        if len(data) != member.size:
+            raise BadTarError("unexpected end of data")
+        return data
+
+    def _guarded(self, step: Callable[[], T]) -> T:
+        """Let `tarfile` read one member's headers."""
+        self._stream.allowed = MOST_HEADER_BYTES
+        try:
+            return step()
+        except (SegmintError, OSError, BadTarError):
+            raise  # the store's, or ours
+        except tarfile.TarError as error:
+            raise BadTarError(str(error)) from error
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise BadTarError(f"a header that cannot be read ({why})") from error
+
+
+def is_plain_file(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file with its bytes in the tar: no link, and not sparse, where a few may be terabytes."""
+    return member.isfile() and not member.issparse() and member.size >= 0
+
+
+class _Forward:
+    """A stream as `tarfile` wants it, which only goes forward; `allowed` bytes may be read until it is set again."""
+
+    def __init__(self, stream: SupportsRead) -> None:
+        self._stream = stream
+        self._position = 0
+        seekable = getattr(stream, "seekable", None)
+        self._seek = getattr(stream, "seek", None) if seekable is not None and seekable() else None
+        self.allowed = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise BadTarError("a header that leads back to what was read")
+        while self._seek is None and self._position < position:
+            if not self._take(min(_PIECE, position - self._position)):
+                return
+        self._position = position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.allowed:
+            raise BadTarError(f"headers of a member of over {MOST_HEADER_BYTES:,} bytes")
+        self.allowed -= size
+        if self._seek is not None:
+            try:
+                self._seek(self._position)
+            except (OSError, ValueError, OverflowError) as error:  # no file is so long
+                raise BadTarError("unexpected end of data") from error
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        """Read on, at most `_PIECE` at once: a stream may take memory for what is asked, whatever it has."""
+        pieces: list[bytes] = []
+        while size > 0 and (piece := self._stream.read(min(size, _PIECE))):
+            pieces.append(piece)
+            size -= len(piece)
+            self._position += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
