@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, TakenNames, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.catalogs.licenses import canonical_identifier
+from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -22,6 +23,7 @@ _THREADS = 16
 _READ_AHEAD = 512
 _NUMBER = re.compile(r"(?:sa_)?([1-9]\d{0,17})", re.ASCII)
 _COLUMNS = ["ordinal", "image_id", "uri", "license", "provider", "sha256"]
+_DIGESTS = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
 
 
 @dataclass
@@ -178,8 +180,8 @@ def with_copies(
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
     """Yield the catalog's columns that name an image, part after part."""
     for part in manifest.catalog:
-        with (dataset / part.path).open() as stream, pq.ParquetFile(stream) as file:
-            yield from file.iter_batches(batch_size=_ROWS, columns=_COLUMNS)
+        with NormalizedRows(dataset / part.path) as rows:
+            yield from rows.batches(_COLUMNS, _ROWS)
 
 
 def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[TakenImage]:
@@ -195,8 +197,8 @@ def _digest_tables(dataset: Location, tables: Sequence[str]) -> Iterator[pa.Tabl
         file = dataset / path
         try:
             with file.open() as stream:
-                return pq.read_table(stream, columns=["ordinal", "source_sha256"])
-        except (pa.ArrowInvalid, OSError, NotFoundError) as error:
+                return pq.read_table(stream, columns=_DIGESTS.names).cast(_DIGESTS)
+        except (pa.ArrowException, ValueError, OSError, NotFoundError) as error:
             raise DamagedDatasetError(f"{file} cannot be read: {error}; `segmint repair` may restore it") from error
 
     yield from map_ahead(read, tables, _THREADS, _READ_AHEAD, "digests")

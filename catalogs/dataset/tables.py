@@ -27,6 +27,22 @@ MEMORY_LIMIT = "2GB"
 
 Kind = Literal["segmint", "sa1b"]
 
+_DAMAGE = (
+    duckdb.IOException,
+    duckdb.InvalidInputException,
+    duckdb.BinderException,  # a column that is not there, or of another type
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+)
+_TYPES = {
+    pa.int64(): "BIGINT",
+    pa.int32(): "INTEGER",
+    pa.float64(): "DOUBLE",
+    pa.float32(): "FLOAT",
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.date32(): "DATE",
+}
 _SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BIGINT"
 
 
@@ -74,6 +90,7 @@ class DatasetTables:
             self._register(files, location.storage)
             for kind, schema in schemas.items():
                 self._create_view(kind, list(files.get(kind, ())) or [self._empty(kind, schema)])
+                self._check_types(kind, schema)
         except BaseException:
             self.close()
             raise
@@ -116,10 +133,25 @@ class DatasetTables:
 
     def _create_view(self, kind: str, files: Sequence[TableFile]) -> None:
         paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
-        self.connection.execute(
-            f"CREATE VIEW {kind} AS SELECT * EXCLUDE (filename), {_SHARD} AS shard "
-            f"FROM read_parquet([{paths}], filename = true)"
-        )
+        with damage_named():
+            self.connection.execute(
+                f"CREATE VIEW {kind} AS SELECT * EXCLUDE (filename), {_SHARD} AS shard "
+                f"FROM read_parquet([{paths}], filename = true)"
+            )
+
+    def _check_types(self, kind: str, schema: pa.Schema) -> None:
+        """Raise `DamagedDatasetError` for a column of plain values that has another type than in `schema`.
+
+        The first file decides it: values of the others are converted, and an error says which cannot be.
+        """
+        types = dict(self.connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {kind})").fetchall())
+        wrong = [
+            f"{field.name} is {types[field.name]}, expected {_TYPES[field.type]}"
+            for field in schema
+            if field.type in _TYPES and types.get(field.name, _TYPES[field.type]) != _TYPES[field.type]
+        ]
+        if wrong:
+            raise DamagedDatasetError(f"the tables of {kind} in {self.location} have other columns: {'; '.join(wrong)}")
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
@@ -130,20 +162,22 @@ def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequ
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Turn DuckDB's errors into ours: `DamagedDatasetError` for a file that is missing or not Parquet.
+    """Turn DuckDB's errors into ours: `DamagedDatasetError` for a file that is missing, or no Parquet of these columns.
 
     `StorageFaultError` if a store failed.
     """
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+    except _DAMAGE as error:
         raise DamagedDatasetError(f"the dataset's Parquet cannot be read: {error}") from error
     except duckdb.Error as error:
         if type(error) is not duckdb.Error:
             raise
-        # Exceptions of our storage arrive like this, with their traceback as text.
-        kind = DamagedDatasetError if NotFoundError.__name__ in str(error) else StorageFaultError
-        raise kind(f"the dataset's Parquet cannot be read: {last_line(error)}") from error
+        # What our storage raises arrives like this, with its traceback as text; so does what decodes a footer.
+        text, _, _ = str(error).partition("\n\nLINE ")
+        is_fault = text.startswith("Traceback") and NotFoundError.__name__ not in text
+        kind = StorageFaultError if is_fault else DamagedDatasetError
+        raise kind(f"the dataset's Parquet cannot be read: {last_line(Exception(text))}") from error
 
 
 def open_committed(

@@ -1,8 +1,9 @@
 """Read rows of a normalized catalog by their ordinals, without reading those before them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import TracebackType
 
 import pyarrow as pa
@@ -20,23 +21,24 @@ class NormalizedRows:
     """An open normalized catalog, as a context manager: the footer is read once, row groups on demand."""
 
     def __init__(self, file: Location) -> None:
+        self._location = file
         self._stream = file.open()
         try:
-            self._file = pq.ParquetFile(self._stream)
-        except (pa.ArrowException, OSError) as error:
+            self._starts = self._open()
+        except BaseException:
             self._stream.close()
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
-            raise UsageError(f"{file} is not a normalized catalog: {error}") from error
-        if not self._file.schema_arrow.equals(NORMALIZED):
-            self.close()
-            raise UsageError(f"{file} is not a normalized catalog: its columns are different")
-        metadata = self._file.metadata
-        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        first = self._file.read_row_group(0, columns=["ordinal"]).column(0)[0].as_py() if counts else 0
-        self._starts = [first]
-        for count in counts:
-            self._starts.append(self._starts[-1] + count)
+            raise
+
+    def _open(self) -> list[int]:
+        """Open the file; return the ordinal of each row group's first row, and one past the last row."""
+        with self._damage():
+            self._file = pq.ParquetFile(self._stream)
+            if not self._file.schema_arrow.equals(NORMALIZED):
+                raise UsageError(f"{self._location} is not a normalized catalog: its columns are different")
+            metadata = self._file.metadata
+            counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            first = self._file.read_row_group(0, columns=["ordinal"]).column(0)[0].as_py() if counts else 0
+        return list(accumulate(counts, initial=first))
 
     @property
     def ordinals(self) -> tuple[int, int]:
@@ -53,7 +55,8 @@ class NormalizedRows:
             for index, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
             if begin < high and end > low
         ]
-        table = _readable(self._file.read_row_groups(groups))
+        with self._damage():
+            table = _readable(self._file.read_row_groups(groups))
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int]) -> pa.Table:
@@ -62,13 +65,35 @@ class NormalizedRows:
         for group, (begin, end) in enumerate(pairwise(self._starts)):
             inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
             if inside:
-                pieces.append(_readable(self._file.read_row_group(group)).take(inside))
+                with self._damage():
+                    pieces.append(_readable(self._file.read_row_group(group)).take(inside))
         return pa.concat_tables(pieces)
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield all rows in order, with only these columns, at most `rows` at a time."""
+        batches = self._file.iter_batches(batch_size=rows, columns=list(columns))
+        while True:
+            with self._damage():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
         self._stream.close()
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """Turn what Arrow raises for a damaged file into a `UsageError`."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, IndexError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
+            why = " ".join(str(error).split())
+            raise UsageError(f"{self._location} is not a normalized catalog: {why}") from error
 
     def __enter__(self) -> "NormalizedRows":
         return self

@@ -91,6 +91,32 @@ def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTab
         tables.query("SELECT sum(width) AS n FROM images")
 
 
+def test_a_file_that_is_damaged_before_it_is_opened_is_named(dataset: str) -> None:
+    commit = CommitLog(location_of(dataset)).latest(0)
+    assert commit is not None
+    path = Path(dataset, commit.file("masks").path)
+    data = path.read_bytes()
+    footer = data[: -8 - 40] + b"\xff" * 40 + data[-8:]
+    for damaged in (b"", b"PAR1", data[: len(data) // 2], footer):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedDatasetError):
+            open_committed(location_of(dataset), SCHEMAS).close()
+
+
+def test_columns_of_other_types_or_names_are_damage(dataset: str) -> None:
+    commit = CommitLog(location_of(dataset)).latest(0)
+    assert commit is not None
+    path = Path(dataset, commit.file("images").path)
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("width")
+    pq.write_table(table.set_column(place, "width", pa.array(["wide"] * len(table))), path)
+    with pytest.raises(DamagedDatasetError, match="width is VARCHAR, expected INTEGER"):
+        open_committed(location_of(dataset), SCHEMAS)
+    pq.write_table(table.drop_columns(["width"]), path)
+    with open_committed(location_of(dataset), SCHEMAS) as tables, pytest.raises(DamagedDatasetError, match="width"):
+        tables.query("SELECT sum(width) AS n FROM images")
+
+
 def test_the_scratch_folder_goes_with_the_tables(dataset: str, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -80,7 +80,7 @@ def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_pa
     with NormalizedRows(location_of(damaged)) as rows:
         start = first + 5 * 64
         assert rows.read(start, start + 64).column("ordinal").to_pylist() == list(range(start, start + 64))
-        with pytest.raises((OSError, pa.ArrowInvalid)):
+        with pytest.raises(UsageError, match=r"damaged\.parquet is not a normalized catalog"):
             rows.read(start, start + 65)
 
 
@@ -112,3 +112,20 @@ def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(UsageError, match="is not a normalized catalog"):
             NormalizedRows(location_of(path))
+
+
+def test_pages_that_cannot_be_read_are_named(part: tuple[str, int], tmp_path: Path) -> None:
+    uri, first = part
+    chunk = pq.ParquetFile(uri).metadata.row_group(0).column(NORMALIZED.get_field_index("uri"))
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data, path = Path(uri).read_bytes(), tmp_path / "part.parquet"
+    path.write_bytes(data[:start] + b"\xff" * 64 + data[start + 64 :])
+    with NormalizedRows(location_of(path)) as rows:
+        for read in (rows.read(first + 64, first + 70), *rows.batches(["ordinal"], 100)):
+            assert read.num_rows
+        with pytest.raises(UsageError, match=r"part\.parquet is not a normalized catalog"):
+            rows.read(first, first + 9)
+        with pytest.raises(UsageError, match=r"part\.parquet is not a normalized catalog"):
+            rows.take([first + 5])
+        with pytest.raises(UsageError, match=r"part\.parquet is not a normalized catalog"):
+            list(rows.batches(["uri"], 100))
