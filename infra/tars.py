@@ -42,7 +42,7 @@ class TarReader:
         """Yield the members. Raises `BadTarError`, and what the stream raises."""
         archive = self._guarded(lambda: tarfile.TarFile(fileobj=cast(BinaryIO, self._stream)))
         while (member := self._guarded(archive.next)) is not None:
-            archive.members.clear()  # `tarfile` keeps all of them
+            archive.members.clear()  # type: ignore[attr-defined]  # it keeps all of them
             yield member
 
     def read(self, member: tarfile.TarInfo) -> bytes:

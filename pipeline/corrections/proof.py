@@ -146,10 +146,10 @@ def _in_shard(dataset: Location, commit: Commit, images: Sequence[TakenImage], n
         stems = {image_stem(ordinal + 1) for ordinal in own}
         try:
             with (dataset / entry.path).open() as stream:
-                names = [member.name for member in TarReader(stream)]
+                members = [member.name for member in TarReader(stream)]
         except BadTarError as error:
             raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error
-        yield from (f"{entry.path}, {name}" for name in names if name.partition(".")[0] in stems)
+        yield from (f"{entry.path}, {name}" for name in members if name.partition(".")[0] in stems)
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:
