@@ -30,8 +30,8 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.mask_columns import MaskColumns
-from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS, annotations_json
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.shards.files import ROW_GROUP_ROWS, annotations_json
 
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
+    DETECTOR_FAILED = "detector_failed"
+    TOO_MANY_MASKS = "too_many_masks"
     KILLED_WORKER = "killed_worker"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"

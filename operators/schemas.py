@@ -74,6 +74,9 @@ MASK = pa.struct(
 )
 """One mask, with the keys of SA-1B's annotations except the id, which follows from its position."""
 
+MASKS_PER_IMAGE_LIMIT = 10_000
+"""An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
+
 FUNNEL_STEPS = (
     "predicted",
     "over_iou",

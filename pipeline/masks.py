@@ -27,7 +27,7 @@ from segmint.operators.overlay import draw_overlay, draw_prompts, encode_png
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
-from segmint.operators.segment.segment import mask_row
+from segmint.operators.segment.segment import check_count, mask_row
 from segmint.operators.shards.files import annotations_json
 from segmint.pipeline.config.yaml_file import Document, apply_override, check
 
@@ -254,6 +254,10 @@ def check_prompts(prompts: Prompts, image: str, height: int, width: int) -> None
 
 
 def sa1b_document(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Found]) -> bytes:
-    """Return the JSON of one image of `size` (height, width) as in SA-1B's files."""
+    """Return the JSON of one image of `size` (height, width) as in SA-1B's files; raises `RejectedError` like a build.
+
+    That is for more masks than there are ids for.
+    """
+    check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
     return annotations_json(image_id, file_name, size, rows)

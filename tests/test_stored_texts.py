@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,7 +41,7 @@ from segmint.infra.version import VERSION
 from segmint.model.detectors.faces import FaceDetector
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import Children
-from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig, deidentify
 from segmint.operators.prepare.ingest import IngestConfig, _guarded
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig, RefusedError, prepare_image
 from segmint.operators.prepare.read_image import ImageReader
@@ -48,6 +49,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, faulted
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from segmint.operators.segment.numerics import Numerics
+from segmint.operators.segment.segment import check_count
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.files import annotations_json, build_shard_files
 from segmint.operators.shards.taken_rows import take_down, without_taken
@@ -486,6 +488,28 @@ def test_an_image_that_ends_its_worker_is_refused_in_these_words(
     assert (row["stage"], row["reason"], row["detail"], row["fault"]) == ("segment", str(reason), detail, None)
 
 
+def test_an_image_that_a_detector_fails_on_is_refused_in_these_words() -> None:
+    class Fragile:
+        kind, name = "plate", "plates.ts"
+
+        def detect(self, image: Any) -> list[Any]:
+            if image.shape == (8, 8, 3):
+                raise RuntimeError("Traceback of TorchScript:\n  in forward\nRuntimeError: a shape\n")
+            return []
+
+    with pytest.raises(RejectedError) as verdict:
+        deidentify(np.zeros((8, 8, 3), np.uint8), [cast(Any, Fragile())])
+    detail = "the plate detector plates.ts fails on this image, and not on others: RuntimeError: a shape"
+    assert (verdict.value.reason, verdict.value.detail) == (Reason.DETECTOR_FAILED, detail)
+
+
+def test_an_image_with_too_many_masks_is_refused_in_these_words() -> None:
+    with pytest.raises(RejectedError) as verdict:
+        check_count(12_345)
+    detail = "12,345 masks; there are ids for 10,000 masks of one image"
+    assert (verdict.value.reason, verdict.value.detail) == (Reason.TOO_MANY_MASKS, detail)
+
+
 REASONS = [
     "license_not_allowed",
     "license_missing",
@@ -504,6 +528,8 @@ REASONS = [
     "corrupt",
     "too_large",
     "too_small",
+    "detector_failed",
+    "too_many_masks",
     "killed_worker",
     "out_of_memory",
     "timed_out",
@@ -514,8 +540,8 @@ REASONS = [
 def test_every_reason_is_spelled_like_this_and_has_its_words_above() -> None:
     """`reason` of `rejects`, and `counts` of a commit."""
     assert list(Reason) == REASONS
-    with_words = {row[-2] for row in CATALOG_REFUSALS} | {row[-2] for row in BYTES_REFUSALS} | {"unreadable_object"}
-    assert with_words == set(REASONS)
+    with_words = {row[-2] for row in CATALOG_REFUSALS} | {row[-2] for row in BYTES_REFUSALS}
+    assert with_words | {"unreadable_object", "detector_failed", "too_many_masks"} == set(REASONS)
 
 
 # What a takedown and a redaction store.

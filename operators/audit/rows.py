@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.tombstones import TakenNames
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.reasons import Reason
 from segmint.operators.rows import Row
-from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 
 Ints = NDArray[np.int64]
 

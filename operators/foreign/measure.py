@@ -19,8 +19,8 @@ from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.masks import BOXES, BoxConvention, ForeignImage, read_foreign
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import IMAGES, MASKS, SEGMENTED
-from segmint.operators.shards.files import MASKS_PER_IMAGE_LIMIT, ROW_GROUP_ROWS
+from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
+from segmint.operators.shards.files import ROW_GROUP_ROWS
 
 IMAGES_PER_SHARD_LIMIT = 10_000_000
 """An image's ordinal is its shard times this, plus its index: shards are measured apart from one another."""

@@ -6,22 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import Network, PlateDetector
+from segmint.operators.child import is_out_of_memory
+from segmint.operators.prepare.control import control_pixels
+from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
 
 Pixels = NDArray[np.uint8]
 
 TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
 """How the name of a TorchScript file ends."""
+
+_CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
+"""Width and height, in pixels, of images that every detector must be able to search."""
 
 NO_DETECTOR = "none"
 BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
@@ -101,6 +109,10 @@ class DeidentifyConfig(BaseModel):
         return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 
+class BrokenDetectorError(SegmintError):
+    """A detector fails on control images, too: no image is to blame."""
+
+
 @dataclass(frozen=True)
 class Region:
     """A redacted part of an image.
@@ -138,12 +150,13 @@ def deidentify(image: Pixels, detectors: Sequence[Detector]) -> tuple[Pixels, li
     """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
 
     Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by detector
-    and then by score.
+    and then by score. Raises `RejectedError` with `detector_failed` if a detector fails on this image and not on
+    control images, and `BrokenDetectorError` if it fails on these, too.
     """
     shape = image.shape[0], image.shape[1]
     patches, regions = [], []
     for detector in detectors:
-        for found in detector.detect(image):
+        for found in _detections(detector, image):
             patch = outline(found, shape)
             if patch is None:
                 continue
@@ -151,6 +164,42 @@ def deidentify(image: Pixels, detectors: Sequence[Detector]) -> tuple[Pixels, li
             place = (patch.x, patch.y, patch.width, patch.height)
             regions.append(Region(found.kind, found.score, *place, found.source))
     return redact_patches(image, patches), regions
+
+
+def _detections(detector: Detector, image: Pixels) -> list[Detection]:
+    try:
+        return detector.detect(image)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # a detector's file is somebody's code, and raises anything
+        if _is_short_of_memory(error):
+            raise
+        _require_detector(detector)
+        message = clean_message(last_line(error))
+        detail = f"the {detector.kind} detector {detector.name} fails on this image, and not on others: {message}"
+        raise RejectedError(Reason.DETECTOR_FAILED, detail) from None
+
+
+def _require_detector(detector: Detector) -> None:
+    """Raise `BrokenDetectorError` if a detector fails on control images: upright, across and square."""
+    for size in _CONTROL_SIZES:
+        try:
+            detector.detect(np.asarray(cv2.resize(control_pixels(), size), np.uint8))
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:
+            if _is_short_of_memory(error):
+                raise
+            raise BrokenDetectorError(
+                f"the {detector.kind} detector {detector.name} fails on a control image of {size[0]} x {size[1]} "
+                f"pixels, too, so no image is refused for it: {last_line(error)}. Correct its file, or the machine, or "
+                "begin another dataset with another detector"
+            ) from error
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Whether the machine or its GPU has no memory left, in torch's words, too: that is no verdict on an image."""
+    return is_out_of_memory(error) or "out of memory" in str(error)
 
 
 Resolve = Callable[[str], Path]

@@ -307,7 +307,7 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
         if isinstance(error, Image.DecompressionBombError):
             detail = f"a frame inside the {kind} file is over a decoder's limit"
             raise RejectedError(Reason.TOO_LARGE, detail) from None
-        message = _clean(str(error))
+        message = clean_message(str(error))
         if "truncated" in message.lower():
             raise RejectedError(Reason.TRUNCATED, f"the {kind} ends early: {message}") from None
         raise RejectedError(Reason.CORRUPT, f"the {kind} cannot be decoded: {message}") from None
@@ -335,6 +335,6 @@ def _check_control(pixels: Pixels) -> None:
         raise ValueError("it comes out as another picture")
 
 
-def _clean(message: str) -> str:
+def clean_message(message: str) -> str:
     """Return a decoder's message as one short line without object addresses: the same on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"

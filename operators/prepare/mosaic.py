@@ -24,6 +24,8 @@ More than sqrt(2), so that the box's corners lie inside; 2.01 times the box's ar
 PLATE_MARGIN = 0.25
 """Margin around a plate's corners, as a share of the plate's height."""
 
+_FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector's file may return any number
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -79,9 +81,10 @@ def polygon(
 ) -> Patch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
-    Points are rounded to whole pixels first. None if it lies outside the image of `shape` (h, w).
+    Points are rounded to whole pixels first; none is taken to be farther away than any image is wide. None if it lies
+    outside the image of `shape` (h, w).
     """
-    corners = np.array([(round(x), round(y)) for x, y in points], np.int32)
+    corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
     grow = math.ceil(margin * min(sides))
     squares = [corners + np.array((dx, dy)) for dx in (-grow, grow) for dy in (-grow, grow)]

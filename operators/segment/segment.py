@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.deadline import Deadline
@@ -21,7 +22,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, map_rows
-from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
+from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 
 # Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
@@ -139,6 +140,13 @@ def segment_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels
     return segment_image(generator, image, original)
 
 
+def check_count(masks: int) -> None:
+    """Raise `RejectedError` if an image has more masks than there are ids for."""
+    if masks > MASKS_PER_IMAGE_LIMIT:
+        detail = f"{masks:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
+        raise RejectedError(Reason.TOO_MANY_MASKS, detail)
+
+
 def device_failure(device: str) -> str | None:
     """Return the fault that makes a GPU unusable for this process, or None. After a fault every call reports it."""
     if not device.startswith("cuda"):
@@ -201,4 +209,6 @@ class Segment:
         with self._deadline.running():
             image, original = decode_row(row)
         with self._one_at_a_time, self._deadline.running():
-            return {**row, **segment_frugally(self.generator, image, original)}
+            segmented = segment_frugally(self.generator, image, original)
+        check_count(len(segmented["masks"]))
+        return {**row, **segmented}

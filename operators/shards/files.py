@@ -12,10 +12,7 @@ from segmint.catalogs.dataset.commits import REJECTED
 from segmint.catalogs.layout import annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import IMAGES, MASKS, REJECTS
-
-MASKS_PER_IMAGE_LIMIT = 10_000
-"""An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
+from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, REJECTS
 
 ROW_GROUP_ROWS = 10_000
 """Rows in a row group of `images`, `masks` and `rejects`."""

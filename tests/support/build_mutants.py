@@ -256,4 +256,11 @@ BUILD_MUTANTS = (
         "            os.rename(temporary, path)",
         "tests/infra/storage/test_stores.py tests/infra/storage/test_storage.py",
     ),
+    Mutant(
+        "a detector that fails everywhere refuses images",
+        "operators/prepare/deidentify.py",
+        "        _require_detector(detector)\n",
+        "",
+        "tests/operators/prepare/test_deidentify.py",
+    ),
 )

@@ -34,6 +34,15 @@ class Failing(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
+class Fragile(nn.Module):
+    """Finds nothing, and fails on an image that begins with a magenta pixel."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if bool(image[0, 0, 0] > 180) and bool(image[1, 0, 0] < 90) and bool(image[2, 0, 0] > 180):
+            raise RuntimeError("a shape that was not foreseen")
+        return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
+
+
 class OnlyScores(nn.Module):
     """Has another signature."""
 

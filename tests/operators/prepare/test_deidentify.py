@@ -13,9 +13,17 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from pydantic import ValidationError
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import UsageError
-from segmint.model.detectors.detection import Detection, Detector
-from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify, outline
+from segmint.model.detectors.detection import Detection, Detector, Kind
+from segmint.operators.prepare.deidentify import (
+    BrokenDetectorError,
+    DeidentifyConfig,
+    Region,
+    build_detectors,
+    deidentify,
+    outline,
+)
 from segmint.operators.schemas import REGION
 from tests.support.labels import (
     ASTRONAUT,
@@ -27,6 +35,7 @@ from tests.support.labels import (
     found_again,
     haar_faces,
 )
+from tests.support.torchscript import Failing, Fragile, OnlyScores, saved, spot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -235,6 +244,47 @@ def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     _, regions = deidentify(image, build_detectors(config))
     assert regions == [Region("plate", 0.95, 0, 0, 50, 40, "plates.ts")]
+
+
+def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> None:
+    path = saved(Fragile(), tmp_path / "faces.ts")
+    config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}, "plates": {"detector": "none"}})
+    detectors = build_detectors(config)
+    gray = np.full((40, 50, 3), 90, np.uint8)
+    assert deidentify(gray, detectors)[1] == []
+    with pytest.raises(RejectedError) as verdict:
+        deidentify(spot(gray, 0, 0, 1), detectors)
+    assert verdict.value.reason == Reason.DETECTOR_FAILED
+    assert "the face detector faces.ts fails on this image, and not on others: " in verdict.value.detail
+    assert verdict.value.detail.endswith("a shape that was not foreseen")
+
+
+@pytest.mark.parametrize("module", [Failing, OnlyScores])
+def test_a_detector_that_fails_on_control_images_refuses_nobody(tmp_path: Path, module: type[torch.nn.Module]) -> None:
+    path = saved(module(), tmp_path / "plates.ts")
+    config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})
+    with pytest.raises(
+        BrokenDetectorError, match=r"the plate detector plates\.ts fails on a control image of 192 x 256"
+    ):
+        deidentify(np.zeros((40, 50, 3), np.uint8), build_detectors(config))
+
+
+class Short:
+    """Has no memory left for an image that is not gray."""
+
+    kind: Kind = "face"
+    name = "short"
+    score = 0.5
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        if np.ptp(image, axis=2).any():
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return []
+
+
+def test_exhausted_memory_is_no_verdict(astronaut: np.ndarray) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        deidentify(astronaut, [Short()])
 
 
 def test_a_missing_or_broken_torchscript_file_names_its_key(tmp_path: Path) -> None:

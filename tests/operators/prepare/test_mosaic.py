@@ -56,6 +56,15 @@ def test_nothing_outside_the_image_becomes_a_patch() -> None:
     assert rectangle(90, 0, 10, 10, SHAPE) is None
 
 
+def test_corners_farther_away_than_any_number_of_pixels_cover_what_lies_between_them() -> None:
+    far = 1e30
+    patch = polygon([(-far, -far), (far, -far), (far, far), (-far, far)], (30, 40))
+    assert patch is not None
+    assert patch.mask.all()
+    assert (patch.x, patch.y, patch.width, patch.height) == (0, 0, 40, 30)
+    assert polygon([(far, far), (2 * far, far), (2 * far, 2 * far), (far, 2 * far)], (30, 40)) is None
+
+
 def test_a_rectangle_is_clipped() -> None:
     patch = rectangle(-5, 50, 20, 20, SHAPE)
     assert (patch.x, patch.y, patch.width, patch.height) == (0, 50, 15, 10)

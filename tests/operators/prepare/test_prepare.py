@@ -398,6 +398,25 @@ def test_a_detector_file_that_was_replaced_is_not_loaded(tmp_path: Path, portrai
         build_worker(settings, Storage(), None)
 
 
+def test_an_image_that_a_detectors_file_fails_on_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    from tests.support.torchscript import Fragile, saved, spot  # torch takes a second
+
+    faces = FacesConfig(detector=str(saved(Fragile(), tmp_path / "faces.ts")))
+    whole = np.asarray(photograph())
+    for name, image in (("whole", whole), ("marked", spot(whole, 0, 0, 8))):
+        (tmp_path / f"{name}.png").write_bytes(encode(Image.fromarray(image), "PNG"))
+    stage = Prepare(config(DeidentifyConfig(faces=faces, plates=NOTHING.plates)), Storage(retry=FAST), POLICY, CATALOG)
+    try:
+        rows = stage(table(*({"uri": f"{tmp_path}/{name}.png"} for name in ("whole", "marked", "whole")))).to_pylist()
+    finally:
+        stage.close()
+    assert [(row["stage"], row["reason"], row["fault"]) for row in rows] == [
+        (None, None, None),
+        ("deidentify", "detector_failed", None),
+        (None, None, None),
+    ]
+
+
 CORE_LIMIT = """
 import resource
 from segmint.infra.storage.storage import Storage

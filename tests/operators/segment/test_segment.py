@@ -5,19 +5,21 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute
-from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.records import Funnel, Generated, MaskRecord
+from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
 from segmint.operators.rows import to_table
-from segmint.operators.schemas import FUNNEL_STEPS, PREPARED, SEGMENTED
+from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
 from segmint.operators.segment.numerics import observe_numerics
-from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, device_failure
+from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count, device_failure
 from tests.support.builds import photograph
 from tests.support.described_rows import faulted_row, rejected_row
 
@@ -90,6 +92,21 @@ def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None
     broken, whole = segment(to_table(rows, PREPARED)).to_pylist()
     assert broken["fault"].startswith("segment: UnidentifiedImageError")
     assert whole["fault"] is None
+
+
+def test_an_image_with_more_masks_than_ids_is_refused(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its masks are one mask, many times: no setting makes so many of a small photograph."""
+    row = prepared_row(0, "coffee", (150, 100), 100)
+    box = (2.0, 3.0, 19.0, 9.0)
+    mask = np.zeros((100, 150), bool)
+    mask[3:13, 2:22] = True
+    record = MaskRecord(encode(mask), 200, box, 0.9, 0.95, (0.0, 0.0, 150.0, 100.0), (10.0, 8.0))
+    many = Generated((record,) * (MASKS_PER_IMAGE_LIMIT + 1), Funnel())
+    monkeypatch.setattr(segment.generator, "generate", lambda *_: many)
+    (out,) = segment(to_table([row], PREPARED)).to_pylist()
+    assert (out["stage"], out["reason"], out["fault"]) == ("segment", "too_many_masks", None)
+    assert out["masks"] is None
+    check_count(MASKS_PER_IMAGE_LIMIT)
 
 
 def test_the_funnel_has_the_generator_s_steps() -> None:
