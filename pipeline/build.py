@@ -17,9 +17,8 @@ import ray.data
 import ray.exceptions
 
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.reasons import Reason
-from segmint.infra.errors import SegmintError, UnfinishedError
+from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.progress import Progress
@@ -34,7 +33,7 @@ from segmint.operators.shards.revise import heed_all
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.accounting import Accounting, account
+from segmint.pipeline.execution.accounting import Accounting, account, record_end
 from segmint.pipeline.execution.ceiling import CeilingMeter
 from segmint.pipeline.execution.cuts import cut_at_borders
 from segmint.pipeline.execution.outages import Outages, resumable
@@ -92,7 +91,8 @@ def run_build(
     `shards` limits the run to the shards `[first, last)`, or to a part of all. With `grow`, new rows of the catalog
     become new shards. Rows of committed shards that were refused before this run for a reason in `retry_rejected` are
     retried. Raises `UsageError` before anything starts if the configuration, the catalog or the dataset does not fit,
-    and `UnfinishedError` if something is left that another run may finish. Nothing is lost either way.
+    and `UnfinishedError` if something is left that another run may finish (`NotRecordedError`: only the record of what
+    was built). Nothing is lost either way.
     """
     started = time.monotonic()
     log = get_logger("build")
@@ -138,12 +138,7 @@ def run_build(
         retried_images=retried["images"],
         not_retried=refused.left,
     )
-    if accounting.complete:
-        dataset.write_index()
-    accounting = replace(accounting, version=put_version(dataset.location, "build"))
-    if not accounting.complete:
-        raise UnfinishedError(accounting.unfinished_message(run.held_back))
-    return accounting
+    return record_end(dataset, accounting, run.held_back)
 
 
 @dataclass

@@ -42,6 +42,11 @@ def build(
     span = parse_shards(shards) if shards is not None else None
     reasons = reasons_to_retry(retry_rejected or [])
     from segmint.pipeline.build import run_build
+    from segmint.pipeline.execution.accounting import NotRecordedError
 
-    accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
+    try:
+        accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
+    except NotRecordedError as error:
+        answer_with(error.accounting, as_json)
+        raise
     answer_with(accounting, as_json)

@@ -1,14 +1,24 @@
 """The accounting at the end of a run: `in = written + rejected by reason`, and what is left for the next run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.summaries import sum_commits
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.infra.errors import UnfinishedError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
+
+
+class NotRecordedError(UnfinishedError):
+    """A run committed all that it was asked for, and a store's fault kept it from recording that at its end."""
+
+    def __init__(self, accounting: "Accounting", message: str) -> None:
+        super().__init__(message)
+        self.accounting = accounting
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,29 @@ class Accounting:
             )
             parts += _shards(self.not_retried, held_back)
         return "\n".join([*parts, *self.lines()])
+
+
+def record_end(dataset: OpenDataset, accounting: Accounting, held_back: Mapping[int, str]) -> Accounting:
+    """Write the index of a complete dataset and its version, at the end of a run; return the accounting with that.
+
+    `held_back` is why shards are missing. Raises `UnfinishedError` if something is left for another run, and
+    `NotRecordedError`, with the accounting, if only the record is: a store's fault at the end takes nothing from it.
+    """
+    fault = None
+    try:
+        if accounting.complete:
+            dataset.write_index()
+        accounting = replace(accounting, version=put_version(dataset.location, "build"))
+    except (StorageFaultError, OSError) as error:
+        fault = error
+    problem = f"shards.json and a version could not be recorded at the end of the run: {fault}"
+    advice = "Nothing is lost: once that is fixed, the same command records them"
+    if not accounting.complete:
+        left = accounting.unfinished_message(held_back)
+        raise UnfinishedError(left if fault is None else f"{left}\n{problem}") from fault
+    if fault is not None:
+        raise NotRecordedError(accounting, f"{problem}\n{advice}") from fault
+    return accounting
 
 
 def _shards(shards: Sequence[int], held_back: Mapping[int, str]) -> list[str]:

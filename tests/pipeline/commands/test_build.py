@@ -1,0 +1,51 @@
+"""`segmint build` as a user meets it at the end of a run: the accounting, whatever happens to the store then."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from segmint.infra.storage.errors import AccessRefusedError
+from segmint.pipeline.cli import app
+from segmint.pipeline.versions.verify import verify_dataset
+from tests.support.crashing_store import gated
+from tests.support.locations import location_of
+
+FAULTS = {
+    "create versions/1.json": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "put dataset/shards.json": AccessRefusedError("s3://bucket answers 403"),
+}
+"""What a store raises, by the call."""
+
+
+def failing(wanted: str) -> Callable[[str, Callable[[], Any], Any], Any]:
+    def gate(name: str, call: Callable[[], Any], _: Any) -> Any:
+        if name == wanted:
+            raise FAULTS[wanted]
+        return call()
+
+    return gate
+
+
+@pytest.mark.parametrize("call", FAULTS)
+def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(minted: Path, dataset: Path, call: str) -> None:
+    def build() -> Any:
+        config = minted.parent / "build.yaml"
+        return CliRunner().invoke(app, ["build", str(config), "--json", "--set", f"output={dataset}"])
+
+    with gated(failing(call)):
+        done = build()
+    assert done.exit_code == 3
+    accounting = json.loads(done.stdout)
+    assert (accounting["rows"], accounting["written"], accounting["shards"]) == (8, 6, 3)
+    assert accounting["version"] is None
+    assert str(FAULTS[call]) in done.stderr
+    assert "once that is fixed, the same command records them" in done.stderr
+    again = build()
+    assert (again.exit_code, json.loads(again.stdout)["version"]["number"]) == (0, 1)
+    assert verify_dataset(location_of(dataset)).problems == ()
