@@ -170,7 +170,7 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     is no identifier anyway.
     """
     rows = batch.num_rows
-    batch = _fit_to_publish(batch)
+    batch = fit_to_publish(batch)
     ordinals = np.arange(first, first + rows, dtype=np.int64)
     columns = {
         "ordinal": pa.array(ordinals),
@@ -182,7 +182,8 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
 
 
-def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
+def fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Redact credentials in the texts of a batch that has these columns, and shorten a license's whole text."""
     for name, clean in _PUBLISHED_TEXT.items():
         column = batch.column(name)
         # Few texts are suspicious, so Python processes few of them.
