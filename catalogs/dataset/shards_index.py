@@ -30,15 +30,15 @@ def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
 
 
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
-    """Return how a dataset's index differs from these commits, which hold; None if it does not, or there is none.
+    """Return how a dataset's index differs from these commits, which hold; None if it does not.
 
-    An index is written when a build has committed all shards: unless the build is known to be `finished`, an index of
-    some of the shards is right, too.
+    An index is written when a build has committed all shards: unless the build is known to be `finished`, none or an
+    index of some of the shards is right, too.
     """
     try:
         data = (dataset / SHARDS_INDEX).read()
     except NotFoundError:
-        return None
+        return "no such file, and all shards are committed: the same build again writes it" if finished else None
     if data == shards_index(name, commits):
         return None
     try:

@@ -5,13 +5,13 @@ with its newline. The key id is the first 16 hexadecimal digits of the SHA-256 o
 """
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.dataset.versions.record import (
+    SIGNATURE_NAME,
     VERSIONS,
     Version,
     VersionName,
@@ -25,7 +25,6 @@ from segmint.infra.storage.location import Location
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-_SIGNATURE = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
 _ID_DIGITS = 16
 _HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
@@ -110,7 +109,7 @@ def signature_path(number: int, identity: str) -> str:
 
 def signers(dataset: Location, number: int) -> list[str]:
     """Return the ids of the keys of which a version has signatures."""
-    matches = (_SIGNATURE.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
+    matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
 

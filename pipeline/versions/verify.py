@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, summary_name, sums_of
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
@@ -19,7 +20,7 @@ from segmint.catalogs.dataset.versions.digest import (
 )
 from segmint.catalogs.dataset.versions.history import read_history
 from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable
-from segmint.catalogs.dataset.versions.record import Version, VersionName, find_version
+from segmint.catalogs.dataset.versions.record import VERSIONS, Version, VersionName, find_version
 from segmint.catalogs.layout import (
     DATA_KINDS,
     SHARDS_INDEX,
@@ -117,6 +118,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         _read_all(reading, version)
         if version is None:
             notes.append("no version is recorded: the files were compared with the commits, and these with nothing")
+            reading.problems += _takedowns_without_version(dataset)
         else:
             _compare(reading, version)
     snapshot = Snapshot.of(reading.leaves)
@@ -273,6 +275,21 @@ def _compare(reading: _Reading, version: Version) -> None:
 
 
 _ADDED = "a build or a correction that was not finished put it (run it again, and it is recorded), or someone else did"
+
+
+def _takedowns_without_version(dataset: Location) -> Iterator[str]:
+    """Yield a problem if a tombstone is of a takedown that records a version at its end; there is none."""
+    try:
+        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
+    except DamagedDatasetError as error:
+        yield str(error)
+        return
+    if tombstones:
+        path = f"{TOMBSTONES}/{tombstones[0].name}"
+        yield (
+            f"{VERSIONS}/: no version is there, and the takedown of {path} records one at its end: it was not finished "
+            "(run it again), or versions were removed"
+        )
 
 
 def _check_summaries(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> None:

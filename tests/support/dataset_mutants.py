@@ -374,4 +374,11 @@ DATASET_MUTANTS = (
         "len(signature)",
         "tests/pipeline/versions/test_signatures.py",
     ),
+    Mutant(
+        "a signature without its version is not noticed",
+        "catalogs/dataset/versions/history.py",
+        "sorted(n for n in signed if n > last)",
+        "()",
+        "tests/pipeline/versions/test_verify.py",
+    ),
 )

@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from segmint.catalogs.dataset.versions.record import Version, read_version, version_numbers, version_path
+from segmint.catalogs.dataset.versions.record import (
+    Version,
+    read_version,
+    signed_numbers,
+    version_numbers,
+    version_path,
+)
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.location import Location
 
@@ -26,14 +33,20 @@ class History:
 
 
 def read_history(dataset: Location) -> History:
-    """Read all recorded versions of a dataset; one is in memory at a time."""
+    """Read all recorded versions of a dataset; one is in memory at a time.
+
+    A version that is missing is known by later ones or by its signature.
+    """
     numbers = version_numbers(dataset)
+    last = max(numbers, default=0)
+    signed = signed_numbers(dataset)
     problems = []
     latest: Version | None = None
-    for number in range(1, max(numbers, default=0) + 1):
+    for number in chain(range(1, last + 1), sorted(n for n in signed if n > last)):
         path = version_path(number)
         if number not in numbers:
-            problems.append(VersionProblem(path, f"version {number}, as there are later ones", "no such file"))
+            why = "there are later ones" if number < last else "there is its signature"
+            problems.append(VersionProblem(path, f"version {number}, as {why}", "no such file"))
             continue
         try:
             version = read_version(dataset, number)

@@ -30,6 +30,9 @@ from segmint.infra.wording import some
 
 VERSIONS = "versions"
 
+SIGNATURE_NAME = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
+"""The name of a signature's file: the version's number and the key's id."""
+
 _NAME = re.compile(r"([1-9]\d*)\.json", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
@@ -126,6 +129,12 @@ def version_numbers(dataset: Location) -> list[int]:
     """Return the numbers of a dataset's recorded versions, ascending."""
     matches = (_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(int(match[1]) for match in matches if match is not None)
+
+
+def signed_numbers(dataset: Location) -> set[int]:
+    """Return the numbers of the versions that a signature is there of, whether or not they are."""
+    matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
+    return {int(match[1]) for match in matches if match is not None}
 
 
 def read_version(dataset: Location, number: int) -> Version:

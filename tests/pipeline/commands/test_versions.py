@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.pipeline.cli import app
 from tests.support.locations import location_of
@@ -26,6 +27,7 @@ def dataset(tmp_path: Path) -> Path:
     begin(place)
     write(place, 0)
     write(place, 1)
+    write_shards_index(place.location, "protocol")
     put_version(place.location, "build")
     return tmp_path / "dataset"
 

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
+from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version, read_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -24,6 +25,7 @@ Private = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 def dataset() -> Iterator[Location]:
     """A dataset of two shards with a recorded version."""
     with two_shards() as place:
+        write_shards_index(place.location, "protocol")
         put_version(place.location, "build")
         yield place.location
 
@@ -98,6 +100,7 @@ def test_a_signature_is_of_one_version_alone(dataset: Location, tmp_path: Path) 
     write(Place(dataset.uri), 1, variant=2, generation=2)
     with pytest.raises(UsageError, match="is not what its version 1 says: its digest is now sha256:"):
         sign_version(dataset, private)
+    write_shards_index(dataset, "protocol")
     put_version(dataset, "retry")
     assert "did not sign version 2" in verify_dataset(dataset, key=public).problems[0]
     (dataset / f"versions/2.{signed.key_id}.sig").put((dataset / signed.file).read())

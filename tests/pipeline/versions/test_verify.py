@@ -76,7 +76,7 @@ def test_no_bit_of_any_file_changes_unseen(whole: Location) -> None:
 
 def test_no_file_disappears_unseen(whole: Location) -> None:
     for path in paths_of(whole):
-        if path in ("shards.json", "versions/1.json"):  # the one may be missing, and without the other nothing is known
+        if path == "versions/1.json":  # without it, its signature and takedowns nothing is known of it
             continue
         data = (whole / path).read()
         (whole / path).delete()
@@ -126,6 +126,29 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
     assert [problem.partition(":")[0] for problem in found] == ["versions/2.json", "versions/3.json"]
     (whole / "versions/2.json").put(second)
     assert verify_dataset(whole).problems == ()
+
+
+def test_an_index_may_be_missing_until_all_shards_are_recorded(whole: Location) -> None:
+    (whole / "shards.json").delete()
+    assert verify_dataset(whole).problems == (
+        "shards.json: no such file, and all shards are committed: the same build again writes it",
+    )
+    (whole / "versions/1.json").delete()
+    assert verify_dataset(whole).problems == ()
+
+
+def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Location) -> None:
+    (whole / f"versions/1.{'0' * 16}.sig").put(b"its signature")
+    (whole / "versions/1.json").delete()
+    found = verify_dataset(whole)
+    assert found.problems == ("versions/1.json: expected version 1, as there is its signature; found no such file",)
+    (whole / f"versions/1.{'0' * 16}.sig").delete()
+    image = TakenImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
+    before = name_now(whole).digest
+    asked = Asked(ids=("7",))
+    put_tombstone(whole, Tombstone(asked=asked, reason="asked", when="now", version_before=before, images=(image,)))
+    (problem,) = verify_dataset(whole).problems
+    assert problem.startswith("versions/: no version is there, and the takedown of tombstones/")
 
 
 def test_a_dataset_of_an_earlier_segmint_is_compared_with_its_commits(whole: Location) -> None:
