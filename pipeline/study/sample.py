@@ -193,7 +193,7 @@ class PinWriter:
         self._images: list[dict[str, Any]] = []
         self._head = {
             "schema_version": SCHEMA_VERSION,
-            "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256, "digest": version.digest},
+            "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256, **asdict(version)},
             "seed": seed,
             "asked": asked,
             "without_masks": drawn.without_masks,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -25,10 +26,11 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Study:
-    """The images drawn: their masks and (height, width), by id."""
+    """The images drawn: their masks and (height, width), by id; and the version of the dataset, if it is known."""
 
     masks: Mapping[int, list[StudyMask]]
     sizes: Mapping[int, Size]
+    version: VersionName | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class StudyScore:
     drawn = by_id + by_iou + deleted + unread + unanswered_masks; the corrections of `unread` masks cannot be read.
     `added` masks correct no mask that was drawn; `unreadable` has the reason for each returned mask that cannot be
     read. `superseded` answers and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
-    have no holes. `shares` is empty if there are no pairs.
+    have no holes. `shares` is empty if there are no pairs. `version` is what the dataset was when the sample was drawn;
+    None for a sample that an earlier segmint drew.
     """
 
     images: int
@@ -56,6 +59,7 @@ class StudyScore:
     polygons: int
     mean_iou: float | None
     shares: list[Share]
+    version: VersionName | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -78,9 +82,11 @@ class StudyScore:
                 "that untouched masks score lower, too; run lengths do not (Label Studio: export JSON)"
             )
         if self.mean_iou is None:
-            return [*lines, "no mask came back: there is nothing to score"]
-        lines.append(f"mean IoU {self.mean_iou:.4f}")
-        return lines + [_share_line(share) for share in self.shares]
+            lines.append("no mask came back: there is nothing to score")
+        else:
+            lines.append(f"mean IoU {self.mean_iou:.4f}")
+            lines += [_share_line(share) for share in self.shares]
+        return lines if self.version is None else [*lines, self.version.line()]
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
@@ -110,6 +116,8 @@ def load_study(folder: Location) -> Study:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
         pinned = {mask["id"]: mask["sha256"] for image in manifest["images"] for mask in image["masks"]}
         sizes = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
+        dataset = manifest["dataset"]
+        version = VersionName(dataset["digest"], dataset["number"]) if "number" in dataset else None
         masks: dict[int, list[StudyMask]] = {image: [] for image in sizes}
         for annotation in document["annotations"]:
             segmentation = annotation["segmentation"]
@@ -121,7 +129,7 @@ def load_study(folder: Location) -> Study:
         raise UsageError(f"{folder}: {MANIFEST} or {file} is damaged ({error!r}): sample the study again") from error
     if pinned:
         raise _changed(file, next(iter(pinned)))
-    return Study(masks, sizes)
+    return Study(masks, sizes, version)
 
 
 def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
@@ -163,6 +171,7 @@ def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePai
         polygons=corrections.polygons,
         mean_iou=sum(pair.iou for pair in pairs) / len(pairs) if pairs else None,
         shares=[share_over(threshold, ious, deleted) for threshold in PAPER_SHARES] if pairs else [],
+        version=study.version,
     )
 
 

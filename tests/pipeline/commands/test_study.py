@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import put_version
 from segmint.pipeline.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -18,6 +19,7 @@ def run(*arguments: object):
 
 def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=2)
+    version = put_version(location_of(tmp_path / "small"), "build")
     done = run("sample", tmp_path / "small", "-n", 3, "-o", tmp_path / "study", "--seed", 1)
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith("3 images with 6 masks, drawn out of 4 in 1 strata")
@@ -28,12 +30,14 @@ def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
     (tmp_path / "study/corrected.json").write_bytes((tmp_path / "study/instances.json").read_bytes())
     done = run("score", tmp_path / "study")
     assert (done.exit_code, done.stderr) == (0, "")
-    last = done.stdout.splitlines()[-1]
+    last, digest = done.stdout.splitlines()[-2:]
+    assert digest == version.line() == f"dataset digest: sha256:{version.digest[:12]} (version 1)"
     assert last.startswith("over 0.75 IoU: 100.0% of 6 pairs (95 %: 61.0% to 100.0%; by image 100.0% to 100.0%)")
     assert last.endswith("SA-1B in the paper: 97%")
     done = run("score", tmp_path / "study", "--corrected", tmp_path / "study/instances.json", "--json")
     value = json.loads(done.stdout)
     assert (value["by_id"], value["mean_iou"], value["shares"][0]["paper"]) == (6, 1.0, 0.94)
+    assert value["version"] == {"digest": version.digest, "number": 1}
 
 
 def test_the_sample_as_json(tmp_path: Path) -> None:

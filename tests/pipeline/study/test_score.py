@@ -157,7 +157,8 @@ def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text("[]")
     result = score(study, tmp_path / "export.json")
     assert (result.answered, result.mean_iou, result.shares, result.unanswered_masks) == (0, None, [], 12)
-    assert result.lines()[-1] == "no mask came back: there is nothing to score"
+    assert result.version is not None
+    assert result.lines()[-2:] == ["no mask came back: there is nothing to score", result.version.line()]
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[1]", '[{"id": 1}', "{}", '{"images": [], "annotations": 3}', "7"])
