@@ -22,7 +22,7 @@ from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.content import ContentAudit, ContentPlan
-from segmint.pipeline.audit.foreign import audit_foreign
+from segmint.pipeline.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 from segmint.pipeline.audit.licenses import LicenseRules
 from segmint.pipeline.audit.privacy import SearchPlan
@@ -89,8 +89,10 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         refuse_inside(dataset, target, option)
     if not manifest_generations(dataset):
         check_foreign(dataset.uri, options)
+        search = _foreign_search(dataset.storage, options)
+        left_out = options.privacy_sample == 0
         with open_tables(dataset) as tables:
-            return audit_foreign(tables, dataset.storage, options.sample, left_out=options.privacy_sample == 0)
+            return audit_foreign(tables, dataset.storage, options.sample, search, left_out=left_out)
     now = options.now or datetime.now(UTC)
     pinned = load_latest_manifest(dataset)
     with_images = pinned.manifest.identity.get("release", {}).get("format") != "annotations"
@@ -211,17 +213,24 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
     return []
 
 
+def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | None:
+    """Load the detectors that were given, for data that segmint did not write; None without them."""
+    if not options.detectors:
+        return None
+    with_pictures = options.pictures is not None
+    plan = SearchPlan(None, options.build, storage, with_pictures=with_pictures, device=options.device)
+    plan = replace(plan, given=tuple(each.pinned(plan.resolve) for each in options.detectors))
+    return ForeignSearch(plan.searcher(), options.privacy_sample, options.regions, options.pictures)
+
+
 def check_foreign(uri: str, options: AuditOptions) -> None:
     """Raise `UsageError` for options that mean nothing for data that segmint did not write."""
-    if options.detectors:
+    _check_detectors(options, with_images=True)
+    needless = [name for name in options.targets() if name == "--attributions" or not options.detectors]
+    if needless:
         raise UsageError(
-            f"{uri} was not written by segmint, and its images are not searched: which of their regions were redacted "
-            "is not known: leave out --detector"
-        )
-    if options.targets():
-        raise UsageError(
-            f"{uri} was not written by segmint, and names neither licenses nor detectors: "
-            f"leave out {', '.join(options.targets())}"
+            f"{uri} was not written by segmint, and names neither licenses nor detectors: leave out "
+            f"{', '.join(needless)}; with --detector there may be --regions and --pictures"
         )
     if options.complete:
         raise UsageError(

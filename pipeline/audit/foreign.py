@@ -1,20 +1,29 @@
 """The audit of data that segmint did not write: its files, similar pictures, statistics."""
 
+import re
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.layout import image_stem
+from segmint.catalogs.source.sampling import spread_evenly
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.operators.audit.jpeg_parts import frame_size
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates, NotLookedAt
+from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, put_pictures
 from segmint.pipeline.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
@@ -26,19 +35,88 @@ SELECT ordinal, images.id, image_id, images.shard, jpegs.uri, "offset", size
 FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
 """
 _NAME = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
+_HOW_MANY_JPEGS = "SELECT count(*) AS jpegs FROM jpegs JOIN images USING (ordinal)"
+_NO_FILE_NAME = re.compile(r"[^\w.-]+")
+_LONGEST_NAME = 100
 
 
-def audit_foreign(tables: DatasetTables, storage: Storage, sample: int, *, left_out: bool = False) -> AuditReport:
+@dataclass
+class ForeignSearch:
+    """The search for faces and plates: every detection counts, since it is not known what was redacted.
+
+    `most` images are searched, spread evenly (None: all). What is found goes to `regions` and, as pictures, below the
+    folder `pictures`.
+    """
+
+    searcher: Searcher
+    most: int | None
+    regions: Location | None = None
+    pictures: Location | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of the file of regions
+    positions: frozenset[int] = frozenset()  # of the JPEGs that are searched
+
+    def begin(self, jpegs: int) -> None:
+        """Choose which of so many JPEGs are searched."""
+        self.positions = frozenset(spread_evenly(jpegs, jpegs if self.most is None else self.most))
+
+    def look(self, row: Row, jpeg: bytes, decoder: JpegDecoder) -> Search:
+        """Search a JPEG; raises `UndecodableError`."""
+        pixels = decoder.run(decode_jpeg, jpeg)
+        unknown = dict.fromkeys(("source_width", "source_height", "regions"))
+        found = self.searcher.search({"id": row["id"], **unknown}, pixels)
+        name = f"{_NO_FILE_NAME.sub('_', row['image_id'])[-_LONGEST_NAME:]}_{row['ordinal']}"
+        pictures = {each.replace(image_stem(row["id"]), name, 1): data for each, data in found.pictures.items()}
+        return replace(found, pictures=pictures)
+
+    def keep(self, row: Row, search: Search) -> None:
+        """Write the pictures of an image, and keep its regions for `finish`."""
+        if self.pictures is not None:
+            put_pictures(self.pictures, [search])
+        if self.regions is not None:
+            self.rows += [
+                {**found.to_dict(), "image": row["image_id"], "found_by": [each.detector for each in found.sightings]}
+                for found in search.found
+            ]
+
+    def finish(self) -> None:
+        """Write the file of regions."""
+        if self.regions is not None:
+            write_regions(self.regions, self.rows)
+
+
+def audit_foreign(
+    tables: DatasetTables,
+    storage: Storage,
+    sample: int,
+    search: ForeignSearch | None = None,
+    *,
+    left_out: bool = False,
+) -> AuditReport:
     """Audit SA-1B-style data, which was measured when its tables were opened.
 
-    Each JPEG is read once. Licenses and privacy are not checked: such data names neither licenses nor detectors;
-    `left_out`: privacy was not asked for.
+    Each JPEG is read once. Licenses are not checked, and privacy by `search` alone: such data names neither licenses
+    nor detectors; `left_out`: privacy was not asked for.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
     if tables.foreign is not None:
         findings.extend(tables.foreign.findings)
-    duplicates = _audit_pictures(tables, storage, findings)
+    (found,) = tables.query(_HOW_MANY_JPEGS).to_pylist()
+    privacy = None if search is None else PrivacySummary(search.searcher.detectors, search.searcher.given)
+    if search is not None:
+        search.begin(found["jpegs"])
+    duplicates = _audit_pictures(tables, storage, findings, search, privacy)
+    unsearched: tuple[NotLookedAt, ...] = (
+        NotLookedAt("left_out" if left_out else "foreign", counts["images"], counts["images"]),
+    )
+    note = "not looked at: licenses and privacy, since segmint did not write this"
+    if search is not None and privacy is not None:
+        search.finish()
+        unsearched = tuple(privacy.gaps(counts["images"], len(search.positions)))
+        note = (
+            "not looked at: licenses, since segmint did not write this; which regions were redacted is not known, and "
+            "every detection is counted"
+        )
     return AuditReport(
         dataset=str(tables.location),
         scope="all",
@@ -47,29 +125,47 @@ def audit_foreign(tables: DatasetTables, storage: Storage, sample: int, *, left_
         sample=sample,
         findings=findings.collected(),
         checked=Checked(images=counts["images"], masks=counts["masks"]),
-        notes=("not looked at: licenses and privacy, since segmint did not write this",),
+        notes=(note,),
+        privacy=None if privacy is None else privacy.answer(),
         duplicates=duplicates,
         statistics=compute_statistics(tables, sample),
-        not_looked_at=(NotLookedAt("left_out" if left_out else "foreign", counts["images"], counts["images"]),),
+        not_looked_at=unsearched,
     )
 
 
-def _audit_pictures(tables: DatasetTables, storage: Storage, findings: FindingCollector) -> Duplicates:
-    """Read every JPEG to its end, and find those that look alike; 16 bytes per image are in memory."""
+def _audit_pictures(
+    tables: DatasetTables,
+    storage: Storage,
+    findings: FindingCollector,
+    search: ForeignSearch | None,
+    privacy: PrivacySummary | None,
+) -> Duplicates:
+    """Read every JPEG to its end, and find those that look alike; 16 bytes per image are in memory.
+
+    Those of `search` are searched, and what is found is added to `privacy`.
+    """
     ordinals, hashes = array("q"), array("Q")
     with JpegDecoder(own=False) as decoder:
 
-        def look(row: Row) -> tuple[Row, int | None, list[Finding]]:
+        def look(numbered: tuple[int, Row]) -> tuple[Row, int | None, list[Finding], Search | None]:
+            position, row = numbered
             data = _read(storage, row)
             try:
-                return row, decoder.run(perceptual_hash, data), []
+                bits = decoder.run(perceptual_hash, data)
+                wanted = search is not None and position in search.positions
+                found = search.look(row, data, decoder) if search is not None and wanted else None
             except UndecodableError as error:
-                return row, None, list(_torn(row, data, error))
+                return row, None, list(_torn(row, data, error)), None
+            place = Place(row["image_id"], row["shard"], row["id"])
+            return row, bits, [] if found is None else found.findings(place, row["image_id"]), found
 
         at_once = decoder.processes
-        with closing(map_ahead(look, _jpegs(tables), at_once, at_once + 1, "audit-foreign")) as looks:
-            for row, bits, torn in looks:
-                findings.extend(torn)
+        with closing(map_ahead(look, enumerate(_jpegs(tables)), at_once, at_once + 1, "audit-foreign")) as looks:
+            for row, bits, seen, searched in looks:
+                findings.extend(seen)
+                if search is not None and privacy is not None and searched is not None:
+                    search.keep(row, searched)
+                    privacy.add(row["shard"], [searched])
                 if bits is not None:
                     ordinals.append(row["ordinal"])
                     hashes.append(bits)

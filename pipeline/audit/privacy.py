@@ -51,9 +51,12 @@ class Search:
     failures: tuple[Failure, ...] = ()
     is_searched: bool = True  # by one detector or more
 
-    def findings(self, place: Place) -> list[Finding]:
-        """A finding for each detection outside of what was redacted."""
-        return [_finding(found, place) for found in self.found if not found.redacted]
+    def findings(self, place: Place, image: str | None = None) -> list[Finding]:
+        """A finding for each detection outside of what was redacted.
+
+        `image` names the image in data that segmint did not write, where it is not known what was redacted.
+        """
+        return [_finding(found, place, image) for found in self.found if not found.redacted]
 
 
 class Searcher:
@@ -105,7 +108,7 @@ class Searcher:
 class SearchPlan:
     """Picklable recipe for a `Searcher`; loading it loads the detectors."""
 
-    manifest: DatasetManifest
+    manifest: DatasetManifest | None  # of data that segmint did not write there is none, and no build
     build: Config | None
     storage: Storage
     with_pictures: bool
@@ -121,10 +124,11 @@ class SearchPlan:
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[NotLookedAt, ...] = ()
-        if self.with_build and self.given:
-            known, missing = _available_detectors(self.manifest, self.build, self.storage, self.device)
-        elif self.with_build:
-            known = find_detectors(self.manifest, self.build, self.storage, self.device)
+        manifest = self.manifest if self.with_build else None
+        if manifest is not None and self.given:
+            known, missing = _available_detectors(manifest, self.build, self.storage, self.device)
+        elif manifest is not None:
+            known = find_detectors(manifest, self.build, self.storage, self.device)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
         by_name: dict[tuple[str, str], GivenDetector] = {
@@ -317,11 +321,10 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _finding(found: StillDetected, place: Place) -> Finding:
-    where = f"{image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
+def _finding(found: StillDetected, place: Place, image: str | None) -> Finding:
+    where = f"{image or image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     by = " and ".join(f"by {each.detector} at score {each.score}" for each in found.sightings)
     missed = f", and not by {' or '.join(found.missed_by)}" if found.missed_by else ""
     detected = f"a {found.kind} {by}{missed}"
-    return place.of_image(found.id).finding(
-        Code.STILL_DETECTED, f"no {found.kind} outside of what was redacted", detected, where
-    )
+    expected = f"no {found.kind}" if image is not None else f"no {found.kind} outside of what was redacted"
+    return place.of_image(found.id).finding(Code.STILL_DETECTED, expected, detected, where)

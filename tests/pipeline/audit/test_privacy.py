@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code, Place
@@ -225,8 +226,44 @@ def test_a_wrong_file_is_refused_before_anything_is_looked_at(
     other = saved(OnlyScores(), tmp_path / "other.pt")
     with pytest.raises(UsageError, match="failed on a blank image"):
         audit(minted, detectors=given(("face", other)))
-    with pytest.raises(UsageError, match=r"its images are not searched.*leave out --detector"):
-        audit(loosen(minted, tmp_path / "loose"), detectors=given(("face", "mtcnn")))
+    loose = loosen(minted, tmp_path / "loose")
+    monkeypatch.setattr("segmint.pipeline.audit.audit.open_tables", None)
+    credits = location_of(tmp_path / "credits.csv")
+    for wrong, message in (
+        ({"detectors": given(("face", other))}, "failed on a blank image"),
+        ({"detectors": given(("face", "mtcnn")), "attributions": credits}, "leave out --attributions; with --detector"),
+        ({"regions": location_of(tmp_path / "regions.jsonl")}, "leave out --regions; with --detector"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            audit(loose, **wrong)
+    with pytest.raises(UsageError, match="--privacy-sample 0 do not go together"):
+        audit(loose, 0, detectors=given(("face", "mtcnn")))
+
+
+def test_detectors_search_data_that_segmint_did_not_write(minted: Path, tmp_path: Path) -> None:
+    loose = loosen(minted, tmp_path / "loose", name="photo ")
+    marked = loose / "photo 4.jpg"
+    pixels = spot(np.asarray(Image.open(marked)), 40, 30, 24)
+    Image.fromarray(pixels).save(marked, quality=98)
+    detectors = given(("plate", saved(Magenta(least=20), tmp_path / "spot.pt")))
+    regions, pictures = tmp_path / "regions.jsonl", tmp_path / "pictures"
+    report = audit(loose, detectors=detectors, regions=location_of(regions), pictures=location_of(pictures))
+    assert report.findings.counts == {Code.STILL_DETECTED: 1}
+    (finding,) = report.findings
+    assert (finding.image, finding.expected, finding.where[:9]) == (4, "no plate", "photo 4: ")
+    (row,) = map(json.loads, regions.read_text().splitlines())
+    assert (row["id"], row["image"], row["kind"], row["found_by"]) == (4, "photo 4", "plate", ["spot.pt"])
+    assert row["x"] <= 40 < 64 <= row["x"] + row["w"]
+    assert row["y"] <= 30 < 54 <= row["y"] + row["h"]
+    (picture,) = pictures.iterdir()
+    assert picture.name.startswith("photo_4_")
+    assert picture.name.endswith("_1_plate.jpg")
+    assert (report.privacy.images_checked, report.privacy.found_total) == (6, 1)
+    faces = NotLookedAt("no_detector", 6, 6, "face")
+    assert report.not_looked_at == (faces,)
+    assert verdict(report).endswith("; not looked at: faces (no detector)")
+    some = audit(loose, 1, detectors=detectors)
+    assert (some.privacy.images_checked, some.not_looked_at) == (1, (faces, NotLookedAt("not_sampled", 5, 6)))
 
 
 def test_an_answer_of_an_earlier_version_is_read(minted: Path) -> None:
