@@ -62,6 +62,15 @@ def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix
     assert matrix[operation]["points"] == len(calls) + calls.count("fsync of a file") + 1
 
 
+@pytest.mark.long
+def test_a_takedown_in_a_build_may_die_at_any_call() -> None:
+    """Beside the claim and the files of a writer that died, and before the build goes on with rows made before."""
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(["takedown in a build"], str(folder)))["takedown in a build"]
+    assert results["wrong"] == {}
+    assert {"create commits/000000.g2.json", "create commits/000001.g2.json"} <= set(results["calls"])
+
+
 def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     """A matrix without points would find nothing."""
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]

@@ -20,6 +20,7 @@ from typing import Any
 
 import tenacity  # noqa: F401 (imported once, for all forks: the product imports it at the first call)
 
+from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.record import name_now
@@ -49,6 +50,7 @@ from tests.support.protocol import (
     sweep_all,
     write,
 )
+from tests.support.traces import files_with_traces, scan_data, telling_windows
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 """When images are taken down."""
@@ -62,6 +64,7 @@ class Operation:
     work: Callable[[Place], object]
     mends: bool = False  # whether the state before it is damaged, so that promises hold only after it
     versioned: bool = False  # whether it ends by recording a version
+    taken: tuple[int, ...] = ()  # ordinals of images of which only tombstones may be left
 
 
 def _both_shards(place: Place) -> None:
@@ -92,6 +95,22 @@ def _take_down(place: Place) -> None:
     takedown(place.location, Asked(ids=("image-0", "image-2")), "as was asked", NOW)
 
 
+def _writer_died(place: Place) -> None:
+    """A build in which shard 0 is committed, and the writer of shard 1 died before its commit."""
+    _both_shards(place)
+    commit = place.log.latest(1)
+    assert commit is not None
+    claim = Claim(1, 1, tuple(entry.path for entry in commit.files))
+    claim.location(place.location).put(claim.to_json())
+    place.log.location(1, 1).delete()
+
+
+def _take_down_in_a_build(place: Place) -> None:
+    """Of both shards; the build goes on with rows that were made before."""
+    takedown(place.location, Asked(ids=("image-0", "image-4")), "as was asked", NOW)
+    write(place, 1)
+
+
 def _redact(place: Place) -> None:
     regions = Path(f"{place.uri}.jsonl")
     regions.write_text('{"id": 4, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
@@ -109,7 +128,8 @@ OPERATIONS = {
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
     "sweep": Operation(_left_overs, sweep_all),
     "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
-    "takedown": Operation(_both_shards, _take_down, versioned=True),
+    "takedown": Operation(_both_shards, _take_down, versioned=True, taken=(0, 2)),
+    "takedown in a build": Operation(_writer_died, _take_down_in_a_build, taken=(0, 4)),
     "redact": Operation(_both_shards, _redact, versioned=True),
     "retry": Operation(_both_shards, _retry),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
@@ -177,8 +197,20 @@ def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[
     wrong += [f"done again: {promise}" for promise in broken_promises(place)]
     if operation.versioned and name_now(place.location).number is None:
         wrong.append("done again: no version is recorded of what the dataset is")
+    wrong += [f"done again: {path} has something of an image that was taken down" for path in _left(operation, place)]
     report = audit_integrity(Location(place.storage, place.uri))
     return wrong + [f"done again: {finding.line()}" for finding in report.findings]
+
+
+def _left(operation: Operation, place: Place) -> list[str]:
+    """Files with a name of an image that was taken down, and files with 64 bytes of its picture."""
+    if not operation.taken:
+        return []
+    pictures = [rows_of(n // ROWS, 0).column("release")[n % ROWS].as_py() for n in operation.taken]
+    windows = telling_windows(b"".join(scan_data(picture) for picture in pictures if picture is not None))
+    names = [f"{form}{n}{end}" for n in operation.taken for form, end in (("image-", ""), ("photo_", ".jpg"))]
+    found = mentions(Path(place.uri), names)
+    return found + [str(path.relative_to(place.uri)) for path in files_with_traces(windows, [Path(place.uri)])]
 
 
 def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
