@@ -1,5 +1,6 @@
 """A small real dataset in seconds: the stages that a build runs, with real weights, one after another without Ray."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -14,8 +15,11 @@ from segmint.pipeline.dataset.dataset import open_or_create
 from segmint.pipeline.execution.stages import lay_out
 
 
-def mint(config_path: Path) -> str:
-    """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI."""
+def mint(config_path: Path, only: Sequence[int] | None = None) -> str:
+    """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI.
+
+    `only` are the shards to build, if not all.
+    """
     config = load_config(str(config_path))
     storage = Storage(config.storage)
     dataset = open_or_create(config, storage)
@@ -24,7 +28,8 @@ def mint(config_path: Path) -> str:
     prepare = Prepare(*stages.prepare_arguments)
     try:
         segment = Segment(stages.segment)
-        for span in dataset.spans([shard for shard in dataset.shards() if shard not in committed]):
+        wanted = dataset.shards() if only is None else only
+        for span in dataset.spans([shard for shard in wanted if shard not in committed]):
             rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
