@@ -263,4 +263,32 @@ BUILD_MUTANTS = (
         "",
         "tests/operators/prepare/test_deidentify.py",
     ),
+    Mutant(
+        "a filled hole counts as an island",
+        "model/automatic/cleanup.py",
+        "return Cleaned(kept, holes, islands)",
+        "return Cleaned(kept, islands, holes)",
+        "tests/model/automatic/test_cleanup.py",
+    ),
+    Mutant(
+        "a box with half a pixel counts it",
+        "operators/redactions.py",
+        "first = max(-(-start * released // source), 0)",
+        "first = max(start * released // source, 0)",
+        "tests/operators/test_redactions.py",
+    ),
+    Mutant(
+        "a face's outline is its box",
+        "operators/redactions.py",
+        "across[None, :] ** 2 + down[:, None] ** 2 <= 1",
+        "across[None, :] ** 2 + down[:, None] ** 2 <= 2",
+        "tests/operators/test_redactions.py",
+    ),
+    Mutant(
+        "a share is of all pixels together",
+        "operators/redactions.py",
+        "[0] * len(codes) + [1]",
+        "[0] * len(codes) + [0]",
+        "tests/operators/test_redactions.py",
+    ),
 )

@@ -381,4 +381,11 @@ DATASET_MUTANTS = (
         "()",
         "tests/pipeline/versions/test_verify.py",
     ),
+    Mutant(
+        "a damaged commit counts as nothing",
+        "catalogs/dataset/versions/digest.py",
+        "len(of_each) == len(pairs)",
+        "len(of_each) >= 0",
+        "tests/catalogs/dataset/versions/test_record.py",
+    ),
 )

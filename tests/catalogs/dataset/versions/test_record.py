@@ -173,3 +173,11 @@ def test_a_versions_counts_come_from_the_commits_that_its_digest_read(
     put_version(location, "redact")
     assert sorted(name for name in read if ".g" in name) == ["000000.g1.json", "000001.g1.json", "000002.g2.json"]
     assert read_version(location, 2).counts["images"] == sum_commits(location).counts["images"] == 4
+
+
+def test_a_commit_that_cannot_be_read_is_not_counted_as_nothing(dataset: str) -> None:
+    location = location_of(dataset)
+    (location / "commits/000001.g1.json").put(b"{}")
+    with pytest.raises(DamagedDatasetError, match=r"000001\.g1\.json is not a commit"):
+        put_version(location, "build")
+    assert version_numbers(location) == []
