@@ -30,7 +30,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.mask_columns import MaskColumns
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS, SCHEMAS_OF
 from segmint.operators.shards.files import ROW_GROUP_ROWS, annotations_json
 
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
@@ -124,6 +124,7 @@ class Pool:
             "masks": pa.array(np.full(len(ordinals), masks), pa.int32()),
             "statistics": _with_count(images.column("statistics"), "mask_count", masks),
             "funnel": _with_count(images.column("funnel"), "written", masks),
+            "next_mask": pa.array(np.full(len(ordinals), masks), pa.int64()),
         }
         return {
             "images": _replaced(images, ordinals, **counted),
@@ -140,6 +141,7 @@ class Maker:
         self._pool = Pool(dataset.source)
         manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
         self._numerics = manifest.numerics_fingerprint
+        self._schemas = SCHEMAS_OF[manifest.schema_version]
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
@@ -147,7 +149,7 @@ class Maker:
         dataset = self._dataset
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
-        files = {kind: table_bytes(table, SCHEMAS[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
+        files = {kind: table_bytes(table, self._schemas[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
         files["shards"] = _tar(tables, dataset.masks)
         entries = []
         for kind, data in files.items():

@@ -58,6 +58,8 @@ class Code(StrEnum):
     POINT_OUTSIDE = "point_outside"
     SCORE_RANGE = "score_range"
     UNDER_THRESHOLD = "under_threshold"
+    UNKNOWN_SOURCE = "unknown_source"
+    REDACTED_SHARE = "redacted_share"
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     LICENSE_EXPIRED = "license_expired"
     NOT_REDISTRIBUTABLE = "not_redistributable"
@@ -84,7 +86,7 @@ SENTENCES = {
     Code.FILE_DIGEST: "A file has other bytes than its commit says, by their SHA-256.",
     Code.LEFTOVER_FILE: "Nothing names this file of a writer that died, or of a replaced commit; a build deletes it.",
     Code.STRAY_FILE: "A file with a foreign name, or of a shard that the dataset does not have, is in its folders.",
-    Code.BAD_TABLE: "A table cannot be read as Parquet, or has other columns.",
+    Code.BAD_TABLE: "A table cannot be read as Parquet, has other columns, or is of a format that its dataset has not.",
     Code.TABLE_COUNTS: "A table has another number of rows than its commit counts.",
     Code.ROW_IDENTITY: "Ordinals or ids are missing, there twice, out of order, or do not belong together.",
     Code.OTHER_CATALOG_ROW: "A row says something else of its image than the catalog's row of that ordinal.",
@@ -115,6 +117,8 @@ SENTENCES = {
     Code.POINT_OUTSIDE: "A mask's point lies outside of its crop or image.",
     Code.SCORE_RANGE: "A score is not a number, or outside of its range.",
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
+    Code.UNKNOWN_SOURCE: "A mask's `source` is none of those that are known.",
+    Code.REDACTED_SHARE: "A mask's share in redacted regions, or IoU with one, is not what the image's regions give.",
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
     Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",

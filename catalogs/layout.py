@@ -23,7 +23,15 @@ from segmint.infra.errors import SegmintError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The format of new datasets: `schema_version` in `dataset.json`."""
+
+SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
+"""The formats that this version reads and writes: a dataset keeps the one that its manifest says."""
+
+ADDED_IMAGE_COLUMNS = ("answer", "annotator", "stage", "seconds", "complete", "next_mask")
+"""The columns of `images` that format 2 added, in order."""
+
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"

@@ -1,11 +1,11 @@
-"""Describe: statistics of each mask and of each image, computed from the masks alone.
+"""Describe: statistics of each mask and of each image, computed from the masks and the redacted regions alone.
 
 They are those of the SAM paper's section 5 (figures 5-7): relative size, concavity, the mask's center, masks per image.
 Everything is computed from the run-length encoding itself; no mask is ever decoded to pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,9 +17,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.model.automatic import rle
 from segmint.model.automatic.rle import decompress
+from segmint.operators.redactions import redactions
 from segmint.operators.rows import faulted, to_rows, to_table
-from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, MASK_STATISTICS, SEGMENTED, STATISTICS
+from segmint.operators.schemas import (
+    AUTOMATIC,
+    DESCRIBED,
+    DESCRIBED_MASK,
+    MASK_INDEX,
+    MASK_ORIGIN,
+    MASK_STATISTICS,
+    SEGMENTED,
+    STATISTICS,
+)
 
 Ints = NDArray[np.int64]
 
@@ -118,19 +129,53 @@ def _described(table: pa.Table) -> pa.Table:
     counts = structs.field("segmentation").field("counts").to_pylist()
     described = [asdict(describe_mask((h, w), code)) for (h, w), code in zip(sizes, counts, strict=True)]
     added = [pa.array([row[field.name] for row in described], field.type) for field in MASK_STATISTICS]
-    longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
-
     lengths = pc.fill_null(pc.list_value_length(masks), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    added += _origins(table, offsets, counts)
+    longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
     column = pa.ListArray.from_arrays(pa.array(offsets), longer, mask=pc.is_null(masks))
 
     statistics: list[dict[str, Any] | None] = []
     for row, (begin, end) in enumerate(pairwise(offsets)):
         valid = masks[row].is_valid
         statistics.append(_image_statistics(longer.slice(begin, end - begin)) if valid else None)
-    columns = {name: table.column(name) for name in table.column_names}
-    columns |= {"masks": column, "statistics": pa.array(statistics, STATISTICS)}
+    next_masks = [None if each is None else each["mask_count"] for each in statistics]
+    columns = {name: pa.nulls(table.num_rows, DESCRIBED.field(name).type) for name in DESCRIBED.names}
+    columns |= {name: table.column(name) for name in table.column_names}
+    columns |= {
+        "masks": column,
+        "statistics": pa.array(statistics, STATISTICS),
+        "next_mask": pa.array(next_masks, pa.int64()),
+    }
     return pa.table([columns[name] for name in DESCRIBED.names], schema=DESCRIBED)
+
+
+def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
+    """Return `redacted_share` and `redaction_iou` of an image's masks, from its row's `regions`; null if these are.
+
+    `row` has the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE.
+    Raises `ValueError` if there are regions, and run lengths that do not cover the image.
+    """
+    if row["regions"] is None:
+        return [None] * len(counts), [None] * len(counts)
+    for code in counts if row["regions"] else ():
+        rle.area(rle.Rle((row["height"], row["width"]), code))  # pycocotools trusts its input
+    source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
+    found = redactions(row["regions"], source, size, counts)
+    return found.share.tolist(), found.iou.tolist()
+
+
+def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str]) -> list[pa.Array]:
+    """Return the columns of `MASK_ORIGIN`, and the index, of all masks of a table, which a build has made."""
+    shares: list[float | None] = []
+    ious: list[float | None] = []
+    rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
+    for row, (begin, end) in zip(rows, pairwise(offsets), strict=True):
+        share, iou = redaction_columns(row, counts[begin:end])
+        shares += share
+        ious += iou
+    known = {"source": [AUTOMATIC] * len(counts), "redacted_share": shares, "redaction_iou": ious}
+    return [pa.array(known.get(f.name, [None] * len(counts)), f.type) for f in (*MASK_ORIGIN, MASK_INDEX)]
 
 
 def _image_statistics(structs: pa.StructArray) -> dict[str, Any]:

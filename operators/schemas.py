@@ -2,11 +2,15 @@
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
+Rows between stages are always those of the newest version. A shard is written in its dataset's version, which
+`SCHEMAS_OF` has; columns that a version lacks are left out, and are null where its tables are read.
+
 Importing this needs only pyarrow, so that a process that writes or reads shards starts without the model.
 """
 
 import pyarrow as pa
 
+from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, SCHEMA_VERSION
 from segmint.catalogs.schema import NORMALIZED
 
 VERDICT = pa.schema(
@@ -77,7 +81,7 @@ MASK = pa.struct(
 MASKS_PER_IMAGE_LIMIT = 10_000
 """An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
 
-FUNNEL_STEPS = (
+_FUNNEL_STEPS_1 = (
     "predicted",
     "over_iou",
     "stable",
@@ -89,6 +93,9 @@ FUNNEL_STEPS = (
     "removed_by_cleanup",
     "written",
 )
+FUNNEL_STEPS = (*_FUNNEL_STEPS_1, "holes_filled", "islands_removed", "redaction_artifacts")
+"""The counts of mask generation: those of version 1, then those that version 2 added."""
+
 FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
 """How many masks remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
 
@@ -122,12 +129,69 @@ STATISTICS = pa.struct(
 """The statistics that `describe` adds to an image."""
 
 
-DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS])
-"""One mask with its statistics."""
+AUTOMATIC = "automatic"
+"""The source of masks that a build wrote. A null source, in a shard of version 1, means the same."""
+
+SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
+"""Where a mask may come from."""
+
+MASK_ORIGIN = [
+    pa.field("label", pa.string()),  # what the mask shows; null: not said
+    pa.field("source", pa.string()),  # one of `SOURCES`
+    pa.field("annotator", pa.string()),  # the name that a person gave
+    pa.field("seconds", pa.float64()),  # of active work on this mask
+    # The prompts in their order: kind is point, box, mask or text; x, y, w, h are pixels of the released image;
+    # label is 1 for a point inside the mask and 0 for one outside
+    pa.field(
+        "prompts",
+        pa.list_(
+            pa.struct(
+                [
+                    ("kind", pa.string()),
+                    ("x", pa.float64()),
+                    ("y", pa.float64()),
+                    ("w", pa.float64()),
+                    ("h", pa.float64()),
+                    ("label", pa.int32()),
+                    ("text", pa.string()),
+                ]
+            )
+        ),
+    ),
+    pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
+    pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # of an imported mask's file
+    pa.field("model", pa.string()),  # SHA-256 of the weights that answered; null: those in the manifest
+    pa.field("redacted_share", pa.float64()),  # share of its pixels inside redacted regions, 0 to 1
+    pa.field("redaction_iou", pa.float64()),  # IoU with the redacted region that is nearest to it, 0 to 1
+]
+"""The columns of a mask that version 2 added; all may be null."""
+
+MASK_INDEX = pa.field("index", pa.int32())
+"""The number of a mask in its image, from which its id follows, where that is not its position; else null."""
+
+DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
+"""One mask with its statistics, and where it comes from."""
+
+ANNOTATION_STAGE = "annotation_stage"
+"""The column `stage` of `images`, as rows carry it: their own `stage` is that of a verdict."""
+
+_ANNOTATION = [
+    # The answer of an annotator that was merged into the image
+    pa.field("answer", pa.struct([("lane", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
+    pa.field("annotator", pa.string()),  # the name that the annotator gave
+    pa.field("stage", pa.string()),  # of annotation: assisted or semi
+    pa.field("seconds", pa.float64()),  # of active work on this image
+    pa.field("complete", pa.bool_()),  # whether the annotator says that no mask is missing
+    pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of it ever had
+]
+"""The columns of an image that version 2 added; all may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
-    [pa.field("statistics", STATISTICS)],
+    [
+        pa.field("statistics", STATISTICS),
+        *(field.with_name(ANNOTATION_STAGE) if field.name == "stage" else field for field in _ANNOTATION),
+    ],
 )
 """Rows after `describe`: those of `segment` with statistics of masks and image; null in a rejected row."""
 
@@ -157,11 +221,14 @@ IMAGES = pa.schema(
         pa.field("masks", pa.int32()),  # how many masks were written
         pa.field("funnel", FUNNEL),
         pa.field("statistics", STATISTICS),
+        *_ANNOTATION,
     ]
 )
 """`images/*.parquet`: one row per accepted image."""
 
-MASKS = pa.schema([*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *DESCRIBED_MASK])
+MASKS = pa.schema(
+    [*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *MASK, *MASK_STATISTICS, *MASK_ORIGIN]
+)
 """`masks/*.parquet`: one row per mask, in the order of the JSON's annotations."""
 
 REJECTS = pa.schema(
@@ -177,3 +244,16 @@ REJECTS = pa.schema(
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """The tables of a shard, by the folder that they are in."""
+
+
+_FUNNEL_1 = pa.struct([pa.field(step, pa.int64()) for step in _FUNNEL_STEPS_1])
+_IMAGES_1 = pa.schema([field for field in IMAGES if field.name not in ADDED_IMAGE_COLUMNS])
+_ADDED_MASK_COLUMNS = frozenset(field.name for field in MASK_ORIGIN)
+_MASKS_1 = pa.schema([field for field in MASKS if field.name not in _ADDED_MASK_COLUMNS])
+_IMAGES_1 = _IMAGES_1.set(_IMAGES_1.get_field_index("funnel"), pa.field("funnel", _FUNNEL_1))
+
+SCHEMAS_OF = {
+    1: {"images": _IMAGES_1, "masks": _MASKS_1, "rejects": REJECTS},
+    SCHEMA_VERSION: SCHEMAS,
+}
+"""The tables of a shard in each version, the oldest first. `rejects` is the same in all."""

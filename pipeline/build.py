@@ -104,7 +104,13 @@ def run_build(
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
     with_images = config.release.format == "images"
-    heed_all(dataset.location, wanted, with_images=with_images, catalog_uri=config.catalog)
+    heed_all(
+        dataset.location,
+        wanted,
+        with_images=with_images,
+        schema_version=dataset.manifest.schema_version,
+        catalog_uri=config.catalog,
+    )
     if shards is None:
         sweep(dataset.location)
     run = RunRecord(RunMetrics(config.name))

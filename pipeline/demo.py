@@ -112,8 +112,8 @@ def _record(annotation: MaskAnnotation) -> MaskRecord:
         segmentation=Rle(annotation.size, annotation.counts),
         area=annotation.area,
         bbox=annotation.bbox,
-        predicted_iou=annotation.predicted_iou,
-        stability_score=annotation.stability_score,
+        predicted_iou=annotation.predicted_iou or 0.0,  # all masks of a build have scores
+        stability_score=annotation.stability_score or 0.0,
         crop_box=annotation.crop_box,
         point_coords=annotation.point_coords[0],
     )

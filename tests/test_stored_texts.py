@@ -47,7 +47,7 @@ from segmint.operators.prepare.prepare import Prepare, PrepareConfig, RefusedErr
 from segmint.operators.prepare.read_image import ImageReader
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, faulted
-from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.operators.schemas import IMAGES, MASKS, REJECTS, SCHEMAS_OF, SOURCES
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import check_count
 from segmint.operators.shards.corrected_rows import redact_row
@@ -841,9 +841,10 @@ def test_a_manifest_says_this() -> None:
         policy_date=date(2026, 1, 1),
     )
     assert manifest.to_json().decode() == (
-        '{"catalog":[{"first_shard":0,"path":"p","rows":1,"sha256":"s","source_sha256":"t"}],"code_version":"0.1.0",'
+        '{"catalog":[{"first_shard":0,"path":"p","rows":1,"sha256":"s","source_sha256":"t"}],'
+        f'"code_version":"{VERSION}",'
         '"config":{},"config_sha256":"c","images_per_shard":2,"licenses":{"CC0-1.0":1},"name":"small","numerics":{},'
-        '"policy_date":"2026-01-01","schema_version":1,"weights":{"name":"mobile_sam","sha256":"w"}}\n'
+        '"policy_date":"2026-01-01","schema_version":2,"weights":{"name":"mobile_sam","sha256":"w"}}\n'
     )
     assert " ".join(field.name for field in fields(Numerics) if field.name != "unrecorded") == NUMERICS
     config = Config.model_validate(
@@ -882,14 +883,27 @@ def test_columns_are_named_like_this() -> None:
         "ordinal id image_id uri license attribution provider source_url redistributable valid_until country "
         "sha256 duplicate_of"
     )
-    assert " ".join(IMAGES.names) == (
+    images = (
         "ordinal id image_id uri license attribution provider source_url country source_sha256 source_width "
         "source_height width height faces plates regions masks funnel statistics"
     )
-    assert " ".join(MASKS.names) == (
+    masks = (
         "ordinal id image_id annotation_id segmentation bbox area predicted_iou stability_score crop_box "
         "point_coords relative_size concavity center_x center_y aspect_ratio touches_border"
     )
+    steps = (
+        "predicted over_iou stable under_max_area inside_crop after_nms1 after_nms2 cleaned removed_by_cleanup written"
+    )
+    assert " ".join(SCHEMAS_OF[1]["images"].names) == images
+    assert " ".join(SCHEMAS_OF[1]["masks"].names) == masks
+    assert " ".join(field.name for field in SCHEMAS_OF[1]["images"].field("funnel").type) == steps
+    assert " ".join(IMAGES.names) == f"{images} answer annotator stage seconds complete next_mask"
+    assert " ".join(MASKS.names) == (
+        f"{masks} label source annotator seconds prompts parent origin model redacted_share redaction_iou"
+    )
+    added = "holes_filled islands_removed redaction_artifacts"
+    assert " ".join(field.name for field in IMAGES.field("funnel").type) == f"{steps} {added}"
+    assert SOURCES == ("automatic", "assisted", "corrected", "manual", "imported")
     assert " ".join(REJECTS.names) == ("ordinal id image_id uri stage reason detail")
 
 

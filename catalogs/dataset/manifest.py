@@ -2,7 +2,9 @@
 
 Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
 `dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ only in `catalog` and
-`licenses`: what decides the bytes of a shard is fixed at the first start.
+`licenses`: what decides the bytes of a shard is fixed at the first start. The format, `schema_version`, may rise: the
+shards that are there keep their tables, and those that are written or changed from then on have the newer columns.
+`code_version` rises with it, for a segmint that is too old to say which one is needed.
 """
 
 import json
@@ -14,7 +16,14 @@ from pydantic import Field, ValidationError, field_validator
 
 from segmint.catalogs.dataset.added_keys import with_added_keys
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, canonical_json, fingerprint, wrong_fields
+from segmint.catalogs.layout import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
+    canonical_json,
+    fingerprint,
+    wrong_fields,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -23,6 +32,9 @@ from segmint.infra.version import VERSION
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
+
+RISING_FIELDS = frozenset({"schema_version", "code_version"})
+"""Those in which it may too if its format is a newer one."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
@@ -116,7 +128,7 @@ class DatasetManifest(Frozen):
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
-            if version != SCHEMA_VERSION:
+            if type(version) is not int or version not in SCHEMA_VERSIONS:
                 raise UsageError(_other_format(where, version, value))
             canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
             return cls.model_validate(value)
@@ -129,12 +141,13 @@ class DatasetManifest(Frozen):
 def _other_format(where: str, version: object, value: object) -> str:
     """Say what is wrong with a manifest's `schema_version`: a newer one names the segmint that wrote it."""
     if not isinstance(version, int) or version <= SCHEMA_VERSION:
-        return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {SCHEMA_VERSION}"
+        known = " or ".join(map(str, SCHEMA_VERSIONS))
+        return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {known}"
     writer = value.get("code_version") if isinstance(value, dict) else None
     needed = f"segmint {writer} or newer" if isinstance(writer, str) and len(writer) < 40 else "a newer segmint"
     return (
-        f"{where} is of format {version}, and segmint {VERSION} reads format {SCHEMA_VERSION}: use {needed}, which "
-        "reads older formats too"
+        f"{where} is of format {version}, and segmint {VERSION} reads formats up to {SCHEMA_VERSION}: use {needed}, "
+        "which reads older formats too"
     )
 
 
@@ -205,6 +218,20 @@ def load_manifest(dataset: Location) -> DatasetManifest:
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
     """Return a dataset's name: from its manifest, or that of its folder or prefix at `uri` if it has none."""
     return base_name(absolute(uri)) if manifest is None else manifest.name
+
+
+def formats_of(dataset: Location, latest: LatestManifest) -> tuple[int, ...]:
+    """Return the formats that a dataset's tables may have: from that of its first manifest to that of the latest.
+
+    All up to the latest if the first cannot be read.
+    """
+    oldest, newest = min(SCHEMA_VERSIONS), latest.manifest.schema_version
+    try:
+        first = latest.manifest if latest.generation == 1 else read_generation(dataset, 1)
+        oldest = oldest if first is None else first.schema_version
+    except UsageError:
+        pass  # the audit reports it
+    return tuple(version for version in SCHEMA_VERSIONS if oldest <= version <= newest)
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:

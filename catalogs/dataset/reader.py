@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, read_commits
 from segmint.catalogs.dataset.versions.record import Version, find_version
-from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
+from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -29,7 +29,8 @@ class MaskAnnotation:
     """One mask as SA-1B describes it; coordinates are pixels of the released image.
 
     `bbox` and `crop_box` are (x, y, width, height), `point_coords` the prompt's points (x, y), `counts` is
-    COCO's compressed run-length encoding of a mask of `size` (height, width).
+    COCO's compressed run-length encoding of a mask of `size` (height, width). A mask that a person made may have no
+    scores and no points.
     """
 
     id: int
@@ -37,8 +38,8 @@ class MaskAnnotation:
     counts: str
     area: int
     bbox: tuple[float, float, float, float]
-    predicted_iou: float
-    stability_score: float
+    predicted_iou: float | None
+    stability_score: float | None
     crop_box: tuple[float, float, float, float]
     point_coords: tuple[tuple[float, float], ...]
 
@@ -71,7 +72,10 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON."""
+    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON.
+
+    In a shard of format 1 the columns that format 2 added are None.
+    """
 
     row: Mapping[str, Any]
     masks: list[MaskAnnotation]
@@ -178,7 +182,7 @@ class Dataset:
         for index in range(len(rows) - wanted[::-1].index(True) if any(wanted) else 0):
             jpeg, document = next(pairs, (None, None))
             if wanted[index]:
-                yield self._sample(rows[index], jpeg, document, path)
+                yield self._sample({**dict.fromkeys(ADDED_IMAGE_COLUMNS), **rows[index]}, jpeg, document, path)
 
     def _sample(self, row: dict[str, Any], jpeg: bytes | None, document: bytes | None, path: str) -> Sample:
         damaged = f"{self.location}: {path} does not hold image {row['id']} where it should be"

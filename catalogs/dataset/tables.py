@@ -1,7 +1,7 @@
 """A dataset's Parquet as DuckDB views: read in place, only the columns of a query, in constant memory."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import formats_of, load_latest_manifest
 from segmint.catalogs.findings import FindingCollector
-from segmint.catalogs.layout import DamagedDatasetError, shard_name
-from segmint.infra.errors import last_line
+from segmint.catalogs.layout import SCHEMA_VERSION, SCHEMA_VERSIONS, DamagedDatasetError, shard_name
+from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
@@ -63,9 +64,10 @@ class Foreign:
 class DatasetTables:
     """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
 
-    They have the columns of docs/dataset.md and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
-    it also has the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be
-    called from threads; to use `connection` itself, take a `cursor()` of it in each thread.
+    They have the columns of docs/dataset.md, null where a table of an older format lacks them, and `shard` (int64). A
+    dataset of `kind` sa1b was not written by segmint: it also has the view `jpegs` (see
+    `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be called from threads; to use
+    `connection` itself, take a `cursor()` of it in each thread.
     """
 
     def __init__(
@@ -76,7 +78,15 @@ class DatasetTables:
         folder: "tempfile.TemporaryDirectory[str]",
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
+        older: Mapping[str, pa.Schema] | None = None,
+        mixed: Container[str] = (),
     ) -> None:
+        """Open the views; `schemas` and `files` are by view.
+
+        `older` are the schemas of an older format that files may have instead. `mixed` are the views over files of both
+        formats: DuckDB opens all of these at once. Raises `DamagedDatasetError` if a file that is opened is missing or
+        not readable Parquet.
+        """
         self.location = location
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
         self.foreign = foreign
@@ -89,7 +99,8 @@ class DatasetTables:
             self.connection.execute("SET python_enable_replacements = false")  # queries see views, not Python variables
             self._register(files, location.storage)
             for kind, schema in schemas.items():
-                self._create_view(kind, list(files.get(kind, ())) or [self._empty(kind, schema)])
+                entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
+                self._create_view(kind, entries, schema, (older or {}).get(kind), by_name=kind in mixed)
                 self._check_types(kind, schema)
         except BaseException:
             self.close()
@@ -131,13 +142,29 @@ class DatasetTables:
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
 
-    def _create_view(self, kind: str, files: Sequence[TableFile]) -> None:
+    def _create_view(
+        self, kind: str, files: Sequence[TableFile], schema: pa.Schema, older: pa.Schema | None, *, by_name: bool
+    ) -> None:
         paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
+        source = f"read_parquet([{paths}], filename = true, union_by_name = {str(by_name).lower()})"
         with damage_named():
-            self.connection.execute(
-                f"CREATE VIEW {kind} AS SELECT * EXCLUDE (filename), {_SHARD} AS shard "
-                f"FROM read_parquet([{paths}], filename = true)"
-            )
+            columns = self._columns(source, schema, older)
+            self.connection.execute(f"CREATE VIEW {kind} AS SELECT {columns}, {_SHARD} AS shard FROM {source}")
+
+    def _columns(self, source: str, schema: pa.Schema, older: pa.Schema | None) -> str:
+        """Return the columns of a view in SQL: those of its files, and null for those that an older format lacks."""
+        columns = "* EXCLUDE (filename)"
+        if older is None:
+            return columns
+        known, wanted = self._types_of(older), self._types_of(schema)
+        found = self.connection.sql(f"SELECT {columns} FROM {source}")
+        if dict(zip(found.columns, map(str, found.types), strict=True)) != known:
+            return columns
+        return ", ".join(f"{name if name in known else 'NULL'}::{type_} AS {name}" for name, type_ in wanted.items())
+
+    def _types_of(self, schema: pa.Schema) -> dict[str, str]:
+        empty = self.connection.from_arrow(schema.empty_table())
+        return dict(zip(empty.columns, map(str, empty.types), strict=True))
 
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
         """Raise `DamagedDatasetError` for a column of plain values that has another type than in `schema`.
@@ -186,11 +213,12 @@ def open_committed(
     memory_limit: str = MEMORY_LIMIT,
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
+    older: Mapping[str, pa.Schema] | None = None,
 ) -> DatasetTables:
     """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
-    `schemas` are those of the tables, by folder; `leave_out` are shards that are known to be damaged. Raises
-    `DamagedDatasetError` for a commit that cannot be read.
+    `schemas` are those of the tables, by folder, and `older` those of an older format; `leave_out` are shards that are
+    known to be damaged. Raises `DamagedDatasetError` for a commit that cannot be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
     log = CommitLog(dataset)
@@ -199,7 +227,18 @@ def open_committed(
         for kind, found in files.items():
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
-    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit)
+    formats = table_formats(dataset)
+    mixed = schemas.keys() if len(formats) > 1 else ()
+    older = None if SCHEMA_VERSION in formats and not mixed else older
+    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit, older=older, mixed=mixed)
+
+
+def table_formats(dataset: Location) -> Sequence[int]:
+    """Return the formats that a dataset's tables may have; all of them if its manifest cannot be read."""
+    try:
+        return formats_of(dataset, load_latest_manifest(dataset))
+    except UsageError:
+        return SCHEMA_VERSIONS
 
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":

@@ -10,6 +10,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.model.automatic import rle
+from segmint.operators.schemas import AUTOMATIC
 
 PLAUSIBLE_IOU = (-0.5, 1.5)
 """A predicted IoU is a regression without bounds; beyond these it is no estimate of an IoU."""
@@ -30,7 +31,8 @@ def audit_masks(
 ) -> Iterator[Finding]:
     """Findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
 
-    pycocotools measures every mask. With `decode` each that agrees so far is decoded to pixels too, and these are
+    Masks that people made need no scores and no point, and their scores are compared with no threshold. pycocotools
+    measures every mask. With `decode` each that agrees so far is decoded to pixels too, and these are
     counted. Without `limits` scores are not compared with thresholds. Only the first fault of a mask's pixels is
     reported, and the first of its scores.
     """
@@ -96,7 +98,7 @@ def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place)
         yield _finding(place, row, Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"])
         return
     points = row["point_coords"]
-    for point in points or [None]:
+    for point in points or ([] if points == [] and not _automatic(row) else [None]):
         x_y = _numbers(point, 2)
         if x_y is None or not all(low <= v <= low + n for v, low, n in zip(x_y, crop[:2], crop[2:], strict=True)):
             yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
@@ -104,6 +106,9 @@ def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place)
 
 def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Place) -> Iterator[Finding]:
     iou, stability = row["predicted_iou"], row["stability_score"]
+    if not _automatic(row):
+        iou, stability = iou if iou is not None else 1.0, stability if stability is not None else 1.0
+        limits = None
     if not _between(iou, *PLAUSIBLE_IOU) or not _between(stability, 0.0, 1.0):
         low, high = PLAUSIBLE_IOU
         expected = f"predicted_iou from {low} to {high}, stability_score from 0 to 1"
@@ -118,6 +123,11 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Pl
         if limits.stability_score_thresh > 0 and not stability >= least:
             expected = f"stability_score of at least {limits.stability_score_thresh}"
             yield _finding(place, row, Code.UNDER_THRESHOLD, expected, stability)
+
+
+def _automatic(row: Mapping[str, Any]) -> bool:
+    """Whether a build made the mask; what segmint did not write, and format 1, say nothing of it."""
+    return row.get("source") in (None, AUTOMATIC)
 
 
 def _finding(place: Place, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:

@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.commits import REJECTED
 from segmint.catalogs.dataset.tombstones import TakenNames
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.reasons import Reason
+from segmint.operators.audit.origins import annotated_images
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 
@@ -95,12 +96,7 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
     for row in np.flatnonzero(ids != owners + 1):
         yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
     if np.all(np.diff(owners) >= 0):
-        index = np.arange(len(owners)) - np.searchsorted(owners, owners)
-        expected_ids = (owners + 1) * MASKS_PER_IMAGE_LIMIT + index
-        found = int_column(tables.masks, "annotation_id")
-        for row in np.flatnonzero(found != expected_ids):
-            image = _of_ordinal(place, owners[row])
-            yield image.finding(Code.ROW_IDENTITY, f"annotation_id {expected_ids[row]}", found[row], f"row {row}")
+        yield from _audit_mask_ids(tables, owners)
     names = dict(zip(accepted.tolist(), tables.images.column("image_id").to_pylist(), strict=True))
     said = zip(owners.tolist(), tables.masks.column("image_id").to_pylist(), strict=True)
     for row, (ordinal, name) in enumerate(said):
@@ -109,18 +105,45 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
             yield image.finding(Code.ROW_IDENTITY, f"image_id {names[ordinal]!r}", repr(name), f"row {row}")
 
 
+def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
+    """Whether masks are numbered by their positions in their image.
+
+    In an image that people annotated numbers may be left out: there they rise, and are under `next_mask`.
+    """
+    first = np.searchsorted(owners, owners)
+    base = (owners + 1) * MASKS_PER_IMAGE_LIMIT
+    expected_ids = base + np.arange(len(owners)) - first
+    found = int_column(tables.masks, "annotation_id")
+    annotated = annotated_images(tables.images, tables.masks)
+    ordinals, next_masks = (tables.images.column(name).to_pylist() for name in ("ordinal", "next_mask"))
+    bounds = {o: MASKS_PER_IMAGE_LIMIT if n is None else n for o, n in zip(ordinals, next_masks, strict=True)}
+    for row in np.flatnonzero(found != expected_ids):
+        expected = f"annotation_id {expected_ids[row]}"
+        if owners[row] in annotated:
+            least = base[row] if row == first[row] else max(found[row - 1] + 1, base[row])
+            end = base[row] + bounds.get(int(owners[row]), 0)
+            if least <= found[row] < end:
+                continue
+            expected = f"an annotation_id from {least} to {end - 1}"
+        image = _of_ordinal(tables.places["masks"], owners[row])
+        yield image.finding(Code.ROW_IDENTITY, expected, found[row], f"row {row}")
+
+
 def _of_ordinal(place: Place, ordinal: int) -> Place:
     """The place for findings about the image of an ordinal, which may be damaged."""
     return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
-def audit_mask_count(row: Row, masks: int, place: Place) -> Iterator[Finding]:
-    """Whether an image's row counts its masks as the table of masks does."""
-    said = {
-        "masks": row["masks"],
-        "statistics.mask_count": (row["statistics"] or {}).get("mask_count"),
-        "funnel.written": (row["funnel"] or {}).get("written"),
-    }
+def audit_mask_count(row: Row, masks: int, place: Place, *, annotated: bool = False) -> Iterator[Finding]:
+    """Whether an image's row counts its masks as the table of masks does.
+
+    What a build wrote of them is not counted where people annotated the image: they replaced, deleted and added masks.
+    """
+    said = {"masks": row["masks"], "statistics.mask_count": (row["statistics"] or {}).get("mask_count")}
+    if not annotated:
+        said["funnel.written"] = (row["funnel"] or {}).get("written")
+        if row["next_mask"] is not None:
+            said["next_mask"] = row["next_mask"]
     wrong = {name: count for name, count in said.items() if count != masks}
     if wrong:
         found = ", ".join(f"{name} {count}" for name, count in wrong.items())

@@ -1,11 +1,13 @@
 """The masks of a shard, image by image: their rows, and whether the vectorized check passed them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from segmint.catalogs.findings import Finding, Place
 from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_origins, codes_hold
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.sound_masks import sound_masks
 from segmint.operators.rows import Row
@@ -25,6 +27,9 @@ class ShardMasks:
         sizes = np.repeat(np.stack(sides, axis=1).astype(np.int64), stops - starts, axis=0)
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))
         self._sound = frozenset(ordinals[wrong[starts] == wrong[stops]].tolist())
+        self._origins = MaskOrigins.of(tables.masks)
+        self._ids = int_column(tables.masks, "annotation_id")
+        self._annotated = annotated_images(tables.images, tables.masks)
 
     def count(self, ordinal: int) -> int:
         """How many masks an image has."""
@@ -34,6 +39,18 @@ class ShardMasks:
     def sound(self, ordinal: int) -> bool:
         """Whether `audit_masks`, without decoding, would find nothing in an image's masks."""
         return ordinal in self._sound
+
+    def annotated(self, ordinal: int) -> bool:
+        """Whether people worked on an image."""
+        return ordinal in self._annotated
+
+    def audit_origins(self, row: Row, place: Place) -> Iterator[Finding]:
+        """Findings in where the masks of an image come from; `row` is its row of `images`."""
+        start, stop = self._spans[row["ordinal"]]
+        codes: list[str] | None = [text.decode(errors="replace") for text in self._columns.text(start, stop)]
+        if not self.sound(row["ordinal"]) and not codes_hold(self.table_rows(row["ordinal"]), row):
+            codes = None
+        return audit_origins(row, self._origins, (start, stop), codes, self._ids[start:stop].tolist(), place)
 
     def table_rows(self, ordinal: int) -> list[Row]:
         """The rows of an image's masks, with all columns."""

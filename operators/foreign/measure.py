@@ -165,11 +165,11 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
     described = describe_table(to_table([row for row, _ in waiting], SEGMENTED)).to_pylist()
     images, masks = [], []
     for row, (_, ids) in zip(described, waiting, strict=True):
-        images.append({**row, "masks": len(row["masks"]), "funnel": None})
+        images.append({**row, "masks": len(row["masks"]), "funnel": None, "next_mask": None})
         identity = {name: row[name] for name in ("ordinal", "id", "image_id")}
         first = row["ordinal"] * MASKS_PER_IMAGE_LIMIT
         for index, (mask, own) in enumerate(zip(row["masks"], ids, strict=True)):
-            masks.append({**identity, "annotation_id": first + index if own is None else own, **mask})
+            masks.append({**identity, "annotation_id": first + index if own is None else own, **mask, "source": None})
     writers["images"].add(to_table(images, IMAGES).to_batches())
     writers["masks"].add(to_table(masks, MASKS).to_batches())
 

@@ -6,6 +6,7 @@
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
@@ -13,22 +14,37 @@ from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.rows import Row
-from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, SCHEMAS
-from segmint.operators.shards.tables import read_table
+from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.shards.tables import read_versioned, shard_version
+
+
+class CommittedRows(NamedTuple):
+    """The rows of a committed shard, and the version of its tables."""
+
+    rows: list[Row]
+    schema_version: int
 
 
 def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
+    """Return the rows that `read_committed` reads, without their version."""
+    return read_committed(dataset, commit).rows
+
+
+def read_committed(dataset: Location, commit: Commit) -> CommittedRows:
     """Return the rows of a committed shard in order of their ordinals, accepted and refused, as in `DESCRIBED`.
 
-    Columns that a shard's files do not have (the catalog's `redistributable`, `valid_until`, `sha256`, `duplicate_of`)
-    are null; `release` is empty in a dataset without images. The whole shard is in memory. If a file is missing, has
-    other bytes than the commit says, or contradicts the others, raises `DamagedDatasetError`, which names it.
+    Columns that a shard's files do not have are null: the catalog's `redistributable`, `valid_until`, `sha256`,
+    `duplicate_of`, and those of newer versions. `release` is empty in a dataset without images. The whole shard is in
+    memory. If a file is missing, has other bytes than the commit says, or contradicts the others, raises
+    `DamagedDatasetError`, which names it.
     """
-    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
+    tables = {kind: read_versioned(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS}
+    version = shard_version({kind: each.schema_version for kind, each in tables.items()})
+    rows = {kind: each.table.to_pylist() for kind, each in tables.items()}
     tar = commit.file("shards")
     try:
         members = dict(tar_members(read_file(dataset, tar)))
-        return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
+        return CommittedRows(committed_rows(rows["images"], rows["masks"], rows["rejects"], members), version)
     except (BadTarError, ValueError) as error:
         raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
 
@@ -67,9 +83,12 @@ def committed_rows(
     Raises `ValueError` if one image's JPEG is missing and others have theirs.
     """
     with_images = any(name.endswith(".jpg") for name in members)
+    names = [field.name for field in DESCRIBED_MASK]
     of_image: dict[int, list[Row]] = {}
     for mask in masks:
-        of_image.setdefault(mask["ordinal"], []).append({field.name: mask[field.name] for field in DESCRIBED_MASK})
+        own = of_image.setdefault(mask["ordinal"], [])
+        index = mask["annotation_id"] - mask["id"] * MASKS_PER_IMAGE_LIMIT
+        own.append({name: mask.get(name) for name in names} | {"index": None if index == len(own) else index})
     unset: Row = dict.fromkeys(DESCRIBED.names)
     rows = [{**unset, **row} for row in rejects]
     for row in images:
@@ -77,6 +96,7 @@ def committed_rows(
         if with_images and name not in members:
             raise ValueError(f"it holds no {name}")
         own = of_image.get(row["ordinal"], [])
-        rows.append({**unset, **row, "masks": own, "release": members.get(name, b"")})
+        stages = {"stage": None, ANNOTATION_STAGE: row.get("stage")}
+        rows.append({**unset, **row, **stages, "masks": own, "release": members.get(name, b"")})
     rows.sort(key=lambda row: int(row["ordinal"]))
     return rows

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.describe import redaction_columns
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
@@ -34,13 +35,29 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     patches = [rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values()]
     clean = redact_patches(image, [patch for patch in patches if patch is not None])
     regions = [*known, *new]
-    return {
+    redacted: Row = {
         **row,
         "release": release(clean, config).jpeg,
         "regions": [asdict(region) for region in regions],
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
+    return {**redacted, "masks": _measured(redacted)} if row.get("masks") else redacted
+
+
+def _measured(row: Row) -> list[Row]:
+    """Return a row's masks with their shares inside its regions, where these are known: not in rows of version 1.
+
+    They stay as they are beside a mask whose run lengths are damaged: that must not keep a region from being redacted.
+    """
+    try:
+        shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])
+    except ValueError:
+        return list(row["masks"])
+    return [
+        mask if mask.get("redacted_share") is None else {**mask, "redacted_share": share, "redaction_iou": iou}
+        for mask, share, iou in zip(row["masks"], shares, ious, strict=True)
+    ]
 
 
 def _decoded(row: Row) -> Pixels:

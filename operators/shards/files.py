@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED
-from segmint.catalogs.layout import annotation_name, image_name
+from segmint.catalogs.layout import SCHEMA_VERSION, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, REJECTS
+from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, SCHEMAS_OF
 
 ROW_GROUP_ROWS = 10_000
 """Rows in a row group of `images`, `masks` and `rejects`."""
@@ -32,11 +32,11 @@ class ShardFiles:
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
     """Return an image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
 
-    `size` is (height, width) in pixels; each mask has the keys of `MASK`, and may have more.
+    `size` is (height, width) in pixels; each mask has the keys of `MASK`, and may have more: an `index` decides its id.
     """
     annotations = [
         {
-            "id": annotation_id(image_id, index),
+            "id": annotation_id(image_id, mask_index(mask, position)),
             "segmentation": {"size": mask["segmentation"]["size"], "counts": mask["segmentation"]["counts"]},
             "bbox": mask["bbox"],
             "area": mask["area"],
@@ -45,7 +45,7 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
             "crop_box": mask["crop_box"],
             "point_coords": mask["point_coords"],
         }
-        for index, mask in enumerate(masks)
+        for position, mask in enumerate(masks)
     ]
     image = {"image_id": image_id, "width": size[1], "height": size[0], "file_name": file_name}
     document = {"image": image, "annotations": annotations}
@@ -59,11 +59,19 @@ def annotation_id(image_id: int, index: int) -> int:
     return image_id * MASKS_PER_IMAGE_LIMIT + index
 
 
-def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
+def mask_index(mask: Mapping[str, Any], position: int) -> int:
+    """Return the number of a mask in its image: its `index`, or its position where that is null."""
+    index: int | None = mask.get("index")
+    return position if index is None else index
+
+
+def build_shard_files(rows: Iterable[Row], *, with_images: bool, schema_version: int = SCHEMA_VERSION) -> ShardFiles:
     """Build the files of one shard from its rows, in order of ordinals; rejected rows are counted too.
 
-    `with_images` puts the released JPEGs into the tar, next to the annotations.
+    `with_images` puts the released JPEGs into the tar, next to the annotations. `schema_version` is that of the tables;
+    an older one leaves the newer columns out. The tar is the same in all.
     """
+    schemas = SCHEMAS_OF[schema_version]
     tar = io.BytesIO()
     images: list[Row] = []
     masks: list[Row] = []
@@ -78,7 +86,7 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
             size = row["height"], row["width"]
             name = image_name(row["id"])
             _add(archive, annotation_name(row["id"]), annotations_json(row["id"], name, size, row["masks"]))
-            images.append({**row, "masks": len(row["masks"])})
+            images.append({**row, "masks": len(row["masks"]), "stage": row.get(ANNOTATION_STAGE)})
             masks.extend(_mask_rows(row))
     by_reason = Counter(f"{REJECTED}{row['reason']}" for row in rejects)
     counts = {
@@ -90,9 +98,9 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
     }
     return ShardFiles(
         tar=tar.getvalue(),
-        images=table_bytes(to_table(images, IMAGES), IMAGES, ROW_GROUP_ROWS),
-        masks=table_bytes(to_table(masks, MASKS), MASKS, ROW_GROUP_ROWS),
-        rejects=table_bytes(to_table(rejects, REJECTS), REJECTS, ROW_GROUP_ROWS),
+        images=table_bytes(to_table(images, schemas["images"]), schemas["images"], ROW_GROUP_ROWS),
+        masks=table_bytes(to_table(masks, schemas["masks"]), schemas["masks"], ROW_GROUP_ROWS),
+        rejects=table_bytes(to_table(rejects, schemas["rejects"]), schemas["rejects"], ROW_GROUP_ROWS),
         counts=counts,
     )
 
@@ -100,8 +108,8 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
 def _mask_rows(row: Row) -> list[Row]:
     identity: dict[str, Any] = {name: row[name] for name in ("ordinal", "id", "image_id")}
     return [
-        {**identity, "annotation_id": annotation_id(row["id"], index), **mask}
-        for index, mask in enumerate(row["masks"])
+        {**identity, "annotation_id": annotation_id(row["id"], mask_index(mask, position)), **mask}
+        for position, mask in enumerate(row["masks"])
     ]
 
 

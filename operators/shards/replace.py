@@ -14,6 +14,7 @@ from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
     DATA_KINDS,
+    SCHEMA_VERSION,
     commit_path,
     parse_commit_name,
     parse_data_path,
@@ -37,6 +38,7 @@ def replace_shard(
     rows: Iterable[Row],
     *,
     with_images: bool,
+    schema_version: int = SCHEMA_VERSION,
     purge: bool = True,
     heed: Callable[[], object] = lambda: None,
 ) -> Commit:
@@ -46,7 +48,7 @@ def replace_shard(
     committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
     `heed` is called once the commit holds.
     """
-    files = build_shard_files(rows, with_images=with_images)
+    files = build_shard_files(rows, with_images=with_images, schema_version=schema_version)
     named = named_files(old.shard, files)
     entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)

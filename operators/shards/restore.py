@@ -12,17 +12,31 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError, annotation_name, parse_data_path
+from segmint.catalogs.layout import (
+    ADDED_IMAGE_COLUMNS,
+    DATA_KINDS,
+    SCHEMA_VERSIONS,
+    DamagedDatasetError,
+    annotation_name,
+    parse_data_path,
+)
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError
-from segmint.operators.describe import describe_mask
+from segmint.infra.wording import counted
+from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, read_file, tar_members
+from segmint.operators.schemas import AUTOMATIC, SCHEMAS
+from segmint.operators.shards.committed_rows import (
+    CommittedRows,
+    committed_rows,
+    read_committed,
+    read_file,
+    tar_members,
+)
 from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
 from segmint.operators.shards.put import delete_unnamed, named_files
-from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.tables import read_table, read_versioned
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 
@@ -66,11 +80,35 @@ def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damag
     """
     damaged = {damage.kind for damage in damages}
     try:
-        rows = _rows_of_rest(dataset, commit, damaged)
-        files = build_shard_files(rows, with_images=with_images)
+        rows, version = _rows_of_rest(dataset, commit, damaged)
+        files = build_shard_files(rows, with_images=with_images, schema_version=version)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
     return not _put_back(dataset, commit, damages, files)
+
+
+def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
+    """Return which work of people is lost with damaged files, in a sentence; empty if none is known to be.
+
+    What they said of masks is only in the table of masks: neither the other files nor a build can give it back.
+    """
+    lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
+    try:
+        images = read_table(read_file(dataset, commit.file("images")), "images") if lost else None
+    except DamagedDatasetError:
+        return ""
+    rows = (
+        []
+        if images is None
+        else images.select([name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]).to_pylist()
+    )
+    annotated = sum(any(value is not None for value in row.values()) for row in rows)
+    if not annotated:
+        return ""
+    return (
+        f"what people said of the masks of {counted(annotated, 'image')} (label, source, annotator, prompts and more) "
+        f"was only in {lost[0]}, and no build can make it again"
+    )
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -85,12 +123,16 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     fault = faults(table)
     if fault:
         return ShardResult(task.shard, "held_back", {}, fault)
-    files = build_shard_files(iter_rows(table), with_images=task.with_images)
     damages = find_damage(task.dataset, commit)
-    other = _put_back(task.dataset, commit, damages, files)
-    if other:
-        return ShardResult(task.shard, "held_back", files.counts, "; ".join(other))
-    return ShardResult(task.shard, "committed", commit.counts)
+    other: list[str] = []
+    # The dataset's version first: its shards may be of an older one, and the hash decides.
+    for version in sorted(SCHEMA_VERSIONS, key=lambda version: version != task.schema_version):
+        files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=version)
+        found = _put_back(task.dataset, commit, damages, files)
+        if not found:
+            return ShardResult(task.shard, "committed", commit.counts)
+        other = other or found
+    return ShardResult(task.shard, "held_back", files.counts, "; ".join(other))
 
 
 def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], files: ShardFiles) -> list[str]:
@@ -116,23 +158,23 @@ def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], file
     return other
 
 
-def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
+def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> CommittedRows:
     """Return the shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some lack."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
         raise ValueError("no other file has the rows of refused images")
-    tables = {
-        kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist()
-        for kind in SCHEMAS
-        if kind not in damaged
+    read = {
+        kind: read_versioned(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS if kind not in damaged
     }
+    tables = {kind: each.table.to_pylist() for kind, each in read.items()}
     members = _members_of_rest(dataset / commit.file("shards").path)
     if "masks" in damaged:
         if "shards" in damaged:
             raise ValueError("no whole file has the masks")
         tables["masks"] = [mask for image in tables["images"] for mask in _masks_of_json(image, members)]
-    return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
+    rows = committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
+    return CommittedRows(rows, read["images"].schema_version)
 
 
 def _members_of_rest(tar: Location) -> dict[str, bytes]:
@@ -147,13 +189,23 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
 
 
 def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
-    """Return an image's rows of `masks`, from its JSON; their statistics are computed again."""
+    """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
+
+    They are taken for masks that a build made. Where people annotated an image, what they said of its masks is in no
+    other file: the table that comes of it has another hash.
+    """
+    annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
+    # A row of version 1 has no `next_mask`, and its masks have none of the newer columns either.
+    built = image["next_mask"] is not None
+    codes = [mask["segmentation"]["counts"] for mask in annotations]
+    shares, ious = redaction_columns(image if built else {**image, "regions": None}, codes)
     rows = []
-    for index, mask in enumerate(json.loads(members[annotation_name(image["id"])])["annotations"]):
+    for index, (mask, share, iou) in enumerate(zip(annotations, shares, ious, strict=True)):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))
-        rows.append({**mask, **identity, "annotation_id": annotation_id(image["id"], index), **statistics})
+        origin = {"source": AUTOMATIC if built else None, "redacted_share": share, "redaction_iou": iou}
+        rows.append({**mask, **identity, "annotation_id": annotation_id(image["id"], index), **statistics, **origin})
     return rows
 
 
@@ -184,12 +236,12 @@ def remake_commit(
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
         entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
-    rows = read_committed_rows(dataset, candidate)
+    rows, version = read_committed(dataset, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} do not hold each of its ordinals once and in order"
         )
-    files = build_shard_files(rows, with_images=with_images)
+    files = build_shard_files(rows, with_images=with_images, schema_version=version)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
-from segmint.catalogs.layout import CLAIMS, DamagedDatasetError, parse_claim_name
+from segmint.catalogs.layout import CLAIMS, SCHEMA_VERSIONS, DamagedDatasetError, parse_claim_name
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.committed_rows import read_committed, read_file
 from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_shard
 from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.taken_rows import is_taken, without_taken
@@ -27,6 +27,9 @@ Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
 
 It may be called several times, and must not change its arguments.
 """
+
+OLDEST = min(SCHEMA_VERSIONS)
+"""As `schema_version`: a shard keeps its own."""
 
 ATTEMPTS = 100
 """Races that a revision may lose before it gives up; each of them was won by another writer."""
@@ -52,27 +55,32 @@ def revise_shard(
     change: Change,
     *,
     with_images: bool,
+    schema_version: int = OLDEST,
     purge: bool = True,
     needed: Callable[[Commit], bool] = lambda _: True,
     heed: Callable[[], object] = lambda: None,
 ) -> Revised | None:
     """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
 
-    `needed` may say so without all rows. `heed` is called once a new generation holds. Nothing is removed yet, except
-    what a lost attempt put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of the
-    generation that holds cannot be read, and `LostRaceError` after `ATTEMPTS`.
+    The new generation is of the dataset's `schema_version`, or of the shard's own if that is newer: nothing that it has
+    is left out. `needed` may say so without all rows. `heed` is called once a new generation holds. Nothing is removed
+    yet, except what a lost attempt put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of
+    the generation that holds cannot be read, and `LostRaceError` after `ATTEMPTS`.
     """
     lost = 0
 
     def attempt(commit: Commit) -> Revised:
         if not needed(commit):
             return Revised(commit, commit, 0)
-        rows = read_committed_rows(dataset, commit)
+        rows, version = read_committed(dataset, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return Revised(commit, commit, 0)
-        new = replace_shard(dataset, commit, after, with_images=with_images, purge=purge, heed=heed)
+        version = max(version, schema_version)
+        new = replace_shard(
+            dataset, commit, after, with_images=with_images, schema_version=version, purge=purge, heed=heed
+        )
         return Revised(commit, new, different)
 
     while True:
@@ -102,7 +110,12 @@ def with_holding(dataset: Location, shard: int, use: Callable[[Commit], Result])
 
 
 def heed_tombstones(
-    dataset: Location, shard: int, *, with_images: bool, catalog_uri: str | None = None
+    dataset: Location,
+    shard: int,
+    *,
+    with_images: bool,
+    schema_version: int = OLDEST,
+    catalog_uri: str | None = None,
 ) -> Revised | None:
     """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
 
@@ -117,6 +130,7 @@ def heed_tombstones(
         shard,
         lambda _, rows: [without_taken(row, taken) for row in rows],
         with_images=with_images,
+        schema_version=schema_version,
         needed=lambda commit: names_taken(dataset, commit, taken),
     )
     if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
@@ -125,7 +139,12 @@ def heed_tombstones(
 
 
 def heed_all(
-    dataset: Location, shards: Container[int], *, with_images: bool, catalog_uri: str | None = None
+    dataset: Location,
+    shards: Container[int],
+    *,
+    with_images: bool,
+    schema_version: int = OLDEST,
+    catalog_uri: str | None = None,
 ) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
@@ -139,7 +158,9 @@ def heed_all(
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        heeded = heed_tombstones(dataset, shard, with_images=with_images, catalog_uri=catalog_uri)
+        heeded = heed_tombstones(
+            dataset, shard, with_images=with_images, schema_version=schema_version, catalog_uri=catalog_uri
+        )
         if heeded is not None and heeded.changed:
             changed.append(shard)
         for name in names:

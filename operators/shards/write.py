@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
@@ -42,6 +43,7 @@ class ShardTask:
     max_reject_ratio: float
     generation: int = 1
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
+    schema_version: int = SCHEMA_VERSION  # of the dataset
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,13 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     log = CommitLog(task.dataset)
     if log.read(task.shard, task.generation) is not None:
         shards = range(task.shard, task.shard + 1)
-        heed_all(task.dataset, shards, with_images=task.with_images, catalog_uri=task.catalog_uri)
+        heed_all(
+            task.dataset,
+            shards,
+            with_images=task.with_images,
+            schema_version=task.schema_version,
+            catalog_uri=task.catalog_uri,
+        )
         return _committed(task, log)
 
     table = shard_table(task, cuts, *blocks)
@@ -80,7 +88,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if reason_to_wait:
         return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
 
-    files = build_shard_files(iter_rows(table), with_images=task.with_images)
+    files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=task.schema_version)
     named = named_files(task.shard, files)
     commit = Commit(
         shard=task.shard,
@@ -94,7 +102,13 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     def heed() -> None:
         heeded.append(
-            heed_tombstones(task.dataset, task.shard, with_images=task.with_images, catalog_uri=task.catalog_uri)
+            heed_tombstones(
+                task.dataset,
+                task.shard,
+                with_images=task.with_images,
+                schema_version=task.schema_version,
+                catalog_uri=task.catalog_uri,
+            )
         )
 
     won = commit_files(task.dataset, commit, [data for _, data in named], purge=False, heed=heed)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog, claimed_paths
-from segmint.catalogs.dataset.manifest import LatestManifest, load_latest_manifest, manifest_name
+from segmint.catalogs.dataset.manifest import LatestManifest, formats_of, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
     TOMBSTONES,
@@ -70,7 +70,7 @@ def audit_integrity(
     manifest = pinned.manifest
     findings = FindingCollector()
     findings.extend(audit_manifest(dataset, pinned))
-    settings = _settings(pinned, findings)
+    settings = replace(_settings(pinned, findings), formats=formats_of(dataset, pinned))
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE

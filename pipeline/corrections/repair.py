@@ -20,7 +20,14 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
 from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.restore import Damage, find_damage, remake_commit, restore_from_rest, restore_shard
+from segmint.operators.shards.restore import (
+    Damage,
+    find_damage,
+    lost_of_people,
+    remake_commit,
+    restore_from_rest,
+    restore_shard,
+)
 from segmint.operators.shards.tables import read_table
 from segmint.pipeline.audit.commits import audit_commit
 from segmint.pipeline.corrections.common import release_config
@@ -93,7 +100,7 @@ def repair(dataset: Location, config: "Config | None" = None) -> Repaired:
             result.repaired += [damage.entry.path for damage in found]
         else:
             files = ", ".join(damage.entry.path for damage in found)
-            result.left[shard] = (
+            result.left[shard] = lost_of_people(dataset, commits[shard], found) or (
                 f"what is left of it is not enough to make {files} again: with the configuration that it was built by "
                 "(--config) it is built once more"
             )

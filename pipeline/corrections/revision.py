@@ -68,32 +68,38 @@ def revise(
     committed = sorted(revision.shards & CommitLog(dataset).committed().keys())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in looks if needed]
-    results: Iterable[Revised | None] = (revise_one(dataset, shard, revision) for shard in shards)
+    results: Iterable[Revised | None] = (
+        revise_one(dataset, shard, revision, manifest.schema_version) for shard in shards
+    )
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import revise_by_ray  # Ray takes a second to import
 
         there = replace(dataset, uri=absolute(dataset.uri))  # Ray's tasks have other current folders
         alone = replace(revision, shards=frozenset(shards))
-        results = revise_by_ray(partial(revise_one, there, revision=alone), shards, resources)
+        results = revise_by_ray(
+            partial(revise_one, there, revision=alone, schema_version=manifest.schema_version), shards, resources
+        )
     changed = {
         shard: revised
         for shard, revised in zip(shards, results, strict=True)
         if revised is not None and revised.changed
     }
-    heed_all(dataset, revision.shards, with_images=revision.with_images)
+    heed_all(dataset, revision.shards, with_images=revision.with_images, schema_version=manifest.schema_version)
     building = remove_replaced(dataset, revision.shards)
     links = remove_report(dataset)
     rewrite_index(dataset, manifest)
     return Outcome(changed, tuple(building), tuple(links))
 
 
-def revise_one(dataset: Location, shard: int, revision: Revision) -> Revised | None:
+def revise_one(dataset: Location, shard: int, revision: Revision, schema_version: int) -> Revised | None:
     """Apply a revision to one shard; see `revise_shard`."""
+    heed = partial(heed_tombstones, dataset, shard, with_images=revision.with_images, schema_version=schema_version)
     return revise_shard(
         dataset,
         shard,
         revision.change,
         with_images=revision.with_images,
+        schema_version=schema_version,
         needed=revision.needed,
-        heed=partial(heed_tombstones, dataset, shard, with_images=revision.with_images),
+        heed=heed,
     )

@@ -105,6 +105,7 @@ class OpenDataset:
             with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
             catalog_uri=config.catalog,
+            schema_version=self.manifest.schema_version,
         )
 
     def write_index(self) -> None:

@@ -112,6 +112,7 @@ class RejectedRows:
                 dataset=self._dataset.location,
                 with_images=self._config.release.format == "images",
                 catalog_uri=self._config.catalog,
+                schema_version=self._dataset.manifest.schema_version,
             )
         if not spans:
             return WindowRows(NORMALIZED.empty_table(), (), {})

@@ -60,7 +60,7 @@ def brush_region(brush: Any, mask: MaskAnnotation) -> dict[str, Any]:
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
-        "score": mask.predicted_iou,
+        **({} if mask.predicted_iou is None else {"score": mask.predicted_iou}),
         "value": {
             "format": "rle",
             "rle": brush.mask2rle(mask.mask * _OPAQUE),  # 1 would be nearly transparent

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.layout import DATA_KINDS
-from segmint.operators.schemas import IMAGES, MASKS
+from segmint.operators.schemas import SCHEMAS_OF
 from segmint.pipeline.report.facts import Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
@@ -60,7 +60,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
 
     Raises `ValueError` for a dataset that segmint did not write: it has no commits, which hold the hashes.
     """
-    manifest, version = facts.manifest, facts.version
+    manifest, version, schemas = facts.manifest, facts.version, SCHEMAS_OF[facts.table_format]
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     value = {
@@ -78,7 +78,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "dateCreated": manifest.policy_date.isoformat(),
         "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
-        "recordSet": [_records("images", IMAGES), _records("masks", MASKS), *_photographs(facts)],
+        "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 

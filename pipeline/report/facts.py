@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
-from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tables import DatasetTables, table_formats
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 
@@ -83,6 +84,7 @@ class Facts:
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
     detectors: tuple[Detector, ...]
+    table_format: int  # the oldest of its tables: the columns that all of them have
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
 
@@ -121,6 +123,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         credits_total=credits_total,
         redacted=_redacted(tables) if manifest is not None else (),
         detectors=_detectors(manifest) if manifest is not None else (),
+        table_format=min(table_formats(tables.location)) if manifest is not None else SCHEMA_VERSION,
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
     )

@@ -33,7 +33,7 @@ from segmint.pipeline.statistics.values import (
 
 COVERAGE = Bins(0, 1, 20)
 
-_CLEANUP = ("cleaned", "removed_by_cleanup")
+_CLEANUP = ("cleaned", "removed_by_cleanup", "holes_filled", "islands_removed", "redaction_artifacts")
 _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 

@@ -13,7 +13,7 @@ from scipy.spatial import ConvexHull
 
 from segmint.model.automatic.rle import decompress
 from segmint.operators.describe import column_spans, coverage, describe_mask, describe_table
-from segmint.operators.schemas import DESCRIBED, MASK_STATISTICS, SEGMENTED
+from segmint.operators.schemas import DESCRIBED, MASK_INDEX, MASK_ORIGIN, MASK_STATISTICS, SEGMENTED
 
 
 def counts_of(mask: np.ndarray) -> str:
@@ -113,7 +113,7 @@ def test_a_table_gains_statistics_and_loses_nothing(segmented):
     assert [row["ordinal"] for row in rows] == [0, 1, 2, 3, 4]
     kept = [name for name in SEGMENTED.names if name != "masks"]
     assert described.select(kept).equals(segmented.select(kept))
-    added = {field.name for field in MASK_STATISTICS}
+    added = {field.name for field in (*MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX)}
     stripped = [row["masks"] and [{k: v for k, v in m.items() if k not in added} for m in row["masks"]] for row in rows]
     assert stripped == segmented.column("masks").to_pylist()
 
@@ -123,6 +123,20 @@ def test_a_table_gains_statistics_and_loses_nothing(segmented):
     assert first["mean_predicted_iou"] == pytest.approx(0.9)
     assert first["mean_relative_size"] == pytest.approx((math.sqrt(0.6) + math.sqrt(0.5)) / 2)
     assert rows[0]["masks"][1]["center_x"] == pytest.approx(0.75)
+
+
+def test_masks_say_that_they_are_automatic_and_how_much_of_them_was_redacted(segmented):
+    rows = segmented.to_pylist()
+    region = {"kind": "plate", "score": 0.9, "x": 0, "y": 0, "w": 20, "h": 20, "source": "clp"}
+    rows[0] |= {"regions": [region], "source_width": 40, "source_height": 20}
+    rows[4]["regions"] = []
+    described = describe_table(pa.Table.from_pylist(rows, schema=SEGMENTED)).to_pylist()
+    left, right = described[0]["masks"]  # columns 0 to 11 and 10 to 19 of 20; the region has columns 0 to 9
+    assert (left["redacted_share"], right["redacted_share"]) == (pytest.approx(10 / 12), 0.0)
+    assert (left["redaction_iou"], right["redaction_iou"]) == (pytest.approx(10 / 12), 0.0)
+    assert described[4]["masks"][0]["redacted_share"] == 0.0
+    assert {mask["source"] for row in described for mask in row["masks"] or ()} == {"automatic"}
+    assert [row["next_mask"] for row in described] == [2, 0, None, None, 1]
 
 
 def test_an_image_without_masks_has_statistics_and_a_rejected_row_has_none(segmented):

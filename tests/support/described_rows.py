@@ -26,6 +26,9 @@ def rectangle_mask(height: int, width: int, top: int, left: int, bottom: int, ri
         "crop_box": [0.0, 0.0, float(width), float(height)],
         "point_coords": [[left + 1.5, top + 1.5]],
         **vars(describe_mask(rle.size, rle.counts)),
+        "source": "automatic",
+        "redacted_share": 0.0,
+        "redaction_iou": 0.0,
     }
 
 
@@ -52,6 +55,7 @@ def accepted_row(ordinal: int, masks: int = 2) -> dict[str, Any]:
         "masks": [rectangle_mask(30, 40, 2 + i, 3 + i, 12 + i, 20 + i) for i in range(masks)],
         "funnel": steps,
         "statistics": {"mask_count": masks, "coverage": 0.2},
+        "next_mask": masks,
     }
 
 

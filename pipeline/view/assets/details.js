@@ -24,6 +24,8 @@ export function detailsOf(row) {
   });
 }
 
+const known = (value) => Object.entries(value).filter(([, each]) => each !== null);
+
 const isStruct = (value) => typeof value === "object" && !Array.isArray(value);
 
 function nameOf(column) {
@@ -32,12 +34,13 @@ function nameOf(column) {
 }
 
 function textOf(name, value) {
-  if (name === "annotation_id") return String(value);
+  if (name === "annotation_id" || name === "parent") return String(value);
   if (name === "area") return `${whole(value)} px`;
   if (name === "regions") return regions(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "number") return Number.isInteger(value) ? whole(value) : String(Number(value.toPrecision(5)));
   if (Array.isArray(value)) return value.map((item) => textOf("", item)).join(", ") || "none";
+  if (typeof value === "object" && value !== null) return known(value).map((each) => each.join(" ")).join(" ");
   return String(value);
 }
 

@@ -26,6 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
+from segmint.infra.version import VERSION
 from tests.support.locations import location_of
 
 DIGEST = "0123456789abcdef" * 4
@@ -110,9 +111,12 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b'{"schema_version": 9}', "is of format 9, and segmint 0.1.0 reads format 1: use a newer segmint, which"),
+        (
+            b'{"schema_version": 9}',
+            f"is of format 9, and segmint {VERSION} reads formats up to 2: use a newer segmint, ",
+        ),
         (b'{"schema_version": 9, "code_version": "4.2.0"}', "use segmint 4.2.0 or newer, which reads older formats"),
-        (b'{"schema_version": 0}', "its schema_version is 0, expected 1"),
+        (b'{"schema_version": 0}', "its schema_version is 0, expected 1 or 2"),
         (b'{"schema_version": 1, "name": "x"}', "is not a dataset's manifest"),
         (b"[]", "schema_version is None"),
         (b"<html>", "is not a dataset's manifest"),

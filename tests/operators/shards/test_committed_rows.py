@@ -1,6 +1,7 @@
 """A committed shard read back: built again from its rows, it has the bytes that were read."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.schemas import DESCRIBED
-from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, tar_members
 from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.tables import read_table
 from tests.support.committed import write_dataset
+from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.locations import location_of
 
 
@@ -77,3 +80,36 @@ def test_a_tar_that_does_not_hold_what_the_tables_say_is_named(tmp_path: Path) -
     files = [second.file("shards"), *(entry for entry in first.files if not entry.path.startswith("shards/"))]
     with pytest.raises(DamagedDatasetError, match=r"does not fit its tables: it holds no sa_1\.jpg"):
         read_committed_rows(location_of(tmp_path), replace(first, files=tuple(files)))
+
+
+def test_what_people_said_and_numbers_with_gaps_survive() -> None:
+    """Mask 1 of three was corrected, and is mask 3 now; the row's verdict has another `stage` than its annotation."""
+    (row,) = described([accepted_row(0, masks=3)]).to_pylist()
+    corrected = {
+        **row["masks"][1],
+        "index": 3,
+        "predicted_iou": None,
+        "label": "cup",
+        "source": "corrected",
+        "annotator": "Ada",
+        "seconds": 4.5,
+        "prompts": [{"kind": "point", "x": 1.0, "y": 2.0, "w": None, "h": None, "label": 0, "text": None}],
+        "parent": 10_001,
+        "origin": {"sha256": "0" * 64, "license": "CC0-1.0"},
+        "model": "1" * 64,
+    }
+    answer = {"lane": 0, "n": 1, "sha256": "2" * 64}
+    row |= {"masks": [row["masks"][0], row["masks"][2] | {"index": 2}, corrected], "next_mask": 4, "answer": answer}
+    row |= {"annotation_stage": "semi", "annotator": "Ada", "seconds": 30.0, "complete": True}
+    files = build_shard_files([row, rejected_row(1)], with_images=True)
+    images, masks = (read_table(getattr(files, kind), kind).to_pylist() for kind in ("images", "masks"))
+    assert [mask["annotation_id"] for mask in masks] == [10_000, 10_002, 10_003]
+    assert (images[0]["stage"], images[0]["answer"], images[0]["next_mask"]) == ("semi", answer, 4)
+    members = dict(tar_members(files.tar))
+    written = json.loads(members["sa_1.json"])["annotations"]
+    assert [(mask["id"], mask["predicted_iou"]) for mask in written] == [(10_000, 0.93), (10_002, 0.93), (10_003, None)]
+    rejects = read_table(files.rejects, "rejects").to_pylist()
+    again = committed_rows(images, masks, rejects, members)
+    assert (again[0]["stage"], again[0]["annotation_stage"], again[0]["masks"][2]) == (None, "semi", corrected)
+    assert again[1]["stage"] == "read"
+    assert build_shard_files(again, with_images=True) == files

@@ -54,6 +54,17 @@ def test_regions_and_counts_follow_and_nothing_else_changes() -> None:
     assert changed == {"release", "faces", "plates", "regions"}
 
 
+def test_shares_inside_regions_follow() -> None:
+    """The masks have columns 3 to 19 and 4 to 20 of an image of 40 x 30 pixels; columns 0 to 19 are redacted."""
+    row = described([accepted_row(0)]).to_pylist()[0]
+    after = redact_row(row, [box(0, 0, 20, 30, "other")], ReleaseConfig())
+    assert [mask["redacted_share"] for mask in after["masks"]] == [1.0, 16 / 17]
+    assert [mask["redaction_iou"] for mask in after["masks"]] == [170 / 600, 160 / 610]
+    old = {**row, "masks": [{**mask, "redacted_share": None, "redaction_iou": None} for mask in row["masks"]]}
+    after = redact_row(old, [box(0, 0, 20, 30, "other")], ReleaseConfig())
+    assert after["masks"] == old["masks"], "in rows of format 1 they stay unknown"
+
+
 def test_earlier_regions_stay_and_count() -> None:
     found = {"kind": "face", "score": 0.9, "x": 1, "y": 2, "w": 3, "h": 4, "source": "mtcnn"}
     row = {**row_of(), "regions": [found], "faces": 1}

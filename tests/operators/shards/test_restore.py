@@ -13,9 +13,16 @@ from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.restore import find_damage, remake_commit, restore_from_rest, restore_shard
-from segmint.operators.shards.write import ShardTask
+from segmint.operators.shards.restore import (
+    find_damage,
+    lost_of_people,
+    remake_commit,
+    restore_from_rest,
+    restore_shard,
+)
+from segmint.operators.shards.write import ShardTask, write_shard
 from tests.support.builds import digests
+from tests.support.described_rows import accepted_row, described
 from tests.support.locations import location_of
 
 Spoil = Callable[[bytes], bytes]
@@ -207,3 +214,26 @@ def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
     spoil(dataset, commit, "masks", flipped)
     with pytest.raises(DamagedDatasetError):
         remake_commit(location_of(uri), known, standing(commit), with_images=True)
+
+
+def test_what_people_said_of_masks_is_lost_with_their_table_and_is_named(tmp_path: Path) -> None:
+    location = location_of(tmp_path)
+    row = accepted_row(0)
+    row |= {"annotator": "Ada", "masks": [{**mask, "label": "cup"} for mask in row["masks"]]}
+    write_shard(ShardTask(0, 0, 2, location, "0123456789ab", True, 1.0), [(0, 2)], described([row, accepted_row(1)]))
+    commit = commit_of(tmp_path, 0)
+    spoil(tmp_path, commit, "masks", flipped)
+    before = digests(tmp_path)
+    damages = find_damage(location, commit)
+    assert not restore_from_rest(location, commit, damages, with_images=True)
+    assert digests(tmp_path) == before
+    said = lost_of_people(location, commit, damages)
+    assert said.startswith("what people said of the masks of 1 image (label, source,")
+    assert commit.file("masks").path in said
+
+
+def test_nothing_of_people_is_lost_with_other_tables(dataset: Path) -> None:
+    commit = commit_of(dataset, 0)
+    for kind in ("masks", "rejects"):
+        spoil(dataset, commit, kind, flipped)
+    assert lost_of_people(location_of(dataset), commit, find_damage(location_of(dataset), commit)) == ""

@@ -28,6 +28,8 @@ from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import SCHEMAS_OF
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
@@ -240,6 +242,16 @@ def without_a_column(taken: CommittedShard) -> None:
 
 
 registered("no_parquet", ShardEdit(1, no_parquet), Code.BAD_TABLE, "masks/sa_000001-", "no Parquet")
+
+
+def of_an_older_format(taken: CommittedShard) -> None:
+    schema = SCHEMAS_OF[1]["masks"]
+    taken.raw["masks"] = table_bytes(to_table(taken.rows["masks"], schema), schema)
+
+
+registered(
+    "old_table", ShardEdit(1, of_an_older_format), Code.BAD_TABLE, "masks/sa_000001-", "format 2", "found format 1"
+)
 registered("no_column", ShardEdit(1, without_a_column), Code.BAD_TABLE, "images/sa_000001-", "other columns: license")
 
 
@@ -283,6 +295,7 @@ def accepted_twice(dataset: Path) -> None:
 
 
 registered("mask_count", edit_row("images", 1, 0, masks=99), Code.MASK_COUNT, "images/sa_000001-", "id 4", "masks 99")
+registered("next", edit_row("images", 1, 0, next_mask=99), Code.MASK_COUNT, "images/sa_000001-", "id 4", "next_mask 99")
 registered("bored", edit_row("rejects", 0, 0, reason="bored"), Code.UNKNOWN_REASON, "rejects/sa_000000-", "'bored'")
 registered(
     "unexplained",
@@ -468,6 +481,8 @@ registered("stability", mask(stability_score=1.5), Code.SCORE_RANGE, MASKS, MASK
 registered("no_number", edit_row("masks", 1, 0, predicted_iou=float("inf")), Code.SCORE_RANGE, MASKS, MASK, "inf")
 registered("low_iou", mask(predicted_iou=0.69), Code.UNDER_THRESHOLD, MASKS, MASK, "over 0.7")
 registered("unstable", mask(stability_score=0.79), Code.UNDER_THRESHOLD, MASKS, MASK, "at least 0.8", "0.79")
+registered("robot", mask(source="robot"), Code.UNKNOWN_SOURCE, MASKS, MASK, "manual", "found 'robot'")
+registered("share", mask(redacted_share=0.5), Code.REDACTED_SHARE, MASKS, MASK, "redacted_share 0 ", "found 0.5 and 0")
 
 
 # --- swapped and repeated ---

@@ -2,16 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.past import RemovedVersionError
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
+from segmint.operators.rows import Row
+from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.versions.diff import Images, diff_datasets
@@ -46,6 +50,24 @@ def test_a_copy_does_not_differ(place: Place) -> None:
         "no difference: the digests are the same",
     ]
     assert found.a.images == found.b.images == 4
+
+
+@pytest.mark.parametrize(
+    "said", [{"label": "cup"}, {"source": "corrected"}, {"origin": {"sha256": "0", "license": None}}]
+)
+def test_a_mask_of_which_something_else_is_said_is_another_mask(place: Place, said: dict[str, Any]) -> None:
+    other = copy_of(place)
+
+    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        return [{**row, "masks": [{**row["masks"][0], **said}]} if row["ordinal"] == 0 else row for row in rows]
+
+    def alone(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        return [{**row, "masks": row["masks"][:1]} if row["ordinal"] == 0 else row for row in rows]
+
+    revise_shard(place.location, 0, alone, with_images=True)
+    revise_shard(other.location, 0, change, with_images=True)
+    found = diff_datasets(place.location, other.location)
+    assert {kind: images.first for kind, images in found.changed.items() if images.count} == {"masks": ("image-0",)}
 
 
 def test_what_corrections_did_is_said(place: Place) -> None:

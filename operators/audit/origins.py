@@ -1,0 +1,110 @@
+"""Audits where masks come from: their sources, and their shares inside the redacted regions of their image."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.layout import MOST_PIXELS
+from segmint.model.automatic import rle
+from segmint.operators.describe import redaction_columns
+from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+
+TOLERANCE = 1e-6
+"""By how much a share may differ from the one that is computed here."""
+
+_ANNOTATION = ("answer", "annotator", "stage", "seconds", "complete")
+_SIZES = ("source_height", "source_width", "height", "width")
+
+
+def of_people(masks: pa.Table) -> NDArray[np.bool_]:
+    """Whether each row of a table of masks has another source than a build, (N,)."""
+    source = masks.column("source")
+    return np.asarray(pc.fill_null(pc.not_equal(source, AUTOMATIC), False).to_numpy(), bool)
+
+
+def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
+    """The ordinals of images that people worked on: their rows say so, or those of their masks."""
+    said = [pc.is_valid(images.column(name)) for name in _ANNOTATION]
+    by_row = images.column("ordinal").to_numpy()[np.any([each.to_numpy() for each in said], axis=0)]
+    return frozenset({*by_row.tolist(), *masks.column("ordinal").to_numpy()[of_people(masks)].tolist()})
+
+
+@dataclass(frozen=True)
+class MaskOrigins:
+    """What the table of masks says of where its N masks come from."""
+
+    source: Sequence[str | None]
+    share: NDArray[np.float64]  # (N,) NaN where there is none
+    iou: NDArray[np.float64]  # likewise
+
+    @classmethod
+    def of(cls, masks: pa.Table) -> "MaskOrigins":
+        """The columns of a table with the schema `MASKS`."""
+        share, iou = (masks.column(name).to_numpy() for name in ("redacted_share", "redaction_iou"))
+        return cls(masks.column("source").to_pylist(), np.asarray(share, np.float64), np.asarray(iou, np.float64))
+
+
+def audit_origins(
+    row: Row, origins: MaskOrigins, span: tuple[int, int], codes: Sequence[str] | None, ids: Sequence[int], place: Place
+) -> Iterator[Finding]:
+    """Findings in the origins of an image's masks.
+
+    `row` is of `images/*.parquet`; `span` are the places of its masks in the table, [start, stop). `codes` are their
+    compressed run lengths, None if these are damaged. `ids` are the masks' numbers.
+
+    A row of format 1 has no `next_mask`, and its masks have no source and no shares. What is there must be right.
+    """
+    start, stop = span
+    built = row["next_mask"] is not None
+    for source, id in zip(origins.source[start:stop], ids, strict=True):
+        if source not in SOURCES and (built or source is not None):
+            expected = f"a source of {', '.join(SOURCES)}"
+            yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
+    found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
+    absent = np.isnan(found)
+    needed = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
+    if codes is None or (absent.all() and not needed.any()):
+        return
+    try:
+        shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        yield place.finding(Code.REDACTED_SHARE, "regions in an image of known sizes", error, f"id {row['id']}")
+        return
+    wanted = np.stack([np.asarray(shares, np.float64), np.asarray(ious, np.float64)], axis=1)
+    near = np.abs(found - wanted) <= TOLERANCE
+    right = near.all(axis=1) | (absent.all(axis=1) & ~needed)
+    for index in np.flatnonzero(~right).tolist():
+        (share, iou), (is_share, is_iou) = wanted[index].tolist(), found[index].tolist()
+        expected = f"redacted_share {share:.6g} and redaction_iou {iou:.6g}, by the image's regions"
+        id = ids[index]
+        yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
+
+
+def codes_hold(masks: Sequence[Row], image: Row) -> bool:
+    """Whether the run lengths of all rows of masks can be read, and cover their image."""
+    size = image["height"], image["width"]
+    try:
+        for mask in masks:
+            if tuple(mask["segmentation"]["size"]) != size:
+                return False
+            rle.area(rle.Rle(size, mask["segmentation"]["counts"]))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _regions(row: Row) -> list[Any]:
+    """The regions of a row; raises `ValueError` if there are some, and its sizes are not those of a picture."""
+    regions: list[Any] = row["regions"] or []
+    if regions:
+        sizes = [row[name] for name in _SIZES]
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes[2] * sizes[3] > MOST_PIXELS:
+            raise ValueError(f"{', '.join(_SIZES)} are {sizes}")
+    return regions

@@ -1,0 +1,144 @@
+"""Where masks come from: sources, shares inside redacted regions, numbers, and what people's masks may lack."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from segmint.catalogs.findings import Code, Finding, Place
+from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.rows import ShardTables, audit_identity, audit_mask_count
+from segmint.operators.audit.shard_masks import ShardMasks
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.tables import read_table
+from tests.support.described_rows import accepted_row, described
+
+LIMITS = MaskLimits(0.7, 0.8)
+REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
+PLACE = Place("masks/sa_000000.parquet", 0)
+
+
+def tables_of(images: list[Row], masks: list[Row]) -> ShardTables:
+    rows = {"images": images, "masks": masks, "rejects": []}
+    return ShardTables(
+        **{kind: to_table(rows[kind], schema) for kind, schema in SCHEMAS.items()},
+        places={kind: Place(f"{kind}/sa_000000.parquet", 0) for kind in SCHEMAS},
+    )
+
+
+def committed(ordinal: int = 0) -> tuple[Row, list[Row]]:
+    """The rows of an image with three masks, as a build writes them."""
+    files = build_shard_files(described([accepted_row(ordinal, masks=3)]).to_pylist(), with_images=False)
+    (image,) = read_table(files.images, "images").to_pylist()
+    return image, read_table(files.masks, "masks").to_pylist()
+
+
+def findings(image: Row, masks: list[Row]) -> list[Finding]:
+    """What the audit of rows finds in one image."""
+    tables = tables_of([image], masks)
+    found = list(audit_identity(tables, (image["ordinal"], image["ordinal"] + 1)))
+    if found:
+        return found
+    shard = ShardMasks(tables, LIMITS)
+    annotated = shard.annotated(image["ordinal"])
+    found += audit_mask_count(image, len(masks), tables.places["images"], annotated=annotated)
+    if not shard.sound(image["ordinal"]):
+        found += audit_masks((image["height"], image["width"]), masks, LIMITS, PLACE, decode=False)
+    return [*found, *shard.audit_origins(image, PLACE)]
+
+
+def by_person(mask: Row, index: int, **values: Any) -> Row:
+    """A mask as a person draws it: without scores and points, in the frame of the whole image."""
+    blank = {"predicted_iou": None, "stability_score": None, "point_coords": [], "crop_box": [0.0, 0.0, 40.0, 30.0]}
+    own = {"annotation_id": mask["id"] * 10_000 + index, "source": "manual", "annotator": "Ada"}
+    return {**mask, **blank, **own, "redacted_share": None, "redaction_iou": None, **values}
+
+
+def codes(found: Iterable[Finding]) -> list[Code]:
+    return [finding.code for finding in found]
+
+
+def test_masks_of_a_build_are_right() -> None:
+    assert findings(*committed()) == []
+
+
+def test_a_row_of_format_1_says_nothing_of_them() -> None:
+    image, masks = committed()
+    bare = [{**mask, "source": None, "redacted_share": None, "redaction_iou": None} for mask in masks]
+    assert findings({**image, "next_mask": None}, bare) == []
+    assert codes(findings(image, bare)) == [Code.UNKNOWN_SOURCE] * 3
+
+
+@pytest.mark.parametrize("source", ["robot", "", "Automatic"])
+def test_an_unknown_source_is_named(source: str) -> None:
+    image, masks = committed()
+    masks[1]["source"] = source
+    (finding, *_) = [each for each in findings(image, masks) if each.code is Code.UNKNOWN_SOURCE]
+    assert (finding.where, finding.found) == ("mask 10001", repr(source))
+
+
+def test_shares_are_those_that_the_regions_give() -> None:
+    image, masks = committed()
+    image["regions"] = [REGION]
+    assert codes(findings(image, masks)) == [Code.REDACTED_SHARE] * 3
+    # Rectangles of 10 x 17 pixels from columns 3, 4 and 5 on; the region has columns 0 to 19.
+    for mask, inside in zip(masks, (17, 16, 15), strict=True):
+        mask |= {"redacted_share": inside / 17, "redaction_iou": inside * 10 / (600 + 170 - inside * 10)}
+    assert findings(image, masks) == []
+    masks[2]["redaction_iou"] += 1e-4
+    (finding,) = findings(image, masks)
+    assert (finding.code, finding.where) == (Code.REDACTED_SHARE, "mask 10002")
+    masks[2] |= {"redacted_share": None, "redaction_iou": None}
+    assert codes(findings(image, masks)) == [Code.REDACTED_SHARE]
+    masks[2] |= {"redacted_share": float("nan"), "redaction_iou": 0.0}
+    assert codes(findings(image, masks)) == [Code.REDACTED_SHARE]
+
+
+@pytest.mark.parametrize("size", [{"source_width": None}, {"source_height": 0}, {"source_width": -3}])
+def test_regions_in_an_image_of_no_size_are_a_finding(size: dict[str, Any]) -> None:
+    image, masks = committed()
+    assert codes(findings({**image, "regions": [REGION], **size}, masks)) == [Code.REDACTED_SHARE]
+    assert codes(findings({**image, "regions": [{**REGION, "w": None}]}, masks)) == [Code.REDACTED_SHARE]
+
+
+def test_masks_of_people_need_no_scores_no_point_and_no_neighboring_numbers() -> None:
+    """Mask 1 was replaced by mask 3 and mask 4 was added and deleted again: no number is used twice."""
+    image, masks = committed()
+    mixed = [masks[0], masks[2], by_person(masks[1], 3, source="corrected", parent=10001)]
+    image |= {"masks": 3, "next_mask": 5, "answer": {"lane": 0, "n": 1, "sha256": "0" * 64}}
+    assert findings(image, mixed) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"predicted_iou": 7.0}, Code.SCORE_RANGE),
+        ({"stability_score": float("nan")}, Code.SCORE_RANGE),
+        ({"point_coords": None}, Code.POINT_OUTSIDE),
+        ({"point_coords": [[99.0, 3.0]]}, Code.POINT_OUTSIDE),
+        ({"crop_box": None}, Code.CROP_OUTSIDE),
+        ({"redacted_share": 0.5, "redaction_iou": 0.0}, Code.REDACTED_SHARE),
+        ({"source": "automatic"}, Code.SCORE_RANGE),
+    ],
+)
+def test_what_they_have_must_be_right(change: dict[str, Any], code: Code) -> None:
+    image, masks = committed()
+    image |= {"masks": 3, "next_mask": 4, "complete": True}
+    assert code in codes(findings(image, [*masks[:2], by_person(masks[2], 3, **change)]))
+
+
+@pytest.mark.parametrize(("last", "next_mask"), [(5, 5), (1, 5), (0, 5)])
+def test_their_numbers_rise_and_are_under_the_next_one(last: int, next_mask: int) -> None:
+    image, masks = committed()
+    image |= {"next_mask": next_mask}
+    assert codes(findings(image, [*masks[:2], by_person(masks[2], last)])) == [Code.ROW_IDENTITY]
+
+
+def test_a_mask_that_is_gone_from_an_image_of_a_build_is_noticed() -> None:
+    image, masks = committed()
+    (finding,) = findings({**image, "masks": 2, "statistics": {**image["statistics"], "mask_count": 2}}, masks[:2])
+    assert (finding.code, finding.found) == (Code.MASK_COUNT, "funnel.written 3, next_mask 3")
+    (finding,) = findings(image, [masks[0], masks[2]])
+    assert finding.code is Code.ROW_IDENTITY
