@@ -96,7 +96,7 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
         try:
             if target == "local":
                 _keep_token_private()
-                with _on_loopback():
+                with _on_loopback(), _without_helpers():
                     ray.init(
                         address="local",
                         num_cpus=max(MIN_LOCAL_CPUS, 2 * cores_here() + 4),
@@ -141,6 +141,29 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[switch]
         else:
             os.environ[switch] = before[1]
+
+
+_HELPERS = ("start_log_monitor", "start_monitor", "start_api_server")
+"""Methods of Ray's node: they start what copies the workers' logs to the driver, scales a cluster, and answers for a
+dashboard."""
+
+
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Start a Ray in this block without processes that a local one does not use: each takes 80 MB and a core's second.
+
+    Ray has no public switch for them.
+    """
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in _HELPERS}
+    for name in _HELPERS:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def _keep_token_private() -> None:

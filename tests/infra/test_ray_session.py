@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
@@ -30,6 +31,9 @@ def test_a_local_ray_has_slots_for_every_stage_and_is_gone_afterwards() -> None:
         assert cluster.local
         assert cluster.cpus == max(MIN_LOCAL_CPUS, 2 * cores_here() + 4)
         assert (cluster.nodes, cluster.cores) == (1, cores_here())
+        started = " ".join(word for child in psutil.Process().children() for word in child.cmdline())
+        assert "raylet" in started
+        assert [name for name in ("log_monitor.py", "monitor.py", "dashboard.py") if name in started] == []
         with ray_session("auto") as joined:
             assert not joined.local
         assert ray.is_initialized(), "leaving a joined Ray must not stop it"
