@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tenacity  # noqa: F401 (imported once, for all forks: the product imports it at the first call)
+import pyarrow.dataset  # noqa: F401 (this and the next imported once, for all forks: the product imports them late)
+import tenacity  # noqa: F401
 
 from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.shards_index import write_shards_index
@@ -35,7 +36,6 @@ from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
 from tests.support.everything import mentions
-from tests.support.histories import retry
 from tests.support.locations import location_of
 from tests.support.protocol import (
     ROWS,
@@ -46,6 +46,8 @@ from tests.support.protocol import (
     broken_promises,
     contents,
     copy_folder,
+    everything,
+    retry,
     rows_of,
     sweep_all,
     write,
@@ -172,7 +174,7 @@ def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str,
             dead[name] = there
         else:
             wrong[name] = ["was not killed"]
-    found = Child(lambda: {name: _look(operation, there, expected) for name, there in dead.items()}).result()
+    found = Child(partial(_look_at_each, operation, dead, expected)).result()
     return {
         "calls": calls,
         "points": len(points_of(calls)),
@@ -184,6 +186,18 @@ def _until_death(operation: Operation, before: Path, place: Place, point: Point)
     copy_folder(before, place)
     with gated(StopAt(point), files=_is_local(place)):
         operation.work(place)
+
+
+def _look_at_each(operation: Operation, dead: dict[str, Place], expected: dict[str, str]) -> dict[str, list[str]]:
+    """What is wrong after each death. Deaths that left the same files, as around a read, are looked at once."""
+    seen: dict[frozenset[tuple[str, bytes]], list[str]] = {}
+    found = {}
+    for name, place in dead.items():
+        left = frozenset(everything(place))
+        if left not in seen:
+            seen[left] = _look(operation, place, expected)
+        found[name] = seen[left]
+    return found
 
 
 def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[str]:

@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pyarrow as pa
-
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import CatalogPart, load_latest_manifest, load_manifest, put_manifest
 from segmint.catalogs.dataset.sweep import sweep
@@ -28,12 +26,10 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
-from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
-from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
 from tests.support.protocol import (
     ROWS,
@@ -45,6 +41,7 @@ from tests.support.protocol import (
     contents,
     holding,
     quick_folder,
+    retry,
     sweep_all,
     write,
 )
@@ -96,17 +93,6 @@ def _marked(row: Row, x: int) -> Row:
 def marks_of(row: Row) -> set[int]:
     """The marks of an image."""
     return {region["x"] for region in row["regions"] or ()}
-
-
-def retry(place: Place, shard: int) -> str:
-    """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
-    commit = place.log.latest(shard)
-    last = shard * ROWS + ROWS - 1
-    if commit is None or not commit.counts.get("rejected:not_found"):
-        return "unchanged"
-    table: pa.Table = described([accepted_row(last)])
-    task = RetryTask(shard, commit.generation, [last], place.location, with_images=True)
-    return retry_shard(task, [(0, 1)], table).status
 
 
 class BrokenHistoryError(AssertionError):

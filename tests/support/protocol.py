@@ -31,6 +31,7 @@ from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import to_table
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import upload
@@ -135,19 +136,36 @@ def two_shards(committed: int = 2) -> Iterator[Place]:
         yield place
 
 
+def retry(place: Place, shard: int) -> str:
+    """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
+    commit = place.log.latest(shard)
+    last = shard * ROWS + ROWS - 1
+    if commit is None or not commit.counts.get("rejected:not_found"):
+        return "unchanged"
+    table: pa.Table = described([accepted_row(last)])
+    task = RetryTask(shard, commit.generation, [last], place.location, with_images=True)
+    return retry_shard(task, [(0, 1)], table).status
+
+
 def sweep_all(place: Place) -> list[str]:
     """The sweep, for which every file is old."""
     later = datetime.now(UTC) + timedelta(days=1000)
     return sweep(place.location, grace=timedelta(0), now=later, threads=1)
 
 
+def everything(place: Place) -> Iterator[tuple[str, bytes]]:
+    """Every object of a dataset, temporary ones too, by path."""
+    storage = place.storage
+    for entry in storage.walk(place.uri, include_temporary=True):
+        yield entry.name, storage.read(join(place.uri, entry.name))
+
+
 def contents(place: Place) -> dict[str, str]:
     """SHA-256 of every object of a dataset, temporary ones too, by path; without recorded versions, as in `digests`."""
-    storage = place.storage
     return {
-        entry.name: hashlib.sha256(storage.read(join(place.uri, entry.name))).hexdigest()
-        for entry in storage.walk(place.uri, include_temporary=True)
-        if not entry.name.startswith(f"{VERSIONS}/")
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in everything(place)
+        if not name.startswith(f"{VERSIONS}/")
     }
 
 
