@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.infra.ray_session import ray_session
+from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
@@ -59,9 +60,17 @@ BY_RAY, IN_THREADS = 0, 1 << 60
 
 @pytest.fixture(scope="module", autouse=True)
 def running_ray(s3_server: S3Server) -> Iterator[None]:
-    """A Ray whose workers have the S3 server's credentials."""
-    with ray_session("local", object_store_memory=200_000_000):
+    """A Ray whose workers have the S3 server's credentials; most audits start one of them, for each takes seconds."""
+    with ray_session("local", object_store_memory=200_000_000), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_ray, "ray_session", one_cpu)
         yield
+
+
+@contextmanager
+def one_cpu(*arguments: Any, **options: Any) -> Iterator[Cluster]:
+    """A session as on a cluster with one CPU."""
+    with ray_session(*arguments, **options) as cluster:
+        yield replace(cluster, cpus=1.0)
 
 
 def audit(dataset: Path, ray_from: int, **options: Any) -> AuditReport:
@@ -77,7 +86,8 @@ def other_area(taken: CommittedShard) -> None:
     taken.rows["masks"][0]["area"] += 1
 
 
-def test_a_whole_dataset_is_whole_either_way(minted: Path) -> None:
+def test_a_whole_dataset_is_whole_either_way(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_ray, "ray_session", ray_session)  # a worker for each of the three shards
     threads, by_ray = (audit(minted, ray_from, privacy_sample=None) for ray_from in (IN_THREADS, BY_RAY))
     assert by_ray == threads
     assert by_ray.findings.total == 0
@@ -114,14 +124,14 @@ def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> Non
     assert by_ray.checked.catalog_rows == 0
 
 
-def test_windows_are_audited_one_after_another(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_a_folder_that_was_named_relatively_are_audited_one_after_another(
+    minted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)
-    assert audit(minted, BY_RAY, privacy_sample=0) == audit(minted, IN_THREADS, privacy_sample=0)
-
-
-def test_a_folder_that_was_named_relatively_is_found(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(minted.parent)
-    assert audit(Path(minted.name), BY_RAY, privacy_sample=0).findings.total == 0
+    by_ray = audit(Path(minted.name), BY_RAY, privacy_sample=0)
+    assert by_ray == audit(Path(minted.name), IN_THREADS, privacy_sample=0)
+    assert by_ray.findings.total == 0
 
 
 def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s3_bucket: str) -> None:
