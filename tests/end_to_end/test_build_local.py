@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
-from tests.support.builds import digests, segmint
+from tests.support.builds import digests, segmint, segmint_here
 from tests.support.built_fixtures import Built
 
 pytestmark = pytest.mark.ray
@@ -85,7 +85,7 @@ def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: Buil
 
 def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: Built) -> None:
     before = digests(built.dataset)
-    assert "nothing was left to do" in segmint("build", built.config)
+    assert "nothing was left to do" in segmint_here("build", built.config)
     assert digests(built.dataset) == before
 
 
@@ -98,7 +98,7 @@ def test_another_configuration_is_refused_with_its_keys(built: Built) -> None:
 def test_another_catalog_is_refused(built: Built, tmp_path: Path) -> None:
     catalog = tmp_path / "other.jsonl"
     catalog.write_text('{"uri": "photo_000.jpg", "license": "CC0-1.0"}\n')
-    assert "catalog" in segmint("build", built.config, "--set", f"catalog={catalog}", check=2)
+    assert "catalog" in segmint_here("build", built.config, "--set", f"catalog={catalog}", check=2)
 
 
 def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: Built, tmp_path: Path) -> None:
@@ -108,6 +108,6 @@ def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: 
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["numerics"]["torch"] = "1.0"
     (copy / "dataset.json").write_text(json.dumps(manifest))
-    printed = segmint("build", built.config, "--set", f"output={copy}", check=2)
+    printed = segmint_here("build", built.config, "--set", f"output={copy}", check=2)
     assert "against '1.0'" in printed
     assert "Traceback" not in printed

@@ -57,7 +57,7 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         catalog,
         folder / "dataset",
         release={"short_side": 200},
-        masks={"points_per_side": 12, "crop_n_layers": 1, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
+        masks={"points_per_side": 2, "crop_n_layers": 1, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5},
         resources={"object_store_memory": 80_000_000},
         rows_per_block=1,  # blocks wait in the object store while an earlier one is segmented
     )

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +93,14 @@ def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300,
     if check is not None and done.returncode != check:
         raise AssertionError(f"segmint {arguments} ended with {done.returncode}, not {check}:\n{done.stdout}")
     return done.stdout
+
+
+def segmint_here(*arguments: str | Path, check: int = 0) -> str:
+    """Run the command in this process, which has imported torch and Ray: for commands that end before Ray starts."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    if done.exit_code != check:
+        raise AssertionError(f"segmint {arguments} ended with {done.exit_code}, not {check}:\n{done.output}")
+    return done.output
 
 
 def digests(folder: Path) -> dict[str, str]:
