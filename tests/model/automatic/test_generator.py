@@ -74,7 +74,7 @@ def check_records(generated: Generated, size: tuple[int, int]) -> None:
     ("name", "width", "keys"),
     [
         ("coffee", 600, {"points_per_side": 8}),
-        ("astronaut", 512, {"points_per_side": 4, "crop_n_layers": 1, "min_mask_region_area": 100}),
+        ("coffee", 300, {"points_per_side": 4, "crop_n_layers": 1, "min_mask_region_area": 100}),
         (
             "coffee",
             300,
@@ -177,7 +177,7 @@ def test_no_mask_anywhere_gives_nothing(predictor: Predictor, profile: str, laye
         profile, points_per_side=2, crop_n_layers=layers, pred_iou_thresh=5.0, min_mask_region_area=100
     )
 
-    generated = MaskGenerator(predictor, settings).generate(np.zeros((64, 96, 3), dtype=np.uint8))
+    generated = MaskGenerator(predictor, settings).generate(np.zeros((64, 64, 3), dtype=np.uint8))
 
     assert generated.records == ()
     assert generated.funnel.predicted == (4 + 4 * layers) * 3

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 from skimage import data
-from sklearn.datasets import load_sample_image
 
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.records import MaskRecord
@@ -31,6 +30,8 @@ def predictor(mobile_sam_path: Path) -> Predictor:
 def photograph(name: str) -> np.ndarray:
     """One of those that scikit-image and scikit-learn ship, (height, width, 3) uint8 RGB."""
     if name == "china":
+        from sklearn.datasets import load_sample_image  # takes a second, in each process that collects these tests
+
         return np.ascontiguousarray(load_sample_image("china.jpg"))
     return np.ascontiguousarray(data.stereo_motorcycle()[0])
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pycocotools import mask as coco_mask
@@ -16,7 +17,7 @@ from segmint.model.automatic.records import Funnel, Generated, MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
-from segmint.operators.rows import to_table
+from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count, device_failure
@@ -54,14 +55,23 @@ def prepared_row(ordinal: int, name: str, size: tuple[int, int], short_side: int
     }
 
 
-def test_every_row_comes_out_with_masks_in_the_released_frame(segment: Segment) -> None:
-    rows = [
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return [
         prepared_row(0, "coffee", (300, 200), 100),
         rejected_row(1),
         faulted_row(2),
         prepared_row(3, "chelsea", (150, 100), 1500),
     ]
-    out = segment(to_table(rows, PREPARED))
+
+
+@pytest.fixture(scope="module")
+def out(segment: Segment, rows: list[Row]) -> pa.Table:
+    """All rows in one table."""
+    return segment(to_table(rows, PREPARED))
+
+
+def test_every_row_comes_out_with_masks_in_the_released_frame(out: pa.Table) -> None:
     assert out.schema == SEGMENTED
     assert "original" not in out.column_names
     coffee, refused, broken, chelsea = out.to_pylist()
@@ -79,11 +89,9 @@ def test_every_row_comes_out_with_masks_in_the_released_frame(segment: Segment) 
             assert 0 <= y < y + h <= 100
 
 
-def test_an_image_gives_the_same_masks_alone_and_in_a_table(segment: Segment) -> None:
-    rows = [prepared_row(0, "rocket", (150, 100), 100), prepared_row(1, "coffee", (150, 100), 100)]
-    together = segment(to_table(rows, PREPARED)).to_pylist()
+def test_an_image_gives_the_same_masks_alone_and_in_a_table(segment: Segment, rows: list[Row], out: pa.Table) -> None:
     alone = [segment(to_table([row], PREPARED)).to_pylist()[0] for row in reversed(rows)]
-    assert together == alone[::-1]
+    assert out.to_pylist() == alone[::-1]
 
 
 def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None:
