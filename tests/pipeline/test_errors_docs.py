@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def first_cells(heading: str) -> list[str]:
     return [cell.strip("`") for cell in cells]
 
 
+@cache
 def said() -> list[str]:
     """Every text in the code, with a blank for each value that is put in."""
     texts = []
@@ -35,13 +37,10 @@ def said() -> list[str]:
     return texts
 
 
-TEXTS = said()
-
-
 @pytest.mark.parametrize("message", first_cells("message"))
 def test_every_message_is_one_that_segmint_says(message: str) -> None:
     pattern = re.compile(".*".join(re.escape(words.strip()) for words in message.split("…")), re.DOTALL)
-    assert any(pattern.search(text) for text in TEXTS), message
+    assert any(pattern.search(text) for text in said()), message
 
 
 def test_messages_are_quoted_from_all_over() -> None:
