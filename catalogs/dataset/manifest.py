@@ -131,7 +131,9 @@ class DatasetManifest(Frozen):
             if type(version) is not int or version not in SCHEMA_VERSIONS:
                 raise UsageError(_other_format(where, version, value))
             canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
-            return cls.model_validate(value)
+            manifest = cls.model_validate(value)
+            manifest.to_json()  # refuses what is nested too deep to be compared
+            return manifest
         except ValidationError as error:
             raise UsageError(f"{where} is not a dataset's manifest: {wrong_fields(error)}") from error
         except (ValueError, RecursionError) as error:

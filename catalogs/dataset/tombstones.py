@@ -38,8 +38,8 @@ _READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and tim
 class TakenImage(Frozen):
     """An image as the dataset named it."""
 
-    ordinal: int = Field(ge=0)
-    id: int = Field(ge=1)
+    ordinal: int = Field(ge=0, lt=1 << 53)
+    id: int = Field(ge=1, le=1 << 53)
     image_id: str
     uri: str
     sha256: str | None  # of the source's bytes, if the catalog or the build knew it

@@ -1,6 +1,7 @@
 """Facts about a dataset that are not statistics, for report and card: from its manifest, commits and tables."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
@@ -131,20 +132,31 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
 def _build(manifest: DatasetManifest) -> Build:
     license, release, masks = (manifest.identity.get(part) or {} for part in ("license", "release", "masks"))
+    allowed = license.get("allow")
     return Build(
-        allowed=tuple(license.get("allow") or ()),
+        allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
         require_redistributable=bool(license.get("require_redistributable")),
-        format=release.get("format"),
-        short_side=release.get("short_side"),
-        jpeg_quality=release.get("jpeg_quality"),
-        profile=masks.get("profile"),
-        points_per_side=masks.get("points_per_side"),
-        crop_n_layers=masks.get("crop_n_layers"),
-        pred_iou_thresh=masks.get("pred_iou_thresh"),
-        stability_score_thresh=masks.get("stability_score_thresh"),
-        device=manifest.numerics.get("device"),
-        precision=manifest.numerics.get("precision"),
+        format=_text(release.get("format")),
+        short_side=_plain_number(release.get("short_side")),
+        jpeg_quality=_plain_number(release.get("jpeg_quality")),
+        profile=_text(masks.get("profile")),
+        points_per_side=_plain_number(masks.get("points_per_side")),
+        crop_n_layers=_plain_number(masks.get("crop_n_layers")),
+        pred_iou_thresh=_plain_number(masks.get("pred_iou_thresh")),
+        stability_score_thresh=_plain_number(masks.get("stability_score_thresh")),
+        device=_text(manifest.numerics.get("device")),
+        precision=_text(manifest.numerics.get("precision")),
     )
+
+
+def _text(value: Any) -> str | None:
+    """A text; None for what no writer of segmint puts in its place."""
+    return value if isinstance(value, str) else None
+
+
+def _plain_number(value: Any) -> Any:
+    """A number that can be printed; None for what no writer of segmint puts in its place."""
+    return value if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 
 def _number(tables: DatasetTables, sql: str) -> int:

@@ -129,6 +129,13 @@ def test_a_foreign_manifest_is_refused(data: bytes, says: str) -> None:
     assert "s3://b/dataset.json" in str(caught.value)
 
 
+def test_a_manifest_that_is_nested_too_deep_is_refused() -> None:
+    deep = b"[" * 500 + b"]" * 500
+    data = manifest((250, 0)).to_json().replace(b'"threads":2', b'"threads":' + deep)
+    with pytest.raises(UsageError, match="is not a dataset's manifest"):
+        DatasetManifest.from_json(data)
+
+
 def test_numerics_have_a_fingerprint_of_their_values() -> None:
     one = manifest((1, 0))
     assert len(one.numerics_fingerprint) == 12

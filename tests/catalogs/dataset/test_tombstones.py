@@ -53,6 +53,10 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is not a tombstone"):
         read_tombstones(location_of(tmp_path))
     assert read_tombstones(location_of(tmp_path / "nowhere")) == []
+    (tmp_path / "tombstones" / "x.json").write_bytes(tombstone(7).to_json().replace(b":7,", b":%d," % 2**70))
+    with pytest.raises(DamagedDatasetError, match=r"tombstones/x\.json is not a tombstone"):
+        read_tombstones(location_of(tmp_path))
+    assert read_tombstones(location_of(tmp_path / "nowhere")) == []
 
 
 @given(

@@ -1,5 +1,9 @@
 """What a report says of a dataset beside its statistics."""
 
+import json
+import shutil
+from pathlib import Path
+
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.report.facts import Credit, Detector, RedactedRegions, gather_facts
 from segmint.pipeline.statistics.open_tables import open_tables
@@ -25,6 +29,18 @@ def test_facts_of_a_dataset(reported: str) -> None:
     assert facts.released == (80, 60)
     assert facts.sources == (160, 120)
     assert facts.with_images
+
+
+def test_settings_of_another_type_are_not_stated(reported: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(reported, tmp_path / "dataset"), "dataset.json")
+    manifest = json.loads(path.read_bytes())
+    manifest["config"]["license"]["allow"] = True
+    manifest["config"].setdefault("masks", {}).update(points_per_side=[[32]], crop_n_layers=10**400)
+    path.write_text(json.dumps(manifest))
+    with open_tables(location_of(path.parent)) as tables:
+        build = gather_facts(tables, Storage()).build
+    assert build is not None
+    assert (build.allowed, build.points_per_side, build.crop_n_layers) == ((), None, None)
 
 
 def test_a_detector_of_one_s_own_is_not_bundled() -> None:
