@@ -175,7 +175,12 @@ class Dataset:
 
         The tar is read up to the last one that is wanted.
         """
-        rows = self.table(commit, "images").to_pylist()
+        table = self.table(commit, "images")
+        missing = [name for name in ("id", "width", "height") if name not in table.column_names]
+        if missing:
+            file = self.location / commit.file("images").path
+            raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
+        rows = table.to_pylist()
         wanted = [ids is None or row["id"] in ids for row in rows]
         path = commit.file("shards").path
         pairs = self._pairs(path)

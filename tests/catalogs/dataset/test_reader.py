@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -199,3 +200,10 @@ def test_some_shards_and_some_columns(dataset: str) -> None:
 
 def test_without_torch_it_is_the_same(dataset: str) -> None:
     check(Dataset.open(location_of(dataset)))
+
+
+def test_a_table_without_a_column_that_samples_need_is_named(dataset: str) -> None:
+    path = next(Path(dataset, "images").iterdir())
+    pq.write_table(pq.read_table(path).drop_columns(["width"]), path)
+    with pytest.raises(DamagedDatasetError, match=rf"{path.name} does not have the columns of images: no width"):
+        list(open_dataset(dataset))
