@@ -11,16 +11,26 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from segmint.catalogs.dataset.commits import Claim
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.outputs import note_output
+from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.takedown import read_asked
+from segmint.pipeline.corrections.takedown_list import list_takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.report.report import write_report
+from segmint.pipeline.versions.diff import diff_datasets
+from segmint.pipeline.versions.verify import verify_dataset
 from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.server import open_viewer
@@ -28,6 +38,7 @@ from tests.support.json_mutants import mutants
 from tests.support.locations import location_of
 
 FILES = ("dataset.json", "dataset.g2.json", "commits/000001.g1.json", "tombstones/*.json", "shards.json")
+MORE_FILES = ("versions/1.json", "claims/*.json", "outputs/*.json")
 
 
 @pytest.fixture
@@ -39,6 +50,17 @@ def dataset(minted: Path, tmp_path: Path) -> Path:
     gone = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
     put_tombstone(location_of(folder), gone)
     return folder
+
+
+@pytest.fixture
+def used(dataset: Path) -> Path:
+    """The same with a recorded version, a writer's claim, and the note of an export; `whole` is a copy next to it."""
+    put_version(location_of(dataset), "build")
+    claim = Claim(1, 2, ("shards/x",))
+    claim.location(location_of(dataset)).put(claim.to_json())
+    note_output(location_of(dataset), "export", location_of(dataset.parent / "export"), {"a.json": "0" * 64})
+    shutil.copytree(dataset, dataset.parent / "whole")
+    return dataset
 
 
 def audited(dataset: Path, _: Path) -> None:
@@ -73,8 +95,31 @@ def repaired(dataset: Path, folder: Path) -> None:
     repair(location_of(shutil.copytree(dataset, folder / "repaired")))
 
 
+def verified(dataset: Path, _: Path) -> None:
+    assert verify_dataset(location_of(dataset)).lines()
+
+
+def compared(dataset: Path, _: Path) -> None:
+    assert diff_datasets(location_of(dataset), location_of(dataset.parent / "whole")).lines()
+
+
+def listed(dataset: Path, folder: Path) -> None:
+    (folder / "ids.txt").write_text("2\n")
+    asked = read_asked(location_of(folder / "ids.txt"), None, None)
+    assert list_takedown(location_of(dataset), load_manifest(location_of(dataset)), asked, "test").lines()
+
+
+def proven(dataset: Path, _: Path) -> None:
+    assert prove(location_of(dataset), "x").lines()
+
+
+def swept(dataset: Path, folder: Path) -> None:
+    sweep(location_of(shutil.copytree(dataset, folder / "swept")))
+
+
 Command = Callable[[Path, Path], None]
 QUICK: tuple[Command, ...] = (audited, read, viewed, exported, repaired)
+ALL: tuple[Command, ...] = (*QUICK, reported, verified, compared, listed, proven, swept)
 
 
 def unexpected(dataset: Path, folder: Path, file: str, count: int, commands: tuple[Command, ...]) -> list[str]:
@@ -106,6 +151,6 @@ def test_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, fi
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("file", FILES)
-def test_much_odd_json_ends_no_command_unexpectedly(dataset: Path, tmp_path: Path, file: str) -> None:
-    assert unexpected(dataset, tmp_path, file, 100, (*QUICK, reported)) == []
+@pytest.mark.parametrize("file", [*FILES, *MORE_FILES])
+def test_much_odd_json_ends_no_command_unexpectedly(used: Path, tmp_path: Path, file: str) -> None:
+    assert unexpected(used, tmp_path, file, 100, ALL) == []
