@@ -227,13 +227,13 @@ def formats_of(dataset: Location, latest: LatestManifest) -> tuple[int, ...]:
 
     All up to the latest if the first cannot be read.
     """
-    oldest, newest = min(SCHEMA_VERSIONS), latest.manifest.schema_version
+    begun, now = min(SCHEMA_VERSIONS), latest.manifest.schema_version
     try:
         first = latest.manifest if latest.generation == 1 else read_generation(dataset, 1)
-        oldest = oldest if first is None else first.schema_version
+        begun = begun if first is None else first.schema_version
     except UsageError:
-        pass  # the audit reports it
-    return tuple(version for version in SCHEMA_VERSIONS if oldest <= version <= newest)
+        pass  # the audit reports it, and a format that has fallen
+    return tuple(version for version in SCHEMA_VERSIONS if min(begun, now) <= version <= max(begun, now))
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:

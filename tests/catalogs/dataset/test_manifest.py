@@ -10,6 +10,7 @@ from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
     Weights,
+    formats_of,
     load_latest_manifest,
     load_manifest,
     manifest_generations,
@@ -134,6 +135,21 @@ def test_a_manifest_that_is_nested_too_deep_is_refused() -> None:
     data = manifest((250, 0)).to_json().replace(b'"threads":2', b'"threads":' + deep)
     with pytest.raises(UsageError, match="is not a dataset's manifest"):
         DatasetManifest.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "formats"), [((1,), (1,)), ((2,), (2,)), ((1, 1), (1,)), ((1, 2), (1, 2)), ((2, 1), (1, 2))]
+)
+def test_tables_may_have_the_formats_from_the_first_manifest_to_the_latest(
+    tmp_path: Path, said: tuple[int, ...], formats: tuple[int, ...]
+) -> None:
+    location = location_of(tmp_path / "dataset")
+    for generation, version in enumerate(said, 1):
+        put_manifest(location, manifest((1, 0)).model_copy(update={"schema_version": version}), generation)
+    assert formats_of(location, load_latest_manifest(location)) == formats
+    (tmp_path / "dataset" / "dataset.json").write_bytes(b"{}")
+    if len(said) > 1:
+        assert formats_of(location, load_latest_manifest(location)) == tuple(range(1, said[-1] + 1))
 
 
 def test_numerics_have_a_fingerprint_of_their_values() -> None:
