@@ -14,7 +14,7 @@ from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle
 from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.operators.schemas import AUTOMATIC, MASKS_PER_IMAGE_LIMIT, SOURCES
 
 TOLERANCE = 1e-6
 """By how much a share may differ from the one that is computed here."""
@@ -85,6 +85,14 @@ def audit_origins(
         expected = f"redacted_share {share:.6g} and redaction_iou {iou:.6g}, by the image's regions"
         id = ids[index]
         yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
+
+
+def audit_next_mask(row: Row, ids: Sequence[int], place: Place) -> Iterator[Finding]:
+    """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`."""
+    end = None if row["next_mask"] is None else row["id"] * MASKS_PER_IMAGE_LIMIT + row["next_mask"]
+    if ids and end is not None and ids[-1] >= end:
+        expected = f"an annotation_id under {end}, as next_mask says"
+        yield place.finding(Code.ROW_IDENTITY, expected, ids[-1], f"mask {ids[-1]}", mask=ids[-1])
 
 
 def codes_hold(masks: Sequence[Row], image: Row) -> bool:

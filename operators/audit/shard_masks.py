@@ -7,7 +7,13 @@ import numpy as np
 from segmint.catalogs.findings import Finding, Place
 from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.audit.masks import MaskLimits
-from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_origins, codes_hold
+from segmint.operators.audit.origins import (
+    MaskOrigins,
+    annotated_images,
+    audit_next_mask,
+    audit_origins,
+    codes_hold,
+)
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.sound_masks import sound_masks
 from segmint.operators.rows import Row
@@ -50,7 +56,10 @@ class ShardMasks:
         codes: list[str] | None = [text.decode(errors="replace") for text in self._columns.text(start, stop)]
         if not self.sound(row["ordinal"]) and not codes_hold(self.table_rows(row["ordinal"]), row):
             codes = None
-        return audit_origins(row, self._origins, (start, stop), codes, self._ids[start:stop].tolist(), place)
+        ids = self._ids[start:stop].tolist()
+        if self.annotated(row["ordinal"]):
+            yield from audit_next_mask(row, ids, place)
+        yield from audit_origins(row, self._origins, (start, stop), codes, ids, place)
 
     def table_rows(self, ordinal: int) -> list[Row]:
         """The rows of an image's masks, with all columns."""

@@ -129,7 +129,7 @@ def test_what_they_have_must_be_right(change: dict[str, Any], code: Code) -> Non
     assert code in codes(findings(image, [*masks[:2], by_person(masks[2], 3, **change)]))
 
 
-@pytest.mark.parametrize(("last", "next_mask"), [(5, 5), (1, 5), (0, 5)])
+@pytest.mark.parametrize(("last", "next_mask"), [(5, 5), (1, 5), (0, 5), (2, 2), (2, -5)])
 def test_their_numbers_rise_and_are_under_the_next_one(last: int, next_mask: int) -> None:
     image, masks = committed()
     image |= {"next_mask": next_mask}
