@@ -117,7 +117,7 @@ SENTENCES = {
     Code.POINT_OUTSIDE: "A mask's point lies outside of its crop or image.",
     Code.SCORE_RANGE: "A score is not a number, or outside of its range.",
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
-    Code.UNKNOWN_SOURCE: "A mask's `source` is none of those that are known.",
+    Code.UNKNOWN_SOURCE: "A mask's `source` is not one of those that are known.",
     Code.REDACTED_SHARE: "A mask's share in redacted regions, or IoU with one, is not what the image's regions give.",
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
