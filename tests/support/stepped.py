@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from tests.support.crashing_store import gated
 
@@ -93,13 +95,32 @@ class Stepped:
             raise TimeoutError("a stepped thread neither came to a storage call nor to its end")
 
 
+class InlinePool(ThreadPoolExecutor):
+    """A pool that calls at once, in its own thread, what a `Stepped` thread submits: its calls are stepped, too."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        if getattr(_of_thread, "gate", None) is None:
+            return super().submit(function, *arguments, **options)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:  # noqa: BLE001 (raised where the result is read; a `KilledError` is not caught)
+            future.set_exception(error)
+        return future
+
+
 @contextmanager
-def stepping() -> Iterator[None]:
-    """Within, the storage calls of `Stepped` threads wait for their steps; all others are made at once."""
+def stepping(made: Callable[[str], object] = lambda _: None) -> Iterator[None]:
+    """Within, the storage calls of `Stepped` threads wait for their steps; all others are made at once.
+
+    `made` is called with the name of each call once it was made.
+    """
 
     def by_thread(name: str, call: Callable[[], Any], subject: Any) -> Any:
         gate = getattr(_of_thread, "gate", None)
-        return call() if gate is None else gate(name, call, subject)
+        answer = call() if gate is None else gate(name, call, subject)
+        made(name)
+        return answer
 
-    with gated(by_thread):
+    with gated(by_thread), patch("segmint.infra.threads.ThreadPoolExecutor", InlinePool):
         yield

@@ -13,7 +13,7 @@ from itertools import groupby
 from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import generations_of
-from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name, parse_manifest_name
 from segmint.catalogs.dataset.summaries import NOTHING, CommitSums, summary_name, sums_in
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
@@ -95,7 +95,7 @@ def take_snapshot(
     threads: int = 16,
     sums: MutableMapping[str, CommitSums] | None = None,
 ) -> Snapshot:
-    """Return the files that a dataset's digest covers, with their hashes.
+    """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
     Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
     the hashes of each full thousand of shards' commits may come from `summaries/`, with `save_cache` they are saved
@@ -103,12 +103,20 @@ def take_snapshot(
     `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if commits keep
     disappearing while they are read.
     """
+    why = ""
     for _ in range(_ATTEMPTS):
+        # Commits are listed once. If no manifest and no tombstone was put meanwhile, that is what the dataset was then.
+        before = _manifests_and_tombstones(dataset)
         try:
-            return _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
+            snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
         except NotFoundError as error:
-            gone = error  # a correction removed what was listed: list again
-    raise DamagedDatasetError(f"{dataset} keeps changing while it is read: {gone}") from gone
+            why = str(error)  # a correction removed what was listed: list again
+            continue
+        new = {path for path in snapshot.by_path if _is_manifest_or_tombstone(path)} - before
+        if not new:
+            return snapshot
+        why = f"{', '.join(sorted(new))} was put"
+    raise DamagedDatasetError(f"{dataset} keeps changing while it is read: {why}")
 
 
 def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
@@ -130,6 +138,16 @@ def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
     """Return a leaf for each tombstone."""
     paths = [f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()]
     return [leaf_of(path, (dataset / path).read()) for path in paths]
+
+
+def _manifests_and_tombstones(dataset: Location) -> set[str]:
+    """Return the paths of all manifests and tombstones: they are only ever added."""
+    manifests = {manifest_name(number) for number in manifest_generations(dataset)}
+    return manifests | {f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()}
+
+
+def _is_manifest_or_tombstone(path: str) -> bool:
+    return path.startswith(f"{TOMBSTONES}/") or parse_manifest_name(path) is not None
 
 
 def leaf_of(path: str, data: bytes) -> VersionLeaf:

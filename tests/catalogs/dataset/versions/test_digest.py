@@ -14,6 +14,7 @@ from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import upload
 from tests.support.locations import location_of
+from tests.support.stepped import Stepped, stepping
 
 
 def test_the_digest_can_be_computed_without_segmint(dataset: str) -> None:
@@ -30,6 +31,24 @@ def test_the_digest_can_be_computed_without_segmint(dataset: str) -> None:
     root = node(node(node(one, two), node(three, four)), five).hex()
     assert current_digest(location_of(dataset)) == root
     assert short_digest(root) == f"sha256:{root[:12]}"
+
+
+def test_a_digest_is_of_one_moment(dataset: str) -> None:
+    """A shard is replaced and an image taken down between the listings of commits and of tombstones."""
+    image = TakenImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
+    with stepping():
+        reader = Stepped(lambda: take_snapshot(location_of(dataset)))
+        while not reader.next_call.endswith("/dataset.json"):
+            reader.step()
+        states = {current_digest(location_of(dataset))}
+        write_generation(location_of(dataset), shard=1, generation=2, refuse=3)
+        states.add(current_digest(location_of(dataset)))
+        tombstone = Tombstone(asked=Asked(ids=("1",)), reason="asked", when="now", images=(image,))
+        put_tombstone(location_of(dataset), tombstone)
+        states.add(current_digest(location_of(dataset)))
+        reader.finish()
+    assert reader.error is None
+    assert reader.result.digest in states
 
 
 def test_only_what_the_dataset_is_changes_its_digest(dataset: str) -> None:
