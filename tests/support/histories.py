@@ -1,25 +1,37 @@
 """Random histories of a dataset: builds, corrections, growth and sweeps, interleaved storage call by storage call.
 
 A history follows from its seed. Processes are killed, sleep for any time between two calls, and see clocks that differ;
-the dataset is compared with a model of what is committed, corrected and taken down. What is assumed is that a deletion
+files are damaged and repaired. The dataset is compared with a model of what is committed, corrected and taken down, and
+each recorded version with the states that there were. What is assumed is that a deletion
 follows the look at its shard at once (`Stepped.look_and_delete`).
 """
 
 import hashlib
+import json
 import os
 import random
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import CatalogPart, load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.dataset.manifest import (
+    CatalogPart,
+    load_latest_manifest,
+    load_manifest,
+    parse_manifest_name,
+    put_manifest,
+)
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import Asked, read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, Asked, read_tombstones, taken_images
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.catalogs.layout import part_path
+from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
+from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
+from segmint.catalogs.layout import CLAIMS, COMMITS, DamagedDatasetError, parse_commit_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.rows import Row, to_table
@@ -28,6 +40,7 @@ from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.everything import mentions
@@ -45,12 +58,13 @@ from tests.support.protocol import (
     sweep_all,
     write,
 )
-from tests.support.stepped import Stepped
+from tests.support.stepped import Stepped, stepping
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 """When images are taken down."""
 
 MOST_AT_ONCE = 6
+_CHANGES = ("create commits/", "put commits/", "create tombstones/", "put tombstones/")
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -80,7 +94,9 @@ def mark(place: Place, ordinal: int, x: int) -> bool:
         return [_marked(row, x) if row["ordinal"] == ordinal and row["reason"] is None else row for row in rows]
 
     shard = ordinal // ROWS
-    return shard in revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
+    changed = revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
+    put_version(place.location, "redact", now=NOW)
+    return shard in changed
 
 
 def _marked(row: Row, x: int) -> Row:
@@ -95,6 +111,35 @@ def marks_of(row: Row) -> set[int]:
     return {region["x"] for region in row["regions"] or ()}
 
 
+def resume(place: Place) -> None:
+    """Complete what dead writers did not and record a version, as a build does where every shard is committed."""
+    heed_all(place.location, range(100), with_images=True)
+    put_version(place.location, "build", now=NOW)
+
+
+def state_of(folder: Path) -> str:
+    """The digest of what the dataset in a local folder is, from its files and by no storage call."""
+    manifests = {number: path for path in folder.glob("*.json") if (number := parse_manifest_name(path.name))}
+    latest = json.loads(manifests[max(manifests)].read_bytes())
+    held: dict[int, tuple[int, Path]] = {}
+    for path in (folder / COMMITS).glob("*.json"):
+        shard, generation = parse_commit_name(path.name) or (-1, 0)
+        held[shard] = max(held.get(shard, (0, path)), (generation, path))
+    files = [*manifests.values(), *(path for _, path in held.values()), *(folder / TOMBSTONES).glob("*.json")]
+    leaves = [leaf_of(str(path.relative_to(folder)), path.read_bytes()) for path in files]
+    return Snapshot.of([*leaves, *(VersionLeaf(part["path"], part["sha256"]) for part in latest["catalog"])]).digest
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A process at work."""
+
+    name: str
+    work: Callable[[], Any]
+    stepped: Stepped
+    damages: int  # damages there were before it started
+
+
 class BrokenHistoryError(AssertionError):
     """An invariant did not hold; the message says in which history, and after what."""
 
@@ -106,19 +151,25 @@ class History:
         self.seed = seed
         self.random = random.Random(seed)
         self.told: list[str] = []
-        self.actors: list[tuple[str, Callable[[], Any], Stepped]] = []
-        self.repeat: list[Callable[[], Any]] = []  # builds and corrections that were killed
+        self.actors: list[Actor] = []
+        self.repeat: list[Callable[[], Any]] = []  # builds and corrections that were killed, or stopped by damage
         self.held: dict[int, tuple[int, bytes]] = {}  # generation and bytes of the commit, by shard
         self.rows: dict[int, list[Row]] = {}  # of the commit that holds, by shard
+        self.unread: dict[int, Commit] = {}  # new commits by shard, whose rows are not compared yet
+        self.damaged: set[str] = set()  # paths of files that were damaged, and may still be
+        self.damages = 0
+        self.states: set[str] = set()  # digests of all that the dataset has been
+        self.versions: list[bytes] = []
         self.blank: set[int] = set()  # ordinals that were seen blank
         self.marks: set[tuple[int, int]] = set()  # ordinal and mark of corrections that ended
         self.retried: set[int] = set()  # shards whose retries ended with an image
         self.next_mark = 0
 
     def run(self, steps: int = 40) -> None:
-        """Live through the history, then repeat what was killed and check what is left; use within `stepping`."""
+        """Live through the history, then repeat what was killed and check what is left."""
         with ExitStack() as made:
             self.folder = made.enter_context(quick_folder())
+            made.enter_context(stepping(self._made))
             self.place = Place(str(self.folder))
             try:
                 begin(self.place)
@@ -132,13 +183,13 @@ class History:
                     f"history {self.seed}, after\n{told}\n{type(error).__name__}: {error}"
                 ) from error
             finally:
-                for _, _, actor in self.actors:
-                    actor.kill()
+                for actor in self.actors:
+                    actor.stepped.kill()
 
     # --- what happens ---
 
     def _act(self) -> str:
-        acts = [self._go_on] * 10 + [self._kill, self._time_passes]
+        acts = [self._go_on] * 10 + [self._kill, self._time_passes, self._damage]
         if len(self.actors) < MOST_AT_ONCE:
             acts += [self._start] * 5
         return self.random.choice(acts)()
@@ -159,11 +210,12 @@ class History:
                 (f"retry {shard}", lambda: retry(place, shard)),
                 (f"takedown {ordinal}", lambda: takedown(place.location, _asked(ordinal), "asked", NOW)),
                 ("grow", lambda: grow(place)),
-                ("resume", lambda: heed_all(place.location, range(100), with_images=True)),
+                ("resume", lambda: resume(place)),
+                ("repair", lambda: repair(place.location)),
                 (f"sweep {hours} {skew}", lambda: self._sweep(hours, skew)),
             ]
         )
-        self.actors.append((name, work, Stepped(work)))
+        self.actors.append(Actor(name, work, Stepped(work), self.damages))
         return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
 
     def _sweep(self, hours: int, skew: int | None) -> None:
@@ -177,19 +229,29 @@ class History:
         return self._advance(self.random.randrange(len(self.actors)), calls)
 
     def _advance(self, index: int, calls: int) -> str:
-        name, _, actor = self.actors[index]
+        actor = self.actors[index]
+        stepped = actor.stepped
         for _ in range(calls):
-            if not actor.done:
-                actor.look_and_delete(self.folder.name)
-            if not actor.done:
-                actor.step()
-        if actor.done:
-            self.actors.pop(index)
-            if actor.error is not None:
-                raise actor.error
-            self._acknowledge(name, actor.result)
-            return f"{name}: done"
-        return f"{name}: before {self._call(actor)}"
+            if not stepped.done:
+                stepped.look_and_delete(self.folder.name)
+            if not stepped.done:
+                stepped.step()
+        if not stepped.done:
+            return f"{actor.name}: before {self._call(stepped)}"
+        self.actors.pop(index)
+        seen = bool(self.damaged) or self.damages > actor.damages
+        if isinstance(stepped.error, DamagedDatasetError) and seen:
+            self._repeat(actor)
+            return f"{actor.name}: stopped by damage"
+        if stepped.error is not None:
+            raise stepped.error
+        self._acknowledge(actor.name, stepped.result)
+        return f"{actor.name}: done"
+
+    def _repeat(self, actor: Actor) -> None:
+        """Remember to repeat at the end what did not end."""
+        if not actor.name.startswith(("sweep", "resume")):
+            self.repeat.append(actor.work)
 
     def _acknowledge(self, name: str, result: Any) -> None:
         """Remember what a command said that it did: from now on that must hold."""
@@ -202,13 +264,40 @@ class History:
     def _kill(self) -> str:
         if not self.actors:
             return "nothing"
-        name, work, actor = self.actors.pop(self.random.randrange(len(self.actors)))
-        if not actor.done:
-            actor.look_and_delete(self.folder.name, self.random.randrange(6))
-        actor.kill()
-        if not name.startswith(("sweep", "resume")):
-            self.repeat.append(work)
-        return f"killed: {name}, before {self._call(actor) or 'its end'}"
+        actor = self.actors.pop(self.random.randrange(len(self.actors)))
+        if not actor.stepped.done:
+            actor.stepped.look_and_delete(self.folder.name, self.random.randrange(6))
+        actor.stepped.kill()
+        self._repeat(actor)
+        return f"killed: {actor.name}, before {self._call(actor.stepped) or 'its end'}"
+
+    def _damage(self) -> str:
+        """Flip a bit of a file that can be made again from the rest of its shard, or delete it; one of a shard."""
+        whole = [commit for commit, _ in holding(self.place) if not any(map(self._is_damaged, commit.files))]
+        if not whole:
+            return "nothing"
+        commit = self.random.choice(whole)
+        kind = self.random.choice(["masks", "shards"] + ["rejects"] * (commit.counts["rejected"] == 0))
+        path = commit.file(kind).path
+        data = bytearray((self.folder / path).read_bytes())
+        # The JPEGs are in no other file: of a tar the zeros behind the last of them.
+        data[-1 if kind == "shards" else self.random.randrange(len(data))] ^= 1
+        if kind != "shards" and self.random.random() < 0.5:
+            (self.folder / path).unlink()
+        else:
+            (self.folder / path).write_bytes(data)
+        self.damaged.add(path)
+        self.damages += 1
+        return f"damaged: {path}"
+
+    def _is_damaged(self, entry: FileEntry) -> bool:
+        file = self.folder / entry.path
+        return not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != entry.sha256
+
+    def _made(self, call: str) -> None:
+        """Remember what the dataset is after a call that changes it."""
+        if call.startswith(_CHANGES) or (call.startswith(("create ", "put ")) and "/dataset." in call):
+            self.states.add(state_of(self.folder))
 
     def _call(self, actor: Stepped) -> str:
         """The call that an actor waits before, without what differs between two runs."""
@@ -228,7 +317,9 @@ class History:
     # --- what always holds ---
 
     def _check(self) -> None:
-        _must(broken_promises(self.place) == [], f"I1, I5, I8: {broken_promises(self.place)}")
+        self._forget_damages()
+        broken = [line for line in broken_promises(self.place) if not any(path in line for path in self.damaged)]
+        _must(not broken, f"I1, I5, I8: {broken}")
         now = {commit.shard: (commit, data) for commit, data in holding(self.place)}
         _must(self.held.keys() <= now.keys(), f"I2: shards {self.held.keys() - now.keys()} have no commit any more")
         for shard, (commit, data) in now.items():
@@ -238,7 +329,35 @@ class History:
                 continue
             _must(commit.generation > generation, f"I2: generation {generation} of shard {shard} was changed")
             self.held[shard] = (commit.generation, data)
-            self._check_rows(commit)
+            self.unread[shard] = commit
+        for shard, commit in list(self.unread.items()):
+            if not any(map(self._is_damaged, commit.files)):
+                self._check_rows(self.unread.pop(shard))
+        self._check_versions()
+
+    def _forget_damages(self) -> None:
+        """Forget damaged files that are whole again, and those that are gone and that nothing names."""
+        named = {entry.path: entry for commit, _ in holding(self.place) for entry in commit.files}
+        for path in sorted(self.damaged):
+            file = self.folder / path
+            digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+            claimed = any(path.encode() in claim.read_bytes() for claim in (self.folder / CLAIMS).glob("*"))
+            if (digest is None and path not in named and not claimed) or (digest and f"-{digest[:12]}." in path):
+                self.damaged.remove(path)
+
+    def _check_versions(self) -> None:
+        """Compare the recorded versions with what the dataset has been; they are numbered from 1, and never change."""
+        numbers = version_numbers(self.place.location)
+        _must(numbers == list(range(1, len(numbers) + 1)), f"I12: versions {numbers}")
+        versions = [(self.folder / version_path(number)).read_bytes() for number in numbers]
+        _must(versions[: len(self.versions)] == self.versions, "I12: a version was changed or removed")
+        for data in versions[len(self.versions) :]:
+            version = Version.from_json(data, "a version")
+            before = Version.from_json(self.versions[-1], "a version").digest if self.versions else None
+            _must(version.digest in self.states, f"I12: version {version.number} is of what the dataset never was")
+            _must(version.number == len(self.versions) + 1, f"I12: a version is number {version.number}")
+            _must(version.before == before, f"I12: before version {version.number} is {version.before}, not {before}")
+            self.versions.append(data)
 
     def _check_rows(self, commit: Commit) -> None:
         rows = read_committed_rows(self.place.location, commit)
@@ -264,6 +383,8 @@ class History:
         while self.actors:
             self._tell(self._advance(0, 10_000))
             self._check()
+        left = repair(self.place.location).left
+        _must(not left, f"not repaired: {left}")
         for work in self.repeat:
             work()
         location = self.place.location
@@ -275,13 +396,17 @@ class History:
         self._check()
         sweep_all(self.place)
         self._check()
-        named = {entry.path for commit, _ in holding(self.place) for entry in commit.files}
+        _must(not self.unread and not self.damaged & self._named(), f"still damaged: {self.damaged}")
+        recorded = put_version(location, "build", now=NOW)
+        self._check_versions()
+        _must(recorded.number == len(self.versions), f"I12: the last version is {recorded}")
+        _must(recorded.digest == state_of(self.folder), "I12: the last version is not what the dataset is")
         commits = {f"commits/{shard:06}.g{generation}.json" for shard, (generation, _) in self.held.items()}
         tombstones = read_tombstones(location)
         manifest, generation = load_latest_manifest(location)
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
-        left = contents(self.place).keys() ^ (expected | named | commits)
+        left = contents(self.place).keys() ^ (expected | self._named() | commits)
         _must(not left, f"too many files or too few: {sorted(left)}")
         taken = taken_images(tombstones)
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
@@ -292,6 +417,9 @@ class History:
         _must(ids == accepted, f"I4: readers see {ids} of {accepted}")
         report = audit_integrity(location)
         _must(not report.findings.total and not report.not_built, f"{[each.line() for each in report.findings]}")
+
+    def _named(self) -> set[str]:
+        return {entry.path for commit, _ in holding(self.place) for entry in commit.files}
 
 
 def _asked(ordinal: int) -> Asked:
