@@ -66,6 +66,41 @@ def commit_files(
     return won
 
 
+def put_again(
+    dataset: Location,
+    commit: Commit,
+    files: Iterable[tuple[FileEntry, bytes]],
+    *,
+    heed: Callable[[], object] = lambda: None,
+) -> bool:
+    """Put files of the commit that holds again, where they are missing or damaged; return whether it still holds then.
+
+    If not, nothing of them is left that the newer commit has taken away: what was put here is deleted with its older
+    versions. Every build and correction deletes this claim, as its generation is committed: where it is gone, the
+    commit may be, too. `heed` is called if the commit holds, before the claim is deleted.
+    """
+    pairs = list(files)
+    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
+    file = claim.location(dataset)
+
+    def holds() -> bool:
+        return CommitLog(dataset).generations_of(commit.shard)[-1:] == [commit.generation]
+
+    for entry, content in pairs:
+        if not file.exists():
+            file.put_if_absent(claim.to_json())
+            if not holds():
+                break
+        (dataset / entry.path).put(content)
+    held = holds()
+    if held:
+        heed()
+    else:
+        delete_unnamed(dataset, commit.shard, [entry for entry, _ in pairs], purge=True)
+    file.delete()
+    return held
+
+
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
     """Delete files of a writer that lost, but for those that the commit that holds names, or that others claim.
 

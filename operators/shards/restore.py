@@ -6,7 +6,7 @@ shard built again from the catalog. Either way its SHA-256 decides.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
@@ -35,7 +35,8 @@ from segmint.operators.shards.committed_rows import (
     tar_members,
 )
 from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
-from segmint.operators.shards.put import delete_unnamed, named_files
+from segmint.operators.shards.put import named_files, put_again
+from segmint.operators.shards.revise import OLDEST, heed_tombstones, with_holding
 from segmint.operators.shards.tables import read_table, read_versioned
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
@@ -72,11 +73,19 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
     return found
 
 
-def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damage], *, with_images: bool) -> bool:
+def restore_from_rest(
+    dataset: Location,
+    commit: Commit,
+    damages: Sequence[Damage],
+    *,
+    with_images: bool,
+    schema_version: int = OLDEST,
+) -> bool:
     """Restore the damaged files of a shard from its other files; return whether that was possible.
 
     The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
-    one as far as it can be read; rows of images are in no other file.
+    one as far as it can be read; rows of images are in no other file. `schema_version` is the dataset's, for what
+    tombstones take down of the shard. Raises `DamagedDatasetError` if the generation was replaced: look again.
     """
     damaged = {damage.kind for damage in damages}
     try:
@@ -84,7 +93,11 @@ def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damag
         files = build_shard_files(rows, with_images=with_images, schema_version=version)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
-    return not _put_back(dataset, commit, damages, files)
+
+    def heed() -> None:
+        heed_tombstones(dataset, commit.shard, with_images=with_images, schema_version=schema_version)
+
+    return not _put_back(dataset, commit, damages, files, heed)
 
 
 def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
@@ -114,31 +127,52 @@ def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage])
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Restore the damaged files of a committed shard from its rows, built again; arguments as in `write_shard`.
 
-    If a file would have other bytes than the commit names, the result is `held_back`, and nothing is changed.
+    If a file would have other bytes than the commit names, the result is `held_back`, and nothing is changed. If
+    another command replaces the generation meanwhile, it is the next one that is looked at.
     """
-    commit = CommitLog(task.dataset).latest(task.shard)
-    if commit is None:
-        return ShardResult(task.shard, "held_back", {}, "it no longer has a commit")
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
     if fault:
         return ShardResult(task.shard, "held_back", {}, fault)
-    damages = find_damage(task.dataset, commit)
-    other: list[str] = []
-    # The dataset's version first: its shards may be of an older one, and the hash decides.
-    for version in sorted(SCHEMA_VERSIONS, key=lambda version: version != task.schema_version):
-        files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=version)
-        found = _put_back(task.dataset, commit, damages, files)
-        if not found:
-            return ShardResult(task.shard, "committed", commit.counts)
-        other = other or found
-    return ShardResult(task.shard, "held_back", files.counts, "; ".join(other))
+
+    def heed() -> None:
+        heed_tombstones(
+            task.dataset,
+            task.shard,
+            with_images=task.with_images,
+            schema_version=task.schema_version,
+            catalog_uri=task.catalog_uri,
+        )
+
+    def restore(commit: Commit) -> ShardResult:
+        damages = find_damage(task.dataset, commit)
+        other: list[str] = []
+        # The dataset's version first: its shards may be of an older one, and the hash decides.
+        for version in sorted(SCHEMA_VERSIONS, key=lambda version: version != task.schema_version):
+            files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=version)
+            found = _put_back(task.dataset, commit, damages, files, heed)
+            if not found:
+                return ShardResult(task.shard, "committed", commit.counts)
+            other = other or found
+        raise DamagedDatasetError("; ".join(other))
+
+    try:
+        restored = with_holding(task.dataset, task.shard, restore)
+    except DamagedDatasetError as error:
+        return ShardResult(task.shard, "held_back", {}, str(error))
+    return restored or ShardResult(task.shard, "held_back", {}, "it no longer has a commit")
 
 
-def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], files: ShardFiles) -> list[str]:
+def _put_back(
+    dataset: Location,
+    commit: Commit,
+    damages: Sequence[Damage],
+    files: ShardFiles,
+    heed: Callable[[], object],
+) -> list[str]:
     """Put the damaged files again if all have the bytes that the commit names; else return which do not.
 
-    If the commit was replaced meanwhile, what was put is removed again: the newer one may have taken it away for good.
+    Raises `DamagedDatasetError` if the commit was replaced meanwhile; what was put is gone again then.
     """
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
@@ -149,13 +183,15 @@ def _put_back(dataset: Location, commit: Commit, damages: Sequence[Damage], file
                 f"{damage.entry.path}: built again it has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
                 f"the commit names {damage.entry.size} bytes, SHA-256 {damage.entry.sha256[:12]}…"
             )
-    if not other:
-        for damage in damages:
-            (dataset / damage.entry.path).put(built[damage.kind][1])
-        if max(CommitLog(dataset).generations_of(commit.shard), default=0) != commit.generation:
-            delete_unnamed(dataset, commit.shard, [damage.entry for damage in damages], purge=True)
-            return [f"another command has replaced generation {commit.generation} meanwhile, and its files with it"]
+    if damages and not other and not put_again(dataset, commit, [built[each.kind] for each in damages], heed=heed):
+        raise _replaced(commit)
     return other
+
+
+def _replaced(commit: Commit) -> DamagedDatasetError:
+    return DamagedDatasetError(
+        f"another command has replaced generation {commit.generation} meanwhile, and its files with it"
+    )
 
 
 def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> CommittedRows:
@@ -247,3 +283,24 @@ def remake_commit(
     if other:
         raise DamagedDatasetError(f"built again from their rows, {', '.join(other)} would have other bytes")
     return replace(candidate, counts=files.counts)
+
+
+def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
+    """Put a commit that was made again in the place of its damaged bytes.
+
+    Raises `DamagedDatasetError` if another command has replaced it meanwhile; what was put is gone again then.
+    """
+    log = CommitLog(dataset)
+    file = log.location(commit.shard, commit.generation)
+    try:
+        found = file.read()
+    except NotFoundError as error:
+        raise _replaced(commit) from error
+    if found == commit.to_json():
+        return  # another repair has put it
+    if found == damaged:
+        file.put(commit.to_json())
+        if log.generations_of(commit.shard)[-1:] == [commit.generation]:
+            return
+        file.delete()
+    raise _replaced(commit)

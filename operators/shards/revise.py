@@ -98,14 +98,30 @@ def with_holding(dataset: Location, shard: int, use: Callable[[Commit], Result])
     None if the shard is not committed.
     """
     log = CommitLog(dataset)
-    while True:
-        commit = log.latest(shard)
+
+    def read(generation: int) -> Result:
+        commit = log.read(shard, generation)
         if commit is None:
+            raise DamagedDatasetError(f"{log.location(shard, generation)} is gone")
+        return use(commit)
+
+    return with_generation(dataset, shard, read)
+
+
+def with_generation(dataset: Location, shard: int, use: Callable[[int], Result]) -> Result | None:
+    """Return `use(generation)` of the generation that holds; again if it finds damage and the shard has another one.
+
+    None if the shard is not committed.
+    """
+    log = CommitLog(dataset)
+    while True:
+        generations = log.generations_of(shard)
+        if not generations:
             return None
         try:
-            return use(commit)
+            return use(generations[-1])
         except DamagedDatasetError:
-            if log.generations_of(shard)[-1:] == [commit.generation]:
+            if log.generations_of(shard)[-1:] == generations[-1:]:
                 raise
 
 

@@ -1,9 +1,10 @@
-"""Revises the shards of a large dataset by Ray Data: a task a shard, as many at once as there are cores."""
+"""Corrects the shards of a large dataset by Ray Data: a task a shard, as many at once as there are cores."""
 
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import pyarrow as pa
 import ray.data
@@ -12,30 +13,31 @@ import ray.exceptions
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
-from segmint.operators.shards.revise import Revised
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.execution.stage_watch import watched
+
+Result = TypeVar("Result")
 
 WINDOW_SHARDS = 2_000
 """Shards in one Ray Data execution."""
 
-STAGES = {"revise_block": "revise"}
+STAGES = {"correct_block": "correct"}
 """Part of the operator's name in Ray Data, and the name that progress shows."""
 
 
-def revise_block(block: pa.Table, revise_one: Callable[[int], Revised | None]) -> pa.Table:
-    """Revise the shards of a block; return the results pickled."""
-    done = [revise_one(shard) for shard in block.column("shard").to_pylist()]
-    return pa.table({"revised": pa.array([pickle.dumps(each) for each in done], pa.large_binary())})
+def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.Table:
+    """Correct the shards of a block; return the results pickled."""
+    done = [correct_one(shard) for shard in block.column("shard").to_pylist()]
+    return pa.table({"result": pa.array([pickle.dumps(each) for each in done], pa.large_binary())})
 
 
-def revise_by_ray(
-    revise_one: Callable[[int], Revised | None], shards: Sequence[int], resources: ResourcesConfig
-) -> Iterator[Revised | None]:
-    """Yield `revise_one(shard)` of each shard, in order, by Ray, which is joined or started and ended.
+def correct_by_ray(
+    correct_one: Callable[[int], Result], shards: Sequence[int], resources: ResourcesConfig
+) -> Iterator[Result]:
+    """Yield `correct_one(shard)` of each shard, in order, by Ray, which is joined or started and ended.
 
     The function goes to other processes and machines, so it must name the dataset by an absolute path or a URI. Raises
-    `UnfinishedError` if a shard cannot be revised, or Ray fails: the same correction completes the work.
+    `UnfinishedError` if a shard cannot be corrected, or Ray fails: the same correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         at_once = max(1, cluster.cores if cluster.local else int(cluster.cpus))
@@ -43,7 +45,7 @@ def revise_by_ray(
             window = shards[start : start + WINDOW_SHARDS]
             blocks = [pa.table({"shard": pa.array([shard], pa.int64())}) for shard in window]
             results = ray.data.from_arrow(blocks).map_batches(
-                partial(revise_block, revise_one=revise_one),
+                partial(correct_block, correct_one=correct_one),
                 batch_size=None,
                 batch_format="pyarrow",
                 udf_modifying_row_count=False,
@@ -53,7 +55,7 @@ def revise_by_ray(
             try:
                 with Progress() as progress, watched(progress, len(window), math.inf, stages=STAGES):
                     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-                        yield from map(pickle.loads, table.column("revised").to_pylist())
+                        yield from map(pickle.loads, table.column("result").to_pylist())
             except ray.exceptions.RayError as error:
                 raise UnfinishedError(
                     f"the correction is not finished: {last_line(error)}. What is done is kept; repeat the command"

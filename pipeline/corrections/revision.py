@@ -72,11 +72,11 @@ def revise(
         revise_one(dataset, shard, revision, manifest.schema_version) for shard in shards
     )
     if len(shards) >= ray_from and find_spec("ray") is not None:
-        from segmint.pipeline.corrections.by_ray import revise_by_ray  # Ray takes a second to import
+        from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
         there = replace(dataset, uri=absolute(dataset.uri))  # Ray's tasks have other current folders
         alone = replace(revision, shards=frozenset(shards))
-        results = revise_by_ray(
+        results = correct_by_ray(
             partial(revise_one, there, revision=alone, schema_version=manifest.schema_version), shards, resources
         )
     changed = {

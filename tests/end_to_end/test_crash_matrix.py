@@ -17,7 +17,7 @@ Results = dict[str, dict[str, Any]]
 LOCAL = {
     "one": ["write_shard", "next generation", "shards.json", "takedown", "redaction beside a takedown"],
     "other": [
-        *("sweep", "redact", "repair", "retry", "retry beside a takedown"),
+        *("sweep", "redact", "repair", "retry", "retry beside a takedown", "repair beside a takedown"),
         *("sleep beside other content", "sleep beside equal content"),
     ],
 }
@@ -104,13 +104,20 @@ def test_a_writer_paused_at_any_call_changes_nothing_when_it_resumes(matrix: Res
     assert results["points"] == len(results["calls"]) + 1 > 20
 
 
-@pytest.mark.parametrize("revision", ["redaction", "retry"])
+@pytest.mark.parametrize(
+    ("revision", "put"),
+    [
+        ("redaction", "create commits/000001.g2"),
+        ("retry", "create commits/000001.g2"),
+        ("repair", "put masks/sa_000001"),
+    ],
+)
 def test_a_revision_that_sleeps_at_any_call_does_not_bring_back_what_was_taken_down(
-    matrix: Results, revision: str
+    matrix: Results, revision: str, put: str
 ) -> None:
     results = matrix[f"{revision} beside a takedown"]
     assert results["wrong"] == {}
-    assert any(call.startswith("create commits/000001.g2") for call in results["calls"])
+    assert any(call.startswith(put) for call in results["calls"])
     assert results["points"] == len(results["calls"]) + 1 > 20
 
 

@@ -138,8 +138,27 @@ OPERATIONS = {
 }
 """One line each: all are killed at every call."""
 
-REVISIONS = {"redaction beside a takedown": _redact, "retry beside a takedown": lambda place: retry(place, 1)}
-"""Revisions of shard 1 that sleep while all images of the shard are taken down."""
+
+def _without_masks(place: Place) -> None:
+    """Delete a file of shard 1 that can be made again from the others."""
+    commit = place.log.latest(1)
+    assert commit is not None
+    (place.location / commit.file("masks").path).delete()
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """A revision of shard 1 that sleeps while all images of the shard are taken down, and the damage before it."""
+
+    work: Callable[[Place], object]
+    damage: Callable[[Place], object] | None = None  # repaired by another process before the takedown
+
+
+REVISIONS = {
+    "redaction beside a takedown": Sleeper(_redact),
+    "retry beside a takedown": Sleeper(lambda place: retry(place, 1)),
+    "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
+}
 
 PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
 """What the other writer writes while the first one, of variant 0, is asleep."""
@@ -271,18 +290,20 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
     return {"calls": outcomes[0][0], "points": len(points), "wrong": wrong}
 
 
-def try_a_sleeping_revision(revise: Callable[[Place], object], folder: Path) -> dict[str, Any]:
+def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
     """Stop a revision at every storage call, take its images down, and wake it up: nothing of them may come back."""
     before = folder / "before"
 
     def prepare() -> list[str]:
         begin(Place(str(before)))
         _both_shards(Place(str(before)))
+        if sleeping.damage is not None:
+            sleeping.damage(Place(str(before)))
         alone = Place(str(folder / "alone"))
         copy_folder(before, alone)
         count = Count()
         with gated(count):
-            revise(alone)
+            sleeping.work(alone)
         return count.calls
 
     calls = Child(prepare).result()
@@ -295,13 +316,15 @@ def try_a_sleeping_revision(revise: Callable[[Place], object], folder: Path) -> 
             copy_folder(before, place)
             with gated(StopAt(point, signal.SIGSTOP)):
                 try:
-                    revise(place)
+                    sleeping.work(place)
                 except UsageError as error:
                     return str(error)  # it was not asleep before it looked what there is
             return ""
 
         def other(place: Place = place) -> None:
             ids = tuple(f"image-{ordinal}" for ordinal in range(ROWS, 2 * ROWS))
+            if sleeping.damage is not None:
+                repair(place.location)
             takedown(place.location, Asked(ids=ids), "as was asked", NOW)
 
         def look(place: Place = place) -> list[str]:

@@ -307,9 +307,30 @@ DATASET_MUTANTS = (
     Mutant(
         "a writer does not look at the tombstones after its commit",
         "operators/shards/put.py",
-        "        heed()\n",
-        "        pass\n",
+        "    if won:\n        heed()\n",
+        "    if won:\n        pass\n",
         "tests/operators/shards/test_revise.py",
+    ),
+    Mutant(
+        "a repair that slept through a correction brings its files back",
+        "operators/shards/put.py",
+        "    held = holds()\n",
+        "    held = True\n",
+        "tests/pipeline/corrections/test_revision.py",
+    ),
+    Mutant(
+        "a digest mixes what the dataset was before and after a takedown",
+        "catalogs/dataset/versions/digest.py",
+        "        if not new:\n",
+        "        if True:\n",
+        "tests/catalogs/dataset/versions/test_digest.py",
+    ),
+    Mutant(
+        "a damaged commit is made of the files of a command that died",
+        "pipeline/corrections/repair_shard.py",
+        "held.commit is None and path not in claimed",
+        "True",
+        "tests/pipeline/corrections/test_revision.py",
     ),
     Mutant(
         "a takedown keeps the address",

@@ -9,6 +9,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
@@ -112,6 +113,76 @@ def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place
     assert masks not in contents(place)
     assert contents(place) == before
     assert prove(place.location, "image-0").found == ()
+
+
+def test_a_repair_puts_nothing_where_another_has_done_it(place: Place) -> None:
+    commit = place.log.latest(0)
+    assert commit is not None
+    masks = commit.file("masks").path
+    (place.location / masks).delete()
+    with stepping():
+        late = until(Stepped(lambda: repair(place.location)), "size claims")
+        assert repair(place.location).repaired == [masks]
+        mark(place, 0, x=5)
+        before = contents(place)
+        while not late.done:
+            assert not late.next_call.startswith("put masks")
+            late.step()
+    assert late.error is None
+    assert contents(place) == before
+
+
+def test_a_repair_takes_down_what_a_takedown_that_died_has_left(place: Place) -> None:
+    commit = place.log.latest(0)
+    assert commit is not None
+    masks = commit.file("masks").path
+    with stepping():
+        until(Stepped(lambda: take(place, 0)), "create commits").kill()
+    (place.location / masks).delete()
+    done = repair(place.location)
+    assert (done.repaired, done.left) == ([masks], {})
+    named = mentions(Path(place.uri), ["image-0"])
+    assert [path for path in named if not path.startswith("catalog/")] == []  # that part goes with the takedown again
+    assert done.version is not None
+    assert read_version(place.location, done.version.number or 0).commits[0][:2] == (0, 2)
+
+
+def test_a_repair_looks_again_where_a_shard_is_replaced_as_it_looks(place: Place) -> None:
+    with stepping():
+        late = until(Stepped(lambda: repair(place.location)), "read masks")
+        mark(place, 0, x=5)
+        late.finish()
+    assert late.error is None
+    assert (late.result.damages, late.result.left) == ([], {})
+
+
+def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: Place) -> None:
+    commit = place.log.latest(0)
+    assert commit is not None
+    with stepping():
+        until(Stepped(lambda: mark(place, 0, x=5)), "create commits").kill()
+    before = contents(place)
+    (place.location / commit.file("images").path).delete()
+    done = repair(place.location)
+    assert (done.repaired, list(done.left)) == ([], [0])
+    (place.location / "commits/000000.g1.json").put(commit.to_json().replace(b"numerics", b"numerocs"))
+    assert "images: none" in repair(place.location).left[0]
+    assert not before.keys() - contents(place).keys() - {commit.file("images").path}
+
+
+@pytest.mark.ray
+def test_ray_repairs_the_shards_of_a_large_dataset(place: Place) -> None:
+    write(place, 1, variant=2)
+    before = contents(place)
+    damaged = []
+    for shard, kind in enumerate(("masks", "rejects")):
+        commit = place.log.latest(shard)
+        assert commit is not None
+        damaged.append(commit.file(kind).path)
+        (place.location / damaged[-1]).delete()
+    done = repair(place.location, ray_from=2)
+    assert (done.repaired, done.left) == (damaged, {})
+    assert contents(place) == before
 
 
 @pytest.mark.ray
