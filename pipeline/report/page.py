@@ -19,7 +19,7 @@ from segmint.pipeline.report.templates import ASSETS, FILTERS
 from segmint.pipeline.statistics.masks import LARGE, SMALL
 from segmint.pipeline.statistics.paper import PAPER, PaperDataset
 from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.statistics.values import Cleanup, Statistics
 
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
@@ -120,8 +120,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
     ]
     if cleanup is not None:
         remarks.append(
-            f"Clean-up filled holes or removed islands in {counted(cleanup.cleaned, 'mask')} "
-            f"({share(cleanup.cleaned_share)}), and removed {counted(cleanup.removed, 'mask')} "
+            f"Clean-up {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
             f"({share(cleanup.removed_share)})."
         )
     remarks.append(
@@ -129,6 +128,18 @@ def remarks_of(statistics: Statistics) -> list[str]:
         f"{counted(near.masks, 'mask')} of {counted(near.images_sampled, 'sampled image')}."
     )
     return remarks
+
+
+def _cleaned(cleanup: Cleanup) -> str:
+    """Return how many masks clean-up changed: holes and islands beside the paper's shares where both are known."""
+    if cleanup.holes is None or cleanup.islands is None:
+        return f"filled holes or removed islands in {counted(cleanup.cleaned, 'mask')} ({share(cleanup.cleaned_share)})"
+    paper = PAPER.cleanup
+    return (
+        f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "
+        f"{share(paper.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
+        f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(paper.islands_share)})"
+    )
 
 
 def digest_of(version: VersionName) -> str:

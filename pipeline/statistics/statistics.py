@@ -148,7 +148,8 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
         connection,
         f"""
         SELECT GROUPING(country, license, provider) AS level, country, license, provider,
-            count(*) AS images, coalesce(sum(masks), 0)::BIGINT AS masks, {sums}
+            count(*) AS images, coalesce(sum(masks), 0)::BIGINT AS masks, {sums},
+            count(funnel.cleaned) = count(funnel.holes_filled) AS split
         FROM images GROUP BY GROUPING SETS ((country), (license), (provider), ())
         """,
     ).to_pylist()
@@ -168,11 +169,21 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
     if whole["predicted"] is None:
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
-    return tuple(FunnelStep(step, whole[step]) for step in FUNNEL_STEPS if step not in _CLEANUP), Cleanup(
+    holes, islands = (whole["holes_filled"], whole["islands_removed"]) if whole["split"] else (None, None)
+
+    def share(masks: int | None) -> float | None:
+        return rounded(masks / before) if masks is not None and before else None
+
+    steps = tuple(FunnelStep(step, whole[step]) for step in FUNNEL_STEPS if step not in _CLEANUP)
+    return steps, Cleanup(
         cleaned=cleaned,
         removed=removed,
-        cleaned_share=rounded(cleaned / before) if before else None,
-        removed_share=rounded(removed / before) if before else None,
+        holes=holes,
+        islands=islands,
+        cleaned_share=share(cleaned),
+        removed_share=share(removed),
+        holes_share=share(holes),
+        islands_share=share(islands),
     )
 
 

@@ -100,12 +100,20 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Cleanup:
-    """Masks that clean-up changed or removed, and their shares (0 to 1) of the masks before it."""
+    """Masks that clean-up changed or removed, and their shares (0 to 1) of the masks before it.
+
+    `holes` and `islands` are those of `cleaned` that had a small one of each, or None if images of format 1, which do
+    not say, are among them.
+    """
 
     cleaned: int
     removed: int
+    holes: int | None
+    islands: int | None
     cleaned_share: float | None
     removed_share: float | None
+    holes_share: float | None
+    islands_share: float | None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from segmint.pipeline.statistics.statistics import compute_statistics, geography
 from segmint.pipeline.statistics.values import (
     BinImages,
     Centers,
+    Cleanup,
     CountryImages,
     GroupImages,
     HugeMasks,
@@ -110,6 +111,7 @@ def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, min
     steps = [row.step for row in found.funnel]
     of_cleanup = {"cleaned", "removed_by_cleanup", "holes_filled", "islands_removed", "redaction_artifacts"}
     assert steps == [step for step in FUNNEL_STEPS if step not in of_cleanup]
+    assert steps[-1] == "written"
     for row in found.funnel:
         assert row.masks == sum(image["funnel"][row.step] for image in rows)
     assert found.funnel[-1].masks == found.masks
@@ -117,6 +119,11 @@ def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, min
     before = sum(image["funnel"]["after_nms2"] for image in rows)
     assert found.cleanup.cleaned == cleaned
     assert found.cleanup.cleaned_share == pytest.approx(cleaned / before, abs=1e-8)
+    holes = sum(image["funnel"]["holes_filled"] for image in rows)
+    islands = sum(image["funnel"]["islands_removed"] for image in rows)
+    assert (found.cleanup.holes, found.cleanup.islands) == (holes, islands)
+    assert found.cleanup.holes_share == pytest.approx(holes / before, abs=1e-8)
+    assert found.cleanup.islands_share == pytest.approx(islands / before, abs=1e-8)
     assert found.rejected == 2
     assert found.rejected_by_reason == {"license_not_allowed": 1, "not_found": 1}
     assert found.licenses == (LicenseImages("CC0-1.0", 6),)
@@ -237,6 +244,21 @@ def test_licenses_and_providers_are_counted() -> None:
     assert found.licenses == (LicenseImages("CC0-1.0", 2), LicenseImages("CC-BY-4.0", 1))
     assert found.providers == (ProviderImages(None, 2), ProviderImages("a", 1))
     assert found.geography.countries == (CountryImages("FR", 3, 0),)
+
+
+def test_holes_and_islands_are_known_where_all_images_tell_them_apart() -> None:
+    counts = dict.fromkeys(FUNNEL_STEPS, 10) | {"cleaned": 5, "holes_filled": 2, "islands_removed": 4}
+    newer = image_row(0, funnel=counts)
+    older = image_row(1, funnel=counts | dict.fromkeys(("holes_filled", "islands_removed", "redaction_artifacts")))
+    without = image_row(2)
+    with tables_of({0: {"images": [newer, without]}}) as tables:
+        found = compute_statistics(tables, sample=1).cleanup
+    assert found == Cleanup(5, 10, 2, 4, 0.5, 1, 0.2, 0.4)
+    with tables_of({0: {"images": [newer]}, 1: {"images": [older]}}) as tables:
+        found = compute_statistics(tables, sample=1).cleanup
+    assert found == Cleanup(
+        10, 20, None, None, cleaned_share=0.5, removed_share=1, holes_share=None, islands_share=None
+    )
 
 
 def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: Statistics) -> None:

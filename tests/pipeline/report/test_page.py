@@ -1,0 +1,30 @@
+"""Sentences of the page that depend on what is known."""
+
+import pytest
+
+from segmint.pipeline.report.page import remarks_of
+from segmint.pipeline.statistics.values import Cleanup
+from tests.support.statistics import statistics_of
+
+
+@pytest.mark.parametrize(
+    ("holes", "islands", "sentence"),
+    [
+        (
+            3,
+            9,
+            "Clean-up filled holes in 3 masks (1.5 %; SA-1B: about 4 %), removed islands in 9 masks (4.5 %; SA-1B: "
+            "about 4 %), and removed 1 mask (0.5 %).",
+        ),
+        (None, None, "Clean-up filled holes or removed islands in 11 masks (5.5 %), and removed 1 mask (0.5 %)."),
+    ],
+)
+def test_holes_and_islands_are_beside_the_papers_where_they_are_known(
+    holes: int | None, islands: int | None, sentence: str
+) -> None:
+    shares = {"holes_share": holes and holes / 200, "islands_share": islands and islands / 200}
+    cleanup = Cleanup(
+        cleaned=11, removed=1, holes=holes, islands=islands, cleaned_share=0.055, removed_share=0.005, **shares
+    )
+
+    assert sentence in remarks_of(statistics_of(cleanup=cleanup))
