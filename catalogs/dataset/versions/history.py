@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from segmint.catalogs.dataset.versions.record import (
     Version,
@@ -35,18 +34,23 @@ class History:
 def read_history(dataset: Location) -> History:
     """Read all recorded versions of a dataset; one is in memory at a time.
 
-    A version that is missing is known by later ones or by its signature.
+    A version that is missing is known by later ones or by its signature; several in a row are one problem.
     """
-    numbers = version_numbers(dataset)
+    numbers = set(version_numbers(dataset))
     last = max(numbers, default=0)
     signed = signed_numbers(dataset)
     problems = []
     latest: Version | None = None
-    for number in chain(range(1, last + 1), sorted(n for n in signed if n > last)):
+    done = 0
+    for number in sorted({*numbers, *(n for n in signed if n > last)}):
+        if number - 1 > done and number <= last:
+            first = version_path(done + 1)
+            which = f"version {done + 1}" if number - 2 == done else f"versions {done + 1} to {number - 1}"
+            problems.append(VersionProblem(first, f"{which}, as there are later ones", "no such file"))
+        done = number
         path = version_path(number)
         if number not in numbers:
-            why = "there are later ones" if number < last else "there is its signature"
-            problems.append(VersionProblem(path, f"version {number}, as {why}", "no such file"))
+            problems.append(VersionProblem(path, f"version {number}, as there is its signature", "no such file"))
             continue
         try:
             version = read_version(dataset, number)

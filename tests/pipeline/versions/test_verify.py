@@ -126,6 +126,12 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
     assert [problem.partition(":")[0] for problem in found] == ["versions/2.json", "versions/3.json"]
     (whole / "versions/2.json").put(second)
     assert verify_dataset(whole).problems == ()
+    (whole / f"versions/{10**17}.json").put(second)
+    found = verify_dataset(whole).problems
+    assert found[0] == (
+        f"versions/4.json: expected versions 4 to {10**17 - 1}, as there are later ones; found no such file"
+    )
+    assert [problem.partition(":")[0] for problem in found[1:]] == [f"versions/{10**17}.json"]
 
 
 def test_an_index_may_be_missing_until_all_shards_are_recorded(whole: Location) -> None:
