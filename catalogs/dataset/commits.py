@@ -19,6 +19,7 @@ from segmint.catalogs.layout import (
     fingerprint,
     parse_claim_name,
     parse_commit_name,
+    parse_data_path,
     shard_name,
     wrong_fields,
 )
@@ -242,7 +243,8 @@ def look_at_shard(dataset: Location, shard: int) -> ShardState:
     """Look at one shard's claims, then at its commits: a claim is deleted only after its commit was put.
 
     Whatever deletes files of a shard looks right before it deletes, after it has listed them. Raises
-    `DamagedDatasetError` for a commit that cannot be read.
+    `DamagedDatasetError` for a commit that cannot be read, or names a file by another hash than it has: with one
+    changed letter, what the shard consists of would look left over.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
@@ -255,6 +257,13 @@ def look_at_shard(dataset: Location, shard: int) -> ShardState:
         commit = log.read(shard, generations[-1]) if generations else None
         if generations and commit is None:
             continue  # it was replaced meanwhile
+        for entry in commit.files if commit is not None else ():
+            named = parse_data_path(entry.path)
+            if named is None or named.shard != shard or not entry.sha256.startswith(named.digest):
+                raise DamagedDatasetError(
+                    f"{log.location(shard, generations[-1])} names {entry.path}, no file of shard {shard} with "
+                    f"SHA-256 {entry.sha256}: nothing of it is deleted until `segmint repair` has restored the commit"
+                )
         kept = {entry.path for entry in commit.files} if commit is not None else set()
         newest = max(generations, default=0)
         kept.update(*(paths for generation, paths in claims if generation > newest))

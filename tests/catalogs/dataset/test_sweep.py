@@ -9,7 +9,7 @@ import pytest
 from segmint.catalogs.dataset.commits import Claim, CommitLog
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.catalogs.layout import data_path, part_path
+from segmint.catalogs.layout import DamagedDatasetError, data_path, part_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
@@ -53,6 +53,21 @@ def test_what_a_writer_claims_stays_until_its_generation_is_committed(dataset: s
         assert sweep(location, now=LATER) == gone
         assert claim.location(location).exists()
         claim.location(location).delete()
+
+
+@pytest.mark.parametrize("changed", ["sh|ards/sa_000001", "masks/sa_00000|1-", "masks/sa_000001-|"])
+def test_a_commit_with_a_changed_letter_costs_no_file(dataset: str, changed: str) -> None:
+    """The file that it meant looks left over, once another file makes the sweep look at the shard."""
+    commit = Path(dataset, "commits/000001.g1.json")
+    before, after = changed.split("|")
+    text = commit.read_text()
+    place = text.index(before + after) + len(before)
+    commit.write_text(text[:place] + ("1" if text[place] == "0" else "0") + text[place + 1 :])
+    put(dataset, data_path("shards", 1, "0" * 64))
+    files = files_of(dataset)
+    with pytest.raises(DamagedDatasetError, match=r"000001\.g1\.json names .*segmint repair"):
+        sweep(location_of(dataset), now=LATER)
+    assert files_of(dataset) == files
 
 
 def test_a_whole_dataset_loses_nothing(dataset: str) -> None:
