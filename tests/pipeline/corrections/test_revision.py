@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.replace import remove_replaced
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
@@ -113,6 +114,23 @@ def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place
     assert masks not in contents(place)
     assert contents(place) == before
     assert prove(place.location, "image-0").found == ()
+
+
+def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_it(place: Place) -> None:
+    commit = place.log.latest(0)
+    assert commit is not None
+    masks = commit.file("masks").path
+    (place.location / masks).delete()
+    with stepping():
+        late = until(Stepped(lambda: repair(place.location)), "put masks")
+        assert repair(place.location).repaired == [masks]
+        write(place, 0, variant=1, generation=2)
+        remove_replaced(place.location, [0])
+        before = contents(place)
+        assert masks not in before
+        late.finish()
+    assert late.error is None
+    assert contents(place) == before
 
 
 def test_a_repair_puts_nothing_where_another_has_done_it(place: Place) -> None:
