@@ -36,7 +36,7 @@ from segmint.operators.shards.committed_rows import (
 )
 from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
 from segmint.operators.shards.put import named_files, put_again
-from segmint.operators.shards.revise import OLDEST, heed_tombstones, with_holding
+from segmint.operators.shards.revise import OLDEST, heed_after, heed_tombstones, with_holding
 from segmint.operators.shards.tables import read_table, read_versioned
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
@@ -135,22 +135,13 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     if fault:
         return ShardResult(task.shard, "held_back", {}, fault)
 
-    def heed() -> None:
-        heed_tombstones(
-            task.dataset,
-            task.shard,
-            with_images=task.with_images,
-            schema_version=task.schema_version,
-            catalog_uri=task.catalog_uri,
-        )
-
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(task.dataset, commit)
         other: list[str] = []
         # The dataset's version first: its shards may be of an older one, and the hash decides.
         for version in sorted(SCHEMA_VERSIONS, key=lambda version: version != task.schema_version):
             files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=version)
-            found = _put_back(task.dataset, commit, damages, files, heed)
+            found = _put_back(task.dataset, commit, damages, files, lambda: heed_after(task))
             if not found:
                 return ShardResult(task.shard, "committed", commit.counts)
             other = other or found

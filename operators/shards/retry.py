@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.replace import LostRaceError
-from segmint.operators.shards.revise import OLDEST, heed_tombstones, revise_shard
+from segmint.operators.shards.revise import OLDEST, heed_after, revise_shard
 from segmint.operators.shards.taken_rows import is_taken
 from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
@@ -78,13 +78,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             with_images=task.with_images,
             schema_version=task.schema_version,
             purge=False,
-            heed=lambda: heed_tombstones(
-                task.dataset,
-                task.shard,
-                with_images=task.with_images,
-                schema_version=task.schema_version,
-                catalog_uri=task.catalog_uri,
-            ),
+            heed=lambda: heed_after(task),
         )
         if revised is None:
             return superseded

@@ -8,7 +8,7 @@ committed, so one of the two sees the other.
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
@@ -152,6 +152,41 @@ def heed_tombstones(
     if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
         remove_replaced(dataset, [shard])
     return revised
+
+
+class ShardWork(Protocol):
+    """A task on one shard: what `heed_after` needs of it."""
+
+    @property
+    def shard(self) -> int:
+        """The shard's number."""
+
+    @property
+    def dataset(self) -> Location:
+        """The dataset."""
+
+    @property
+    def with_images(self) -> bool:
+        """Whether the tar holds the released JPEGs."""
+
+    @property
+    def schema_version(self) -> int:
+        """The dataset's."""
+
+    @property
+    def catalog_uri(self) -> str | None:
+        """The source catalog's, if it is known."""
+
+
+def heed_after(task: ShardWork) -> Revised | None:
+    """Do `heed_tombstones` for the shard of a task, whose commit or files were just put."""
+    return heed_tombstones(
+        task.dataset,
+        task.shard,
+        with_images=task.with_images,
+        schema_version=task.schema_version,
+        catalog_uri=task.catalog_uri,
+    )
 
 
 def heed_all(

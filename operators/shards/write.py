@@ -21,7 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import commit_files, named_files
-from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones
+from segmint.operators.shards.revise import Revised, heed_after, heed_all
 
 MIN_ROWS_FOR_RATIO = 100
 """A smaller shard is committed whatever share of it was refused."""
@@ -101,15 +101,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     heeded: list[Revised | None] = []
 
     def heed() -> None:
-        heeded.append(
-            heed_tombstones(
-                task.dataset,
-                task.shard,
-                with_images=task.with_images,
-                schema_version=task.schema_version,
-                catalog_uri=task.catalog_uri,
-            )
-        )
+        heeded.append(heed_after(task))
 
     won = commit_files(task.dataset, commit, [data for _, data in named], purge=False, heed=heed)
     if not won or any(revised is not None and revised.changed for revised in heeded):

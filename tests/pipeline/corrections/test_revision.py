@@ -36,6 +36,15 @@ def take(place: Place, *ordinals: int) -> TakenDown:
     return takedown(place.location, Asked(ids=tuple(f"image-{n}" for n in ordinals)), "asked for")
 
 
+def lose_masks(place: Place) -> str:
+    """Delete the table of masks of shard 0; return its path."""
+    commit = place.log.latest(0)
+    assert commit is not None
+    path = commit.file("masks").path
+    (place.location / path).delete()
+    return path
+
+
 def until(actor: Stepped, call: str) -> Stepped:
     while not actor.next_call.startswith(call):
         actor.step()
@@ -100,10 +109,7 @@ def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_loo
 
 
 def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place) -> None:
-    commit = place.log.latest(0)
-    assert commit is not None
-    masks = commit.file("masks").path
-    (place.location / masks).delete()
+    masks = lose_masks(place)
     with stepping():
         late = until(Stepped(lambda: repair(place.location)), "put masks")
         assert repair(place.location).repaired == [masks]
@@ -117,10 +123,7 @@ def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place
 
 
 def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_it(place: Place) -> None:
-    commit = place.log.latest(0)
-    assert commit is not None
-    masks = commit.file("masks").path
-    (place.location / masks).delete()
+    masks = lose_masks(place)
     with stepping():
         late = until(Stepped(lambda: repair(place.location)), "put masks")
         assert repair(place.location).repaired == [masks]
@@ -134,10 +137,7 @@ def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_
 
 
 def test_a_repair_puts_nothing_where_another_has_done_it(place: Place) -> None:
-    commit = place.log.latest(0)
-    assert commit is not None
-    masks = commit.file("masks").path
-    (place.location / masks).delete()
+    masks = lose_masks(place)
     with stepping():
         late = until(Stepped(lambda: repair(place.location)), "size claims")
         assert repair(place.location).repaired == [masks]
