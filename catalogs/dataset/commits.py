@@ -162,6 +162,10 @@ class CommitLog:
         names = (entry.name for entry in self._folder.list(beginning=f"{shard_name(shard)}."))
         return generations_of(names).get(shard, [])
 
+    def is_latest(self, shard: int, generation: int) -> bool:
+        """Return whether this generation of a shard is the one that holds."""
+        return self.generations_of(shard)[-1:] == [generation]
+
     def latest(self, shard: int) -> Commit | None:
         """Return the commit that holds for a shard; None if the shard is not committed."""
         generations = self.generations_of(shard)

@@ -84,7 +84,7 @@ def put_again(
     file = claim.location(dataset)
 
     def holds() -> bool:
-        return CommitLog(dataset).generations_of(commit.shard)[-1:] == [commit.generation]
+        return CommitLog(dataset).is_latest(commit.shard, commit.generation)
 
     for entry, content in pairs:
         if not file.exists():

@@ -106,15 +106,13 @@ def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage])
     What they said of masks is only in the table of masks: neither the other files nor a build can give it back.
     """
     lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
+    if not lost:
+        return ""
     try:
-        images = read_table(read_file(dataset, commit.file("images")), "images") if lost else None
+        images = read_table(read_file(dataset, commit.file("images")), "images")
     except DamagedDatasetError:
         return ""
-    rows = (
-        []
-        if images is None
-        else images.select([name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]).to_pylist()
-    )
+    rows = images.select([name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]).to_pylist()
     annotated = sum(any(value is not None for value in row.values()) for row in rows)
     if not annotated:
         return ""
@@ -291,7 +289,7 @@ def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
         return  # another repair has put it
     if found == damaged:
         file.put(commit.to_json())
-        if log.generations_of(commit.shard)[-1:] == [commit.generation]:
+        if log.is_latest(commit.shard, commit.generation):
             return
         file.delete()
     raise _replaced(commit)

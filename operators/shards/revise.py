@@ -121,7 +121,7 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
         try:
             return use(generations[-1])
         except DamagedDatasetError:
-            if log.generations_of(shard)[-1:] == generations[-1:]:
+            if log.is_latest(shard, generations[-1]):
                 raise
 
 
