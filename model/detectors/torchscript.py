@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
+from segmint.model.detectors.detection import FILE_SCORE, Detection, Kind, Pixels, by_score, merge
 
 
 class TorchScriptDetector:
@@ -19,7 +19,7 @@ class TorchScriptDetector:
     boxes are merged here, because such modules are exported without their final NMS.
     """
 
-    def __init__(self, path: Path, kind: Kind, score: float = 0.9, device: str = "cpu") -> None:
+    def __init__(self, path: Path, kind: Kind, score: float = FILE_SCORE, device: str = "cpu") -> None:
         """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one."""
         self.kind: Kind = kind
         self.name = path.name

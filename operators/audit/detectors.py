@@ -1,16 +1,14 @@
 """Detectors that an audit is given besides the build's: how they are named, loaded, and tried before they are used."""
 
-import sys
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import absolute_name, plain_name
-from segmint.infra.errors import UsageError, last_line
+from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.model.detectors.detection import Detector, Kind
 from segmint.model.detectors.tiled import TiledDetector
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,
     TORCHSCRIPT_ENDINGS,
@@ -24,8 +22,6 @@ from segmint.operators.prepare.deidentify import (
 
 _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
 """What a detector finds, and the one of that kind that comes with segmint, by kind."""
-
-_TRIED_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True)
@@ -80,35 +76,26 @@ class GivenDetector:
         return TiledDetector(detector, name)
 
     def _load_file(self, device: str, resolve: Resolve) -> Detector:
-        from segmint.model.detectors.torchscript import TorchScriptDetector
-
         path = resolve(self.detector)
         if self.sha256 is not None and sha256_of(path) != self.sha256:
             raise UsageError(
                 f"{self}: the file differs between the machines of this audit: expected SHA-256 {self.sha256}, found "
                 f"{sha256_of(path)}. Put the same file on each, or name one in a bucket"
             )
+        detector = IsolatedDetector(path, self.kind, device=device)
         try:
-            detector = TorchScriptDetector(path, self.kind, device=device)
-        except (RuntimeError, ValueError) as error:
+            detector.try_out()
+        except NotLoadedError as error:
             raise UsageError(f"{self}: {path} cannot be loaded as TorchScript on {device}: {error}") from error
-        try:
-            detector.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
-        except detector_errors() as error:
+        except DetectorFailedError as error:
             raise UsageError(
                 f"{self}: it failed on a blank image. Expected a TorchScript module that takes one BGR image "
-                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {last_line(error)}"
+                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
             ) from error
         return detector
 
     def __str__(self) -> str:
         return f"--detector {self.kind}={redact(self.detector)}"
-
-
-def detector_errors() -> tuple[type[Exception], ...]:
-    """What a detector may raise for an image: torch's own error of a TorchScript module is of no standard class."""
-    torch = sys.modules.get("torch")
-    return (RuntimeError, ValueError) if torch is None else (RuntimeError, ValueError, torch.jit.Error)
 
 
 def distinct_names(given: tuple[GivenDetector, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import redact
-from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
+from segmint.model.detectors.detection import FILE_SCORE, Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import Network, PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
@@ -203,25 +203,31 @@ def _is_short_of_memory(error: Exception) -> bool:
 
 
 Resolve = Callable[[str], Path]
+LoadFile = Callable[[Path, Kind, float, str], Detector]
+"""Loads a TorchScript file: its path, what it finds, the lowest score that counts, and torch's device."""
 
 
 def build_detectors(
-    config: DeidentifyConfig, device: str = "cpu", resolve: Resolve = resolve, threads: int | None = None
+    config: DeidentifyConfig,
+    device: str = "cpu",
+    resolve: Resolve = resolve,
+    threads: int | None = None,
+    load_file: LoadFile | None = None,
 ) -> tuple[Detector, ...]:
     """Build the detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
     `segmint.infra.assets.resolve`). `threads` is for the plate network, which has its own threads (default: as many
-    as torch has). Takes about a second in a new process, mostly to import libraries. Raises `UsageError` for a file
-    that is missing or not TorchScript.
+    as torch has). `load_file` loads detectors that are files (default: `TorchScriptDetector`). Takes about a second in
+    a new process, mostly to import libraries. Raises `UsageError` for a file that is missing or not TorchScript.
     """
     found: list[Detector] = []
     if "faces" in config.detector_files:
-        found.append(_torchscript("face", config.faces, device, resolve))
+        found.append(_torchscript("face", config.faces, device, resolve, load_file))
     elif config.faces.detector != NO_DETECTOR:
         found.append(_mtcnn(config.faces.score, device))
     if "plates" in config.detector_files:
-        found.append(_torchscript("plate", config.plates, device, resolve))
+        found.append(_torchscript("plate", config.plates, device, resolve, load_file))
     elif config.plates.detector != NO_DETECTOR:
         found.append(_clp(config.plates.score, resolve, threads))
     return tuple(found)
@@ -266,17 +272,18 @@ def _onnx_network(path: Path, threads: int | None) -> Network:
     return network
 
 
-def _torchscript(kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve) -> Detector:
+def _torchscript(
+    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load_file: LoadFile | None
+) -> Detector:
     from segmint.model.detectors.torchscript import TorchScriptDetector
 
+    load = TorchScriptDetector if load_file is None else load_file
     key = f"deidentify.{kind}s.detector"
     try:
         path = resolve(config.detector)
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from error
     try:
-        if config.score is None:
-            return TorchScriptDetector(path, kind, device=device)
-        return TorchScriptDetector(path, kind, score=config.score, device=device)
+        return load(path, kind, FILE_SCORE if config.score is None else config.score, device)
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"{key}: {path} cannot be loaded as TorchScript on {device}: {error}") from error

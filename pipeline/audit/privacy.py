@@ -18,7 +18,8 @@ from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
-from segmint.operators.audit.detectors import GivenDetector, detector_errors, distinct_names
+from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.audit.isolated import DetectorFailedError, load_isolated
 from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors, is_detector_file
@@ -89,7 +90,7 @@ class Searcher:
             for detector in self.detectors:
                 try:
                     found += search_release(row, image, [detector])
-                except detector_errors() as error:
+                except (RuntimeError, ValueError, DetectorFailedError) as error:
                     failures.append(Failure(detector.kind, detector.name, last_line(error)))
                 else:
                     searched.append(detector)
@@ -303,6 +304,7 @@ def _detectors_of(
         device,
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,
+        load_file=load_isolated,
     )
 
 

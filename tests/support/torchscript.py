@@ -43,6 +43,25 @@ class Fragile(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
+class Hanging(nn.Module):
+    """Finds nothing, and never ends on an image that begins with a magenta pixel."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count = 0
+        while bool(image[0, 0, 0] > 180) and bool(image[1, 0, 0] < 90) and bool(image[2, 0, 0] > 180):
+            count += 1
+        return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
+
+
+class Greedy(nn.Module):
+    """Finds nothing, and asks for a terabyte for an image that begins with a magenta pixel."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if bool(image[0, 0, 0] > 180) and bool(image[1, 0, 0] < 90) and bool(image[2, 0, 0] > 180):
+            return torch.zeros((1 << 40, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
+        return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
+
+
 class OnlyScores(nn.Module):
     """Has another signature."""
 

@@ -1,0 +1,137 @@
+"""A detector's file in a child process: the file is somebody's code, and may hang, crash or use up the memory."""
+
+import functools
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import SegmintError, last_line
+from segmint.model.detectors.detection import FILE_SCORE, Detection, Detector, Kind, Pixels
+from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
+
+TIMEOUT_S = 120.0
+"""For one search of an image or of a tile; the first one also loads the file."""
+MOST_LATE = 3
+"""Searches in a row that may be late; then the detector is not run again."""
+MEMORY = 4 << 30
+"""Bytes that one search may take in the child, on a CPU (Linux)."""
+
+_MOST_TASKS = 10_000
+_TRIED_SIDE = 256  # pixels
+
+
+class DetectorFailedError(SegmintError):
+    """A detector's file did not search an image. The message says why."""
+
+
+class NotLoadedError(DetectorFailedError, ValueError):
+    """A detector's file cannot be loaded."""
+
+
+class IsolatedDetector:
+    """A `TorchScriptDetector` in a child process with a deadline; its detections are the same. Thread-safe.
+
+    The child starts now, and loads the file with its first image. torch computes on one thread there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        score: float = FILE_SCORE,
+        device: str = "cpu",
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`score`: the lowest that counts; `timeout_s`: for one search."""
+        self.kind: Kind = kind
+        self.name = path.name
+        self.score = score
+        self._timeout_s = timeout_s
+        self._late = 0
+        self._children: Children[_Answer] = Children(
+            functools.partial(_build, path, kind, self.score, device),
+            timeout_s=timeout_s,
+            memory_limit=MEMORY if device == "cpu" else None,
+            max_tasks=_MOST_TASKS,
+        )
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+
+        Raises `NotLoadedError` if the file is not TorchScript, and `DetectorFailedError` for whatever it raises, if
+        its process dies, and if it is late twice. After three late searches in a row it is not run again.
+        """
+        if self._late >= MOST_LATE:
+            raise DetectorFailedError(
+                f"not run again: it took over {self._timeout_s:g} seconds {self._late} times in a row"
+            )
+        try:
+            answer = self._children.run(pickle.dumps(np.ascontiguousarray(image)))
+        except SuspectError as error:
+            if error.reason != Reason.TIMED_OUT:
+                raise DetectorFailedError(_deaths(error)) from None
+            self._late += 1
+            raise DetectorFailedError(f"not done within {self._timeout_s:g} seconds, twice") from None
+        self._late = 0
+        if isinstance(answer, DetectorFailedError):
+            raise answer
+        return answer
+
+    def try_out(self) -> None:
+        """Search a blank image; raises as `detect`."""
+        self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+
+    def close(self) -> None:
+        """End the child. May be called again."""
+        self._children.close()
+
+
+_Answer = list[Detection] | DetectorFailedError
+
+
+def load_isolated(path: Path, kind: Kind, score: float, device: str) -> IsolatedDetector:
+    """Load a detector that has already searched a build's images; raises `NotLoadedError` if it is not TorchScript."""
+    detector = IsolatedDetector(path, kind, score, device)
+    try:
+        detector.try_out()
+    except NotLoadedError:
+        detector.close()
+        raise
+    except DetectorFailedError:
+        pass  # a blank image need not suit it
+    return detector
+
+
+def _deaths(error: SuspectError) -> str:
+    if error.reason == Reason.OUT_OF_MEMORY:
+        return f"needs more than the {MEMORY >> 30} GiB of memory that a search may take"
+    return "its process died, twice"
+
+
+def _build(path: Path, kind: Kind, score: float, device: str) -> Worker[_Answer]:
+    """Build what the child does with an image; the first image loads the file, so that a deadline covers that."""
+
+    @functools.cache
+    def load() -> Detector:
+        import torch
+
+        from segmint.model.detectors.torchscript import TorchScriptDetector
+
+        torch.set_num_threads(1)  # as in a build: a sum on another number of threads has other bits
+        return TorchScriptDetector(path, kind, score, device)
+
+    def search(data: bytes) -> _Answer:
+        try:
+            detector = load()
+        except (RuntimeError, ValueError) as error:
+            return NotLoadedError(str(error))
+        try:
+            return detector.detect(pickle.loads(data))  # the image comes from the parent
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return DetectorFailedError(last_line(error))
+
+    return search

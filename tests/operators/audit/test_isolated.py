@@ -1,0 +1,64 @@
+"""A detector's file runs in a child: it finds the same, and a hang, a death or any exception is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmint.model.detectors.torchscript import TorchScriptDetector
+from segmint.operators.audit import isolated
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, load_isolated
+from tests.support.torchscript import MAGENTA, Failing, Greedy, Hanging, Magenta, saved, spot
+
+BLANK = np.zeros((60, 80, 3), np.uint8)
+
+
+def marked(image: np.ndarray) -> np.ndarray:
+    """The image with a first pixel that the modules know."""
+    image = image.copy()
+    image[0, 0] = MAGENTA
+    return image
+
+
+def test_it_finds_what_the_file_finds_in_this_process(tmp_path: Path) -> None:
+    path = saved(Magenta(least=4), tmp_path / "spot.pt")
+    image = spot(BLANK, 30, 20, 12)
+    there, here = IsolatedDetector(path, "face"), TorchScriptDetector(path, "face")
+    assert (there.name, there.kind, there.score) == (here.name, here.kind, here.score)
+    assert there.detect(image) == here.detect(image) != []
+
+
+def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = IsolatedDetector(saved(Hanging(), tmp_path / "hanging.pt"), "face", timeout_s=60)
+
+    def hang() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(detector._children, "_timeout_s", 0.3)
+            with pytest.raises(DetectorFailedError, match=r"^not done within 60 seconds, twice$"):
+                detector.detect(marked(BLANK))
+
+    hang()
+    assert detector.detect(BLANK) == []
+    monkeypatch.setattr(isolated, "MOST_LATE", 1)
+    assert detector.detect(BLANK) == []  # the search before this one was not late
+    hang()
+    with pytest.raises(DetectorFailedError, match=r"^not run again: it took over 60 seconds 1 times in a row$"):
+        detector.detect(BLANK)
+
+
+def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
+    failing = load_isolated(saved(Failing(), tmp_path / "failing.pt"), "face", 0.9, "cpu")
+    with pytest.raises(DetectorFailedError, match="only squares"):
+        failing.detect(BLANK)
+    greedy = load_isolated(saved(Greedy(), tmp_path / "greedy.pt"), "face", 0.9, "cpu")
+    with pytest.raises(DetectorFailedError, match=r"^needs more than the 4 GiB of memory that a search may take$"):
+        greedy.detect(marked(BLANK))
+    assert greedy.detect(BLANK) == []
+
+
+def test_a_file_that_is_not_torchscript_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("not a module")
+    with pytest.raises(ValueError, match="PytorchStreamReader"):
+        load_isolated(tmp_path / "text.pt", "face", 0.9, "cpu")
