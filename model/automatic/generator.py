@@ -1,6 +1,7 @@
 """Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,22 @@ from segmint.model.automatic.workers import Workers
 from segmint.model.sam.batch_encoder import MAX_BATCH
 from segmint.model.sam.predictor import Embedding, Predictor
 
-__all__ = ["Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
+__all__ = ["Found", "Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the model found in one image, before masks of different crops are compared and cleaned.
+
+    Attributes:
+        candidates: the masks of all crops after NMS within each, crop by crop; all on the host.
+        funnel: the counts up to `after_nms1`.
+        frame_size: (height, width) of the image, in pixels.
+    """
+
+    candidates: Candidates
+    funnel: Funnel
+    frame_size: tuple[int, int]
 
 
 class MaskGenerator:
@@ -43,9 +59,13 @@ class MaskGenerator:
         self.crops_per_batch = crops_per_batch
         self.settings = MaskSettings.sa1b() if settings is None else settings
 
-    @torch.inference_mode()
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Generated:
-        """Masks of one image, in its frame.
+        """Masks of one image, in its frame: `finish` of what `find` finds. Raises what `find` raises."""
+        return self.finish(self.find(image, original))
+
+    @torch.inference_mode()
+    def find(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Found:
+        """The candidates of one image's crops, on the host: all the work of the model and its device.
 
         Args:
             image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and
@@ -70,10 +90,16 @@ class MaskGenerator:
             found, counts = self._process_crop(crop, embedding, frame_size)
             parts.append(found)
             funnel += counts
-        device = self.predictor.sam.device
-        candidates = suppress_across_crops(concatenate(parts), settings, device)
-        written, counts = clean_up(candidates, frame_size, settings, device)
-        return Generated(to_records(written, frame_size), funnel + counts)
+        return Found(concatenate(parts), funnel, frame_size)
+
+    def finish(self, found: Found) -> Generated:
+        """The masks of `find`'s candidates: NMS across crops, clean-up and run lengths.
+
+        Works on the host alone, without torch, so that another thread can do it while the device has the next image.
+        """
+        candidates = suppress_across_crops(found.candidates, self.settings)
+        written, counts = clean_up(candidates, found.frame_size, self.settings)
+        return Generated(to_records(written, found.frame_size), found.funnel + counts)
 
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
@@ -111,23 +137,19 @@ class MaskGenerator:
         return candidates, funnel + Funnel(after_nms1=len(candidates))
 
 
-def suppress_across_crops(
-    candidates: Candidates, settings: MaskSettings, device: torch.device | None = None
-) -> Candidates:
+def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Candidates:
     """NMS among the masks of all crops, preferring smaller crops; no masks are suppressed without crops."""
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
     areas = ((x1 - x0) * (y1 - y0)).astype(np.float32)
-    return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh, device))
+    return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
 
 
-def clean_up(
-    candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings, device: torch.device | None = None
-) -> tuple[Candidates, Funnel]:
+def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings) -> tuple[Candidates, Funnel]:
     """Fill small holes and remove small islands, then suppress new duplicates; count from `after_nms2` to the end.
 
-    OpenCV finds connected components on the host, whatever the device, in windows made from the masks' runs.
+    OpenCV finds connected components in windows around the masks.
     Masks that clean-up did not change come first and win over those that it changed; scores do not change.
     """
     if settings.min_mask_region_area == 0:
@@ -150,7 +172,7 @@ def clean_up(
     untouched[list(changed)] = 0
     left = np.setdiff1d(np.arange(len(candidates)), dropped)
     kept = candidates.with_patches(changed).take(left)
-    kept = kept.take(nms(kept.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh), device))
+    kept = kept.take(nms(kept.boxes, untouched[left], max(settings.box_nms_thresh, settings.crop_nms_thresh)))
     return kept, Funnel(
         after_nms2=len(candidates),
         cleaned=cleaned,

@@ -247,6 +247,18 @@ def test_crops_encoded_together_give_the_masks_of_each_alone(predictor: Predicto
         assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-3)
 
 
+def test_images_that_are_finished_later_and_in_another_order_have_the_same_masks(
+    predictor: Predictor, coffee: np.ndarray, astronaut: np.ndarray
+) -> None:
+    images = [smaller(coffee, 200), smaller(astronaut, 100)]
+    maker = MaskGenerator(predictor, MaskSettings.sa1b(**KEYS))
+    expected = [maker.generate(image) for image in images]
+    found = [maker.find(image) for image in images]
+    finished = [maker.finish(found[1]), maker.finish(found[0])]
+    assert finished == expected[::-1]
+    assert min(len(one.records) for one in expected) > 0
+
+
 @pytest.mark.parametrize("crops", [0, 65])
 def test_a_batch_of_crops_that_cannot_be_is_refused(predictor: Predictor, crops: int) -> None:
     with pytest.raises(ValueError, match=f"crops_per_batch is {crops}: expected 1 to 64"):
@@ -268,7 +280,6 @@ def test_the_way_of_accelerators_finds_the_same_records(
         return nms_on_device(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
 
     monkeypatch.setattr(generator, "upscaling_of", lambda _, embedding: TiledUpscaling(embedding, 1024))
-    monkeypatch.setattr(generator, "nms", suppress)
     monkeypatch.setattr(proposals, "nms", suppress)
 
     generated = MaskGenerator(predictor, settings).generate(image)
