@@ -15,9 +15,6 @@ Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
 Pixels = NDArray[np.uint8]
 
-FILE_SCORE = 0.9
-"""The lowest score that counts for a detector that is a file, unless another one is asked for."""
-
 
 @dataclass(frozen=True)
 class Detection:

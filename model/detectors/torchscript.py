@@ -1,56 +1,121 @@
-"""Detectors delivered as TorchScript, with the interface of EgoBlur's first generation.
+"""Detectors delivered as TorchScript, with the interface of EgoBlur's first or second generation.
 
-EgoBlur: Raina et al. 2023, arXiv 2308.13093.
+EgoBlur: Raina et al. 2023, arXiv 2308.13093; https://github.com/facebookresearch/EgoBlur.
 """
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from segmint.model.detectors.detection import FILE_SCORE, Detection, Kind, Pixels, by_score, merge
+# Modules with NMS or RoIAlign call torchvision's operators, which exist once it is imported.
+import torchvision  # noqa: F401
+from PIL import Image
+from torch import Tensor
+
+from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, by_score, merge
+
+SECOND_SIDE = 1200
+"""Longer side of the image that a module of the second generation searches, pixels."""
+
+_FIRST_SCORE = 0.9
+_SECOND_SCORES: dict[Kind, float] = {"face": 0.67416, "plate": 0.74475}  # EgoBlur's own, for RGB cameras
+_SECOND_LABELS: dict[Kind, int] = {"face": 0, "plate": 1}
 
 
 class TorchScriptDetector:
-    """A TorchScript module: one BGR image (3, H, W) uint8 in; boxes, labels, scores and sizes out.
+    """A TorchScript module that finds boxes in one BGR image, uint8.
 
-    Boxes are (N, 4) x0, y0, x1, y1 in pixels of that image, scores (N,); labels and sizes are not read. Overlapping
-    boxes are merged here, because such modules are exported without their final NMS.
+    First generation: the module takes the image (3, H, W) and returns boxes, labels, scores and sizes. Boxes are (N, 4)
+    x0, y0, x1, y1 in pixels of that image, scores (N,); labels and sizes are not read.
+
+    Second generation: the module has a method `inference`, which takes [{"image": the image (3, h, w)}] and returns a
+    list of one object: `image_size` is (h, w), and `pred_boxes.tensor`, `scores` and, if it has them, `pred_classes`
+    are those of detectron2's `Instances`. The image is resized so that its longer side is 1200 pixels; of several
+    classes, 0 is a face and 1 a plate.
+
+    Overlapping boxes are merged here, because such modules are exported without their final NMS.
     """
 
-    def __init__(self, path: Path, kind: Kind, score: float = FILE_SCORE, device: str = "cpu") -> None:
-        """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one."""
+    def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
+        """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one.
+
+        `score`: the lowest that counts; default 0.9, and for the second generation 0.67416 for faces and 0.74475 for
+        plates.
+        """
         self.kind: Kind = kind
         self.name = path.name
-        self.score = score
         self._device = torch.device(device)
-        self._module = torch.jit.load(path, map_location=self._device).eval()  # type: ignore[no-untyped-call]
+        self._module: Any = torch.jit.load(path, map_location=self._device).eval()  # type: ignore[no-untyped-call]
+        self._is_second = hasattr(self._module, "inference")
+        default = _SECOND_SCORES[kind] if self._is_second else _FIRST_SCORE
+        self.score = default if score is None else score
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
 
         Raises ValueError when the module's output does not have the expected form.
         """
-        bgr = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
         # The optimizing executor may compute the first calls differently from later ones.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            answer = self._module(bgr.to(self._device))
-        boxes, scores = self._boxes_and_scores(answer)
+            boxes, scores = self._second(image) if self._is_second else self._first(image)
         found = [
-            Detection(self.kind, round(score, 4), (x0, y0, x1, y1), None, self.name)
-            for (x0, y0, x1, y1), score in zip(boxes, scores, strict=True)
-            if score >= self.score and all(map(math.isfinite, (x0, y0, x1, y1)))
+            Detection(self.kind, round(score, 4), box, None, self.name)
+            for box, score in zip(boxes, scores, strict=True)
+            if score >= self.score and all(map(math.isfinite, box))
         ]
         return merge(by_score(found))
 
-    def _boxes_and_scores(self, answer: object) -> tuple[list[list[float]], list[float]]:
+    def _first(self, image: Pixels) -> tuple[list[Box], list[float]]:
+        answer = self._module(self._bgr(image))
         expected = f"{self.name}: expected (boxes (N, 4), labels, scores (N,), sizes) from the TorchScript module"
         if not isinstance(answer, tuple | list) or len(answer) != 4:
             raise ValueError(f"{expected}, got {type(answer).__name__}")
         boxes, _, scores, _ = answer
-        if not isinstance(boxes, torch.Tensor) or not isinstance(scores, torch.Tensor):
-            raise ValueError(f"{expected}, got {type(boxes).__name__} and {type(scores).__name__}")
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
-            raise ValueError(f"{expected}, got boxes {tuple(boxes.shape)} and scores {tuple(scores.shape)}")
-        return boxes.double().cpu().tolist(), scores.double().cpu().tolist()
+        return _checked(boxes, scores, expected)
+
+    def _second(self, image: Pixels) -> tuple[list[Box], list[float]]:
+        height, width = image.shape[:2]
+        shrunk = _fitted(image)
+        answer = self._module.inference([{"image": self._bgr(shrunk)}], do_postprocess=False)
+        expected = (
+            f"{self.name}: expected one object with pred_boxes.tensor (N, 4), scores (N,) and perhaps pred_classes "
+            "(N,) from the TorchScript module's inference"
+        )
+        if not isinstance(answer, tuple | list) or len(answer) != 1:
+            raise ValueError(f"{expected}, got {type(answer).__name__}")
+        # An attribute with a leading underscore is None where the property of that name would raise.
+        boxes, scores, classes = (
+            getattr(answer[0], f"_{name}", None) for name in ("pred_boxes", "scores", "pred_classes")
+        )
+        found, scores_of = _checked(getattr(boxes, "tensor", None), scores, expected)
+        kept = list(range(len(found)))
+        if isinstance(classes, Tensor):
+            if classes.shape != (len(found),):
+                raise ValueError(f"{expected}, got pred_classes {tuple(classes.shape)}")
+            labels = classes.tolist()
+            kept = [index for index in kept if labels[index] == _SECOND_LABELS[self.kind]]
+        across, down = width / shrunk.shape[1], height / shrunk.shape[0]
+        scaled = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in found]
+        return [scaled[index] for index in kept], [scores_of[index] for index in kept]
+
+    def _bgr(self, image: Pixels) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).to(self._device)
+
+
+def _fitted(image: Pixels) -> Pixels:
+    """The image at the size that the second generation searches, by Pillow's bilinear filter."""
+    height, width = image.shape[:2]
+    scale = SECOND_SIDE / max(height, width)
+    size = max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.uint8)
+
+
+def _checked(boxes: object, scores: object, expected: str) -> tuple[list[Box], list[float]]:
+    if not isinstance(boxes, Tensor) or not isinstance(scores, Tensor):
+        raise ValueError(f"{expected}, got {type(boxes).__name__} and {type(scores).__name__}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
+        raise ValueError(f"{expected}, got boxes {tuple(boxes.shape)} and scores {tuple(scores.shape)}")
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.double().cpu().tolist()], scores.double().cpu().tolist()

@@ -82,8 +82,8 @@ class GivenDetector:
                 f"{self}: the file differs between the machines of this audit: expected SHA-256 {self.sha256}, found "
                 f"{sha256_of(path)}. Put the same file on each, or name one in a bucket"
             )
-        detector = IsolatedDetector(path, self.kind, device=device)
         try:
+            detector = IsolatedDetector(path, self.kind, device=device)
             detector.try_out()
         except NotLoadedError as error:
             raise UsageError(f"{self}: {path} cannot be loaded as TorchScript on {device}: {error}") from error

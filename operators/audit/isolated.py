@@ -3,12 +3,13 @@
 import functools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import SegmintError, last_line
-from segmint.model.detectors.detection import FILE_SCORE, Detection, Detector, Kind, Pixels
+from segmint.model.detectors.detection import Detection, Detector, Kind, Pixels
 from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
 
 TIMEOUT_S = 120.0
@@ -20,6 +21,8 @@ MEMORY = 4 << 30
 
 _MOST_TASKS = 10_000
 _TRIED_SIDE = 256  # pixels
+_LOAD = b""
+"""Loads the file, and returns the score."""
 
 
 class DetectorFailedError(SegmintError):
@@ -33,42 +36,61 @@ class NotLoadedError(DetectorFailedError, ValueError):
 class IsolatedDetector:
     """A `TorchScriptDetector` in a child process with a deadline; its detections are the same. Thread-safe.
 
-    The child starts now, and loads the file with its first image. torch computes on one thread there.
+    torch computes on one thread there.
     """
 
     def __init__(
         self,
         path: Path,
         kind: Kind,
-        score: float = FILE_SCORE,
+        score: float | None = None,
         device: str = "cpu",
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`score`: the lowest that counts; `timeout_s`: for one search."""
+        """Start the child and load the file; raises `NotLoadedError`.
+
+        `score`: the lowest that counts (default: that of `TorchScriptDetector`); `timeout_s`: for one search.
+        """
         self.kind: Kind = kind
         self.name = path.name
-        self.score = score
         self._timeout_s = timeout_s
         self._late = 0
-        self._children: Children[_Answer] = Children(
-            functools.partial(_build, path, kind, self.score, device),
+        self._children: Children[list[Detection] | float | DetectorFailedError] = Children(
+            functools.partial(_build, path, kind, score, device),
             timeout_s=timeout_s,
             memory_limit=MEMORY if device == "cpu" else None,
             max_tasks=_MOST_TASKS,
         )
+        try:
+            self.score = float(self._ask(_LOAD))
+        except DetectorFailedError as error:
+            self.close()
+            raise NotLoadedError(str(error)) from None
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
 
-        Raises `NotLoadedError` if the file is not TorchScript, and `DetectorFailedError` for whatever it raises, if
-        its process dies, and if it is late twice. After three late searches in a row it is not run again.
+        Raises `DetectorFailedError` for whatever the file raises, if its process dies, and if it is late twice. After
+        three late searches in a row it is not run again.
         """
+        found: list[Detection] = self._ask(pickle.dumps(np.ascontiguousarray(image)))
+        return found
+
+    def try_out(self) -> None:
+        """Search a blank image; raises as `detect`."""
+        self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+
+    def close(self) -> None:
+        """End the child. May be called again."""
+        self._children.close()
+
+    def _ask(self, data: bytes) -> Any:
         if self._late >= MOST_LATE:
             raise DetectorFailedError(
                 f"not run again: it took over {self._timeout_s:g} seconds {self._late} times in a row"
             )
         try:
-            answer = self._children.run(pickle.dumps(np.ascontiguousarray(image)))
+            answer = self._children.run(data)
         except SuspectError as error:
             if error.reason != Reason.TIMED_OUT:
                 raise DetectorFailedError(_deaths(error)) from None
@@ -79,30 +101,6 @@ class IsolatedDetector:
             raise answer
         return answer
 
-    def try_out(self) -> None:
-        """Search a blank image; raises as `detect`."""
-        self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
-
-    def close(self) -> None:
-        """End the child. May be called again."""
-        self._children.close()
-
-
-_Answer = list[Detection] | DetectorFailedError
-
-
-def load_isolated(path: Path, kind: Kind, score: float, device: str) -> IsolatedDetector:
-    """Load a detector that has already searched a build's images; raises `NotLoadedError` if it is not TorchScript."""
-    detector = IsolatedDetector(path, kind, score, device)
-    try:
-        detector.try_out()
-    except NotLoadedError:
-        detector.close()
-        raise
-    except DetectorFailedError:
-        pass  # a blank image need not suit it
-    return detector
-
 
 def _deaths(error: SuspectError) -> str:
     if error.reason == Reason.OUT_OF_MEMORY:
@@ -110,8 +108,10 @@ def _deaths(error: SuspectError) -> str:
     return "its process died, twice"
 
 
-def _build(path: Path, kind: Kind, score: float, device: str) -> Worker[_Answer]:
-    """Build what the child does with an image; the first image loads the file, so that a deadline covers that."""
+def _build(
+    path: Path, kind: Kind, score: float | None, device: str
+) -> Worker[list[Detection] | float | DetectorFailedError]:
+    """Build what the child does with an image; loading is a task, too, so that a deadline covers it."""
 
     @functools.cache
     def load() -> Detector:
@@ -122,11 +122,13 @@ def _build(path: Path, kind: Kind, score: float, device: str) -> Worker[_Answer]
         torch.set_num_threads(1)  # as in a build: a sum on another number of threads has other bits
         return TorchScriptDetector(path, kind, score, device)
 
-    def search(data: bytes) -> _Answer:
+    def search(data: bytes) -> list[Detection] | float | DetectorFailedError:
         try:
             detector = load()
         except (RuntimeError, ValueError) as error:
             return NotLoadedError(str(error))
+        if data == _LOAD:
+            return detector.score
         try:
             return detector.detect(pickle.loads(data))  # the image comes from the parent
         except Exception as error:

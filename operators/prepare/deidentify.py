@@ -16,7 +16,7 @@ from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import redact
-from segmint.model.detectors.detection import FILE_SCORE, Detection, Detector, Kind, bounds, iou
+from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import Network, PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
@@ -70,7 +70,7 @@ class _DetectorConfig(BaseModel):
 class FacesConfig(_DetectorConfig):
     """How faces are detected.
 
-    `score`: the lowest score that counts; default 0.7 for mtcnn, 0.9 for a TorchScript file.
+    `score`: the lowest score that counts; default 0.7 for mtcnn; a TorchScript file's see `TorchScriptDetector`.
     """
 
     bundled = "mtcnn"
@@ -81,7 +81,7 @@ class FacesConfig(_DetectorConfig):
 class PlatesConfig(_DetectorConfig):
     """How plates are detected.
 
-    `score`: the lowest score that counts; default 0.5 for clp, 0.9 for a TorchScript file.
+    `score`: the lowest score that counts; default 0.5 for clp; a TorchScript file's see `TorchScriptDetector`.
     """
 
     bundled = "clp"
@@ -203,8 +203,8 @@ def _is_short_of_memory(error: Exception) -> bool:
 
 
 Resolve = Callable[[str], Path]
-LoadFile = Callable[[Path, Kind, float, str], Detector]
-"""Loads a TorchScript file: its path, what it finds, the lowest score that counts, and torch's device."""
+LoadFile = Callable[[Path, Kind, float | None, str], Detector]
+"""Loads a TorchScript file: its path, what it finds, the lowest score that counts or None, and torch's device."""
 
 
 def build_detectors(
@@ -284,6 +284,6 @@ def _torchscript(
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from error
     try:
-        return load(path, kind, FILE_SCORE if config.score is None else config.score, device)
+        return load(path, kind, config.score, device)
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"{key}: {path} cannot be loaded as TorchScript on {device}: {error}") from error

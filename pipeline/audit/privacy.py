@@ -19,7 +19,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
 from segmint.operators.audit.detectors import GivenDetector, distinct_names
-from segmint.operators.audit.isolated import DetectorFailedError, load_isolated
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
 from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors, is_detector_file
@@ -304,7 +304,7 @@ def _detectors_of(
         device,
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,
-        load_file=load_isolated,
+        load_file=IsolatedDetector,
     )
 
 

@@ -62,6 +62,53 @@ class Greedy(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
+class Twice(nn.Module):
+    """Finds the whole image twice, and keeps one by torchvision's NMS."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        box = torch.tensor([0, 0, image.shape[2], image.shape[1]], dtype=torch.float32)
+        boxes, scores = torch.stack([box, box]), torch.tensor([0.96, 0.95])
+        kept = torch.ops.torchvision.nms(boxes, scores, 0.5)
+        return boxes[kept], torch.zeros(len(kept), dtype=torch.int64), scores[kept], torch.zeros(2)
+
+
+@torch.jit.script
+class Boxes:
+    """As detectron2 exports it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@torch.jit.script
+class Instances:
+    """As detectron2 exports it: a field that is not there is None with an underscore, and raises without."""
+
+    def __init__(self, image_size: tuple[int, int], boxes: Boxes, scores: Tensor, classes: Tensor) -> None:
+        self.image_size = image_size
+        self._pred_boxes = torch.jit.annotate(Boxes | None, boxes)
+        self._scores = torch.jit.annotate(Tensor | None, scores)
+        self._pred_classes = torch.jit.annotate(Tensor | None, classes)
+
+
+class SecondGeneration(nn.Module):
+    """The interface of EgoBlur's second generation: a face around the magenta pixels, and a plate beside it.
+
+    Fails if the longer side of the image is not 1200 pixels.
+    """
+
+    @torch.jit.export
+    def inference(self, batched_inputs: list[dict[str, Tensor]], do_postprocess: bool = True) -> list[Instances]:
+        image = batched_inputs[0]["image"]
+        if do_postprocess or max(image.shape[1], image.shape[2]) != 1200:
+            raise RuntimeError("only 1200 pixels, and no post-processing")
+        ys, xs = torch.where((image[0] > 180) & (image[1] < 90) & (image[2] > 180))
+        x0, y0, x1, y1 = float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
+        boxes = torch.tensor([[x0, y0, x1, y1], [x0, y0, x1, y1], [x1, y0, x1 + 90, y1]])
+        scores, classes = torch.tensor([0.7, 0.69, 0.8]), torch.tensor([0, 0, 1])
+        return [Instances((image.shape[1], image.shape[2]), Boxes(boxes), scores, classes)]
+
+
 class OnlyScores(nn.Module):
     """Has another signature."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmint.model.detectors.torchscript import TorchScriptDetector
+from tests.support import torchscript as shared
 
 
 class RedSpot(nn.Module):
@@ -60,6 +61,19 @@ def test_a_module_of_another_signature_is_named(tmp_path: Path) -> None:
     detector = TorchScriptDetector(saved(OnlyBoxes(), tmp_path / "odd.pt"), "face")
     with pytest.raises(ValueError, match=r"odd\.pt: expected \(boxes"):
         detector.detect(np.zeros((20, 20, 3), np.uint8))
+
+
+def test_a_module_of_the_second_generation_searches_1200_pixels_and_has_two_classes(tmp_path: Path) -> None:
+    path = shared.saved(shared.SecondGeneration(), tmp_path / "ego2.jit")
+    image = shared.spot(np.zeros((300, 200, 3), np.uint8), 40, 80, 30)
+    faces, plates = TorchScriptDetector(path, "face"), TorchScriptDetector(path, "plate")
+    assert (faces.score, plates.score) == (0.67416, 0.74475)
+    (face,) = faces.detect(image)
+    assert (face.score, face.kind) == (0.7, "face")
+    assert face.box == pytest.approx((40, 80, 70, 110), abs=0.5)
+    (plate,) = plates.detect(image)
+    assert (plate.score, plate.box[0]) == (0.8, face.box[2])
+    assert TorchScriptDetector(path, "face", score=0.71).detect(image) == []
 
 
 def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:

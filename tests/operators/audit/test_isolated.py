@@ -7,8 +7,8 @@ import pytest
 
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.operators.audit import isolated
-from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, load_isolated
-from tests.support.torchscript import MAGENTA, Failing, Greedy, Hanging, Magenta, saved, spot
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+from tests.support.torchscript import MAGENTA, Failing, Greedy, Hanging, Magenta, Twice, saved, spot
 
 BLANK = np.zeros((60, 80, 3), np.uint8)
 
@@ -48,11 +48,17 @@ def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again
         detector.detect(BLANK)
 
 
+def test_a_file_with_operators_of_torchvision_runs_where_nothing_else_imports_it(tmp_path: Path) -> None:
+    detector = IsolatedDetector(saved(Twice(), tmp_path / "nms.pt"), "plate")
+    (found,) = detector.detect(BLANK)
+    assert (found.score, found.box) == (0.96, (0, 0, 80, 60))
+
+
 def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
-    failing = load_isolated(saved(Failing(), tmp_path / "failing.pt"), "face", 0.9, "cpu")
+    failing = IsolatedDetector(saved(Failing(), tmp_path / "failing.pt"), "face")
     with pytest.raises(DetectorFailedError, match="only squares"):
         failing.detect(BLANK)
-    greedy = load_isolated(saved(Greedy(), tmp_path / "greedy.pt"), "face", 0.9, "cpu")
+    greedy = IsolatedDetector(saved(Greedy(), tmp_path / "greedy.pt"), "face")
     with pytest.raises(DetectorFailedError, match=r"^needs more than the 4 GiB of memory that a search may take$"):
         greedy.detect(marked(BLANK))
     assert greedy.detect(BLANK) == []
@@ -60,5 +66,5 @@ def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_torchscript_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not a module")
-    with pytest.raises(ValueError, match="PytorchStreamReader"):
-        load_isolated(tmp_path / "text.pt", "face", 0.9, "cpu")
+    with pytest.raises(NotLoadedError, match="PytorchStreamReader"):
+        IsolatedDetector(tmp_path / "text.pt", "face")
