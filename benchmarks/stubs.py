@@ -7,17 +7,16 @@ recorded in the ledger, converted to tables and back as in any build.
 import functools
 import io
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from segmint.infra.deadline import Deadline
 from segmint.model.automatic.rle import encode
 from segmint.operators.prepare.prepare import Prepare, Prepared
 from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
@@ -45,15 +44,18 @@ class StubbedSegment(Segment):
         report_peak: Callable[[float], None] | None = None,
         ledger: Any = None,
         timeout_s: float | None = None,
+        threads: HostThreads | None = None,
     ) -> None:
-        self._device = settings.numerics.device
-        self._ledger = ledger
-        self._deadline = Deadline(timeout_s)
-        self._one_at_a_time = threading.Lock()
+        self._set_up(settings.numerics.device, ledger, timeout_s, threads)
 
-    def _segment_row(self, row: Row) -> Row:
-        with self._one_at_a_time, self._deadline.running():
-            return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, MASKS)}
+    def _decode(self, row: Row) -> Any:
+        return None
+
+    def _find(self, images: Any) -> Any:
+        return None
+
+    def _finish(self, row: Row, found: Any) -> Row:
+        return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, MASKS)}
 
 
 def released(ordinal: int) -> bytes:

@@ -1,15 +1,17 @@
-"""A ledger of the row that each worker is processing, so that it is known which row a worker died with.
+"""A ledger of the rows that each worker is processing, so that it is known which rows a worker died with.
 
-A worker records a row before it starts it, and waits for the answer; the row is done when the worker records the next
-one or ends its visit. Ray runs the block of a dead worker again, and a row that starts there a second time without
-being done is a suspect: it is barred for the rest of the window, and the rows around it go on. The ledger is an actor
-on the driver's node. Imports only Ray: the actor starts without the model.
+A worker may have several rows in flight. It records a row before it starts it, and waits for the answer; that the row
+is done is recorded with the next one that starts in the worker, or with the end of the row's visit. Ray runs the blocks
+of a dead worker again, and a row that starts there a second time without being done was in flight when its worker died.
+If it was the only one there, it is a suspect: it is barred for the rest of the window, and the rows around it go on.
+If there were others, each of them is run again with no other row in flight in its worker; one that dies then is the
+only one. The ledger is an actor on the driver's node. Imports only Ray: the actor starts without the model.
 """
 
-import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.exceptions
@@ -18,8 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
-MAX_SUSPECTS = 8
-"""The number of suspects that ends a window: the cause may be the machines, and each death costs a worker's start."""
+MAX_DEATHS = 8
+"""The number of workers' deaths that ends a window: the cause may be the machines, and each costs a worker's start."""
 
 EXIT_S = 60.0
 """Seconds within which an exiting worker must be gone. Ray's exit handler may hang in a process that has called an
@@ -29,6 +31,7 @@ TIMEOUT_S = 60.0
 """Seconds that a worker or the driver waits for the actor that keeps the ledger."""
 
 _SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a separate worker"
+_ENDING = "the worker of this row is being ended"
 
 
 class BarredRowError(SegmintError):
@@ -36,23 +39,32 @@ class BarredRowError(SegmintError):
 
 
 class DeadlyWindowError(SegmintError):
-    """Too many images of one window ended their workers."""
+    """Too many workers died in one window."""
 
 
 class RowLedger:
     """The ledger of one window; created by the driver on its own node, and used from any process."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Iterable[int] = ()) -> None:
+        """`alone` are the ordinals of rows that are run alone from the start."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # One call a row would push all other tasks out of the last 100,000 that a cluster's control store keeps.
-        alone: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
-        self._book = ray.remote(**alone)(_Book).remote()
+        apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
+        self.__setstate__(ray.remote(**apart)(_Book).remote(frozenset(alone)))
+
+    def __getstate__(self) -> Any:
+        """The actor's handle: each process has its own turns."""
+        return self._book
+
+    def __setstate__(self, book: Any) -> None:
+        self._book = book
+        self._turns = _Turns()
 
     @contextmanager
     def visit(self) -> Iterator["Visit"]:
         """Process one block in this process. Raises `DeadlyWindowError` if the window has been ended."""
         exit_within(EXIT_S)
-        visit = Visit(self._book)
+        visit = Visit(self._book, self._turns)
         try:
             yield visit
         finally:
@@ -63,95 +75,193 @@ class RowLedger:
 
         Empty if the actor that keeps the ledger is gone: its node was the driver's.
         """
+        return self._read(self._book.suspects)
+
+    def alone(self) -> list[int]:
+        """Ordinals of the rows that are run alone: given at the start, or found together in a worker that died.
+
+        Empty if the actor that keeps the ledger is gone.
+        """
+        return self._read(self._book.alone)
+
+    def _read(self, method: Any) -> list[int]:
         try:
-            suspects: list[int] = ray.get(self._book.suspects.remote(), timeout=TIMEOUT_S)
+            ordinals: list[int] = ray.get(method.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
             return []
-        return suspects
+        return ordinals
 
 
 class Visit:
-    """The processing of one block in this process, one row at a time."""
+    """The processing of one block in this process; its rows may be in flight together, and with other visits'."""
 
-    def __init__(self, book: Any) -> None:
+    def __init__(self, book: Any, turns: "_Turns") -> None:
         self._book = book
-        node = ray.get_runtime_context().get_node_id()
-        number = ray.get(book.open.remote(node, os.getpid()), timeout=TIMEOUT_S)
+        self._turns = turns
+        context = ray.get_runtime_context()
+        number = ray.get(book.open.remote(context.get_node_id(), context.get_worker_id()), timeout=TIMEOUT_S)
         if number is None:
             raise DeadlyWindowError(
-                f"{MAX_SUSPECTS} images ended the workers that segmented them: these are tried alone before others are"
+                f"{MAX_DEATHS} times images ended the workers that segmented them: these images are tried alone "
+                "before others are"
             )
         self._number: int = number
 
     def begin(self, ordinal: int) -> None:
-        """Record that the previous row is done and this one starts; returns once that is confirmed.
+        """Record that a row starts; returns once that is confirmed. Call `leave` when the row is done.
 
-        Raises `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
+        A row that is run alone waits until no other row is in flight in this process, and keeps others waiting. Raises
+        `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
         """
-        why = ray.get(self._book.begin.remote(self._number, ordinal), timeout=TIMEOUT_S)
-        if why is not None:
-            raise BarredRowError(why)
+        if not self._enter(ordinal, alone=False):
+            self._enter(ordinal, alone=True)
 
-    def excuse(self, why: str) -> None:
-        """Record that this process ends, but not because of an image: its row is barred, and no row is a suspect."""
-        ray.get(self._book.excuse.remote(self._number, why), timeout=TIMEOUT_S)
+    def _enter(self, ordinal: int, *, alone: bool) -> bool:
+        """Record the row's start; False if it has not started, because it must be alone."""
+        self._turns.take(alone=alone)
+        started = False
+        try:
+            left = self._turns.done()
+            answer: _Answer = ray.get(self._book.begin.remote(self._number, ordinal, left, alone), timeout=TIMEOUT_S)
+            if answer.barred is not None:
+                raise BarredRowError(answer.barred)
+            started = answer.starts
+        finally:
+            if not started:
+                self._turns.give_back()
+        return started
+
+    def leave(self, ordinal: int) -> None:
+        """Note that a row is done, which is recorded with the next row of this process that starts. Does not wait."""
+        self._turns.give_back((self._number, ordinal))
+
+    def excuse(self, ordinal: int, why: str) -> None:
+        """Record that this process ends, but not because of an image: this row is barred, and no row is a suspect."""
+        ray.get(self._book.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
 
     def end(self) -> None:
         """Record that all rows of the block are done; does not wait."""
         self._book.end.remote(self._number)
 
 
+class _Turns:
+    """Which rows may be in flight in this process: any number, or a single one that must be alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._rows = 0
+        self._alone = False
+        self._waiting = 0  # rows that must be alone
+        self._done: list[tuple[int, int]] = []  # visit and ordinal of rows that are done, not recorded yet
+
+    def take(self, *, alone: bool) -> None:
+        """Wait for a turn."""
+        with self._changed:
+            if alone:
+                self._waiting += 1
+                self._changed.wait_for(lambda: self._rows == 0)
+                self._waiting -= 1
+            else:
+                self._changed.wait_for(lambda: not (self._alone or self._waiting))
+            self._rows += 1
+            self._alone = alone
+
+    def give_back(self, done: tuple[int, int] | None = None) -> None:
+        """End a turn; `done` is the visit and ordinal of a row that is done."""
+        with self._changed:
+            self._rows -= 1
+            self._alone = False
+            if done is not None:
+                self._done.append(done)
+            self._changed.notify_all()
+
+    def done(self) -> list[tuple[int, int]]:
+        """Take what is to be recorded."""
+        with self._changed:
+            done, self._done = self._done, []
+        return done
+
+
+class _Answer(NamedTuple):
+    """Whether a row starts, and if it must not in this window, why. If neither, it must be alone."""
+
+    starts: bool
+    barred: str | None = None
+
+
 class _Book:
     """The actor that keeps the ledger. A worker is a node and a process there."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Iterable[int] = ()) -> None:
         self._opened = 0
-        self._workers: dict[int, tuple[str, int]] = {}  # by visit
-        self._rows: dict[int, int] = {}  # the ordinal that a visit is processing
-        self._visits: dict[int, int] = {}  # the visit that an ordinal is in
+        self._workers: dict[int, tuple[str, str]] = {}  # by visit
+        self._visits: dict[int, int] = {}  # of the rows in flight, by ordinal
+        self._deaths = 0
+        self._alone = set(alone)
         self._suspects: list[int] = []
         self._barred: dict[int, str] = {}  # why, by ordinal
 
-    def open(self, node: str, process: int) -> int | None:
-        if len(self._suspects) >= MAX_SUSPECTS:
+    def open(self, node: str, process: str) -> int | None:
+        if self._deaths >= MAX_DEATHS:
             return None
         self._opened += 1
         self._workers[self._opened] = node, process
         return self._opened
 
-    def begin(self, visit: int, ordinal: int) -> str | None:
-        """Why the row is barred; None: it is not, and has started."""
-        self._leave(visit)
+    def begin(self, visit: int, ordinal: int, left: list[tuple[int, int]], alone: bool) -> _Answer:
+        for its_visit, row in left:
+            if self._visits.get(row) == its_visit:
+                del self._visits[row]
         earlier = self._visits.get(ordinal)
         if earlier is not None:  # that worker died: Ray never runs a block twice at a time
-            node, _ = self._workers[earlier]
-            self.end(earlier)
-            if _is_alive(node):
-                self._suspects.append(ordinal)
-                self._barred[ordinal] = _SUSPECT
+            self._died(earlier, asking=visit)
         why = self._barred.get(ordinal)
-        if why is None:
-            self._rows[visit] = ordinal
-            self._visits[ordinal] = visit
-        return why
+        if why is None and visit not in self._workers:
+            why = _ENDING
+        if why is not None:
+            return _Answer(starts=False, barred=why)
+        if ordinal in self._alone and not alone:
+            return _Answer(starts=False)
+        self._visits[ordinal] = visit
+        return _Answer(starts=True)
 
-    def excuse(self, visit: int, why: str) -> None:
-        self._barred[self._rows[visit]] = why
-        worker = self._workers[visit]
-        for other in [other for other, its_worker in self._workers.items() if its_worker == worker]:
-            self._leave(other)
+    def excuse(self, visit: int, ordinal: int, why: str) -> None:
+        if visit in self._workers:
+            self._barred[ordinal] = why
+            self._close(visit)
 
     def end(self, visit: int) -> None:
-        self._leave(visit)
         self._workers.pop(visit, None)
+        for row in [row for row, its_visit in self._visits.items() if its_visit == visit]:
+            del self._visits[row]
 
     def suspects(self) -> list[int]:
         return self._suspects
 
-    def _leave(self, visit: int) -> None:
-        ordinal = self._rows.pop(visit, None)
-        if ordinal is not None:
-            del self._visits[ordinal]
+    def alone(self) -> list[int]:
+        return sorted(self._alone)
+
+    def _died(self, visit: int, asking: int) -> None:
+        """Find out which rows the visit's worker died with; they count only if its node is alive."""
+        node, _ = self._workers[visit]
+        rows = self._close(visit, asking)
+        if not _is_alive(node):
+            return
+        self._deaths += 1
+        if len(rows) > 1:
+            self._alone.update(rows)
+            return
+        self._suspects += rows
+        self._barred |= dict.fromkeys(rows, _SUSPECT)
+
+    def _close(self, visit: int, asking: int | None = None) -> list[int]:
+        """End all visits of a visit's worker but the one that is asking; return the rows that were in flight there."""
+        worker = self._workers[visit]
+        visits = [one for one, its_worker in self._workers.items() if its_worker == worker and one != asking]
+        rows = [row for row, its_visit in self._visits.items() if its_visit in visits]
+        for one in visits:
+            self.end(one)
+        return rows
 
 
 def _is_alive(node_id: str) -> bool:

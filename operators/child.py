@@ -242,7 +242,7 @@ def _work(data: bytes) -> Any:
         raise
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, by the messages of Python, NumPy and Pillow, torch, ONNX or OpenCV."""
     text = str(error)
     return isinstance(error, MemoryError) or any(

@@ -10,6 +10,7 @@ A row is in one of three states, given by four columns that every stage carries:
 Later stages pass rejected and faulted rows through with nulls in the columns that they add.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,20 +105,23 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
-    """Apply `operator` to each live row, in order; return every row, with exactly `schema`.
+def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
+    """Return what `process` makes of a row: the row that it returns, or the given one, rejected or faulted.
 
     A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict: it
     becomes a faulted row, which costs its own shard and not the run.
     """
-    rows: list[Row] = []
-    for row in to_rows(table, stage):
-        if is_live(row):
-            try:
-                row = operator(row)
-            except RejectedError as verdict:
-                row = rejected(row, stage, verdict)
-            except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
-                row = faulted(row, stage, error)
-        rows.append(row)
+    try:
+        return process()
+    except RejectedError as verdict:
+        return rejected(row, stage, verdict)
+    except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
+        return faulted(row, stage, error)
+
+
+def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
+    """Apply `operator` to each live row, in order, as `judged` does; return every row, with exactly `schema`."""
+    rows = [
+        judged(row, stage, functools.partial(operator, row)) if is_live(row) else row for row in to_rows(table, stage)
+    ]
     return gather(rows, stage, schema)

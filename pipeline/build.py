@@ -68,7 +68,13 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
         )
         .map_batches(
             Segment,
-            fn_constructor_args=(stages.segment, stages.report_peak, ledger, stages.segment_timeout_s),
+            fn_constructor_args=(
+                stages.segment,
+                stages.report_peak,
+                ledger,
+                stages.segment_timeout_s,
+                stages.segment_threads,
+            ),
             compute=stages.segment_pool.strategy(),
             num_cpus=stages.segment_pool.num_cpus,
             num_gpus=stages.segment_pool.num_gpus or None,

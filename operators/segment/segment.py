@@ -1,12 +1,13 @@
 """Segment: automatic mask generation for released images, in an actor that loads the model once."""
 
-import functools
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +22,21 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
-from segmint.operators.rows import Row, map_rows
+from segmint.operators.rows import Row, gather, is_live, judged, to_rows
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.numerics import Numerics, observe_numerics
+from segmint.operators.segment.overlap import HostThreads, Overlapped
 
 # Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import RowLedger, Visit
-    from segmint.model.automatic.generator import MaskGenerator
-    from segmint.model.automatic.records import MaskRecord
+    from segmint.model.automatic.generator import Found, MaskGenerator
+    from segmint.model.automatic.records import Generated, MaskRecord
+
+
+SWITCH_INTERVAL_S = 1e-4
+"""Seconds after which a thread of an overlapped actor passes Python's lock on, if another wants it. With Python's own 5
+ms the thread that owns the device could launch nothing for as long each time that another one takes the lock."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,11 @@ def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | 
     `image`, (H, W, 3) uint8 RGB, is the released image: all coordinates are in its pixels. `original`, in the same
     format, is the larger de-identified image that crops are cut from, if there is one.
     """
-    generated = generator.generate(image, original)
+    return mask_columns(generator.generate(image, original))
+
+
+def mask_columns(generated: "Generated") -> dict[str, Any]:
+    """Convert an image's masks to the columns `masks` and `funnel`."""
     counts = asdict(generated.funnel)
     return {
         "masks": [mask_row(record) for record in generated.records],
@@ -128,16 +139,16 @@ def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 
-def segment_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
-    """Call `segment_image`; if the GPU runs out of memory, empty the cache and retry. The results are the same."""
+def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> "Found":
+    """Call `generator.find`; if the GPU runs out of memory, empty the cache and retry. The results are the same."""
     import torch
 
     try:
-        return segment_image(generator, image, original)
+        return generator.find(image, original)
     except torch.OutOfMemoryError:
         pass  # retry outside this block, which keeps the tensors of the first try alive
     torch.cuda.empty_cache()
-    return segment_image(generator, image, original)
+    return generator.find(image, original)
 
 
 def check_count(masks: int) -> None:
@@ -163,11 +174,12 @@ def device_failure(device: str) -> str | None:
 class Segment:
     """The actor that Ray Data runs: a table of prepared rows in, the same rows with masks out.
 
-    Two calls may run at once (`max_concurrent_calls_per_actor=2`): one decodes while the other computes.
+    On a GPU, threads decode images, one thread owns the device, and threads finish masks, so that the device need not
+    wait for the host; calls may overlap, as many as `HostThreads.calls` says. On a CPU the caller's thread does it all.
     `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
     With a `ledger`, each row is recorded there before it is processed, and anything that makes this process unfit for
-    more rows ends it: an image that takes over `timeout_s` seconds to decode or to segment, running out of memory, a
-    broken GPU.
+    more rows ends it: an image that takes over `timeout_s` seconds to decode, to compute or to finish, running out of
+    memory, a broken GPU. `threads` are by default those of the device.
     """
 
     def __init__(
@@ -176,39 +188,94 @@ class Segment:
         report_peak: Callable[[float], None] | None = None,
         ledger: "RowLedger | None" = None,
         timeout_s: float | None = None,
+        threads: HostThreads | None = None,
     ) -> None:
-        self._device = settings.numerics.device
+        self._set_up(settings.numerics.device, ledger, timeout_s, threads)
         self.generator = load_generator(settings)
         if report_peak is not None:
             report_peak(measure_peak(settings.numerics.compute))
+
+    def _set_up(
+        self, device: str, ledger: "RowLedger | None", timeout_s: float | None, threads: HostThreads | None
+    ) -> None:
+        self._device = device
         self._ledger = ledger
         self._deadline = Deadline(timeout_s)
-        self._one_at_a_time = threading.Lock()
+        self._hands_over = threading.Lock()
+        threads = threads or HostThreads.of(device)
+        if threads.decoders:
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._stages = Overlapped(self._decode_watched, self._find_watched, self._finish_watched, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row; the others pass through."""
-        if self._ledger is None:
-            return map_rows(table, "segment", self._segment_row, SEGMENTED)
-        with self._ledger.visit() as visit:
-            return map_rows(table, "segment", functools.partial(self._watched_row, visit), SEGMENTED)
+        rows = to_rows(table, "segment")
+        with nullcontext() if self._ledger is None else self._ledger.visit() as visit:
+            with self._hands_over:  # calls one after the other, so that the earlier one is done first
+                started = [self._stages.submit(_Task(row, visit)) if is_live(row) else None for row in rows]
+            done = [
+                row if result is None else judged(row, "segment", result.result)
+                for row, result in zip(rows, started, strict=True)
+            ]
+        return gather(done, "segment", SEGMENTED)
 
-    def _watched_row(self, visit: "Visit", row: Row) -> Row:
-        visit.begin(row["ordinal"])
+    def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
+        return decode_row(row)
+
+    def _find(self, images: tuple[Pixels, Pixels | None]) -> "Found":
+        return find_frugally(self.generator, *images)
+
+    def _finish(self, row: Row, found: "Found") -> Row:
+        columns = mask_columns(self.generator.finish(found))
+        check_count(len(columns["masks"]))
+        return {**row, **columns}
+
+    def _decode_watched(self, task: "_Task") -> tuple[Pixels, Pixels | None]:
+        if task.visit is not None:
+            task.visit.begin(task.row["ordinal"])
+        with self._watched(task):
+            return self._decode(task.row)
+
+    def _find_watched(self, task: "_Task", images: tuple[Pixels, Pixels | None]) -> "Found":
+        with self._watched(task, owns_device=True):
+            return self._find(images)
+
+    def _finish_watched(self, task: "_Task", found: "Found") -> Row:
+        with self._watched(task):
+            row = self._finish(task.row, found)
+        if task.visit is not None:
+            task.visit.leave(task.row["ordinal"])
+        return row
+
+    @contextmanager
+    def _watched(self, task: "_Task", *, owns_device: bool = False) -> Iterator[None]:
+        """Run one stage of a row within its deadline; end this process if an error shows that it is unfit for more."""
         try:
-            return self._segment_row(row)
-        except Exception as error:
-            if is_out_of_memory(error):
-                os._exit(1)  # this process is unreliable now, and the ledger has the row
-            failure = device_failure(self._device)
-            if failure is not None:
-                visit.excuse(f"the GPU failed, and its worker was ended: {failure}")
-                os._exit(1)
+            with self._deadline.running():
+                yield
+        except BaseException as error:
+            if task.visit is not None:
+                self._end_if_unfit(task.row["ordinal"], task.visit, error, owns_device=owns_device)
+                task.visit.leave(task.row["ordinal"])
             raise
 
-    def _segment_row(self, row: Row) -> Row:
-        with self._deadline.running():
-            image, original = decode_row(row)
-        with self._one_at_a_time, self._deadline.running():
-            segmented = segment_frugally(self.generator, image, original)
-        check_count(len(segmented["masks"]))
-        return {**row, **segmented}
+    def _end_if_unfit(self, ordinal: int, visit: "Visit", error: BaseException, *, owns_device: bool) -> None:
+        if is_out_of_memory(error):
+            os._exit(1)  # this process is unreliable now, and the ledger has its rows
+        # Asking the device disturbs the thread that owns it; errors of CUDA are RuntimeErrors.
+        if not owns_device and not isinstance(error, RuntimeError):
+            return
+        failure = device_failure(self._device)
+        if failure is None:
+            return
+        try:
+            visit.excuse(ordinal, f"the GPU failed, and its worker was ended: {failure}")
+        finally:
+            os._exit(1)
+
+
+class _Task(NamedTuple):
+    """A row on its way through the stages; `visit` is that of its block, if there is a ledger."""
+
+    row: Row
+    visit: "Visit | None"

@@ -10,14 +10,14 @@ from segmint.operators.images import Pixels
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import PREPARED
-from segmint.operators.segment.segment import SegmentSettings, decode_row, load_generator, segment_frugally
+from segmint.operators.segment.segment import SegmentSettings, decode_row, find_frugally, load_generator, mask_columns
 
 
 class SegmentAlone:
     """The actor that the driver runs for a suspect, to see how it ends."""
 
     def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
-        """Load the model. An image that takes over `timeout_s` seconds ends the process."""
+        """Load the model. An image that takes over `timeout_s` seconds in one of the stages ends the process."""
         self._generator = load_generator(settings)
         self._deadline = Deadline(timeout_s)
 
@@ -35,7 +35,9 @@ class SegmentAlone:
             with self._deadline.running():
                 image, original = decode_row(row)
             with self._deadline.running():
-                segment_frugally(self._generator, image, original)
+                found = find_frugally(self._generator, image, original)
+            with self._deadline.running():
+                mask_columns(self._generator.finish(found))
         except Exception as error:
             if is_out_of_memory(error):
                 return False

@@ -91,10 +91,12 @@ class SegmentPoolConfig(PoolConfig):
     """The actors that hold the model."""
 
     num_cpus: float = Field(default=2, gt=0)
+    """Logical CPUs of one actor; on a GPU also its threads that decode, and as many that finish, at least two each."""
     num_gpus: Gpus = "auto"
     """GPUs of one actor; auto: 1 where the device is cuda, else 0."""
     timeout_s: float = Field(default=600, gt=0)
-    """Seconds for decoding one image, and again for segmenting it; a worker that takes longer is ended."""
+    """Seconds for decoding one image, for computing its masks and for finishing them; a worker that takes longer for
+    one of these is ended."""
 
 
 class ResourcesConfig(_Part):

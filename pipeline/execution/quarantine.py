@@ -78,6 +78,7 @@ class Quarantine:
         self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
+        self._in_company: set[int] = set()  # rows that were in flight with others when their worker died
         self._windows: Counter[int] = Counter()  # in which a row's fault held its shard back, by ordinal
         self._faulted: list[int] = []  # in the last window
         self._alone: dict[int, str] = {}  # how a row with a fault did alone, by ordinal
@@ -89,11 +90,13 @@ class Quarantine:
 
     def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
         """Return a window's rows, with what is known of suspects in the verdict's columns, and the window's ledger."""
-        self._rows, self._ledger, self._faulted = rows, RowLedger(), []
+        ordinals = rows.column("ordinal").to_pylist()
+        self._rows, self._faulted = rows, []
+        self._ledger = RowLedger(alone=self._in_company.intersection(ordinals))
         if not self._known:
             return rows, self._ledger
         unjudged: Row = dict.fromkeys(VERDICT.names)
-        known = [self._known.get(ordinal, unjudged) for ordinal in rows.column("ordinal").to_pylist()]
+        known = [self._known.get(ordinal, unjudged) for ordinal in ordinals]
         for field, column in zip(VERDICT, pa.Table.from_pylist(known, VERDICT).columns, strict=True):
             rows = rows.append_column(field, column)
         return rows, self._ledger
@@ -112,8 +115,11 @@ class Quarantine:
         If a worker fails on the control image, the trials end until the next window.
         """
         ledger, self._ledger = self._ledger, None
-        for ordinal in ledger.suspects() if ledger is not None else []:
-            self._known[ordinal] = faulted({}, "segment", UndecidedError("its worker died, and it was not tried alone"))
+        if ledger is not None:
+            self._in_company.update(ledger.alone())
+            for ordinal in ledger.suspects():
+                undecided = UndecidedError("its worker died, and it was not tried alone")
+                self._known[ordinal] = faulted({}, "segment", undecided)
         verdicts = 0
         held_back: dict[int, str] = {}
         for ordinal in self._undecided():

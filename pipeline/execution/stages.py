@@ -1,7 +1,7 @@
 """The layout of the stages on the available machines: actors, CPUs, and the arguments of each stage."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.data import ActorPoolStrategy
@@ -11,6 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster, observe
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import PrepareResources
+from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.config.config import Config, PoolConfig
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
@@ -42,7 +43,7 @@ class Pool:
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
-            max_tasks_in_flight_per_actor=2 * self.calls_at_once,
+            max_tasks_in_flight_per_actor=min(2 * self.calls_at_once, self.calls_at_once + 2),
             max_concurrent_calls_per_actor=self.calls_at_once,
             enable_true_multi_threading=self.calls_at_once > 1,
         )
@@ -56,6 +57,7 @@ class Stages:
     prepare_pool: Pool
     segment: SegmentSettings
     segment_pool: Pool
+    segment_threads: HostThreads  # of each actor
     rows_per_block: int
     segment_timeout_s: float  # for one image
     describe_num_cpus: float = DESCRIBE_CPUS
@@ -80,11 +82,14 @@ def lay_out(
             "add GPUs, or set model.device: cpu"
         )
     devices = max(1, int(cluster.gpus // gpus_each)) if gpus_each else _cpu_actors(dataset, cluster)
-    segment = _pool(resources.segment, devices, devices, gpus_each, calls_at_once=2 if on_gpu else 1)
+    segment = _pool(resources.segment, devices, devices, gpus_each)
+    rows_per_block = min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest))))
+    threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
+    segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # Prepare gets the cores that segmentation leaves free: a cluster's CPUs, but the real cores under a local Ray.
     cores = cluster.cores if cluster.local else cluster.cpus
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads)
-    prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0, calls_at_once=1)
+    prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2
     if needed > cluster.cpus:
         raise UsageError(
@@ -97,7 +102,8 @@ def lay_out(
         prepare_pool=prepare,
         segment=segment_settings(config, dataset.numerics),
         segment_pool=segment,
-        rows_per_block=min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest)))),
+        segment_threads=threads,
+        rows_per_block=rows_per_block,
         segment_timeout_s=config.resources.segment.timeout_s,
         report_peak=report_peak,
     )
@@ -124,10 +130,10 @@ def _cpu_actors(dataset: OpenDataset, cluster: Cluster) -> int:
     return min(by_cores, actors_that_fit(by_cores, dataset.weights.stat().st_size), max(1, dataset.rows))
 
 
-def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float, *, calls_at_once: int) -> Pool:
+def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> Pool:
     if wanted.actors != "auto":
         smallest, largest = (wanted.actors, wanted.actors) if isinstance(wanted.actors, int) else wanted.actors
-    return Pool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once)
+    return Pool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
 
 
 def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:

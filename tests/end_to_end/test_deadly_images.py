@@ -56,9 +56,9 @@ def configuration(folder: Path, catalog: Path, output: str, **changes: object) -
     )
 
 
-def poisoned(config: Path, check: int = 0, **environment: str) -> str:
+def poisoned(config: Path, check: int = 0, module: str = "segmint", **environment: str) -> str:
     path = os.pathsep.join(filter(None, [str(POISON), os.environ.get("PYTHONPATH")]))
-    return segmint("build", config, check=check, timeout=1200, PYTHONPATH=path, **environment)
+    return segmint("build", config, check=check, timeout=1200, module=module, PYTHONPATH=path, **environment)
 
 
 def contents(dataset: Path, without: range) -> tuple[list[object], list[object], dict[str, bytes]]:
@@ -80,13 +80,13 @@ def contents(dataset: Path, without: range) -> tuple[list[object], list[object],
     return tables[0], tables[1], files
 
 
-def check(folder: Path, stage: str, deeds: Sequence[int]) -> None:
+def check(folder: Path, stage: str, deeds: Sequence[int], module: str = "segmint") -> None:
     """Build with images that are deadly in these ways in a stage, and again with `POISON` off; compare."""
     deadly = [deadly_bitmap(deed) if stage == "prepare" else png("rocket", WIDTHS[deed]) for deed in deeds]
     catalog = write_photographs(folder / "photos", deadly)
     rows = len(HARMLESS) + len(deadly)
     config = configuration(folder, catalog, "deadly", images_per_shard=rows, rows_per_block=rows)
-    printed = poisoned(config)
+    printed = poisoned(config, module=module)
     rejects = pq.ParquetDataset(sorted((folder / "deadly" / "rejects").iterdir())).read().to_pylist()
     found = [(row["ordinal"], row["stage"], row["reason"]) for row in rejects]
     assert found == [(1 + place, stage, VERDICTS[deed]) for place, deed in enumerate(deeds)]
@@ -110,6 +110,11 @@ def test_an_image_that_ends_its_worker_is_refused_and_the_rest_is_unchanged(tmp_
 @pytest.mark.parametrize("stage", ["prepare", "segment"])
 def test_every_kind_of_death_has_its_reason(tmp_path: Path, stage: str) -> None:
     check(tmp_path, stage, list(VERDICTS))
+
+
+@pytest.mark.long
+def test_images_that_end_a_worker_with_several_in_flight_are_refused_alone(tmp_path: Path) -> None:
+    check(tmp_path, "segment", [EXIT, CRASH], module="tests.support.overlapped")
 
 
 @pytest.mark.long

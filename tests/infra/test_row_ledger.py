@@ -1,7 +1,10 @@
-"""The ledger knows the row that a worker died with, from workers that really die."""
+"""The ledger knows the rows that a worker died with, from workers that really die."""
 
 import ctypes
 import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +14,7 @@ import ray
 
 from segmint.infra import row_ledger
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import MAX_SUSPECTS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book
+from segmint.infra.row_ledger import MAX_DEATHS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book, _Turns
 
 pytestmark = pytest.mark.ray
 
@@ -28,11 +31,45 @@ def walk(ledger: RowLedger, ordinals: list[int], deadly: int | None = None) -> d
                 continue
             if ordinal == deadly:
                 os._exit(1)
+            visit.leave(ordinal)
     return barred
 
 
-def worker(retries: int = 0) -> Any:
-    return ray.remote(num_cpus=0, max_retries=retries)(walk)
+def walk_together(ledger: RowLedger, ordinals: list[int], deadly: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """Goes through a block with a thread a row, all of which are in flight before one ends the process or leaves.
+
+    Returns the barred rows, and for each other row those that were in flight with it, as far as they were seen.
+    """
+    inside: set[int] = set()
+    seen: dict[int, set[int]] = {}
+    barred = []
+    in_time = threading.Barrier(len(ordinals))
+
+    def process(visit: Visit, ordinal: int) -> None:
+        try:
+            visit.begin(ordinal)
+        except BarredRowError:
+            barred.append(ordinal)
+            in_time.abort()
+            return
+        inside.add(ordinal)
+        with suppress(threading.BrokenBarrierError):
+            in_time.wait(1)
+        seen[ordinal] = inside - {ordinal}
+        with suppress(threading.BrokenBarrierError):
+            in_time.wait(1)
+        if ordinal in deadly:
+            os._exit(1)
+        inside.discard(ordinal)
+        visit.leave(ordinal)
+
+    with ledger.visit() as visit, ThreadPoolExecutor(len(ordinals)) as threads:
+        list(threads.map(process, [visit] * len(ordinals), ordinals))
+    return sorted(barred), [sorted(seen[ordinal]) for ordinal in ordinals if ordinal in seen]
+
+
+def worker(retries: int = 0, function: Callable[..., object] = walk) -> Any:
+    return ray.remote(num_cpus=0, max_retries=retries)(function)
 
 
 def test_a_row_that_a_worker_died_with_is_barred_and_the_rows_around_it_are_not(local_ray: Cluster) -> None:
@@ -41,6 +78,30 @@ def test_a_row_that_a_worker_died_with_is_barred_and_the_rows_around_it_are_not(
     assert list(barred) == [5]
     assert "tried alone" in barred[5]
     assert ledger.suspects() == [5]
+
+
+def test_rows_that_were_in_flight_together_are_run_again_one_at_a_time(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    run = worker(retries=3, function=walk_together)
+    barred, together = ray.get(run.remote(ledger, [3, 4, 5, 6], deadly=[5]), timeout=120)
+    assert (barred, together) == ([5], [[], [], []])
+    assert ledger.suspects() == [5]
+    assert ledger.alone() == [3, 4, 5, 6]
+
+
+def test_rows_that_no_worker_dies_with_alone_are_no_suspects(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(worker(function=walk_together).remote(ledger, [1, 2], deadly=[1, 2]), timeout=120)
+    assert walk_together(ledger, [1, 2], deadly=[]) == ([], [[], []])
+    assert ledger.suspects() == []
+    assert ledger.alone() == [1, 2]
+
+
+def test_the_next_window_runs_them_one_at_a_time_from_the_start(local_ray: Cluster) -> None:
+    ledger = RowLedger(alone=[1, 2])
+    assert walk_together(ledger, [1, 2], deadly=[]) == ([], [[], []])
+    assert walk_together(ledger, [8, 9], deadly=[]) == ([], [[9], [8]])
 
 
 def test_rows_that_left_are_no_suspects_when_their_block_runs_again(local_ray: Cluster) -> None:
@@ -56,16 +117,47 @@ def test_another_window_knows_nothing_of_it(local_ray: Cluster) -> None:
     assert walk(RowLedger(), [1, 2]) == {}
 
 
+def start(book: _Book, visit: int | None, ordinal: int, *, alone: bool = False) -> str:
+    """What the book says when a row begins."""
+    assert visit is not None
+    answer = book.begin(visit, ordinal, [], alone)
+    return "starts" if answer.starts else answer.barred or "alone"
+
+
 def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
     book = _Book()
     here = ray.get_runtime_context().get_node_id()
-    lost, alive, later = book.open("0" * len(here), 1), book.open(here, 2), book.open(here, 3)
-    assert None not in (lost, alive, later)
-    assert book.begin(lost, 7) is None
-    assert book.begin(alive, 7) is None
-    assert book.suspects() == []
-    assert book.begin(later, 7) is not None, "the second worker's node is alive"
+    lost, alive, later = book.open("0" * len(here), "1"), book.open(here, "2"), book.open(here, "3")
+    assert start(book, lost, 7) == "starts"
+    assert start(book, alive, 7) == "starts"
+    assert book.suspects() == book.alone() == []
+    assert "tried alone" in start(book, later, 7), "the second worker's node is alive"
     assert book.suspects() == [7]
+
+
+def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: Cluster) -> None:
+    book = _Book()
+    here = ray.get_runtime_context().get_node_id()
+    one, other, elsewhere, later = (book.open(here, process) for process in ("1", "1", "2", "3"))
+    for visit, ordinal in ((one, 1), (one, 2), (other, 3), (other, 4), (elsewhere, 5)):
+        assert start(book, visit, ordinal) == "starts"
+    assert book.begin(other or 0, 6, [(one or 0, 1), (other or 0, 3)], alone=False).starts, "1 and 3 are done"
+    assert start(book, later, 2) == "alone"
+    assert book.alone() == [2, 4, 6]
+    assert start(book, later, 2, alone=True) == "starts"
+    assert start(book, later, 1) == start(book, later, 3) == "starts"
+    assert "ended" in start(book, one, 9), "a worker that was taken for dead does nothing more"
+    assert book.suspects() == []
+
+
+def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster) -> None:
+    book = _Book()
+    here = ray.get_runtime_context().get_node_id()
+    first, again, last = (book.open(here, process) for process in ("1", "2", "3"))
+    book.end(first or 0)
+    assert start(book, again, 7) == "starts"
+    assert book.begin(last or 0, 8, [(first or 0, 7)], alone=False).starts
+    assert "tried alone" in start(book, last, 7)
 
 
 def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: Cluster) -> None:
@@ -73,27 +165,37 @@ def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: C
     with ledger.visit() as one, ledger.visit() as other:  # two calls at once in one process
         one.begin(1)
         other.begin(2)
-        one.excuse("the GPU failed")
+        other.begin(3)
+        one.excuse(1, "the GPU failed")
+        other.excuse(2, "and again, for the row of another thread")
+        with pytest.raises(BarredRowError, match="being ended"):
+            other.begin(4)
         with ledger.visit() as again, pytest.raises(BarredRowError, match="the GPU failed"):
             again.begin(1)
-        assert walk(ledger, [2]) == {}
-    assert ledger.suspects() == []
+        assert walk(ledger, [2, 3]) == {}
+    assert ledger.suspects() == ledger.alone() == []
 
 
-def test_a_window_with_too_many_suspects_is_at_its_end(local_ray: Cluster) -> None:
+def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None:
+    """Deaths count, and not the rows that were in flight."""
     ledger = RowLedger()
-    for ordinal in range(MAX_SUSPECTS):
-        Visit(ledger._book).begin(ordinal)  # and it never leaves
-        assert list(walk(ledger, [ordinal])) == [ordinal]
-    with pytest.raises(DeadlyWindowError, match=f"{MAX_SUSPECTS} images"):
+    for ordinal in range(MAX_DEATHS):
+        rows = [ordinal] if ordinal % 2 else [ordinal, 100 + ordinal]
+        visit = Visit(ledger._book, _Turns())
+        for row in rows:
+            visit.begin(row)  # and it never leaves
+        found = walk(ledger, [ordinal])
+        assert list(found) == ([ordinal] if ordinal % 2 else [])
+    with pytest.raises(DeadlyWindowError, match=f"{MAX_DEATHS} times images ended the workers"):
         walk(ledger, [99])
-    assert ledger.suspects() == list(range(MAX_SUSPECTS))
+    assert ledger.suspects() == [1, 3, 5, 7]
+    assert ledger.alone() == [0, 2, 4, 6, 100, 102, 104, 106]
 
 
 def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
     ledger = RowLedger()
     ray.kill(ledger._book)
-    assert ledger.suspects() == []
+    assert ledger.suspects() == ledger.alone() == []
 
 
 class Worker:

@@ -75,13 +75,19 @@ def write_config(path: Path, catalog: str | Path, output: str | Path, **changes:
     return path
 
 
-def segmint(*arguments: str | Path, check: int | None = 0, timeout: float = 300, **environment: str) -> str:
+def segmint(
+    *arguments: str | Path,
+    check: int | None = 0,
+    timeout: float = 300,
+    module: str = "segmint",
+    **environment: str,
+) -> str:
     """Run the command in a separate process; return what it printed, both streams together.
 
-    `check` is the exit code expected; None takes any.
+    `check` is the exit code expected; None takes any. `module` is run as the command.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "segmint", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from segmint.operators.prepare.release import ReleaseConfig, encode_original, re
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
 from segmint.operators.segment.numerics import observe_numerics
+from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count, device_failure
 from tests.support.builds import photograph
 from tests.support.described_rows import faulted_row, rejected_row
@@ -94,6 +96,14 @@ def test_an_image_gives_the_same_masks_alone_and_in_a_table(segment: Segment, ro
     assert out.to_pylist() == alone[::-1]
 
 
+def test_threads_beside_the_device_change_nothing(settings: SegmentSettings, rows: list[Row], out: pa.Table) -> None:
+    """Two calls at once, on an actor set up as one with a GPU is."""
+    overlapped = Segment(settings, threads=HostThreads.of("cuda"))
+    with ThreadPoolExecutor(2) as calls:
+        tables = list(calls.map(overlapped, [to_table(rows[:2], PREPARED), to_table(rows[2:], PREPARED)]))
+    assert pa.concat_tables(tables).to_pylist() == out.to_pylist()
+
+
 def test_a_bug_on_one_image_is_a_fault_of_only_its_row(segment: Segment) -> None:
     rows = [prepared_row(0, "rocket", (90, 60), 60), prepared_row(1, "coffee", (90, 60), 60)]
     rows[0]["release"] = b"no JPEG"
@@ -110,7 +120,7 @@ def test_an_image_with_more_masks_than_ids_is_refused(segment: Segment, monkeypa
     mask[3:13, 2:22] = True
     record = MaskRecord(encode(mask), 200, box, 0.9, 0.95, (0.0, 0.0, 150.0, 100.0), (10.0, 8.0))
     many = Generated((record,) * (MASKS_PER_IMAGE_LIMIT + 1), Funnel())
-    monkeypatch.setattr(segment.generator, "generate", lambda *_: many)
+    monkeypatch.setattr(segment.generator, "finish", lambda _: many)
     (out,) = segment(to_table([row], PREPARED)).to_pylist()
     assert (out["stage"], out["reason"], out["fault"]) == ("segment", "too_many_masks", None)
     assert out["masks"] is None

@@ -6,7 +6,7 @@ import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import BarredRowError, Visit
+from segmint.infra.row_ledger import BarredRowError, Visit, _Turns
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import faulted, rejected
 from segmint.operators.shards.write import ShardResult
@@ -43,12 +43,29 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
     assert "reason" not in rows.column_names
-    Visit(ledger._book).begin(2)  # a stay that never ends, as in a worker that dies
+    Visit(ledger._book, _Turns()).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.visit() as visit, pytest.raises(BarredRowError):
         visit.begin(2)
     assert ledger.suspects() == [2]
     assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, held_back={})
     assert quarantine.open_window(rows)[0].equals(rows)
+
+
+def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
+    quarantine, dataset = open_quarantine(tmp_path, local_ray)
+    _, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
+    dying = Visit(ledger._book, _Turns())
+    dying.begin(1)
+    dying.begin(2)
+    with ledger.visit() as visit:
+        visit.begin(2)
+        visit.leave(2)
+    assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, held_back={})
+    _, shard_0 = quarantine.open_window(dataset.read_rows([0]))
+    assert shard_0.alone() == [1]
+    quarantine.try_suspects(dataset.spans([0]))
+    _, both = quarantine.open_window(dataset.read_rows([0, 1]))
+    assert both.alone() == [1, 2]
 
 
 def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_path: Path) -> None:

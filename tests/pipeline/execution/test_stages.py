@@ -1,5 +1,6 @@
 """The layout of stages on machines: pools that fit, or an error with the numbers before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
+from segmint.operators.segment.overlap import HostThreads
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.stages import Stages, lay_out, lay_out_again
@@ -64,6 +66,22 @@ def test_pools_that_do_not_fit_are_refused_with_the_numbers(tmp_path: Path) -> N
 def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
         laid_out(tmp_path, LAPTOP, resources={"segment": {"num_gpus": 1}})
+
+
+def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_busy(
+    tmp_path: Path,
+) -> None:
+    on_cpu = laid_out(tmp_path, LAPTOP)
+    assert (on_cpu.segment_threads, on_cpu.segment_pool.calls_at_once) == (HostThreads(), 1)
+    config, dataset = opened(tmp_path, resources={"segment": {"num_cpus": 4}}, rows_per_block=6)
+    numerics = {**dataset.manifest.numerics, "device": "cuda"}
+    dataset = replace(dataset, manifest=dataset.manifest.model_copy(update={"numerics": numerics}))
+    stages = lay_out(config, dataset, Cluster(local=False, cpus=64, gpus=2, nodes=1, cores=64))
+    assert stages.segment_threads == HostThreads(4, 4, 2)
+    assert stages.segment_pool.calls_at_once == HostThreads(4, 4, 2).calls(6) == 5
+    strategy = stages.segment_pool.strategy()
+    assert strategy.max_concurrent_calls_per_actor == 5
+    assert strategy.max_tasks_in_flight_per_actor == 7, "the next calls are on the way"
 
 
 def test_originals_are_kept_only_where_crops_are_cut_from_them(tmp_path: Path) -> None:

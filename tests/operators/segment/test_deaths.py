@@ -1,0 +1,86 @@
+"""Segment actors that really die with several rows in flight: whose rows are suspects, and what becomes of the rest."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from segmint.infra.ray_session import Cluster
+from segmint.infra.row_ledger import RowLedger
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import PREPARED
+from tests.support.fragile_segment import FragileSegment
+
+pytestmark = pytest.mark.ray
+
+STAGES = ("decode", "compute", "finish")
+
+
+def run(ledger: RowLedger, fates: list[str], per_block: int = 6) -> list[Row]:
+    """The rows of an actor that Ray restarts and gives its blocks again, two at a time."""
+    rows: list[Row] = [{"ordinal": ordinal, "image_id": fate} for ordinal, fate in enumerate(fates)]
+    blocks = [to_table(rows[start : start + per_block], PREPARED) for start in range(0, len(rows), per_block)]
+    actor_class: Any = ray.remote(num_cpus=0, max_restarts=16, max_task_retries=16, max_concurrency=2)(FragileSegment)
+    actor = actor_class.remote(ledger)
+    try:
+        tables: list[pa.Table] = ray.get([actor.__call__.remote(block) for block in blocks], timeout=300)
+    finally:
+        ray.kill(actor)
+    out = pa.concat_tables(tables).to_pylist()
+    assert [row["ordinal"] for row in out] == list(range(len(fates)))
+    return out
+
+
+def among_others(fates: list[str]) -> tuple[list[str], list[int]]:
+    """Fates among rows to which nothing happens, and the places of those that have one."""
+    mixed = ["well"] * 12
+    places = [2 + 3 * index for index in range(len(fates))]
+    for place, fate in zip(places, fates, strict=True):
+        mixed[place] = fate
+    return mixed, places
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [
+        [f"{stage} hangs" for stage in STAGES],
+        [*(f"{stage} lacks memory" for stage in STAGES[:2]), "finish is killed"],
+    ],
+    ids=["deadline", "memory"],
+)
+def test_a_row_that_ends_its_worker_in_any_stage_is_a_suspect_and_no_other_is(
+    local_ray: Cluster, fates: list[str]
+) -> None:
+    ledger = RowLedger()
+    mixed, places = among_others(fates)
+    out = run(ledger, mixed)
+    assert sorted(ledger.suspects()) == places
+    for row in out:
+        if row["ordinal"] in places:
+            assert row["fault"].startswith("segment: BarredRowError: the worker that segmented this image died")
+            assert row["masks"] is None
+        else:
+            assert (row["fault"], row["reason"], row["masks"]) == (None, None, [])
+
+
+def test_a_gpu_that_fails_in_any_stage_bars_the_row_there_and_makes_no_suspect(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    mixed, places = among_others([f"{stage} breaks the GPU" for stage in STAGES])
+    out = run(ledger, mixed)
+    assert ledger.suspects() == ledger.alone() == []
+    for row in out:
+        if row["ordinal"] in places:
+            assert row["fault"].startswith("segment: BarredRowError: the GPU failed, and its worker was ended: CUDA")
+        else:
+            assert (row["fault"], row["masks"]) == (None, [])
+
+
+def test_an_error_of_any_stage_is_a_fault_of_its_row_and_ends_nothing(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    mixed, places = among_others([f"{stage} fails" for stage in STAGES])
+    out = run(ledger, mixed)
+    assert ledger.suspects() == ledger.alone() == []
+    faults = [row["fault"] for row in out if row["fault"] is not None]
+    assert faults == [f"segment: ValueError: {stage} cannot do this image" for stage in STAGES]
+    assert [row["ordinal"] for row in out if row["fault"] is not None] == places

@@ -1,0 +1,195 @@
+"""Three stages at once: what waits for what, how much is under way, and what an error leaves."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from segmint.operators.segment.overlap import HostThreads, Overlapped, StageSeconds
+
+WAIT_S = 60.0
+"""Until something happens that must: only a failing test waits so long."""
+
+SETTLE_S = 0.2
+"""In which something that must not happen would."""
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Held:
+    """A stage whose items wait until they are let go; it notes which are in it, and its threads."""
+
+    def __init__(self, held: bool = True) -> None:
+        self.entered: list[int] = []
+        self.threads: set[int] = set()
+        self._go = threading.Event()
+        if not held:
+            self.let_go()
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    def __call__(self, item: int, *_: object) -> int:
+        self.entered.append(item)
+        self.threads.add(threading.get_ident())
+        assert self._go.wait(WAIT_S)
+        return item
+
+
+def submit_all(stages: Overlapped[int, Any, Any, Any], items: int) -> "Future[list[int]]":
+    """Submits items from another thread, which waits for room; its result are theirs."""
+
+    def work() -> list[int]:
+        return [future.result() for future in [stages.submit(item) for item in range(items)]]
+
+    return ThreadPoolExecutor(1).submit(work)
+
+
+THREADS = HostThreads(decoders=2, finishers=3, waiting=1)
+
+
+def test_items_are_decoded_while_the_device_is_busy_as_far_as_there_is_room() -> None:
+    decode, compute, finish = Held(held=False), Held(), Held(held=False)
+    results = submit_all(Overlapped(decode, compute, finish, THREADS), 20)
+    until(lambda: len(decode.entered) == 1 + 2 + 1)  # the device has one, two decoders are done, and one waits
+    time.sleep(SETTLE_S)
+    assert (len(decode.entered), len(compute.entered)) == (4, 1)
+    compute.let_go()
+    assert results.result(WAIT_S) == list(range(20))
+    assert len(compute.threads) == 1
+    assert not compute.threads & (decode.threads | finish.threads | {threading.get_ident()})
+
+
+def test_the_device_goes_on_while_items_are_finished_as_far_as_there_is_room() -> None:
+    compute, finish = Held(held=False), Held()
+    results = submit_all(Overlapped(Held(held=False), compute, finish, THREADS), 20)
+    until(lambda: len(compute.entered) == 3 + 1 + 1)  # three are finished, one waits, and one waits for room
+    time.sleep(SETTLE_S)
+    assert (len(compute.entered), len(finish.entered)) == (5, 3)
+    finish.let_go()
+    assert results.result(WAIT_S) == list(range(20))
+
+
+def test_decoders_and_finishers_work_side_by_side() -> None:
+    """A barrier lets nobody on before all threads of a pool are there."""
+    two, three = threading.Barrier(2), threading.Barrier(3)
+    stages = Overlapped(
+        lambda item: (two.wait(WAIT_S), item)[1],
+        lambda item, decoded: decoded,
+        lambda item, computed: (three.wait(WAIT_S), computed)[1],
+        THREADS,
+    )
+    assert submit_all(stages, 6).result(WAIT_S) == list(range(6))
+
+
+def test_the_device_takes_the_first_image_that_is_decoded() -> None:
+    slow = threading.Event()
+    computed: list[int] = []
+    stages: Overlapped[int, int, int, int] = Overlapped(
+        lambda item: item if item else int(slow.wait(WAIT_S)) - 1,
+        lambda item, decoded: computed.append(item) or decoded,
+        lambda item, value: value,
+        THREADS,
+    )
+    results = submit_all(stages, 4)
+    until(lambda: len(computed) == 3)
+    slow.set()
+    assert results.result(WAIT_S) == list(range(4)), "results are in the order of the items all the same"
+    assert computed == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("threads", [HostThreads(), THREADS])
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_an_error_is_its_item_s_and_makes_room_for_the_next(threads: HostThreads, broken: int) -> None:
+    reached: list[list[int]] = [[], [], []]
+
+    def stage(number: int) -> Callable[..., int]:
+        def work(item: int, *_: object) -> int:
+            reached[number].append(item)
+            if number == broken and item % 10:
+                raise KeyError(item)
+            return item
+
+        return work
+
+    stages: Overlapped[int, int, int, int] = Overlapped(stage(0), stage(1), stage(2), threads)
+    started = [stages.submit(item) for item in range(31)]
+    for item, future in enumerate(started):
+        if item % 10:
+            assert isinstance(future.exception(WAIT_S), KeyError)
+        else:
+            assert future.result(WAIT_S) == item
+    for number, items in enumerate(reached):
+        assert sorted(items) == (list(range(31)) if number <= broken else [0, 10, 20, 30])
+
+
+def test_without_threads_the_caller_does_one_item_after_the_other() -> None:
+    steps: list[tuple[str, int]] = []
+    inside = threading.Lock()
+    callers = set()
+
+    def step(name: str) -> Callable[..., int]:
+        def work(item: int, *_: object) -> int:
+            assert inside.acquire(blocking=False), "two items at a time"
+            steps.append((name, item))
+            callers.add(threading.get_ident())
+            time.sleep(0.001)
+            inside.release()
+            return item
+
+        return work
+
+    stages: Overlapped[int, int, int, int] = Overlapped(step("decode"), step("compute"), step("finish"), HostThreads())
+    assert stages.submit(7).done()
+    assert steps == [("decode", 7), ("compute", 7), ("finish", 7)]
+    assert callers == {threading.get_ident()}
+    one, other = submit_all(stages, 10), submit_all(stages, 10)
+    assert one.result(WAIT_S) == other.result(WAIT_S) == list(range(10))
+    items = [item for _, item in steps]
+    assert all(len(set(items[start : start + 3])) == 1 for start in range(0, len(items), 3))
+
+
+def test_the_time_of_each_stage_is_measured_and_the_device_s_idle_share_is_what_is_left() -> None:
+    assert StageSeconds(compute=6, idle=1, blocked=3).idle_share == pytest.approx(0.4)
+    assert StageSeconds().idle_share == 0
+    one_each = HostThreads(1, 1, 1)
+    slow: Callable[..., None] = lambda *_: time.sleep(0.02)  # noqa: E731
+    quick: Callable[..., None] = lambda *_: None  # noqa: E731
+    for functions, stage, waits in (
+        ((slow, quick, quick), "decode", "idle"),
+        ((quick, slow, quick), "compute", None),
+        ((quick, quick, slow), "finish", "blocked"),
+    ):
+        stages: Overlapped[int, None, None, None] = Overlapped(*functions, one_each)
+        submit_all(stages, 20).result(WAIT_S)
+        found = stages.seconds()
+        assert getattr(found, stage) >= 20 * 0.02
+        assert found.idle_share > 0.9 if waits else found.idle_share < 0.5
+        assert waits is None or getattr(found, waits) > 10 * 0.02
+
+
+def test_a_cpu_has_no_threads_beside_and_a_gpu_at_least_two_of_each() -> None:
+    assert HostThreads.of("cpu", 16) == HostThreads()
+    assert HostThreads.of("cuda") == HostThreads(2, 2, 2)
+    assert HostThreads.of("cuda:1", 1) == HostThreads(2, 2, 2)
+    assert HostThreads.of("cuda", 6.5) == HostThreads(6, 6, 2)
+
+
+def test_so_many_calls_run_at_once_that_the_stages_are_never_short_of_items() -> None:
+    assert HostThreads().items == HostThreads().calls(1) == HostThreads().calls(16) == 1
+    assert HostThreads(2, 2, 2).items == 9
+    assert [HostThreads(2, 2, 2).calls(rows) for rows in (1, 4, 8, 9, 16)] == [11, 5, 4, 3, 3]
+
+
+@pytest.mark.parametrize("numbers", [(1, 0, 0), (0, 1, 0), (2, 2, -1), (-1, -1, 0)])
+def test_threads_that_cannot_be_are_refused(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="expected at least one decoder and one finisher, or none"):
+        HostThreads(*numbers)

@@ -1,0 +1,58 @@
+"""A segment actor without a model, in which a row's `image_id` names what happens to it and in which stage."""
+
+import os
+import signal
+import time
+from typing import Any
+from unittest import mock
+
+from segmint.infra.row_ledger import RowLedger
+from segmint.operators.rows import Row
+from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.operators.segment import segment
+from segmint.operators.segment.overlap import HostThreads
+from segmint.operators.segment.segment import Segment
+
+TIMEOUT_S = 2.0
+"""Seconds that a row may take in a stage: a row to which nothing happens takes next to none."""
+
+THREADS = HostThreads(2, 2, 1)
+
+
+class FragileSegment(Segment):
+    """The real actor but for what a stage does with a row."""
+
+    def __init__(self, ledger: RowLedger) -> None:
+        self._set_up("cuda", ledger, TIMEOUT_S, THREADS)
+        self._fault: str | None = None
+        mock.patch.object(segment, "device_failure", self._failure).start()
+
+    def _failure(self, _device: str) -> str | None:
+        return self._fault
+
+    def _decode(self, row: Row) -> Any:
+        self._happens(row, "decode")
+        return row
+
+    def _find(self, images: Any) -> Any:
+        self._happens(images, "compute")
+        return images
+
+    def _finish(self, row: Row, found: Any) -> Row:
+        self._happens(row, "finish")
+        return {**row, "masks": [], "funnel": dict.fromkeys(FUNNEL_STEPS, 0)}
+
+    def _happens(self, row: Row, stage: str) -> None:
+        where, _, what = row["image_id"].partition(" ")
+        if where != stage:
+            return
+        if what == "hangs":
+            time.sleep(30 * TIMEOUT_S)
+        if what == "lacks memory":
+            raise MemoryError
+        if what == "is killed":  # as by Ray's monitor or the kernel, for memory that a child or this process took
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "breaks the GPU":
+            self._fault = "CUDA error: an illegal memory access was encountered"
+            raise RuntimeError(self._fault)
+        raise ValueError(f"{stage} cannot do this image")
