@@ -1,0 +1,193 @@
+"""How much of its time the thread that owns the device waits for the host, without a device.
+
+    python benchmarks/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
+
+The actor of `segment` is the real one, tables, calls and queues included, and Ray Data runs it as in a build; its three
+stages only sleep. Computing an image takes `--compute-ms`, decoding and finishing 80 % of that each. Compared are one
+thread and the default number for each pool, and blocks of one row and of sixteen, called as often at once as
+`HostThreads.calls` says. The idle share is that of the device's thread, from the first image to the last.
+
+What sleeping does not show is Python's lock, for which finishing competes with the device's thread. So the benchmark
+also times short operations of torch, each of which lets the lock go as the launch of a kernel does, alone and while
+another thread finishes a photograph's real masks, with Python's default interval for passing the lock on and with the
+actor's. The result goes to `benchmarks/results/` as JSON.
+"""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
+from segmint.infra.peak_reports import PeakReports  # noqa: E402
+from segmint.infra.ray_session import ray_session  # noqa: E402
+from segmint.operators.rows import Row, to_table  # noqa: E402
+from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
+from segmint.operators.segment.overlap import HostThreads  # noqa: E402
+from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
+from segmint.pipeline.execution.stages import Pool  # noqa: E402
+
+HOST_SHARE = 0.8
+"""Seconds of decoding, and of finishing, over those of computing."""
+
+LAUNCHES = 3000
+"""Short operations: the kernels that the host is to launch for an image at the most."""
+
+
+def main() -> None:
+    """Measure both, print a line for each case and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--compute-ms", type=float, default=50.0)
+    parser.add_argument("--rounds", type=int, default=9, help="of the short operations")
+    parser.add_argument("--output", type=Path, default=RESULTS / "segment_overlap.json")
+    arguments = parser.parse_args()
+    machine = describe_machine(1, "fp32")
+    cases = []
+    with ray_session("local", object_store_memory=200_000_000):
+        for threads in (HostThreads(1, 1, 2), HostThreads.of("cuda")):
+            for rows in (1, 16):
+                cases.append(measure_idle(threads, rows, arguments.images, arguments.compute_ms / 1000))
+                print(cases[-1], flush=True)
+    launches = in_process(measure_launches, arguments.rounds)
+    for name, seconds in launches.items():
+        print(f"{LAUNCHES} operations {name}: {seconds} s")
+    settings = {"images": arguments.images, "compute_ms": arguments.compute_ms, "host_share": HOST_SHARE}
+    parts = {"settings": {**settings, "launches": LAUNCHES}, "cases": cases, "launches_s": launches}
+    write_result(arguments.output, "segment_overlap", machine, parts)
+
+
+class SleepingSegment(Segment):
+    """Segment whose stages take their time and do nothing."""
+
+    def __init__(self, threads: HostThreads, compute_s: float, host_share: float, report: Callable[[float], None]):
+        self._set_up("cpu", None, None, threads)
+        self._compute_s = compute_s
+        self._host_s = host_share * compute_s
+        self._report = report
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Take a block through the stages, and report the device's idle share so far."""
+        done = super().__call__(table)
+        self._report(self._stages.seconds().idle_share)
+        return done
+
+    def _decode(self, row: Row) -> Any:
+        time.sleep(self._host_s)
+
+    def _find(self, images: Any) -> Any:
+        time.sleep(self._compute_s)
+
+    def _finish(self, row: Row, found: Any) -> Row:
+        time.sleep(self._host_s)
+        return {**row, "masks": [], "funnel": dict.fromkeys(FUNNEL_STEPS, 0)}
+
+
+def measure_idle(
+    threads: HostThreads, rows_per_block: int, images: int, compute_s: float, host_share: float = HOST_SHARE
+) -> dict[str, Any]:
+    """Have Ray Data take images through one actor; return the idle share of the device's thread."""
+    rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
+    pool = Pool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
+    shares = PeakReports()
+    segmented = (
+        ray.data.from_arrow(rows)
+        .repartition(target_num_rows_per_block=rows_per_block)
+        .map_batches(
+            SleepingSegment,
+            fn_constructor_args=(threads, compute_s, host_share, shares),
+            compute=pool.strategy(),
+            num_cpus=1,
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+    )
+    done = segmented.select_columns(["ordinal", "fault"]).take_all()
+    if [row for row in done if row["fault"] is not None] or len(done) != images:
+        raise SystemExit(f"{len(done)} rows came out of the actor: expected {images} without a fault")
+    return {
+        "decoders": threads.decoders,
+        "finishers": threads.finishers,
+        "rows_per_block": rows_per_block,
+        "calls": pool.calls_at_once,
+        "idle_share": round(shares.collect()[-1], 4),
+    }
+
+
+def measure_launches(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of `LAUNCHES` short operations: alone, and while another thread finishes masks, by switch interval."""
+    import torch
+
+    torch.set_num_threads(1)
+    finish = real_finish()
+    default = sys.getswitchinterval()
+    found = {"alone": timed_launches(rounds)}
+    for name, interval in (("with Python's interval", default), ("with the actor's interval", SWITCH_INTERVAL_S)):
+        sys.setswitchinterval(interval)
+        with repeated(finish):
+            found[f"beside finishing, {name}"] = timed_launches(rounds)
+    return found
+
+
+def timed_launches(rounds: int) -> dict[str, float]:
+    """The spread of the rounds' seconds."""
+    import torch
+
+    values = torch.ones(8)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(LAUNCHES):
+            values.add_(1)
+        seconds.append(time.perf_counter() - started)
+    return spread(seconds, digits=4)
+
+
+def real_finish() -> Callable[[], object]:
+    """What finishes the masks of a photograph enlarged to the size of SA-1B's."""
+    import cv2
+
+    from segmint.infra.assets.resolve import resolve
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.load import load_sam
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.segment.segment import mask_columns
+
+    settings = MaskSettings.sa1b(points_per_side=16, crop_n_layers=0)
+    generator = MaskGenerator(Predictor(load_sam(resolve("mobile_sam"))), settings)
+    found = generator.find(cv2.resize(read("coffee"), (2250, 1500), interpolation=cv2.INTER_CUBIC))
+    return lambda: mask_columns(generator.finish(found))
+
+
+@contextmanager
+def repeated(function: Callable[[], object]) -> Iterator[None]:
+    """Call the function in another thread, again and again, while the block runs."""
+    end = threading.Event()
+
+    def work() -> None:
+        while not end.is_set():
+            function()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
