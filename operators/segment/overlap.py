@@ -15,6 +15,7 @@ Item = TypeVar("Item")
 Decoded = TypeVar("Decoded")
 Computed = TypeVar("Computed")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 WAITING = 2
 """Decoded items that wait for the device, and computed ones that wait for a finisher: enough for uneven images."""
@@ -107,6 +108,19 @@ class Overlapped(Generic[Item, Decoded, Computed, Result]):
         result: Future[Result] = Future()
         self._decoders.submit(self._decode, item, result)
         return result
+
+    def on_device(self, function: Callable[[], Value]) -> Value:
+        """Call a function in the thread that owns the device, after the items that are decoded; return its result."""
+        result: Future[Value] = Future()
+
+        def call() -> None:
+            try:
+                result.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+                result.set_exception(error)
+
+        self._device.submit(call)
+        return result.result()
 
     def seconds(self) -> StageSeconds:
         """Return what the stages took so far."""

@@ -1,5 +1,6 @@
 """Segment: automatic mask generation for released images, in an actor that loads the model once."""
 
+import functools
 import os
 import sys
 import threading
@@ -191,9 +192,10 @@ class Segment:
         threads: HostThreads | None = None,
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
-        self.generator = load_generator(settings)
+        # By the thread that uses the model: what it compiles or captures is for that thread.
+        self.generator = self._stages.on_device(functools.partial(load_generator, settings))
         if report_peak is not None:
-            report_peak(measure_peak(settings.numerics.compute))
+            report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))
 
     def _set_up(
         self, device: str, ledger: "RowLedger | None", timeout_s: float | None, threads: HostThreads | None

@@ -157,6 +157,16 @@ def test_without_threads_the_caller_does_one_item_after_the_other() -> None:
     assert all(len(set(items[start : start + 3])) == 1 for start in range(0, len(items), 3))
 
 
+@pytest.mark.parametrize("threads", [HostThreads(), THREADS])
+def test_the_device_s_thread_takes_other_work_too(threads: HostThreads) -> None:
+    compute = Held(held=False)
+    stages: Overlapped[int, int, int, int] = Overlapped(Held(held=False), compute, Held(held=False), threads)
+    assert stages.submit(1).result(WAIT_S) == 1
+    assert stages.on_device(threading.get_ident) in compute.threads
+    with pytest.raises(ZeroDivisionError):
+        stages.on_device(lambda: 1 // 0)
+
+
 def test_the_time_of_each_stage_is_measured_and_the_device_s_idle_share_is_what_is_left() -> None:
     assert StageSeconds(compute=6, idle=1, blocked=3).idle_share == pytest.approx(0.4)
     assert StageSeconds().idle_share == 0
