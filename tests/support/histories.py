@@ -137,7 +137,7 @@ class Actor:
     name: str
     work: Callable[[], Any]
     stepped: Stepped
-    damages: int  # damages there were before it started
+    damages: int  # how many were mended before it started
 
 
 class BrokenHistoryError(AssertionError):
@@ -215,7 +215,8 @@ class History:
                 (f"sweep {hours} {skew}", lambda: self._sweep(hours, skew)),
             ]
         )
-        self.actors.append(Actor(name, work, Stepped(work), self.damages))
+        mended = self.damages - len(self.damaged)
+        self.actors.append(Actor(name, work, Stepped(work), mended))
         return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
 
     def _sweep(self, hours: int, skew: int | None) -> None:
@@ -239,8 +240,8 @@ class History:
         if not stepped.done:
             return f"{actor.name}: before {self._call(stepped)}"
         self.actors.pop(index)
-        seen = bool(self.damaged) or self.damages > actor.damages
-        if isinstance(stepped.error, DamagedDatasetError) and seen:
+        # It may report what a repair mends before the report.
+        if isinstance(stepped.error, DamagedDatasetError) and self.damages > actor.damages:
             self._repeat(actor)
             return f"{actor.name}: stopped by damage"
         if stepped.error is not None:
