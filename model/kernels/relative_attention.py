@@ -1,0 +1,261 @@
+"""Attention with decomposed relative positions as Triton kernels: what `image_encoder_vit.Attention` computes.
+
+Queries, keys and values are read from the qkv product as the linear layer leaves it: nothing is cut into windows,
+padded, copied by head or concatenated. The logits of a query at (y, x) for a key at (j, i) of its square are
+
+    q·k / sqrt(D) + q·rows[y - j + S - 1] + q·columns[x - i + S - 1]
+
+(SAM paper, Appendix A; MViTv2, arXiv 2112.01526, eq. 4). q times both tables is one matrix product before the kernel,
+of which the kernel reads the entries that it needs. The softmax is computed while the keys pass (FlashAttention,
+arXiv 2205.14135), in float32 whatever the tensors are. Sums have one fixed order, so results repeat bit for bit.
+"""
+
+from typing import Any, cast
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEAD_DIMENSIONS = (64, 80)
+"""The channels of a head that the kernels know: ViT-B's and ViT-L's, and ViT-H's. 80 is taken as 64 + 16."""
+
+# Queries of a program, its warps, and how many steps' keys are under way at once: what compiles without spilling
+# registers for compute capabilities 8.0 and 9.0.
+MAP_BLOCK = {"BLOCK": 128}
+MAP_LAUNCH = {"num_warps": 8, "num_stages": 3}
+WINDOW_BLOCK = {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64}
+WINDOW_LAUNCH = {"num_warps": 4, "num_stages": 2}
+
+_CORE = 64
+
+
+def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
+    """Whether the kernels know attention of `heads` heads over `channels` in squares of `side` on a map of `grid`.
+
+    A square that is the whole map has a side of 16 or more that is a power of two, a window one of at most 16.
+    """
+    if channels % heads or channels // heads not in HEAD_DIMENSIONS:
+        return False
+    return side <= 16 or _is_map(side, grid)
+
+
+def _is_map(side: int, grid: tuple[int, int]) -> bool:
+    """Whether squares of `side` are taken as the whole map, by steps of a row of keys."""
+    return grid == (side, side) and side >= 16 and side & (side - 1) == 0
+
+
+def _attend(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
+    batch, height, width, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
+    dimensions = channels // heads
+    if not supports(heads, channels, side, (height, width)):
+        raise ValueError(
+            f"attention in squares of {side} on {height}x{width}, {heads} heads of {dimensions}: no kernel"
+        )
+    qkv, padding = qkv.contiguous(), padding.contiguous()
+    offset = triton.next_power_of_2(2 * side - 1)
+    table = qkv.new_zeros(2 * offset, dimensions)
+    table[: 2 * side - 1] = rows
+    table[offset : offset + 2 * side - 1] = columns
+    queries = qkv.view(batch * height * width, 3, heads, dimensions)[:, 0].transpose(0, 1)
+    positions = torch.bmm(queries, table.T.expand(heads, -1, -1))
+    attended = torch.empty((batch, height, width, channels), dtype=qkv.dtype, device=qkv.device)
+    shape = {"HEADS": heads, "CORE": _CORE, "REST": dimensions - _CORE, "SIDE": side, "OFFSET": offset}
+    if _is_map(side, (height, width)):
+        block = MAP_BLOCK["BLOCK"] if side * side > MAP_BLOCK["BLOCK"] else side * side
+        _launch(map_kernel)[(side * side // block, heads, batch)](
+            qkv, positions, attended, dimensions**-0.5, **shape, BLOCK=block, **MAP_LAUNCH
+        )
+    else:
+        blocks = triton.cdiv(side * WINDOW_BLOCK["PITCH"], WINDOW_BLOCK["BLOCK"])
+        windows = triton.cdiv(height, side) * triton.cdiv(width, side)
+        _launch(window_kernel)[(blocks * windows, heads, batch)](
+            qkv,
+            padding,
+            positions,
+            attended,
+            dimensions**-0.5,
+            **shape,
+            HEIGHT=height,
+            WIDTH=width,
+            **WINDOW_BLOCK,
+            **WINDOW_LAUNCH,
+        )
+    return attended
+
+
+_operator = torch.library.triton_op("segmint::relative_attention", _attend, mutates_args=())
+
+
+def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
+    """Self-attention in squares of `side` tokens, windows or the whole map: (B, H, W, C).
+
+    Args:
+        qkv: (B, H, W, 3C), queries, keys and values of all heads, with their bias.
+        padding: (3C,), the bias alone: keys and values of the tokens that pad the last windows.
+        rows: (2 * side - 1, C / heads), the position table of rows.
+        columns: the same of columns.
+        heads: how many; each has 64 or 80 channels.
+        side: of a square, in tokens; if it is H and W, every token attends to all.
+
+    An operator of torch without gradients. Raises ValueError where `supports` is False.
+    """
+    return cast(Tensor, _operator(qkv, padding, rows, columns, heads, side))
+
+
+def _launch(kernel: Any) -> Any:
+    """The kernel for torch's compiler to see; as it is under Triton's interpreter."""
+    return torch.library.wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
+
+
+@triton.jit
+def attend_to(q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale, REST: tl.constexpr):
+    """One step of the softmax: these keys' logits, with `bias` in units of log2, join maxima, totals and sums."""
+    logits = tl.dot(q, k, input_precision="ieee")
+    if REST > 0:
+        logits = tl.dot(q_rest, k_rest, logits, input_precision="ieee")
+    logits = logits * scale + bias
+    higher = tl.maximum(top, tl.max(logits, 1))
+    weights = tl.exp2(logits - higher[:, None])
+    fade = tl.exp2(top - higher)
+    total = total * fade + tl.sum(weights, 1)
+    weights = weights.to(q.dtype)
+    sums = tl.dot(weights, v, sums * fade[:, None], input_precision="ieee")
+    if REST > 0:
+        sums_rest = tl.dot(weights, v_rest, sums_rest * fade[:, None], input_precision="ieee")
+    return higher, total, sums, sums_rest
+
+
+@triton.jit
+def map_kernel(
+    qkv,
+    positions,
+    attended,
+    scale,
+    HEADS: tl.constexpr,
+    CORE: tl.constexpr,
+    REST: tl.constexpr,
+    SIDE: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (block of queries, head, image); a step takes one row of keys, whose columns' terms never change."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    DIMENSIONS: tl.constexpr = CORE + REST
+    TOKENS: tl.constexpr = SIDE * SIDE
+    PITCH: tl.constexpr = 3 * HEADS * DIMENSIONS
+    head = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, CORE)
+    rest = CORE + tl.arange(0, REST if REST > 0 else 16)
+    start = qkv + image * TOKENS * PITCH + head * DIMENSIONS
+    q = tl.load(start + token[:, None] * PITCH + channel[None, :])
+    q_rest = q
+    if REST > 0:
+        q_rest = tl.load(start + token[:, None] * PITCH + rest[None, :])
+    i = tl.arange(0, SIDE)
+    terms = positions + ((head * tl.num_programs(2) + image) * TOKENS + token) * (2 * OFFSET)
+    y, x = token // SIDE, token % SIDE
+    of_columns = tl.load(terms[:, None] + OFFSET + (x[:, None] - i[None, :] + SIDE - 1)).to(tl.float32) * LOG2_E
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    sums = tl.zeros((BLOCK, CORE), tl.float32)
+    sums_rest = tl.zeros((BLOCK, REST if REST > 0 else 16), tl.float32)
+    keys = start + HEADS * DIMENSIONS
+    values = start + 2 * HEADS * DIMENSIONS
+    for j in range(SIDE):
+        key = j * SIDE + i
+        k = tl.load(keys + key[None, :] * PITCH + channel[:, None])
+        v = tl.load(values + key[:, None] * PITCH + channel[None, :])
+        k_rest, v_rest = k, v
+        if REST > 0:
+            k_rest = tl.load(keys + key[None, :] * PITCH + rest[:, None])
+            v_rest = tl.load(values + key[:, None] * PITCH + rest[None, :])
+        of_row = tl.load(terms + (y - j + SIDE - 1)).to(tl.float32) * LOG2_E
+        bias = of_columns + of_row[:, None]
+        top, total, sums, sums_rest = attend_to(
+            q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale * LOG2_E, REST
+        )
+    out = attended + (image * TOKENS + token[:, None]) * (HEADS * DIMENSIONS) + head * DIMENSIONS
+    tl.store(out + channel[None, :], (sums / total[:, None]).to(q.dtype))
+    if REST > 0:
+        tl.store(out + rest[None, :], (sums_rest / total[:, None]).to(q.dtype))
+
+
+@triton.jit
+def window_kernel(
+    qkv,
+    padding,
+    positions,
+    attended,
+    scale,
+    HEADS: tl.constexpr,
+    CORE: tl.constexpr,
+    REST: tl.constexpr,
+    SIDE: tl.constexpr,
+    OFFSET: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PITCH: tl.constexpr,
+    KEY_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (window and block of its queries, head, image); a window's rows are spread to PITCH places each.
+
+    Keys outside the map are the padding's and are attended to; queries there are not computed.
+    """
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    DIMENSIONS: tl.constexpr = CORE + REST
+    TOKENS: tl.constexpr = HEIGHT * WIDTH
+    STEP: tl.constexpr = 3 * HEADS * DIMENSIONS
+    ACROSS: tl.constexpr = (WIDTH + SIDE - 1) // SIDE
+    BLOCKS: tl.constexpr = (SIDE * PITCH + BLOCK - 1) // BLOCK
+    window = tl.program_id(0) // BLOCKS
+    top_row, left = (window // ACROSS) * SIDE, (window % ACROSS) * SIDE
+    head = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
+    channel = tl.arange(0, CORE)
+    rest = CORE + tl.arange(0, REST if REST > 0 else 16)
+    place = (tl.program_id(0) % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
+    y, x = place // PITCH, place % PITCH
+    asked = (x < SIDE) & (y < SIDE) & (top_row + y < HEIGHT) & (left + x < WIDTH)
+    token = tl.where(asked, (top_row + y) * WIDTH + left + x, 0)
+    start = qkv + image * TOKENS * STEP + head * DIMENSIONS
+    q = tl.load(start + token[:, None] * STEP + channel[None, :], mask=asked[:, None], other=0.0)
+    q_rest = q
+    if REST > 0:
+        q_rest = tl.load(start + token[:, None] * STEP + rest[None, :], mask=asked[:, None], other=0.0)
+    terms = positions + ((head * tl.num_programs(2) + image) * TOKENS + token) * (2 * OFFSET)
+    key_place = tl.arange(0, KEY_ROWS * PITCH)
+    i = key_place % PITCH
+    near = (i < SIDE)[None, :] & asked[:, None]
+    of_columns = tl.load(terms[:, None] + OFFSET + (x[:, None] - i[None, :] + SIDE - 1), mask=near, other=0.0)
+    of_columns = of_columns.to(tl.float32) * LOG2_E
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    sums = tl.zeros((BLOCK, CORE), tl.float32)
+    sums_rest = tl.zeros((BLOCK, REST if REST > 0 else 16), tl.float32)
+    ALL: tl.constexpr = HEADS * DIMENSIONS
+    for first in range(0, SIDE, KEY_ROWS):
+        j = first + key_place // PITCH
+        inside = (i < SIDE) & (j < SIDE)
+        real = inside & (top_row + j < HEIGHT) & (left + i < WIDTH)
+        key = tl.where(real, start + ((top_row + j) * WIDTH + left + i) * STEP, padding + head * DIMENSIONS)
+        key = tl.multiple_of(key, 16)  # every head's channels begin at 32 bytes
+        k = tl.load(key[None, :] + ALL + channel[:, None], mask=inside[None, :], other=0.0)
+        v = tl.load(key[:, None] + 2 * ALL + channel[None, :], mask=inside[:, None], other=0.0)
+        k_rest, v_rest = k, v
+        if REST > 0:
+            k_rest = tl.load(key[None, :] + ALL + rest[:, None], mask=inside[None, :], other=0.0)
+            v_rest = tl.load(key[:, None] + 2 * ALL + rest[None, :], mask=inside[:, None], other=0.0)
+        known = inside[None, :] & asked[:, None]
+        of_rows = tl.load(terms[:, None] + (y[:, None] - j[None, :] + SIDE - 1), mask=known, other=0.0)
+        bias = tl.where(inside[None, :], of_columns + of_rows.to(tl.float32) * LOG2_E, float("-inf"))
+        top, total, sums, sums_rest = attend_to(
+            q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale * LOG2_E, REST
+        )
+    out = attended + (image * TOKENS + token[:, None]) * ALL + head * DIMENSIONS
+    tl.store(out + channel[None, :], (sums / total[:, None]).to(q.dtype), mask=asked[:, None])
+    if REST > 0:
+        tl.store(out + rest[None, :], (sums_rest / total[:, None]).to(q.dtype), mask=asked[:, None])

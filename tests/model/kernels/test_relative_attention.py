@@ -1,0 +1,140 @@
+"""The attention kernels compute the encoder's plain formula, and compile for two GPUs without one, without spills."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from segmint.model.sam.image_encoder_vit import Attention
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# side, map, heads, channels of a head, images: windows with padding on one side and on both, an odd and a whole window,
+# whole maps.
+SHAPES = [
+    (14, (17, 30), 1, 64, 1),
+    (14, (20, 28), 2, 80, 2),
+    (14, (14, 14), 2, 80, 1),
+    (7, (9, 8), 1, 64, 2),
+    (16, (16, 16), 2, 80, 2),
+]
+
+
+@torch.inference_mode()
+def check(shape: tuple[int, tuple[int, int], int, int, int], device: str, dtype: torch.dtype, most: float) -> None:
+    """The kernels on a device against the formula in float32 on the CPU."""
+    from segmint.model.kernels import relative_attention as kernels
+
+    side, grid, heads, channels, batch = shape
+    torch.manual_seed(side * channels)
+    attention = Attention(heads * channels, heads, side).eval()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    attention = attention.to(dtype).float()
+    x = torch.randn(batch, *grid, heads * channels).to(dtype).float()
+    expected = attention(x)
+
+    there = attention.to(device, dtype)
+    # Under the interpreter there is no operator, only the kernels.
+    attend = kernels._attend if device == "cpu" else kernels.relative_attention
+    attended = attend(there.qkv(x.to(device, dtype)), there.qkv.bias, there.rel_pos_h, there.rel_pos_w, heads, side)
+    found = there.proj(attended).float().cpu()
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < most * float(expected.abs().max())
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
+def test_interpreted_kernels_compute_the_encoders_attention() -> None:
+    code = "\n".join(
+        [
+            "import runpy, sys, torch",
+            "torch.set_num_threads(1)",
+            f"sys.path.insert(0, {str(ROOT)!r})",
+            f"tests = runpy.run_path({__file__!r})",
+            "for shape in tests['SHAPES']: tests['check'](shape, 'cpu', torch.float32, 2e-6)",
+        ]
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
+
+
+@pytest.mark.parametrize("architecture", [90, 80])
+@pytest.mark.parametrize(("heads", "rest"), [(16, 16), (12, 0)])
+def test_the_kernels_compile_for_gpus_without_spilling_registers(
+    architecture: int, heads: int, rest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import driver
+    from triton.compiler import ASTSource, compile
+
+    from segmint.model.kernels import relative_attention as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    head = {"HEADS": heads, "CORE": 64, "REST": rest}
+    of_map = {**head, "SIDE": 64, "OFFSET": 128, **kernels.MAP_BLOCK}
+    of_window = {**head, "SIDE": 14, "OFFSET": 32, "HEIGHT": 64, "WIDTH": 64, **kernels.WINDOW_BLOCK}
+    for kernel, constants, options in (
+        (kernels.map_kernel, of_map, kernels.MAP_LAUNCH),
+        (kernels.window_kernel, of_window, kernels.WINDOW_LAUNCH),
+    ):
+        types = {**dict.fromkeys(constants, "constexpr"), "scale": "fp32"}
+        signature = {name: types.get(name, "*bf16") for name in kernel.arg_names}
+        aligned = {
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(kernel.arg_names)
+            if signature[name] == "*bf16"
+        }
+        source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = Path(driver.__file__).parent / "bin" / "cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+        assert re.findall(r"STACK:(\d+)", usage) == ["0"]
+        # The tensor cores multiply, and keys are copied while others are multiplied.
+        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
+        assert "cp.async" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize(("side", "channels"), [(14, 80), (64, 80), (14, 64), (64, 64)])
+def test_the_operator_has_the_shapes_of_b_l_and_h_for_torchs_compiler(side: int, channels: int) -> None:
+    from segmint.model.kernels.relative_attention import relative_attention
+
+    with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
+        qkv = torch.empty(7, 64, 64, 3 * 16 * channels, dtype=torch.bfloat16)
+        table = torch.empty(2 * side - 1, channels, dtype=torch.bfloat16)
+        attended = relative_attention(qkv, qkv[0, 0, 0], table, table, 16, side)
+    assert attended.shape == (7, 64, 64, 16 * channels)
+    assert attended.dtype == torch.bfloat16
+    assert attended.device.type == "cuda"
+
+
+def test_shapes_without_a_kernel_are_refused() -> None:
+    from segmint.model.kernels.relative_attention import relative_attention, supports
+
+    assert supports(16, 1280, 14, (64, 64))
+    assert supports(16, 1280, 64, (64, 64))
+    assert not supports(16, 1280, 20, (64, 64)), "a window of over 16"
+    assert not supports(16, 1280, 48, (48, 48)), "a map whose rows are no power of two"
+    assert not supports(16, 768, 14, (64, 64)), "heads of 48 channels"
+    with pytest.raises(ValueError, match=r"squares of 20 on 64x64, 1 heads of 64: no kernel"):
+        relative_attention(
+            torch.zeros(1, 64, 64, 192), torch.zeros(192), torch.zeros(39, 64), torch.zeros(39, 64), 1, 20
+        )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (14, (64, 64), 16, 80, 2), (64, (64, 64), 12, 64, 1)])
+def test_the_kernels_on_a_gpu_compute_the_encoders_attention(
+    shape: tuple[int, tuple[int, int], int, int, int], dtype: torch.dtype
+) -> None:
+    check(shape, "cuda", dtype, 2e-2 if dtype == torch.bfloat16 else 1e-5)
