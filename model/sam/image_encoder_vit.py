@@ -1,6 +1,8 @@
 """SAM's image encoder: a Vision Transformer with windows and relative positions (SAM paper, Appendix A)."""
 
+import functools
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +110,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         side = self.side
+        kernels = _kernels() if _suits_kernels(x) else None
+        if kernels is not None and kernels.supports(self.heads, x.shape[3], side, (x.shape[1], x.shape[2])):
+            attended = kernels.relative_attention(
+                self.qkv(x), self.qkv.bias, self.rel_pos_h, self.rel_pos_w, self.heads, side
+            )
+            out: Tensor = self.proj(attended)
+            return out
         # The zeros that pad the last windows are attended to like any token, as in training. Their q, k and v are the
         # bias alone, so that the product leaves them out and the sum does not.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
@@ -119,7 +128,7 @@ class Attention(nn.Module):
         # GPU's on one call without a mask.
         attend = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
         attended = torch.unflatten(join_heads(attend(q, k, v, rows, columns)), 1, (side, side))
-        out: Tensor = self.proj(merge_windows(attended, x.shape[1], x.shape[2]))
+        out = self.proj(merge_windows(attended, x.shape[1], x.shape[2]))
         return out
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +141,21 @@ class Attention(nn.Module):
         rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offsets])
         columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offsets])
         return rows.flatten(2, 3), columns.flatten(2, 3)
+
+
+def _suits_kernels(x: Tensor) -> bool:
+    """Whether Triton's kernels may attend: they have no gradients, and in float32 torch's are as good."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The kernels of `relative_attention.py`; None where Triton is not installed."""
+    try:
+        from segmint.model.kernels import relative_attention
+    except ImportError:
+        return None
+    return relative_attention
 
 
 def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
