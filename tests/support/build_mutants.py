@@ -132,8 +132,8 @@ BUILD_MUTANTS = (
     Mutant(
         "upscaling in a box not dilated",
         "model/automatic/interpolation.py",
-        "_spans(used.T)",
-        "_spans(weights.numpy().T > 0.5)",
+        "_reached(logits, used, side)",
+        "_reached(logits, weights.numpy() > 0.5, side)",
         "tests/model/automatic/test_upscaling.py",
     ),
     Mutant(
