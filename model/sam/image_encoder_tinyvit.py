@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from segmint.model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.products import GeluConv2d, Linear
 
 WIDTHS = (64, 128, 160, 320)
@@ -205,7 +206,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         # As (1, heads, side², side²): a CPU's fused kernel takes no mask of three dimensions.
         bias = self.attention_biases[None, :, bias_index(side, windows.device)]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        attended = attend(q, k, v, bias)
         out: Tensor = self.proj(join_heads(attended))
         return torch.unflatten(out, 1, (side, side))
 

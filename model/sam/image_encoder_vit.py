@@ -1,14 +1,13 @@
 """SAM's image encoder: a Vision Transformer with windows and relative positions (SAM paper, Appendix A)."""
 
-import functools
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.sam.common import Mlp, embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.gpu_attention import attend, relative_attention
 from segmint.model.sam.products import Linear, linear
 
 PATCH = 16
@@ -55,6 +54,10 @@ class ImageEncoderViT(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image) + self.pos_embed
+        if x.device.type != "cpu":
+            # A convolution puts channels first, sums keep that order, and each norm and product would copy it. On a CPU
+            # the neck's convolution rounds by the order.
+            x = x.contiguous()
         for block in self.blocks:
             x = block(x)
         embedding: Tensor = self.neck(x.permute(0, 3, 1, 2))
@@ -109,14 +112,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
+        kernel = relative_attention(x, self.heads, self.side)
+        if kernel is None:
+            attended = self._attend(x)
+        else:
+            attended = kernel(self.qkv(x), self.qkv.bias, self.rel_pos_h, self.rel_pos_w, self.heads, self.side)
+        out: Tensor = self.proj(attended)
+        return out
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """All heads' sums of values, (B, H, W, C), by torch's operations."""
         side = self.side
-        kernels = _kernels() if _suits_kernels(x) else None
-        if kernels is not None and kernels.supports(self.heads, x.shape[3], side, (x.shape[1], x.shape[2])):
-            attended = kernels.relative_attention(
-                self.qkv(x), self.qkv.bias, self.rel_pos_h, self.rel_pos_w, self.heads, side
-            )
-            out: Tensor = self.proj(attended)
-            return out
         # The zeros that pad the last windows are attended to like any token, as in training. Their q, k and v are the
         # bias alone, so that the product leaves them out and the sum does not.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
@@ -126,10 +132,9 @@ class Attention(nn.Module):
         rows, columns = self._position_logits(q)
         # Neither is faster everywhere: a CPU's kernel is fastest on short bands whose logits stay in the cache, and a
         # GPU's on one call without a mask.
-        attend = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
-        attended = torch.unflatten(join_heads(attend(q, k, v, rows, columns)), 1, (side, side))
-        out = self.proj(merge_windows(attended, x.shape[1], x.shape[2]))
-        return out
+        attend_by = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
+        attended = torch.unflatten(join_heads(attend_by(q, k, v, rows, columns)), 1, (side, side))
+        return merge_windows(attended, x.shape[1], x.shape[2])
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The terms that a key's row and column add to its logit: each (N, heads, side², side), for every query.
@@ -141,21 +146,6 @@ class Attention(nn.Module):
         rows = torch.einsum("bnhwd,hkd->bnhwk", q, self.rel_pos_h[offsets])
         columns = torch.einsum("bnhwd,wkd->bnhwk", q, self.rel_pos_w[offsets])
         return rows.flatten(2, 3), columns.flatten(2, 3)
-
-
-def _suits_kernels(x: Tensor) -> bool:
-    """Whether Triton's kernels may attend: they have no gradients, and in float32 torch's are as good."""
-    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
-
-
-@functools.cache
-def _kernels() -> ModuleType | None:
-    """The kernels of `relative_attention.py`; None where Triton is not installed."""
-    try:
-        from segmint.model.kernels import relative_attention
-    except ImportError:
-        return None
-    return relative_attention
 
 
 def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -197,7 +187,7 @@ def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, col
     extended_k = torch.cat([k, places.expand(*k.shape[:2], -1, -1)], dim=-1)
     inner = extended_q.shape[-1]
     fill = -inner % 8
-    attended = F.scaled_dot_product_attention(
+    attended = attend(
         F.pad(extended_q, (0, fill)),
         F.pad(extended_k, (0, fill)),
         F.pad(v, (0, inner + fill - dimensions)),

@@ -1,0 +1,45 @@
+"""The encoder as torch's compiler sees it on a GPU, without one: one graph, few bytes, statistics in float32."""
+
+import pytest
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from segmint.model.sam.batch_encoder import CUDA_BATCH
+from segmint.model.sam.image_encoder_vit import VIT_H, ImageEncoderViT
+from tests.model.gpu_budgets import ENCODER_BYTES
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def graph() -> fx.GraphModule:
+    """The ViT-H encoder in bfloat16 on a batch of the default size."""
+    from tests.support.kernel_traffic import trace
+
+    with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
+        try:
+            torch.set_default_dtype(torch.bfloat16)
+            encoder = ImageEncoderViT(VIT_H).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return trace(encoder, torch.empty(CUDA_BATCH, 3, 1024, 1024, dtype=torch.bfloat16))
+
+
+def test_an_encode_moves_no_more_bytes_than_its_budget(graph: fx.GraphModule) -> None:
+    from tests.support.kernel_traffic import kernels_of
+
+    kernels = kernels_of(graph)
+    largest = sorted(kernels, key=lambda kernel: -kernel.moved)[:5]
+    assert sum(kernel.moved for kernel in kernels) / CUDA_BATCH <= ENCODER_BYTES, largest
+    attention = [kernel for kernel in kernels if kernel.name.startswith("triton")]
+    assert len(attention) == VIT_H.depth
+    # The weights and the residual stream alone: a count that misses kernels would fail here.
+    assert sum(kernel.moved for kernel in kernels) / CUDA_BATCH > 10e9
+    assert not [kernel for kernel in kernels if kernel.name == "clone"], "a copy that is fused with nothing"
+
+
+def test_norms_compute_their_statistics_in_float32(graph: fx.GraphModule) -> None:
+    statistics = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.var_mean.correction)
+    assert len(statistics) == 2 * VIT_H.depth + 2
+    assert {node.all_input_nodes[0].meta["val"].dtype for node in statistics} == {torch.float32}
