@@ -3,11 +3,15 @@
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
+
+PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
     return crops
 
 
-def cut(crop: Crop, frame_size: tuple[int, int], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop's pixels, (h, w, 3) uint8, from an image of any resolution that shows the whole frame.
+def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
+    """The crop's pixels, (h, w, 3) uint8, as a view of an image of any resolution that shows the whole frame.
 
     `frame_size` is (height, width); each axis has its own scale, and borders are rounded to the nearest pixel of
     `pixels`. A crop that is not empty gives at least one pixel.

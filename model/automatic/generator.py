@@ -104,14 +104,16 @@ class MaskGenerator:
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
     ) -> Iterator[tuple[Crop, Embedding]]:
-        """Each crop with its embedding, encoded one batch at a time."""
+        """Each crop with its embedding, encoded one batch at a time.
+
+        Image and original are copied to a GPU once, and crops are cut there.
+        """
         frame_size = (image.shape[0], image.shape[1])
+        whole = self.predictor.on_device(image)
+        finer = whole if original is None else self.predictor.on_device(original)
         for start in range(0, len(crops), self.crops_per_batch):
             batch = crops[start : start + self.crops_per_batch]
-            sources = [image if crop.layer == 0 or original is None else original for crop in batch]
-            pixels = [
-                np.ascontiguousarray(cut(crop, frame_size, source)) for crop, source in zip(batch, sources, strict=True)
-            ]
+            pixels = [cut(crop, frame_size, whole if crop.layer == 0 else finer) for crop in batch]
             sizes = [crop.size for crop in batch]
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 

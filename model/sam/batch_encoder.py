@@ -4,13 +4,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from segmint.model.sam.common import upload
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from segmint.model.sam.preprocess import normalize_and_pad
+from segmint.model.sam.preprocess import normalize_into
 from segmint.model.sam.sam import Sam
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
@@ -47,10 +46,10 @@ class BatchEncoder:
         self._must_compile = must_compile
         self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
 
-    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], batch_size: int | None = None) -> list[Tensor]:
+    def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[Tensor]:
         """An embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
-        `images` are (h, w, 3) uint8 RGB, neither side over the encoder's input. Every batch has exactly
+        `images` are (h, w, 3) uint8 RGB on any device, neither side over the encoder's input. Every batch has exactly
         `batch_size` images, the last one padded with empty ones: shapes are static, and an image's arithmetic depends
         only on `batch_size`, not on how many images there are. Raises ValueError for a `batch_size` under 1 or
         over `MAX_BATCH`.
@@ -65,12 +64,12 @@ class BatchEncoder:
             embeddings += [encoded[index : index + 1] for index in range(len(part))]
         return embeddings
 
-    def _batch(self, images: Sequence[npt.NDArray[np.uint8]], size: int) -> Tensor:
+    def _batch(self, images: Sequence[Tensor], size: int) -> Tensor:
         """(size, 3, side, side) on the model's device and in the encoder's dtype."""
         side = self.sam.image_size
         batch = torch.zeros(size, 3, side, side, dtype=self._dtype, device=self.sam.device)
         for place, image in zip(batch, images, strict=False):
-            place.copy_(normalize_and_pad(upload(image, self.sam.device), side)[0])
+            normalize_into(place, upload(image, self.sam.device))
         return batch
 
     def _encode(self, batch: Tensor) -> Tensor:
@@ -100,12 +99,6 @@ class BatchEncoder:
 def default_batch_size(device: torch.device) -> int:
     """1 on a CPU, where one image keeps all cores busy, and `CUDA_BATCH` on a GPU."""
     return CUDA_BATCH if device.type == "cuda" else 1
-
-
-def upload(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels on a device; to a GPU from pinned memory, so that the copy does not block the host."""
-    tensor = torch.from_numpy(pixels)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _first_lines(error: Exception) -> str:

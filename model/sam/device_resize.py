@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segmint.model.sam.common import upload
 from segmint.model.sam.preprocess import resized_size
 
 _BITS = 22
@@ -69,12 +70,12 @@ def _resize_rows(pixels: Tensor, length: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _on_device(pixels: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Places and weights as tensors; the crops of one layer have few lengths, and those of all images recur."""
     with torch.inference_mode(False):
         places, weights = triangle_weights(pixels, length)
-        return torch.from_numpy(places).to(device), torch.from_numpy(weights).to(device)
+        return upload(torch.from_numpy(places), device), upload(torch.from_numpy(weights), device)
 
 
 def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from segmint.model.sam import point_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
+from segmint.model.sam.common import upload
+from segmint.model.sam.device_resize import resize_on_device
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
 from segmint.model.sam.preprocess import resize
 from segmint.model.sam.prompt_encoder import PromptEmbedding
@@ -84,15 +86,22 @@ class Predictor:
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
             raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one for each")
-        checked = [_checked_image(image) for image in images]
+        checked = [self.on_device(image) for image in images]
         framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
-        resized = [resize(pixels, self.sam.image_size) for pixels in checked]
+        resized = [_resize(pixels, self.sam.image_size) for pixels in checked]
         with torch.inference_mode():
             features = self._encoder(resized, batch_size)
         return [
             Embedding(part, (pixels.shape[0], pixels.shape[1]), frame)
             for part, pixels, frame in zip(features, resized, framed, strict=True)
         ]
+
+    def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """An image's pixels on the model's device; `embed_many` takes parts of it without copying them there again.
+
+        On a CPU they share the array's memory. Raises ValueError as `embed` does.
+        """
+        return upload(_checked_image(image), self.sam.device)
 
     def predict(
         self,
@@ -178,18 +187,30 @@ class Predictor:
         return embedded
 
 
-def _checked_frame(frame_size: tuple[int, int] | None, pixels: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    height, width = frame_size or pixels.shape[:2]
+def _resize(pixels: Tensor, long_side: int) -> Tensor:
+    """With Pillow on a CPU, elsewhere on the pixels' device: the same bits."""
+    if pixels.device.type == "cpu":
+        return torch.from_numpy(resize(pixels.numpy(), long_side))
+    return resize_on_device(pixels, long_side)
+
+
+def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:
+    height, width = frame_size or (pixels.shape[0], pixels.shape[1])
     if height < 1 or width < 1:
         raise ValueError(f"frame_size is {frame_size}: expected a height and a width of 1 or more pixels")
     return int(height), int(width)
 
 
-def _checked_image(image: Any) -> npt.NDArray[np.uint8]:
-    pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+def _checked_image(image: Any) -> Tensor:
+    """The image as a tensor on its device."""
+    pixels = image if isinstance(image, Tensor) else np.asarray(image)
+    shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
+    if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(
-            f"the image is an array of shape {pixels.shape} and type {pixels.dtype}: "
+            f"the image is an array of shape {shape} and type {dtype}: "
             "expected (height, width, 3) and uint8, the channels as RGB"
         )
-    return pixels
+    if isinstance(pixels, Tensor):
+        return pixels.detach()
+    # A tensor cannot share memory that is read-only or that runs backwards.
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))

@@ -1,9 +1,10 @@
 """Pixels for the image encoder: resized with Pillow, normalized, then padded to a square."""
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,12 +29,17 @@ def resize(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[np.uint8
     return np.array(resized)
 
 
-def normalize_and_pad(pixels: Tensor, side: int) -> Tensor:
-    """(1, 3, side, side) float32 from (h, w, 3) uint8 RGB, padded with zeros on the right and at the bottom.
+def normalize_into(place: Tensor, pixels: Tensor) -> None:
+    """Write (h, w, 3) uint8 RGB, normalized, to the top left corner of zeros (3, side, side), in their type.
 
-    Padding comes after normalization: the zeros are the mean color.
+    Zeros on the right and at the bottom are the mean color.
     """
-    mean = torch.tensor(PIXEL_MEAN, device=pixels.device)
-    std = torch.tensor(PIXEL_STD, device=pixels.device)
-    normalized = ((pixels - mean) / std).permute(2, 0, 1)[None]
-    return F.pad(normalized, (0, side - pixels.shape[1], 0, side - pixels.shape[0]))
+    mean, std = _mean_and_std(pixels.device)
+    place[:, : pixels.shape[0], : pixels.shape[1]].copy_(((pixels - mean) / std).permute(2, 0, 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Copied to a GPU once: it would wait for each copy."""
+    with torch.inference_mode(False):
+        return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)

@@ -13,13 +13,18 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.reference import reference_sam
 from segmint.model.automatic import generator, proposals
+from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.nms import nms_on_device
 from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
-from segmint.model.sam.load import load_sam
+from segmint.model.sam import batch_encoder
+from segmint.model.sam import predictor as predictor_module
+from segmint.model.sam.common import upload
+from segmint.model.sam.device_resize import resize_on_device
+from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Predictor
 from tests.support.embedded_once import embed_once
 from tests.support.parity import compare
@@ -257,6 +262,41 @@ def test_images_that_are_finished_later_and_in_another_order_have_the_same_masks
     finished = [maker.finish(found[1]), maker.finish(found[0])]
     assert finished == expected[::-1]
     assert min(len(one.records) for one in expected) > 0
+
+
+def test_a_gpu_is_given_each_photograph_once_and_cuts_its_crops_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape-only device takes the way of a GPU."""
+    copied: list[tuple[int, ...]] = []
+
+    def note(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if tensor.device.type == "cpu":
+            copied.append(tuple(tensor.shape))
+        return upload(tensor, device)
+
+    monkeypatch.setattr(predictor_module, "upload", note)
+    monkeypatch.setattr(batch_encoder, "upload", note)
+    image, original = np.zeros((60, 80, 3), np.uint8), np.zeros((120, 160, 3), np.uint8)
+    settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=1)
+    there = MaskGenerator(Predictor(build_sam("mobile_sam").to("meta")), settings, crops_per_batch=2)
+    crops = generate_crops((60, 80), 1, settings.crop_overlap_ratio)
+
+    embedded = list(there._embed_crops(crops, image, original))
+
+    assert [crop for crop, _ in embedded] == crops
+    assert {embedding.features.device.type for _, embedding in embedded} == {"meta"}
+    assert copied == [image.shape, original.shape]
+
+
+def test_crops_resized_as_on_a_gpu_give_the_same_masks(
+    predictor: Predictor, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, original = smaller(coffee, 150), smaller(coffee, 450)
+    generator = MaskGenerator(predictor, MaskSettings.sa1b(**KEYS))
+    expected = generator.generate(image, original)
+    monkeypatch.setattr(predictor_module, "_resize", resize_on_device)
+
+    assert generator.generate(image, original) == expected
+    assert len(expected.records) > 3
 
 
 @pytest.mark.parametrize("crops", [0, 65])

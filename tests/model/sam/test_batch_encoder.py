@@ -25,14 +25,14 @@ def small_sam() -> Sam:
 
 
 @pytest.fixture(scope="module")
-def images() -> list[np.ndarray]:
+def images() -> list[torch.Tensor]:
     generator = np.random.default_rng(0)
     sizes = [(SIDE, 200), (100, SIDE), (SIDE, SIDE)]
-    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    return [torch.from_numpy(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
 @torch.inference_mode()
-def test_batches_give_what_each_image_gives_alone(small_sam: Sam, images: list[np.ndarray]) -> None:
+def test_batches_give_what_each_image_gives_alone(small_sam: Sam, images: list[torch.Tensor]) -> None:
     encoder = BatchEncoder(small_sam)
     alone = encoder(images, batch_size=1)
     together = encoder(images, batch_size=2)
@@ -42,14 +42,14 @@ def test_batches_give_what_each_image_gives_alone(small_sam: Sam, images: list[n
 
 
 @torch.inference_mode()
-def test_the_bits_depend_on_the_batch_size_and_not_on_the_company(small_sam: Sam, images: list[np.ndarray]) -> None:
+def test_the_bits_depend_on_the_batch_size_and_not_on_the_company(small_sam: Sam, images: list[torch.Tensor]) -> None:
     encoder = BatchEncoder(small_sam)
     assert torch.equal(encoder(images[2:], batch_size=2)[0], encoder(images, batch_size=2)[2])
     assert encoder([], batch_size=2) == []
 
 
 @pytest.mark.parametrize("size", [0, -1, MAX_BATCH + 1])
-def test_a_batch_that_cannot_be_is_refused(small_sam: Sam, images: list[np.ndarray], size: int) -> None:
+def test_a_batch_that_cannot_be_is_refused(small_sam: Sam, images: list[torch.Tensor], size: int) -> None:
     with pytest.raises(ValueError, match=rf"batch_size is {size}: expected 1 to 64"):
         BatchEncoder(small_sam)(images, batch_size=size)
 
@@ -66,7 +66,7 @@ def test_a_cpu_takes_images_one_by_one() -> None:
 
 @torch.inference_mode()
 def test_a_failed_compilation_is_reported_and_the_encoder_runs_eagerly(
-    small_sam: Sam, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    small_sam: Sam, images: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = BatchEncoder(small_sam)(images[:1], batch_size=1)[0]
 
@@ -93,7 +93,7 @@ def test_a_failed_compilation_is_reported_and_the_encoder_runs_eagerly(
 @pytest.mark.long
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
-def test_a_compiled_encoder_gives_the_same_embeddings(small_sam: Sam, images: list[np.ndarray], mode: str) -> None:
+def test_a_compiled_encoder_gives_the_same_embeddings(small_sam: Sam, images: list[torch.Tensor], mode: str) -> None:
     torch.compiler.reset()
     expected = BatchEncoder(small_sam)(images, batch_size=1)
     with warnings.catch_warnings():
@@ -105,7 +105,7 @@ def test_a_compiled_encoder_gives_the_same_embeddings(small_sam: Sam, images: li
 @pytest.mark.cuda
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", [None, "default", "reduce-overhead"])
-def test_a_gpu_gives_the_embeddings_of_the_cpu(small_sam: Sam, images: list[np.ndarray], mode: str | None) -> None:
+def test_a_gpu_gives_the_embeddings_of_the_cpu(small_sam: Sam, images: list[torch.Tensor], mode: str | None) -> None:
     expected = BatchEncoder(small_sam)(images)
     found = BatchEncoder(copy.deepcopy(small_sam).cuda(), mode)(images, batch_size=2)
     torch.testing.assert_close(torch.cat(found).cpu(), torch.cat(expected), atol=1e-2, rtol=0)

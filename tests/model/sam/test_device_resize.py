@@ -32,7 +32,13 @@ def test_pixels_are_those_of_pillow(size: tuple[int, int]) -> None:
 
 
 def test_pixels_of_random_sizes_are_those_of_pillow() -> None:
-    for size in random_sizes():
+    for size in random_sizes()[:8]:
+        check(size, "cpu")
+
+
+@pytest.mark.long
+def test_pixels_of_more_random_sizes_are_those_of_pillow() -> None:
+    for size in random_sizes()[8:]:
         check(size, "cpu")
 
 

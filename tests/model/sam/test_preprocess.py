@@ -7,7 +7,7 @@ from segment_anything.modeling import Sam as ReferenceSam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
-from segmint.model.sam.preprocess import normalize_and_pad, resize, resized_size
+from segmint.model.sam.preprocess import normalize_into, resize, resized_size
 
 side = st.integers(1, 6000)
 
@@ -36,6 +36,7 @@ def test_the_tensor_is_the_reference_one_and_its_padding_is_zero() -> None:
     encoder = nn.Identity()
     encoder.img_size = 32
     expected = ReferenceSam(encoder, nn.Identity(), nn.Identity()).preprocess(pixels.permute(2, 0, 1)[None])
-    found = normalize_and_pad(pixels, 32)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    assert (found[:, :, 20:] == 0).all()
+    found = torch.zeros(3, 32, 32)
+    normalize_into(found, pixels)
+    torch.testing.assert_close(found[None], expected, atol=1e-6, rtol=0)
+    assert (found[:, 20:] == 0).all()
