@@ -54,6 +54,21 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     return Compute(device, _resolve_precision(precision, kind), _resolve_threads(threads, kind))
 
 
+def device_kind(compute: Compute) -> str:
+    """Return what decides a device's bits: of a CPU the instruction set that torch uses, of a GPU its model.
+
+    A GPU's is its name without the maker, which only newer drivers write, and what libraries choose their kernels by:
+    "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
+    """
+    import torch
+
+    if compute.kind == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    gpu = torch.cuda.get_device_properties(compute.device)
+    name = gpu.name.removeprefix("NVIDIA ")
+    return f"{name}, compute capability {gpu.major}.{gpu.minor}, {gpu.multi_processor_count} multiprocessors"
+
+
 def physical_cores() -> int:
     """Physical cores this process may use: the minimum of its affinity, the container's quota and torch's count.
 

@@ -105,7 +105,7 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that supports it, else fp32."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
-    """The image encoder: eager, or compiled by `torch.compile`; auto: eager."""
+    """The image encoder: eager, or compiled by `torch.compile`; auto: compiled on a GPU where Triton is installed."""
     threads: AutoOrCount = "auto"
     """torch's threads in one segment actor; auto: the share that `segmint.pipeline.dataset.cpu_actors` gives each actor
     on the machine that begins a dataset, that machine's physical cores on a cluster's CPUs, 1 on a GPU."""

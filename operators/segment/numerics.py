@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
-from segmint.infra.device import Compute, Precision
+from segmint.infra.device import Compute, Precision, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION
 from segmint.model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
@@ -14,6 +16,9 @@ from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "crops_per_batch", "threads"})
 """The fields that a computation is set up by; the others only say what it was done with."""
+
+GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention"})
+"""The fields that only the numerics of a GPU record."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Numerics:
     """
 
     device: str  # "cpu" or "cuda"; Ray chooses which CUDA device
-    device_kind: str  # CPU instruction set that torch uses, or name of the GPU
+    device_kind: str  # CPU instruction set that torch uses, or model of the GPU
     precision: Precision
     encoder: Literal["eager", "compiled"]  # the image encoder: eager, or compiled by `torch.compile`
     points_per_chunk: int  # prompts that the decoder takes together; the last chunk is padded
@@ -43,7 +48,11 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
-    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that the dataset's segmint lacked
+    cuda: str = field(default="", kw_only=True)  # this and the next three on a GPU only
+    cudnn: str = field(default="", kw_only=True)
+    triton: str = field(default="", kw_only=True)  # "none" where it is not installed
+    attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash or efficient
+    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that a manifest does not have
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
@@ -97,7 +106,9 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     if chunk == "auto":
         chunk = CUDA_POINTS_PER_CHUNK if on_gpu else DEFAULT_POINTS_PER_CHUNK
     crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
-    encoder = "eager" if model.encoder == "auto" else model.encoder
+    encoder = model.encoder
+    if encoder == "auto":
+        encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
     return observe_numerics(compute, chunk, crops, weights_sha256, encoder)
 
 
@@ -112,14 +123,9 @@ def observe_numerics(
     import torch
     from PIL import features
 
-    kind = (
-        torch.cuda.get_device_name(compute.device)
-        if compute.kind == "cuda"
-        else torch.backends.cpu.get_cpu_capability()
-    )
     return Numerics(
         device=compute.kind,
-        device_kind=kind,
+        device_kind=device_kind(compute),
         precision=compute.precision,
         encoder=encoder,
         points_per_chunk=points_per_chunk,
@@ -138,4 +144,20 @@ def observe_numerics(
         pyarrow=version("pyarrow"),
         facenet_pytorch=version("facenet-pytorch"),
         onnxruntime=version("onnxruntime"),
+        **(_gpu_libraries(compute.precision) if compute.kind == "cuda" else {"unrecorded": GPU_ONLY}),
     )
+
+
+def _gpu_libraries(precision: Precision) -> dict[str, Any]:
+    """Return the fields of `GPU_ONLY`."""
+    import torch
+
+    from segmint.model.sam.gpu_attention import attention_kernels
+
+    cudnn: Any = torch.backends.cudnn  # its functions have no types
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(cudnn.version()),
+        "triton": "none" if find_spec("triton") is None else str(import_module("triton").__version__),
+        "attention": attention_kernels(torch.bfloat16 if precision == "bf16" else torch.float32),
+    }

@@ -106,7 +106,9 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
     )
-    if compiled:  # compile now: it takes minutes, and must not count towards the first image's time limit
+    # Compile now: it takes minutes, and must not count towards the first image's time limit. Kernels that this GPU
+    # cannot run end the actor here, and fail no image.
+    if compiled or numerics.device == "cuda":
         try:
             predictor.embed_many([np.zeros((64, 64, 3), np.uint8)], batch_size=numerics.crops_per_batch)
         except CompilationError as error:

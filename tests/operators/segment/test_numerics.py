@@ -1,17 +1,22 @@
 """Numerics: equal ones agree, and differences are listed."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from segmint.catalogs.layout import fingerprint
 from segmint.infra.assets.hashes import sha256_of
-from segmint.infra.device import Compute
+from segmint.infra.device import Compute, Precision
 from segmint.infra.errors import UsageError
+from segmint.operators.segment import numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
+
+GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +70,49 @@ def test_a_field_of_a_newer_dataset_is_refused_by_name(here: Numerics) -> None:
 def test_auto_values_suit_the_device(
     device: str, masks: MasksConfig, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    numerics = resolve_numerics(Compute(device, "fp32", 1), ModelConfig(), masks, "0" * 64)
-    assert (numerics.points_per_chunk, numerics.crops_per_batch) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    found = resolve_numerics(Compute(device, "fp32", 1), ModelConfig(), masks, "0" * 64)
+    assert (found.points_per_chunk, found.crops_per_batch) == expected
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [("auto", "eager"), ("eager", "eager"), ("compiled", "compiled")])
-def test_the_encoder_is_compiled_on_request(wanted: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "triton", "wanted", "expected"),
+    [
+        ("cpu", True, "auto", "eager"),
+        ("cpu", True, "compiled", "compiled"),
+        ("cuda", True, "auto", "compiled"),
+        ("cuda", True, "eager", "eager"),
+        ("cuda", False, "auto", "eager"),
+    ],
+)
+def test_the_encoder_is_compiled_on_request_and_by_default_on_a_gpu(
+    device: str, triton: bool, wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    found = SimpleNamespace(__version__="3.9") if triton else None
+    monkeypatch.setattr(numerics, "find_spec", lambda _: found)
+    monkeypatch.setattr(numerics, "import_module", lambda _: found)
     model = ModelConfig.model_validate({"encoder": wanted})
-    assert resolve_numerics(Compute("cpu", "fp32", 1), model, MasksConfig(), "0" * 64).encoder == expected
+    assert resolve_numerics(Compute(device, "fp32", 1), model, MasksConfig(), "0" * 64).encoder == expected
+
+
+@pytest.mark.parametrize(("precision", "attention"), [("bf16", "triton"), ("fp32", "efficient")])
+def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
+    precision: Precision, attention: str, here: Numerics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: GPU)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92600)
+    found = observe_numerics(Compute("cuda", precision, 1), 64, 7, "0" * 64, "compiled")
+    stored = found.to_dict()
+    assert stored.keys() - here.to_dict().keys() == {"cuda", "cudnn", "triton", "attention"}
+    assert stored["device_kind"] == "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
+    assert (stored["attention"], stored["triton"], stored["cudnn"]) == (attention, version("triton"), "92600")
+    assert Numerics.recorded(stored) == found
+    for name in ("cuda", "cudnn", "triton", "attention"):
+        assert found.differences(replace(found, **{name: "x"})).startswith(f"{name} ")
+
+
+def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
+    assert Numerics.recorded(here.to_dict()) == here
+    assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention"}
