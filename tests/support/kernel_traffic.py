@@ -8,8 +8,8 @@ model of what Inductor makes of that graph:
   It reads what comes from outside once, and writes what is used outside.
 - Views move nothing. A broadcast tensor counts as what is in memory of it.
 
-Caches are not modelled: a kernel that reads an input twice finds it in the L2 cache or does not. Inductor's own scheduler
-makes the same kernels of the ViT, and two small copies more before its convolutions.
+Caches are not modelled: a kernel that reads an input twice finds it in the L2 cache or does not. Inductor's own
+scheduler makes the same kernels of the ViT, and two small copies more before its convolutions.
 """
 
 import math
