@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,10 @@ class BatchEncoder:
             self._eager = encoder.folded()
         self._mode = compile_mode
         self._must_compile = must_compile
-        self._compiled = None if compile_mode is None else torch.compile(self._eager, mode=compile_mode, dynamic=False)
+        self._compiled = None
+        if compile_mode is not None:
+            how = compile_arguments(compile_mode, sam.device)
+            self._compiled = torch.compile(self._eager, dynamic=False, **how)
 
     def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[Tensor]:
         """An embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
@@ -94,6 +97,14 @@ class BatchEncoder:
             return embedding
         # The next replay of a CUDA graph overwrites its output.
         return embedding.clone() if self._mode == "reduce-overhead" else embedding
+
+
+def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:
+    """The mode for `torch.compile`; on a GPU the default mode takes no kernel by timing it.
+
+    The other modes are made to time kernels, each of which may round differently: so may two processes then.
+    """
+    return {"options": {"deterministic": True}} if mode == "default" and device.type == "cuda" else {"mode": mode}
 
 
 def default_batch_size(device: torch.device) -> int:

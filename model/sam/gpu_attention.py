@@ -1,6 +1,6 @@
 """Which kernels the image encoders attend with on a GPU: fixed by the type of the weights, as each rounds differently.
 
-Left alone, `F.scaled_dot_product_attention` chooses among libraries by their versions and by the GPU's age.
+Left alone, `F.scaled_dot_product_attention` may take cuDNN's, by its version and by the environment.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ AttentionKernels = Literal["triton", "flash", "efficient"]
 """Ours, which know relative positions, or one of torch's two."""
 
 _TRITON = find_spec("triton") is not None
+_HALF = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+_EXACT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
@@ -28,12 +30,12 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """`F.scaled_dot_product_attention`, on a GPU by the kernels that `attention_kernels` fixes, or torch's for ours.
 
-    Raises RuntimeError on a GPU that cannot run them.
+    A GPU that cannot run them takes the next in a fixed order, and never cuDNN's.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     exact = bias is not None or attention_kernels(q.dtype) == "efficient"  # flash attention takes no bias
-    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION if exact else SDPBackend.FLASH_ATTENTION):
+    with sdpa_kernel(_EXACT if exact else _HALF, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 

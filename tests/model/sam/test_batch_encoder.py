@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from segmint.model.sam.batch_encoder import CUDA_BATCH, MAX_BATCH, BatchEncoder, CompilationError, default_batch_size
+from segmint.model.sam.batch_encoder import (
+    CUDA_BATCH,
+    MAX_BATCH,
+    BatchEncoder,
+    CompilationError,
+    compile_arguments,
+    default_batch_size,
+)
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.sam import Sam
@@ -62,6 +69,15 @@ def test_the_largest_batch_stays_under_the_elements_that_kernels_index() -> None
 def test_a_cpu_takes_images_one_by_one() -> None:
     assert default_batch_size(torch.device("cpu")) == 1
     assert default_batch_size(torch.device("cuda")) == CUDA_BATCH
+
+
+def test_a_gpu_compiles_the_same_kernels_in_each_process() -> None:
+    """Inductor takes what is quickest at the moment otherwise; on a CPU it times nothing, and bits must stay."""
+    on_gpu = compile_arguments("default", torch.device("cuda"))
+    assert torch._inductor.list_options().count("deterministic") == 1
+    assert on_gpu == {"options": {"deterministic": True}}
+    assert compile_arguments("default", torch.device("cpu")) == {"mode": "default"}
+    assert compile_arguments("reduce-overhead", torch.device("cuda")) == {"mode": "reduce-overhead"}
 
 
 @torch.inference_mode()

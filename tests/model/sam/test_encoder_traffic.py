@@ -6,7 +6,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segmint.model.sam.batch_encoder import CUDA_BATCH
-from segmint.model.sam.image_encoder_vit import VIT_H, ImageEncoderViT
+from segmint.model.sam.image_encoder_vit import VIT_H, ImageEncoderViT, VitShape
 from tests.model.gpu_budgets import ENCODER_BYTES
 
 pytest.importorskip("triton")
@@ -37,6 +37,18 @@ def test_an_encode_moves_no_more_bytes_than_its_budget(graph: fx.GraphModule) ->
     # The weights and the residual stream alone: a count that misses kernels would fail here.
     assert sum(kernel.moved for kernel in kernels) / CUDA_BATCH > 10e9
     assert not [kernel for kernel in kernels if kernel.name == "clone"], "a copy that is fused with nothing"
+
+
+def test_float32_is_one_graph_too() -> None:
+    """Without our kernels, and with the order of torch's that is set around them."""
+    from tests.support.kernel_traffic import trace
+
+    with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
+        encoder = ImageEncoderViT(VitShape(160, depth=2, heads=2, global_blocks=(1,)), image_size=320).eval()
+        graph = trace(encoder, torch.empty(2, 3, 320, 320))
+    assert not [node for node in graph.graph.nodes if "triton" in str(node.target)]
+    (output,) = graph.graph.find_nodes(op="output")
+    assert output.args[0][0].meta["val"].shape == (2, 256, 20, 20)
 
 
 def test_norms_compute_their_statistics_in_float32(graph: fx.GraphModule) -> None:

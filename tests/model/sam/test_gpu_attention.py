@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
 from segmint.model.sam import gpu_attention
 from segmint.model.sam.gpu_attention import attend, attention_kernels, relative_attention
@@ -32,34 +33,34 @@ def test_the_type_of_the_weights_fixes_the_kernels(
 @pytest.mark.parametrize(
     ("dtype", "bias", "expected"),
     [
-        (torch.bfloat16, False, ["flash"]),
-        (torch.float32, False, ["efficient"]),
-        (torch.bfloat16, True, ["efficient"]),
-        (torch.float32, True, ["efficient"]),
+        (torch.bfloat16, False, ["flash", "efficient"]),
+        (torch.float32, False, ["efficient", "math"]),
+        (torch.bfloat16, True, ["efficient", "math"]),
+        (torch.float32, True, ["efficient", "math"]),
     ],
 )
 @pytest.mark.usefixtures("gpu")
-def test_torch_may_choose_among_one_library(
+def test_torch_tries_libraries_in_a_fixed_order(
     dtype: torch.dtype, bias: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allowed: list[list[str]] = []
-    flags = torch.backends.cuda
+    tried: list[list[str]] = []
+    names = {
+        SDPBackend.FLASH_ATTENTION: "flash",
+        SDPBackend.EFFICIENT_ATTENTION: "efficient",
+        SDPBackend.MATH: "math",
+        SDPBackend.CUDNN_ATTENTION: "cudnn",
+    }
 
     def note(q: Tensor, *_: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
-        backends = {
-            "flash": flags.flash_sdp_enabled(),
-            "efficient": flags.mem_efficient_sdp_enabled(),
-            "math": flags.math_sdp_enabled(),
-            "cudnn": flags.cudnn_sdp_enabled(),
-        }
-        allowed.append([name for name, enabled in backends.items() if enabled])
+        enabled = _cur_sdpa_kernel_backends(with_priority=True)
+        tried.append([names[backend] for backend in enabled])
         return q
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", note)
     part = torch.empty(1, 2, 49, 32, dtype=dtype)
     attend(part, part, part, torch.empty(1, 2, 49, 49, dtype=dtype) if bias else None)
-    assert allowed == [expected]
-    assert flags.math_sdp_enabled(), "only the call is pinned"
+    assert tried == [expected]
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "only the call is pinned"
 
 
 def test_a_cpu_attends_as_torch_does() -> None:
