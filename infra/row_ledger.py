@@ -9,8 +9,10 @@ only one. The ledger is an actor on the driver's node. Imports only Ray: the act
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ray
@@ -61,14 +63,17 @@ class RowLedger:
         self._turns = _Turns()
 
     @contextmanager
-    def visit(self) -> Iterator["Visit"]:
-        """Process one block in this process. Raises `DeadlyWindowError` if the window has been ended."""
+    def visit(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["Visit"]:
+        """Process one block in this process; `spent` returns the seconds of its stages so far, recorded at the end.
+
+        Raises `DeadlyWindowError` if the window has been ended.
+        """
         exit_within(EXIT_S)
         visit = Visit(self._book, self._turns)
         try:
             yield visit
         finally:
-            visit.end()
+            visit.end(spent())
 
     def suspects(self) -> list[int]:
         """Ordinals of the rows that workers died with, on nodes that were alive afterwards, in the order found.
@@ -83,6 +88,17 @@ class RowLedger:
         Empty if the actor that keeps the ledger is gone.
         """
         return self._read(self._book.alone)
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of each stage inside the workers, summed over the workers, as far as they recorded them.
+
+        Empty if the actor that keeps the ledger is gone.
+        """
+        try:
+            seconds: dict[str, float] = ray.get(self._book.spent.remote(), timeout=TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return {}
+        return seconds
 
     def _read(self, method: Any) -> list[int]:
         try:
@@ -139,9 +155,9 @@ class Visit:
         """Record that this process ends, but not because of an image: this row is barred, and no row is a suspect."""
         ray.get(self._book.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
 
-    def end(self) -> None:
-        """Record that all rows of the block are done; does not wait."""
-        self._book.end.remote(self._number)
+    def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Record that all rows of the block are done, and the seconds of this process's stages; does not wait."""
+        self._book.end.remote(self._number, dict(spent))
 
 
 class _Turns:
@@ -200,6 +216,7 @@ class _Book:
         self._alone = set(alone)
         self._suspects: list[int] = []
         self._barred: dict[int, str] = {}  # why, by ordinal
+        self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds of stages, by worker
 
     def open(self, node: str, process: str) -> int | None:
         if self._deaths >= MAX_DEATHS:
@@ -230,10 +247,16 @@ class _Book:
             self._barred[ordinal] = why
             self._close(visit)
 
-    def end(self, visit: int) -> None:
-        self._workers.pop(visit, None)
+    def end(self, visit: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
+        worker = self._workers.pop(visit, None)
+        if worker is not None and spent:
+            before = self._spent.get(worker, {})  # of another call, which may have ended after this one
+            self._spent[worker] = {stage: max(seconds, before.get(stage, 0.0)) for stage, seconds in spent.items()}
         for row in [row for row, its_visit in self._visits.items() if its_visit == visit]:
             del self._visits[row]
+
+    def spent(self) -> dict[str, float]:
+        return dict(sum(map(Counter, self._spent.values()), Counter()))
 
     def suspects(self) -> list[int]:
         return self._suspects

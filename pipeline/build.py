@@ -8,7 +8,7 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,7 +145,7 @@ def run_build(
 
     seconds = time.monotonic() - started
     accounting = replace(
-        account(dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling),
+        account(dataset, wanted, seconds=seconds, built=run.built, ceiling=ceiling, stages=run.loads.read()),
         retried_rows=retried["rows"],
         retried_images=retried["images"],
         not_retried=refused.left,
@@ -178,7 +178,10 @@ class _OuterLoop:
                 taken = work.read(window)
                 self.outages.expect(taken.rows.column("uri").to_pylist())
                 rows, silent = taken.rows.num_rows, self.outages.silent
-                with watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch:
+                with (
+                    watched(self.progress, rows, config.stall_timeout, run.metrics, silent) as watch,
+                    self._measured(watch),
+                ):
                     for result in run_rows(taken, self.stages, work.write, self.quarantine):
                         run.note(result)
                         self.quarantine.note(result)
@@ -200,6 +203,16 @@ class _OuterLoop:
                 time.sleep(config.retry_wait_s * 2**barren)
             self.stages = lay_out_again(config, self.dataset, self.cluster, self.stages)
         return sums
+
+    @contextmanager
+    def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
+        """Add up how busy the stages are in a window, however it ends."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            busy = {**watch.seconds_seen, **self.quarantine.spent()}
+            self.run.loads.add(time.monotonic() - began, self.stages.workers(), busy)
 
 
 def run_rows(

@@ -214,7 +214,7 @@ class Segment:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row; the others pass through."""
         rows = to_rows(table, "segment")
-        with nullcontext() if self._ledger is None else self._ledger.visit() as visit:
+        with nullcontext() if self._ledger is None else self._ledger.visit(self._spent) as visit:
             with self._hands_over:  # calls one after the other, so that the earlier one is done first
                 started = [self._stages.submit(_Task(row, visit)) if is_live(row) else None for row in rows]
             done = [
@@ -222,6 +222,10 @@ class Segment:
                 for row, result in zip(rows, started, strict=True)
             ]
         return gather(done, "segment", SEGMENTED)
+
+    def _spent(self) -> dict[str, float]:
+        """Return the seconds of each stage so far."""
+        return asdict(self._stages.seconds())
 
     def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
         return decode_row(row)

@@ -11,6 +11,7 @@ from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
+from segmint.pipeline.execution.stage_loads import StageLoad, loads_line
 
 
 class NotRecordedError(UnfinishedError):
@@ -41,6 +42,7 @@ class Accounting:
     built_masks: int = 0
     seconds: float = 0.0  # of the whole run, including the start of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
+    stages: Sequence[StageLoad] = ()  # how busy their workers were in this run
     version: VersionName | None = None  # the dataset at the end of the run
 
     @property
@@ -64,9 +66,10 @@ class Accounting:
         return self.images_per_s / self.ceiling.images_per_s if self.ceiling else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the accounting for JSON: all fields, the rates and the share of the ceiling."""
+        """Return the accounting for JSON: all fields, the rates, and the shares of the ceiling and of the stages."""
         return {
             **asdict(self),
+            "stages": [{**asdict(load), "share": load.share} for load in self.stages],
             "images_per_s": self.images_per_s,
             "masks_per_s": self.masks_per_s,
             "ceiling_images_per_s": self.ceiling.images_per_s if self.ceiling else None,
@@ -94,6 +97,8 @@ class Accounting:
                 f"{self.images_per_s:.3g} images/s, {self.masks_per_s:.3g} masks/s"
             )
             lines.extend(self._ceiling_lines())
+            if self.stages:
+                lines.append(loads_line(self.stages))
         elif self.complete and not self.retried_rows:
             lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
         if self.version is not None:
@@ -162,6 +167,7 @@ def account(
     seconds: float,
     built: Mapping[str, int],
     ceiling: Ceiling | None = None,
+    stages: Sequence[StageLoad] = (),
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
     committed = CommitLog(dataset.location).committed()
@@ -183,4 +189,5 @@ def account(
         built_masks=built.get("masks", 0),
         seconds=seconds,
         ceiling=ceiling,
+        stages=stages,
     )

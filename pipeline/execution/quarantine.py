@@ -101,6 +101,10 @@ class Quarantine:
             rows = rows.append_column(field, column)
         return rows, self._ledger
 
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of the stages inside the segment actors of the open window, if they overlap."""
+        return self._ledger.spent() if self._ledger is not None else {}
+
     def try_alone(self, spans: Sequence[ShardSpan]) -> Trials:
         """Try the suspects among the rows of the last window, and rows whose faults stay, once it is over.
 

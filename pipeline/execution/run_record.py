@@ -9,6 +9,7 @@ from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, MASKS_WRITTEN, ROWS_REJECTED, SHARDS_COMMITTED, RunMetrics
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.execution.stage_loads import StageLoads
 
 
 @dataclass
@@ -18,6 +19,7 @@ class RunRecord:
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
     held_back: dict[int, str] = field(default_factory=dict)  # why, by shard
+    loads: StageLoads = field(default_factory=StageLoads)
 
     def note(self, result: ShardResult) -> None:
         """Record how a shard ended."""

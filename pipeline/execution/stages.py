@@ -65,6 +65,19 @@ class Stages:
     retries: int = RETRIES
     report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
 
+    def workers(self) -> dict[str, int]:
+        """Return the stages whose workers are counted, each with their number.
+
+        Where a segment actor overlaps its stages, these are named as in `StageSeconds`, and their threads are counted.
+        """
+        actors, threads = self.segment_pool.largest, self.segment_threads
+        inside = (
+            {"decode": actors * threads.decoders, "compute": actors, "finish": actors * threads.finishers}
+            if threads.decoders
+            else {"segment": actors}
+        )
+        return {"prepare": self.prepare_pool.largest, **inside}
+
 
 def lay_out(
     config: Config, dataset: OpenDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None

@@ -31,6 +31,9 @@ def test_the_accounting_adds_up(built: Built) -> None:
     assert "not_found" in built.printed
     assert re.search(r"10 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* on 1 x cpu \(", built.printed)
     assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+ %", built.printed)
+    busy = re.search(r"^busy      prepare (\d+) %, segment (\d+) % of their workers' time: ", built.printed, re.M)
+    assert busy is not None
+    assert 0 < min(map(int, busy.groups())) <= max(map(int, busy.groups())) <= 101
     commits = [json.loads(path.read_bytes()) for path in sorted((built.dataset / "commits").iterdir())]
     assert [commit["ordinals"] for commit in commits] == [[0, 3], [3, 6], [6, 9], [9, 10]]
     assert sum(commit["counts"]["images"] for commit in commits) == 8

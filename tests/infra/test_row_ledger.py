@@ -192,10 +192,25 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
     assert ledger.alone() == [0, 2, 4, 6, 100, 102, 104, 106]
 
 
+def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Cluster) -> None:
+    ledger = RowLedger()
+    for seconds in ({"decode": 1.0, "compute": 3.0}, {"decode": 2.5, "compute": 4.0}):
+        with ledger.visit(lambda seconds=seconds: seconds):
+            pass
+    assert ledger.spent() == {"decode": 2.5, "compute": 4.0}, "of one worker, the last"
+    book = _Book()
+    for process, seconds in (("1", {"decode": 2.0}), ("2", {"decode": 3.0, "finish": 1.0}), ("2", {"decode": 2.0})):
+        visit = book.open("here", process)
+        assert visit is not None
+        book.end(visit, seconds)
+    assert book.spent() == {"decode": 5.0, "finish": 1.0}
+
+
 def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
     ledger = RowLedger()
     ray.kill(ledger._book)
     assert ledger.suspects() == ledger.alone() == []
+    assert ledger.spent() == {}
 
 
 class Worker:

@@ -8,6 +8,7 @@ import pytest
 
 from segmint.pipeline.execution.accounting import Accounting
 from segmint.pipeline.execution.ceiling import Ceiling
+from segmint.pipeline.execution.stage_loads import StageLoad
 
 WHOLE = Accounting(
     dataset="d", rows=8, written=6, rejected={"not_found": 1, "truncated": 1}, masks=40, shards=3, seconds=2.0
@@ -70,6 +71,18 @@ def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     assert (told["ceiling_images_per_s"], told["share_of_ceiling"]) == (20.0, 0.2)
     assert told["ceiling"]["flop_per_s"] == 2e11
     json.dumps(told, allow_nan=False)
+
+
+def test_a_run_says_how_busy_its_stages_were() -> None:
+    loads = (StageLoad("prepare", 3.0, 4.0), StageLoad("segment", 1.0, 8.0))
+    run = Accounting(dataset="d", rows=8, written=8, built_rows=8, built_images=8, seconds=4.0, stages=loads)
+    assert run.lines()[-1].startswith("busy      prepare 75 %, segment 12 %")
+    told = json.loads(json.dumps(run.to_dict(), allow_nan=False))
+    assert told["stages"] == [
+        {"stage": "prepare", "busy_s": 3.0, "worker_s": 4.0, "share": 0.75},
+        {"stage": "segment", "busy_s": 1.0, "worker_s": 8.0, "share": 0.125},
+    ]
+    assert not any("busy" in line for line in WHOLE.lines()), "a run that had nothing to do"
 
 
 def test_a_run_that_made_no_image_has_no_share() -> None:

@@ -79,6 +79,8 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     stages = lay_out(config, dataset, Cluster(local=False, cpus=64, gpus=2, nodes=1, cores=64))
     assert stages.segment_threads == HostThreads(4, 4, 2)
     assert stages.segment_pool.calls_at_once == HostThreads(4, 4, 2).calls(6) == 5
+    assert on_cpu.workers() == {"prepare": 1, "segment": 2}
+    assert stages.workers() == {"prepare": 56, "decode": 8, "compute": 2, "finish": 8}
     strategy = stages.segment_pool.strategy()
     assert strategy.max_concurrent_calls_per_actor == 5
     assert strategy.max_tasks_in_flight_per_actor == 7, "the next calls are on the way"
