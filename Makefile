@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-audit bench-scale bench-page gpu-bundle docs clean
+.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-audit bench-scale bench-page gpu-bundle docs clean
 
 setup: $(STAMP)
 
@@ -101,6 +101,10 @@ bench-page: setup
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/pipeline_vs_loop.py
+
+# How long a GPU would wait for the host; it needs none.
+bench-overlap: setup
+	$(BIN)/python benchmarks/segment_overlap.py $(BENCH_OPTIONS)
 
 # 10 million masks of 100,000 images, copied from the demo's: 6 GB of disk.
 bench-audit: demo

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.scale_tables import resume_part, scale_part, streams_part
+from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.tables import (
     Result,
     crops_part,
@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "stages": (stages_part, "make bench-stages"),
     "scaling": (scaling_part, "make bench-stages"),
     "pipeline": (pipeline_part, "make bench-pipeline"),
+    "overlap": (overlap_part, "make bench-overlap"),
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),

@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md on growth with rows, commits and catalogs: from recorded results to Markdown."""
+"""The parts of docs/performance.md on rows, commits, catalogs and actors: from recorded results to Markdown."""
 
 from benchmarks.tables import Result, table, where, wrapped
 
@@ -89,6 +89,35 @@ def resume_part(results: dict[str, Result]) -> str:
     )
     note = f"{result['settings']['commits']:,} commits, one shard left to build. {where(result)}"
     return f"{rows}\n\n{wrapped(note)}"
+
+
+def overlap_part(results: dict[str, Result]) -> str:
+    """How long the device of a segment actor waits for the host."""
+    result = results.get("segment_overlap")
+    if result is None:
+        return ""
+    cases = table(
+        ["decoders", "finishers", "rows in a block", "calls at once", "device idle"],
+        (
+            [*(str(each[key]) for key in ("decoders", "finishers", "rows_per_block", "calls")), _percent(each)]
+            for each in result["cases"]
+        ),
+    )
+    settings, seconds = result["settings"], result["launches_s"]
+    note = (
+        "Finishing also competes with the device's thread for Python's lock. "
+        f"{settings['launches']:,} short operations, each of which lets the lock go as the launch of a kernel does:"
+    )
+    rows = table(
+        ["operations", "median, ms", "least, ms", "most, ms"],
+        ([name, *(f"{1000 * each[key]:.1f}" for key in ("median", "least", "most"))] for name, each in seconds.items()),
+    )
+    images = f"{settings['images']:,} images. {where(result)}"
+    return "\n\n".join([cases, wrapped(note), rows, wrapped(images)])
+
+
+def _percent(case: dict[str, float]) -> str:
+    return f"{100 * case['idle_share']:.1f} %"
 
 
 def alternative_scale(result: Result) -> str:

@@ -104,6 +104,7 @@ def measure_idle(
     segmented = (
         ray.data.from_arrow(rows)
         .repartition(target_num_rows_per_block=rows_per_block)
+        .materialize()  # the stage before this one is not what is measured
         .map_batches(
             SleepingSegment,
             fn_constructor_args=(threads, compute_s, host_share, shares),

@@ -251,7 +251,7 @@ class _Book:
         worker = self._workers.pop(visit, None)
         if worker is not None and spent:
             before = self._spent.get(worker, {})  # of another call, which may have ended after this one
-            self._spent[worker] = {stage: max(seconds, before.get(stage, 0.0)) for stage, seconds in spent.items()}
+            self._spent[worker] = before | {stage: max(s, before.get(stage, 0.0)) for stage, s in spent.items()}
         for row in [row for row, its_visit in self._visits.items() if its_visit == visit]:
             del self._visits[row]
 

@@ -43,7 +43,7 @@ class Pool:
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
-            max_tasks_in_flight_per_actor=min(2 * self.calls_at_once, self.calls_at_once + 2),
+            max_tasks_in_flight_per_actor=2 * self.calls_at_once,
             max_concurrent_calls_per_actor=self.calls_at_once,
             enable_true_multi_threading=self.calls_at_once > 1,
         )

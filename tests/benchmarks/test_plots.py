@@ -124,6 +124,12 @@ def resume() -> dict[str, Any]:
     return {**NOTHING, "settings": {"commits": 40_000}, "builds": {"without summaries": found}}
 
 
+def overlap() -> dict[str, Any]:
+    case = {"decoders": 2, "finishers": 3, "rows_per_block": 16, "calls": 4, "idle_share": 0.0123}
+    seconds = {"alone": {"median": 0.0123, "least": 0.01, "most": 0.5}}
+    return {**NOTHING, "settings": {"images": 200, "launches": 3000}, "cases": [case], "launches_s": seconds}
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A folder with one small result of each benchmark."""
@@ -138,6 +144,7 @@ def recorded(tmp_path: Path) -> Path:
         "scale": scale(),
         "catalog_streams": streams(),
         "resume": resume(),
+        "segment_overlap": overlap(),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(result))
@@ -201,6 +208,8 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "none grew by more than 2.5 MiB (raylet)" in " ".join(part(page, "rows"))
     assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
+    assert "| 2 | 3 | 16 | 4 | 1.2 % |" in part(page, "overlap")
+    assert "| alone | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
     assert "| vit_b | 9.50 | 9.50 | 9.25 | 9.25 | 900 | 2,900 |" in part(page, "encoder")
 
 

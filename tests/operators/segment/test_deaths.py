@@ -77,6 +77,14 @@ def test_a_gpu_that_fails_in_any_stage_bars_the_row_there_and_makes_no_suspect(l
             assert (row["fault"], row["masks"]) == (None, [])
 
 
+def test_the_time_that_a_row_waits_between_stages_is_not_counted(local_ray: Cluster) -> None:
+    """The last image waits for the device for longer than a stage may take."""
+    ledger = RowLedger()
+    out = run(ledger, ["compute takes long"] * 4)
+    assert ledger.suspects() == ledger.alone() == []
+    assert [row["fault"] for row in out] == [None] * 4
+
+
 def test_an_error_of_any_stage_is_a_fault_of_its_row_and_ends_nothing(local_ray: Cluster) -> None:
     ledger = RowLedger()
     mixed, places = among_others([f"{stage} fails" for stage in STAGES])
