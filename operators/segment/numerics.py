@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
+from segmint.infra.cpu_bits import cpu_bits
 from segmint.infra.device import Compute, Precision, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION
@@ -19,6 +20,9 @@ SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "cro
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention"})
 """The fields that only the numerics of a GPU record."""
+
+CPU_ONLY = frozenset({"cpu"})
+"""Those that only the numerics of a CPU record: a GPU's masks hardly depend on the CPU beside it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
+    cpu: str = field(default="", kw_only=True)  # its maker, and a hash of what it computes; not beside a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next three on a GPU only
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" where it is not installed
@@ -144,12 +149,15 @@ def observe_numerics(
         pyarrow=version("pyarrow"),
         facenet_pytorch=version("facenet-pytorch"),
         onnxruntime=version("onnxruntime"),
-        **(_gpu_libraries(compute.precision) if compute.kind == "cuda" else {"unrecorded": GPU_ONLY}),
+        **(_of_gpu(compute) if compute.kind == "cuda" else _of_cpu(compute)),
     )
 
 
-def _gpu_libraries(precision: Precision) -> dict[str, Any]:
-    """Return the fields of `GPU_ONLY`."""
+def _of_cpu(compute: Compute) -> dict[str, Any]:
+    return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY}
+
+
+def _of_gpu(compute: Compute) -> dict[str, Any]:
     import torch
 
     from segmint.model.sam.gpu_attention import attention_kernels
@@ -159,5 +167,6 @@ def _gpu_libraries(precision: Precision) -> dict[str, Any]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(cudnn.version()),
         "triton": "none" if find_spec("triton") is None else str(import_module("triton").__version__),
-        "attention": attention_kernels(torch.bfloat16 if precision == "bf16" else torch.float32),
+        "attention": attention_kernels(torch.bfloat16 if compute.precision == "bf16" else torch.float32),
+        "unrecorded": CPU_ONLY,
     }

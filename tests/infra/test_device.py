@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segmint.infra import device
 from segmint.infra.device import Compute, apply_compute, physical_cores, resolve_compute
 from segmint.infra.errors import UsageError
 
@@ -92,3 +93,10 @@ def test_freed_memory_is_kept() -> None:
         return int(subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True).stdout)
 
     assert faults("kept") < faults("given back") / 100
+
+
+def test_bf16_on_a_cpu_without_it_is_warned_of_and_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "computes_bf16", lambda: False)
+    with pytest.warns(RuntimeWarning, match=r"slower than fp32.*1\.5 times"):
+        assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
+    assert resolve_compute("cpu", "auto", 1).precision == "fp32"
