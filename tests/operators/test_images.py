@@ -16,6 +16,14 @@ def test_pixels_are_those_that_pillow_decodes(coffee: np.ndarray) -> None:
     assert np.abs(decode_jpeg(encode_original(coffee)).astype(int) - coffee).mean() < 2
 
 
+def test_a_gray_image_has_three_equal_channels(coffee: np.ndarray) -> None:
+    gray = io.BytesIO()
+    Image.fromarray(coffee).convert("L").save(gray, "JPEG")
+    pixels = decode_jpeg(gray.getvalue())
+    assert pixels.shape == coffee.shape
+    assert np.array_equal(pixels, np.repeat(pixels[..., :1], 3, axis=2))
+
+
 def test_another_format_is_refused(coffee: np.ndarray) -> None:
     png = io.BytesIO()
     Image.fromarray(coffee).save(png, "PNG")
