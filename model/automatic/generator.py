@@ -13,6 +13,7 @@ from segmint.model.automatic.candidates import Candidates, Patch, concatenate
 from segmint.model.automatic.cleanup import clean_patch
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
 from segmint.model.automatic.nms import nms
+from segmint.model.automatic.on_device.crops import DeviceCrops
 from segmint.model.automatic.proposals import Measured, chunks_of, measure, propose, suppress_and_draw
 from segmint.model.automatic.records import Funnel, Generated, MaskRecord
 from segmint.model.automatic.rle import Rle
@@ -58,6 +59,8 @@ class MaskGenerator:
         self.predictor = predictor
         self.crops_per_batch = crops_per_batch
         self.settings = MaskSettings.sa1b() if settings is None else settings
+        on_cpu = predictor.sam.device.type == "cpu"
+        self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Generated:
         """Masks of one image, in its frame: `finish` of what `find` finds. Raises what `find` raises."""
@@ -86,8 +89,7 @@ class MaskGenerator:
         parts: list[Candidates] = []
         funnel = Funnel()
         crops = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
-        for crop, embedding in self._embed_crops([crop for crop in crops if not crop.is_empty], image, original):
-            found, counts = self._process_crop(crop, embedding, frame_size)
+        for found, counts in self._process_crops([crop for crop in crops if not crop.is_empty], image, original):
             parts.append(found)
             funnel += counts
         return Found(concatenate(parts), funnel, frame_size)
@@ -116,6 +118,22 @@ class MaskGenerator:
             pixels = [cut(crop, frame_size, whole if crop.layer == 0 else finer) for crop in batch]
             sizes = [crop.size for crop in batch]
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
+
+    def _process_crops(
+        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
+    ) -> Iterator[tuple[Candidates, Funnel]]:
+        """The masks of each crop, as `_process_crop`; on an accelerator a crop is begun before the last is finished."""
+        frame_size = (image.shape[0], image.shape[1])
+        finish: Callable[[], tuple[Candidates, Funnel]] | None = None
+        for crop, embedding in self._embed_crops(crops, image, original):
+            if self._on_device is None:
+                yield self._process_crop(crop, embedding, frame_size)
+                continue
+            finish_last, finish = finish, self._on_device.start(crop, embedding, frame_size)
+            if finish_last is not None:
+                yield finish_last()
+        if finish is not None:
+            yield finish()
 
     def _process_crop(self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]) -> tuple[Candidates, Funnel]:
         """The masks of one crop's grid after NMS within the crop, best first, and the counts so far."""

@@ -17,18 +17,21 @@ from torch import Tensor
 
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, reached
+from segmint.model.device.transfers import upload
 
 # Pixels of a program's tile, eight a thread with four warps; the longer side lies along what is written or added up.
 _SHORT = 8
 _LONG = 128
 
 
-def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
     """See `mask_tiles.measure`."""
     tiles = triton.cdiv(rows.pixels, _SHORT)
     found = torch.empty((len(low), tiles, 7), dtype=torch.int32, device=low.device)
     if len(low):
         bounds = reached(low, offset, rows, columns)
+        if wanted is not None:  # an empty box is not computed
+            bounds = bounds * wanted[:, None]
         with _on(low.device):
             measure_kernel[(len(low), tiles)](
                 low.contiguous(),
@@ -57,7 +60,7 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
     """See `mask_tiles.draw`."""
     tiles = triton.cdiv(max(strip.columns for strip in strips), _SHORT)
-    table = torch.tensor(strips, dtype=torch.int64).to(low.device)
+    table = upload(torch.tensor(strips, dtype=torch.int64), low.device)
     with _on(low.device):
         draw_kernel[(len(strips), tiles)](
             low.contiguous(),

@@ -33,15 +33,16 @@ class Strip(NamedTuple):
     start: int
 
 
-def measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
     """Counts and boxes of the masks of logits (N, S, S) float32, without the masks.
 
     Returns (N, 7) int64: pixels over +offset, over 0 and over -offset, and the box x0, y0, x1, y1 of those over 0, ends
-    inclusive, all zeros for an empty mask.
+    inclusive, all zeros for an empty mask and where `wanted` (N,) bool is not true. Logits there may be anything.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
-    return torch.cat([torch.zeros((0, 7), dtype=torch.int64, device=low.device), *parts])
+    found = torch.cat([torch.zeros((0, 7), dtype=torch.int64, device=low.device), *parts])
+    return found if wanted is None else found * wanted[:, None]
 
 
 def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:

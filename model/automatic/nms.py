@@ -8,6 +8,9 @@ from torch import Tensor
 # Boxes compared with one another at once on a device: 64 MB for each float32 matrix between them.
 _BLOCK = 4096
 
+# Up to this many boxes the host is done before it could have sent them to a device and waited for the answer.
+_FEW = 512
+
 
 def nms(
     boxes: NDArray[np.int64], scores: NDArray[np.float32], threshold: float, device: torch.device | None = None
@@ -22,9 +25,10 @@ def nms(
         boxes: (N, 4) as x0, y0, x1, y1.
         scores: (N,).
         threshold: compared in double precision.
-        device: an accelerator that does the work, with the same result; None or a CPU for the host.
+        device: an accelerator that does the work if there are many boxes, with the same result; None or a CPU for the
+            host.
     """
-    if device is not None and device.type != "cpu":
+    if device is not None and device.type != "cpu" and len(boxes) > _FEW:
         ranks = nms_on_device(torch.from_numpy(boxes).to(device), torch.from_numpy(scores).to(device), threshold)
         return ranks.cpu().numpy()
     order = np.argsort(-scores.astype(np.float32), kind="stable")

@@ -15,7 +15,7 @@ from segmint.model.automatic.filters import inside_crop, over_iou, under_max_are
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.automatic.upscaling import Sketch, Upscaling
+from segmint.model.automatic.upscaling import Sketch, StableMasks, Upscaling
 from segmint.model.sam.point_decoder import PointPlan
 from segmint.model.sam.predictor import Embedding, Predictor
 
@@ -91,14 +91,29 @@ def measure(
     found = upscaling.stable_masks(
         proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
     )
+    return filtered(found, proposals.predicted_iou.cpu().numpy(), proposals.points, crop, frame_size, settings)
+
+
+def filtered(
+    found: StableMasks[Sketch],
+    predicted_iou: NDArray[np.float32],
+    points: NDArray[np.float64],
+    crop: Crop,
+    frame_size: tuple[int, int],
+    settings: MaskSettings,
+) -> tuple[Measured[Sketch], Funnel]:
+    """Keep those of the stable masks that pass the size and crop-edge filters; counts as `measure` does.
+
+    `predicted_iou` (N,) and `points` (N, 2), x, y in pixels of the crop, are those that `found.positions` index.
+    """
     boxes = found.boxes + np.array(crop.box[:2] * 2)
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
     passed = np.flatnonzero(under & inside_crop(boxes, crop.box, frame_size))
     source = found.positions[passed]
     measured = Measured(
-        proposals.predicted_iou.cpu().numpy()[source],
+        predicted_iou[source],
         found.stability[passed],
-        proposals.points[source] + np.array(crop.box[:2]),
+        points[source] + np.array(crop.box[:2]),
         boxes[passed],
         tuple(found.sketches[index] for index in passed),
     )

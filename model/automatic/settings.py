@@ -10,8 +10,20 @@ Profile = Literal["official", "sa1b"]
 # tokens' small products. More than 8 gain little, and each further prompt holds another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
-# A GPU needs many prompts at once to be busy.
-CUDA_POINTS_PER_CHUNK = 64
+# A GPU needs many prompts at once to be busy: 256 are those of a crop of the first layer, with SA-1B's settings.
+CUDA_POINTS_PER_CHUNK = 256
+
+# While a chunk is drawn, a point has 2^21 numbers, and kernels index 2^31. Chunks are no faster long before.
+MAX_POINTS_PER_CHUNK = 1023
+
+
+def small_chunk(points_per_chunk: int, device: str) -> int:
+    """Points up to which a chunk is padded to so many only, on this kind of device ("cpu", "cuda").
+
+    On CUDA it is a quarter: with SA-1B's settings a crop of the second layer has 64 points, and 256 would take four
+    times as long. On a CPU all chunks have one size.
+    """
+    return max(1, points_per_chunk // 4) if device == "cuda" else points_per_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +128,7 @@ class MaskSettings:
         self._check_int("crop_n_layers", 0)
         self._check_int("crop_n_points_downscale_factor", 1)
         self._check_int("min_mask_region_area", 0)
-        self._check_int("points_per_chunk", 1)
+        self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
         self._check_real("crop_overlap_ratio", 0.0, 1.0)
         self._check_real("pred_iou_thresh")
         self._check_real("stability_score_thresh")
@@ -136,10 +148,11 @@ class MaskSettings:
         """Points along each side of the grid in a crop of this layer; layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
-    def _check_int(self, key: str, least: int) -> None:
+    def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
         value = getattr(self, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"masks.{key} is {value!r}: expected a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ValueError(f"masks.{key} is {value!r}: expected a whole number {bounds}")
 
     def _check_real(self, key: str, least: float = -math.inf, most: float = math.inf) -> None:
         value = getattr(self, key)

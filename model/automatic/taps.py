@@ -20,6 +20,7 @@ from torch import Tensor
 
 from segmint.model.automatic.boxes import mask_boxes
 from segmint.model.automatic.interpolation import interpolation
+from segmint.model.device.transfers import upload
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.devi
     weights = whole.weights.gather(1, first[:, None] + torch.arange(count)).T.contiguous()
     starts = np.minimum.accumulate(whole.reached[::-1, 0])[::-1].copy()
     stops = np.maximum.accumulate(whole.reached[:, 1])
-    integers = (tensor.to(device, torch.int32) for tensor in (first, torch.from_numpy(starts), torch.from_numpy(stops)))
-    first, low, high = integers
-    return Taps(first, weights.to(device), low, high)
+    tensors = (first, torch.from_numpy(starts), torch.from_numpy(stops))
+    first, low, high = (upload(tensor.to(torch.int32), device) for tensor in tensors)
+    return Taps(first, upload(weights, device), low, high)
 
 
 def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:

@@ -1,11 +1,11 @@
 """From low-resolution logits to masks on an accelerator, without ever holding a full-size mask.
 
 1. *Measured first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
-   tiles of logits to these, and only 56 bytes a mask are copied to the host.
+   tiles of logits to these, and only they are copied to the host.
 2. *Drawn last.* The few masks that are left are computed once more, only inside their boxes, one after another in one
    buffer. A pixel has the same bits in both passes (`taps.py`), so that boxes and counts match the pixels.
 3. *Runs, not pixels.* The places where drawn masks begin and end are found on the device for all of them at once
-   (`runs.py`), and only these are copied to the host: 8 bytes a run.
+   (`runs.py`), and only these are copied to the host, once for all masks.
 """
 
 import warnings
@@ -27,6 +27,7 @@ from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.runs import changes
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
+from segmint.model.device.transfers import Fetched
 from segmint.model.sam.predictor import Embedding, Predictor
 
 # Pixels drawn at once, one byte each, and how many of them may be one mask's, where torch's operations take 4 bytes or
@@ -39,7 +40,7 @@ _DRAWN_MASKS = 256
 class MaskOperations(Protocol):
     """An implementation of the pixels' arithmetic: `mask_tiles` or `mask_kernels`, with the same bits."""
 
-    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
         """See `mask_tiles.measure`."""
 
     def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
@@ -77,33 +78,31 @@ class TiledUpscaling:
         self._columns = taps_of(low_side, image_size, width, frame_width, device)
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
+    def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:
+        """Counts and boxes of masks of logits (N, 256, 256), (N, 7) int64 on their device: `mask_tiles.measure`."""
+        return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
+
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Outline]:
         """See `Upscaling`."""
-        found = self._operations.measure(logits, self._rows, self._columns, offset).cpu()
-        scores = found[:, 0].to(torch.float32) / found[:, 2].to(torch.float32)
-        kept = torch.nonzero(stable(scores, threshold)).flatten()
-        numbers = found[kept].numpy()
-        boxes = numbers[:, 3:]
-        # The device need not keep the other masks' logits.
-        outlines = zip(logits[kept.to(logits.device)], boxes.tolist(), strict=True)
-        return StableMasks(
-            kept.numpy(),
-            scores[kept].numpy(),
-            numbers[:, 1],
-            boxes,
-            tuple(Outline(one, (x0, y0, x1, y1)) for one, (x0, y0, x1, y1) in outlines),
-        )
+        return stable_outlines(self.measure(logits, offset).cpu().numpy(), logits.unbind(), threshold)
 
     def draw(self, sketches: Sequence[Outline]) -> list[Patch]:
         """See `Upscaling`."""
+        groups = list(strips_of([sketch.box for sketch in sketches]))
+        rooms = [_room(strips) for _, strips in groups]
+        drawn = [
+            self._runs_of(sketches, first, strips, room) for (first, strips), room in zip(groups, rooms, strict=True)
+        ]
         found: list[list[NDArray[np.int64]]] = [[] for _ in sketches]
-        for first, strips in strips_of([sketch.box for sketch in sketches]):
-            last = strips[-1]
-            low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
-            pixels = last.start + last.columns * (last.height + 1)
-            flat = torch.empty(pixels, dtype=torch.uint8, device=low.device)
-            self._operations.draw(flat, low, self._rows, self._columns, strips)
-            places = changes(flat)
+        start = 0
+        answer = Fetched(torch.cat(drawn)).numpy() if drawn else None
+        for (first, strips), room in zip(groups, rooms, strict=True):
+            assert answer is not None
+            count, places = int(answer[start]), answer[start + 1 : start + 1 + room]
+            start += 1 + room
+            if count > room:  # more runs than there was room for: draw the group again, with room for all
+                places = Fetched(self._runs_of(sketches, first, strips, count)).numpy()[1:]
+            places = places[:count].astype(np.int64)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
             for strip, runs in zip(strips, np.split(places, cuts), strict=True):
                 mask = first + strip.mask
@@ -113,6 +112,36 @@ class TiledUpscaling:
             RunPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
             for (x0, y0, x1, y1), runs in zip((sketch.box for sketch in sketches), found, strict=True)
         ]
+
+    def _runs_of(self, sketches: Sequence[Outline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
+        """`changes` of a group of strips, whose masks begin with the sketch `first`."""
+        last = strips[-1]
+        low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
+        flat = torch.empty(last.start + last.columns * (last.height + 1), dtype=torch.uint8, device=low.device)
+        self._operations.draw(flat, low, self._rows, self._columns, strips)
+        return changes(flat, room)
+
+
+def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[Outline]:
+    """The stable masks of N, from what `TiledUpscaling.measure` found, (N, 7), and their logits."""
+    scores = numbers[:, 0].astype(np.float32), numbers[:, 2].astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        stability = scores[0] / scores[1]
+    kept = np.flatnonzero(stable(torch.from_numpy(stability), threshold).numpy())
+    boxes = numbers[kept, 3:]
+    outlines = zip(kept.tolist(), boxes.tolist(), strict=True)
+    return StableMasks(
+        kept,
+        stability[kept],
+        numbers[kept, 1],
+        boxes,
+        tuple(Outline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),
+    )
+
+
+def _room(strips: Sequence[Strip]) -> int:
+    """Places to copy for a group of strips before it is known how many there are: two runs a column."""
+    return 4 * sum(strip.columns for strip in strips)
 
 
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
@@ -143,9 +172,9 @@ class KernelsWithFallback:
     def __init__(self) -> None:
         self._operations: MaskOperations | None = None
 
-    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
+    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
         """See `mask_tiles.measure`."""
-        found: Tensor = self._call("measure", low, rows, columns, offset)
+        found: Tensor = self._call("measure", low, rows, columns, offset, wanted)
         return found
 
     def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:

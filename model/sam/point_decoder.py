@@ -17,6 +17,7 @@ the weights' dtype except the predicted IoU and the logits, which are float32.
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -29,8 +30,8 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens whose output is used, of: predicted IoU, single mask, three masks, prompt.
-_OUTPUT_TOKENS = [0, *range(2, 1 + MASK_TOKENS)]
+# The tokens are those of predicted IoU, single mask, three masks and prompt; those of the three are used.
+_THREE = slice(2, 1 + MASK_TOKENS)
 
 # Prompts whose images a CPU processes together. One fits its caches best, but each of torch's operations has an
 # overhead, which grows with the number of threads that call them. The fastest of 1, 2 and 4.
@@ -189,10 +190,30 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
             for n, group in enumerate(groups)
         ]
     final = decoder.transformer.final_attn_token_to_image
-    attended = _attend_to_images(final, plan.final, (tokens + places)[:, _OUTPUT_TOKENS], images, groups)
-    tokens = decoder.transformer.norm_final_attn(tokens[:, _OUTPUT_TOKENS] + attended)
-    predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    return PointMasks(predicted_iou.float(), tokens[:, 1:], tuple(images))
+    attended = _attend_to_images(final, plan.final, _used(tokens + places), images, groups)
+    tokens = decoder.transformer.norm_final_attn(_used(tokens) + attended)
+    return PointMasks(_predicted_iou(decoder, tokens[:, 0]), tokens[:, 1:], tuple(images))
+
+
+def _used(tokens: Tensor) -> Tensor:
+    """The tokens (B, 4, C) whose output is used: of predicted IoU and three masks."""
+    return torch.cat([tokens[:, :1], tokens[:, _THREE]], dim=1)
+
+
+def _predicted_iou(decoder: MaskDecoder, token: Tensor) -> Tensor:
+    """Predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
+
+    On an accelerator the head computes in float32 whatever its weights are: half precision has steps of 0.004 there,
+    and a threshold between two of them would be another threshold.
+    """
+    head = decoder.iou_prediction_head
+    if token.device.type != "cpu":
+        *hidden, last = [partial(F.linear, weight=one.weight.float(), bias=one.bias.float()) for one in head.layers]
+        token = token.float()
+        for layer in hidden:
+            token = F.relu(layer(token))
+        return last(token)[:, 1:]
+    return head(token)[:, 1:].float()
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
@@ -234,7 +255,7 @@ def _attend_from_images(
 
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
     """Logits of the masks wanted, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N true."""
-    filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
+    filters = _filters(decoder, masks)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
     start = 0
@@ -246,6 +267,24 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
             drawn.append(logits[wanted[group][chosen]].float())
         start = group.stop
     return torch.cat(drawn)
+
+
+def draw_every_mask(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks) -> Tensor:
+    """Logits of all masks, (B, 3, 256, 256) float32: those of `draw_masks`, without a shape that numbers decide."""
+    filters = _filters(decoder, masks)
+    side = 4 * math.isqrt(len(plan.drawn))
+    drawn, start = [], 0
+    for image in masks.images:
+        for few in _slices(len(image.scale), DRAWN, image.scale.device):
+            points = slice(start + few.start, start + few.stop)
+            drawn.append(_draw(decoder, plan.drawn, image.part(few), filters[points], side).float())
+        start += len(image.scale)
+    return torch.cat(drawn)
+
+
+def _filters(decoder: MaskDecoder, masks: PointMasks) -> Tensor:
+    """The three masks' filters (B, 3, 32)."""
+    return torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
 
 
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:

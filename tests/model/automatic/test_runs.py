@@ -21,10 +21,23 @@ def drawn(masks: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(columns).astype(np.uint8))
 
 
+def places_of(flat: torch.Tensor, room: int) -> np.ndarray:
+    """The places found, and whether the rest is filled up."""
+    count, *places = changes(flat, room).tolist()
+    assert len(places) == room
+    assert places[count:] == [-1] * (room - min(count, room))
+    return np.array(places[:count], dtype=np.int64)
+
+
 @given(st.lists(st.tuples(MASKS, MARGIN, MARGIN, MARGIN, MARGIN), min_size=1, max_size=5))
 @settings(max_examples=300)
 def test_runs_of_many_masks_are_those_of_pycocotools(items: list[tuple[np.ndarray, int, int, int, int]]) -> None:
-    found = changes(drawn([mask for mask, *_ in items]))
+    flat = drawn([mask for mask, *_ in items])
+    found = places_of(flat, len(flat))
+    assert places_of(flat, len(found)).tolist() == found.tolist()
+    # Too little room: the count says so.
+    short = changes(flat, len(found) // 2).tolist()
+    assert short == [len(found), *found[: len(found) // 2].tolist()]
 
     start = 0
     for mask, left, top, right, bottom in items:
@@ -40,5 +53,5 @@ def test_runs_of_many_masks_are_those_of_pycocotools(items: list[tuple[np.ndarra
 
 
 def test_nothing_drawn_has_no_runs() -> None:
-    assert changes(torch.zeros(0, dtype=torch.uint8)).tolist() == []
-    assert changes(torch.zeros(7, dtype=torch.uint8)).tolist() == []
+    assert changes(torch.zeros(0, dtype=torch.uint8), 0).tolist() == [0]
+    assert changes(torch.zeros(7, dtype=torch.uint8), 2).tolist() == [0, -1, -1]

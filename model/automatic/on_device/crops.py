@@ -1,0 +1,138 @@
+"""Mask generation of whole crops on an accelerator: the host waits once for numbers, and once for runs.
+
+1. *Start.* Points are uploaded, chunks decoded, drawn and measured, and seven counts and coordinates a mask, its
+   predicted IoU and whether it is wanted begin their way to the host. Nothing here waits.
+2. *Finish.* Filters and NMS on the host, then the masks that are left are drawn as runs, which are waited for.
+
+A caller starts the next crop before it finishes this one, so that the device has work while the host waits.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.crops import Crop, crop_points
+from segmint.model.automatic.on_device.chunk import ChunkMasks, decode_chunk, plan_image
+from segmint.model.automatic.proposals import filtered, suppress_and_draw
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings, small_chunk
+from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
+from segmint.model.device.graphs import Captured, PerThread
+from segmint.model.device.transfers import Fetched, upload
+from segmint.model.sam.predictor import Embedding, Predictor
+
+
+class DeviceCrops:
+    """Finds the masks of crops on the model's device, with graphs for the plan of an image and for two sizes of chunk.
+
+    Graphs are captured when they are first needed, again in each thread, and keep their memory: a chunk's masks take
+    768 KB a point.
+    """
+
+    def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._graphs: PerThread[_Graphs] = PerThread()
+
+    def start(
+        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
+    ) -> Callable[[], tuple[Candidates, Funnel]]:
+        """Begin to find the masks of one crop's grid.
+
+        Returns a function that waits for them, to be called in the same thread: the masks after NMS within the crop,
+        best first, and the counts so far. `frame_size` is (height, width).
+        """
+        settings, device = self._settings, self._predictor.sam.device
+        points = crop_points(crop, settings.points_of_layer(crop.layer))
+        upscaling = TiledUpscaling(embedding, self._predictor.sam.image_size)
+        chunks = self.start_chunks(embedding, points)
+        numbers = [measure_chunk(upscaling, chunk, settings.stability_score_offset) for chunk in chunks]
+        fetched = Fetched(torch.cat(numbers))
+
+        def finish() -> tuple[Candidates, Funnel]:
+            found = fetched.numpy()
+            wanted = np.flatnonzero(found[:, 8])
+            predicted_iou = found[wanted, 7].astype(np.int32).view(np.float32)
+            every = [one for chunk in chunks for one in chunk.logits.flatten(0, 1).unbind()]
+            stable = stable_outlines(
+                found[wanted, :7], [every[mask] for mask in wanted], settings.stability_score_thresh
+            )
+            measured, counts = filtered(stable, predicted_iou, points[wanted // 3], crop, frame_size, settings)
+            candidates = suppress_and_draw(upscaling, [measured], crop, settings.box_nms_thresh, device)
+            decoded = Funnel(predicted=3 * len(points), over_iou=len(wanted))
+            return candidates, decoded + counts + Funnel(after_nms1=len(candidates))
+
+        return finish
+
+    def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
+        """Decode points (P, 2), x, y in pixels of the crop, in chunks: their masks, which stay as they are."""
+        sizes = chunk_sizes(len(points), self._settings.points_per_chunk)
+        placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
+        placed[len(points) :, 2] = 0  # the last point pads the last chunk
+        graphs = self._graphs.get(lambda: _Graphs(self._predictor, self._settings.pred_iou_thresh, embedding.features))
+        graphs.plan(embedding.features)
+        uploaded = upload(torch.from_numpy(placed), self._predictor.sam.device)
+        return [graphs.decode(chunk) for chunk in uploaded.split(sizes)]
+
+
+def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
+    """The sizes of the chunks that decode a number of points: whole ones, then the smallest that holds the rest.
+
+    There are two sizes, for a graph is made for each: `points_per_chunk` and `small_chunk` of it.
+    """
+    whole, rest = divmod(points, points_per_chunk)
+    small = small_chunk(points_per_chunk, "cuda")
+    return [points_per_chunk] * whole + ([small if rest <= small else points_per_chunk] if rest else [])
+
+
+def measure_chunk(upscaling: TiledUpscaling, masks: ChunkMasks, offset: float) -> Tensor:
+    """What the host must know of a chunk's masks, on their device: (3B, 9) int64.
+
+    The seven numbers of `mask_tiles.measure`, the bits of the predicted IoU, and 1 for a mask that is wanted.
+    """
+    wanted = masks.wanted.flatten()
+    found = upscaling.measure(masks.logits.flatten(0, 1), offset, wanted)
+    iou = masks.predicted_iou.flatten().view(torch.int32)
+    return torch.cat([found, iou[:, None], wanted[:, None]], dim=1)
+
+
+class _Graphs:
+    """One thread's graphs of one model, and their inputs' memory."""
+
+    def __init__(self, predictor: Predictor, threshold: float, features: Tensor) -> None:
+        self._sam = predictor.sam
+        self._threshold = threshold
+        self._features = features.clone()
+        self._plan = Captured(lambda: plan_image(self._sam, self._features), features.device)
+        self._planned = self._plan()
+        self._chunks: dict[int, tuple[Tensor, Captured[ChunkMasks]]] = {}
+
+    def plan(self, features: Tensor) -> None:
+        """Prepare to decode points on an image embedding (1, 256, 64, 64)."""
+        self._features.copy_(features)
+        self._planned = self._plan()
+
+    def decode(self, points: Tensor) -> ChunkMasks:
+        """`decode_chunk` on the image that was planned last."""
+        if len(points) not in self._chunks:
+            held = points.clone()
+            # A graph finds the plan where it was, which only a graph of the plan ensures.
+            device = held.device if self._plan.is_graph else torch.device("cpu")
+            decode = Captured(lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device)
+            self._chunks[len(points)] = held, decode
+        held, decode = self._chunks[len(points)]
+        held.copy_(points)
+        masks = decode()
+        # The next replay writes over a graph's output.
+        return ChunkMasks(masks.logits.clone(), masks.predicted_iou.clone(), masks.wanted.clone())
+
+
+def _in_input(points: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:
+    """Points (P, 2) of the frame in pixels of the encoder's input, and 1 after each: (P, 3)."""
+    (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+    scaled = points * np.array([width / frame_width, height / frame_height])
+    return np.concatenate([scaled, np.ones((len(points), 1))], axis=1)

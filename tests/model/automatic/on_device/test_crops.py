@@ -1,0 +1,131 @@
+"""Crops on an accelerator find the masks of the CPU, start kernels by the graph, and wait twice a crop."""
+
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segmint.model.automatic import tiled_upscaling
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
+from segmint.model.automatic.records import Generated
+from segmint.model.automatic.rle import decode
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Embedding, Predictor
+from tests.model import gpu_budgets
+from tests.support.pretended_cuda import PretendedCuda, counted, pretended_mask_kernels
+
+# The structure of the full recipe with a sixty-fourth of its points: the image has four chunks, a crop of the first
+# layer has one, a crop of the second a small one.
+SETTINGS = MaskSettings.sa1b(
+    points_per_side=4, crop_n_layers=2, points_per_chunk=4, pred_iou_thresh=0.7, stability_score_thresh=0.85
+)
+CROPS = 21
+
+
+@pytest.fixture(scope="module")
+def predictor(mobile_sam_path: Path) -> Predictor:
+    return Predictor(load_sam(mobile_sam_path))
+
+
+@pytest.fixture(scope="module")
+def image(coffee: np.ndarray) -> np.ndarray:
+    return cv2.resize(coffee, (300, 200), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def features(predictor: Predictor, image: np.ndarray) -> torch.Tensor:
+    return predictor.embed(image).features
+
+
+class Embedded(Predictor):
+    """A predictor for which every crop looks the same: an encode takes longer than all that is tested here."""
+
+    def __init__(self, predictor: Predictor, features: torch.Tensor) -> None:
+        super().__init__(predictor.sam)
+        self.features = features
+
+    def embed_many(self, images: list, frame_sizes: list, batch_size: int) -> list[Embedding]:
+        return [Embedding(self.features, (683, 1024), frame) for frame in frame_sizes]
+
+
+@pytest.fixture(scope="module")
+def expected(predictor: Predictor, features: torch.Tensor, image: np.ndarray) -> Generated:
+    return MaskGenerator(Embedded(predictor, features), SETTINGS).generate(image)
+
+
+def test_shapes_that_are_fixed_give_the_cpus_records_to_the_bit(
+    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
+) -> None:
+    embedded = Embedded(predictor, features)
+    generator = MaskGenerator(embedded, SETTINGS)
+    generator._on_device = DeviceCrops(embedded, SETTINGS)
+
+    assert generator.generate(image) == expected
+    assert len(expected.records) > 5
+
+
+def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_same_masks(
+    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
+) -> None:
+    with PretendedCuda() as device, pretended_mask_kernels(device):
+        there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
+        generator = MaskGenerator(Embedded(there, device.to_device(features)), SETTINGS)
+        assert generator._on_device is not None
+        generator.generate(image)  # graphs are captured
+        device.forget()
+        found = generator.generate(image)
+
+    print(counted(device))
+    launches, syncs = sum(device.launches.values()), sum(device.syncs.values())
+    assert 24 + CROPS < launches <= gpu_budgets.HOST_LAUNCHES_AN_IMAGE, counted(device)
+    assert CROPS < syncs <= gpu_budgets.HOST_SYNCS_A_CROP * CROPS, counted(device)
+    assert 24 * 50 < sum(device.graph_kernels.values()) <= 24 * gpu_budgets.REPLAYED_KERNELS_A_CHUNK, counted(device)
+    assert isinstance(tiled_upscaling.KERNELS, tiled_upscaling.KernelsWithFallback)
+    # Sums have another order than on the CPU, and the last bits differ.
+    assert found.funnel == expected.funnel
+    for one, other in zip(found.records, expected.records, strict=True):
+        assert one.point_coords == other.point_coords
+        assert np.abs(np.subtract(one.bbox, other.bbox)).max() <= 1
+        mask, same = decode(one.segmentation), decode(other.segmentation)
+        assert (mask & same).sum() >= 0.999 * (mask | same).sum()
+
+
+def test_a_full_chunk_moves_few_bytes_a_prompt(predictor: Predictor, features: torch.Tensor) -> None:
+    settings = MaskSettings.sa1b(points_per_side=16, crop_n_layers=0, points_per_chunk=256)
+    sam = copy.deepcopy(predictor.sam).bfloat16()
+    with PretendedCuda(computing=False) as device, torch.inference_mode(), pretended_mask_kernels(device):
+        there = Predictor(device.moved(sam))
+        embedding = Embedding(device.to_device(features.bfloat16()), (683, 1024), (200, 300))
+        crops = DeviceCrops(there, settings)
+        for _ in range(2):
+            device.forget()
+            crops.start_chunks(embedding, np.zeros((256, 2)))
+
+    print(counted(device))
+    moved = (device.traffic["decode"] + device.traffic["plan"]) / 256 / 1e6
+    # Low-resolution logits alone are 0.8 MB.
+    assert 1e6 < moved <= gpu_budgets.DECODER_BYTES_A_PROMPT, counted(device)
+
+
+@pytest.mark.parametrize(
+    ("points", "size", "expected"),
+    [
+        (1024, 256, [256, 256, 256, 256]),
+        (256, 256, [256]),
+        (64, 256, [64]),
+        (300, 256, [256, 64]),
+        (400, 256, [256, 256]),
+        (65, 256, [256]),
+        (9, 8, [8, 2]),
+        (2, 1, [1, 1]),
+        (1, 3, [1]),
+        (2, 3, [3]),
+    ],
+)
+def test_chunks_have_two_sizes(points: int, size: int, expected: list[int]) -> None:
+    assert chunk_sizes(points, size) == expected
