@@ -8,8 +8,9 @@ from torch import Tensor
 # Boxes compared with one another at once on a device: 64 MB for each float32 matrix between them.
 _BLOCK = 4096
 
-# Up to this many boxes the host is done before it could have sent them to a device and waited for the answer.
-_FEW = 512
+# Up to this many boxes the host does it, in milliseconds during which a device decodes the next crop. Asking the device
+# would wait for that crop several times.
+_FEW = 4096
 
 
 def nms(

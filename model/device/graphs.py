@@ -29,7 +29,7 @@ class Captured(Generic[Output]):
             return
         with torch.cuda.device(device):
             # Libraries allocate and kernels are compiled at the first call, which a graph must not record.
-            stream = torch.cuda.Stream(device)
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 function()

@@ -22,7 +22,7 @@ class Fetched:
         self._arrived: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
             # The host sleeps until the event, and other threads have its core.
-            self._arrived = torch.cuda.Event(blocking=True)
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> NDArray[Any]:

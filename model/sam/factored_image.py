@@ -53,10 +53,6 @@ class FactoredImage:
         parts = (self.scale, self.coefficients, self.vectors, self.values)
         return FactoredImage(*(part[prompts] for part in parts))
 
-    def part(self, prompts: slice) -> "FactoredImage":
-        """The images of consecutive prompts, without copies."""
-        return FactoredImage(*(one[prompts] for one in (self.scale, self.coefficients, self.vectors, self.values)))
-
 
 @dataclass(frozen=True)
 class SharedScores:

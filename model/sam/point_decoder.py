@@ -17,7 +17,6 @@ the weights' dtype except the predicted IoU and the logits, which are float32.
 import itertools
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 import torch
@@ -131,7 +130,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
         shared, maps = centred * block.norm4.weight, maps * block.norm4.weight
         constants = torch.cat([constants * block.norm4.weight, block.norm4.bias[None]])
     final = _shared_view(transformer.final_attn_token_to_image, shared, places)
-    weight, _ = _as_linear(decoder.upscaling_steps[0])
+    weight, _ = as_linear(decoder.upscaling_steps[0])
     return PointPlan(
         split_heads(keys, first.heads), split_heads(values, first.heads), tuple(blocks), final, shared @ weight.T
     )
@@ -190,30 +189,30 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
             for n, group in enumerate(groups)
         ]
     final = decoder.transformer.final_attn_token_to_image
-    attended = _attend_to_images(final, plan.final, _used(tokens + places), images, groups)
-    tokens = decoder.transformer.norm_final_attn(_used(tokens) + attended)
-    return PointMasks(_predicted_iou(decoder, tokens[:, 0]), tokens[:, 1:], tuple(images))
+    attended = _attend_to_images(final, plan.final, used_tokens(tokens + places), images, groups)
+    tokens = decoder.transformer.norm_final_attn(used_tokens(tokens) + attended)
+    return PointMasks(predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], tuple(images))
 
 
-def _used(tokens: Tensor) -> Tensor:
+def used_tokens(tokens: Tensor) -> Tensor:
     """The tokens (B, 4, C) whose output is used: of predicted IoU and three masks."""
     return torch.cat([tokens[:, :1], tokens[:, _THREE]], dim=1)
 
 
-def _predicted_iou(decoder: MaskDecoder, token: Tensor) -> Tensor:
+def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
     """Predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
 
     On an accelerator the head computes in float32 whatever its weights are: half precision has steps of 0.004 there,
     and a threshold between two of them would be another threshold.
     """
     head = decoder.iou_prediction_head
-    if token.device.type != "cpu":
-        *hidden, last = [partial(F.linear, weight=one.weight.float(), bias=one.bias.float()) for one in head.layers]
-        token = token.float()
-        for layer in hidden:
-            token = F.relu(layer(token))
-        return last(token)[:, 1:]
-    return head(token)[:, 1:].float()
+    if token.device.type == "cpu":
+        return cast(Tensor, head(token)[:, 1:].float())
+    *hidden, last = (cast(nn.Linear, layer) for layer in head.layers)
+    token = token.float()
+    for layer in hidden:
+        token = F.relu(F.linear(token, layer.weight.float(), layer.bias.float()))
+    return F.linear(token, last.weight.float(), last.bias.float())[:, 1:]
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
@@ -255,7 +254,7 @@ def _attend_from_images(
 
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
     """Logits of the masks wanted, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N true."""
-    filters = _filters(decoder, masks)
+    filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
     start = 0
@@ -269,31 +268,13 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
     return torch.cat(drawn)
 
 
-def draw_every_mask(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks) -> Tensor:
-    """Logits of all masks, (B, 3, 256, 256) float32: those of `draw_masks`, without a shape that numbers decide."""
-    filters = _filters(decoder, masks)
-    side = 4 * math.isqrt(len(plan.drawn))
-    drawn, start = [], 0
-    for image in masks.images:
-        for few in _slices(len(image.scale), DRAWN, image.scale.device):
-            points = slice(start + few.start, start + few.stop)
-            drawn.append(_draw(decoder, plan.drawn, image.part(few), filters[points], side).float())
-        start += len(image.scale)
-    return torch.cat(drawn)
-
-
-def _filters(decoder: MaskDecoder, masks: PointMasks) -> Tensor:
-    """The three masks' filters (B, 3, 32)."""
-    return torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
-
-
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
     """Logits (B, 3, side, side) from B points' images and their masks' filters (B, 3, 32).
 
     `shared` is the plan's `drawn`: the first step is linear, so that it applies to the image's factors.
     """
     first, norm, second = decoder.upscaling_steps
-    (weight1, bias1), (weight2, bias2) = _as_linear(first), _as_linear(second)
+    (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
     vectors = image.vectors @ weight1.T
     vectors[:, -1] += bias1  # the row whose coefficients are 1
     coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
@@ -312,7 +293,7 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
     return logits
 
 
-def _as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+def as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """Weight (4 * out, in) and bias (4 * out) of a transposed convolution whose stride is its kernel, 2x2.
 
     Such a step is one linear map at each position; its four outputs are the pixels (0, 0), (0, 1), (1, 0), (1, 1).

@@ -22,6 +22,7 @@ from typing import Any, Self
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -33,7 +34,7 @@ DEVICE = torch.device("cuda", 0)
 STAGES = {
     "embed_many": "encode",
     "plan_points": "plan",
-    "decode_chunk": "decode",
+    "start_chunks": "decode",
     "decode_points": "decode",
     "draw_masks": "decode",
     "measure_chunk": "measure",
@@ -96,6 +97,7 @@ class PretendedCuda(TorchDispatchMode):
         self.syncs: Counter[str] = Counter()
         self.graph_kernels: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
+        self.traffic_by_line: Counter[str] = Counter()
         self._pinned: set[int] = set()
         self._kept: list[Tensor] = []  # pinned memory, whose addresses must not return
         self._undelivered: list[tuple[Tensor, Tensor]] = []
@@ -119,6 +121,7 @@ class PretendedCuda(TorchDispatchMode):
             "synchronize": lambda *_: self.wait(),
             "is_current_stream_capturing": lambda: self._tape is not None,
         }
+        self._patches.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         # Inference tensors have no versions, which tensors of our own must.
         self._patches.enter_context(
             mock.patch.object(torch._C, "_InferenceMode", lambda on: torch.set_grad_enabled(not on))
@@ -152,7 +155,7 @@ class PretendedCuda(TorchDispatchMode):
 
     def forget(self) -> None:
         """Count from nothing."""
-        for counts in (self.launches, self.syncs, self.graph_kernels, self.traffic):
+        for counts in (self.launches, self.syncs, self.graph_kernels, self.traffic, self.traffic_by_line):
             counts.clear()
 
     def wait(self) -> None:
@@ -179,8 +182,6 @@ class PretendedCuda(TorchDispatchMode):
             return self._copied(func, args, kwargs, to_device)
         if name == "copy_" and isinstance(args[0], OnCuda) != isinstance(args[1], OnCuda):
             return self._copied_onto(args[0], args[1], bool(kwargs.get("non_blocking", args[2:] == (True,))))
-        if name == "_fused_sdp_choice":
-            return 1  # flash attention
         self._check_mix(name, args, leaves)
         return self._run(func, name, args, kwargs, on_device)
 
@@ -209,6 +210,7 @@ class PretendedCuda(TorchDispatchMode):
             read[id(args[0])] = _bytes(outputs[0])
         moved = sum(read.values()) + sum(map(_bytes, outputs)) + sum(map(_bytes, written))
         self.traffic[_stage()] += moved
+        self.traffic_by_line[_line()] += moved
         kernels = _KERNELS.get(name, 1)
         if self._tape is None:
             self.launches[_line()] += kernels
@@ -302,6 +304,7 @@ class PretendedCuda(TorchDispatchMode):
             if isinstance(step, _Counted):
                 self.graph_kernels[step.line] += step.kernels
                 self.traffic[step.stage] += step.moved
+                self.traffic_by_line[step.line] += step.moved
             elif self.computing:
                 step.again()
 
@@ -333,7 +336,8 @@ class _Taped:
             return
         found = _computed(self.func, self.name, self.args, self.kwargs)
         if not self.func._schema.is_mutable:
-            for output, fresh in zip(self.outputs, tree_leaves(found), strict=True):
+            again = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+            for output, fresh in zip(self.outputs, again, strict=True):
                 output.copy_(fresh)
 
 
@@ -359,6 +363,17 @@ class _Event:
         self._device.wait()
 
 
+_plain_attention = F.scaled_dot_product_attention
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    """As CUDA does it, in one kernel, where there is no mask."""
+    if attn_mask is not None or not isinstance(query, OnCuda):
+        return _plain_attention(query, key, value, attn_mask, **kwargs)
+    attended: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, **kwargs)[0]
+    return attended
+
+
 def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name == "_scaled_dot_product_flash_attention":
         query, key, value = args[:3]
@@ -366,7 +381,8 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
             attended = query.new_empty(*query.shape[:-1], value.shape[-1])
         else:
             attended = aten._scaled_dot_product_attention_math(query, key, value, scale=kwargs.get("scale"))[0]
-        return attended, *[None] * 8
+        nothing = attended.new_empty(0)
+        return attended, nothing, nothing, nothing, 0, 0, nothing, nothing, nothing
     return func(*args, **kwargs)
 
 
@@ -433,9 +449,10 @@ def counted(device: PretendedCuda) -> str:
         ("kernels in replays", device.graph_kernels, str),
         ("syncs", device.syncs, str),
         ("traffic", device.traffic, lambda moved: f"{moved / 1e6:.1f} MB"),
+        ("traffic by line", device.traffic_by_line, lambda moved: f"{moved / 1e6:.1f} MB"),
     ]
     for title, counts, shown in tables:
-        lines += [f"{title}:", *(f"  {shown(count):>12}  {place}" for place, count in counts.most_common(12))]
+        lines += [f"{title}:", *(f"  {shown(count):>12}  {place}" for place, count in counts.most_common(20))]
     return "\n".join(lines)
 
 
@@ -476,6 +493,7 @@ def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
                         raise DeviceMixError(f"a kernel is given a tensor on {one.device}")
                 device.launches[_line()] += 1
                 device.traffic[_stage()] += sum(map(_bytes, tensors))
+                device.traffic_by_line[_line()] += sum(map(_bytes, tensors))
                 if device.computing:
                     with _disable_current_modes():
                         self.compute(*args)

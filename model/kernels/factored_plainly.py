@@ -1,0 +1,101 @@
+"""The steps of `factored_image.py` by torch's operations: what the kernels compute, and the way without Triton."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmint.model.kernels.layout import CONSTANT, HEADS, SEATS
+
+# Prompts whose images are processed at once: half a gigabyte of their positions in float32.
+_GROUP = 16
+
+
+def answer(
+    queries: Tensor,
+    own: Tensor,
+    places: Tensor,
+    prior: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    vectors: Tensor,
+    shared: Tensor,
+    tokens: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See `factored_image.answer`."""
+    scales, found = [], []
+    for few in _groups(len(queries)):
+        scores = _scores(queries[few], own, places, prior[few], scale[few], coefficients[few])
+        scores = scores.view(len(scores), HEADS, SEATS, -1)
+        scores[:, :, tokens:] = float("-inf")
+        weights = scores.softmax(dim=2).flatten(1, 2)
+        rows = torch.cat([weights.to(queries.dtype), coefficients[few]], dim=1)
+        image = scale[few, :, None] * shared.float() + rows.float().transpose(1, 2) @ vectors[few].float()
+        shrink = (image.square().mean(dim=2) + eps).rsqrt()
+        rows = rows.float() * shrink[:, None]
+        rows[:, CONSTANT] = 1
+        scales.append(scale[few] * shrink)
+        found.append(rows.to(queries.dtype))
+    return torch.cat(scales), torch.cat(found)
+
+
+def look(
+    queries: Tensor,
+    own: Tensor,
+    places: Tensor,
+    prior: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    values: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See `factored_image.look`."""
+    attended, mixed = [], []
+    for few in _groups(len(queries)):
+        weights = _scores(queries[few], own, places, prior[few], scale[few], coefficients[few]).softmax(dim=2)
+        seen = (weights * scale[few, None]).to(values.dtype) @ values
+        of_heads = seen.view(len(seen), HEADS, SEATS, HEADS, -1).diagonal(dim1=1, dim2=3)
+        attended.append(of_heads.permute(0, 3, 1, 2).flatten(1, 2))
+        mixed.append(weights.to(values.dtype) @ coefficients[few].transpose(1, 2))
+    return torch.cat(attended), torch.cat(mixed)
+
+
+def draw(
+    scale: Tensor,
+    coefficients: Tensor,
+    vectors: Tensor,
+    shared: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    wanted: Tensor,
+    eps: float,
+) -> Tensor:
+    """See `factored_image.draw`."""
+    drawn = []
+    side = round(shared.shape[0] ** 0.5)
+    for few in _groups(len(scale)):
+        first = scale[few, :, None] * shared.float() + (coefficients[few].transpose(1, 2) @ vectors[few]).float()
+        first = first.view(-1, norm.shape[1])
+        first = F.gelu(F.layer_norm(first, first.shape[1:], norm[0].float(), norm[1].float(), eps))
+        second = F.gelu((first.to(weight.dtype) @ weight).float() + bias.float())
+        pixels = second.view(len(scale[few]), -1, filters.shape[2]).to(weight.dtype) @ filters[few].transpose(1, 2)
+        # Positions (y, x), pixels (a, b) of the first step, (c, d) of the second, masks.
+        parts = pixels.float().view(-1, side, side, 2, 2, 2, 2, filters.shape[1])
+        drawn.append(parts.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, filters.shape[1], 4 * side, 4 * side))
+    return torch.cat(drawn)
+
+
+def _scores(queries: Tensor, own: Tensor, places: Tensor, prior: Tensor, scale: Tensor, coefficients: Tensor) -> Tensor:
+    """Scores (B, N, P) float32 between the tokens and their images."""
+    heads = torch.eye(HEADS, dtype=queries.dtype, device=queries.device)
+    few = torch.unflatten(queries, 1, (HEADS, SEATS))[:, :, :, None] * heads[:, None, :, None]
+    few = few.reshape(len(queries), HEADS * SEATS, -1)
+    scores = (few @ own).float() * scale[:, None]
+    if len(places):
+        scores = scores + (few @ places).float() + (prior @ coefficients).float()
+    return scores
+
+
+def _groups(length: int) -> list[slice]:
+    return [slice(start, min(start + _GROUP, length)) for start in range(0, length, _GROUP)]

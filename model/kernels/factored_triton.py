@@ -1,0 +1,341 @@
+"""The steps of `factored_image.py` as Triton kernels: a program takes a tile of a prompt's positions through one step.
+
+Tensors are read as they lie; sums are float32. The tile's intermediate numbers exist only in registers and shared
+memory. Tiles are cut where the positions end.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segmint.model.kernels.layout import CONSTANT, ROWS
+
+# Positions of a program, its warps, and how many steps' loads are under way at once: what compiles without spilling
+# registers for compute capabilities 8.0 and 9.0.
+ANSWER = {"TILE": 64}
+ANSWER_LAUNCH = {"num_warps": 8, "num_stages": 2}
+LOOK = {"TILE": 64}
+LOOK_LAUNCH = {"num_warps": 8, "num_stages": 2}
+DRAW = {"TILE": 64}
+DRAW_LAUNCH = {"num_warps": 8, "num_stages": 1}
+
+
+def answer(
+    queries: Tensor,
+    own: Tensor,
+    places: Tensor,
+    prior: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    vectors: Tensor,
+    shared: Tensor,
+    tokens: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See `factored_image.answer`."""
+    positions, rows = own.shape[1], coefficients.shape[1]
+    scales = torch.empty_like(scale)
+    found = queries.new_empty(len(queries), ROWS + rows, positions)
+    tensors = _contiguous(queries, own, places, prior, scale, coefficients, vectors, shared)
+    with _on(queries.device):
+        answer_kernel[(-(-positions // ANSWER["TILE"]), len(queries))](
+            *tensors,
+            scales,
+            found,
+            eps,
+            positions,
+            TOKENS=tokens,
+            MORE=rows,
+            CONSTANT=CONSTANT,
+            **ANSWER,
+            **ANSWER_LAUNCH,
+        )
+    return scales, found
+
+
+def look(
+    queries: Tensor,
+    own: Tensor,
+    places: Tensor,
+    prior: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    values: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See `factored_image.look`."""
+    attended, mixed = torch.empty_like(queries), torch.empty_like(prior)
+    tensors = _contiguous(queries, own, places, prior, scale, coefficients, values)
+    with _on(queries.device):
+        look_kernel[(1 + prior.shape[2] // ROWS, len(queries))](
+            *tensors, attended, mixed, own.shape[1], MORE=prior.shape[2], **LOOK, **LOOK_LAUNCH
+        )
+    return attended, mixed
+
+
+def draw(
+    scale: Tensor,
+    coefficients: Tensor,
+    vectors: Tensor,
+    shared: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    wanted: Tensor,
+    eps: float,
+) -> Tensor:
+    """See `factored_image.draw`."""
+    positions = len(shared)
+    side = round(positions**0.5)
+    logits = scale.new_empty(len(scale), 3, 4 * side, 4 * side)
+    tensors = _contiguous(scale, coefficients, vectors, shared, norm, weight, bias, filters, wanted.to(torch.uint8))
+    with _on(scale.device):
+        draw_kernel[(-(-positions // DRAW["TILE"]), len(scale))](
+            *tensors, logits, eps, side, MORE=coefficients.shape[1], **DRAW, **DRAW_LAUNCH
+        )
+    return logits
+
+
+def _contiguous(*tensors: Tensor) -> Sequence[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` current: Triton launches there, wherever its tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@triton.jit
+def scores_of(
+    queries,
+    own,
+    places,
+    prior,
+    coefficients,
+    s,
+    position,
+    inside,
+    positions,
+    MORE: tl.constexpr,
+):
+    """Scores (64, tile) between one prompt's tokens and its image; places are left out where MORE is 0."""
+    row = tl.arange(0, 64)
+    scores = tl.zeros((64, position.shape[0]), tl.float32)
+    of_places = tl.zeros((64, position.shape[0]), tl.float32)
+    for first in range(0, 128, 64):
+        channel = first + tl.arange(0, 64)
+        of_head = (row // 8)[:, None] == (channel // 16)[None, :]
+        q = tl.load(queries + row[:, None] * 16 + (channel % 16)[None, :], mask=of_head, other=0.0)
+        there = channel[:, None] * positions + position[None, :]
+        k = tl.load(own + there, mask=inside[None, :], other=0.0)
+        scores = tl.dot(q, k, scores, input_precision="ieee")
+        if MORE > 0:
+            k = tl.load(places + there, mask=inside[None, :], other=0.0)
+            of_places = tl.dot(q, k, of_places, input_precision="ieee")
+    scores = scores * s[None, :] + of_places
+    for first in range(0, MORE, 64):
+        m = tl.load(prior + row[:, None] * MORE + first + row[None, :])
+        d = tl.load(
+            coefficients + (first + row)[:, None] * positions + position[None, :], mask=inside[None, :], other=0.0
+        )
+        scores = tl.dot(m, d, scores, input_precision="ieee")
+    return scores
+
+
+@triton.jit
+def answer_kernel(
+    queries,
+    own,
+    places,
+    prior,
+    scale,
+    coefficients,
+    vectors,
+    shared,
+    new_scale,
+    new_coefficients,
+    eps,
+    positions,
+    TOKENS: tl.constexpr,
+    MORE: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Program (tile, prompt); MORE is R, the rows of the image before."""
+    ALL: tl.constexpr = 64 + MORE
+    prompt = tl.program_id(1).to(tl.int64)
+    position = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    inside = position < positions
+    row = tl.arange(0, 64)
+    s = tl.load(scale + prompt * positions + position, mask=inside, other=0.0)
+    image = coefficients + prompt * MORE * positions
+    q, m = queries + prompt * 64 * 16, prior + prompt * 64 * MORE
+    scores = scores_of(q, own, places, m, image, s, position, inside, positions, MORE)
+    scores = tl.reshape(scores, (8, 8, TILE))
+    token = tl.arange(0, 8)
+    scores = tl.where((token < TOKENS)[None, :, None], scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None, :])
+    weights = weights / tl.sum(weights, axis=1)[:, None, :]
+    weights = tl.reshape(weights, (64, TILE)).to(shared.dtype.element_ty)
+    across = tl.trans(weights)
+
+    squares = tl.zeros((TILE,), tl.float32)
+    for part in range(0, 256, 64):
+        channel = part + row
+        y = tl.load(shared + position[:, None] * 256 + channel[None, :], mask=inside[:, None], other=0.0)
+        y = y.to(tl.float32) * s[:, None]
+        u = tl.load(vectors + prompt * ALL * 256 + row[:, None] * 256 + channel[None, :])
+        y = tl.dot(across, u, y, input_precision="ieee")
+        for first in range(0, MORE, 64):
+            d = tl.load(image + (first + row)[None, :] * positions + position[:, None], mask=inside[:, None], other=0.0)
+            u = tl.load(vectors + prompt * ALL * 256 + (64 + first + row)[:, None] * 256 + channel[None, :])
+            y = tl.dot(d, u, y, input_precision="ieee")
+        squares += tl.sum(y * y, axis=1)
+    shrink = tl.rsqrt(squares / 256 + eps)
+
+    tl.store(new_scale + prompt * positions + position, s * shrink, mask=inside)
+    there = row[:, None] * positions + position[None, :]
+    out = new_coefficients + prompt * ALL * positions
+    normalized = weights.to(tl.float32) * shrink[None, :]
+    normalized = tl.where((row == CONSTANT)[:, None], 1.0, normalized)
+    tl.store(out + there, normalized.to(weights.dtype), mask=inside[None, :])
+    for first in range(0, MORE, 64):
+        d = tl.load(image + first * positions + there, mask=inside[None, :], other=0.0)
+        normalized = d.to(tl.float32) * shrink[None, :]
+        tl.store(out + (64 + first) * positions + there, normalized.to(d.dtype), mask=inside[None, :])
+
+
+@triton.jit
+def look_kernel(
+    queries,
+    own,
+    places,
+    prior,
+    scale,
+    coefficients,
+    values,
+    attended,
+    mixed,
+    positions,
+    MORE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Program (part, prompt): part 0 sums the shared image's values, part n the n-th 64 rows of coefficients.
+
+    The softmax is computed while the positions pass (FlashAttention, arXiv 2205.14135). Every part computes the scores
+    for itself: the sums of all would not fit in registers.
+    """
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    part = tl.program_id(0)
+    prompt = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, 64)
+    kind = values.dtype.element_ty
+    image = coefficients + prompt * MORE * positions
+    q, m = queries + prompt * 64 * 16, prior + prompt * 64 * MORE
+    top = tl.full((64,), float("-inf"), tl.float32)
+    total = tl.zeros((64,), tl.float32)
+    sums = tl.zeros((64, 64), tl.float32)
+    rest = tl.zeros((64, 64), tl.float32)
+    for start in range(0, positions, TILE):
+        position = start + tl.arange(0, TILE)
+        inside = position < positions
+        s = tl.load(scale + prompt * positions + position, mask=inside, other=0.0)
+        scores = scores_of(q, own, places, m, image, s, position, inside, positions, MORE)
+        scores = tl.where(inside[None, :], scores * LOG2_E, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(top - higher)
+        total = total * fade + tl.sum(weights, 1)
+        top = higher
+        sums = sums * fade[:, None]
+        rest = rest * fade[:, None]
+        if part == 0:
+            scaled = (weights * s[None, :]).to(kind)
+            there = values + position[:, None] * 128 + row[None, :]
+            v = tl.load(there, mask=inside[:, None], other=0.0)
+            sums = tl.dot(scaled, v, sums, input_precision="ieee")
+            v = tl.load(there + 64, mask=inside[:, None], other=0.0)
+            rest = tl.dot(scaled, v, rest, input_precision="ieee")
+        else:
+            across = image + ((part - 1) * 64 + row)[None, :] * positions + position[:, None]
+            d = tl.load(across, mask=inside[:, None], other=0.0)
+            sums = tl.dot(weights.to(kind), d, sums, input_precision="ieee")
+    found = (sums / total[:, None]).to(kind)
+    if part == 0:
+        # Of the shared values of all heads, each head's own.
+        place = attended + prompt * 64 * 16 + row[:, None] * 16 + (row % 16)[None, :]
+        tl.store(place, found, mask=(row // 8)[:, None] == (row // 16)[None, :])
+        found = (rest / total[:, None]).to(kind)
+        tl.store(place, found, mask=(row // 8)[:, None] == (4 + row // 16)[None, :])
+    else:
+        place = mixed + prompt * 64 * MORE + row[:, None] * MORE + ((part - 1) * 64 + row)[None, :]
+        tl.store(place, found)
+
+
+@triton.jit
+def gelu(x):
+    """The exact GELU."""
+    return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def draw_kernel(
+    scale,
+    coefficients,
+    vectors,
+    shared,
+    norm,
+    weight,
+    bias,
+    filters,
+    wanted,
+    logits,
+    eps,
+    side,
+    MORE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Program (tile, prompt); nothing is done for a prompt of which no mask is wanted."""
+    prompt = tl.program_id(1).to(tl.int64)
+    asked = tl.load(wanted + prompt * 3) + tl.load(wanted + prompt * 3 + 1) + tl.load(wanted + prompt * 3 + 2)
+    if asked > 0:
+        positions = side * side
+        position = tl.program_id(0) * TILE + tl.arange(0, TILE)
+        inside = position < positions
+        row = tl.arange(0, 64)
+        few = tl.arange(0, 32)
+        mask = tl.arange(0, 16)
+        s = tl.load(scale + prompt * positions + position, mask=inside, other=0.0)
+        gain = tl.load(norm + row).to(tl.float32)
+        offset = tl.load(norm + 64 + row).to(tl.float32)
+        f = tl.load(filters + prompt * 96 + mask[None, :] * 32 + few[:, None], mask=(mask < 3)[None, :], other=0.0)
+        out = logits + prompt * 48 * positions + mask[None, :] * 16 * positions
+        out += ((position // side) * 16 * side + (position % side) * 4)[:, None]
+        # Pixels (a, b) of the first step, and of each the pixels (c, d) of the second.
+        for ab in range(4):
+            channel = ab * 64 + row
+            first = tl.load(shared + position[:, None] * 256 + channel[None, :], mask=inside[:, None], other=0.0)
+            first = first.to(tl.float32) * s[:, None]
+            for start in range(0, MORE, 64):
+                d = tl.load(
+                    coefficients + (prompt * MORE + start + row)[None, :] * positions + position[:, None],
+                    mask=inside[:, None],
+                    other=0.0,
+                )
+                u = tl.load(vectors + (prompt * MORE + start + row)[:, None] * 256 + channel[None, :])
+                first = tl.dot(d, u, first, input_precision="ieee")
+            first = first - (tl.sum(first, axis=1) / 64)[:, None]
+            variance = tl.sum(first * first, axis=1) / 64
+            first = gelu(first * tl.rsqrt(variance + eps)[:, None] * gain[None, :] + offset[None, :])
+            first = first.to(f.dtype)
+            for cd in range(4):
+                w = tl.load(weight + row[:, None] * 128 + (cd * 32 + few)[None, :])
+                second = tl.dot(first, w, input_precision="ieee")
+                second = gelu(second + tl.load(bias + cd * 32 + few).to(tl.float32)[None, :])
+                pixels = tl.dot(second.to(f.dtype), f, input_precision="ieee")
+                shift = (2 * (ab // 2) + cd // 2) * 4 * side + 2 * (ab % 2) + cd % 2
+                tl.store(out + shift, pixels, mask=inside[:, None] & (mask < 3)[None, :])

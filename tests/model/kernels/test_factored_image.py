@@ -1,0 +1,168 @@
+"""The kernels of decoding points compute their plain formulas, and compile for two GPUs without one, without spills."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segmint.model.kernels import factored_image, factored_plainly
+from segmint.model.kernels.layout import CONSTANT, ROWS
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Rows of the image before, side of the image, prompts, tokens: first and later blocks, a last tile that is cut, few
+# tokens.
+SHAPES = [(0, 8, 2, 7), (64, 8, 1, 7), (64, 7, 2, 4), (128, 8, 1, 7), (192, 9, 1, 6)]
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(shape)
+
+
+def answer_arguments(more: int, side: int, prompts: int, tokens: int) -> tuple[Any, ...]:
+    positions = side * side
+    places = numbers(128 if more else 0, positions)
+    vectors = numbers(prompts, ROWS + more, 256) / 8
+    vectors[:, tokens:8] = 0
+    return (
+        numbers(prompts, ROWS, 16) / 2,
+        numbers(128, positions),
+        places,
+        numbers(prompts, ROWS, more) / 8,
+        numbers(prompts, positions).abs() if more else torch.ones(prompts, positions),
+        numbers(prompts, more, positions),
+        vectors,
+        numbers(positions, 256),
+        tokens,
+        1e-5,
+    )
+
+
+def look_arguments(more: int, side: int, prompts: int, _: int) -> tuple[Any, ...]:
+    queries, own, _, prior, scale, coefficients, *_ = answer_arguments(more, side, prompts, 7)
+    return queries, own, numbers(128, side * side), prior, scale, coefficients, numbers(side * side, 128)
+
+
+def draw_arguments(more: int, side: int, prompts: int, _: int) -> tuple[Any, ...]:
+    *_, scale, coefficients, _, _, _, _ = answer_arguments(more, side, prompts, 7)
+    wanted = torch.zeros(prompts, 3, dtype=torch.bool)
+    wanted[0, 2] = True
+    return (
+        scale,
+        coefficients,
+        numbers(prompts, more, 256) / 8,
+        numbers(side * side, 256),
+        numbers(2, 64),
+        numbers(64, 128) / 8,
+        numbers(128),
+        numbers(prompts, 3, 32) / 6,
+        wanted,
+        1e-6,
+    )
+
+
+@torch.inference_mode()
+def check(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype, most: float) -> None:
+    """The kernels on a device against the formulas in float32 on the CPU, which take the same rounded numbers."""
+    from segmint.model.kernels import factored_triton
+
+    torch.manual_seed(shape[0] + shape[1])
+    for step, arguments in (("answer", answer_arguments), ("look", look_arguments), ("draw", draw_arguments)):
+        if shape[0] == 0 and step != "answer":
+            continue
+        scales = {"answer": 4, "look": 4, "draw": 0}[step]
+        given = [
+            one.to(dtype) if isinstance(one, torch.Tensor) and one.is_floating_point() and place != scales else one
+            for place, one in enumerate(arguments(*shape))
+        ]
+        plain = [one.float() if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in given]
+        there = [one.to(device) if isinstance(one, torch.Tensor) else one for one in given]
+        expected, found = getattr(factored_plainly, step)(*plain), getattr(factored_triton, step)(*there)
+        if step == "draw":
+            some = given[8].any(dim=1)
+            expected, found = (expected[some],), (found[some],)
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == other.shape
+            worst = float((one.float().cpu() - other).abs().max() / other.abs().max())
+            assert worst < most, (step, shape, worst)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
+def test_interpreted_kernels_compute_the_plain_formulas() -> None:
+    code = "\n".join(
+        [
+            "import runpy, sys, torch",
+            "torch.set_num_threads(1)",
+            f"sys.path.insert(0, {str(ROOT)!r})",
+            f"tests = runpy.run_path({__file__!r})",
+            "for shape in tests['SHAPES']: tests['check'](shape, 'cpu', torch.float32, 1e-5)",
+        ]
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
+
+
+@pytest.mark.parametrize("architecture", [90, 80])
+@pytest.mark.parametrize("more", [0, 64, 128])
+def test_the_kernels_compile_for_gpus_without_spilling_registers(
+    architecture: int, more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import driver
+    from triton.compiler import ASTSource, compile
+
+    from segmint.model.kernels import factored_triton as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"eps": "fp32", "positions": "i32", "side": "i32", "wanted": "*u8"}
+    types |= dict.fromkeys(("scale", "new_scale", "logits"), "*fp32")
+    for kernel, constants, options in (
+        (kernels.answer_kernel, {"TOKENS": 7, "CONSTANT": CONSTANT, **kernels.ANSWER}, kernels.ANSWER_LAUNCH),
+        (kernels.look_kernel, kernels.LOOK, kernels.LOOK_LAUNCH),
+        (kernels.draw_kernel, kernels.DRAW, kernels.DRAW_LAUNCH),
+    ):
+        if more == 0 and kernel is not kernels.answer_kernel:
+            continue
+        known = {"MORE": more, **constants}
+        signature = {name: "constexpr" if name in known else types.get(name, "*bf16") for name in kernel.arg_names}
+        aligned = {
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(kernel.arg_names)
+            if signature[name] in ("*bf16", "*fp32", "i32")
+        }
+        source = ASTSource(kernel, signature=signature, constexprs=known, attrs=aligned)
+        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = Path(driver.__file__).parent / "bin" / "cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+        print(architecture, more, kernel.__name__, usage.splitlines()[-1], compiled.metadata.shared)
+        assert re.findall(r"STACK:(\d+)", usage) == ["0"]
+        assert compiled.metadata.shared <= (227 if architecture == 90 else 163) * 1024
+        assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
+
+
+def test_without_a_gpu_the_operators_are_the_plain_formulas() -> None:
+    torch.manual_seed(0)
+    for step, arguments in (("answer", answer_arguments), ("look", look_arguments), ("draw", draw_arguments)):
+        given = arguments(64, 4, 2, 7)
+        found, expected = getattr(factored_image, step)(*given), getattr(factored_plainly, step)(*given)
+        for one, other in zip(
+            *((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (64, 64, 256, 7), (128, 64, 64, 7)])
+def test_the_kernels_on_a_gpu_compute_the_plain_formulas(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    check(shape, "cuda", dtype, 2e-2 if dtype == torch.bfloat16 else 1e-4)
