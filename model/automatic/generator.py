@@ -20,7 +20,7 @@ from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.automatic.workers import Workers
-from segmint.model.sam.batch_encoder import MAX_BATCH
+from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
 __all__ = ["Found", "Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
@@ -44,13 +44,19 @@ class Found:
 class MaskGenerator:
     """Finds all masks of an image (SAM paper, Section 4 and Appendix B)."""
 
-    def __init__(self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int = 1) -> None:
+    def __init__(
+        self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int | None = None
+    ) -> None:
         """Take the model's predictor, and settings that default to `MaskSettings.sa1b()`.
 
-        `crops_per_batch`: crops of an image that are encoded together, 1 to 64. One is right on a CPU; a GPU with
-        enough memory can take all 21 of SA-1B's settings. It changes the last bits of the embeddings. Raises
-        ValueError for another number. On a CPU the generator starts as many extra threads as torch has.
+        `crops_per_batch`: crops of an image that are encoded together, 1 to 64; by default 1 on a CPU, and 7 on CUDA if
+        the settings have crops. A GPU with enough memory can take all 21 of SA-1B's settings. It changes the last bits
+        of the embeddings. Raises ValueError for another number. On a CPU the generator starts as many extra threads as
+        torch has.
         """
+        self.settings = MaskSettings.sa1b() if settings is None else settings
+        if crops_per_batch is None:
+            crops_per_batch = default_batch_size(predictor.sam.device) if self.settings.crop_n_layers > 0 else 1
         if not 1 <= crops_per_batch <= MAX_BATCH:
             raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
         self._map: Callable[..., Iterable[tuple[Measured[Any], Funnel]]] = map
@@ -58,7 +64,6 @@ class MaskGenerator:
             self._map = Workers(torch.get_num_threads()).map
         self.predictor = predictor
         self.crops_per_batch = crops_per_batch
-        self.settings = MaskSettings.sa1b() if settings is None else settings
         on_cpu = predictor.sam.device.type == "cpu"
         self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
 
@@ -149,7 +154,7 @@ class MaskGenerator:
 
         parts: list[Measured[Any]] = []
         funnel = Funnel()
-        for found, counts in self._map(process, chunks_of(points, self.settings.points_per_chunk)):
+        for found, counts in self._map(process, chunks_of(points, self.settings.chunk_on("cpu"))):
             parts.append(found)
             funnel += counts
         device = self.predictor.sam.device

@@ -68,7 +68,7 @@ def propose(
     is padded with its last point, so that each prompt's arithmetic is the same in every chunk. Only masks over the
     threshold are drawn.
     """
-    padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.points_per_chunk - len(chunk), axis=0)])
+    padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
     masks = predictor.decode_points(embedding, plan, padded)
     keep = over_iou(masks.predicted_iou, settings.pred_iou_thresh)
     keep[len(chunk) :] = False

@@ -17,13 +17,13 @@ CUDA_POINTS_PER_CHUNK = 256
 MAX_POINTS_PER_CHUNK = 1023
 
 
-def small_chunk(points_per_chunk: int, device: str) -> int:
-    """Points up to which a chunk is padded to so many only, on this kind of device ("cpu", "cuda").
+def small_chunk(points_per_chunk: int) -> int:
+    """The size of the smaller of a GPU's two chunks, for up to so many points; on a CPU all chunks have one size.
 
-    On CUDA it is a quarter: with SA-1B's settings a crop of the second layer has 64 points, and 256 would take four
-    times as long. On a CPU all chunks have one size.
+    A quarter: with SA-1B's settings a crop of the second layer has 64 points, and a chunk of 256 would take four times
+    as long.
     """
-    return max(1, points_per_chunk // 4) if device == "cuda" else points_per_chunk
+    return max(1, points_per_chunk // 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class MaskSettings:
         crop_nms_thresh: the same among masks of different crops.
         min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 switches it off.
         max_mask_area_ratio: masks of this share of the image or more are dropped; 0 switches it off.
-        points_per_chunk: prompts decoded at once. It affects speed and memory, but also the last bits of the
-            logits: it is recorded, and never chosen by the machine.
+        points_per_chunk: prompts decoded at once, at most 1,023; None for what suits the device (8 on a CPU, 256 on
+            CUDA). It affects speed and memory, but also the last bits of the logits: datasets record it.
     """
 
     profile: Profile
@@ -63,7 +63,7 @@ class MaskSettings:
     crop_nms_thresh: float
     min_mask_region_area: int
     max_mask_area_ratio: float
-    points_per_chunk: int
+    points_per_chunk: int | None
 
     @classmethod
     def official(cls, **overrides: Any) -> Self:
@@ -117,7 +117,7 @@ class MaskSettings:
             "stability_score_offset": 1.0,
             "box_nms_thresh": 0.7,
             "crop_nms_thresh": 0.7,
-            "points_per_chunk": DEFAULT_POINTS_PER_CHUNK,
+            "points_per_chunk": None,
         }
         return cls(profile=profile, **{**common, **defaults, **overrides})
 
@@ -128,7 +128,8 @@ class MaskSettings:
         self._check_int("crop_n_layers", 0)
         self._check_int("crop_n_points_downscale_factor", 1)
         self._check_int("min_mask_region_area", 0)
-        self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
+        if self.points_per_chunk is not None:
+            self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
         self._check_real("crop_overlap_ratio", 0.0, 1.0)
         self._check_real("pred_iou_thresh")
         self._check_real("stability_score_thresh")
@@ -143,6 +144,12 @@ class MaskSettings:
                 f"{factor**self.crop_n_layers}, so that crops of layer {self.crop_n_layers} have a point "
                 f"(crop_n_points_downscale_factor is {factor})"
             )
+
+    def chunk_on(self, device: str) -> int:
+        """`points_per_chunk`, or what suits this kind of device ("cpu", "cuda")."""
+        if self.points_per_chunk is not None:
+            return self.points_per_chunk
+        return CUDA_POINTS_PER_CHUNK if device == "cuda" else DEFAULT_POINTS_PER_CHUNK
 
     def points_of_layer(self, layer: int) -> int:
         """Points along each side of the grid in a crop of this layer; layer 0 is the full image."""

@@ -17,7 +17,6 @@ Shapes: B prompts, N = 64 rows, D = 16 channels of a head, W = 128 of all heads,
 C = 256, P positions.
 """
 
-import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -164,31 +163,13 @@ def _(
     return scale.new_empty(len(scale), 3, side, side)
 
 
-class _Kernels:
-    """Whether a kernel has failed in this process."""
-
-    failed = False
-
-
 def _computed(step: str, *arguments: Any) -> Any:
-    """A step by its kernel on CUDA, else by its plain formula; once a kernel fails to compile or start, by that."""
-    if arguments[0].device.type != "cuda" or _Kernels.failed or find_spec("triton") is None:
-        return getattr(factored_plainly, step)(*arguments)
-    try:
-        from segmint.model.kernels import factored_triton
+    """A step by its kernel on CUDA if Triton is installed, else by its plain formula, whose last bits differ.
 
-        return getattr(factored_triton, step)(*arguments)
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        # Compilers and drivers fail in many ways; an error that is not theirs is raised again here.
-        found = getattr(factored_plainly, step)(*arguments)
-        _Kernels.failed = True
-        first_line = (str(error).strip().splitlines() or ["no message"])[0]
-        warnings.warn(
-            f"Triton's kernels for decoding points failed ({type(error).__name__}: {first_line}): torch's operations "
-            "are used instead, slower and with other last bits",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return found
+    A kernel that fails to compile is an error: which of the two computes must not depend on the moment.
+    """
+    if arguments[0].device.type != "cuda" or find_spec("triton") is None:
+        return getattr(factored_plainly, step)(*arguments)
+    from segmint.model.kernels import factored_triton
+
+    return getattr(factored_triton, step)(*arguments)

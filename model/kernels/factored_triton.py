@@ -18,8 +18,8 @@ from segmint.model.kernels.layout import CONSTANT, ROWS
 # registers for compute capabilities 8.0 and 9.0.
 ANSWER = {"TILE": 64}
 ANSWER_LAUNCH = {"num_warps": 8, "num_stages": 2}
-LOOK = {"TILE": 64}
-LOOK_LAUNCH = {"num_warps": 8, "num_stages": 2}
+LOOK = {"TILE": 32}
+LOOK_LAUNCH = {"num_warps": 4, "num_stages": 2}
 DRAW = {"TILE": 64}
 DRAW_LAUNCH = {"num_warps": 8, "num_stages": 1}
 

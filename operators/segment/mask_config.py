@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
-from segmint.model.automatic.settings import DEFAULT_POINTS_PER_CHUNK, MaskSettings
+from segmint.model.automatic.settings import MaskSettings
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -85,8 +85,11 @@ class MasksConfig(BaseModel):
             raise ValueError(str(error).removeprefix("masks.")) from error
         return self
 
-    def settings(self, points_per_chunk: int = DEFAULT_POINTS_PER_CHUNK) -> MaskSettings:
-        """Convert to the settings that `MaskGenerator` takes, with this value for `points_per_chunk: auto`."""
+    def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
+        """Convert to the settings that `MaskGenerator` takes, with this value for `points_per_chunk: auto`.
+
+        None leaves it to the generator's device.
+        """
         values = self.model_dump()
         if self.points_per_chunk == "auto":
             values["points_per_chunk"] = points_per_chunk

@@ -12,13 +12,13 @@ from segmint.infra.cpu_bits import cpu_bits
 from segmint.infra.device import Compute, Precision, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION
-from segmint.model.automatic.settings import CUDA_POINTS_PER_CHUNK, DEFAULT_POINTS_PER_CHUNK
+from segmint.model.automatic.settings import small_chunk
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "crops_per_batch", "threads"})
 """The fields that a computation is set up by; the others only say what it was done with."""
 
-GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention"})
+GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 """The fields that only the numerics of a GPU record."""
 
 CPU_ONLY = frozenset({"cpu"})
@@ -53,10 +53,11 @@ class Numerics:
     facenet_pytorch: str
     onnxruntime: str
     cpu: str = field(default="", kw_only=True)  # its maker, and a hash of what it computes; not beside a GPU
-    cuda: str = field(default="", kw_only=True)  # this and the next three on a GPU only
+    cuda: str = field(default="", kw_only=True)  # this and the next four on a GPU only
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" where it is not installed
     attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash or efficient
+    chunks: str = field(default="", kw_only=True)  # the sizes of chunks; points take the smallest that holds them
     unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that a manifest does not have
 
     @classmethod
@@ -107,9 +108,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
     on_gpu = compute.kind == "cuda"
-    chunk = masks.points_per_chunk
-    if chunk == "auto":
-        chunk = CUDA_POINTS_PER_CHUNK if on_gpu else DEFAULT_POINTS_PER_CHUNK
+    chunk = masks.settings().chunk_on(compute.kind)
     crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
     encoder = model.encoder
     if encoder == "auto":
@@ -149,7 +148,7 @@ def observe_numerics(
         pyarrow=version("pyarrow"),
         facenet_pytorch=version("facenet-pytorch"),
         onnxruntime=version("onnxruntime"),
-        **(_of_gpu(compute) if compute.kind == "cuda" else _of_cpu(compute)),
+        **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute)),
     )
 
 
@@ -157,7 +156,7 @@ def _of_cpu(compute: Compute) -> dict[str, Any]:
     return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY}
 
 
-def _of_gpu(compute: Compute) -> dict[str, Any]:
+def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
     import torch
 
     from segmint.model.sam.gpu_attention import attention_kernels
@@ -168,5 +167,6 @@ def _of_gpu(compute: Compute) -> dict[str, Any]:
         "cudnn": str(cudnn.version()),
         "triton": "none" if find_spec("triton") is None else str(import_module("triton").__version__),
         "attention": attention_kernels(torch.bfloat16 if compute.precision == "bf16" else torch.float32),
+        "chunks": f"{small_chunk(points_per_chunk)} {points_per_chunk}",
         "unrecorded": CPU_ONLY,
     }

@@ -106,17 +106,22 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
     )
-    # Compile now: it takes minutes, and must not count towards the first image's time limit. Kernels that this GPU
-    # cannot run end the actor here, and fail no image.
+    generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
+    # Compile and capture graphs now: it takes minutes, and must not count towards the first image's time limit. Kernels
+    # that this GPU cannot run end the actor here, and fail no image.
     if compiled or numerics.device == "cuda":
+        nothing = np.zeros((64, 64, 3), np.uint8)
         try:
-            predictor.embed_many([np.zeros((64, 64, 3), np.uint8)], batch_size=numerics.crops_per_batch)
+            if numerics.device == "cuda":
+                generator.find(nothing)
+            else:
+                predictor.embed_many([nothing], batch_size=numerics.crops_per_batch)
         except CompilationError as error:
             raise MixedNumericsError(
                 f"the dataset was begun with model.encoder compiled, and {error} here. Fix this machine's compiler, "
                 "begin another dataset with model.encoder: eager, or set allow_mixed_numerics: true"
             ) from error
-    return MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
+    return generator
 
 
 def check_numerics(settings: SegmentSettings) -> None:

@@ -80,6 +80,10 @@ class OnCuda(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"OnCuda({tuple(self.shape)}, {self.dtype})"
 
+    def tolist(self) -> Any:
+        """The numbers, copied to the host."""
+        return self.cpu().tolist()
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod

@@ -70,7 +70,7 @@ class DeviceCrops:
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
         """Decode points (P, 2), x, y in pixels of the crop, in chunks: their masks, which stay as they are."""
-        sizes = chunk_sizes(len(points), self._settings.points_per_chunk)
+        sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
         placed[len(points) :, 2] = 0  # the last point pads the last chunk
         graphs = self._graphs.get(lambda: _Graphs(self._predictor, self._settings.pred_iou_thresh, embedding.features))
@@ -85,7 +85,7 @@ def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
     There are two sizes, for a graph is made for each: `points_per_chunk` and `small_chunk` of it.
     """
     whole, rest = divmod(points, points_per_chunk)
-    small = small_chunk(points_per_chunk, "cuda")
+    small = small_chunk(points_per_chunk)
     return [points_per_chunk] * whole + ([small if rest <= small else points_per_chunk] if rest else [])
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.kernels.factored_image import answer, draw, look
-from segmint.model.kernels.layout import CONSTANT, HEADS, SEATS
+from segmint.model.kernels.layout import CONSTANT, HEADS, ROWS, SEATS
 from segmint.model.sam.common import join_heads, split_heads
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.point_decoder import as_linear, predicted_iou_of, used_tokens
@@ -264,8 +264,10 @@ def _seated(x: Tensor) -> Tensor:
 
 def _prior(few: Tensor, weight: Tensor, images: Images) -> Tensor:
     """Scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors through a weight (H, D, C)."""
-    absorbed = torch.einsum("bhtd,hdc->bhtc", few, weight).flatten(1, 2)
-    return absorbed @ images.vectors.transpose(1, 2)
+    if not images.vectors.shape[1]:
+        return few.new_zeros(len(few), ROWS, 0)
+    projected = torch.unflatten(images.vectors @ weight.flatten(0, 1).T, 2, (HEADS, -1))
+    return torch.einsum("bhtd,brhd->bhtr", few, projected).flatten(1, 2)
 
 
 def _with_bias(vectors: Tensor, bias: Tensor) -> Tensor:

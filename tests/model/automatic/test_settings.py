@@ -52,7 +52,8 @@ def test_explicit_keys_override_a_profile_found_by_name() -> None:
         ("crop_nms_thresh", -0.1, "from 0 to 1"),
         ("min_mask_region_area", 0.5, "whole number"),
         ("max_mask_area_ratio", 95, "from 0 to 1"),
-        ("points_per_chunk", 0, "at least 1"),
+        ("points_per_chunk", 0, "from 1 to 1023"),
+        ("points_per_chunk", 1024, "from 1 to 1023"),
     ],
 )
 def test_a_wrong_value_names_key_value_and_what_was_expected(key: str, value: object, expected: str) -> None:

@@ -63,7 +63,7 @@ def test_a_field_of_a_newer_dataset_is_refused_by_name(here: Numerics) -> None:
     [
         ("cpu", MasksConfig(), (8, 1)),
         ("cpu", MasksConfig(points_per_chunk=3), (3, 1)),
-        ("cuda", MasksConfig(), (64, 7)),
+        ("cuda", MasksConfig(), (256, 7)),
         ("cuda", MasksConfig(crop_n_layers=0, points_per_chunk=16), (16, 1)),
     ],
 )
@@ -105,14 +105,14 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92600)
     found = observe_numerics(Compute("cuda", precision, 1), 64, 7, "0" * 64, "compiled")
     stored = found.to_dict()
-    assert stored.keys() - here.to_dict().keys() == {"cuda", "cudnn", "triton", "attention"}
+    assert stored.keys() - here.to_dict().keys() == {"cuda", "cudnn", "triton", "attention", "chunks"}
     assert stored["device_kind"] == "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
     assert (stored["attention"], stored["triton"], stored["cudnn"]) == (attention, version("triton"), "92600")
     assert Numerics.recorded(stored) == found
-    for name in ("cuda", "cudnn", "triton", "attention"):
+    for name in ("cuda", "cudnn", "triton", "attention", "chunks"):
         assert found.differences(replace(found, **{name: "x"})).startswith(f"{name} ")
 
 
 def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
     assert Numerics.recorded(here.to_dict()) == here
-    assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention"}
+    assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention", "chunks"}
