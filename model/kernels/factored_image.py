@@ -1,4 +1,4 @@
-"""The three steps of decoding points that touch the whole image, as Triton kernels with plain formulas beside them.
+"""The three steps of decoding points that touch the whole image, as Triton kernels with plain formulas next to them.
 
 Each prompt has its own image of P positions and C channels, kept in factors (`model/sam/factored_image.py`):
 

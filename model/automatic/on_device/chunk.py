@@ -66,6 +66,6 @@ def decode_chunk(sam: Sam, plan: Plan, points: Tensor, threshold: float) -> Deco
 
 
 def draw_chunk(decoded: Decoded) -> ChunkMasks:
-    """Draw what was decoded, into memory of its own."""
+    """Draw what was decoded; the masks stay as they are."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
