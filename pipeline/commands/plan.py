@@ -29,6 +29,10 @@ def plan(
         float | None,
         typer.Option(metavar="X", help="Peak of another machine's GPU in operations per second, such as 9.9e14."),
     ] = None,
+    megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Average size of the originals if no sample reads them; default: 16.3."),
+    ] = None,
     overrides: Overrides = None,
     shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -41,5 +45,5 @@ def plan(
     from segmint.pipeline.plan.options import PlanOptions
     from segmint.pipeline.plan.plan import make_plan
 
-    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops), say)
+    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), say)
     answer_with(planned, as_json)

@@ -7,6 +7,7 @@ from typing import Any
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.wording import counted, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
+from segmint.pipeline.plan.cpu_stages import CpuStages
 from segmint.pipeline.plan.estimates import Estimate
 from segmint.pipeline.plan.sample import STAGES, Sample
 
@@ -33,7 +34,8 @@ class Plan:
     share_of_ceiling: float  # assumed, or what the sample reached
     device_hours: Estimate  # GPU-hours, or core-hours where the device is a CPU
     days: Estimate
-    cpu_core_hours: Estimate | None  # of the stages that run on CPUs, measured on this machine's CPU
+    cpu_core_hours: Estimate  # of all stages but segment, measured on this machine's CPU or from recorded figures
+    cpu_stages: CpuStages
     price: float | None
     cost: Estimate | None
     sample: Sample | None
@@ -79,9 +81,7 @@ class Plan:
             _line("time", *_shown(self.device_hours, f"{self.hours_of}-hours")),
             _line("days", *_shown(self.days, f"on {self._devices()}")),
         ]
-        if self.cpu_core_hours is not None:
-            stages = "core-hours on CPUs: all stages but segment, at this machine's speed"
-            lines.append(_line("CPUs", *_shown(self.cpu_core_hours, stages)))
+        lines += self._cpu_lines()
         if self.cost is not None:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
         return [*lines, *(f"note: {note}" for note in self.notes), *self._digest_lines()]
@@ -99,6 +99,24 @@ class Plan:
             return f"{ceiling.devices:,} GPU{'s' * (ceiling.devices > 1)}"
         cores = ceiling.devices * ceiling.threads
         return f"this machine's CPU, {counted(cores, 'core')}"
+
+    def _cpu_lines(self) -> list[str]:
+        """The stages besides segment, which stage limits, and what a GPU needs beside it."""
+        stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s an image"
+        included = " (in the time above)" if self._includes_cpu else ""
+        rest = f"core-hours of all stages but segment{included}: {each}, {stages.source}"
+        lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
+        if stages.cores_a_gpu is None:
+            return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
+        return [
+            *lines,
+            _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores a GPU: so many keep it busy"),
+            _line("limits", stages.limits, "on a node with fewer cores a GPU; segment on one with more"),
+        ]
+
+    @property
+    def _includes_cpu(self) -> bool:
+        return self.ceiling.device == "cpu"
 
     def _share_line(self) -> str:
         share = f"{100 * self.share_of_ceiling:.3g} %"

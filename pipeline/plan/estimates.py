@@ -23,6 +23,10 @@ class Estimate:
         """The estimate times a factor."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
+    def plus(self, other: "Estimate") -> "Estimate":
+        """The sum of two estimates, of which not both have an interval."""
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
     def shifted(self, more: float) -> "Estimate":
         """The estimate plus a constant."""
         return Estimate(self.value + more, self.low + more, self.high + more)

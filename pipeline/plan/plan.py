@@ -25,6 +25,7 @@ from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.answer import Plan
+from segmint.pipeline.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
 from segmint.pipeline.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.plan.hardware import find_ceiling
 from segmint.pipeline.plan.options import PlanOptions
@@ -117,11 +118,18 @@ def _assemble(
     else:
         reached = DEFAULT_SHARE if options.share is None else options.share
         hours = images.scaled(ceiling.devices * cores / (reached * ceiling.images_per_s * 3600))
+    if sample is not None:
+        cpu_hours = per_row.total(column([row.seconds - row.segment_s for row in rows]) / 3600)
+    else:
+        cpu_hours = images.scaled(recorded_seconds(config.deidentify, options.megapixels or MEGAPIXELS) / 3600)
+    an_image = 3600 / max(images.value, 1)
+    segment_s = (hours.value - (cpu_hours.value if measured and not on_gpu else 0)) * an_image
+    if not on_gpu and not measured:
+        hours = hours.plus(cpu_hours)
     bytes_out = None
     if sample is not None:
         each = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
         bytes_out = per_row.total(each).shifted(sample.shard_bytes * remaining.shards)
-    on_cpus = column([row.seconds - row.segment_s for row in rows])
     per_image = image_cost(config.masks.settings())
     return Plan(
         catalog=config.catalog,
@@ -142,11 +150,12 @@ def _assemble(
         share_of_ceiling=reached,
         device_hours=hours,
         days=hours.scaled(1 / (24 * ceiling.devices * cores)),
-        cpu_core_hours=per_row.total(on_cpus / 3600) if sample is not None and on_gpu else None,
+        cpu_core_hours=cpu_hours,
+        cpu_stages=compare(cpu_hours.value * an_image, segment_s, measured=sample is not None, on_gpu=on_gpu),
         price=options.price,
         cost=None if options.price is None else hours.scaled(options.price),
         sample=sample,
-        notes=tuple(_notes(config, catalog_rows, remaining, ceiling, sample)),
+        notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
         version=version,
     )
 
@@ -158,7 +167,12 @@ def _hardware(ceiling: Ceiling, options: PlanOptions) -> str:
 
 
 def _notes(
-    config: Config, catalog_rows: int, remaining: Remaining, ceiling: Ceiling, sample: Sample | None
+    config: Config,
+    options: PlanOptions,
+    catalog_rows: int,
+    remaining: Remaining,
+    ceiling: Ceiling,
+    sample: Sample | None,
 ) -> list[str]:
     notes = []
     if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
@@ -167,7 +181,11 @@ def _notes(
             "the catalog's new rows"
         )
     if sample is None:
-        notes.append("only the catalog was read; --sample N measures N of its rows")
+        size = "--megapixels" if options.megapixels else "SA-1B's average; --megapixels says another"
+        notes.append(
+            f"only the catalog was read; --sample N measures N of its rows. Originals are taken to have "
+            f"{options.megapixels or MEGAPIXELS:g} megapixels ({size})"
+        )
     else:
         notes.append("a sample does not look for duplicates; `segmint catalog check` does, in all rows")
         if sample.accepted == 0:

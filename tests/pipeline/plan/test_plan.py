@@ -1,6 +1,7 @@
 """A plan: what is counted, what is assumed and said to be, and what a sample of real photographs measures."""
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ from segmint.pipeline.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import open_or_create
 from segmint.pipeline.plan.answer import Plan
+from segmint.pipeline.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.plan.estimates import Estimate
 from segmint.pipeline.plan.options import PlanOptions
 from segmint.pipeline.plan.plan import DEFAULT_SHARE, make_plan
@@ -42,12 +44,17 @@ def unread(tmp_path: Path) -> Path:
 
 
 def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Path, unread: Path) -> None:
-    plan = make_plan(configured(tmp_path, unread), PlanOptions(price=0.5))
+    config = configured(tmp_path, unread)
+    plan = make_plan(config, PlanOptions(price=0.5))
     assert (plan.catalog_rows, plan.rows, plan.shards, plan.committed) == (1000, 1000, 334, 0)
     assert (plan.encodes_per_image, plan.prompts_per_image) == (1, 16)
     assert (plan.bytes_in, plan.bytes_out, plan.sample, plan.measured) == (None, None, None, False)
     assert (plan.share_of_ceiling, plan.hours_of) == (DEFAULT_SHARE, "core")
-    one_core_s = 1000 / (DEFAULT_SHARE * plan.ceiling.images_per_s)
+    segment_s, prepare_s = 1 / (DEFAULT_SHARE * plan.ceiling.images_per_s), plan.cpu_stages.seconds_an_image
+    one_core_s = 1000 * (segment_s + prepare_s)
+    assert prepare_s == pytest.approx(recorded_seconds(config.deidentify, 16.3))
+    assert plan.cpu_core_hours.value == pytest.approx(1000 * prepare_s / 3600)
+    assert plan.cpu_stages.cores_a_gpu is None
     assert plan.device_hours.value == pytest.approx(one_core_s / 3600)
     assert plan.days.value == pytest.approx(one_core_s / 86400)
     assert plan.cost is not None
@@ -56,6 +63,13 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     assert "1,000 rows, by its lines that are not blank" in text
     assert "30 % of the ceiling: an assumption (--share), not a measurement" in text
     assert text.count("unknown without --sample") == 3
+    assert "recorded on another CPU, not measured here" in text
+    assert "have 16.3 megapixels (SA-1B's average; --megapixels says another)" in text
+    assert "takes most of the cores' time" in text
+    small = make_plan(config, PlanOptions(megapixels=0.001))
+    assert small.cpu_core_hours.value == pytest.approx(plan.cpu_core_hours.value * 0.001 / 16.3)
+    assert small.cpu_stages.limits == "segment"
+    assert make_plan(config, PlanOptions(megapixels=1000)).cpu_stages.limits == "prepare"
     assert not (tmp_path / "dataset").exists()
     json.dumps(plan.to_dict(), allow_nan=False)
 
@@ -75,6 +89,10 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert "at 2 a GPU-hour" in text
     half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
     assert half.device_hours.value == pytest.approx(2 * plan.device_hours.value)
+    cores = recorded_seconds(config.deidentify, 16.3) * plan.ceiling.images_per_s / 8
+    assert plan.cpu_stages.cores_a_gpu == math.ceil(cores)
+    assert half.cpu_stages.cores_a_gpu == math.ceil(cores / 2)
+    assert f"{math.ceil(cores)} CPU cores a GPU: so many keep it busy" in text
     assert half.cost is None
 
 
@@ -202,8 +220,9 @@ def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: 
     assert plan.images.value == 2
     assert plan.images.low < 2 < plan.images.high <= 4
     assert plan.device_hours.value == pytest.approx(2 / (0.3 * plan.ceiling.images_per_s) / 3600)
-    assert plan.cpu_core_hours is not None
     assert plan.cpu_core_hours.value > 0
+    assert plan.cpu_stages.measured
+    assert "s an image, measured in the sample" in "\n".join(plan.lines())
     assert any("the GPUs' time is not from it" in note for note in plan.notes)
 
 
