@@ -37,6 +37,12 @@ def test_explicit_keys_override_a_profile_found_by_name() -> None:
     assert (settings.profile, settings.points_per_side, settings.pred_iou_thresh) == ("sa1b", 8, 0)
 
 
+def test_the_device_decides_the_chunk_where_none_is_given() -> None:
+    free, given = MaskSettings.sa1b(), MaskSettings.sa1b(points_per_chunk=5)
+    assert [free.chunk_on(device) for device in ("cpu", "cuda")] == [8, 256]
+    assert [given.chunk_on(device) for device in ("cpu", "cuda")] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

@@ -99,6 +99,9 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
         assert np.array_equal(in_full(patches, size), expected)
         assert [patch.area for patch in patches] == expected.sum(axis=(1, 2)).tolist()
     assert tiled.draw([]) == []
+    # Runs for which there was no room are asked for again.
+    monkeypatch.setattr(steps, "_room", lambda _: 3)
+    assert np.array_equal(in_full(tiled.draw(sketches), size), expected)
 
 
 @given(

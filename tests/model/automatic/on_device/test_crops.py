@@ -15,6 +15,7 @@ from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
+from segmint.model.sam.batch_encoder import CUDA_BATCH
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.model import gpu_budgets
@@ -87,6 +88,7 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
     with PretendedCuda() as device, pretended_mask_kernels(device):
         there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
         generator = MaskGenerator(Embedded(there, device.to_device(features)), SETTINGS)
+        assert generator.crops_per_batch == CUDA_BATCH
         generator.generate(image)  # graphs are captured
         device.forget()
         found = generator.generate(image)
