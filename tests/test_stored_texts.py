@@ -871,7 +871,7 @@ NUMERICS = (
 
 CONFIGURATION = (
     "name images_per_shard license.allow license.require_redistributable ingest.max_pixels ingest.min_short_side "
-    "ingest.max_bytes deidentify.faces.detector deidentify.faces.score deidentify.plates.detector "
+    "ingest.max_bytes deidentify.rule deidentify.faces.detector deidentify.faces.score deidentify.plates.detector "
     "deidentify.plates.score release.short_side release.jpeg_quality release.format masks.profile "
     "masks.points_per_side masks.crop_n_layers masks.crop_n_points_downscale_factor masks.crop_overlap_ratio "
     "masks.pred_iou_thresh masks.stability_score_thresh masks.stability_score_offset masks.box_nms_thresh "

@@ -4,9 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-ADDED_KEYS: dict[str, Any] = {}
-"""By dotted key, as `release.progressive`: what segmint did before the key existed. A new key goes here and nowhere
-else; its default in the configuration is for new datasets. None has been added since format 1."""
+ADDED_KEYS: dict[str, Any] = {"deidentify.rule": 1}
+"""By dotted key: what segmint did before the key existed. A new key goes here and nowhere else; its default in the
+configuration is for new datasets."""
 
 
 def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import redact
+from segmint.infra.version import VERSION
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import Network, PlateDetector
 from segmint.operators.child import is_out_of_memory
@@ -31,6 +32,9 @@ TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of images that every detector must be able to search."""
 
+RULES = (1,)
+"""The rules of de-identification that this version has, by number; a dataset keeps the one it was begun with."""
+
 NO_DETECTOR = "none"
 BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
 """The detectors that come with segmint, by name."""
@@ -39,6 +43,16 @@ BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
 def is_detector_file(name: str) -> bool:
     """Whether a detector is a file: by its path or URI in a configuration, or by its SHA-256 in a manifest."""
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
+
+
+def known_rule(recorded: object) -> int:
+    """Return the rule of de-identification that a manifest records; raises `UsageError` if this version lacks it."""
+    if type(recorded) is int and recorded in RULES:
+        return recorded
+    raise UsageError(
+        f"the dataset was begun with deidentify.rule {recorded!r}; expected {' or '.join(map(str, RULES))}, the rules "
+        f"that segmint {VERSION} has. Use the version that began it, or a later one"
+    )
 
 
 class _DetectorConfig(BaseModel):
@@ -94,8 +108,15 @@ class DeidentifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    rule: Literal["auto", 1] = "auto"
+    """How images are searched and redacted. auto: a dataset's own rule, and the newest for a new dataset."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
+
+    @property
+    def rule_number(self) -> int:
+        """The rule; for `auto`, that of a new dataset."""
+        return RULES[-1] if self.rule == "auto" else self.rule
 
     @property
     def detectors(self) -> dict[str, str]:

@@ -22,13 +22,20 @@ from segmint.operators.audit.detectors import GivenDetector, distinct_names
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
 from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
-from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors, is_detector_file
+from segmint.operators.prepare.deidentify import (
+    NO_DETECTOR,
+    DeidentifyConfig,
+    build_detectors,
+    is_detector_file,
+    known_rule,
+)
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
 from segmint.pipeline.config.config import Config
 
 KINDS = ("face", "plate")
 """What detectors look for."""
+_PARTS = ("faces", "plates")  # of `deidentify`, in the order of `KINDS`
 
 SHOWN = 1000
 """Detections that the answer lists; a file of regions has all."""
@@ -253,8 +260,8 @@ def find_detectors(
     `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does not say which
     they are.
     """
-    parts = _recorded(manifest)
-    return tuple(each for kind in parts for each in _detectors_of(kind, parts[kind], build, storage, device))
+    recorded = _recorded(manifest)
+    return tuple(each for kind in _PARTS for each in _detectors_of(kind, recorded, build, storage, device))
 
 
 def _available_detectors(
@@ -263,30 +270,32 @@ def _available_detectors(
     """Those of `find_detectors` that are available here, and what is not searched without the others."""
     found: list[Detector] = []
     missing = []
-    for kind, part in _recorded(manifest).items():
+    recorded = _recorded(manifest)
+    for kind in _PARTS:
         try:
-            found += _detectors_of(kind, part, build, storage, device)
+            found += _detectors_of(kind, recorded, build, storage, device)
         except UsageError as error:
             single, why = kind.removesuffix("s"), str(error).splitlines()[0]
             missing.append(NotLookedAt("detector_not_here", 0, 0, single, "the build's detector", why))
     return tuple(found), tuple(missing)
 
 
-def _recorded(manifest: DatasetManifest) -> dict[str, dict[str, Any]]:
-    """The manifest's configuration of detectors, by kind (`faces`, `plates`), with the hash of a file as `detector`."""
+def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
+    """The manifest's configuration of `deidentify`, with the hash of a file as `detector`."""
     try:
-        parts = {kind: dict(manifest.identity["deidentify"][kind]) for kind in ("faces", "plates")}
-        for part in parts.values():
-            part["detector"]
+        recorded = dict(manifest.identity["deidentify"])
+        for kind in _PARTS:
+            recorded[kind]["detector"]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedDatasetError(f"deidentify: {error!r}") from error
-    return parts
+    return recorded
 
 
 def _detectors_of(
-    kind: str, part: Mapping[str, Any], build: Config | None, storage: Storage, device: str
+    kind: str, recorded: Mapping[str, Any], build: Config | None, storage: Storage, device: str
 ) -> tuple[Detector, ...]:
     """The detector of one kind, as recorded; none if the build had none."""
+    part = recorded[kind]
     digest, expected = part["detector"], None
     files = build.deidentify.detector_files if build is not None else {}
     if is_detector_file(digest):
@@ -298,9 +307,9 @@ def _detectors_of(
             )
         part, expected = {**part, "detector": file}, digest
     mirror = build.assets if build is not None else None
-    none = {each: {"detector": NO_DETECTOR} for each in ("faces", "plates")}
+    none = {each: {"detector": NO_DETECTOR} for each in _PARTS}
     return build_detectors(
-        DeidentifyConfig.model_validate({**none, kind: part}),
+        DeidentifyConfig.model_validate({**none, kind: part, "rule": known_rule(recorded["rule"])}),
         device,
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,

@@ -24,7 +24,7 @@ from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
-from segmint.operators.prepare.deidentify import DeidentifyConfig
+from segmint.operators.prepare.deidentify import DeidentifyConfig, known_rule
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
@@ -187,10 +187,22 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     )
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
+    tree["deidentify"]["rule"] = config.deidentify.rule_number
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:
             part["detector"] = known[part["detector"]]
     return tree
+
+
+def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
+    """Return the configuration with `deidentify.rule: auto` replaced by the rule of the dataset with this identity.
+
+    Raises `UsageError` for a rule that this version does not have.
+    """
+    if config.deidentify.rule != "auto":
+        return config
+    rule = known_rule(begun["deidentify"]["rule"])
+    return config.model_copy(update={"deidentify": config.deidentify.model_copy(update={"rule": rule})})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

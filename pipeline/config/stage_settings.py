@@ -1,12 +1,10 @@
 """The settings of the stages, from the configuration and from what a dataset has pinned: in builds and in samples."""
 
-from collections.abc import Mapping
-
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
-from segmint.pipeline.config.config import Config
+from segmint.pipeline.config.config import Config, as_begun
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
@@ -15,15 +13,20 @@ def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
-def prepare_config(config: Config, detector_sha256: Mapping[str, str] | None = None) -> PrepareConfig:
-    """Return the settings of `prepare`. It keeps originals if crops are cut from them."""
+def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
+    """Return the settings of `prepare`, in a dataset that was begun as its manifest says. None: in a new one.
+
+    It keeps originals if crops are cut from them.
+    """
+    detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
+    config = config if manifest is None else as_begun(config, manifest.identity)
     masks = config.masks
     return PrepareConfig(
         ingest=config.ingest,
         deidentify=config.deidentify,
         release=config.release,
         keep_original=masks.profile == "sa1b" and masks.crop_n_layers > 0,
-        detector_sha256=dict(detector_sha256 or {}),
+        detector_sha256=detector_sha256,
     )
 
 

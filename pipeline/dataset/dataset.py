@@ -33,7 +33,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
-from segmint.pipeline.config.config import Config, identity
+from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.first_numerics import first_numerics
 from segmint.pipeline.dataset.growth import catalog_part, count_licenses, fit_catalog
 from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
@@ -183,7 +183,8 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
 
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    before, now = begun.identity, identity(config, _hashes(config, storage, weights))
+    before = begun.identity
+    now = identity(as_begun(config, before), _hashes(config, storage, weights))
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:
         raise UsageError(

@@ -79,7 +79,8 @@ def _measure(
     pinned = manifest.policy_date if manifest is not None else config.license.policy_date
     policy = config.license.policy(pinned or datetime.now(UTC).date())
     rows = _rows_at(config, storage, manifest, ordinals)
-    return run_sample(config, rows, resolve_numerics(here, config.model, config.masks, digest), policy, tell)
+    numerics = resolve_numerics(here, config.model, config.masks, digest)
+    return run_sample(config, rows, numerics, policy, manifest, tell)
 
 
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:

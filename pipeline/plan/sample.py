@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.errors import SegmintError
@@ -92,16 +93,18 @@ def run_sample(
     rows: pa.Table,
     numerics: Numerics,
     policy: LicensePolicy,
+    manifest: DatasetManifest | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Sample:
     """Take `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measure.
 
-    `numerics` are those of this machine. `tell` is called with a line for each row. Raises `SegmintError` where a row
-    can be neither accepted nor refused (an outage, a bug), and what loading the model raises.
+    `numerics` are those of this machine; `manifest` is that of a dataset that was begun. `tell` is called with a line
+    for each row. Raises `SegmintError` where a row can be neither accepted nor refused (an outage, a bug), and what
+    loading the model raises.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
-    prepare = Prepare(prepare_config(config), storage, policy, config.catalog, config.assets)
+    prepare = Prepare(prepare_config(config, manifest), storage, policy, config.catalog, config.assets)
     try:
         segment = Segment(segment_settings(config, numerics))
         _warm_up(segment.generator)

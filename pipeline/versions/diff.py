@@ -265,7 +265,10 @@ def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
 
 def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, by dotted key; None where one does not have it."""
-    before, after = ({name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} for manifest in (one, other))
+    before, after = (
+        {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.identity}
+        for manifest in (one, other)
+    )
     return {key: (_at(before, key), _at(after, key)) for key in differing_keys(before, after)}
 
 

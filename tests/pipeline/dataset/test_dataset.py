@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
+from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.deidentify import RULES
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config
 from segmint.pipeline.dataset.dataset import _begin, open_or_create
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
+from tests.support.committed_shard import change_manifest
 from tests.support.locations import location_of
 
 
@@ -119,7 +122,7 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     assert dataset.manifest.config["deidentify"]["faces"]["detector"] == digest
     assert str(tmp_path) not in (tmp_path / "dataset" / "dataset.json").read_text()
     assert detector_hashes(given, dataset.manifest) == {str(path): digest}
-    assert prepare_config(given, detector_hashes(given, dataset.manifest)).detector_sha256 == {str(path): digest}
+    assert prepare_config(given, dataset.manifest).detector_sha256 == {str(path): digest}
 
     path.write_bytes(b"somebody else's")
     with pytest.raises(UsageError, match=r"deidentify\.faces\.detector"):
@@ -128,6 +131,33 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     moved.write_bytes(b"the first build's")
     detectors["faces"]["detector"] = str(moved)
     open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
+
+
+def recorded_rule(dataset: Path, rule: object) -> None:
+    """Make the dataset one that records this rule of de-identification; None: one older than the key."""
+    tree = load_manifest(location_of(dataset)).config
+    tree["deidentify"].pop("rule")
+    if rule is not None:
+        tree["deidentify"]["rule"] = rule
+    change_manifest(dataset, config=tree, config_sha256=config_sha256(tree))
+
+
+def test_a_dataset_keeps_its_rule_of_deidentification(tmp_path: Path, catalog: Path) -> None:
+    given = config(tmp_path, catalog)
+    begun = open_or_create(given, Storage()).manifest
+    assert begun.config["deidentify"]["rule"] == RULES[-1]
+    for recorded, kept in [*((rule, rule) for rule in RULES), (None, 1)]:
+        recorded_rule(tmp_path / "dataset", recorded)
+        manifest = open_or_create(given, Storage()).manifest
+        assert prepare_config(given, manifest).deidentify.rule == kept
+
+
+@pytest.mark.parametrize("rule", [0, RULES[-1] + 1, "x", True])
+def test_a_rule_that_this_version_lacks_is_refused(tmp_path: Path, catalog: Path, rule: object) -> None:
+    open_or_create(config(tmp_path, catalog), Storage())
+    recorded_rule(tmp_path / "dataset", rule)
+    with pytest.raises(UsageError, match=rf"deidentify\.rule {rule!r}; expected 1.*Use the version that began it"):
+        open_or_create(config(tmp_path, catalog), Storage())
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "a\nb", ""])
