@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-audit bench-scale bench-page gpu-bundle docs clean
+.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-page gpu-bundle docs clean
 
 setup: $(STAMP)
 
@@ -109,6 +109,10 @@ bench-overlap: setup
 # 10 million masks of 100,000 images, copied from the demo's: 6 GB of disk.
 bench-audit: demo
 	$(BIN)/python benchmarks/audit_scale.py
+
+# With SEGMINT_TEST_PHOTOS also what is found of the faces and plates that tests have labels for.
+bench-prepare: setup
+	$(BIN)/python benchmarks/prepare.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only multiface truck) $(BENCH_OPTIONS)
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l

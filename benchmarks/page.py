@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.prepare_tables import prepare_part
 from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.tables import (
     Result,
@@ -24,6 +25,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "scaling": (scaling_part, "make bench-stages"),
     "pipeline": (pipeline_part, "make bench-pipeline"),
     "overlap": (overlap_part, "make bench-overlap"),
+    "prepare": (prepare_part, "make bench-prepare"),
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),

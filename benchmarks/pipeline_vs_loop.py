@@ -176,7 +176,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     from segmint.pipeline.config.config import load_config
 
     config = load_config(config_path)
-    prepare = PrepareConfig(config.ingest, config.deidentify, config.release, keep_original=False)
+    prepare = PrepareConfig(config.ingest, config.deidentify, config.release, crops=None)
     detectors = build_detectors(config.deidentify, threads=1)
     compute = resolve_compute(config.model.device, config.model.precision, threads)
     generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())

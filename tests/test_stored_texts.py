@@ -78,7 +78,7 @@ CONFIG = PrepareConfig(
     ingest=IngestConfig(max_bytes=4_000_000, max_pixels=100_000_000),
     deidentify=DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none")),
     release=ReleaseConfig(),
-    keep_original=False,
+    crops=None,
 )
 KINDS = "expected one of JPEG, PNG, WEBP, TIFF, BMP, GIF"
 ALLOWED = "CC-BY-4.0, CC0-1.0"

@@ -1,6 +1,5 @@
 """Where prompts go: grids of points, and the overlapping crops of each layer."""
 
-import math
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
+from segmint.model.automatic.settings import crop_length
 
 PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
 
@@ -64,8 +64,8 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
     for layer in range(1, layers + 1):
         per_side = 2**layer
         overlap = int(overlap_ratio * min(height, width) * (2 / per_side))
-        crop_width = _crop_length(width, per_side, overlap)
-        crop_height = _crop_length(height, per_side, overlap)
+        crop_width = crop_length(width, per_side, overlap)
+        crop_height = crop_length(height, per_side, overlap)
         for i, j in product(range(per_side), repeat=2):
             x0 = (crop_width - overlap) * i
             y0 = (crop_height - overlap) * j
@@ -83,10 +83,6 @@ def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
     x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
     y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])
     return pixels[y0:y1, x0:x1]
-
-
-def _crop_length(length: int, per_side: int, overlap: int) -> int:
-    return math.ceil((overlap * (per_side - 1) + length) / per_side)
 
 
 def _scaled_span(start: int, stop: int, frame_length: int, length: int) -> tuple[int, int]:

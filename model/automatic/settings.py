@@ -171,3 +171,25 @@ class MaskSettings:
                 (True, True): f" from {least:g} to {most:g}",
             }[least > -math.inf, most < math.inf]
             raise ValueError(f"masks.{key} is {value!r}: expected a finite number{bounds}")
+
+
+ENCODER_SIDE = 1024
+"""Side of the image encoder's square input in pixels; a crop is resized so that its long side is this."""
+
+
+def crop_length(length: int, per_side: int, overlap: int) -> int:
+    """Return the side in pixels of each of `per_side` crops that cover `length` pixels and share `overlap`."""
+    return math.ceil((overlap * (per_side - 1) + length) / per_side)
+
+
+def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
+    """Return the (height, width) at which an image of the frame shows the last layer's crops as the encoder sees them.
+
+    The long side of such a crop then has `ENCODER_SIDE` pixels or hardly more. Smaller than the frame where its own
+    pixels are more than enough.
+    """
+    height, width = frame_size
+    per_side = 2**layers
+    overlap = int(overlap_ratio * min(height, width) * (2 / per_side))
+    longest = max(crop_length(side, per_side, overlap) for side in frame_size)
+    return -(-height * ENCODER_SIDE // longest), -(-width * ENCODER_SIDE // longest)

@@ -1,7 +1,7 @@
 """The result of a detector, and the search of a large image in tiles."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -179,6 +179,16 @@ def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> 
             cut = is_cut(detection.box, (tile.height, tile.width), tile, (height, width))
             found.append((cut, detection.mapped(back_x, back_y, tile.x * back_x, tile.y * back_y)))
     return found
+
+
+def search_tile(image: Pixels, find: Find, scale: float, tile: Tile) -> Iterator[tuple[bool, Detection]]:
+    """Run `find` on a tile of the image, cut out before it is resized by `scale`; yield what `search` returns."""
+    window = resized(image[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width], scale)
+    height, width = window.shape[:2]
+    back_x, back_y = tile.width / width, tile.height / height
+    for detection in find(window):
+        cut = is_cut(detection.box, (height, width), tile, (image.shape[0], image.shape[1]))
+        yield cut, detection.mapped(back_x, back_y, tile.x, tile.y)
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:

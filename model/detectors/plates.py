@@ -4,7 +4,7 @@ The network itself (an ONNX session) is passed in as a function: this package de
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import cv2
@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 from segmint.model.detectors.detection import (
     Box,
     Detection,
+    Find,
     Kind,
     Pixels,
     Quad,
+    Tile,
     bounds,
     by_score,
     iou,
     merge,
     search,
+    search_tile,
     whole_first,
 )
 
@@ -29,11 +32,12 @@ Floats = NDArray[np.float32]
 Network = Callable[[Floats], tuple[Floats, Floats, Floats]]
 """In: (1, 3, H, W) float32 BGR minus its mean. Out: loc (1, N, 4), conf (1, N, 2), landms (1, N, 8)."""
 
-_MEAN_BGR = np.array([104, 117, 123], np.float32)
+_MEAN_BGR = (104, 117, 123)
 _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
+_WINDOW = 256  # pixels a side of what is searched around a spot, enlarged
 
 
 @functools.lru_cache(maxsize=8)
@@ -72,9 +76,10 @@ class PlateDetector:
     The network is sensitive to scale: a plate of 160 px scored 0.1 at its original size and 0.98 at twice
     that, where its box covered two thirds of the plate; the other scales cover the rest. So an image is
     searched at each of `scales` (those over 1 only if the enlarged image has at most `enlarged_pixels`; an
-    image of more than `max_pixels` is first shrunk to that). A plate counts if one scale scores `score` or
-    more and a second one at least half of that; the result is the smallest rectangle, at any angle, around
-    all of them.
+    image of more than `max_pixels` is first shrunk to that). Where the enlarged image has more, and `glance` is
+    given, windows around all small boxes that scored at least that are searched at `closer_scales`. A plate
+    counts if one scale scores `score` or more and a second one at least half of that; the result is the
+    smallest rectangle, at any angle, around all of them.
     """
 
     kind: Kind = "plate"
@@ -89,6 +94,8 @@ class PlateDetector:
         tile_overlap: int = 384,
         enlarged_pixels: int = 8_000_000,
         max_pixels: int = 32_000_000,
+        glance: float | None = None,
+        closer_scales: tuple[float, ...] = (1.4, 1.7, 2.0),
     ) -> None:
         self.name = name
         self._network = network
@@ -98,30 +105,61 @@ class PlateDetector:
         self._tile_overlap = tile_overlap
         self._enlarged_pixels = enlarged_pixels
         self._max_pixels = max_pixels
+        self._glance = glance
+        self._closer_scales = closer_scales
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
-        views = []
-        for scale in self._scales:
-            if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels:
-                found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap)
-                views.append(merge(whole_first(found)))
+        views, spots = [], []
+        whole = [scale for scale in self._scales if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels]
+        for scale in whole:
+            found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap)
+            views.append(self._view(found))
+            spots += [each for _, each in found]
+        if self._glance is not None and len(whole) < len(self._scales):
+            for scale in self._closer_scales:
+                views.append(self._view(_search_around(image, self._find, spots, scale * fit)))
         return agreed(views, self.score)
+
+    def _view(self, found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
+        return merge(whole_first((is_cut, each) for is_cut, each in found if each.score >= self.score / 2))
 
     def _find(self, window: Pixels) -> list[Detection]:
         height, width = window.shape[:2]
-        bgr = window[..., ::-1].astype(np.float32) - _MEAN_BGR
-        loc, conf, landms = self._network(np.ascontiguousarray(bgr.transpose(2, 0, 1)[None]))
+        blob = cv2.dnn.blobFromImage(np.ascontiguousarray(window), mean=_MEAN_BGR, swapRB=True)
+        loc, conf, landms = self._network(np.asarray(blob, np.float32))
         scores = conf[0, :, 1]
-        likely = np.flatnonzero(scores >= self.score / 2)
+        likely = np.flatnonzero(scores >= (self.score / 2 if self._glance is None else self._glance))
         boxes, corners = decode(loc[0, likely], landms[0, likely], anchors(height, width)[likely])
         found = [
             Detection("plate", round(score, 4), _box(box), _quad(quad), self.name)
             for score, box, quad in zip(scores[likely].tolist(), boxes.tolist(), corners.tolist(), strict=True)
         ]
         return merge(by_score(d for d in found if _is_inside(d.box, height, width)))
+
+
+def _search_around(
+    image: Pixels, find: Find, spots: Sequence[Detection], scale: float
+) -> Iterator[tuple[bool, Detection]]:
+    """Run `find` on windows around `spots`, enlarged by `scale`; yield what `search` returns.
+
+    Boxes longer than half a window are left out: at this scale, another one has seen them large enough.
+    """
+    height, width = image.shape[:2]
+    side = round(_WINDOW / scale)
+    seen: list[tuple[float, float]] = []
+    for spot in by_score(spots):
+        x0, y0, x1, y1 = spot.box
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        is_seen = any(max(abs(x - other_x), abs(y - other_y)) < side / 4 for other_x, other_y in seen)
+        if is_seen or max(x1 - x0, y1 - y0) > side / 2:
+            continue
+        seen.append((x, y))
+        left, top = (round(min(max(at - side / 2, 0), max(end - side, 0))) for at, end in ((x, width), (y, height)))
+        tile = Tile(left, top, min(side, width - left), min(side, height - top))
+        yield from search_tile(image, find, scale, tile)
 
 
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:

@@ -1,20 +1,17 @@
 """A detector on the whole image and on overlapping tiles at two scales, so that small objects are seen."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from segmint.model.detectors.detection import (
     Detection,
     Detector,
-    Find,
     Kind,
     Pixels,
     by_score,
-    is_cut,
     merge,
-    resized,
     search,
+    search_tile,
     tiles,
     whole_first,
 )
@@ -56,16 +53,6 @@ class TiledDetector:
             side = round(self._tile_side / scale)
             if fit == scale == 1 and max(height, width) <= side:
                 continue  # the whole image was this tile
-            found += _search_tiles(image, find, scale, side, round(self._tile_overlap / scale))
+            for tile in tiles(height, width, side, round(self._tile_overlap / scale)):
+                found += search_tile(image, find, scale, tile)
         return [replace(each, source=self.name) for each in by_score(merge(whole_first(found)))]
-
-
-def _search_tiles(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on tiles of `side` pixels of the image, each at `scale`; yield what `search` returns."""
-    height, width = image.shape[:2]
-    for tile in tiles(height, width, side, overlap):
-        window = resized(image[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width], scale)
-        back_x, back_y = tile.width / window.shape[1], tile.height / window.shape[0]
-        for detection in find(window):
-            cut = is_cut(detection.box, (window.shape[0], window.shape[1]), tile, (height, width))
-            yield cut, detection.mapped(back_x, back_y, tile.x, tile.y)

@@ -26,7 +26,15 @@ from segmint.operators.child import Children, SuspectError, Worker, forbid_core_
 from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
-from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
+from segmint.operators.prepare.release import (
+    CropLayers,
+    ReleaseConfig,
+    encode_original,
+    original_size,
+    release,
+    released_size,
+    resized,
+)
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
 
@@ -44,7 +52,7 @@ class PrepareConfig:
     ingest: IngestConfig
     deidentify: DeidentifyConfig
     release: ReleaseConfig
-    keep_original: bool  # whether crops are cut from the original where it is larger than the released image
+    crops: CropLayers | None  # that are cut from the original where it is larger than the released image
     device: str = "cpu"  # where face and plate detectors run
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
 
@@ -93,18 +101,22 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
-    """Decode, de-identify at full resolution, downscale and encode one image.
+    """Decode one image, redact it at full resolution, downscale and encode it.
 
-    Raises `RefusedError` with the stage `ingest`, `deidentify` or `release`.
+    Detectors search the image at full resolution under rule 1, and at that of the largest image that leaves under
+    rule 2. Raises `RefusedError` with the stage `ingest`, `deidentify` or `release`.
     """
     with _stage("ingest"):
         source = ingest(data, config.ingest)
+    largest = searched_size(source.source_width, source.source_height, config)
     with _stage("deidentify"):
-        clean, regions = deidentify(source.image, detectors)
+        searched = resized(source.image, largest)
+        clean, regions = deidentify(source.image, detectors, searched)
     with _stage("release"):
-        released = release(clean, config.release)
-        is_larger = (released.width, released.height) != (source.source_width, source.source_height)
-        original = encode_original(clean) if config.keep_original and is_larger else None
+        shrunk = resized(clean, largest) if regions else searched
+        is_larger = largest != released_size(source.source_width, source.source_height, config.release.short_side)
+        released = release(clean if is_larger else shrunk, config.release)
+        original = encode_original(shrunk) if config.crops is not None and is_larger else None
     return Prepared(
         source_width=source.source_width,
         source_height=source.source_height,
@@ -114,6 +126,15 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
         release=released.jpeg,
         original=original,
     )
+
+
+def searched_size(width: int, height: int, config: PrepareConfig) -> tuple[int, int]:
+    """Return the width and height of the largest image that leaves; under rule 1 those of the source."""
+    if config.deidentify.rule_number == 1:
+        return width, height
+    released = released_size(width, height, config.release.short_side)
+    original = None if config.crops is None else original_size(width, height, released, config.crops)
+    return released if original is None else original
 
 
 def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) -> Worker[Prepared]:

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.model.automatic.settings import enough_for_crops
 
 Pixels = NDArray[np.uint8]
 
@@ -25,6 +26,14 @@ class ReleaseConfig(BaseModel):
     short_side: int = Field(1500, gt=0)  # pixels
     jpeg_quality: int = Field(95, ge=1, le=100)
     format: Literal["images", "annotations"] = "images"  # annotations: JPEGs stay out of the dataset
+
+
+@dataclass(frozen=True)
+class CropLayers:
+    """The crops that masks are made from; see `segmint.model.automatic.crops`."""
+
+    layers: int
+    overlap_ratio: float
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,27 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return tuple((2 * side * short_side + short) // (2 * short) for side in (width, height))  # type: ignore[return-value]
 
 
+def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
+    """Return the width and height of the original that crops are cut from: what the last layer needs, and no more.
+
+    None where the released image, of the size `released`, is fine enough. Never larger than the source, which has
+    `width` x `height` pixels.
+    """
+    high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
+    if wide <= released[0] or (width, height) == released:
+        return None
+    return min(wide, width), min(high, height)
+
+
+def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Downscale (H, W, 3) uint8 RGB to `size` (width, height) as `release` does; the same array if it has that size."""
+    if (image.shape[1], image.shape[0]) == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
 def encode_original(image: Pixels) -> bytes:
-    """Encode (H, W, 3) uint8 RGB at full size, as JPEG 4:4:4 of quality 95, to cut crops from.
+    """Encode (H, W, 3) uint8 RGB as JPEG 4:4:4 of quality 95, to cut crops from.
 
     Raises `RejectedError` (`too_large`) for a side that a JPEG cannot have.
     """

@@ -45,7 +45,7 @@ CONFIG = PrepareConfig(
     ingest=IngestConfig(),
     deidentify=DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none")),
     release=ReleaseConfig(short_side=64),
-    keep_original=False,
+    crops=None,
 )
 
 HOSTILE = [

@@ -17,8 +17,10 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.detection import Detection, Detector, Kind
 from segmint.operators.prepare.deidentify import (
+    RULES,
     BrokenDetectorError,
     DeidentifyConfig,
+    FacesConfig,
     Region,
     build_detectors,
     deidentify,
@@ -40,9 +42,10 @@ from tests.support.torchscript import Failing, Fragile, OnlyScores, saved, spot
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def detectors() -> tuple[Detector, ...]:
-    return build_detectors(DeidentifyConfig())
+@pytest.fixture(scope="module", params=RULES)
+def detectors(request: pytest.FixtureRequest) -> tuple[Detector, ...]:
+    """Those of each rule."""
+    return build_detectors(DeidentifyConfig(rule=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -180,18 +183,56 @@ def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
     assert [Region(**row) for row in table.to_pylist()] == regions
 
 
-def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_the_same_bytes_for_any_number_of_threads(photos: Path, rule: int) -> None:
     image = read(photos / "multiface.jpg")
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(deidentify(image, build_detectors(DeidentifyConfig(), threads=count)))
+            results.append(deidentify(image, build_detectors(DeidentifyConfig(rule=rule), threads=count)))
     finally:
         torch.set_num_threads(threads)
     assert results[0][1] == results[1][1]
     assert (results[0][0] == results[1][0]).all()
+
+
+class Corner:
+    """Finds a face in a quarter of any image."""
+
+    kind: Kind = "face"
+    name = "corner"
+    score = 0.5
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        height, width = image.shape[:2]
+        return [Detection("face", 0.9, (width / 2, height / 2, width, height), None, self.name)]
+
+
+def test_what_is_found_in_a_smaller_image_is_redacted_in_the_whole_one(astronaut: np.ndarray) -> None:
+    """Whatever the steps across and down are."""
+    expected, regions = deidentify(astronaut, [Corner()])
+    for searched in (astronaut[::2, ::4], astronaut[:256, :128]):
+        clean, found = deidentify(astronaut, [Corner()], searched)
+        assert found == regions
+        assert (clean == expected).all()
+
+
+def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(photos: Path) -> None:
+    """Plates 12 pixels high, in an image of 7 megapixels that is searched no larger than it is."""
+    image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.64, fy=0.64, interpolation=cv2.INTER_AREA)
+    canvas = np.full((2100, 3400, 3), 90, np.uint8)
+    corners = [(x, y) for x in (0, 1500, 3060) for y in (0, 1000, 1880)]
+    for x, y in corners:
+        canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
+    labels = [(x + 196, y + 121, x + 248, y + 135) for x, y in corners]
+    counts = {}
+    for rule in RULES:
+        (plates,) = build_detectors(DeidentifyConfig(rule=rule, faces=FacesConfig(detector="none")))
+        counts[rule] = len(found_again(labels, [each.box for each in plates.detect(canvas)]))
+    assert counts[2] == 9
+    assert counts[1] < 9, "else this shows nothing"
 
 
 def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box() -> None:

@@ -15,14 +15,14 @@ from segmint.operators.child import Children
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import PrepareConfig, Prepared, RefusedError, build_worker, prepare_image
-from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.prepare.release import CropLayers, ReleaseConfig
 from tests.support.image_mutants import mutants
 
 CONFIG = PrepareConfig(
     ingest=IngestConfig(min_short_side=16, max_pixels=10_000_000, timeout_s=30),
     deidentify=DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none")),
     release=ReleaseConfig(short_side=64),
-    keep_original=True,
+    crops=CropLayers(2, 512 / 1500),
 )
 
 

@@ -28,7 +28,7 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children
-from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
     Prepare,
@@ -38,7 +38,7 @@ from segmint.operators.prepare.prepare import (
     RefusedError,
     build_worker,
 )
-from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.prepare.release import CropLayers, ReleaseConfig
 from segmint.operators.schemas import PREPARED
 from tests.support import bad_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
@@ -59,7 +59,7 @@ def config(deidentify: DeidentifyConfig = NOTHING, **changes: object) -> Prepare
         "ingest": IngestConfig(timeout_s=60),
         "deidentify": deidentify,
         "release": ReleaseConfig(short_side=200),
-        "keep_original": True,
+        "crops": CropLayers(2, 512 / 1500),
     }
     return PrepareConfig(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -114,9 +114,25 @@ def test_a_face_is_gone_from_everything_that_is_released(prepare: Prepare, portr
 
 def test_the_original_is_left_out_where_nothing_needs_it(portrait_file: Path) -> None:
     data = portrait_file.read_bytes()
-    assert build_worker(config(keep_original=False), Storage(), None)(data).original is None
+    assert build_worker(config(crops=None), Storage(), None)(data).original is None
     assert build_worker(config(release=ReleaseConfig(short_side=512)), Storage(), None)(data).original is None
     assert build_worker(config(), Storage(), None)(data).original is not None
+
+
+def test_a_rule_decides_the_size_of_the_original_and_no_released_pixel() -> None:
+    """Crops that are as large as the image need an original of 1024 pixels."""
+    data, prepared = encode(portrait().resize((1600, 1600)), "JPEG"), {}
+    for rule in RULES:
+        deidentify = FACES_ONLY.model_copy(update={"rule": rule})
+        settings = config(deidentify, release=ReleaseConfig(short_side=400), crops=CropLayers(1, 1.0))
+        prepared[rule] = build_worker(settings, Storage(), None)(data)
+    assert [pixels(each.original).shape for each in prepared.values()] == [(1600, 1600, 3), (1024, 1024, 3)]
+    before, after = (each.regions[0] for each in prepared.values())
+    for side in "xywh":
+        assert abs(getattr(before, side) - getattr(after, side)) < 40
+    shown = [pixels(each.release).astype(int) for each in prepared.values()]
+    shown[0][:200], shown[1][:200] = 0, 0  # the face
+    assert np.array_equal(*shown)
 
 
 def test_the_same_image_gives_the_same_bytes_in_any_process(prepare: Prepare, portrait_file: Path) -> None:

@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.model.automatic.crops import generate_crops
+from segmint.model.automatic.settings import ENCODER_SIDE
 from segmint.operators.prepare.ingest import IngestConfig, ingest
-from segmint.operators.prepare.release import ReleaseConfig, encode_original, release, released_size
+from segmint.operators.prepare.release import (
+    CropLayers,
+    ReleaseConfig,
+    encode_original,
+    original_size,
+    release,
+    released_size,
+    resized,
+)
 from tests.support import bad_images
 
 SMALL = ReleaseConfig(short_side=150)
@@ -41,6 +51,42 @@ def test_the_short_side_is_exact_and_the_shape_kept(width: int, height: int, sho
     scale = min(new_width, new_height) / min(width, height)
     assert abs(new_width - width * scale) <= 0.5
     assert abs(new_height - height * scale) <= 0.5
+
+
+def test_the_original_is_as_large_as_the_last_crops_need() -> None:
+    layers = CropLayers(2, 512 / 1500)
+    assert original_size(4950, 3300, (2250, 1500), layers) == (3052, 2035)
+    assert original_size(9900, 6600, (2250, 1500), layers) == (3052, 2035)
+    assert original_size(2400, 1600, (2250, 1500), layers) == (2400, 1600), "never enlarged"
+    assert original_size(2250, 1500, (2250, 1500), layers) is None
+    assert original_size(4950, 3300, (2250, 1500), CropLayers(1, 512 / 1500)) is None, "the released image is enough"
+
+
+@given(
+    width=st.integers(1, 9000),
+    height=st.integers(1, 9000),
+    short_side=st.integers(1, 3000),
+    layers=st.integers(1, 3),
+    ratio=st.sampled_from([0.0, 0.2, 512 / 1500]),
+)
+def test_no_crop_of_the_last_layer_is_enlarged_by_the_encoder_unless_the_source_is_too_small(
+    width: int, height: int, short_side: int, layers: int, ratio: float
+) -> None:
+    released = released_size(width, height, short_side)
+    size = original_size(width, height, released, CropLayers(layers, ratio)) or released
+    crops = generate_crops((released[1], released[0]), layers, ratio)
+    first = next(crop for crop in crops if crop.layer == layers)
+    longest = max(first.size[1] * size[0] / released[0], first.size[0] * size[1] / released[1])
+    assert size == (width, height) or longest >= ENCODER_SIDE
+    less = max(first.size[1] * (size[0] - 1) / released[0], first.size[0] * (size[1] - 1) / released[1])
+    assert size == released or less < ENCODER_SIDE
+    assert size[0] <= width
+    assert size[1] <= height
+
+
+def test_resizing_to_the_size_it_has_is_nothing(coffee: np.ndarray) -> None:
+    assert resized(coffee, (600, 400)) is coffee
+    assert decode(release(coffee, SMALL).jpeg).shape == resized(coffee, (225, 150)).shape
 
 
 def test_images_are_downscaled_and_never_upscaled(astronaut: np.ndarray, coffee: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
@@ -88,13 +89,13 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
 
 def test_originals_are_kept_only_where_crops_are_cut_from_them(tmp_path: Path) -> None:
     for name, masks, kept in (
-        ("none", {"crop_n_layers": 0}, False),
-        ("layers", {"crop_n_layers": 1}, True),
-        ("official", {"profile": "official", "crop_n_layers": 1}, False),
+        ("none", {"crop_n_layers": 0}, None),
+        ("layers", {"crop_n_layers": 1, "crop_overlap_ratio": 0.2}, CropLayers(1, 0.2)),
+        ("official", {"profile": "official", "crop_n_layers": 1}, None),
     ):
         (tmp_path / name).mkdir()
         stages = laid_out(tmp_path / name, LAPTOP, masks=masks)
-        assert stages.prepare_arguments[0].keep_original == kept
+        assert stages.prepare_arguments[0].crops == kept
 
 
 @pytest.mark.ray

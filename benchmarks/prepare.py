@@ -1,0 +1,289 @@
+"""What `prepare` costs, stage by stage, and what it finds, under each rule of de-identification.
+
+    python benchmarks/prepare.py [--photos FOLDER] [--only NAME ...] [--megapixels 0.5 2 8 16 50] [--no-recall]
+
+Everything in one process with one thread, as in a child of `prepare`.
+
+- *Stages.* CPU seconds of `prepare_image` on JPEGs: real photographs enlarged or reduced to so many megapixels. It runs
+  unchanged; the functions that it calls are timed from outside. `redact` is the rest of `deidentify` besides the
+  detectors, `shrink` what makes the image that is searched and the original. Each rule takes each photograph in turn,
+  with the original for two layers of crops, and rule 2 also without it. The median of the photographs is shown.
+- *Recall.* The faces and plates that tests have labels for, on the photographs and on variants of these: other sizes,
+  tilted, darkened. A label counts as found if at least 90 % of it is redacted. Asked is what rule 1 finds and what is
+  at least 20 (faces) or 10 pixels (plates) high in the image that rule 2 searches.
+
+The result goes to `benchmarks/results/prepare.json`.
+"""
+
+import argparse
+import functools
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.measuring import RESULTS, photographs, read, write_result  # noqa: E402
+from segmint.infra.device import keep_freed_memory  # noqa: E402
+from segmint.model.detectors.detection import Detection, Detector  # noqa: E402
+from segmint.operators.prepare import prepare  # noqa: E402
+from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, build_detectors, outline  # noqa: E402
+from segmint.operators.prepare.ingest import IngestConfig  # noqa: E402
+from segmint.operators.prepare.prepare import PrepareConfig, searched_size  # noqa: E402
+from segmint.operators.prepare.release import CropLayers, ReleaseConfig, resized  # noqa: E402
+from tests.support.labels import MULTIFACE, PLATE_CORNERS, SOLVAY  # noqa: E402
+
+Pixels = Any
+STAGES = ("decode", "shrink", "faces", "plates", "redact", "release", "original")
+CROPS = CropLayers(2, 512 / 1500)
+FOUND = 0.9
+"""Share of a label that must be redacted."""
+LEAST = {"face": 20, "plate": 10}
+"""Pixels, of the height of what must be found."""
+
+
+def main() -> None:
+    """Measure, print both tables and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="a folder of photographs; without it, scikit-image's")
+    parser.add_argument("--only", nargs="+", help="names without suffix")
+    parser.add_argument("--megapixels", nargs="+", type=float, default=[0.5, 2, 8, 16, 50])
+    parser.add_argument("--recall", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=Path, default=RESULTS / "prepare.json", help="the result's file")
+    arguments = parser.parse_args()
+
+    import torch
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    machine = describe_machine(1, "fp32", packages=("onnxruntime", "opencv-python-headless", "facenet-pytorch"))
+    detectors = {rule: build_detectors(DeidentifyConfig(rule=rule), threads=1) for rule in RULES}
+    sources = photographs(arguments.photos, arguments.only)
+    images = {name: read(source) for name, source in sources.items()}
+    stages = [measure(images, megapixels, detectors) for megapixels in arguments.megapixels]
+    found = list(recall(arguments.photos, detectors)) if arguments.recall and arguments.photos else []
+    for row in stages:
+        print_stages(row)
+    for row in found:
+        print(row)
+    parts = {"photographs": sorted(images), "stages": stages, "recall": found}
+    write_result(arguments.output, "prepare", machine, parts)
+
+
+@dataclass
+class Clock:
+    """CPU seconds of the functions that it wraps, by stage; what they call of each other counts once."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    inner: float = 0.0
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time is added to the stage's without that of timed functions inside it."""
+
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            before, self.inner, start = self.inner, 0.0, time.process_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                took = time.process_time() - start
+                self.seconds[stage] += took - self.inner
+                self.inner = before + took
+
+        return wrapper
+
+
+class TimedDetector:
+    """A detector whose searches are timed."""
+
+    def __init__(self, detector: Detector, clock: Clock) -> None:
+        self.name, self.kind, self.score = detector.name, detector.kind, detector.score
+        self.detect = clock.timed(f"{detector.kind}s", detector.detect)
+
+
+def measure(images: dict[str, Pixels], megapixels: float, detectors: dict[int, tuple[Detector, ...]]) -> dict[str, Any]:
+    """CPU seconds of each stage at one size, by rule and by whether originals are kept: medians of the photographs."""
+    every: dict[tuple[int, bool], list[dict[str, float]]] = {}
+    for image in images.values():
+        data = jpeg(enlarged(image, megapixels))
+        for rule in RULES:
+            for with_original in (True, False)[:rule]:  # under rule 1 the original makes no other difference
+                every.setdefault((rule, with_original), []).append(timed(data, rule, with_original, detectors[rule]))
+    return {
+        "megapixels": megapixels,
+        "cpu_seconds": [
+            {
+                "rule": rule,
+                "with_original": with_original,
+                **{stage: round(statistics.median(run[stage] for run in runs), 3) for stage in STAGES},
+                "total": round(statistics.median(sum(run.values()) for run in runs), 3),
+            }
+            for (rule, with_original), runs in every.items()
+        ],
+    }
+
+
+def timed(data: bytes, rule: int, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
+    """CPU seconds of each stage of one image."""
+    clock = Clock()
+    config = settings(rule, with_original)
+    timed_detectors = [TimedDetector(each, clock) for each in detectors]
+    names = {"ingest": "decode", "resized": "shrink", "deidentify": "redact", "release": "release"}
+    with ExitStack() as stack:
+        for name, stage in {**names, "encode_original": "original"}.items():
+            stack.enter_context(patch.object(prepare, name, clock.timed(stage, getattr(prepare, name))))
+        prepare.prepare_image(data, config, timed_detectors)  # type: ignore[arg-type]
+    return clock.seconds
+
+
+def settings(rule: int, with_original: bool) -> PrepareConfig:
+    """Those of a build by default, under this rule."""
+    crops = CROPS if with_original else None
+    return PrepareConfig(IngestConfig(), DeidentifyConfig(rule=rule), ReleaseConfig(), crops)
+
+
+def enlarged(image: Pixels, megapixels: float) -> Pixels:
+    """The photograph with so many million pixels."""
+    return scaled(image, (megapixels * 1e6 / (image.shape[0] * image.shape[1])) ** 0.5)
+
+
+def jpeg(image: Pixels) -> bytes:
+    """A JPEG as cameras write them."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
+
+
+def print_stages(row: dict[str, Any]) -> None:
+    """Print the stages of one size."""
+    for run in row["cpu_seconds"]:
+        kept = "with" if run["with_original"] else "without"
+        stages = ", ".join(f"{stage} {run[stage]:.2f}" for stage in STAGES)
+        print(f"{row['megapixels']:g} MP, rule {run['rule']}, {kept} original: {run['total']:.2f} s ({stages})")
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """An image and what is on it: polygons (N, 2) x, y in its pixels."""
+
+    image: Pixels
+    kind: str
+    labels: tuple[Any, ...]
+
+    def moved(self, image: Pixels, matrix: Any) -> "Labeled":
+        """The image after an affine map (2, 3), with its labels."""
+        return Labeled(image, self.kind, tuple(each @ matrix[:, :2].T + matrix[:, 2] for each in self.labels))
+
+
+def labeled(folder: Path) -> Iterator[tuple[str, Labeled]]:
+    """The photographs that the folder has labels for, by name."""
+    faces = {"multiface.jpg": MULTIFACE, "solvay_1927.jpg": SOLVAY}
+    for name, boxes in faces.items():
+        corners = tuple(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float) for x0, y0, x1, y1 in boxes)
+        yield name, Labeled(read(str(folder / name)), "face", corners)
+    for name, quad in PLATE_CORNERS.items():
+        yield name, Labeled(read(str(folder / name)), "plate", (np.array(quad, float),))
+
+
+def variants(photograph: Labeled) -> Iterator[tuple[str, Labeled]]:
+    """The photograph as it is, in other sizes, tilted and darkened; some of these also at 16 megapixels."""
+    yield "as it is", photograph
+    for factor in (0.5, 1.5):
+        yield f"{factor:g} times the size", resized_by(photograph, factor)
+    large = resized_by(photograph, (16e6 / (photograph.image.shape[0] * photograph.image.shape[1])) ** 0.5)
+    yield "16 megapixels", large
+    for name, base in (("", photograph), (" at 16 megapixels", large)):
+        yield f"tilted by 10°{name}", tilted(base, 10)
+        yield f"darkened to a quarter{name}", Labeled((base.image * 0.25).astype(np.uint8), base.kind, base.labels)
+
+
+def scaled(image: Pixels, factor: float) -> Pixels:
+    """The image resized by a factor: averaged, or enlarged smoothly."""
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.ascontiguousarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=method))
+
+
+def resized_by(photograph: Labeled, factor: float) -> Labeled:
+    """The photograph resized by a factor."""
+    return photograph.moved(scaled(photograph.image, factor), np.array([[factor, 0, 0], [0, factor, 0]]))
+
+
+def tilted(photograph: Labeled, degrees: float) -> Labeled:
+    """The photograph turned around its center, its borders filled by reflection."""
+    height, width = photograph.image.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    turned = cv2.warpAffine(
+        photograph.image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
+    return photograph.moved(turned, matrix)
+
+
+def recall(folder: Path, detectors: dict[int, tuple[Detector, ...]]) -> Iterator[dict[str, Any]]:
+    """For each photograph and variant: labels, those asked for, and those of these that rule 2 finds."""
+    for name, photograph in labeled(folder):
+        for variant, each in variants(photograph):
+            before = redacted(each.image, each.image, detectors[1])
+            size = each.image.shape[1], each.image.shape[0]
+            for with_original in (True, False):
+                searched = searched_size(*size, settings(2, with_original))
+                after = redacted(each.image, resized(each.image, searched), detectors[2])
+                asked = [
+                    label
+                    for label in each.labels
+                    if share(before, label) >= FOUND and height(label) * searched[0] / size[0] >= LEAST[each.kind]
+                ]
+                yield {
+                    "photograph": name,
+                    "variant": variant,
+                    "with_original": with_original,
+                    "kind": each.kind,
+                    "labels": len(each.labels),
+                    "found_by_rule_1": sum(share(before, label) >= FOUND for label in each.labels),
+                    "found_by_rule_2": sum(share(after, label) >= FOUND for label in each.labels),
+                    "asked": len(asked),
+                    "asked_and_found": sum(share(after, label) >= FOUND for label in asked),
+                    "redacted": [round(float(before.mean()), 5), round(float(after.mean()), 5)],
+                }
+
+
+def redacted(image: Pixels, searched: Pixels, detectors: Sequence[Detector]) -> Pixels:
+    """Which pixels of the image are redacted, (H, W) bool, if the detectors look at `searched`."""
+    shape = image.shape[0], image.shape[1]
+    mask = np.zeros(shape, bool)
+    across, down = shape[1] / searched.shape[1], shape[0] / searched.shape[0]
+    found: list[Detection] = [each for detector in detectors for each in detector.detect(searched)]
+    for each in found:
+        patch_ = outline(each.mapped(across, down), shape)
+        if patch_ is not None:
+            mask[patch_.y : patch_.y + patch_.height, patch_.x : patch_.x + patch_.width] |= patch_.mask
+    return mask
+
+
+def share(mask: Pixels, label: Any) -> float:
+    """The share of a label's pixels, inside the image, that are redacted."""
+    inside = np.zeros(mask.shape, np.uint8)
+    cv2.fillConvexPoly(inside, label.round().astype(np.int32), 1)
+    return float(mask[inside == 1].mean()) if inside.any() else 1.0
+
+
+def height(label: Any) -> float:
+    """The shorter side of a label's rectangle."""
+    return float(min(np.linalg.norm(label[0] - label[1]), np.linalg.norm(label[1] - label[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Faces by the three networks of MTCNN (Zhang et al. 2016, arXiv 1604.02878), on one pyramid of the whole image.
+
+The networks, those of `facenet_pytorch.MTCNN`, are passed in: this package depends on torch alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import nms
+
+from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
+
+_CELL = 12  # P-Net sees squares of so many pixels, every two pixels
+_STRIDE = 2
+_STRIP = 32  # rows of P-Net's answer that are computed together, so that a strip stays in the processor's cache
+_BATCH = 256  # candidates that R-Net or O-Net judges together
+_BORDER, _GRAY = 32, 127  # of an image smaller than a face
+_SAME_IOU = 0.7
+_SAME_LEVEL_IOU = 0.5
+
+Floats = NDArray[np.float32]
+Sums = NDArray[Any]  # int32 or float64
+
+
+class Networks(Protocol):
+    """The part of `facenet_pytorch.MTCNN` that is used; all take pixels in [-1, 1], and offsets are parts of a box."""
+
+    @property
+    def pnet(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """(B, 3, H, W) to offsets (B, 4, h, w) and probabilities (B, 2, h, w)."""
+
+    @property
+    def rnet(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """(B, 3, 24, 24) to offsets (B, 4) and probabilities (B, 2)."""
+
+    @property
+    def onet(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """(B, 3, 48, 48) to offsets (B, 4), landmarks (B, 10) and probabilities (B, 2)."""
+
+
+class CascadeDetector:
+    """MTCNN's cascade with shared work: finds faces from `smallest` pixels in images of any size.
+
+    The levels of the pyramid are made of the whole image, without tiles that overlap. P-Net takes a level in strips of
+    rows that fit together, so that memory hardly grows with the image; R-Net and O-Net take candidates in batches.
+    """
+
+    kind: Kind = "face"
+
+    def __init__(
+        self,
+        networks: Networks,
+        score: float = 0.7,
+        name: str = "mtcnn",
+        smallest: int = 20,
+        factor: float = 0.709,
+        thresholds: tuple[float, float] = (0.6, 0.7),
+        device: str = "cpu",
+    ) -> None:
+        """`factor` is the next level's share of a level's side; `thresholds` are P-Net's and R-Net's lowest scores."""
+        self.name = name
+        self.score = score
+        self._networks = networks
+        self._smallest = smallest
+        self._factor = factor
+        self._thresholds = thresholds
+        self._device = torch.device(device)
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Find faces in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first."""
+        height, width = image.shape[:2]
+        border = 0 if min(height, width) >= self._smallest else _BORDER
+        if border:  # a face at the image's side may be cut off, but P-Net sees whole squares alone
+            image = np.pad(image, ((border, border), (border, border), (0, 0)), constant_values=_GRAY)
+        with torch.inference_mode():
+            boxes = self._propose(_halves(image))
+            sums = _sums(image)
+            boxes, scores = self._confirm(sums, self._refine(sums, boxes))
+        found = [
+            Detection("face", round(score, 4), (x0, y0, x1, y1), None, self.name)
+            for (x0, y0, x1, y1), score in zip((boxes - border).tolist(), scores.tolist(), strict=True)
+        ]
+        return by_score(merge(by_score(found)))
+
+    def _propose(self, halves: list[Pixels]) -> Tensor:
+        """P-Net's squares, (N, 4) x0, y0, x1, y1 in pixels of the image, over all levels."""
+        height, width = halves[0].shape[:2]
+        scale = _CELL / self._smallest
+        levels = [torch.zeros((0, 9))]
+        while min(height, width) * scale >= _CELL:
+            level = _level(halves, (int(width * scale + 1), int(height * scale + 1)))
+            found = self._scan(level, scale)
+            levels.append(found[nms(found[:, :4], found[:, 4], _SAME_LEVEL_IOU)])
+            scale *= self._factor
+        found = torch.cat(levels)
+        found = found[nms(found[:, :4], found[:, 4], _SAME_IOU)]
+        return _squares(_shifted(found[:, :4], found[:, 5:], 0))
+
+    def _scan(self, level: Pixels, scale: float) -> Tensor:
+        """P-Net's answers in one level: (N, 9) box in pixels of the image, score, and offsets."""
+        found = [torch.zeros((0, 9))]
+        for top in range(0, level.shape[0] - _CELL + _STRIDE, _STRIP * _STRIDE):
+            strip = level[top : top + (_STRIP - 1) * _STRIDE + _CELL]
+            offsets, probabilities = self._networks.pnet(self._pixels(strip[None]))
+            scores = probabilities[0, 1]
+            row, column = torch.nonzero(scores >= self._thresholds[0], as_tuple=True)
+            at = torch.stack([column * _STRIDE, row * _STRIDE + top], dim=1).float()
+            box = torch.cat([((at + 1) / scale).floor(), ((at + _CELL) / scale).floor()], dim=1)
+            found.append(torch.cat([box, scores[row, column, None], offsets[0, :, row, column].T], dim=1).cpu())
+        return torch.cat(found)
+
+    def _refine(self, sums: Sums, boxes: Tensor) -> Tensor:
+        """R-Net's squares (N, 4), of those of P-Net that it takes for faces."""
+        boxes, offsets, scores = self._judge(sums, boxes, 24, self._networks.rnet)
+        likely = scores > self._thresholds[1]
+        boxes, offsets, scores = boxes[likely], offsets[likely], scores[likely]
+        kept = nms(boxes, scores, _SAME_IOU)
+        return _squares(_shifted(boxes[kept], offsets[kept], 1))
+
+    def _confirm(self, sums: Sums, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """O-Net's boxes (N, 4) and scores (N,), of those of R-Net that it takes for faces."""
+        boxes, offsets, scores = self._judge(sums, boxes, 48, self._networks.onet)
+        likely = scores >= self.score
+        return _shifted(boxes[likely], offsets[likely], 1), scores[likely]
+
+    def _judge(
+        self, sums: Sums, boxes: Tensor, side: int, network: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The boxes (N, 4) that are not empty inside the image, with a network's offsets (N, 4) and scores (N,).
+
+        It sees each at `side` x `side` pixels.
+        """
+        height, width = sums.shape[0] - 1, sums.shape[1] - 1
+        limits = torch.tensor([width, height, width, height])
+        # Whole pixels, the first and the last both inside, as MTCNN counts them.
+        inside = torch.minimum(boxes.trunc().clamp(min=1), limits.float()) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+        is_there = (inside[:, 2:] > inside[:, :2]).all(dim=1)
+        boxes, windows = boxes[is_there], inside[is_there].long().numpy()
+        offsets, scores = [torch.zeros((0, 4))], [torch.zeros(0)]
+        for start in range(0, len(windows), _BATCH):
+            seen = _averages(sums, windows[start : start + _BATCH], side)
+            answers = network(self._scaled(torch.from_numpy(seen).to(self._device)))
+            offsets.append(answers[0].cpu())
+            scores.append(answers[-1][:, 1].cpu())
+        return boxes, torch.cat(offsets), torch.cat(scores)
+
+    def _pixels(self, images: Pixels) -> Tensor:
+        """(B, H, W, 3) uint8 as the networks take it, (B, 3, H, W) float32."""
+        return self._scaled(torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float())
+
+    @staticmethod
+    def _scaled(images: Tensor) -> Tensor:
+        return images.permute(0, 3, 1, 2).sub_(127.5).mul_(0.0078125)
+
+
+def _halves(image: Pixels) -> list[Pixels]:
+    """The image, its half, its quarter and so on, down to a side of a few pixels."""
+    found = [image]
+    while min(found[-1].shape[:2]) >= 2 * _CELL:
+        height, width = found[-1].shape[:2]
+        found.append(np.asarray(cv2.resize(found[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)))
+    return found
+
+
+def _level(halves: list[Pixels], size: tuple[int, int]) -> Pixels:
+    """The image at `size` (width, height), area-averaged from its smallest half that is at least twice as large."""
+    image = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= 2 * size[0])
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _sums(image: Pixels) -> Sums:
+    """Sums of pixels above and to the left, (H + 1, W + 1, 3): by four of them any window has its mean."""
+    whole = image.shape[0] * image.shape[1] * 255 < 2**31
+    return np.asarray(cv2.integral(image, sdepth=cv2.CV_32S if whole else cv2.CV_64F))
+
+
+def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
+    """Windows (N, 4) x0, y0, x1, y1 of the image at `side` x `side` pixels: (N, side, side, 3) float32.
+
+    Each pixel is the mean of all that it covers, even in part, as in `torch.nn.AdaptiveAvgPool2d`, by which the package
+    shows its candidates to R-Net and O-Net.
+    """
+    step = np.arange(side)
+    first, length = windows[:, :2, None], (windows[:, 2:] - windows[:, :2])[:, :, None]
+    begin = first + step * length // side  # (N, 2, side): across and down
+    end = first - -(step + 1) * length // side
+    (left, top), (right, bottom) = begin.swapaxes(0, 1), end.swapaxes(0, 1)
+    width = sums.shape[1]
+    flat = sums.reshape(-1, 3)
+
+    def corner(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Sums:
+        return np.asarray(flat[rows[:, :, None] * width + columns[:, None, :]])
+
+    total = corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left)
+    count = (bottom - top)[:, :, None] * (right - left)[:, None, :]
+    return np.asarray(total / count[..., None], np.float32)
+
+
+def _shifted(boxes: Tensor, offsets: Tensor, last: int) -> Tensor:
+    """Boxes (N, 4) moved by `offsets` (N, 4) in parts of their sides; `last` is 1 where their ends are inside."""
+    sides = (boxes[:, 2:] - boxes[:, :2] + last).repeat(1, 2)
+    return boxes + offsets * sides
+
+
+def _squares(boxes: Tensor) -> Tensor:
+    """The squares around the centers of boxes (N, 4), of their longer sides."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    side = sides.max(dim=1, keepdim=True).values
+    first = boxes[:, :2] + sides / 2 - side / 2
+    return torch.cat([first, first + side], dim=1)
