@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`; to CUDA from pinned memory, so that the copy does not block the host."""
-    if device.type != "cuda":
+    """A tensor on `device`; from the host to CUDA by pinned memory, so that the copy does not block the host."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -103,10 +103,3 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(B, heads, N, D) to (B, N, heads * D)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; from the host to a GPU by pinned memory, so that the host does not wait for the copy."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.model.device.resize import resize_on_device
+from segmint.model.device.transfers import upload
 from segmint.model.sam import point_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
-from segmint.model.sam.common import upload
-from segmint.model.sam.device_resize import resize_on_device
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
-from segmint.model.sam.preprocess import resize
+from segmint.model.sam.preprocess import resize, resized_size
 from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam
@@ -191,7 +191,7 @@ def _resize(pixels: Tensor, long_side: int) -> Tensor:
     """With Pillow on a CPU, elsewhere on the pixels' device: the same bits."""
     if pixels.device.type == "cpu":
         return torch.from_numpy(resize(pixels.numpy(), long_side))
-    return resize_on_device(pixels, long_side)
+    return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], long_side))
 
 
 def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:

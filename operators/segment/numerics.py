@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
-from segmint.infra.cpu_bits import cpu_bits
-from segmint.infra.device import Compute, Precision, device_kind
+from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION
 from segmint.model.automatic.settings import small_chunk

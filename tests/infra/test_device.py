@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segmint.infra import device
-from segmint.infra.device import Compute, apply_compute, physical_cores, resolve_compute
+from segmint.infra.device import Compute, apply_compute, computes_bf16, cpu_bits, physical_cores, resolve_compute
 from segmint.infra.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +100,50 @@ def test_bf16_on_a_cpu_without_it_is_warned_of_and_auto_never_takes_it(monkeypat
     with pytest.warns(RuntimeWarning, match=r"slower than fp32.*1\.5 times"):
         assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
     assert resolve_compute("cpu", "auto", 1).precision == "fp32"
+
+
+NAME = "from segmint.infra.device import cpu_bits; print(cpu_bits(1, 'fp32'))"
+
+
+def named(**variables: str) -> str:
+    """The name in another process with these environment variables."""
+    command = [sys.executable, "-c", NAME]
+    return subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, check=True).stdout
+
+
+def test_the_name_is_the_same_in_every_process_and_leaves_the_threads_alone() -> None:
+    before = torch.get_num_threads()
+    here = cpu_bits(1, "fp32")
+    assert torch.get_num_threads() == before
+    assert named().strip() == here
+    assert cpu_bits(1, "bf16") != here
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="needs a CPU with instructions to leave out",
+)
+def test_a_library_that_is_held_to_older_instructions_has_another_name() -> None:
+    held = [named(ONEDNN_MAX_CPU_ISA="AVX2"), named(MKL_CBWR="COMPATIBLE"), named(ATEN_CPU_CAPABILITY="avx2")]
+    assert len({cpu_bits(1, "fp32"), *(name.strip() for name in held)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"flags": "fma avx2 avx512f"}, False),
+        ({"flags": "avx512f avx512_bf16"}, True),
+        ({"Features": "asimd bf16"}, True),
+        ({}, True),
+    ],
+)
+def test_instructions_for_bf16_are_known_by_the_processor_s_flags(
+    facts: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_facts", lambda: facts)
+    assert computes_bf16() is expected
+
+
+def test_facts_of_this_processor() -> None:
+    if Path("/proc/cpuinfo").exists():
+        assert device._facts()

@@ -20,12 +20,13 @@ from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
+from segmint.model.device.resize import resize_on_device
+from segmint.model.device.transfers import upload
 from segmint.model.sam import batch_encoder
 from segmint.model.sam import predictor as predictor_module
-from segmint.model.sam.common import upload
-from segmint.model.sam.device_resize import resize_on_device
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Predictor
+from segmint.model.sam.preprocess import resized_size
 from tests.support.embedded_once import embed_once
 from tests.support.parity import compare
 
@@ -293,7 +294,11 @@ def test_crops_resized_as_on_a_gpu_give_the_same_masks(
     image, original = smaller(coffee, 150), smaller(coffee, 450)
     generator = MaskGenerator(predictor, MaskSettings.sa1b(**KEYS))
     expected = generator.generate(image, original)
-    monkeypatch.setattr(predictor_module, "_resize", resize_on_device)
+    monkeypatch.setattr(
+        predictor_module,
+        "_resize",
+        lambda pixels, side: resize_on_device(pixels, resized_size(*pixels.shape[:2], side)),
+    )
 
     assert generator.generate(image, original) == expected
     assert len(expected.records) > 3

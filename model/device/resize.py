@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segmint.model.sam.common import upload
-from segmint.model.sam.preprocess import resized_size
+from segmint.model.device.transfers import upload
 
 _BITS = 22
 """Of a weight after the point: 8 bits of a pixel and 2 of headroom are left of 32."""
@@ -24,9 +23,8 @@ _ELEMENTS = 1 << 26
 """Products that are in memory at once: 256 MB."""
 
 
-def resize_on_device(pixels: Tensor, long_side: int) -> Tensor:
-    """`preprocess.resize` on the pixels' device: (h, w, 3) uint8 from (H, W, 3) uint8, the same bits."""
-    size = resized_size(pixels.shape[0], pixels.shape[1], long_side)
+def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bilinear resize on the pixels' device: (h, w, 3) uint8 from (H, W, 3) uint8; `size` is (h, w)."""
     return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size)).contiguous()
 
 

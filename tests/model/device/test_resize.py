@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segmint.model.sam import device_resize
-from segmint.model.sam.device_resize import resize_on_device
-from segmint.model.sam.preprocess import resize
+from segmint.model.device import resize as device_resize
+from segmint.model.device.resize import resize_on_device
+from segmint.model.sam.preprocess import resize, resized_size
 
 # Enlarged and reduced, one row and one column, an unchanged side, tall ones on both sides of Pillow's rule of order.
 SIZES = [(1, 3), (37, 20), (5000, 3), (2, 2), (1024, 700), (700, 1024), (1500, 740), (1500, 760), (1500, 2250)]
@@ -16,7 +16,7 @@ SIZES = [(1, 3), (37, 20), (5000, 3), (2, 2), (1024, 700), (700, 1024), (1500, 7
 def check(size: tuple[int, int], device: str) -> None:
     generator = np.random.default_rng(size)
     pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-    found = resize_on_device(torch.from_numpy(pixels).to(device), 1024)
+    found = resize_on_device(torch.from_numpy(pixels).to(device), resized_size(*size, 1024))
     assert found.is_contiguous()
     np.testing.assert_array_equal(found.cpu().numpy(), resize(pixels, 1024), err_msg=f"{size}")
 
@@ -45,14 +45,16 @@ def test_pixels_of_more_random_sizes_are_those_of_pillow() -> None:
 def test_black_and_white_edges_are_those_of_pillow() -> None:
     """Extremes, at which a sum of weights that is not quite one would show."""
     pixels = np.where(np.indices((333, 251)).sum(0)[..., None] % 7 < 3, 255, 0).repeat(3, 2).astype(np.uint8)
-    np.testing.assert_array_equal(resize_on_device(torch.from_numpy(pixels), 640).numpy(), resize(pixels, 640))
+    np.testing.assert_array_equal(
+        resize_on_device(torch.from_numpy(pixels), resized_size(333, 251, 640)).numpy(), resize(pixels, 640)
+    )
 
 
 def test_rows_at_a_time_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (211, 97, 3), dtype=np.uint8))
-    expected = resize_on_device(pixels, 128)
+    expected = resize_on_device(pixels, (128, 59))
     monkeypatch.setattr(device_resize, "_ELEMENTS", 5000)
-    assert torch.equal(resize_on_device(pixels, 128), expected)
+    assert torch.equal(resize_on_device(pixels, (128, 59)), expected)
 
 
 def test_a_pillow_that_never_takes_columns_first_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
