@@ -3,14 +3,31 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from segmint.operators.prepare.deidentify import DeidentifyConfig
 
 MEGAPIXELS = 16.3
 """Of an original, where nothing is known: SA-1B's average, 3300 x 4950 (SAM paper, Section 5)."""
 
-CPU_S_A_MEGAPIXEL = {"faces": 0.60, "plates": 0.46, "the rest": 0.05}
-"""CPU seconds of `prepare` for a megapixel of the original, measured on one core (Intel, 2.5 GHz) on 3300 x 4950 pixels
-with the bundled detectors: 9.8 s for faces, 7.5 s for plates, and 0.8 s to decode, to release and for the original."""
+SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
+"""Megapixels of the originals that `CPU_S` was recorded with."""
+
+CPU_S = {
+    1: {
+        "faces": (0.21, 1.03, 2.62, 5.18, 8.87),
+        "plates": (0.35, 0.76, 1.76, 4.09, 8.22),
+        "the rest": (0.01, 0.02, 0.23, 0.49, 1.27),
+    },
+    2: {
+        "faces": (0.11, 0.34, 0.87, 0.89, 0.86),
+        "plates": (0.30, 0.63, 0.98, 0.95, 0.91),
+        "the rest": (0.01, 0.02, 0.46, 0.99, 1.79),
+    },
+}
+"""CPU seconds of `prepare` by rule of de-identification, with the bundled detectors and the original for crops.
+
+One core of an AMD EPYC, by `make bench-prepare`; another CPU took twice as long."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,11 @@ def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
 
     A detector that is a file counts as the bundled one: what it takes is not known.
     """
-    parts = ["the rest", *config.detectors]
-    return megapixels * sum(CPU_S_A_MEGAPIXEL[part] for part in parts)
+    parts = CPU_S[config.rule_number]
+    seconds = sum(
+        float(np.interp(megapixels, (0.0, *SIZES), (0.0, *parts[part]))) for part in ("the rest", *config.detectors)
+    )
+    return seconds * max(1.0, megapixels / SIZES[-1])
 
 
 def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: bool) -> CpuStages:

@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.deidentify import DeidentifyConfig
 from segmint.pipeline.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import open_or_create
@@ -67,7 +68,7 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     assert "have 16.3 megapixels (SA-1B's average; --megapixels says another)" in text
     assert "takes most of the cores' time" in text
     small = make_plan(config, PlanOptions(megapixels=0.001))
-    assert small.cpu_core_hours.value == pytest.approx(plan.cpu_core_hours.value * 0.001 / 16.3)
+    assert small.cpu_core_hours.value == pytest.approx(1000 * recorded_seconds(config.deidentify, 0.001) / 3600)
     assert small.cpu_stages.limits == "segment"
     assert make_plan(config, PlanOptions(megapixels=1000)).cpu_stages.limits == "prepare"
     assert not (tmp_path / "dataset").exists()
@@ -94,6 +95,16 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert half.cpu_stages.cores_a_gpu == math.ceil(cores / 2)
     assert f"{math.ceil(cores)} CPU cores a GPU: so many keep it busy" in text
     assert half.cost is None
+
+
+@pytest.mark.parametrize(("rule", "megapixels", "seconds"), [(1, 16, 9.76), (2, 16, 2.83), (2, 1, 0.6), (2, 100, 7.12)])
+def test_recorded_seconds_of_prepare_lie_between_those_of_the_benchmark(
+    rule: int, megapixels: float, seconds: float
+) -> None:
+    config = DeidentifyConfig.model_validate({"rule": rule})
+    assert recorded_seconds(config, megapixels) == pytest.approx(seconds, rel=0.02)
+    without = DeidentifyConfig.model_validate({"rule": rule, "faces": {"detector": "none"}})
+    assert recorded_seconds(without, megapixels) < recorded_seconds(config, megapixels)
 
 
 def test_shards_choose_what_is_planned(tmp_path: Path, unread: Path) -> None:
