@@ -47,8 +47,8 @@ class MaskSettings:
         crop_nms_thresh: the same among masks of different crops.
         min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 switches it off.
         max_mask_area_ratio: masks of this share of the image or more are dropped; 0 switches it off.
-        points_per_chunk: prompts decoded at once, at most 1,023; None for what suits the device (8 on a CPU, 256 on
-            CUDA). It affects speed and memory, but also the last bits of the logits: datasets record it.
+        points_per_chunk: prompts decoded at once, on CUDA at most 1,023; None for what suits the device (8 on a
+            CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits: datasets record it.
     """
 
     profile: Profile
@@ -129,7 +129,7 @@ class MaskSettings:
         self._check_int("crop_n_points_downscale_factor", 1)
         self._check_int("min_mask_region_area", 0)
         if self.points_per_chunk is not None:
-            self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
+            self._check_int("points_per_chunk", 1)
         self._check_real("crop_overlap_ratio", 0.0, 1.0)
         self._check_real("pred_iou_thresh")
         self._check_real("stability_score_thresh")
@@ -146,8 +146,10 @@ class MaskSettings:
             )
 
     def chunk_on(self, device: str) -> int:
-        """`points_per_chunk`, or what suits this kind of device ("cpu", "cuda")."""
+        """`points_per_chunk`, or what suits this kind of device ("cpu", "cuda"); raises ValueError for too many."""
         if self.points_per_chunk is not None:
+            if device == "cuda":
+                self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
             return self.points_per_chunk
         return CUDA_POINTS_PER_CHUNK if device == "cuda" else DEFAULT_POINTS_PER_CHUNK
 

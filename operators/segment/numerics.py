@@ -102,12 +102,16 @@ class Numerics:
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
     """Return the numerics that a dataset is begun with; `auto` becomes what suits the device.
 
-    `compute` holds the resolved device, precision and threads of `model`.
+    `compute` holds the resolved device, precision and threads of `model`. Raises `UsageError` for a chunk of more
+    points than the device can take.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
     on_gpu = compute.kind == "cuda"
-    chunk = masks.settings().chunk_on(compute.kind)
+    try:
+        chunk = masks.settings().chunk_on(compute.kind)
+    except ValueError as error:
+        raise UsageError(f"{error} on a GPU") from error
     crops = CUDA_BATCH if on_gpu and masks.crop_n_layers > 0 else 1
     encoder = model.encoder
     if encoder == "auto":

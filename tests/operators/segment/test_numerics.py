@@ -116,3 +116,10 @@ def test_a_gpu_is_recorded_with_the_libraries_of_its_kernels(
 def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
     assert Numerics.recorded(here.to_dict()) == here
     assert not here.to_dict().keys() & {"cuda", "cudnn", "triton", "attention", "chunks"}
+
+
+def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:
+    with pytest.raises(
+        UsageError, match=r"masks\.points_per_chunk is 1024: expected a whole number from 1 to 1023 on a GPU"
+    ):
+        resolve_numerics(Compute("cuda", "fp32", 1), ModelConfig(), MasksConfig(points_per_chunk=1024), "0" * 64)
