@@ -58,7 +58,7 @@ class CascadeDetector:
         score: float = 0.7,
         name: str = "mtcnn",
         smallest: int = 20,
-        factor: float = 0.709,
+        factor: float = 0.8,
         thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
