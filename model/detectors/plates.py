@@ -124,7 +124,9 @@ class PlateDetector:
         return agreed(views, self.score)
 
     def _view(self, found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-        return merge(whole_first((is_cut, each) for is_cut, each in found if each.score >= self.score / 2))
+        if self._glance is not None:  # without it, `_find` has compared scores before they are rounded
+            found = [(is_cut, each) for is_cut, each in found if each.score >= self.score / 2]
+        return merge(whole_first(found))
 
     def _find(self, window: Pixels) -> list[Detection]:
         height, width = window.shape[:2]
