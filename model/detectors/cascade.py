@@ -17,8 +17,10 @@ from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score,
 
 _CELL = 12  # P-Net sees squares of so many pixels, every two pixels
 _STRIDE = 2
-_STRIP = 32  # rows of P-Net's answer that are computed together, so that a strip stays in the processor's cache
-_BATCH = 256  # candidates that R-Net or O-Net judges together
+# Rows of P-Net's answer that are computed together, so that a strip stays in a processor's cache, and candidates that
+# R-Net or O-Net judges together. A GPU takes larger parts, of at most half a gigabyte, to start fewer kernels.
+_STRIP, _BATCH = 32, 256
+_CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # of an image smaller than a face
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
@@ -70,6 +72,8 @@ class CascadeDetector:
         self._factor = factor
         self._thresholds = thresholds
         self._device = torch.device(device)
+        on_gpu = self._device.type == "cuda"
+        self._strip, self._batch = (_CUDA_STRIP, _CUDA_BATCH) if on_gpu else (_STRIP, _BATCH)
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Find faces in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first."""
@@ -104,8 +108,8 @@ class CascadeDetector:
     def _scan(self, level: Pixels, scale: float) -> Tensor:
         """P-Net's answers in one level: (N, 9) box in pixels of the image, score, and offsets."""
         found = [torch.zeros((0, 9))]
-        for top in range(0, level.shape[0] - _CELL + _STRIDE, _STRIP * _STRIDE):
-            strip = level[top : top + (_STRIP - 1) * _STRIDE + _CELL]
+        for top in range(0, level.shape[0] - _CELL + _STRIDE, self._strip * _STRIDE):
+            strip = level[top : top + (self._strip - 1) * _STRIDE + _CELL]
             offsets, probabilities = self._networks.pnet(self._pixels(strip[None]))
             scores = probabilities[0, 1]
             row, column = torch.nonzero(scores >= self._thresholds[0], as_tuple=True)
@@ -142,8 +146,8 @@ class CascadeDetector:
         is_there = (inside[:, 2:] > inside[:, :2]).all(dim=1)
         boxes, windows = boxes[is_there], inside[is_there].long().numpy()
         offsets, scores = [torch.zeros((0, 4))], [torch.zeros(0)]
-        for start in range(0, len(windows), _BATCH):
-            seen = _averages(sums, windows[start : start + _BATCH], side)
+        for start in range(0, len(windows), self._batch):
+            seen = _averages(sums, windows[start : start + self._batch], side)
             answers = network(self._scaled(torch.from_numpy(seen).to(self._device)))
             offsets.append(answers[0].cpu())
             scores.append(answers[-1][:, 1].cpu())

@@ -138,15 +138,26 @@ def by_score(detections: Iterable[Detection]) -> list[Detection]:
 
 def resized(image: Pixels, scale: float) -> Pixels:
     """The image at `scale` times its size (at least one pixel a side), area-averaged when it shrinks."""
-    height, width = image.shape[:2]
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    if size == (width, height):
+    height, width = scaled_size(image.shape[0], image.shape[1], scale)
+    if (height, width) == image.shape[:2]:
         return image
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Height and width at `scale`, in whole pixels."""
+    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 Find = Callable[[Pixels], Sequence[Detection]]
+FindAll = Callable[[Iterable[Pixels]], Iterable[Sequence[Detection]]]
+"""`Find` on several windows of one image; yields the detections of each, in order."""
+
+
+def one_by_one(find: Find) -> FindAll:
+    """Make `find` take several windows, one after another."""
+    return lambda windows: map(find, windows)
 
 
 def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
@@ -163,7 +174,7 @@ def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]
     )
 
 
-def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
+def search(image: Pixels, find: FindAll, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
     """Run `find` on every tile of the image at `scale`.
 
     Returns pairs (cut, detection) in pixels of the image; cut: the box touches a side of its tile that is not a
@@ -172,23 +183,27 @@ def search(image: Pixels, find: Find, scale: float, side: int, overlap: int) -> 
     scaled = resized(image, scale)
     height, width = scaled.shape[:2]
     back_x, back_y = image.shape[1] / width, image.shape[0] / height
+    places = tiles(height, width, side, overlap)
+    windows = (scaled[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] for tile in places)
     found = []
-    for tile in tiles(height, width, side, overlap):
-        window = scaled[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-        for detection in find(window):
+    for tile, detections in zip(places, find(windows), strict=True):
+        for detection in detections:
             cut = is_cut(detection.box, (tile.height, tile.width), tile, (height, width))
             found.append((cut, detection.mapped(back_x, back_y, tile.x * back_x, tile.y * back_y)))
     return found
 
 
-def search_tile(image: Pixels, find: Find, scale: float, tile: Tile) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on a tile of the image, cut out before it is resized by `scale`; yield what `search` returns."""
-    window = resized(image[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width], scale)
-    height, width = window.shape[:2]
-    back_x, back_y = tile.width / width, tile.height / height
-    for detection in find(window):
-        cut = is_cut(detection.box, (height, width), tile, (image.shape[0], image.shape[1]))
-        yield cut, detection.mapped(back_x, back_y, tile.x, tile.y)
+def search_tiles(
+    image: Pixels, find: FindAll, scale: float, places: Sequence[Tile]
+) -> Iterator[tuple[bool, Detection]]:
+    """Run `find` on tiles of the image, each cut out before it is resized by `scale`; yield what `search` returns."""
+    windows = (resized(image[at.y : at.y + at.height, at.x : at.x + at.width], scale) for at in places)
+    for tile, detections in zip(places, find(windows), strict=True):
+        height, width = scaled_size(tile.height, tile.width, scale)
+        back_x, back_y = tile.width / width, tile.height / height
+        for detection in detections:
+            cut = is_cut(detection.box, (height, width), tile, (image.shape[0], image.shape[1]))
+            yield cut, detection.mapped(back_x, back_y, tile.x, tile.y)
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:

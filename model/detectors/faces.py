@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge, search, whole_first
+from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge, one_by_one, search, whole_first
 
 # MTCNN cannot take an image with a side under its smallest face.
 _SMALLEST_FACE = 20
@@ -53,10 +53,10 @@ class FaceDetector:
         """Faces in `image`, (H, W, 3) uint8 RGB, as boxes in its pixels, best score first."""
         height, width = image.shape[:2]
         scale = min(1.0, math.sqrt(self._max_pixels / (height * width)))
-        found = search(image, self._find, scale, self._tile_side, self._tile_overlap)
+        found = search(image, one_by_one(self._find), scale, self._tile_side, self._tile_overlap)
         if max(height, width) * scale > self._tile_side:
             whole = self._tile_side / max(height, width)
-            found += search(image, self._find, whole, self._tile_side, self._tile_overlap)
+            found += search(image, one_by_one(self._find), whole, self._tile_side, self._tile_overlap)
         return by_score(merge(whole_first(found)))
 
     def _find(self, window: Pixels) -> list[Detection]:

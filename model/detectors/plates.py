@@ -6,6 +6,7 @@ The network itself (an ONNX session) is passed in as a function: this package de
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from segmint.model.detectors.detection import (
     Box,
     Detection,
-    Find,
+    FindAll,
     Kind,
     Pixels,
     Quad,
@@ -24,20 +25,28 @@ from segmint.model.detectors.detection import (
     iou,
     merge,
     search,
-    search_tile,
+    search_tiles,
     whole_first,
 )
 
 Floats = NDArray[np.float32]
-Network = Callable[[Floats], tuple[Floats, Floats, Floats]]
-"""In: (1, 3, H, W) float32 BGR minus its mean. Out: loc (1, N, 4), conf (1, N, 2), landms (1, N, 8)."""
+Network = Callable[[Any], tuple[Floats, Floats, Floats]]
+"""In: (B, 3, H, W) float32 BGR minus its mean. Out: loc (B, N, 4), conf (B, N, 2), landms (B, N, 8)."""
+Blob = Callable[[Sequence[Pixels]], Any]
+"""Makes the network's input of windows of one size, each (H, W, 3) uint8 RGB."""
 
-_MEAN_BGR = (104, 117, 123)
+MEAN_BGR = (104, 117, 123)
 _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
 _WINDOW = 256  # pixels a side of what is searched around a spot, enlarged
+
+
+def host_blob(windows: Sequence[Pixels]) -> Floats:
+    """Make the network's input as an array."""
+    upright = [np.ascontiguousarray(window) for window in windows]
+    return np.asarray(cv2.dnn.blobFromImages(upright, mean=MEAN_BGR, swapRB=True), np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,7 +105,10 @@ class PlateDetector:
         max_pixels: int = 32_000_000,
         glance: float | None = None,
         closer_scales: tuple[float, ...] = (1.4, 1.7, 2.0),
+        batch_pixels: int = 0,
+        blob: Blob = host_blob,
     ) -> None:
+        """`blob` makes the network's input of windows of one size: of one, or of several with so many pixels."""
         self.name = name
         self._network = network
         self.score = score
@@ -107,6 +119,8 @@ class PlateDetector:
         self._max_pixels = max_pixels
         self._glance = glance
         self._closer_scales = closer_scales
+        self._batch_pixels = batch_pixels
+        self._blob = blob
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
@@ -128,13 +142,19 @@ class PlateDetector:
             found = [(is_cut, each) for is_cut, each in found if each.score >= self.score / 2]
         return merge(whole_first(found))
 
-    def _find(self, window: Pixels) -> list[Detection]:
-        height, width = window.shape[:2]
-        blob = cv2.dnn.blobFromImage(np.ascontiguousarray(window), mean=_MEAN_BGR, swapRB=True)
-        loc, conf, landms = self._network(np.asarray(blob, np.float32))
-        scores = conf[0, :, 1]
+    def _find(self, windows: Iterable[Pixels]) -> Iterator[list[Detection]]:
+        """Yield the plates in each window, in its pixels."""
+        for alike in _batches(windows, self._batch_pixels):
+            height, width = alike[0].shape[:2]
+            answers = self._network(self._blob(alike))
+            for loc, conf, landms in zip(*answers, strict=True):
+                yield self._plates(height, width, loc, conf, landms)
+
+    def _plates(self, height: int, width: int, loc: Floats, conf: Floats, landms: Floats) -> list[Detection]:
+        """The plates among the network's answers (N, 4), (N, 2) and (N, 8) to one window."""
+        scores = conf[:, 1]
         likely = np.flatnonzero(scores >= (self.score / 2 if self._glance is None else self._glance))
-        boxes, corners = decode(loc[0, likely], landms[0, likely], anchors(height, width)[likely])
+        boxes, corners = decode(loc[likely], landms[likely], anchors(height, width)[likely])
         found = [
             Detection("plate", round(score, 4), _box(box), _quad(quad), self.name)
             for score, box, quad in zip(scores[likely].tolist(), boxes.tolist(), corners.tolist(), strict=True)
@@ -142,8 +162,21 @@ class PlateDetector:
         return merge(by_score(d for d in found if _is_inside(d.box, height, width)))
 
 
+def _batches(windows: Iterable[Pixels], most_pixels: int) -> Iterator[list[Pixels]]:
+    """Group neighbors of one size: as many as have at most so many pixels together, at least one."""
+    alike: list[Pixels] = []
+    for window in windows:
+        is_full = (len(alike) + 1) * window.shape[0] * window.shape[1] > most_pixels
+        if alike and (is_full or alike[0].shape != window.shape):
+            yield alike
+            alike = []
+        alike.append(window)
+    if alike:
+        yield alike
+
+
 def _search_around(
-    image: Pixels, find: Find, spots: Sequence[Detection], scale: float
+    image: Pixels, find: FindAll, spots: Sequence[Detection], scale: float
 ) -> Iterator[tuple[bool, Detection]]:
     """Run `find` on windows around `spots`, enlarged by `scale`; yield what `search` returns.
 
@@ -152,6 +185,7 @@ def _search_around(
     height, width = image.shape[:2]
     side = round(_WINDOW / scale)
     seen: list[tuple[float, float]] = []
+    places: list[Tile] = []
     for spot in by_score(spots):
         x0, y0, x1, y1 = spot.box
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -160,8 +194,8 @@ def _search_around(
             continue
         seen.append((x, y))
         left, top = (round(min(max(at - side / 2, 0), max(end - side, 0))) for at, end in ((x, width), (y, height)))
-        tile = Tile(left, top, min(side, width - left), min(side, height - top))
-        yield from search_tile(image, find, scale, tile)
+        places.append(Tile(left, top, min(side, width - left), min(side, height - top)))
+    return search_tiles(image, find, scale, places)
 
 
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:

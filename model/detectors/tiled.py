@@ -10,8 +10,9 @@ from segmint.model.detectors.detection import (
     Pixels,
     by_score,
     merge,
+    one_by_one,
     search,
-    search_tile,
+    search_tiles,
     tiles,
     whole_first,
 )
@@ -47,12 +48,11 @@ class TiledDetector:
         """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first. Raises as `detector`."""
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))
-        find = self._detector.detect
+        find = one_by_one(self._detector.detect)
         found = search(image, find, fit, side=max(height, width), overlap=0)
         for scale in self._scales:
             side = round(self._tile_side / scale)
             if fit == scale == 1 and max(height, width) <= side:
                 continue  # the whole image was this tile
-            for tile in tiles(height, width, side, round(self._tile_overlap / scale)):
-                found += search_tile(image, find, scale, tile)
+            found += search_tiles(image, find, scale, tiles(height, width, side, round(self._tile_overlap / scale)))
         return [replace(each, source=self.name) for each in by_score(merge(whole_first(found)))]

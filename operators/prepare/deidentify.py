@@ -18,11 +18,12 @@ from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import redact
 from segmint.infra.version import VERSION
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
-from segmint.model.detectors.plates import Network, PlateDetector
+from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
+from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 
 Pixels = NDArray[np.uint8]
 
@@ -37,6 +38,9 @@ _GLANCE = 0.05
 high as 12 all."""
 _MOST_PIXELS = 100_000_000
 """No image that leaves under rule 2 has more: a JPEG's side has at most 65,500, and the default short side 1,500."""
+
+_BATCH_PIXELS = 16 * 1536**2
+"""Of the windows that a GPU searches together: 16 of the largest tiles."""
 
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of images that every detector must be able to search."""
@@ -249,13 +253,17 @@ def build_detectors(
     resolve: Resolve = resolve,
     threads: int | None = None,
     load_file: LoadFile | None = None,
+    *,
+    torch_plates: bool = False,
 ) -> tuple[Detector, ...]:
     """Build the detectors that `config` asks for: faces first, then plates; none for `none`.
 
     `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
     `segmint.infra.assets.resolve`). `threads` is for the plate network, which has its own threads (default: as many
-    as torch has). `load_file` loads detectors that are files (default: `TorchScriptDetector`). Takes about a second in
-    a new process, mostly to import libraries. Raises `UsageError` for a file that is missing or not TorchScript.
+    as torch has). `load_file` loads detectors that are files (default: `TorchScriptDetector`). `torch_plates` has the
+    plate network run in torch on a CPU, too, as it does on a GPU: its numbers differ by less than 1e-4. Takes about a
+    second in a new process, mostly to import libraries. Raises `UsageError` for a file that is missing or not
+    TorchScript.
     """
     found: list[Detector] = []
     if "faces" in config.detector_files:
@@ -265,7 +273,8 @@ def build_detectors(
     if "plates" in config.detector_files:
         found.append(_torchscript("plate", config.plates, device, resolve, load_file))
     elif config.plates.detector != NO_DETECTOR:
-        found.append(_clp(config.rule_number, config.plates.score or _CLP_SCORE, resolve, threads))
+        in_torch = device if device.startswith("cuda") or torch_plates else None
+        found.append(_clp(config.rule_number, config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
     return tuple(found)
 
 
@@ -284,34 +293,17 @@ def _mtcnn(rule: int, score: float, device: str) -> Detector:
     return CascadeDetector(cascade.to(memory_format=torch.channels_last), score=score, device=device)
 
 
-def _clp(rule: int, score: float, resolve: Resolve, threads: int | None) -> Detector:
-    if rule == 1:
-        return PlateDetector(_onnx_network(resolve("clp"), threads), score=score)
-    network = _onnx_network(resolve("clp"), threads, arena=True)
-    return PlateDetector(network, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE)
+def _clp(rule: int, score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
+    """Build the plate detector; its network runs in torch on `torch_device`, or, where that is None, in onnxruntime."""
+    kept: dict[str, Any] = {"score": score}
+    if rule != 1:
+        kept |= {"tile_overlap": 128, "max_pixels": _MOST_PIXELS, "glance": _GLANCE}
+    if torch_device is None:
+        return PlateDetector(onnx_network(path, threads, arena=rule != 1), **kept)
+    from segmint.model.detectors.plate_network import PlateNetworkOnDevice
 
-
-def _onnx_network(path: Path, threads: int | None, *, arena: bool = False) -> Network:
-    """Load the plate network as a function; it runs on the CPU, whatever device torch uses.
-
-    `arena` has it keep the memory of the largest input, which saves a third of the time.
-    """
-    import onnxruntime
-    import torch
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def network(batch: NDArray[np.float32]) -> tuple[Any, Any, Any]:
-        loc, conf, landms = session.run(["loc", "conf", "landms"], {"image": batch})
-        return loc, conf, landms
-
-    return network
+    network = PlateNetworkOnDevice(read_weights(path), torch_device)
+    return PlateDetector(network, blob=network.blob, batch_pixels=_BATCH_PIXELS, **kept)
 
 
 def _torchscript(

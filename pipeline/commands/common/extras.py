@@ -14,6 +14,7 @@ _AUDIT = {
     "torchvision": "torchvision",
     "facenet-pytorch": "facenet_pytorch",
     "onnxruntime": "onnxruntime",
+    "protobuf": "google",
     "duckdb": "duckdb",
     "imagehash": "imagehash",
 }

@@ -9,7 +9,6 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
-from segmint.model.detectors import cascade
 from segmint.model.detectors.cascade import CascadeDetector
 from tests.support.labels import ASTRONAUT, MULTIFACE, found_again
 
@@ -42,18 +41,16 @@ def test_boxes_are_those_of_the_package_to_a_tenth_of_a_side(networks: MTCNN, mu
     assert np.abs(ours - theirs).max() < 0.1 * (theirs[:, 2] - theirs[:, 0]).min()
 
 
-def test_strips_of_a_level_find_what_the_level_as_a_whole_does(
-    networks: MTCNN, multiface: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strips_of_a_level_find_what_the_level_as_a_whole_does(networks: MTCNN, multiface: np.ndarray) -> None:
     """Whatever is left for the last strip."""
-    detector = CascadeDetector(networks)
+    detector, at_once = CascadeDetector(networks), CascadeDetector(networks)
+    at_once._strip = 10**6
+    assert detector._strip == 32
     for rows in (10, 11, 12, 73, 74, 75, 76, 77, 138, 300):
         level = multiface[200 : 200 + rows, :401]
-        monkeypatch.setattr(cascade, "_STRIP", 32)
         with torch.inference_mode():
             strips = detector._scan(level, 0.6)
-            monkeypatch.setattr(cascade, "_STRIP", 10**6)
-            whole = detector._scan(level, 0.6) if rows >= 12 else torch.zeros((0, 9))
+            whole = at_once._scan(level, 0.6) if rows >= 12 else torch.zeros((0, 9))
         assert torch.equal(strips[:, :4], whole[:, :4])
         torch.testing.assert_close(strips[:, 4:], whole[:, 4:], atol=1e-4, rtol=0)
 

@@ -56,3 +56,27 @@ def test_a_large_image_is_searched_in_windows_of_bounded_size() -> None:
     assert max(max(size) for size in sizes) <= 128
     searched = sum(height * width for height, width in sizes)
     assert searched < 3 * 40_000  # scales 0.35, 0.5, 0.7 and 1 of 40,000 pixels, and the overlaps
+
+
+def test_windows_of_one_size_are_searched_together_up_to_so_many_pixels() -> None:
+    """Each gets its own answer, whatever else is in the batch."""
+    image = np.random.default_rng(0).integers(0, 256, (300, 500, 3)).astype(np.uint8)
+    batches = []
+
+    def network(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        batches.append(batch.shape)
+        table = anchors(*batch.shape[2:])
+        likely = (np.arange(len(table))[None] % 997 == batch[:, 0, :1, 0].astype(int)).astype(np.float32)
+        count = len(batch), len(table)
+        return np.zeros((*count, 4)), np.stack([1 - likely, likely], axis=2), np.zeros((*count, 8))
+
+    alone, together = (PlateDetector(network, tile_side=128, tile_overlap=32, batch_pixels=p) for p in (0, 60_000))
+    expected = alone.detect(image)
+    assert {shape[0] for shape in batches} == {1}
+    windows = len(batches)
+    batches.clear()
+    assert together.detect(image) == expected
+    assert expected
+    assert sum(shape[0] for shape in batches) == windows
+    assert len(batches) < windows / 2
+    assert all(shape[0] * shape[2] * shape[3] <= 60_000 for shape in batches)

@@ -235,6 +235,20 @@ def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(phot
     assert counts[1] < 9, "else this shows nothing"
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(photos: Path, rule: int) -> None:
+    image = np.tile(read(photos / "plate_car_1.png")[100:], (1, 4, 1))  # more than one tile
+    config = DeidentifyConfig(rule=rule, faces=FacesConfig(detector="none"))
+    (reference,), (plates,) = build_detectors(config), build_detectors(config, torch_plates=True)
+    expected, found = reference.detect(image), plates.detect(image)
+    assert len(expected) >= 4
+    assert [each.kind for each in found] == [each.kind for each in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.quad is not None
+        assert np.allclose(ours.quad, theirs.quad, atol=0.1)
+        assert abs(ours.score - theirs.score) < 1e-3
+
+
 def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box() -> None:
     box = (20.0, 20.0, 60.0, 40.0)
     tilted = Detection("plate", 0.9, box, ((20, 20), (60, 28), (60, 40), (20, 32)), "test")

@@ -1,0 +1,143 @@
+"""The plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
+
+The same network as the ONNX file `clp`, from that file's weights, for devices that onnxruntime does not run on here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segmint.model.detectors.detection import Pixels
+from segmint.model.detectors.plates import MEAN_BGR, Floats
+
+_SLOPE = 0.1
+_WIDTH = 64  # channels of each level of the pyramid
+
+# Depthwise blocks (channels in, channels out, stride) up to each level: strides of 8, 16 and 32 pixels.
+_BODY = (
+    ((8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)),
+    ((64, 128, 2), *((128, 128, 1),) * 5),
+    ((128, 256, 2), (256, 256, 1)),
+)
+_HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # numbers for each of a position's two anchors
+_ANCHORS = 2
+
+# The file names its convolutions 592, 595, 598 and so on in the order of computation, weights first, and their biases
+# by the next number; only those of the heads have names.
+_FIRST_NUMBER, _STEP = 592, 3
+
+
+def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, 3, stride, padding=1)
+
+
+class _Context(nn.Module):
+    """One level's features, (B, 64, h, w) to (B, 64, h, w), seen through windows of 3, 5 and 7 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        half, quarter = _WIDTH // 2, _WIDTH // 4
+        self.three, self.shared = _conv(_WIDTH, half), _conv(_WIDTH, quarter)
+        self.five, self.middle, self.seven = (_conv(quarter, quarter) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = F.leaky_relu(self.shared(x), _SLOPE)
+        wide = self.seven(F.leaky_relu(self.middle(shared), _SLOPE))
+        return F.relu(torch.cat([self.three(x), self.five(shared), wide], dim=1))
+
+
+class PlateNetwork(nn.Module):
+    """(B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2) and landms (B, N, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = _conv(3, 8, 2)
+        self.body = nn.ModuleList(
+            nn.ModuleList(
+                layer
+                for inside, outside, stride in blocks
+                for layer in (
+                    nn.Conv2d(inside, inside, 3, stride, padding=1, groups=inside),
+                    nn.Conv2d(inside, outside, 1),
+                )
+            )
+            for blocks in _BODY
+        )
+        self.lateral = nn.ModuleList(nn.Conv2d(blocks[-1][1], _WIDTH, 1) for blocks in _BODY)
+        self.merge = nn.ModuleList(_conv(_WIDTH, _WIDTH) for _ in _BODY[1:])  # of the second level, then the first
+        self.context = nn.ModuleList(_Context() for _ in _BODY)
+        self.heads = nn.ModuleDict(
+            {name: nn.ModuleList(nn.Conv2d(_WIDTH, _ANCHORS * size, 1) for _ in _BODY) for name, size in _HEADS.items()}
+        )
+
+    def load(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take over the arrays of the ONNX file, by their names there.
+
+        Raises KeyError or ValueError if the file is of another network.
+        """
+        for name, layer in self._named_layers():
+            for array, mine in zip(name, (layer.weight, layer.bias), strict=True):
+                if mine is None or weights[array].shape != tuple(mine.shape):
+                    raise ValueError(f"the array {array} of the plate network has shape {weights[array].shape}")
+                mine.data.copy_(torch.from_numpy(weights[array].copy()))
+
+    def _named_layers(self) -> Iterator[tuple[tuple[str, str], nn.Conv2d]]:
+        """Yield the layers with the names of their weights and biases in the file."""
+        number = _FIRST_NUMBER
+        for path, layer in self.named_modules():
+            if not isinstance(layer, nn.Conv2d):
+                continue
+            if path.startswith("heads."):
+                name = f"{path.removeprefix('heads.')}.conv1x1"
+                yield (f"{name}.weight", f"{name}.bias"), layer
+            else:
+                yield (str(number), str(number + 1)), layer
+                number += _STEP
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Answer for each of the N anchors; conf is a probability."""
+        x = F.leaky_relu(self.first(x), _SLOPE)
+        levels = []
+        for layers, lateral in zip(self.body, self.lateral, strict=True):
+            for layer in layers.children():
+                x = F.leaky_relu(layer(x), _SLOPE)
+            levels.append(F.leaky_relu(lateral(x), _SLOPE))
+        for level, merge in zip((1, 0), self.merge, strict=True):
+            above = F.interpolate(levels[level + 1], levels[level].shape[2:], mode="nearest")
+            levels[level] = F.leaky_relu(merge(levels[level] + above), _SLOPE)
+        seen = [context(level) for context, level in zip(self.context, levels, strict=True)]
+        loc, conf, landms = (self._answers(name, seen) for name in _HEADS)
+        return loc, conf.softmax(dim=2), landms
+
+    def _answers(self, name: str, seen: Sequence[Tensor]) -> Tensor:
+        """One head's numbers for all anchors of all levels: (B, N, numbers), rows first."""
+        heads = self.heads[name].children()
+        parts = [head(level).permute(0, 2, 3, 1).flatten(1) for head, level in zip(heads, seen, strict=True)]
+        return torch.cat(parts, dim=1).reshape(len(seen[0]), -1, _HEADS[name])
+
+
+class PlateNetworkOnDevice:
+    """`PlateNetwork` as `PlateDetector` calls it; pixels go to the device as uint8."""
+
+    def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
+        """`weights` as `PlateNetwork.load` takes them, whose errors it raises."""
+        self._device = torch.device(device)
+        network = PlateNetwork()
+        network.load(weights)
+        self._network = network.eval().requires_grad_(False).to(self._device)
+        self._mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self._device)[:, None, None]
+
+    def blob(self, windows: Sequence[Pixels]) -> Tensor:
+        """Windows of one size, each (H, W, 3) uint8 RGB, as the network takes them: (B, 3, H, W) on the device."""
+        pixels = torch.from_numpy(np.stack(windows)).to(self._device)
+        return pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
+
+    def __call__(self, batch: Tensor) -> tuple[Floats, Floats, Floats]:
+        """loc (B, N, 4), conf (B, N, 2) and landms (B, N, 8), float32, of a `blob`."""
+        with torch.inference_mode():
+            loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
+        return loc, conf, landms
