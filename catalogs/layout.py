@@ -7,6 +7,7 @@ shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           lists the files of one generation of one shard; written last
 claims/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
+claims/dataset.g2-<digest>.json  lists the parts that a manifest's next generation will name; deleted after that
 summaries/000000-<digest>.json   sums over a thousand commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 ```
@@ -54,6 +55,7 @@ _DIGEST_DIGITS = 12
 _SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)", re.ASCII)
 _PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet", re.ASCII)
+_PART_CLAIM = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
 _CLAIM = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
 
@@ -181,6 +183,17 @@ def parse_claim_name(name: str) -> tuple[int, int] | None:
     """Parse the name of a claim's file into shard and generation; None for any other name."""
     match = _CLAIM.fullmatch(name)
     return None if match is None else parse_commit_name(f"{match['commit']}.json")
+
+
+def part_claim_name(generation: int, digest: str) -> str:
+    """The name of the claim of parts in `claims/`, for a generation of the manifest; `digest` is of what it names."""
+    return f"dataset.g{generation}-{digest}.json"
+
+
+def parse_part_claim_name(name: str) -> int | None:
+    """Parse the name of a claim of parts into the manifest's generation; None for any other name."""
+    match = _PART_CLAIM.fullmatch(name)
+    return None if match is None else int(match["generation"])
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

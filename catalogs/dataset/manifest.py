@@ -9,19 +9,25 @@ shards that are there keep their tables, and those that are written or changed f
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from segmint.catalogs.dataset.added_keys import with_added_keys
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
+    CLAIMS,
     MANIFEST,
     SCHEMA_VERSION,
     SCHEMA_VERSIONS,
+    DamagedDatasetError,
     canonical_json,
     fingerprint,
+    parse_part_claim_name,
+    part_claim_name,
     wrong_fields,
 )
 from segmint.infra.errors import UsageError
@@ -243,3 +249,63 @@ def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) 
     manifest names must be put before it.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
+
+
+class _PartClaim(BaseModel):
+    """The JSON of a claim of parts, as far as others need it."""
+
+    paths: tuple[str, ...]
+
+
+def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
+    """Put new parts of the catalog, then the generation of the manifest that names them; return whether it is there.
+
+    `parts` are local files by their paths below the dataset. They are claimed first: from then on nobody deletes them
+    until this generation is there. If another manifest is this generation, they are left for a sweep.
+    """
+    paths = sorted(parts)
+    claim = dataset / CLAIMS / part_claim_name(generation, fingerprint(paths))
+    claim.put_if_absent(canonical_json({"generation": generation, "paths": paths}))
+    for path, file in parts.items():
+        (dataset / path).put_file(file)
+    won = put_manifest(dataset, manifest, generation)
+    if won:
+        for path, file in parts.items():
+            if not (dataset / path).exists():  # a sweep of an older segmint deleted it
+                (dataset / path).put_file(file)
+    forget_part_claims(dataset, generation)
+    return won
+
+
+def forget_part_claims(dataset: Location, generation: int) -> None:
+    """Delete the claims of parts for this generation of the manifest, which is there, and for earlier ones."""
+    for entry in (dataset / CLAIMS).list():
+        claimed = parse_part_claim_name(entry.name)
+        if claimed is not None and claimed <= generation:
+            (dataset / CLAIMS / entry.name).delete()
+
+
+def parts_in_use(dataset: Location) -> frozenset[str]:
+    """Return the paths of the parts that nobody may delete: named by the manifest, or claimed for its next generation.
+
+    It looks at the claims, then at the manifest: a claim is deleted only after its manifest was put. Whatever deletes
+    parts looks right before it deletes, after it has listed them. Raises `UsageError` if there is no dataset, and
+    `DamagedDatasetError` for a claim that cannot be read.
+    """
+    claims = [
+        (generation, _claimed_parts(dataset / CLAIMS / entry.name))
+        for entry in (dataset / CLAIMS).list()
+        if (generation := parse_part_claim_name(entry.name)) is not None
+    ]
+    manifest, latest = load_latest_manifest(dataset)
+    named = frozenset(part.path for part in manifest.catalog)
+    return named.union(*(paths for generation, paths in claims if generation > latest))
+
+
+def _claimed_parts(file: Location) -> tuple[str, ...]:
+    try:
+        return _PartClaim.model_validate_json(file.read()).paths
+    except NotFoundError:
+        return ()  # its manifest was put, or another one
+    except ValidationError as error:
+        raise DamagedDatasetError(f"{file} is not a claim: {wrong_fields(error)}") from error

@@ -30,6 +30,7 @@ from segmint.catalogs.layout import (
     parse_claim_name,
     parse_commit_name,
     parse_data_path,
+    parse_part_claim_name,
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -152,7 +153,7 @@ def _is_known(path: str) -> bool:
     elif folder == COMMITS:
         known = parse_commit_name(name) is not None
     elif folder == CLAIMS:
-        known = parse_claim_name(name) is not None
+        known = parse_claim_name(name) is not None or parse_part_claim_name(name) is not None
     else:
         known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

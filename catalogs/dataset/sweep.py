@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from segmint.catalogs.dataset.commits import CommitLog, generations_of, look_at_shard
-from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.manifest import parts_in_use, read_manifest
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
     CATALOG,
@@ -44,9 +44,10 @@ def sweep(
 
     Of committed shards these are: data files that neither the holding commit nor a claim names, once they are older
     than `grace`, or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the
-    catalog that the manifest does not name, and temporary files, once they are older than `grace`. Files of a shard
-    without a commit stay until it has one, however old they are: they may belong to a paused writer, or be named by a
-    writer that writes the same bytes again. Claims stay, files with other names, and all in a folder that is a link.
+    catalog that neither the manifest nor a claim names, and temporary files, once they are older than `grace`. Files of
+    a shard without a commit stay until it has one, however old they are: they may belong to a paused writer, or be
+    named by a writer that writes the same bytes again. Claims stay, files with other names, and all in a folder that is
+    a link.
     `now` is the time to count from (default: that of the store's clock, which also gave the files their times).
     """
     found = _listed(dataset)
@@ -140,11 +141,10 @@ def _sweep_shard(dataset: Location, shard: int, found: _Listed, limit: datetime)
 
 
 def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
-    manifest = read_manifest(dataset) if paths else None
-    if manifest is None:
+    if not paths or read_manifest(dataset) is None:
         return []
-    named = {part.path for part in manifest.catalog}
-    return [path for path in paths if path not in named]
+    kept = parts_in_use(dataset)
+    return [path for path in paths if path not in kept]
 
 
 def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:

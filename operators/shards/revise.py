@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import forget_part_claims, load_latest_manifest
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
-from segmint.catalogs.layout import CLAIMS, SCHEMA_VERSIONS, DamagedDatasetError, parse_claim_name
+from segmint.catalogs.layout import (
+    CLAIMS,
+    SCHEMA_VERSIONS,
+    DamagedDatasetError,
+    parse_claim_name,
+    parse_part_claim_name,
+)
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed, read_file
@@ -199,11 +206,15 @@ def heed_all(
 ) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
-    Such a writer has left its claim. The tombstones are heeded, then the claim is deleted.
+    Such a writer has left its claim. The tombstones are heeded, then the claim is deleted. Claims of parts of the
+    catalog whose writers have lost, or died after the manifest, are deleted too.
     """
     committed = CommitLog(dataset).committed()
     left: dict[int, list[str]] = {}
-    for entry in (dataset / CLAIMS).list():
+    claims = (dataset / CLAIMS).list()
+    if any(parse_part_claim_name(entry.name) is not None for entry in claims):
+        forget_part_claims(dataset, load_latest_manifest(dataset).generation)
+    for entry in claims:
         parsed = parse_claim_name(entry.name)
         if parsed is not None and parsed[0] in shards and parsed[1] <= committed.get(parsed[0], 0):
             left.setdefault(parsed[0], []).append(entry.name)

@@ -10,7 +10,13 @@ from importlib.util import find_spec
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog, claimed_paths
-from segmint.catalogs.dataset.manifest import LatestManifest, formats_of, load_latest_manifest, manifest_name
+from segmint.catalogs.dataset.manifest import (
+    LatestManifest,
+    formats_of,
+    load_latest_manifest,
+    manifest_name,
+    parts_in_use,
+)
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
     TOMBSTONES,
@@ -74,7 +80,7 @@ def audit_integrity(
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    claimed = claimed_paths(dataset, generations)
+    claimed = claimed_paths(dataset, generations) | parts_in_use(dataset)
     unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, claimed)
     findings.extend(unnamed.findings)
     damaged_parts = set()

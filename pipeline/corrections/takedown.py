@@ -15,7 +15,8 @@ from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     load_latest_manifest,
     load_manifest,
-    put_manifest,
+    parts_in_use,
+    put_with_parts,
 )
 from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import read_ids
@@ -195,7 +196,6 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
                 blanked = blank_part(before, own, Path(folder) / f"blank-{number}.parquet")
                 if blanked.sha256 != part.sha256:
                     path = part_path(number, blanked.sha256)
-                    (dataset / path).put_file(blanked.path)
                     new[path] = blanked.path
                     part = part.model_copy(update={"path": path, "sha256": blanked.sha256})
                     licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
@@ -205,24 +205,22 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
             return manifest
         counted = {name: count for name, count in sorted(licenses.items()) if count}
         blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-        if put_manifest(dataset, blank, generation + 1):
-            for path, file in new.items():
-                if not (dataset / path).exists():  # another takedown removed it as a part that nothing named
-                    (dataset / path).put_file(file)
-            if load_latest_manifest(dataset).generation == generation + 1:
-                return blank
+        won = put_with_parts(dataset, blank, generation + 1, new)
+        if won and load_latest_manifest(dataset).generation == generation + 1:
+            return blank
     return _blank_catalog(dataset, ordinals)  # a build that grows, or another takedown, was faster: blank its parts
 
 
 def _remove_parts(dataset: Location) -> None:
     """Remove the parts of the catalog that the manifest does not name, with their older versions.
 
-    A part that a growing build has put, and no manifest names yet, has a higher number: it stays.
+    Parts that others claim stay, and those with a higher number: a growing build of an older segmint has put them.
     """
-    catalog = load_manifest(dataset).catalog
-    kept = {part.path for part in catalog}
-    for name in (dataset / CATALOG).walk_ever():
+    parts = len(load_manifest(dataset).catalog)
+    names = list((dataset / CATALOG).walk_ever())
+    kept = parts_in_use(dataset)
+    for name in names:
         path = f"{CATALOG}/{name}"
-        replaced = is_part_path(path) and part_number(path) < len(catalog) and path not in kept
+        replaced = is_part_path(path) and part_number(path) < parts and path not in kept
         if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
             (dataset / path).purge()

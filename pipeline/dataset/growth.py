@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     LatestManifest,
     load_latest_manifest,
-    put_manifest,
+    put_with_parts,
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import part_path
@@ -28,10 +28,9 @@ from segmint.pipeline.config.config import Config
 def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> DatasetManifest:
     """Return the manifest of a dataset with the catalog `config.catalog`, grown if that has new rows and `grow` is set.
 
-    The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part, whose
-    file is put before the manifest that names it. If several builds grow a dataset at once, one wins; the others
-    continue with its manifest if their catalog is the same. Raises `UsageError` if a pinned row is gone from the source
-    or has changed, and for new rows without `grow`.
+    The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part. If
+    several builds grow a dataset at once, one wins; the others continue with its manifest if their catalog is the same.
+    Raises `UsageError` if a pinned row is gone from the source or has changed, and for new rows without `grow`.
     """
     manifest, generation = latest
     output = Location(storage, config.output)
@@ -58,15 +57,12 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
                 "to add them as new shards, build with --grow, or name the catalog as it was before"
             )
         path = part_path(len(manifest.catalog), growth.new.sha256)
-        (output / path).put_file(growth.new.path)
         licenses = Counter(manifest.licenses) + Counter(count_licenses(growth.new.path))
         part = catalog_part(path, growth.new, digest, first_shard)
         grown = manifest.model_copy(
             update={"catalog": (*manifest.catalog, part), "licenses": dict(sorted(licenses.items()))}
         )
-        won = put_manifest(output, grown, generation + 1)
-        if won and not (output / path).exists():  # a sweep removed it as a part that nothing named
-            (output / path).put_file(growth.new.path)
+        won = put_with_parts(output, grown, generation + 1, {path: growth.new.path})
     if won:
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return grown

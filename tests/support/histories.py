@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from segmint.catalogs.dataset.manifest import (
     load_latest_manifest,
     load_manifest,
     parse_manifest_name,
-    put_manifest,
+    put_with_parts,
 )
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, Asked, read_tombstones, taken_images
@@ -78,13 +79,13 @@ def grow(place: Place) -> None:
         data = table_bytes(to_table(catalog_rows(first * ROWS, ROWS), NORMALIZED), NORMALIZED)
         digest = hashlib.sha256(data).hexdigest()
         path = part_path(1, digest)
-        (place.location / path).put(data)
         part = CatalogPart(path=path, rows=ROWS, sha256=digest, source_sha256=digest, first_shard=first)
         grown = manifest.model_copy(update={"catalog": (*manifest.catalog, part)})
-        if put_manifest(place.location, grown, generation + 1):
-            if not (place.location / path).exists():
-                (place.location / path).put(data)
-            return
+        with tempfile.NamedTemporaryFile() as local:
+            local.write(data)
+            local.flush()
+            if put_with_parts(place.location, grown, generation + 1, {path: Path(local.name)}):
+                return
 
 
 def mark(place: Place, ordinal: int, x: int) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
@@ -142,10 +144,29 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
     assert len(list((begun / "catalog").iterdir())) == 2
     assert len(open_or_create(configured(tmp_path, FIRST), Storage()).manifest.catalog) == 1
     left = digests(begun)
+    (claim,) = [path for path in left if path.startswith("claims/")]
+    del left[claim]
     grown(tmp_path, LATER)
     after = digests(begun)
     assert set(after) - set(left) == {"dataset.g2.json"}
     assert {path: digest for path, digest in after.items() if path in left} == left
+
+
+def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path, begun: Path) -> None:
+    def sweep_now() -> list[str]:
+        return sweep(location_of(begun), timedelta(0), datetime.now(UTC) + timedelta(hours=1))
+
+    def crash() -> None:
+        assert sweep_now() == []
+        raise StorageFaultError("the power is gone")
+
+    with pytest.raises(StorageFaultError):
+        grown(tmp_path, LATER, Interrupted("dataset.g2.json", crash))
+    (claimed,) = {path for path in digests(begun) if path.startswith("catalog/part-1-")}
+    assert sweep_now() == []
+    grown(tmp_path, LATER[::-1], name="reversed")  # its manifest is the generation that was claimed
+    assert not list((begun / "claims").iterdir())
+    assert sweep_now() == [claimed]
 
 
 @pytest.mark.parametrize("ending", [".parquet", "dataset.g2.json"])
