@@ -65,6 +65,10 @@ class Greedy(nn.Module):
 class Twice(nn.Module):
     """Finds the whole image twice, and keeps one by torchvision's NMS."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        import torchvision  # noqa: F401  TorchScript looks for its operators
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         box = torch.tensor([0, 0, image.shape[2], image.shape[1]], dtype=torch.float32)
         boxes, scores = torch.stack([box, box]), torch.tensor([0.96, 0.95])

@@ -1,5 +1,7 @@
 """A real TorchScript module of the contract's signature: it finds pixels by their color."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +83,14 @@ def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:
     path.write_bytes(b"not a module")
     with pytest.raises((RuntimeError, ValueError)):
         TorchScriptDetector(path, "face")
+
+
+def test_a_file_that_calls_no_operator_of_torchvision_does_not_import_it(tmp_path: Path) -> None:
+    """That takes longer than all the rest of it."""
+    path = shared.saved(RedSpot(0.9), tmp_path / "red.pt")
+    code = (
+        "import sys; from pathlib import Path; "
+        "from segmint.model.detectors.torchscript import TorchScriptDetector; "
+        "TorchScriptDetector(Path(sys.argv[1]), 'face'); sys.exit('torchvision' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
