@@ -2,56 +2,42 @@
 
 A history follows from its seed. Processes are killed, sleep for any time between two calls, and see clocks that differ;
 files are damaged and repaired. The dataset is compared with a model of what is committed, corrected and taken down, and
-each recorded version with the states that there were. What is assumed is that a deletion
-follows the look at its shard at once (`Stepped.look_and_delete`).
+each recorded version with the states that there were. What is assumed is that a deletion follows the look at its shard
+at once (`Stepped.look_and_delete`).
 """
 
 import hashlib
-import json
 import os
 import random
 import re
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.dataset.manifest import (
-    CatalogPart,
-    load_latest_manifest,
-    load_manifest,
-    parse_manifest_name,
-    put_with_parts,
-)
+from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, Asked, read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.dataset.torch_dataset import open_dataset
-from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
 from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
-from segmint.catalogs.layout import CLAIMS, COMMITS, DamagedDatasetError, parse_commit_name, part_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
-from segmint.operators.rows import Row, to_table
+from segmint.catalogs.layout import CLAIMS, DamagedDatasetError
+from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.revision import Revision, revise
-from segmint.pipeline.corrections.takedown import takedown
 from tests.support.everything import mentions
+from tests.support.history_commands import NOW, grow, mark, marks_of, resume, state_of, take_down
 from tests.support.protocol import (
     ROWS,
     VARIANTS,
     Place,
     begin,
     broken_promises,
-    catalog_rows,
     contents,
     holding,
     quick_folder,
@@ -61,74 +47,9 @@ from tests.support.protocol import (
 )
 from tests.support.stepped import Stepped, stepping
 
-NOW = datetime(2026, 3, 4, tzinfo=UTC)
-"""When images are taken down."""
-
 MOST_AT_ONCE = 6
 _CHANGES = ("create commits/", "put commits/", "create tombstones/", "put tombstones/")
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
-
-
-def grow(place: Place) -> None:
-    """Add a shard to the catalog, once; if another command puts the manifest's next generation, look again."""
-    while True:
-        manifest, generation = load_latest_manifest(place.location)
-        if len(manifest.catalog) > 1:
-            return
-        first = manifest.shards
-        data = table_bytes(to_table(catalog_rows(first * ROWS, ROWS), NORMALIZED), NORMALIZED)
-        digest = hashlib.sha256(data).hexdigest()
-        path = part_path(1, digest)
-        part = CatalogPart(path=path, rows=ROWS, sha256=digest, source_sha256=digest, first_shard=first)
-        grown = manifest.model_copy(update={"catalog": (*manifest.catalog, part)})
-        with tempfile.NamedTemporaryFile() as local:
-            local.write(data)
-            local.flush()
-            if put_with_parts(place.location, grown, generation + 1, {path: Path(local.name)}):
-                return
-
-
-def mark(place: Place, ordinal: int, x: int) -> bool:
-    """Add a region to an image, as a redaction does, and return whether that changed anything."""
-
-    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
-        return [_marked(row, x) if row["ordinal"] == ordinal and row["reason"] is None else row for row in rows]
-
-    shard = ordinal // ROWS
-    changed = revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
-    put_version(place.location, "redact", now=NOW)
-    return shard in changed
-
-
-def _marked(row: Row, x: int) -> Row:
-    if x in marks_of(row):
-        return row
-    region = {"kind": "other", "score": 1.0, "x": x, "y": 0, "w": 1, "h": 1, "source": "manual"}
-    return {**row, "regions": [*row["regions"], region]}
-
-
-def marks_of(row: Row) -> set[int]:
-    """The marks of an image."""
-    return {region["x"] for region in row["regions"] or ()}
-
-
-def resume(place: Place) -> None:
-    """Complete what dead writers did not and record a version, as a build does where every shard is committed."""
-    heed_all(place.location, range(100), with_images=True)
-    put_version(place.location, "build", now=NOW)
-
-
-def state_of(folder: Path) -> str:
-    """The digest of what the dataset in a local folder is, from its files and by no storage call."""
-    manifests = {number: path for path in folder.glob("*.json") if (number := parse_manifest_name(path.name))}
-    latest = json.loads(manifests[max(manifests)].read_bytes())
-    held: dict[int, tuple[int, Path]] = {}
-    for path in (folder / COMMITS).glob("*.json"):
-        shard, generation = parse_commit_name(path.name) or (-1, 0)
-        held[shard] = max(held.get(shard, (0, path)), (generation, path))
-    files = [*manifests.values(), *(path for _, path in held.values()), *(folder / TOMBSTONES).glob("*.json")]
-    leaves = [leaf_of(str(path.relative_to(folder)), path.read_bytes()) for path in files]
-    return Snapshot.of([*leaves, *(VersionLeaf(part["path"], part["sha256"]) for part in latest["catalog"])]).digest
 
 
 @dataclass(frozen=True)
@@ -209,7 +130,7 @@ class History:
                 (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
                 (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
                 (f"retry {shard}", lambda: retry(place, shard)),
-                (f"takedown {ordinal}", lambda: takedown(place.location, _asked(ordinal), "asked", NOW)),
+                (f"takedown {ordinal}", lambda: take_down(place, ordinal)),
                 ("grow", lambda: grow(place)),
                 ("resume", lambda: resume(place)),
                 ("repair", lambda: repair(place.location)),
@@ -422,10 +343,6 @@ class History:
 
     def _named(self) -> set[str]:
         return {entry.path for commit, _ in holding(self.place) for entry in commit.files}
-
-
-def _asked(ordinal: int) -> Asked:
-    return Asked(ids=(f"sa_{ordinal + 1}",))
 
 
 def _must(holds: bool, otherwise: str) -> None:

@@ -20,7 +20,7 @@ from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import TakenDown, takedown
 from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
-from tests.support.histories import grow, mark, marks_of
+from tests.support.history_commands import grow, mark, marks_of
 from tests.support.protocol import ROWS, Place, broken_promises, contents, copy_folder, two_shards, write
 from tests.support.stepped import Stepped, stepping
 

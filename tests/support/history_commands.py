@@ -1,0 +1,98 @@
+"""What the processes of a history do to a dataset besides writing shards, and what the dataset in a folder is."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import (
+    CatalogPart,
+    load_latest_manifest,
+    load_manifest,
+    parse_manifest_name,
+    put_with_parts,
+)
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, Asked
+from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
+from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.schema import NORMALIZED
+from segmint.operators.rows import Row, to_table
+from segmint.operators.shards.revise import heed_all
+from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.takedown import takedown
+from tests.support.protocol import ROWS, Place, catalog_rows
+
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+"""When images are taken down and versions are recorded."""
+
+
+def grow(place: Place) -> None:
+    """Add a shard to the catalog, once; if another command puts the manifest's next generation, look again."""
+    while True:
+        manifest, generation = load_latest_manifest(place.location)
+        if len(manifest.catalog) > 1:
+            return
+        first = manifest.shards
+        data = table_bytes(to_table(catalog_rows(first * ROWS, ROWS), NORMALIZED), NORMALIZED)
+        digest = hashlib.sha256(data).hexdigest()
+        path = part_path(1, digest)
+        part = CatalogPart(path=path, rows=ROWS, sha256=digest, source_sha256=digest, first_shard=first)
+        grown = manifest.model_copy(update={"catalog": (*manifest.catalog, part)})
+        with tempfile.NamedTemporaryFile() as local:
+            local.write(data)
+            local.flush()
+            if put_with_parts(place.location, grown, generation + 1, {path: Path(local.name)}):
+                return
+
+
+def mark(place: Place, ordinal: int, x: int) -> bool:
+    """Add a region to an image, as a redaction does, and return whether that changed anything."""
+
+    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        return [_marked(row, x) if row["ordinal"] == ordinal and row["reason"] is None else row for row in rows]
+
+    shard = ordinal // ROWS
+    changed = revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
+    put_version(place.location, "redact", now=NOW)
+    return shard in changed
+
+
+def _marked(row: Row, x: int) -> Row:
+    if x in marks_of(row):
+        return row
+    region = {"kind": "other", "score": 1.0, "x": x, "y": 0, "w": 1, "h": 1, "source": "manual"}
+    return {**row, "regions": [*row["regions"], region]}
+
+
+def marks_of(row: Row) -> set[int]:
+    """The marks of an image."""
+    return {region["x"] for region in row["regions"] or ()}
+
+
+def take_down(place: Place, ordinal: int) -> None:
+    """Take an image down, as its subject asks."""
+    takedown(place.location, Asked(ids=(f"sa_{ordinal + 1}",)), "asked", NOW)
+
+
+def resume(place: Place) -> None:
+    """Complete what dead writers did not and record a version, as a build does where every shard is committed."""
+    heed_all(place.location, range(100), with_images=True)
+    put_version(place.location, "build", now=NOW)
+
+
+def state_of(folder: Path) -> str:
+    """The digest of what the dataset in a local folder is, from its files and by no storage call."""
+    manifests = {number: path for path in folder.glob("*.json") if (number := parse_manifest_name(path.name))}
+    latest = json.loads(manifests[max(manifests)].read_bytes())
+    held: dict[int, tuple[int, Path]] = {}
+    for path in (folder / COMMITS).glob("*.json"):
+        shard, generation = parse_commit_name(path.name) or (-1, 0)
+        held[shard] = max(held.get(shard, (0, path)), (generation, path))
+    files = [*manifests.values(), *(path for _, path in held.values()), *(folder / TOMBSTONES).glob("*.json")]
+    leaves = [leaf_of(str(path.relative_to(folder)), path.read_bytes()) for path in files]
+    return Snapshot.of([*leaves, *(VersionLeaf(part["path"], part["sha256"]) for part in latest["catalog"])]).digest
