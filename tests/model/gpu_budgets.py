@@ -9,9 +9,14 @@ between two of them.
 # `tests/support/kernel_traffic.py` counts it: 13.3e9. Eager, without the attention kernels, it was 34e9.
 ENCODER_BYTES = 15_000_000_000
 
-# What the host starts for an image of the full recipe, without the encoder: 1,074 as `tests/support/pretended_cuda.py`
-# counts it, where it was about 20,000. With the encoder it may be 3,000.
-HOST_LAUNCHES_AN_IMAGE = 1_500
+# What the host starts for an image of the full recipe, in three parts; a library's kernel counts as one launch.
+HOST_LAUNCHES_AN_IMAGE = 3_000
+# 425 to cut, resize and normalize the crops, as `tests/support/pretended_cuda.py` counts them.
+CUT_LAUNCHES_AN_IMAGE = 450
+# 326 for a batch of the compiled ViT-H encoder, as `tests/support/kernel_traffic.py` counts them.
+ENCODER_LAUNCHES_A_BATCH = 350
+# 1,074 for all that follows, where it was about 20,000.
+MASK_LAUNCHES_AN_IMAGE = 1_500
 
 # The host waits for a crop's numbers, and for the runs of the masks that are left.
 HOST_SYNCS_A_CROP = 2

@@ -1,20 +1,26 @@
 """Crops on an accelerator find the masks of the CPU, start kernels by the graph, and wait twice a crop."""
 
 import copy
+import itertools
+import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from segmint.model.automatic import tiled_upscaling
+from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
 from segmint.model.automatic.records import Generated
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
+from segmint.model.device import resize
+from segmint.model.sam import preprocess
 from segmint.model.sam.batch_encoder import CUDA_BATCH
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -45,14 +51,17 @@ def features(predictor: Predictor, image: np.ndarray) -> torch.Tensor:
 
 
 class Embedded(Predictor):
-    """A predictor for which every crop looks the same: an encode takes longer than all that is tested here."""
+    """A predictor that encodes nothing: an encode takes longer than all that is tested here.
+
+    A crop looks like the image or, if the one before does, like its mirror image.
+    """
 
     def __init__(self, predictor: Predictor, features: torch.Tensor) -> None:
         super().__init__(predictor.sam)
-        self.features = features
+        self._looks = itertools.cycle(itertools.islice(itertools.cycle([features, features.flip(3)]), CROPS))
 
     def embed_many(self, images: list, frame_sizes: list, batch_size: int) -> list[Embedding]:
-        return [Embedding(self.features, (683, 1024), frame) for frame in frame_sizes]
+        return [Embedding(next(self._looks), (683, 1024), frame) for frame in frame_sizes]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,7 @@ def check_same(found: Generated, expected: Generated) -> None:
         assert (mask & same).sum() >= 0.999 * (mask | same).sum()
 
 
+@pytest.mark.long
 def test_shapes_that_are_fixed_find_the_cpus_masks(
     predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
 ) -> None:
@@ -96,12 +106,42 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
     check_same(found, expected)
     print(counted(device))
     launches, syncs = sum(device.launches.values()), sum(device.syncs.values())
-    assert CHUNKS + CROPS < launches <= gpu_budgets.HOST_LAUNCHES_AN_IMAGE, counted(device)
+    assert CHUNKS + CROPS < launches <= gpu_budgets.MASK_LAUNCHES_AN_IMAGE, counted(device)
     assert CROPS < syncs <= gpu_budgets.HOST_SYNCS_A_CROP * CROPS, counted(device)
     replayed = sum(device.graph_kernels.values()) / CHUNKS
     assert 50 < replayed <= gpu_budgets.REPLAYED_KERNELS_A_CHUNK, counted(device)
     assert isinstance(tiled_upscaling.KERNELS, KernelsWithFallback)
     assert str(tiled_upscaling.KERNELS._operations).endswith("mask_kernels.py'>"), "Triton's kernels failed"
+
+
+class Unencoded(nn.Module):
+    """An encoder of no kernels; its launches are counted from its graph."""
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.new_empty(len(batch), 256, 64, 64)
+
+
+def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_the_decoder(predictor: Predictor) -> None:
+    image, original = np.zeros((1500, 2250, 3), np.uint8), np.zeros((3300, 4950, 3), np.uint8)
+    crops = generate_crops(image.shape[:2], 2, SETTINGS.crop_overlap_ratio)
+    try:
+        with PretendedCuda(computing=False) as device, torch.inference_mode():
+            there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
+            there._encoder._eager = Unencoded()
+            generator = MaskGenerator(there, SETTINGS)
+            for _ in range(2):  # the first time, weights of interpolation are copied to the device
+                device.forget()
+                assert len(list(generator._embed_crops(crops, image, original))) == CROPS
+    finally:
+        resize._on_device.cache_clear()
+        preprocess._mean_and_std.cache_clear()
+
+    launches = sum(device.launches.values())
+    assert 10 * CROPS < launches <= gpu_budgets.CUT_LAUNCHES_AN_IMAGE, counted(device)
+    batches = math.ceil(CROPS / CUDA_BATCH)
+    encodes = batches * gpu_budgets.ENCODER_LAUNCHES_A_BATCH
+    parts = gpu_budgets.CUT_LAUNCHES_AN_IMAGE + encodes + gpu_budgets.MASK_LAUNCHES_AN_IMAGE
+    assert parts <= gpu_budgets.HOST_LAUNCHES_AN_IMAGE
 
 
 def test_a_full_chunk_moves_few_bytes_a_prompt(predictor: Predictor, features: torch.Tensor) -> None:
