@@ -1,0 +1,75 @@
+"""Faults in what overlaps and repeats in the segment stage, in its ledger, and in the rule of de-identification."""
+
+from tests.support.mutant import Mutant
+
+SEGMENT_MUTANTS = (
+    Mutant(
+        "rows of other calls lost in a death",
+        "infra/row_ledger.py",
+        "rows = [row for row, its_visit in self._visits.items() if its_visit in visits]",
+        "rows = [row for row, its_visit in self._visits.items() if its_visit == visit]",
+        "tests/infra/test_row_ledger.py",
+    ),
+    Mutant(
+        "a row tried alone is not recorded",
+        "infra/row_ledger.py",
+        "if ordinal in self._alone and not alone:",
+        "if ordinal in self._alone:",
+        "tests/infra/test_row_ledger.py",
+    ),
+    Mutant(
+        "company forgotten with its window",
+        "pipeline/execution/quarantine.py",
+        "self._in_company.update(ledger.alone())",
+        "self._in_company = set(ledger.alone())",
+        "tests/pipeline/execution/test_quarantine.py",
+    ),
+    Mutant(
+        "masks go to another row",
+        "operators/segment/segment.py",
+        "for row, result in zip(rows, started, strict=True)",
+        "for row, result in zip(rows, started[::-1], strict=True)",
+        "tests/operators/segment/test_deaths.py",
+    ),
+    Mutant(
+        "deadline counts the wait for a turn",
+        "operators/segment/segment.py",
+        """        if task.visit is not None:
+            task.visit.begin(task.row["ordinal"])
+        with self._watched(task):
+            return self._decode(task.row)""",
+        """        with self._watched(task):
+            if task.visit is not None:
+                task.visit.begin(task.row["ordinal"])
+            return self._decode(task.row)""",
+        "tests/operators/segment/test_deaths.py",
+    ),
+    Mutant(
+        "two threads own the device",
+        "operators/segment/overlap.py",
+        "self._device = _pool(min(1, threads.decoders)",
+        "self._device = _pool(min(2, threads.decoders)",
+        "tests/operators/segment/test_overlap.py",
+    ),
+    Mutant(
+        "points decoded on the crop before",
+        "model/automatic/on_device/crops.py",
+        "        self._features.copy_(features)\n",
+        "        self._features.copy_(self._features)\n",
+        "tests/model/automatic/on_device/test_crops.py",
+    ),
+    Mutant(
+        "a rest that fits takes a full chunk",
+        "model/automatic/on_device/crops.py",
+        "small if rest <= small else",
+        "small if rest < small else",
+        "tests/model/automatic/on_device/test_crops.py::test_chunks_have_two_sizes",
+    ),
+    Mutant(
+        "resumed under the newest rule",
+        "pipeline/config/config.py",
+        'rule = known_rule(begun["deidentify"]["rule"])',
+        "rule = config.deidentify.rule_number",
+        "tests/pipeline/dataset/test_dataset.py",
+    ),
+)
