@@ -18,6 +18,8 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = [(97, 211), (37, 20), (1, 3), (150, 129)]
+FEW_SIZES = [(1, 3), (9, 130)]
+"""One pixel more than a tile across and down, and less than a tile: the interpreter takes seconds for each."""
 
 
 def both_taps(size: tuple[int, int], device: str) -> tuple[Taps, Taps]:
@@ -69,13 +71,14 @@ def check(size: tuple[int, int], device: str) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
-def test_interpreted_kernels_have_the_bits_of_torchs_operations() -> None:
+@pytest.mark.parametrize("sizes", ["FEW_SIZES", pytest.param("SIZES", marks=pytest.mark.long)])
+def test_interpreted_kernels_have_the_bits_of_torchs_operations(sizes: str) -> None:
     code = "\n".join(
         [
             "import runpy, sys",
             f"sys.path.insert(0, {str(ROOT)!r})",
             f"tests = runpy.run_path({__file__!r})",
-            "for size in tests['SIZES']: tests['check'](size, 'cpu')",
+            f"for size in tests[{sizes!r}]: tests['check'](size, 'cpu')",
         ]
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

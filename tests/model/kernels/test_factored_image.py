@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Rows of the image before, side of the image, prompts, tokens: first and later blocks, a last tile that is cut, few
 # tokens.
 SHAPES = [(0, 8, 2, 7), (64, 8, 1, 7), (64, 7, 2, 4), (128, 8, 1, 7), (192, 9, 1, 6)]
+FEW_SHAPES = [(0, 3, 1, 7), (64, 7, 2, 4), (128, 3, 1, 6)]
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -95,22 +96,30 @@ def check(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype, mos
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
-def test_interpreted_kernels_compute_the_plain_formulas() -> None:
+@pytest.mark.parametrize("shapes", ["FEW_SHAPES", pytest.param("SHAPES", marks=pytest.mark.long)])
+def test_interpreted_kernels_compute_the_plain_formulas(shapes: str) -> None:
     code = "\n".join(
         [
             "import runpy, sys, torch",
             "torch.set_num_threads(1)",
             f"sys.path.insert(0, {str(ROOT)!r})",
             f"tests = runpy.run_path({__file__!r})",
-            "for shape in tests['SHAPES']: tests['check'](shape, 'cpu', torch.float32, 1e-5)",
+            f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 1e-5)",
         ]
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
 
 
-@pytest.mark.parametrize("architecture", [90, 80])
-@pytest.mark.parametrize("more", [0, 64, 128])
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        (90, 0),
+        (90, 64),
+        (80, 128),  # the most shared memory of the least
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((90, 128), (80, 0), (80, 64))),
+    ],
+)
 def test_the_kernels_compile_for_gpus_without_spilling_registers(
     architecture: int, more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ SHAPES = [
     (7, (9, 8), 1, 64, 2),
     (16, (16, 16), 2, 80, 2),
 ]
+# Windows with padding on both sides, and a whole map, each with the channels of two heads and images.
+FEW_SHAPES = [(7, (9, 8), 2, 80, 2), (16, (16, 16), 2, 80, 2)]
 
 
 @torch.inference_mode()
@@ -51,22 +53,25 @@ def check(shape: tuple[int, tuple[int, int], int, int, int], device: str, dtype:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
-def test_interpreted_kernels_compute_the_encoders_attention() -> None:
+@pytest.mark.parametrize("shapes", ["FEW_SHAPES", pytest.param("SHAPES", marks=pytest.mark.long)])
+def test_interpreted_kernels_compute_the_encoders_attention(shapes: str) -> None:
     code = "\n".join(
         [
             "import runpy, sys, torch",
             "torch.set_num_threads(1)",
             f"sys.path.insert(0, {str(ROOT)!r})",
             f"tests = runpy.run_path({__file__!r})",
-            "for shape in tests['SHAPES']: tests['check'](shape, 'cpu', torch.float32, 2e-6)",
+            f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 2e-6)",
         ]
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
 
 
-@pytest.mark.parametrize("architecture", [90, 80])
-@pytest.mark.parametrize(("heads", "rest"), [(16, 16), (12, 0)])
+@pytest.mark.parametrize(
+    ("architecture", "heads", "rest"),
+    [(90, 16, 16), (80, 12, 0), *(pytest.param(*one, marks=pytest.mark.long) for one in ((80, 16, 16), (90, 12, 0)))],
+)
 def test_the_kernels_compile_for_gpus_without_spilling_registers(
     architecture: int, heads: int, rest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,11 @@ def resized_jpeg(image: np.ndarray, scale: float) -> np.ndarray:
     return read(buffer)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("detectors", "scale"),
+    [(1, 1.0), (2, 1.0), (2, 0.6), pytest.param(1, 0.6, marks=pytest.mark.long)],
+    indirect=["detectors"],
+)
 def test_the_six_faces_cannot_be_found_again(
     photos: Path, scale: float, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
@@ -118,6 +122,7 @@ def test_the_six_faces_cannot_be_found_again(
     assert {(r.kind, r.source) for r in regions} == {("face", "mtcnn")}
 
 
+@pytest.mark.parametrize("detectors", [2, pytest.param(1, marks=pytest.mark.long)], indirect=True)
 def test_the_29_faces_of_solvay_cannot_be_found_again(
     photos: Path, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
