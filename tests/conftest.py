@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.support.photographs import photograph
+
 # A shell that runs the tests in the background has them, and all they start, ignore interrupts: tests that interrupt a
 # process would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,6 +25,7 @@ pytest_plugins = [
     "tests.support.parallel",  # first, for the others import it
     "tests.support.browser",
     "tests.support.built_fixtures",
+    "tests.support.cuda",
     "tests.support.minted_fixtures",
     "tests.support.report_fixtures",
     "tests.support.ray_fixtures",
@@ -70,17 +73,13 @@ def mobile_sam_path() -> Path:
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
     """scikit-image's astronaut: one face, (512, 512, 3) uint8 RGB."""
-    from skimage import data
-
-    return np.asarray(data.astronaut())
+    return photograph("astronaut")
 
 
 @pytest.fixture(scope="session")
 def coffee() -> np.ndarray:
     """scikit-image's coffee cup: no face and no plate, (400, 600, 3) uint8 RGB."""
-    from skimage import data
-
-    return np.asarray(data.coffee())
+    return photograph("coffee")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.pipeline.cli import app
+from tests.support.photographs import photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,14 +32,6 @@ SMALL = {
     "resources": {"segment": {"actors": 1}},
 }
 """A configuration that takes seconds: nine prompts an image, no crops, one actor with one thread."""
-
-
-def photograph(name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """One of scikit-image's photographs, (H, W, 3) uint8 RGB, shrunk to `size` (width, height) where given."""
-    from skimage import data
-
-    image = Image.fromarray(np.asarray(getattr(data, name)())).convert("RGB")
-    return np.asarray(image if size is None else image.resize(size, Image.Resampling.LANCZOS))
 
 
 def write_photographs(folder: Path, count: int) -> list[str]:

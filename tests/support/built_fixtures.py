@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import segmint, small_catalog, write_config
 from tests.support.parallel import made_once
 
 
@@ -22,6 +21,7 @@ class Built:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Ten rows in shards of three, by one segment actor: row 3 refused for its license, row 10 not found."""
+    from tests.support.builds import segmint, small_catalog, write_config
 
     def make(folder: Path) -> None:
         config = write_config(folder / "build.yaml", small_catalog(folder / "photos", count=10), folder / "dataset")

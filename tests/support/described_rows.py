@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.model.automatic.rle import encode
-from segmint.operators.describe import describe_mask
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import DESCRIBED
@@ -14,6 +13,8 @@ from segmint.operators.schemas import DESCRIBED
 
 def rectangle_mask(height: int, width: int, top: int, left: int, bottom: int, right: int) -> dict[str, Any]:
     """A mask of rows [top, bottom) and columns [left, right) as a value of the described masks' struct."""
+    from segmint.operators.describe import describe_mask  # needs pycocotools, which GPU machines may lack
+
     mask = np.zeros((height, width), bool)
     mask[top:bottom, left:right] = True
     rle = encode(mask)

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.outputs import OUTPUTS
-from tests.support.builds import small_catalog, write_config
-from tests.support.minted import mint
 from tests.support.parallel import made_once
 
 
@@ -17,6 +14,8 @@ def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its configuration is `build.yaml` next to it.
     """
+    from tests.support.builds import small_catalog, write_config
+    from tests.support.minted import mint
 
     def make(folder: Path) -> None:
         catalog = small_catalog(folder / "photos")
@@ -29,5 +28,7 @@ def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(minted: Path, tmp_path: Path) -> Path:
     """A copy of the small real dataset, to change; without the notes of other tests' reports and exports."""
+    from segmint.catalogs.dataset.outputs import OUTPUTS
+
     shutil.copytree(minted, tmp_path / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
     return tmp_path / "dataset"

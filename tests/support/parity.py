@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
 
 from segmint.model.automatic.records import MaskRecord
 
@@ -39,6 +38,8 @@ class Comparison:
 
 def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> Comparison:
     """Pair each of the reference's masks with one of ours, of the same point and crop, at IoU 0.99."""
+    from pycocotools import mask as coco  # GPU machines may lack it
+
     mine = [_coco(record) for record in ours]
     reference = [{**one["segmentation"], "counts": _bytes(one["segmentation"]["counts"])} for one in theirs]
     overlap = np.zeros((len(theirs), len(ours)))

@@ -1,18 +1,22 @@
 """A local Ray that tests share, for parts that need one but no whole build."""
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
-from segmint.infra.ray_session import Cluster, ray_session
+if TYPE_CHECKING:  # every test run loads this file, and some have no Ray
+    from segmint.infra.ray_session import Cluster
 
 _running = ExitStack()
-_clusters: list[Cluster] = []
+_clusters: "list[Cluster]" = []
 
 
 @pytest.fixture
-def local_ray() -> Cluster:
+def local_ray() -> "Cluster":
     """A local Ray for all tests that ask for it: they run after the others, and it ends with the last of them."""
+    from segmint.infra.ray_session import ray_session
+
     if not _clusters:
         _clusters.append(_running.enter_context(ray_session("local", object_store_memory=200_000_000)))
     return _clusters[0]

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.reference import reference_sam
@@ -63,6 +62,8 @@ def check_funnel(generated: Generated) -> None:
 
 
 def check_records(generated: Generated, size: tuple[int, int]) -> None:
+    from pycocotools import mask as coco
+
     for record in generated.records:
         mask = decode(record.segmentation)
         assert mask.shape == size

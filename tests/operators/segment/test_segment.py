@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute
@@ -23,8 +22,8 @@ from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPA
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count, device_failure
-from tests.support.builds import photograph
 from tests.support.described_rows import faulted_row, rejected_row
+from tests.support.photographs import photograph
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +73,8 @@ def out(segment: Segment, rows: list[Row]) -> pa.Table:
 
 
 def test_every_row_comes_out_with_masks_in_the_released_frame(out: pa.Table) -> None:
+    from pycocotools import mask as coco_mask
+
     assert out.schema == SEGMENTED
     assert "original" not in out.column_names
     coffee, refused, broken, chelsea = out.to_pylist()

@@ -1,0 +1,40 @@
+"""The tests marked `cuda` need few of segmint's packages: those of a GPU machine, and those that are taken there."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError, files, requires
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+THERE = {"torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "pyarrow", "pyyaml", "psutil"}
+TAKEN = {"segment-anything", "pydantic", "pebble", "simplejpeg", "pytest", "pytest-timeout", "hypothesis", "setuptools"}
+
+
+def top_names(distribution: str) -> set[str]:
+    try:
+        found = files(distribution) or ()
+    except PackageNotFoundError:  # of an extra that is not installed
+        return set()
+    return {file.parts[0] for file in found}
+
+
+def test_they_are_collected_without_other_packages_and_skipped_without_a_gpu(tmp_path: Path) -> None:
+    wanted = {re.split(r"[^\w.-]", line)[0].lower() for line in requires("segmint") or ()}
+    hidden = {name for package in wanted - THERE - TAKEN - {"segmint"} for name in top_names(package)}
+    assert {"ray", "pycocotools", "skimage", "duckdb", "facenet_pytorch"} <= hidden
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if path.name not in hidden:
+            (tmp_path / path.name).symlink_to(path)
+
+    # Without site, what is installed is what the folder has.
+    command = [sys.executable, "-S", "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(r"\d\d+ skipped, \d+ deselected in .*", summary)
