@@ -23,6 +23,10 @@ from segmint.model.device.transfers import upload
 _SHORT = 8
 _LONG = 128
 
+# Sizes differ from photograph to photograph. Left alone, Triton would compile one for those that are multiples of 16
+# and another for the rest, while a photograph waits.
+_SIZES = ["height", "width", "tiles"]
+
 
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
     """See `mask_tiles.measure`."""
@@ -117,7 +121,7 @@ def logits_of_tile(
     return across
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def measure_kernel(
     low,
     bounds,
@@ -188,7 +192,7 @@ def measure_kernel(
     tl.store(found + 6, tl.max(tl.where(in_rows, y, -1), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES[:2])
 def draw_kernel(
     low,
     strips,

@@ -108,6 +108,14 @@ def test_the_kernels_compile_for_a_gpu_and_fuse_no_multiplication_with_an_additi
         assert "fma" not in compiled.asm["ptx"]
 
 
+def test_photographs_whose_sides_are_multiples_of_16_take_the_same_kernels() -> None:
+    from segmint.model.automatic import mask_kernels
+
+    for kernel in (mask_kernels.measure_kernel, mask_kernels.draw_kernel):
+        sizes = {parameter.name for parameter in kernel.params} & {"height", "width", "tiles"}
+        assert {parameter.name for parameter in kernel.params if parameter.do_not_specialize} == sizes
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("size", [*SIZES, (1200, 1800)])
 def test_kernels_on_a_gpu_have_the_bits_of_torchs_operations_there_and_on_the_cpu(size: tuple[int, int]) -> None:
