@@ -1,4 +1,4 @@
-"""Which kernels the image encoders attend with on a GPU: fixed by the type of the weights, as each rounds differently.
+"""Which kernels the model attends with on a GPU: fixed by the type of the weights, as each rounds differently.
 
 Left alone, `F.scaled_dot_product_attention` may take cuDNN's, by its version and by the environment.
 """

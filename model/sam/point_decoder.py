@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from segmint.model.sam.common import join_heads, split_heads
 from segmint.model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
+from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
@@ -236,7 +237,7 @@ def _attend_to_shared_image(attention: Attention, q: Tensor, plan: PointPlan) ->
     The points share keys and values, so that all their tokens form one batch of queries.
     """
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], attention.heads)
-    attended = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
+    attended = join_heads(attend(queries, plan.keys, plan.values))
     out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
     return out
 

@@ -6,10 +6,10 @@ image. Where the image is the same for all prompts, its batch size is 1 and broa
 
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.sam.common import Mlp, join_heads, split_heads
+from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.products import Linear
 
 
@@ -108,5 +108,5 @@ class Attention(nn.Module):
             split_heads(projected, self.heads).expand(batch, -1, -1, -1)
             for projected in (self.q_proj(q), self.k_proj(k), self.v_proj(v))
         )
-        out: Tensor = self.out_proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
+        out: Tensor = self.out_proj(join_heads(attend(q, k, v)))
         return out

@@ -18,6 +18,7 @@ from torch import Tensor
 from segmint.model.kernels.factored_image import answer, draw, look
 from segmint.model.kernels.layout import CONSTANT, HEADS, ROWS, SEATS
 from segmint.model.sam.common import join_heads, split_heads
+from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.point_decoder import as_linear, predicted_iou_of, used_tokens
 from segmint.model.sam.transformer import Attention
@@ -234,7 +235,7 @@ def prepare_drawing(decoder: MaskDecoder, plan: Plan, tokens: Tensor, images: Im
 def _attend_to_shared_image(attention: Attention, q: Tensor, plan: Plan) -> Tensor:
     """The first block's attention from tokens (B, T, C) to the image: all points' tokens form one batch of queries."""
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], HEADS)
-    attended = join_heads(F.scaled_dot_product_attention(queries, plan.keys, plan.values))
+    attended = join_heads(attend(queries, plan.keys, plan.values))
     out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
     return out
 

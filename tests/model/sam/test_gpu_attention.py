@@ -1,6 +1,7 @@
 """A GPU attends with kernels that the type of the weights fixes; without a GPU, on fake tensors."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_torch_tries_libraries_in_a_fixed_order(
     attend(part, part, part, torch.empty(1, 2, 49, 49, dtype=dtype) if bias else None)
     assert tried == [expected]
     assert torch.backends.cuda.cudnn_sdp_enabled(), "only the call is pinned"
+
+
+def test_no_other_place_leaves_the_library_to_torch() -> None:
+    """Besides a ViT's attention in bands, which is a CPU's."""
+    calls = {
+        path.name: count
+        for path in sorted((Path(__file__).resolve().parents[3] / "model").rglob("*.py"))
+        if (count := path.read_text().count("F.scaled_dot_product_attention("))
+    }
+    assert calls == {"gpu_attention.py": 2, "image_encoder_vit.py": 1}
 
 
 def test_a_cpu_attends_as_torch_does() -> None:
