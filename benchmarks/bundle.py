@@ -1,16 +1,23 @@
-"""Collect what `benchmarks/gpu.py` needs on a machine without network: weights, photographs, the reference package.
+"""Collect what a day on a GPU (`benchmarks/gpu_day.py`) needs on a machine without network.
 
-    python benchmarks/bundle.py [FOLDER]
+    python benchmarks/bundle.py [FOLDER] [--python 3.12]
 
-Writes `mobile_sam.pt`, `photos/`, `segment_anything/` and `benchmarks/reference.py`, which builds the package's models,
-into the folder (default `bundle/`, which git ignores), under 60 MiB in all. The photographs are scikit-image's, or
-those named dog.jpg and truck.jpg in `SEGMINT_TEST_PHOTOS`.
+Writes into the folder (default `bundle/`, which git ignores), under 60 MiB together with the checkout:
+
+- `mobile_sam.pt` and `clp_det.onnx`, the weights; those of the face detector are in its package
+- `photos/`, photographs: scikit-image's, and those named dog.jpg and truck.jpg in `SEGMINT_TEST_PHOTOS`
+- `wheels/`, packages for Linux on x86-64 and that version of Python, in the versions of constraints.txt; none that
+  torch comes with or needs, so that nothing of a machine that has torch is replaced
+- `wheels.txt`, their names and versions, for `make gpu-day`
 """
 
-import importlib.util
+import argparse
 import os
+import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -20,46 +27,88 @@ sys.path.insert(0, str(ROOT))
 
 LIMIT = 60 << 20
 
+WHEELS = (
+    *("pycocotools", "segment-anything", "Pebble", "simplejpeg", "facenet-pytorch"),
+    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions"),
+    *("pytest", "pluggy", "iniconfig", "packaging", "Pygments", "pytest-timeout", "hypothesis", "sortedcontainers"),
+)
+"""What goes along, without the needs of torch, torchvision and onnxruntime, which the machine has."""
+
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17, 12, 5)] + ["manylinux2014_x86_64"]
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
+
 
 def main() -> None:
     """Write a new bundle and print its size."""
-    from segmint.infra.assets.resolve import resolve
-
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bundle"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "bundle")
+    parser.add_argument("--python", default="3.12", help="version of Python on the GPU machine")
+    parser.add_argument("--wheels", action=argparse.BooleanOptionalAction, default=True, help="needs a package index")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "photos").mkdir(parents=True)
-    shutil.copyfile(resolve("mobile_sam"), folder / "mobile_sam.pt")
+    copy_weights(folder)
     copy_photographs(folder / "photos")
-    copy_reference(folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > LIMIT:
-        sys.exit(f"{folder} takes {size / 2**20:.1f} MiB: expected at most {LIMIT >> 20}")
-    print(f"{folder}: {size / 2**20:.1f} MiB")
+    if arguments.wheels:
+        download_wheels(folder, arguments.python)
+    size, checkout = size_of(folder.rglob("*")), size_of(tracked())
+    if size + checkout > LIMIT:
+        sys.exit(
+            f"{folder} takes {size / 2**20:.1f} MiB and the checkout {checkout / 2**20:.1f}: expected at most "
+            f"{LIMIT >> 20} together"
+        )
+    print(f"{folder}: {size / 2**20:.1f} MiB, and {checkout / 2**20:.1f} MiB of the checkout")
+
+
+def copy_weights(folder: Path) -> None:
+    """Copy the weights under the names that they have in a cache of weight files."""
+    from segmint.infra.assets.known import ASSETS
+    from segmint.infra.assets.resolve import resolve
+
+    for name in ("mobile_sam", "clp"):
+        shutil.copyfile(resolve(name), folder / ASSETS[name].file_name)
 
 
 def copy_photographs(folder: Path) -> None:
-    """Write two photographs as files."""
+    """Write the photographs as files."""
+    from skimage import data
+
+    for name in PHOTOGRAPHS:
+        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.png")
     given = os.environ.get("SEGMINT_TEST_PHOTOS")
     if given:
         for name in ("dog.jpg", "truck.jpg"):
             shutil.copyfile(Path(given) / name, folder / name)
-        return
-    from skimage import data
-
-    for name in ("astronaut", "coffee"):
-        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.png")
 
 
-def copy_reference(folder: Path) -> None:
-    """Copy the sources of the installed reference package, and the module that builds its models for comparisons."""
-    found = importlib.util.find_spec("segment_anything")
-    if found is None or found.origin is None:
-        sys.exit("segment-anything is not installed: run `make setup` first")
-    shutil.copytree(
-        Path(found.origin).parent, folder / "segment_anything", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    (folder / "benchmarks").mkdir()
-    shutil.copyfile(ROOT / "benchmarks" / "reference.py", folder / "benchmarks" / "reference.py")
+def download_wheels(folder: Path, python: str) -> None:
+    """Download the wheels by pip, for another Python than this one."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normal(line.partition("==")[0]): line for line in lines if "==" in line}
+    wanted = [pinned[normal(name)] for name in WHEELS]
+    options = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    for platform in (*PLATFORMS, "any"):
+        options += ["--platform", platform]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, *options, "--dest", str(folder / "wheels"), *wanted], check=True)
+    (folder / "wheels.txt").write_text("".join(f"{line}\n" for line in wanted))
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def tracked() -> list[Path]:
+    """The files of the checkout; none outside a repository."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout
+    return [ROOT / name for name in listed.decode().split("\0") if name]
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes of the files among the paths."""
+    return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
 
 if __name__ == "__main__":

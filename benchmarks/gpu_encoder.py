@@ -1,107 +1,167 @@
-"""The parts of the GPU benchmark on the image encoder: matrix products, one attention, the ViT."""
+"""The parts of a day on a GPU about the image encoder: matrix products, attention by its kernels, the whole ViT."""
 
-from collections.abc import Callable
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu_run import Run, attempt, memory, noise, profile, timed
+from benchmarks.gpu_run import NotMeasuredError, Run, memory, sample, synchronize, timed
+
+WAYS = ("triton", "flash", "efficient", "math", "cudnn")
+"""Our kernels, and those of torch that can replace them; the product never takes cuDNN's."""
 
 
-def measure_peak(run: Run) -> dict[str, Any]:
-    """TFLOP/s of one large square matrix product of random numbers, in bfloat16 and float32."""
-    size = run.sizes.matrix
-    rates = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        a, b = (torch.randn(size, size, device=run.device, dtype=dtype) for _ in range(2))
-        seconds = timed(lambda a=a, b=b: a @ b, run)["median_s"]
-        rates[f"{name}_tflops"] = 2 * size**3 / seconds / 1e12
-    run.peak_tflops = rates["bf16_tflops"]
-    return rates
+@contextlib.contextmanager
+def attending_by(way: str) -> Iterator[None]:
+    """Have the ViT on a GPU attend by these kernels and no others, while the block runs."""
+    from torch.nn.attention import SDPBackend
+
+    from segmint.model.sam import gpu_attention, image_encoder_vit
+
+    if way == "triton":
+        yield
+        return
+    names = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH", "cudnn": "CUDNN_ATTENTION"}
+    with (
+        patch.object(image_encoder_vit, "relative_attention", lambda *_: None),
+        patch.object(gpu_attention, "_HALF", [SDPBackend.__members__[names[way]]]),
+    ):
+        yield
 
 
-def measure_attention(run: Run) -> dict[str, Any]:
-    """One global attention of the ViT's shape, in bfloat16, both ways, and the reference's plain formula."""
-    from segmint.model.sam.image_encoder_vit import attend_in_bands, attend_with_extended_keys
+def need_triton(way: str) -> None:
+    """Raise `NotMeasuredError` if our kernels are asked for and Triton is missing."""
+    from segmint.model.sam.gpu_attention import attention_kernels
 
-    width, _, heads, _ = run.sizes.vit
-    side, dimensions = run.sizes.image_side // 16, width // heads
-    shapes = [(1, heads, side * side, last) for last in (dimensions, dimensions, dimensions, side, side)]
-    parts = [torch.randn(shape, device=run.device, dtype=torch.bfloat16) for shape in shapes]
+    if way == "triton" and attention_kernels(torch.bfloat16) != "triton":
+        raise NotMeasuredError("Triton is not installed")
 
-    def plain(q: Any, k: Any, v: Any, rows: Any, columns: Any) -> Any:
-        logits = (q * dimensions**-0.5) @ k.transpose(-2, -1)
-        logits = logits.unflatten(-1, (side, side)) + rows[..., :, None] + columns[..., None, :]
-        return logits.flatten(-2).softmax(-1) @ v
 
-    expected = plain(*(part.float() for part in parts))
+def measure_products(run: Run, batch: int) -> dict[str, Any]:
+    """The encoder's matrix products at a batch size, in bfloat16: milliseconds and TFLOP/s of each shape."""
+    width = next(iter(run.sizes.vits.values()))[0]
+    tokens = batch * (run.sizes.image_side // 16) ** 2
+    shapes = {
+        "patches": (768, width),
+        "qkv": (width, 3 * width),
+        "proj": (width, width),
+        "mlp in": (width, 4 * width),
+        "mlp out": (4 * width, width),
+        "neck": (width, 256),
+    }
     found: dict[str, Any] = {}
-    for name, attend in (("bands", attend_in_bands), ("extended", attend_with_extended_keys), ("plain", plain)):
-        difference = float((attend(*parts).float() - expected).abs().max())
-        found[name] = {**timed(partial(attend, *parts), run), "largest_difference": difference}
+    for name, (inner, outer) in shapes.items():
+        x = torch.randn(tokens, inner, device=run.device, dtype=run.dtype)
+        weight = torch.randn(outer, inner, device=run.device, dtype=run.dtype)
+        bias = torch.randn(outer, device=run.device, dtype=run.dtype)
+        seconds = timed(run, partial(torch.nn.functional.linear, x, weight, bias))["median_s"]
+        tflops = 2 * tokens * inner * outer / seconds / 1e12
+        found[name] = {"ms": seconds * 1e3, "tflops": tflops, "of_peak": run.of_peak(tflops)}
     return found
 
 
-def measure_encoder(run: Run) -> dict[str, Any]:
-    """The ViT encoder in bfloat16 by batch size, eager and compiled, and the reference's one image at a time."""
+def measure_attention(run: Run, dimensions: int, side: int, way: str, batch: int) -> dict[str, Any]:
+    """One attention layer of 16 heads, its products included, in bfloat16; the difference from float32's formula.
+
+    `side` is that of its squares in tokens, the map's for a global one.
+    """
+    run.need_cuda()
+    need_triton(way)
+    from segmint.model.sam.image_encoder_vit import Attention
+
+    grid = run.sizes.image_side // 16
+    torch.manual_seed(0)
+    layer = Attention(16 * dimensions, 16, side)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    layer = layer.to(run.device)
+    x = torch.randn(batch, grid, grid, 16 * dimensions, device=run.device)
+    exact = layer(x[:1])  # in float32, by torch's kernels
+    layer, x = layer.bfloat16(), x.bfloat16()
+    with attending_by(way), memory(run) as peak, torch.inference_mode():
+        difference = float((layer(x[:1]).float() - exact).abs().max())
+        seconds = timed(run, lambda: layer(x))
+    return {**seconds, **peak, "largest_difference": difference, "largest": float(exact.abs().max())}
+
+
+def random_encoder(run: Run, name: str) -> Any:
+    """A ViT on random weights, which cost what real ones do; the same ones each time."""
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 
-    width, depth, heads, global_blocks = run.sizes.vit
-    shape = VitShape(width, depth, heads, global_blocks)
+    torch.manual_seed(0)
     with torch.device(run.device):
-        encoder = ImageEncoderViT(shape, run.sizes.image_side).eval()
+        encoder = ImageEncoderViT(VitShape(*run.sizes.vits[name]), run.sizes.image_side).eval()
         for parameter in encoder.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-    encoder = encoder.to(torch.bfloat16)
-    flops = encoder_flops(shape, run.sizes.image_side)
-    found: dict[str, Any] = {"tflop_an_image": flops / 1e12}
-    for batch in run.sizes.batches:
-        found[f"eager_batch_{batch}"] = attempt(encoder_rate, run, encoder, batch, flops)
-    largest = run.sizes.batches[-1]
-    if run.compile_mode is not None:
-        compiled = torch.compile(encoder, mode=run.compile_mode, dynamic=False)
-        found[f"compiled_batch_{largest}"] = attempt(encoder_rate, run, compiled, largest, flops)
-        del compiled
-    found["profile"] = profile(lambda: encoder(noise(run, largest)), run)
-    found["reference"] = attempt(reference_encoder_rate, run, encoder, shape, flops)
-    best = max((part.get("images_s", 0.0) for part in found.values() if isinstance(part, dict)), default=0.0)
-    if "images_s" in found["reference"]:
-        found["times_the_reference"] = best / found["reference"]["images_s"]
-    return found
+    return encoder.to(run.dtype)
 
 
-def encoder_rate(run: Run, encoder: Callable[[Any], Any], batch: int, flops: float) -> dict[str, Any]:
-    """Images a second of an encoder at one batch size, as a fraction of the peak, and the memory it took."""
-    images = noise(run, batch)
-    with memory(run) as peak:
-        seconds = timed(lambda: encoder(images), run)
+class Encoders:
+    """The ViT that is measured at the moment, so that one is on the GPU at a time."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._encoder: Any = None
+
+    def get(self, run: Run, name: str) -> Any:
+        """The ViT of this name."""
+        if name != self._name:
+            self._encoder = None
+            torch.compiler.reset()
+            self._encoder, self._name = random_encoder(run, name), name
+        return self._encoder
+
+
+def measure_encoder(
+    run: Run, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
+) -> dict[str, Any]:
+    """Images a second of a ViT in bfloat16, as a fraction of the peak by `model/cost.py`; memory; time to compile."""
+    from segmint.model.sam.batch_encoder import compile_arguments
+
+    if compiled or way != "triton":
+        run.need_cuda()
+    if run.on_cuda:
+        need_triton(way)
+    encoder: Callable[[Any], Any] = encoders.get(run, name)
+    found: dict[str, Any] = {}
+    side = run.sizes.image_side
+    images = torch.randn(batch, 3, side, side, device=run.device, dtype=run.dtype)
+    with attending_by(way), torch.inference_mode():
+        if compiled:
+            torch.compiler.reset()  # what was compiled attends by another way
+            encoder = torch.compile(encoder, dynamic=False, **compile_arguments("default", run.device))
+            started = time.monotonic()
+            encoder(images)
+            synchronize(run)
+            found["compile_s"] = round(time.monotonic() - started, 1)
+        with memory(run) as peak:
+            seconds = timed(run, lambda: encoder(images))
     rate = batch / seconds["median_s"]
-    tflops = rate * flops / 1e12
-    return {**seconds, "images_s": rate, "tflops": tflops, "of_peak": run.of_peak(tflops), **peak}
+    return {**found, **seconds, "images_s": rate, **of_ceiling(run, name, rate), **peak}
 
 
-def reference_encoder_rate(run: Run, encoder: Any, shape: Any, flops: float) -> dict[str, Any]:
-    """The reference package's encoder on the same weights, in bfloat16; one image, since it has no batches."""
-    from benchmarks.reference import reference_vit
+def of_ceiling(run: Run, name: str, images_s: float) -> dict[str, Any]:
+    """TFLOP/s of encodes a second, and their fraction of the peak; nothing for sizes that are not SAM's."""
+    from segmint.model.cost import encode_flop
 
-    with torch.device("meta"):
-        reference = reference_vit(shape, run.sizes.image_side)
-    reference.load_state_dict(encoder.state_dict(), strict=True, assign=True)
-    images = noise(run, 1)
-    expected, ours = reference(images).float(), encoder(images).float()
-    found = encoder_rate(run, reference, 1, flops)
-    return {**found, "mean_difference": float((ours - expected).abs().mean()), "std": float(expected.std())}
+    if run.quick:
+        return {}
+    tflops = images_s * encode_flop(name) / 1e12  # type: ignore[arg-type]
+    return {"tflops": tflops, "of_peak": run.of_peak(tflops)}
 
 
-def encoder_flops(shape: Any, image_side: int) -> float:
-    """Operations of one image, a multiply-add counted as two, including the tokens that pad windows."""
-    side, width = image_side // 16, shape.width
-    tokens = side * side
-    windows = (-(-side // 14)) ** 2
-    linear = 2 * tokens * 12 * width * width
-    everywhere = 4 * tokens * tokens * width
-    windowed = 4 * windows * 196 * 196 * width
-    blocks = shape.depth * linear + len(shape.global_blocks) * everywhere
-    blocks += (shape.depth - len(shape.global_blocks)) * windowed
-    return float(blocks + 2 * tokens * (768 * width + 256 * width + 9 * 256 * 256))
+def measure_peak_again(run: Run) -> dict[str, Any]:
+    """TFLOP/s of large bfloat16 products on this part's warm GPU, which its fractions refer to."""
+    size = run.sizes.matrix
+    a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    started, rates = time.monotonic(), []
+    while not rates or time.monotonic() - started < min(5.0, run.sizes.sustained_s):
+        rates.append(2 * size**3 * 20 / sample(run, lambda: torch.mm(a, b, out=out), 20) / 1e12)
+    run.peak_tflops = statistics.median(rates[len(rates) // 2 :])
+    return {"sustained_tflops": run.peak_tflops}

@@ -1,215 +1,258 @@
-"""The parts of the GPU benchmark on masks: whole images in both profiles, and the upscaling of one chunk."""
+"""The part of a day on a GPU about whole images: the full recipe and whole images alone, stage by stage."""
 
-import importlib.util
-import sys
+import re
+import statistics
 import time
-import types
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
-import numpy as np
 import torch
-from PIL import Image
 
-from benchmarks.gpu_run import Run, attempt, memory, profile, synchronize, timed
+from benchmarks.gpu_both import generator_of, heavy_encoder, light_sam, photographs
+from benchmarks.gpu_run import Run, memory, synchronize
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+TRACE_LIMIT = 12 << 20
+"""Bytes of a trace that is kept."""
 
-
-def measure_masks(run: Run) -> dict[str, Any]:
-    """Whole images with MobileSAM and the `official` profile: ours in fp32 and bf16, and the reference package."""
-    note = need_opencv(placeholder=True)
-    from segmint.model.automatic.generator import MaskGenerator
-    from segmint.model.automatic.settings import MaskSettings
-    from segmint.model.sam.load import load_sam
-    from segmint.model.sam.predictor import Predictor
-
-    images = photographs(run.sizes.photo_side)
-    points = run.sizes.points_per_side
-    found: dict[str, Any] = {"opencv": note, "photographs": {name: list(image.shape) for name, image in images.items()}}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        predictor = Predictor(load_sam(weights(), run.device).to(dtype))
-        settings = MaskSettings.official(points_per_side=points, points_per_chunk=4 if run.device.type == "cpu" else 64)
-        generator = MaskGenerator(predictor, settings)
-        first = next(iter(images.values()))
-        found[f"ours_{precision}"] = attempt(
-            masks_rate, run, images, lambda image, generator=generator: len(generator.generate(image).records)
-        )
-        found[f"embed_{precision}"] = attempt(embed_rate, run, predictor, first)
-        if precision == "bf16":
-            found["profile"] = profile(lambda generator=generator, first=first: generator.generate(first), run)
-    found["reference"] = attempt(reference_masks_rate, run, images)
-    best = max(found[key].get("images_s", 0.0) for key in ("ours_fp32", "ours_bf16"))
-    if "images_s" in found["reference"]:
-        found["times_the_reference"] = best / found["reference"]["images_s"]
-    return found
+Steps = Literal["kernels", "plain", "compiled"]
+"""How the decoder's three steps that touch the whole image are computed: by our Triton kernels, by torch's operations,
+or by these compiled; in a graph each."""
 
 
-def measure_sa1b(run: Run) -> dict[str, Any]:
-    """Whole images with the `sa1b` profile in bfloat16, the crops encoded one by one and all in one batch."""
-    need_opencv(placeholder=False)
-    from segmint.model.automatic.generator import MaskGenerator
-    from segmint.model.automatic.settings import MaskSettings
-    from segmint.model.sam.load import load_sam
-    from segmint.model.sam.predictor import Predictor
+class Images:
+    """The models and photographs that the measurements share, made once."""
 
-    quick = run.sizes.points_per_side < 4
-    layers = 1 if quick else 2
-    chunk = 4 if run.device.type == "cpu" else 64
-    settings = MaskSettings.sa1b(
-        points_per_side=run.sizes.points_per_side, crop_n_layers=layers, points_per_chunk=chunk
-    )
-    images = photographs(run.sizes.photo_side)
-    predictor = Predictor(load_sam(weights(), run.device).to(torch.bfloat16))
-    found = {}
-    for crops in (1, 5 if quick else 21):
-        generator = MaskGenerator(predictor, settings, crops_per_batch=crops)
-        found[f"crops_per_batch_{crops}"] = attempt(
-            masks_rate, run, images, lambda image, generator=generator: len(generator.generate(image).records)
-        )
-    return found
+    def __init__(self) -> None:
+        self._light: Any = None
+        self.heavy: Any = None
+        self.photographs: dict[str, tuple[Any, Any]] = {}
+        self._features: dict[Any, Any] = {}
+        self._generators: dict[tuple[int | None, str], Any] = {}
 
-
-def masks_rate(run: Run, images: dict[str, Any], count: Callable[[Any], int]) -> dict[str, Any]:
-    """Images and masks a second over all photographs, after one warm-up run."""
-    count(next(iter(images.values())))
-    with memory(run) as peak:
-        start = time.perf_counter()
-        masks = {name: count(image) for name, image in images.items()}
+    def prepare(self, run: Run) -> dict[str, Any]:
+        """Load and compile; the shapes of the photographs."""
+        self.photographs = photographs(run)
+        self._light = light_sam(run)
+        started = time.monotonic()
+        heavy = heavy_encoder(run, self._light)
+        with torch.inference_mode():
+            heavy([torch.zeros(64, 64, 3, dtype=torch.uint8, device=run.device)])
         synchronize(run)
-        seconds = time.perf_counter() - start
+        self.heavy = heavy
+        return {
+            "photographs": {name: [one.shape for one in pair] for name, pair in self.photographs.items()},
+            "compile_s": round(time.monotonic() - started, 1),
+        }
+
+    def generator(self, run: Run, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
+        """A generator whose graphs and kernels are ready, and that has seen every photograph."""
+        if self.heavy is None:
+            raise RuntimeError("the models are not ready, see `models`")
+        if (layers, steps) not in self._generators:
+            generator = generator_of(run, self._light, layers, self.heavy, self._features)
+            for pair in self.photographs.values():
+                generator.generate(*pair)
+            synchronize(run)
+            self._generators[layers, steps] = generator
+        return self._generators[layers, steps]
+
+
+def measure_models(run: Run, images: Images) -> dict[str, Any]:
+    """Load MobileSAM, make a random ViT-H and compile it."""
+    return images.prepare(run)
+
+
+def measure_images(run: Run, images: Images, layers: int | None, steps: Steps = "kernels") -> dict[str, Any]:
+    """Seconds of an image, one after the other in one thread: `find`, which needs the GPU, and `finish`.
+
+    `of_peak` is the fraction of the peak by `model/cost.py`; `find_of_peak` is without `finish`, which the pipeline
+    does meanwhile.
+    """
+    if steps != "kernels":
+        run.need_cuda()
+    with computing_by(steps):
+        generator = images.generator(run, layers, steps)
+        seconds: list[tuple[float, float]] = []
+        masks: dict[str, int] = {}
+        with memory(run) as peak:
+            for _ in range(run.sizes.runs):
+                for name, pair in images.photographs.items():
+                    began = time.perf_counter()
+                    found = generator.find(*pair)
+                    synchronize(run)
+                    halfway = time.perf_counter()
+                    masks[name] = len(generator.finish(found).records)
+                    seconds.append((halfway - began, time.perf_counter() - halfway))
+    find, finish = (statistics.median(part) for part in zip(*seconds, strict=True))
+    ceiling = ceiling_s(run, generator)
     return {
-        "seconds": seconds,
-        "images_s": len(images) / seconds,
-        "masks_s": sum(masks.values()) / seconds,
+        "find_s": find,
+        "finish_s": finish,
+        "images_s": 1 / (find + finish),
+        "find_images_s": 1 / find,
+        "of_peak": None if ceiling is None else ceiling / (find + finish),
+        "find_of_peak": None if ceiling is None else ceiling / find,
         "masks": masks,
         **peak,
     }
 
 
-def embed_rate(run: Run, predictor: Any, image: Any) -> dict[str, Any]:
-    """Images a second of `embed_many`, resizing and upload included, at the largest batch."""
-    batch = run.sizes.batches[-1]
-    with memory(run) as peak:
-        seconds = timed(lambda: predictor.embed_many([image] * batch, batch_size=batch), run)
-    return {"batch": batch, **seconds, "images_s": batch / seconds["median_s"], **peak}
+def ceiling_s(run: Run, generator: Any) -> float | None:
+    """Seconds of an image at the measured peak, by `model/cost.py`; None before that is measured, or of other sizes."""
+    from segmint.model.cost import image_cost
+
+    if run.peak_tflops is None or run.quick:
+        return None
+    name = next(iter(run.sizes.vits))
+    return image_cost(generator.settings).flop(name) / run.peak_tflops / 1e12  # type: ignore[arg-type]
 
 
-def reference_masks_rate(run: Run, images: dict[str, Any]) -> dict[str, Any]:
-    """The reference generator in its default float32, with our MobileSAM encoder, which it does not have."""
-    from segment_anything import SamAutomaticMaskGenerator
-
-    from benchmarks.reference import reference_sam
-    from segmint.model.sam.load import load_sam
-
-    sam = reference_sam(load_sam(weights(), run.device))
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=run.sizes.points_per_side)
-    return masks_rate(run, images, lambda image: len(generator.generate(image)))
+def measure_stages(run: Run, images: Images, layers: int | None) -> dict[str, Any]:
+    """Milliseconds of the GPU's stream by stage of one image, between events; idle moments count for their stage."""
+    generator = images.generator(run, layers)
+    pair = next(iter(images.photographs.values()))
+    with staged(run) as clock:
+        generator.generate(*pair)
+    return {"ms": clock.milliseconds()}
 
 
-def measure_upscaling(run: Run) -> dict[str, Any]:
-    """Measure and draw one chunk's masks of a photograph: whole masks, torch's tiles, Triton's kernels; and NMS.
+def measure_launches(run: Run, images: Images, layers: int | None, trace: Path | None = None) -> dict[str, Any]:
+    """Of one image: what the host starts and waits for, kernels by time, and the GPU's busy share under the profiler.
 
-    Counts and boxes are compared with those of torch's tiles, and must be the same bit by bit.
+    With `trace`, the trace of it is kept there, compressed.
     """
-    from segmint.model.automatic import mask_tiles
-    from segmint.model.automatic.crops import Crop, crop_points
-    from segmint.model.automatic.nms import nms
-    from segmint.model.automatic.proposals import propose
-    from segmint.model.automatic.settings import MaskSettings
-    from segmint.model.automatic.tiled_upscaling import TiledUpscaling, kernels
-    from segmint.model.sam.load import load_sam
-    from segmint.model.sam.predictor import Predictor
-
-    image = next(iter(photographs(run.sizes.photo_side).values()))
-    predictor = Predictor(load_sam(weights(), run.device))
-    embedding = predictor.embed(image)
-    points = crop_points(Crop(0, (0, 0, image.shape[1], image.shape[0])), min(8, run.sizes.points_per_side))
-    settings = MaskSettings.official(points_per_chunk=len(points), pred_iou_thresh=0)
-    proposals, _ = propose(predictor, embedding, predictor.plan_points(embedding), points, settings)
-    low = proposals.low_res_logits
-    found: dict[str, Any] = {"masks": len(low), "frame": list(image.shape[:2])}
-
-    def whole() -> torch.Tensor:
-        """Area and stability's counts of whole masks, eight at a time."""
-        parts = [predictor.upscale(part[None], embedding)[0] for part in low.split(8)]
-        return torch.cat([torch.stack([(part > t).sum(dim=(1, 2)) for t in (1, 0, -1)], dim=1) for part in parts])
-
-    with memory(run) as peak:
-        found["whole"] = {**timed(whole, run)}
-    found["whole"] |= peak
-    ways = {"torch_tiles": mask_tiles}
-    if run.device.type == "cuda":
-        ways["triton"] = kernels()
-        found["triton_found"] = ways["triton"] is not mask_tiles
-    expected = None
-    for name, operations in ways.items():
-        tiled = TiledUpscaling(embedding, predictor.sam.image_size, operations=operations)
-        found[name] = attempt(upscaling_rate, run, tiled, low)
-        if "failed" not in found[name]:
-            numbers = found[name].pop("numbers")
-            expected = numbers if expected is None else expected
-            found[name]["same_bits"] = numbers == expected
-    boxes = np.array([[x, y, x + 60, y + 40] for x, y in (points * 0.7).astype(int)] * 8)
-    scores = np.linspace(0, 1, len(boxes), dtype=np.float32)
-    for name, device in (("host", None), ("device", run.device)):
-        found[f"nms_{name}"] = timed(partial(nms, boxes, scores, 0.7, device), run)
-    found["profile"] = profile(lambda: tiled.draw(tiled.stable_masks(low, 1.0, 0.95).sketches), run)
+    generator = images.generator(run, layers)
+    pair = next(iter(images.photographs.values()))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if run.on_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as recorded:
+        started = time.perf_counter()
+        generator.find(*pair)
+        synchronize(run)
+        seconds = time.perf_counter() - started
+    calls: dict[str, int] = {}
+    rows: list[tuple[float, str, int]] = []
+    kernels = 0
+    for event in recorded.key_averages():
+        if getattr(event, "is_user_annotation", False):
+            continue  # a span of kernels that are rows themselves
+        if re.match(r"cu(da)?[A-Z]", event.key):
+            calls[event.key] = event.count
+        on_device = event.device_type != torch.autograd.DeviceType.CPU
+        if on_device:
+            kernels += event.count
+        if on_device == run.on_cuda:
+            spent = event.self_device_time_total if run.on_cuda else event.self_cpu_time_total
+            rows.append((spent / 1e3, event.key[:100], event.count))
+    rows.sort(reverse=True)
+    found: dict[str, Any] = {
+        "calls": calls,
+        "launches": sum(count for name, count in calls.items() if "Launch" in name),
+        "graph_launches": sum(count for name, count in calls.items() if "GraphLaunch" in name),
+        "copies": sum(count for name, count in calls.items() if "Memcpy" in name),
+        "syncs": sum(count for name, count in calls.items() if "Synchronize" in name),
+        "kernels_run": kernels,
+        "seconds": seconds,
+        "kernels": [{"name": name, "ms": round(spent, 3), "calls": count} for spent, name, count in rows[:25]],
+    }
+    if run.on_cuda:
+        found["busy_share"] = sum(row[0] for row in rows) / 1e3 / seconds
+    else:
+        found["launches"] = found["syncs"] = None  # not on a CPU
+    if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(trace))
+        found["trace"] = trace.name
+        if trace.stat().st_size > TRACE_LIMIT:
+            found["trace"] = f"none: it took {trace.stat().st_size >> 20} MiB"
+            trace.unlink()
     return found
 
 
-def upscaling_rate(run: Run, tiled: Any, low: Any) -> dict[str, Any]:
-    """Seconds of measuring a chunk's masks and of drawing the stable ones, with their numbers to compare."""
-    stable = tiled.stable_masks(low, 1.0, 0.95)
-    patches = tiled.draw(stable.sketches)
-    with memory(run) as peak:
-        measured = timed(lambda: tiled.stable_masks(low, 1.0, 0.95), run)
-        drawn = timed(lambda: tiled.draw(stable.sketches), run)
-    numbers = [stable.positions.tolist(), stable.stability.tolist(), stable.boxes.tolist(), stable.areas.tolist()]
-    runs = [patch.changes.tolist() for patch in patches]
-    return {"stable": len(patches), "measure": measured, "draw": drawn, **peak, "numbers": [*numbers, runs]}
+@contextmanager
+def computing_by(steps: Steps) -> Iterator[None]:
+    """Compute the decoder's three large steps this way while the block runs; for generators made in it."""
+    from segmint.model.automatic.on_device import decoder
+    from segmint.model.kernels import factored_plainly
+
+    with ExitStack() as stack:
+        if steps != "kernels":
+            # In place of the operators, inside which torch compiles nothing.
+            for step in ("answer", "look", "draw"):
+                plain = getattr(factored_plainly, step)
+                way = torch.compile(plain, dynamic=False) if steps == "compiled" else plain
+                stack.enter_context(patch.object(decoder, step, way))
+        yield
 
 
-def weights() -> Path:
-    """The path of MobileSAM's checkpoint in the bundle."""
-    path = BUNDLE / "mobile_sam.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: run `make gpu-bundle` on a machine with a package index")
-    return path
+class Clock:
+    """Time by stage; a stage inside another counts for the inner one alone. On a GPU between events of its stream."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._turns: list[tuple[Any, str]] = []
+        self._open = ["other"]
+        self._turn("other")
+
+    def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the function, so that its time counts for the stage."""
+
+        @wraps(function)
+        def counted(*arguments: Any, **keys: Any) -> Any:
+            self._open.append(stage)
+            self._turn(stage)
+            try:
+                return function(*arguments, **keys)
+            finally:
+                self._open.pop()
+                self._turn(self._open[-1])
+
+        return counted
+
+    def _turn(self, stage: str) -> None:
+        now: Any = time.perf_counter()
+        if self._run.on_cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._turns.append((now, stage))
+
+    def milliseconds(self) -> dict[str, float]:
+        """By stage, and in all; waits for the device."""
+        self._turn("end")
+        synchronize(self._run)
+        spent: dict[str, float] = {}
+        for (begin, stage), (end, _) in zip(self._turns, self._turns[1:], strict=False):
+            took = begin.elapsed_time(end) if self._run.on_cuda else (end - begin) * 1e3
+            spent[stage] = spent.get(stage, 0.0) + took
+        return {**{stage: round(took, 3) for stage, took in spent.items()}, "whole": round(sum(spent.values()), 3)}
 
 
-def photographs(longest: int) -> dict[str, Any]:
-    """The bundle's photographs by name, (H, W, 3) uint8 RGB, no side longer than `longest` pixels."""
-    paths = sorted((BUNDLE / "photos").glob("*"))
-    if not paths:
-        raise FileNotFoundError(f"{BUNDLE / 'photos'} has no photographs: run `make gpu-bundle` first")
-    found = {}
-    for path in paths:
-        with Image.open(path) as image:
-            upright = image.convert("RGB")
-        upright.thumbnail((longest, longest))
-        found[path.stem] = np.array(upright)
-    return found
+@contextmanager
+def staged(run: Run) -> Iterator[Clock]:
+    """Time the functions that a generator on a GPU calls while the block runs; for one thread."""
+    from segmint.model.automatic import generator
+    from segmint.model.automatic.on_device import crops
+    from segmint.model.sam import predictor
+    from segmint.model.sam.batch_encoder import BatchEncoder
 
-
-def need_opencv(placeholder: bool) -> str:
-    """Whether OpenCV is installed; without it, install a placeholder that refuses calls, or raise ImportError."""
-    present = "cv2" in sys.modules or importlib.util.find_spec("cv2") is not None
-    if present and not isinstance(sys.modules.get("cv2"), Placeholder):
-        return "installed"
-    if not placeholder:
-        raise ImportError("OpenCV (cv2) is not installed here, and clean-up needs it: this part was left out")
-    sys.modules["cv2"] = Placeholder("cv2")
-    return "missing; the official profile never calls it"
-
-
-class Placeholder(types.ModuleType):
-    """Replaces a missing module, so that code runs which imports it but does not call it."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Raise ImportError for names of the missing module; AttributeError for Python's special names."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ImportError(f"{self.__name__}.{name} was called, but {self.__name__} is not installed here")
+    places: dict[str, list[tuple[Any, str]]] = {
+        "upload, cut and resize": [(predictor.Predictor, "on_device"), (generator, "cut"), (predictor, "_resize")],
+        "encode": [(BatchEncoder, "__call__")],
+        "plan": [(crops._Graphs, "plan")],
+        "decode": [(crops._Graphs, "decode")],
+        "draw": [(crops, "draw_chunk")],
+        "measure": [(crops, "measure_chunk")],
+        "suppress and draw runs": [(crops, "suppress_and_draw")],
+        "finish": [(generator.MaskGenerator, "finish")],
+    }
+    clock = Clock(run)
+    with ExitStack() as stack:
+        for stage, owners in places.items():
+            for owner, name in owners:
+                stack.enter_context(patch.object(owner, name, clock.timing(stage, getattr(owner, name))))
+        yield clock

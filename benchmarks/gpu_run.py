@@ -1,15 +1,24 @@
-"""How the parts of the GPU benchmark are run: their sizes, timing, peak memory and profiles."""
+"""How the parts of a day on a GPU are run: their sizes, budget and results, and how calls are timed."""
 
+import gc
+import json
+import math
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 GIB = 1 << 30
+SAMPLE_S = 0.02
+"""Seconds of back-to-back calls in one sample, so that short kernels are not measured with the host's waiting."""
+
+NOT_ON_A_CPU = "not on a CPU"
 
 
 @dataclass(frozen=True)
@@ -17,59 +26,205 @@ class Sizes:
     """The amount of work of each part."""
 
     matrix: int
-    vit: tuple[int, int, int, tuple[int, ...]]  # width, depth, heads, global blocks
+    vits: dict[str, tuple[int, int, int, tuple[int, ...]]]  # by name, the largest first: width, depth, heads, global
     image_side: int
     batches: tuple[int, ...]
     points_per_side: int
-    photo_side: int
+    crop_layers: int
+    frame: tuple[int, int]  # (height, width) of the released image
+    original: tuple[int, int]
+    photographs: int
+    sustained_s: float
+    pipeline_s: float
+    megapixels: float
     warmups: int
     runs: int
 
 
-FULL = Sizes(8192, (1280, 32, 16, (7, 15, 23, 31)), 1024, (1, 7, 21), 32, 10_000, 2, 5)
-QUICK = Sizes(512, (160, 2, 2, (1,)), 320, (1, 2), 3, 320, 1, 1)
+FULL = Sizes(
+    matrix=8192,
+    vits={
+        "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+        "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+        "vit_b": (768, 12, 12, (2, 5, 8, 11)),
+    },
+    image_side=1024,
+    batches=(1, 7, 21),
+    points_per_side=32,
+    crop_layers=2,
+    frame=(1500, 2250),
+    original=(3300, 4950),
+    photographs=2,
+    sustained_s=20,
+    pipeline_s=60,
+    megapixels=16.3,
+    warmups=2,
+    runs=5,
+)
+QUICK = Sizes(
+    matrix=256,
+    vits={"vit_h": (160, 1, 2, ())},
+    image_side=320,
+    batches=(1, 2),
+    points_per_side=2,
+    crop_layers=0,
+    frame=(120, 180),
+    original=(120, 180),
+    photographs=1,
+    sustained_s=0.05,
+    pipeline_s=0.05,
+    megapixels=0.05,
+    warmups=1,
+    runs=1,
+)
+
+
+class NotMeasuredError(Exception):
+    """A measurement that this machine cannot make; the message says why."""
 
 
 @dataclass
 class Run:
-    """The device and sizes of a run, and the measured peak that fractions refer to."""
+    """One part on one device: what was found so far, and what is left of its budget.
+
+    `found` has a dictionary for each measurement by its name: numbers and `took_s`, or `skipped`, or `failed` with
+    `traceback`. It is written to `output` after each.
+    """
 
     device: torch.device
     sizes: Sizes
-    compile_mode: str | None
+    output: Path
+    budget_s: float
+    head: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_tflops: float | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _longest: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the encoder computes in: bfloat16, and on a CPU float32, as not every CPU has such units."""
+        return torch.bfloat16 if self.on_cuda else torch.float32
+
+    @property
+    def quick(self) -> bool:
+        """Whether the sizes are those that only check that everything runs."""
+        return self.sizes is QUICK
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left of the budget."""
+        return self.budget_s - (time.monotonic() - self._started)
+
+    def need_cuda(self) -> None:
+        """Raise `NotMeasuredError` on a CPU."""
+        if not self.on_cuda:
+            raise NotMeasuredError(NOT_ON_A_CPU)
 
     def of_peak(self, tflops: float) -> float | None:
         """A rate as a fraction of the measured peak; None before it is measured."""
         return None if self.peak_tflops is None else tflops / self.peak_tflops
 
+    def measure(
+        self, name: str, function: Callable[..., dict[str, Any]], *arguments: Any, kind: str = "", needs_s: float = 5
+    ) -> dict[str, Any]:
+        """Call `function(run, *arguments)` and record what it returns or raises; skip it if it would overrun.
 
-def attempt(part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The part's numbers, or why it failed."""
-    try:
-        with torch.inference_mode():
-            return part(*arguments)
-    except (RuntimeError, ImportError, OSError, ValueError) as error:
-        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+        It is expected to take as long as the longest of its kind so far, `needs_s` at first.
+        """
+        expected = self._longest.get(kind, needs_s) if kind else needs_s
+        self.found[name] = {"running": True}  # what a process that was killed leaves
+        self.write()
+        started = time.monotonic()
+        if not self.quick and expected > self.left_s:
+            found: dict[str, Any] = {
+                "skipped": f"it takes about {expected:.0f} s, and {max(0.0, self.left_s):.0f} s of {self.budget_s:.0f} "
+                "are left"
+            }
+        else:
+            found = self._attempt(function, arguments)
+            took = time.monotonic() - started
+            found["took_s"] = round(took, 2)
+            self._longest[kind] = max(took, self._longest.get(kind, 0.0))
+        self.found[name] = found
+        self.write()
+        shown = {key: value for key, value in found.items() if key not in ("traceback", "kernels", "output")}
+        print(name, json.dumps(shown, default=str), flush=True)
+        return found
+
+    def _attempt(self, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> dict[str, Any]:
+        try:
+            with torch.no_grad():
+                return dict(function(self, *arguments))
+        except NotMeasuredError as reason:
+            return {"skipped": str(reason)}
+        except Exception as error:  # noqa: BLE001 - the part goes on with the next measurement
+            found = {"failed": f"{type(error).__name__}: {str(error)[:500]}", "traceback": traceback.format_exc()}
+        gc.collect()  # tensors of the failed one
+        if self.on_cuda:
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                found["traceback"] += f"\nand the GPU is unusable for this process: {error}"
+        return found
+
+    def failures(self) -> list[str]:
+        """The names of the measurements that failed."""
+        return [name for name, found in self.found.items() if "failed" in found]
+
+    def write(self) -> None:
+        """Write everything found so far; a file is whole at any moment."""
+        spent = round(self.budget_s - self.left_s, 1)
+        text = json.dumps({**self.head, "spent_s": spent, "measurements": self.found}, indent=2, default=str)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.output.with_suffix(".tmp")
+        temporary.write_text(text + "\n")
+        temporary.replace(self.output)
 
 
-def timed(function: Callable[[], Any], run: Run) -> dict[str, float]:
-    """Median, minimum and maximum seconds of some calls, after some to warm up."""
+def timed(run: Run, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:
+    """Median, least and most seconds of a call over several samples, after some calls to warm up.
+
+    On a GPU a sample is as many calls as `SAMPLE_S` holds, between two events.
+    """
     for _ in range(run.sizes.warmups):
         function()
     synchronize(run)
+    calls = 1
+    if run.on_cuda:
+        calls = max(1, min(200, math.ceil(SAMPLE_S / sample(run, function, 1))))
     seconds = []
-    for _ in range(run.sizes.runs):
-        start = time.perf_counter()
-        function()
-        synchronize(run)
-        seconds.append(time.perf_counter() - start)
+    for _ in range(runs or run.sizes.runs):
+        seconds.append(sample(run, function, calls) / calls)
+        if run.left_s < 0:
+            break
     return {"median_s": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
+
+
+def sample(run: Run, function: Callable[[], Any], calls: int) -> float:
+    """Seconds of calls that follow one another, until the device has done them."""
+    if not run.on_cuda:
+        started = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return time.perf_counter() - started
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def synchronize(run: Run) -> None:
     """Wait until the device has finished its work."""
-    if run.device.type == "cuda":
+    if run.on_cuda:
         torch.cuda.synchronize(run.device)
 
 
@@ -77,31 +232,31 @@ def synchronize(run: Run) -> None:
 def memory(run: Run) -> Iterator[dict[str, float]]:
     """A dictionary that gets the device's peak memory at the end of the block; empty on a CPU."""
     peak: dict[str, float] = {}
-    if run.device.type == "cuda":
+    if run.on_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(run.device)
     yield peak
-    if run.device.type == "cuda":
+    if run.on_cuda:
         peak["peak_gib"] = torch.cuda.max_memory_allocated(run.device) / GIB
 
 
-def profile(function: Callable[[], Any], run: Run, rows: int = 12) -> list[dict[str, Any]]:
-    """The operations that take the most time on the device, longest first: name, milliseconds, calls."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if run.device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as recorded:
-        function()
-        synchronize(run)
-    key = "self_device_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(recorded.key_averages(), key=lambda event: -getattr(event, key))
-    return [
-        {"name": event.key[:80], "ms": round(getattr(event, key) / 1e3, 3), "calls": event.count}
-        for event in events[:rows]
-    ]
+def sustained(run: Run, seconds: float) -> dict[str, float]:
+    """TFLOP/s of products in the first tenth of a second after a pause, and in the last second of `seconds`.
 
-
-def noise(run: Run, batch: int) -> Any:
-    """Random input for the encoder, in bfloat16."""
-    side = run.sizes.image_side
-    return torch.randn(batch, 3, side, side, device=run.device, dtype=torch.bfloat16)
+    A GPU that is warm, or at its power limit, is slower than one that was idle.
+    """
+    size = run.sizes.matrix
+    a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    torch.mm(a, b, out=out)
+    synchronize(run)
+    time.sleep(min(1.0, seconds))
+    rates: list[tuple[float, float]] = []
+    started = time.perf_counter()
+    while not rates or time.perf_counter() - started < seconds:
+        calls = 5 if run.on_cuda else 1
+        took = sample(run, lambda: torch.mm(a, b, out=out), calls)
+        rates.append((time.perf_counter() - started, 2 * size**3 * calls / took / 1e12))
+    last = [rate for at, rate in rates if at >= rates[-1][0] - 1]
+    first = [rate for at, rate in rates if at <= 0.1] or [rates[0][1]]
+    return {"cold_tflops": max(first), "sustained_tflops": statistics.median(last), "seconds": seconds}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.gpu_tables import gpu_part
 from benchmarks.prepare_tables import prepare_part
 from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.tables import (
@@ -30,6 +31,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),
     "encoder": (encoder_part, "make bench-encoder"),
+    "gpu": (gpu_part, "make gpu-day"),
 }
 """The page's parts by the names in their markers: the function for each, and the command that records its results."""
 

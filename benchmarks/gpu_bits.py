@@ -1,0 +1,193 @@
+"""The part of a day on a GPU about bits: whether they repeat, and how masks compare with the reference package's.
+
+    python benchmarks/gpu_bits.py --device cuda
+
+prints digests of what one process finds, for `measure_repeats` to compare those of two.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.gpu_both import generator_of, heavy_encoder, light_sam, photographs, weights  # noqa: E402
+from benchmarks.gpu_encoder import random_encoder  # noqa: E402
+from benchmarks.gpu_run import FULL, QUICK, NotMeasuredError, Run, synchronize  # noqa: E402
+
+RUNS = 3
+THREADS = 2
+CHILD_S = 200
+"""Seconds after which a process of `measure_repeats` is stopped."""
+
+
+def measure_repeats(run: Run, encoder: str) -> dict[str, Any]:
+    """Digests of masks, scores and embeddings: two processes with separate caches of kernels, runs and threads in each.
+
+    Raises RuntimeError if a process fails. The comparison is the result: `same` is whether all are equal.
+    """
+    if encoder == "compiled":
+        run.need_cuda()
+    found: list[dict[str, Any]] = []
+    for _ in range(1 if run.quick else 2):
+        with tempfile.TemporaryDirectory() as folder:
+            caches = {"TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+            command = [sys.executable, str(Path(__file__).resolve()), "--device", run.device.type, "--encoder", encoder]
+            done = subprocess.run(
+                [*command, *(["--quick"] if run.quick else [])],
+                cwd=ROOT,
+                env={**os.environ, **caches},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=max(30.0, min(CHILD_S, run.left_s)),
+            )
+        if done.returncode != 0:
+            raise RuntimeError(f"a process ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {"processes": found, **compare(found)}
+
+
+def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """Whether runs, threads and processes give the same bits, by what they were taken of."""
+
+    def same(pieces: list[Any]) -> bool:
+        return len({json.dumps(piece, sort_keys=True) for piece in pieces}) == 1
+
+    verdict = {
+        "runs_same": all(same(one["runs"]) for one in found),
+        "threads_same": all(same([*one["threads"], one["runs"][0]]) for one in found),
+        "processes_same": same([one["runs"][0] for one in found]),
+    }
+    return {**verdict, "same": all(verdict.values())}
+
+
+def digests(run: Run, compiled: bool) -> dict[str, Any]:
+    """What this process finds: of several runs, and of threads that run at the same time."""
+    sam = light_sam(run)
+    heavy = heavy_encoder(run, sam, compiled)
+    generator = generator_of(run, sam)
+    pairs = photographs(run)
+
+    def digest() -> dict[str, str]:
+        pixels = torch.from_numpy(next(iter(pairs.values()))[0].copy()).to(run.device)[:1024, :1024]
+        with torch.inference_mode():
+            embedding = heavy([pixels] * 2)[0]
+        synchronize(run)
+        found = {"embedding": hashed(embedding.float().cpu().numpy().tobytes())}
+        for name, pair in pairs.items():
+            records = generator.generate(*pair).records
+            rows = [(one.segmentation.counts, one.bbox, one.predicted_iou, one.stability_score) for one in records]
+            found[name] = f"{len(rows)} masks {hashed(repr(rows).encode())}"
+        return found
+
+    runs = [digest() for _ in range(1 if run.quick else RUNS)]
+    beside: list[dict[str, str] | BaseException] = []
+
+    def work() -> None:
+        try:
+            beside.append(digest())
+        except BaseException as error:  # noqa: BLE001 - raised below
+            beside.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in beside:
+        if isinstance(one, BaseException):
+            raise one
+    return {"runs": runs, "threads": beside}
+
+
+def hashed(data: bytes) -> str:
+    """A short digest."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def measure_agreement(run: Run, precision: str) -> dict[str, Any]:
+    """Our masks in a precision, and how many of the reference package's have one of ours at an IoU; both on the device.
+
+    Both have MobileSAM's weights, the reference with our image encoder, which it does not have; its own settings
+    otherwise, float32.
+    """
+    from segment_anything import SamAutomaticMaskGenerator
+
+    from benchmarks.generator_vs_reference import agreement
+    from benchmarks.reference import reference_sam
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.load import load_sam
+    from segmint.model.sam.predictor import Predictor
+
+    side = run.sizes.points_per_side
+    ours = MaskGenerator(
+        Predictor(light_sam(run, precision)),
+        MaskSettings.official(points_per_side=side, points_per_chunk=4 if run.quick else None),
+    )
+    theirs = SamAutomaticMaskGenerator(
+        reference_sam(load_sam(weights(), run.device)), points_per_side=side, output_mode="coco_rle"
+    )
+    found: dict[str, Any] = {}
+    for name, (image, _) in photographs(run).items():
+        expected = [record["segmentation"] for record in theirs.generate(image)]
+        records = ours.generate(image).records
+        masks = [{"size": list(one.segmentation.size), "counts": one.segmentation.counts} for one in records]
+        found[name] = {"reference": len(expected), **agreement(masks, expected)}
+    total = sum(one["reference"] for one in found.values())
+    matched = {
+        least: sum(one["matched"][least] for one in found.values()) / total if total else None
+        for least in ("0.99", "0.95")
+    }
+    return {"photographs": found, "masks": total, "share": matched}
+
+
+def measure_reference_encoder(run: Run, name: str, dtype: str) -> dict[str, Any]:
+    """How far a ViT's embedding is from the reference package's on the same random weights, which is in float32."""
+    from benchmarks.reference import reference_vit
+    from segmint.model.sam.image_encoder_vit import VitShape
+
+    if name not in run.sizes.vits:
+        raise NotMeasuredError(f"no {name} at these sizes")
+    encoder = random_encoder(run, name).float()
+    with torch.device("meta"):
+        reference = reference_vit(VitShape(*run.sizes.vits[name]), run.sizes.image_side)
+    reference.load_state_dict(encoder.state_dict(), strict=True, assign=True)
+    side = run.sizes.image_side
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(run.device)
+    expected = reference(images)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    with torch.inference_mode():
+        found = encoder.to(kind)(images.to(kind)).float()
+    return {
+        "mean_difference": float((found - expected).abs().mean()),
+        "largest_difference": float((found - expected).abs().max()),
+        "std": float(expected.std()),
+    }
+
+
+def main() -> None:
+    """Print this process's digests as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--encoder", choices=["compiled", "eager"], default="compiled")
+    arguments = parser.parse_args()
+    run = Run(torch.device(arguments.device), QUICK if arguments.quick else FULL, Path(os.devnull), CHILD_S)
+    print(json.dumps(digests(run, arguments.encoder == "compiled")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A predictor that costs what ViT-H does and finds what MobileSAM does: both encoders, one decoder.
+
+ViT-H's weights are 2.4 GiB, too many for a bundle. Random ones cost the same, but their features give no masks. So the
+ViT runs, and what the decoder gets are the features of MobileSAM's encoder, computed beforehand in float32, as the
+product computes them. The weights of MobileSAM's decoder have ViT-H's shapes.
+"""
+
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.gpu_encoder import random_encoder
+from benchmarks.gpu_run import Run
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+HINT = "run `make gpu-bundle` on a machine with a package index"
+
+
+class BothEncoders:
+    """In place of a predictor's encoder: runs the ViT, and returns MobileSAM's features of the same images.
+
+    These are computed when an image comes for the first time, and later taken from memory.
+    """
+
+    def __init__(self, light: Any, heavy: Any, features: dict[Any, list[torch.Tensor]]) -> None:
+        self.light = light
+        self.heavy = heavy
+        self._features = features
+        self._now = threading.local()
+
+    def begin(self, image: Any) -> None:
+        """The batches that follow in this thread are of this image, whichever hashable name it has."""
+        self._now.image, self._now.batch = image, 0
+
+    def __call__(self, images: Sequence[torch.Tensor], batch_size: int | None = None) -> list[torch.Tensor]:
+        """As `BatchEncoder`."""
+        self.heavy(images, batch_size)
+        key = self._now.image, self._now.batch, batch_size
+        self._now.batch += 1
+        if key not in self._features:
+            self._features[key] = [features.clone() for features in self.light(images, batch_size)]
+        return self._features[key]
+
+
+def light_sam(run: Run, precision: str = "") -> Any:
+    """MobileSAM as the product loads it, by default in bf16 on a GPU; its encoder stays in float32 then."""
+    from segmint.infra.device import Compute
+
+    precision = precision or ("bf16" if run.on_cuda else "fp32")
+    from segmint.operators.segment.models import load_model
+
+    threads = torch.get_num_threads() if not run.on_cuda else 1
+    return load_model(weights(), Compute(run.device.type, precision, threads))  # type: ignore[arg-type]
+
+
+def generator_of(
+    run: Run, sam: Any, layers: int | None = None, heavy: Any = None, features: dict[Any, Any] | None = None
+) -> Any:
+    """A generator of SA-1B's settings as a dataset has them; with `heavy`, a `BatchEncoder`, both encoders run.
+
+    Generators of one model may share `features`.
+
+    On a CPU it takes the way of a GPU too, with formulas in place of kernels and graphs.
+    """
+    from segmint.model.automatic.generator import MaskGenerator
+    from segmint.model.automatic.on_device.crops import DeviceCrops
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.model.sam.predictor import Predictor
+
+    settings = MaskSettings.sa1b(
+        points_per_side=run.sizes.points_per_side,
+        crop_n_layers=run.sizes.crop_layers if layers is None else layers,
+        points_per_chunk=4 if run.quick else None,
+    )
+    generator = MaskGenerator(Predictor(sam), settings)
+    if not run.on_cuda:
+        generator._on_device = DeviceCrops(generator.predictor, settings)
+    if heavy is not None:
+        install(generator, heavy, features)
+    return generator
+
+
+def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
+    """Have a generator run both encoders."""
+    both = BothEncoders(generator.predictor._encoder, heavy, {} if features is None else features)
+    generator.predictor._encoder = both
+    find = generator.find
+
+    def named(image: Any, original: Any = None) -> Any:
+        layers = generator.settings.crop_n_layers
+        both.begin((zlib.crc32(np.ascontiguousarray(image[::61])), layers, original is None))
+        return find(image, original)
+
+    generator.find = named
+
+
+def heavy_encoder(run: Run, sam: Any, compiled: bool = True) -> Any:
+    """The largest ViT on random weights, for batches as the product encodes them; compiled on a GPU."""
+    from segmint.model.sam.batch_encoder import BatchEncoder
+    from segmint.model.sam.image_encoder_vit import ImageEncoderViT
+    from segmint.model.sam.sam import Sam
+
+    name = next(iter(run.sizes.vits))
+    encoder: ImageEncoderViT = random_encoder(run, name)
+    if run.quick:  # SAM's images are larger than the quick encoder's
+        encoder.pos_embed = torch.nn.Parameter(encoder.pos_embed.new_zeros(1, 64, 64, encoder.pos_embed.shape[3]))
+    whole = Sam(encoder, sam.prompt_encoder, sam.mask_decoder)
+    mode = "default" if compiled and run.on_cuda else None
+    return BatchEncoder(whole, mode, must_compile=True)  # type: ignore[arg-type]
+
+
+def weights() -> Path:
+    """The path of MobileSAM's checkpoint in the bundle."""
+    path = BUNDLE / "mobile_sam.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {HINT}")
+    return path
+
+
+def photographs(run: Run) -> dict[str, tuple[Any, Any]]:
+    """Photographs of the bundle by name, each (H, W, 3) uint8 RGB: in the released size, and as the larger original.
+
+    They are enlarged, since none is so large: the cost depends on sizes, and on how many masks there are.
+    """
+    paths = sorted((BUNDLE / "photos").glob("*.jpg")) + sorted((BUNDLE / "photos").glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"{BUNDLE / 'photos'} has no photographs: {HINT}")
+    found = {}
+    for path in paths[: run.sizes.photographs]:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        if image.width < image.height:
+            image = image.transpose(Image.Transpose.ROTATE_90)
+        resize: Callable[[tuple[int, int]], Any] = lambda size, image=image: np.asarray(  # noqa: E731
+            image.resize(size[::-1], Image.Resampling.BICUBIC)
+        )
+        found[path.stem] = resize(run.sizes.frame), resize(run.sizes.original)
+    return found

@@ -1,0 +1,220 @@
+"""Half an hour on a GPU machine: everything that is to be known about segmint on a GPU, in five parts.
+
+    make gpu-bundle                                  with a package index: what goes along, into bundle/
+    make gpu-day                                     on the GPU machine, in a copy of the repository with bundle/
+    python benchmarks/gpu_day.py --part 1            one part, under 8 minutes; 1 to 5
+    python benchmarks/gpu_day.py --part 3 --device cpu --quick    the same code at reduced sizes
+
+1. Versions, the tests marked `cuda`, the peak cold and warm, the encoder's matrix products, attention by its kernels. A
+   test that fails ends the day with exit code 1.
+2. ViT-H, L and B, eager and compiled, by batch size, with our attention kernels and without.
+3. The full recipe and whole images: stages, launches, waits, memory, a trace; our decoder's kernels and torch's.
+4. Bits: runs, threads and processes with separate caches; masks against the reference package on the card.
+5. The segment actor with the whole host pipeline for a minute; what `prepare` costs on one core and on all.
+
+The machine needs no network. It has torch, torchvision, Triton, numpy, OpenCV, Pillow, pyarrow and onnxruntime; the
+bundle has the rest, weights and photographs. Ray is not needed.
+
+A part writes `gpu_day-N.json` to the folder `$OUT`, or to `benchmarks/results/`, after each measurement. Every one is
+recorded: its numbers with `took_s`, or `skipped` and why (not on a CPU, or it would overrun the budget), or `failed`
+with its traceback; then the part goes on. A part that hangs is ended after its budget, and `gpu_day-N-stack.txt` says
+where. Exit code 1 is for a CUDA test that fails, 2 for a machine that lacks something.
+"""
+
+import argparse
+import faulthandler
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.gpu_both import BUNDLE, HINT  # noqa: E402
+from benchmarks.gpu_run import FULL, QUICK, Run  # noqa: E402
+
+BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
+"""Seconds of each part, half an hour together: measurements that would go beyond are skipped."""
+
+HANGS_S = 55.0
+"""Seconds beyond the budget after which the process ends itself: under 8 minutes in all."""
+
+NEEDED = {
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "pyarrow": "pyarrow",
+    "onnxruntime": "onnxruntime",
+    "pycocotools": "pycocotools",
+    "segment_anything": "segment-anything",
+    "pydantic": "pydantic",
+    "pebble": "pebble",
+    "simplejpeg": "simplejpeg",
+    "facenet_pytorch": "facenet-pytorch",
+    "pytest": "pytest",
+    "hypothesis": "hypothesis",
+}
+"""Modules that the parts import, and their packages."""
+
+
+def main() -> None:
+    """Run the parts that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", type=int, choices=sorted(PARTS), default=sorted(PARTS), metavar="N")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that everything runs")
+    parser.add_argument("--budget", type=float, help="seconds of each part, in place of the usual ones")
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here: use --device cpu --quick to try the code")
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} not installed here: `make gpu-day` installs what the bundle has")
+    if not (BUNDLE / "mobile_sam.pt").is_file():
+        parser.error(f"{BUNDLE} lacks mobile_sam.pt: {HINT}")
+    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # of weight files: nothing is fetched
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    output = arguments.output or (Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results")
+    for part in arguments.part:
+        run_part(part, device, arguments.quick, arguments.budget or BUDGETS_S[part], output)
+
+
+def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> Run:
+    """Run one part and write its result; ends the process with 1 if a CUDA test failed."""
+    from benchmarks.gpu_machine import describe
+
+    suffix = f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
+    path = folder / f"gpu_day-{part}{suffix}.json"
+    head = {
+        "benchmark": "gpu_day",
+        "part": part,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": describe(device),
+        "quick": quick,
+        "budget_s": budget_s,
+    }
+    run = Run(device, QUICK if quick else FULL, path, budget_s, head)
+    run.write()
+    print(f"part {part}:", flush=True)
+    with (path.with_name(f"{path.stem}-stack.txt")).open("w") as stack:
+        # From a separate thread that needs no lock of Python's.
+        faulthandler.dump_traceback_later(budget_s + HANGS_S, file=stack, exit=True)
+        try:
+            PARTS[part](run, folder)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    Path(stack.name).unlink(missing_ok=True)
+    run.write()
+    failures = run.failures()
+    print(f"part {part}: {len(failures)} of {len(run.found)} measurements failed, written to {path}", flush=True)
+    if "tests" in failures:
+        print(run.found["tests"]["failed"], run.found["tests"]["traceback"], file=sys.stderr)
+        sys.exit("a test marked `cuda` failed: correct that first")
+    return run
+
+
+def first(run: Run, folder: Path) -> None:
+    """Versions, tests, peak, products, attention."""
+    from benchmarks import gpu_encoder, gpu_machine
+
+    run.measure("versions", gpu_machine.measure_versions)
+    run.measure("numerics", gpu_machine.measure_numerics)
+    if "failed" in run.measure("tests", gpu_machine.measure_tests, folder, needs_s=60):
+        return
+    run.measure("peak", gpu_machine.measure_peak, needs_s=25)
+    for batch in run.sizes.batches:
+        run.measure(f"products, batch {batch}", gpu_encoder.measure_products, batch)
+    grid = run.sizes.image_side // 16
+    for way in gpu_encoder.WAYS:
+        for dimensions in (80, 64):
+            for name, side in (("window", 14), ("global", grid)):
+                arguments = dimensions, side, way, run.sizes.batches[1]
+                run.measure(f"{name} attention, {dimensions}, {way}", gpu_encoder.measure_attention, *arguments)
+
+
+def second(run: Run, _: Path) -> None:
+    """The encoders: what the product runs first, then what it could run instead."""
+    from benchmarks.gpu_encoder import Encoders, measure_encoder, measure_peak_again
+
+    run.measure("peak", measure_peak_again)
+    encoders = Encoders()
+    large = run.sizes.batches[1]
+    for name in run.sizes.vits:
+        plan: list[tuple[int, str, bool]] = [(large, "triton", True), (large, "triton", False)]
+        if name == next(iter(run.sizes.vits)):
+            others = [batch for batch in run.sizes.batches if batch != large]
+            plan += [(batch, "triton", True) for batch in others] + [(batch, "triton", False) for batch in others]
+            plan += [(large, "flash", False), (large, "flash", True)]
+        for batch, way, compiled in plan:
+            how = "compiled" if compiled else "eager"
+            run.measure(
+                f"{name}, batch {batch}, {how}, {way}",
+                measure_encoder,
+                *(encoders, name, batch, way, compiled),
+                kind=f"{name} {how}",
+                needs_s=60 if compiled else 10,
+            )
+
+
+def third(run: Run, folder: Path) -> None:
+    """Whole images."""
+    from benchmarks import gpu_masks
+    from benchmarks.gpu_encoder import measure_peak_again
+
+    images = gpu_masks.Images()
+    run.measure("peak", measure_peak_again)
+    run.measure("models", gpu_masks.measure_models, images, needs_s=90)
+    recipes: dict[str, int | None] = {"full image": 0} if run.quick else {"full recipe": None, "full image": 0}
+    for name, layers in recipes.items():
+        run.measure(name, gpu_masks.measure_images, images, layers, needs_s=40)
+        run.measure(f"{name}, stages", gpu_masks.measure_stages, images, layers, needs_s=15)
+    for name, layers in recipes.items():
+        # A trace of the full recipe would be 21 times as long.
+        trace = folder / f"{run.output.stem}-trace.json.gz" if layers == 0 else None
+        run.measure(f"{name}, launches", gpu_masks.measure_launches, images, layers, trace, needs_s=40)
+    for steps, layers in (("plain", 0), ("compiled", 0), ("plain", None)):
+        name = f"full {'image' if layers == 0 else 'recipe'}, steps {steps}"
+        run.measure(name, gpu_masks.measure_images, images, layers, steps, needs_s=60)
+
+
+def fourth(run: Run, _: Path) -> None:
+    """Bits and agreement."""
+    from benchmarks import gpu_bits
+
+    for precision in ("fp32", "bf16"):
+        run.measure(f"masks against the reference, {precision}", gpu_bits.measure_agreement, precision, needs_s=30)
+    run.measure("repeats", gpu_bits.measure_repeats, "compiled", needs_s=180)
+    for name in ("vit_h", "vit_b"):
+        for dtype in ("fp32", "bf16"):
+            run.measure(f"{name} against the reference, {dtype}", gpu_bits.measure_reference_encoder, name, dtype)
+    run.measure("repeats, eager encoder", gpu_bits.measure_repeats, "eager", needs_s=90)
+
+
+def fifth(run: Run, _: Path) -> None:
+    """The pipeline, and what feeds it."""
+    from benchmarks import gpu_pipeline
+
+    run.measure("sustained", gpu_pipeline.measure_sustained, needs_s=15)
+    run.measure("pipeline", gpu_pipeline.measure_pipeline, needs_s=200)
+    for cores in ("one", "all"):
+        for with_original in (True, False):
+            name = f"prepare, {cores} core{'s' * (cores == 'all')}, original {'kept' if with_original else 'dropped'}"
+            run.measure(name, gpu_pipeline.measure_prepare, cores, with_original, kind=f"prepare {cores}", needs_s=60)
+
+
+PARTS: dict[int, Callable[[Run, Path], None]] = {1: first, 2: second, 3: third, 4: fourth, 5: fifth}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("default", RuntimeWarning)
+    main()

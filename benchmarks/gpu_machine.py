@@ -1,0 +1,131 @@
+"""What a GPU machine has, and whether segmint's CUDA tests pass on it."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_run import Run, sustained
+from benchmarks.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torchvision", "numpy", "triton", "opencv-python-headless", "onnxruntime", "pycocotools", "ray")
+TESTS_S = 240
+"""Seconds after which the tests count as failed."""
+
+
+class TestsFailedError(RuntimeError):
+    """A CUDA test failed: what follows would measure wrong results."""
+
+
+def measure_versions(run: Run) -> dict[str, Any]:
+    """Versions of all that decides speed and bits on a GPU, torch's order of attention kernels, and the environment."""
+    found: dict[str, Any] = {name: installed(name) for name in PACKAGES}
+    found["environment"] = {
+        key: os.environ[key] for key in sorted(os.environ) if re.match(r"(TORCH|CUDA|TRITON|NV)", key)
+    }
+    if run.on_cuda:
+        properties = torch.cuda.get_device_properties(run.device)
+        found |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / (1 << 30), 1),
+            "driver": driver(),
+            "sdpa_order": sdpa_order(),
+        }
+    return found
+
+
+def measure_numerics(run: Run) -> dict[str, Any]:
+    """What a dataset begun on this machine would record."""
+    from segmint.infra.device import resolve_compute
+    from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+    from segmint.operators.segment.numerics import resolve_numerics
+
+    compute = resolve_compute(run.device.type)
+    return resolve_numerics(compute, ModelConfig(), MasksConfig(), "0" * 64).to_dict()
+
+
+def measure_tests(run: Run, folder: Path) -> dict[str, Any]:
+    """Run the tests marked `cuda`; their output is kept in full. Raises `TestsFailedError`.
+
+    On a GPU a skipped test is a failed run; on a CPU all are skipped.
+    """
+    tests = ["tests/infra/test_peak.py"] if run.quick else []
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    # Without plugins that the machine may have for another version of pytest.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    if run.on_cuda:
+        environment["SEGMINT_TEST_NO_SKIPS"] = "1"
+    log = folder / "gpu_day-tests.txt"
+    code: int | str
+    with log.open("w") as stream:
+        streams = {"stdout": stream, "stderr": subprocess.STDOUT}
+        try:
+            done = subprocess.run(
+                [*command, *tests], cwd=ROOT, env=environment, check=False, timeout=TESTS_S, **streams
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = f"a stop after {TESTS_S} s"
+    output = log.read_text()
+    if code != 0:
+        raise TestsFailedError(f"pytest -m cuda ended with {code}:\n{output[-12_000:]}")
+    return {"summary": (output.strip().splitlines() or [""])[-1]}
+
+
+def measure_peak(run: Run) -> dict[str, Any]:
+    """TFLOP/s as an actor measures it, in float32 and bfloat16; cold, and after some seconds of products."""
+    from segmint.infra.device import Compute
+    from segmint.infra.peak import measure_peak as peak
+
+    found: dict[str, Any] = {
+        f"{precision}_tflops": peak(Compute(run.device.type, precision, 1)) / 1e12 for precision in ("bf16", "fp32")
+    }
+    found |= sustained(run, run.sizes.sustained_s)
+    run.peak_tflops = found["sustained_tflops"]
+    return found
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The machine, for the head of a result."""
+    described = describe_machine(torch.get_num_threads(), "bf16")
+    return {**described, "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+
+
+def installed(package: str) -> str | None:
+    """A package's version, None without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    """The version of the GPU's driver, if something here says it."""
+    if importlib.util.find_spec("pynvml") is not None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    try:
+        lines = Path("/proc/driver/nvidia/version").read_text().splitlines()
+    except OSError:
+        return None
+    return lines[0]
+
+
+def sdpa_order() -> list[str]:
+    """The order in which torch tries the kernels of `scaled_dot_product_attention` by itself."""
+    from torch.nn.attention import SDPBackend
+
+    names = {int(backend): name for name, backend in SDPBackend.__members__.items()}
+    return [names.get(int(number), str(number)) for number in torch._C._get_sdp_priority_order()]

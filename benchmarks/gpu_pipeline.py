@@ -1,0 +1,262 @@
+"""The part of a day on a GPU about the host: the real segment actor for a while, and what `prepare` costs beside it."""
+
+import importlib.util
+import multiprocessing
+import os
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.gpu_both import BUNDLE, heavy_encoder, install, photographs, weights
+from benchmarks.gpu_masks import ceiling_s
+from benchmarks.gpu_run import NotMeasuredError, Run, sustained, synchronize
+
+ROWS_A_CALL = 4
+PREPARED_A_PROCESS = 2
+"""Photographs that a process prepares while it is timed."""
+
+
+def measure_sustained(run: Run) -> dict[str, Any]:
+    """TFLOP/s of products for some seconds, on a GPU as warm as the pipeline's will be."""
+    found = sustained(run, run.sizes.sustained_s / 2)
+    run.peak_tflops = found["sustained_tflops"]
+    return found
+
+
+def measure_pipeline(run: Run) -> dict[str, Any]:
+    """Images a second of the segment actor with the full recipe, decoding and finishing included, on all cores.
+
+    The actor is the product's, without Ray, which only hands it tables: several threads call it, as many as a build
+    has calls at once. `bare` is the generator alone on decoded images; `of_bare` compares the two.
+    """
+    from segmint.operators.segment.overlap import HostThreads
+    from segmint.operators.segment.segment import Segment, decode_row
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = HostThreads(1, 1, 1) if run.quick else HostThreads.of("cuda", max(2, (cores - 1) // 2))
+    segment = Segment(settings_of(run), threads=threads)
+    segment._stages.on_device(lambda: install(segment.generator, heavy_encoder(run, segment.generator.predictor.sam)))
+    pairs = photographs(run)
+    tables = [table_of([pair]) for pair in pairs.values()]
+    for table in tables:
+        check(segment(table))  # graphs, features
+    decoded = [decode_row(table.to_pylist()[0]) for table in tables]
+    bare = segment._stages.on_device(lambda: bare_images_s(run, segment.generator, decoded))
+    check(segment(tables[0]))  # the device's thread has not waited since
+
+    rows = 1 if run.quick else ROWS_A_CALL
+    calls = threads.calls(rows)
+    work: queue.SimpleQueue[pa.Table] = queue.SimpleQueue()
+    done: list[tuple[float, int]] = []
+    faults: list[str] = []
+    before = asdict(segment._stages.seconds())
+    began = time.monotonic()
+    end = began + run.sizes.pipeline_s
+    several = cycle([table_of([pair] * rows) for pair in pairs.values()])
+
+    def call() -> None:
+        while time.monotonic() < end and not faults:
+            try:
+                table = work.get_nowait()
+                check(segment(table))
+            except Exception as error:  # noqa: BLE001 - it ends the measurement, see below
+                faults.append(repr(error))
+                return
+            done.append((time.monotonic(), table.num_rows))
+
+    for _ in range(1 if run.quick else 10_000):
+        work.put(next(several))
+    workers = [threading.Thread(target=call) for _ in range(1 if run.quick else calls)]
+    with sampling_gpu(run) as busy:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    if faults:
+        raise RuntimeError(f"a call failed: {faults[0]}")
+    images, took = sum(rows for _, rows in done), max(at for at, _ in done) - began
+    spent = {stage: round(seconds - before[stage], 2) for stage, seconds in asdict(segment._stages.seconds()).items()}
+    ceiling = ceiling_s(run, segment.generator)
+    return {
+        "ray": "none: the actor is called by threads",
+        "cores": cores,
+        "threads": asdict(threads),
+        "calls": len(workers),
+        "images": images,
+        "seconds": took,
+        "images_s": images / took,
+        "of_sustained_peak": None if ceiling is None else images / took * ceiling,
+        "bare_images_s": bare,
+        "of_bare": images / took / bare,
+        "stage_seconds": spent,
+        "device_thread_busy": spent["compute"] / max(1e-9, spent["compute"] + spent["idle"] + spent["blocked"]),
+        **busy,
+    }
+
+
+def settings_of(run: Run) -> Any:
+    """A segment actor's settings, as a dataset begun here would have them."""
+    from segmint.infra.assets.hashes import sha256_of
+    from segmint.infra.device import Compute
+    from segmint.model.automatic.settings import MaskSettings
+    from segmint.operators.segment.numerics import observe_numerics
+    from segmint.operators.segment.segment import SegmentSettings
+
+    masks = MaskSettings.sa1b(
+        points_per_side=run.sizes.points_per_side,
+        crop_n_layers=run.sizes.crop_layers,
+        points_per_chunk=4 if run.quick else None,
+    )
+    compute = Compute(run.device.type, "bf16" if run.on_cuda else "fp32", 1)
+    chunk, crops = masks.chunk_on(run.device.type), 7 if run.on_cuda else 1
+    numerics = observe_numerics(compute, chunk, crops, sha256_of(weights()), "eager")
+    return SegmentSettings(masks, str(weights()), numerics)
+
+
+def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
+    """Prepared rows, as the stage before hands them over: the release and the original as JPEG."""
+    from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
+    from segmint.operators.rows import to_table
+    from segmint.operators.schemas import PREPARED
+
+    rows = []
+    for ordinal, (image, original) in enumerate(pairs):
+        released = release(image, ReleaseConfig())
+        sizes = {"width": released.width, "height": released.height}
+        rows.append({"ordinal": ordinal, **sizes, "release": released.jpeg, "original": encode_original(original)})
+    return to_table(rows, PREPARED)
+
+
+def check(table: pa.Table) -> None:
+    """Raise RuntimeError if a row came out without masks."""
+    for row in table.select(["reason", "fault"]).to_pylist():
+        if row["reason"] is not None or row["fault"] is not None:
+            raise RuntimeError(f"a row was not segmented: {row}")
+
+
+def bare_images_s(run: Run, generator: Any, pairs: list[tuple[Any, Any]]) -> float:
+    """Images a second of `find` alone, one after the other."""
+    started, images = time.perf_counter(), 0
+    while images < len(pairs) or time.perf_counter() - started < run.sizes.pipeline_s / 6:
+        generator.find(*pairs[images % len(pairs)])
+        images += 1
+    synchronize(run)
+    return images / (time.perf_counter() - started)
+
+
+@contextmanager
+def sampling_gpu(run: Run) -> Iterator[dict[str, Any]]:
+    """A dictionary that gets the share of time in which the GPU ran a kernel, by NVML ten times a second."""
+    found: dict[str, Any] = {"gpu_busy": None}
+    if not run.on_cuda or importlib.util.find_spec("pynvml") is None:
+        found["gpu_busy_source"] = "none: not on a GPU, or pynvml is not installed"
+        yield found
+        return
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(run.device.index or 0)
+    shares: list[int] = []
+    watts: list[float] = []
+    clocks: list[int] = []
+    end = threading.Event()
+
+    def watch() -> None:
+        while not end.wait(0.1):
+            shares.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            watts.append(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+            clocks.append(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        end.set()
+        watcher.join()
+        if shares:
+            found |= {"gpu_busy": statistics.mean(shares) / 100, "gpu_busy_source": "NVML"}
+            found |= {"watts": statistics.median(watts), "sm_mhz": statistics.median(clocks)}
+
+
+def measure_prepare(run: Run, cores: str, with_original: bool) -> dict[str, Any]:
+    """Seconds of `prepare` on a photograph of 16 megapixels, a process with one thread each: on one core, or on all."""
+    if run.quick and (cores == "all" or not with_original):
+        raise NotMeasuredError("not at reduced sizes: the process would be the same")
+    processes = os.cpu_count() or 1 if cores == "all" else 1
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    results: Any = context.Queue()
+    data = photograph_of(run)
+    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))
+    children = [
+        context.Process(target=prepare_some, args=(data, with_original, barrier, results), daemon=True)
+        for _ in range(processes)
+    ]
+    for child in children:
+        child.start()
+    found = []
+    for _ in children:
+        one = results.get(timeout=max(10.0, min(200.0, run.left_s)))
+        if isinstance(one, str):
+            raise RuntimeError(one)
+        found.append(one)
+    for child in children:
+        child.join()
+    wall = max(one["wall_s"] for one in found)
+    return {
+        "processes": processes,
+        "cpu_s": statistics.median(one["cpu_s"] for one in found),
+        "images_s": processes * PREPARED_A_PROCESS / wall,
+        "stages": found[0]["stages"],
+    }
+
+
+def photograph_of(run: Run) -> bytes:
+    """A photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
+    from benchmarks.prepare import enlarged, jpeg
+
+    image = next(iter(photographs(run).values()))[1]
+    return bytes(jpeg(np.ascontiguousarray(enlarged(image, run.sizes.megapixels))))
+
+
+def prepare_some(data: bytes, with_original: bool, barrier: Any, results: Any) -> None:
+    """In a separate process: prepare photographs by today's rule, and put the seconds into `results`."""
+    try:
+        results.put(prepared(data, with_original, barrier))
+    except Exception as error:  # noqa: BLE001 - raised by the parent process
+        barrier.abort()
+        results.put(repr(error))
+
+
+def prepared(data: bytes, with_original: bool, barrier: Any) -> dict[str, Any]:
+    """CPU seconds of an image, by stage too, and wall seconds of all, begun when every process is ready."""
+    import cv2
+
+    from benchmarks.prepare import DeidentifyConfig, build_detectors, timed
+    from segmint.infra.device import keep_freed_memory
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    rule = DeidentifyConfig().rule
+    detectors = build_detectors(DeidentifyConfig(), threads=1)
+    timed(data, rule, with_original, detectors)
+    barrier.wait(timeout=200)
+    started = time.perf_counter()
+    stages = [timed(data, rule, with_original, detectors) for _ in range(PREPARED_A_PROCESS)]
+    return {
+        "wall_s": time.perf_counter() - started,
+        "cpu_s": statistics.median(sum(one.values()) for one in stages),
+        "stages": {name: round(seconds, 3) for name, seconds in stages[-1].items()},
+    }

@@ -1,0 +1,192 @@
+"""The part of docs/performance.md on a day on a GPU: from the five results of `benchmarks/gpu_day.py` to Markdown."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.tables import Result, percent, table, wrapped
+
+Found = dict[str, Result]
+
+
+def gpu_part(results: dict[str, Result]) -> str:
+    """Everything that was measured, part by part; of a measurement without numbers, why."""
+    texts: list[str] = []
+    for number, make in enumerate((machine_text, encoders_text, images_text, bits_text, pipeline_text), start=1):
+        result = results.get(f"gpu_day-{number}")
+        if result is not None:
+            found = {name: one for name, one in result["measurements"].items() if not missing(one)}
+            texts += [*make(found), wrapped(without_numbers(result)), wrapped(where(result))]
+    return "\n\n".join(text for text in texts if text)
+
+
+def machine_text(found: Found) -> Iterable[str]:
+    """The peak, products and attention."""
+    if "peak" in found:
+        peak = found["peak"]
+        yield wrapped(
+            f"Matrix products in bfloat16: {peak['cold_tflops']:,.0f} TFLOP/s after a pause, "
+            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds; as an actor measures its peak, "
+            f"{peak['bf16_tflops']:,.0f} in bfloat16 and {peak['fp32_tflops']:,.0f} in float32."
+        )
+    products = {name.removeprefix("products, "): one for name, one in found.items() if name.startswith("products, ")}
+    if products:
+        shapes = [name for name in next(iter(products.values())) if name != "took_s"]
+        yield table(
+            ["product of the encoder, TFLOP/s", *products],
+            ([shape, *(f"{one[shape]['tflops']:,.0f}" for one in products.values())] for shape in shapes),
+        )
+    attention = {tuple(name.split(", ")): one for name, one in found.items() if " attention, " in name}
+    if attention:
+        columns = list(dict.fromkeys(key[:2] for key in attention))
+        ways = list(dict.fromkeys(key[2] for key in attention))
+        yield table(
+            ["attention by", *(f"{kind}, {width} channels, ms" for kind, width in columns)],
+            ([way, *(number(attention.get((*column, way)), "median_s", 1e3) for column in columns)] for way in ways),
+        )
+
+
+def encoders_text(found: Found) -> Iterable[str]:
+    """Each encoder, eager and compiled."""
+    rows = [(name.split(", "), one) for name, one in found.items() if ", batch " in name]
+    if rows:
+        yield table(
+            ["encoder", "batch", "how", "attention", "images/s", "of the peak", "GiB", "to compile, s"],
+            (
+                [
+                    *(name, batch.removeprefix("batch "), how, way),
+                    number(one, "images_s"),
+                    share(one, "of_peak"),
+                    number(one, "peak_gib"),
+                    number(one, "compile_s"),
+                ]
+                for (name, batch, how, way), one in rows
+            ),
+        )
+
+
+def images_text(found: Found) -> Iterable[str]:
+    """Whole images, their stages, and what the host starts and waits for."""
+    images = {name: one for name, one in found.items() if "find_s" in one}
+    if images:
+        yield table(
+            ["images", "find, ms", "finish, ms", "images/s", "of the peak", "find alone, of the peak", "masks", "GiB"],
+            (
+                [
+                    name,
+                    number(one, "find_s", 1e3),
+                    number(one, "finish_s", 1e3),
+                    number(one, "images_s"),
+                    share(one, "of_peak"),
+                    share(one, "find_of_peak"),
+                    sum(one["masks"].values()),
+                    number(one, "peak_gib"),
+                ]
+                for name, one in images.items()
+            ),
+        )
+    stages = {name.removesuffix(", stages"): one["ms"] for name, one in found.items() if name.endswith(", stages")}
+    if stages:
+        names = list(dict.fromkeys(name for ms in stages.values() for name in ms))
+        yield table(
+            ["stage, ms of the GPU's stream", *stages],
+            ([name, *(f"{ms[name]:,.1f}" if name in ms else "" for ms in stages.values())] for name in names),
+        )
+    launches = {name: one for name, one in found.items() if name.endswith(", launches")}
+    if launches:
+        keys = ("launches", "graph_launches", "copies", "syncs", "kernels_run")
+        yield table(
+            ["one image", "launches", "of these graphs", "copies", "waits", "kernels run", "busy under the profiler"],
+            (
+                [name.removesuffix(", launches"), *(f"{one[key]:,}" for key in keys), share(one, "busy_share")]
+                for name, one in launches.items()
+            ),
+        )
+
+
+def bits_text(found: Found) -> Iterable[str]:
+    """Agreement with the reference, and whether bits repeat."""
+    masks = {name: one for name, one in found.items() if name.startswith("masks ")}
+    if masks:
+        yield table(
+            ["masks against the reference", "its masks", "found at IoU ≥ 0.99", "found at IoU ≥ 0.95"],
+            (
+                [name.partition(", ")[2], one["masks"], *(share(one["share"], least, 1) for least in ("0.99", "0.95"))]
+                for name, one in masks.items()
+            ),
+        )
+    encoders = {name: one for name, one in found.items() if "std" in one}
+    if encoders:
+        yield table(
+            ["embedding", "mean difference", "largest", "standard deviation"],
+            (
+                [name, *(f"{one[key]:.2g}" for key in ("mean_difference", "largest_difference", "std"))]
+                for name, one in encoders.items()
+            ),
+        )
+    repeats = {name: one for name, one in found.items() if "runs_same" in one}
+    if repeats:
+        kinds = ("runs_same", "threads_same", "processes_same")
+        yield table(
+            ["bits repeat", "in runs", "in threads", "in processes"],
+            ([name, *("yes" if one[kind] else "**no**" for kind in kinds)] for name, one in repeats.items()),
+        )
+
+
+def pipeline_text(found: Found) -> Iterable[str]:
+    """The actor with its host pipeline, and what feeds it."""
+    if "pipeline" in found:
+        one = found["pipeline"]
+        busy = "not known" if one["gpu_busy"] is None else percent(one["gpu_busy"])
+        yield wrapped(
+            f"The segment actor took {one['images']:,} images of the full recipe in {one['seconds']:.0f} seconds, "
+            f"{one['images_s']:.2f} images/s: {share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained "
+            f"peak, {share(one, 'of_bare')} of the generator alone. The GPU's busy share was {busy}, its thread's "
+            f"{share(one, 'device_thread_busy')}, with {one['threads']['decoders']} decoders and as many finishers on "
+            f"{one['cores']} cores; Ray: {one['ray']}."
+        )
+    prepared = {name: one for name, one in found.items() if name.startswith("prepare, ")}
+    if prepared:
+        yield table(
+            ["prepare", "processes", "CPU s an image", "images/s"],
+            (
+                [name.removeprefix("prepare, "), one["processes"], f"{one['cpu_s']:.2f}", f"{one['images_s']:.2f}"]
+                for name, one in prepared.items()
+            ),
+        )
+
+
+def missing(one: Result) -> str:
+    """Why a measurement has no numbers; empty if it has."""
+    if "running" in one:
+        return "its process was ended"
+    return str(one.get("skipped", one.get("failed", "")))
+
+
+def without_numbers(result: Result) -> str:
+    """The measurements without numbers and the reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, one in result["measurements"].items():
+        if missing(one):
+            reasons.setdefault(missing(one).splitlines()[0], []).append(name)
+    listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return f"Without figures: {listed}." if listed else ""
+
+
+def where(result: Result) -> str:
+    """The date and machine of a result."""
+    machine = result["machine"]
+    return (
+        f"Part {result['part']}, measured on {result['date']}: {machine['gpu']}, {machine['cpu']}, "
+        f"{machine['cores_usable']} cores, torch {machine['torch']}, Python {machine['python']}."
+    )
+
+
+def number(one: Result | None, key: str, factor: float = 1.0) -> str:
+    """A figure with three digits; empty without it."""
+    value: Any = None if one is None else one.get(key)
+    return "" if value is None else f"{value * factor:,.3g}" if value * factor < 1000 else f"{value * factor:,.0f}"
+
+
+def share(one: Result, key: str, digits: int = 0) -> str:
+    """A share in percent; empty without it."""
+    return "" if one.get(key) is None else percent(one[key], digits)

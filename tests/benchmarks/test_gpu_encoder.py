@@ -1,0 +1,33 @@
+"""What the benchmark swaps on a GPU is still there to be swapped."""
+
+import torch
+from torch.nn.attention import SDPBackend
+
+from benchmarks.gpu_encoder import WAYS, attending_by
+from benchmarks.gpu_masks import computing_by
+from segmint.model.automatic.on_device import decoder
+from segmint.model.kernels import factored_plainly
+from segmint.model.sam import gpu_attention, image_encoder_vit
+
+
+def test_attention_is_by_one_kind_of_kernel_while_the_block_runs() -> None:
+    usual = gpu_attention._HALF, image_encoder_vit.relative_attention
+    for way in WAYS[1:]:
+        with attending_by(way):
+            assert image_encoder_vit.relative_attention(torch.zeros(1), 1, 1) is None
+            (backend,) = gpu_attention._HALF
+            assert way in backend.name.lower()
+    with attending_by("triton"):
+        assert (gpu_attention._HALF, image_encoder_vit.relative_attention) == usual
+    assert (gpu_attention._HALF, image_encoder_vit.relative_attention) == usual
+    assert SDPBackend.CUDNN_ATTENTION not in usual[0]
+
+
+def test_the_decoders_steps_are_computed_plainly_while_the_block_runs() -> None:
+    usual = decoder.answer, decoder.look, decoder.draw
+    with computing_by("plain"):
+        plain = factored_plainly.answer, factored_plainly.look, factored_plainly.draw
+        assert (decoder.answer, decoder.look, decoder.draw) == plain
+    with computing_by("kernels"):
+        assert (decoder.answer, decoder.look, decoder.draw) == usual
+    assert (decoder.answer, decoder.look, decoder.draw) == usual
