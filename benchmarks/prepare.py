@@ -267,7 +267,7 @@ def redacted(image: Pixels, searched: Pixels, detectors: Sequence[Detector]) -> 
     across, down = shape[1] / searched.shape[1], shape[0] / searched.shape[0]
     found: list[Detection] = [each for detector in detectors for each in detector.detect(searched)]
     for each in found:
-        patch_ = outline(each.mapped(across, down), shape)
+        patch_ = outline(each.mapped(across, down), shape, rule=1)  # what is hidden for sure
         if patch_ is not None:
             mask[patch_.y : patch_.y + patch_.height, patch_.x : patch_.x + patch_.width] |= patch_.mask
     return mask

@@ -60,6 +60,7 @@ class Code(StrEnum):
     UNDER_THRESHOLD = "under_threshold"
     UNKNOWN_SOURCE = "unknown_source"
     REDACTED_SHARE = "redacted_share"
+    REDACTION_ARTIFACT = "redaction_artifact"
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     LICENSE_EXPIRED = "license_expired"
     NOT_REDISTRIBUTABLE = "not_redistributable"
@@ -119,6 +120,7 @@ SENTENCES = {
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
     Code.UNKNOWN_SOURCE: "A mask's `source` is not one of those that are known.",
     Code.REDACTED_SHARE: "A mask's share in redacted regions, or IoU with one, is not what the image's regions give.",
+    Code.REDACTION_ARTIFACT: "A mask traces a redacted region, and the configuration drops such masks.",
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
     Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",

@@ -2,8 +2,12 @@
 
 A mask may trace a redacted region instead of an object: the ellipse over a face, the box of a plate. These measures
 come from what a dataset's tables hold, not from pixels, so an audit can compute them again, bit for bit.
+
+Since rule 2 of de-identification there is a band around the ellipse or polygon, in which the mosaic passes into the
+picture, and a region's box covers it. What a mask is compared with is the line halfway through the band.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +22,19 @@ Bools = NDArray[np.bool_]
 
 MANUAL = "manual"
 """The source of a region that a person asked for."""
+
+FACE_BAND = 0.25
+"""Width of the band around a face's ellipse, as a share of the ellipse's half axes.
+
+With 0.15 SAM still found the ellipse over a face as an object; with 0.25 it did not.
+"""
+PLATE_MARGIN = 0.25
+"""Margin around a plate's corners, as a share of the plate's height."""
+PLATE_BAND = 1.0
+"""Width of the band around a plate, as a share of that margin."""
+
+_PLATE_SHARE = PLATE_MARGIN * PLATE_BAND / (1 + 2 * PLATE_MARGIN * (1 + PLATE_BAND))
+"""The band's width as a share of the whole region's height."""
 
 
 class Redactions(NamedTuple):
@@ -41,7 +58,11 @@ class Outline(NamedTuple):
 
 
 def redactions(
-    regions: Iterable[Mapping[str, Any]], source_size: tuple[int, int], size: tuple[int, int], counts: Sequence[str]
+    regions: Iterable[Mapping[str, Any]],
+    source_size: tuple[int, int],
+    size: tuple[int, int],
+    counts: Sequence[str],
+    rule: int,
 ) -> Redactions:
     """Compare the masks of an image with its redacted regions.
 
@@ -51,11 +72,12 @@ def redactions(
         size: (height, width) of the released image.
         counts: COCO's compressed run lengths of each mask, over the released image. They must be sound: pycocotools
             trusts its input.
+        rule: that of de-identification, which decides whether regions that detectors found have a band.
     """
     none = Redactions(np.zeros(len(counts)), np.zeros(len(counts)))
     if not counts:
         return none
-    outlines = (outline(region, source_size, size) for region in regions)
+    outlines = (outline(region, source_size, size, rule) for region in regions)
     codes = [_encoded(found, size) for found in outlines if found.mask.any()]
     if not codes:
         return none
@@ -66,12 +88,13 @@ def redactions(
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
 
 
-def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> Outline:
+def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int], rule: int) -> Outline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     A face that a detector found is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
-    region is its box: the pixels that lie in it entirely. For a box that a person asked for these are exactly the
-    redacted ones. Otherwise they differ a little, because the tables have only boxes:
+    region is its box: the pixels that lie in it entirely. Under rule 2 both are smaller by half of the band: they end
+    where mosaic and picture weigh the same. For a box that a person asked for, which has no band, these are exactly the
+    redacted pixels. Otherwise they differ a little, because the tables have only boxes:
 
     - An ellipse over the image's border was clipped there. The one here is inscribed in what is left of its box, and
       is smaller.
@@ -81,27 +104,46 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
 
     `source_size` and `size` are (height, width) of the upright source and of the released image.
     """
+    across, down = (band / 2 for band in band_widths(region, rule))
     if region["kind"] == "face" and region["source"] != MANUAL:
-        top, down = _distances(region["y"], region["h"], source_size[0], size[0])
-        left, across = _distances(region["x"], region["w"], source_size[1], size[1])
-        return Outline(left, top, across[None, :] ** 2 + down[:, None] ** 2 <= 1)
-    top, bottom = _span(region["y"], region["h"], source_size[0], size[0])
-    left, right = _span(region["x"], region["w"], source_size[1], size[1])
+        top, dy = _distances(region["y"], region["h"], down, source_size[0], size[0])
+        left, dx = _distances(region["x"], region["w"], across, source_size[1], size[1])
+        return Outline(left, top, dx[None, :] ** 2 + dy[:, None] ** 2 <= 1)
+    top, bottom = _span(region["y"], region["h"], down, source_size[0], size[0])
+    left, right = _span(region["x"], region["w"], across, source_size[1], size[1])
     return Outline(left, top, np.ones((bottom - top, right - left), np.bool_))
 
 
-def _span(start: int, length: int, source: int, released: int) -> tuple[int, int]:
-    """First and end of the released pixels that lie in a part of the source entirely, along one axis."""
-    first = max(-(-start * released // source), 0)
-    return first, max(min((start + length) * released // source, released), first)
+def band_widths(region: Mapping[str, Any], rule: int) -> tuple[float, float]:
+    """Return how wide the band is inside a region's box, in its pixels: at the left and right, at the top and bottom.
+
+    A region that was clipped at the image's border, or whose sides were rounded, had others by a little; so had a
+    tilted plate.
+    """
+    if rule == 1 or region["source"] == MANUAL:
+        return 0.0, 0.0
+    if region["kind"] == "face":
+        share = FACE_BAND / (1 + FACE_BAND) / 2
+        return region["w"] * share, region["h"] * share
+    band = min(region["w"], region["h"]) * _PLATE_SHARE
+    return band, band
 
 
-def _distances(start: int, length: int, source: int, released: int) -> tuple[int, Floats]:
-    """The first released pixel of an ellipse along one axis, and each pixel's distance from its center in half axes."""
+def _span(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, int]:
+    """First and end of the released pixels that lie entirely in a part of the source less `inset`, along one axis."""
+    first = max(math.ceil((start + inset) * released / source), 0)
+    return first, max(min(math.floor((start + length - inset) * released / source), released), first)
+
+
+def _distances(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, Floats]:
+    """The first released pixel of a box along one axis, and each pixel's distance from its center.
+
+    The unit is the half axis of the ellipse that is inscribed in the box less `inset` at both ends.
+    """
     first = min(max(start * released // source, 0), released)
     end = max(min(-(-(start + length) * released // source), released), first)
     centers = (np.arange(first, end) + 0.5) * source / released
-    return first, (centers - (start + length / 2)) / (max(length, 1) / 2)
+    return first, (centers - (start + length / 2)) / (max(length, 1) / 2 - inset)
 
 
 def _encoded(found: Outline, size: tuple[int, int]) -> dict[str, Any]:

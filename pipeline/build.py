@@ -80,7 +80,13 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
             num_gpus=stages.segment_pool.num_gpus or None,
             **actors,
         )
-        .map_batches(describe_table, num_cpus=stages.describe_num_cpus, max_retries=stages.retries, **blocks)
+        .map_batches(
+            describe_table,
+            fn_kwargs={"rule": stages.segment.artifacts.rule},
+            num_cpus=stages.describe_num_cpus,
+            max_retries=stages.retries,
+            **blocks,
+        )
     )
 
 

@@ -85,7 +85,13 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
     document = Document({"profile": profile}, {}, "--set")
     for override in overrides:
         apply_override(document, override.strip().removeprefix("masks."))
-    return check(document, MasksConfig)
+    settings = check(document, MasksConfig)
+    if settings.drop_redaction_artifacts != "auto":
+        raise UsageError(
+            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}: expected nothing, since it is for "
+            "builds alone: no redacted regions are known of these images"
+        )
+    return settings
 
 
 def plan_outputs(images: Sequence[str], output: str) -> list[tuple[str, str]]:

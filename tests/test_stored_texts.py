@@ -41,7 +41,7 @@ from segmint.infra.version import VERSION
 from segmint.model.detectors.faces import FaceDetector
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import Children
-from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig, deidentify
+from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, FacesConfig, PlatesConfig, deidentify
 from segmint.operators.prepare.ingest import IngestConfig, _guarded
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig, RefusedError, prepare_image
 from segmint.operators.prepare.read_image import ImageReader
@@ -615,7 +615,7 @@ def test_regions_are_named_by_these_words() -> None:
     """`regions` of `images`: `kind` and `source`. A TorchScript detector is named by its file."""
     size = {"source_width": 451, "source_height": 300, "width": 451, "height": 300}
     wanted = WantedRegion(id=1, kind="other", x=1, y=2, w=30, h=40)
-    row = redact_row({**size, "regions": [], "release": jpeg()}, [wanted], ReleaseConfig())
+    row = redact_row({**size, "regions": [], "release": jpeg()}, [wanted], ReleaseConfig(), RULES[-1])
     assert row["regions"] == [
         {"kind": "other", "score": 1.0, "x": 1, "y": 2, "w": 30, "h": 40, "source": "manual"},
     ]
@@ -875,7 +875,8 @@ CONFIGURATION = (
     "deidentify.plates.score release.short_side release.jpeg_quality release.format masks.profile "
     "masks.points_per_side masks.crop_n_layers masks.crop_n_points_downscale_factor masks.crop_overlap_ratio "
     "masks.pred_iou_thresh masks.stability_score_thresh masks.stability_score_offset masks.box_nms_thresh "
-    "masks.crop_nms_thresh masks.min_mask_region_area masks.max_mask_area_ratio model.weights"
+    "masks.crop_nms_thresh masks.min_mask_region_area masks.max_mask_area_ratio masks.drop_redaction_artifacts "
+    "model.weights"
 )
 
 

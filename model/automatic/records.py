@@ -52,7 +52,8 @@ class Funnel:
         holes_filled: of `after_nms2`, those with a small hole, whether they were written or not.
         islands_removed: of `after_nms2`, those with a small island, likewise. A mask may have both; `cleaned` counts
             it once. The official profile keeps the largest island, however small, and counts it here too.
-        redaction_artifacts: masks dropped because they trace a redacted region; 0, no step drops them yet.
+        redaction_artifacts: masks dropped because they trace a redacted region. The generator drops none: it knows no
+            regions. Builds do, and count them here and not in `written`.
     """
 
     predicted: int = 0

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.model.detectors.detection import Box, Detection, Detector, iou
 from segmint.operators.prepare.deidentify import outline
 from segmint.operators.prepare.mosaic import mosaic, mosaic_size, rectangle, redact_patches
+from segmint.operators.redactions import band_widths
 from segmint.operators.rows import Row
 
 COVERED = 0.75
@@ -59,15 +60,18 @@ class StillDetected(DetectedRegion):
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
-def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:
-    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
+def search_release(row: Row, image: Pixels, detectors: Sequence[Detector], rule: int) -> list[StillDetected]:
+    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`.
+
+    `rule` is that of de-identification, by which the row's regions were redacted.
+    """
     shape = image.shape[0], image.shape[1]
-    regions = _regions(row)
+    regions = _regions(row, rule)
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     found = []
     for detector in detectors:
         for detection in detector.detect(image):
-            patch = outline(detection, shape)
+            patch = outline(detection, shape, rule=1)  # `segmint redact` makes no band
             if patch is None:
                 continue
             box = patch.x, patch.y, patch.width, patch.height
@@ -154,23 +158,32 @@ def _encoded(shown: Pixels) -> bytes:
 
 @dataclass(frozen=True)
 class _Region:
-    """A redacted region in pixels of the released image, and the cells of its mosaic."""
+    """A redacted region in pixels of the released image, and the cells of its mosaic.
+
+    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is no mosaic alone.
+    """
 
     x: float
     y: float
     w: float
     h: float
+    band_x: float
+    band_y: float
     columns: int
     rows: int
 
     @classmethod
-    def of(cls, region: Row, row: Row) -> "_Region":
+    def of(cls, region: Row, row: Row, rule: int) -> "_Region":
         across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
         cells = mosaic_size(region["w"], region["h"])
-        return cls(region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down, *cells)
+        box = region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down
+        band_x, band_y = band_widths(region, rule)
+        return cls(*box, band_x * across, band_y * down, *cells)
 
     def holds(self, x: Floats, y: Floats) -> Bools:
-        return (x >= self.x) & (x <= self.x + self.w) & (y >= self.y) & (y <= self.y + self.h)
+        """Whether each place lies inside the region and not in its band."""
+        right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
+        return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
 
     def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
         """How much of the pixels at (x, y) this region's mosaic leaves unexplained, in gray levels.
@@ -187,12 +200,12 @@ class _Region:
         return float(np.sqrt(np.square(gray - weights @ cells).sum() / (len(x) - rank)))
 
 
-def _regions(row: Row) -> list[_Region]:
+def _regions(row: Row, rule: int) -> list[_Region]:
     """The regions that a row names, as far as they can be placed in its released image."""
     if not row["source_width"] or not row["source_height"]:
         return []
     known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
-    return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
+    return [_Region.of(region, row, rule) for region in known if region["w"] > 0 and region["h"] > 0]
 
 
 def _hats(places: Floats, cells: int) -> Floats:

@@ -1,7 +1,7 @@
 """De-identify: find faces and license plates in the full-resolution image and make them unrecognizable."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +24,7 @@ from segmint.operators.prepare.control import control_pixels
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
+from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 Pixels = NDArray[np.uint8]
 
@@ -56,6 +57,12 @@ BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
 def is_detector_file(name: str) -> bool:
     """Whether a detector is a file: by its path or URI in a configuration, or by its SHA-256 in a manifest."""
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
+
+
+def rule_of(identity: Mapping[str, Any]) -> int:
+    """Return the rule of de-identification of a dataset with this identity; raises what `known_rule` raises."""
+    part = identity.get("deidentify")
+    return known_rule(part.get("rule") if isinstance(part, Mapping) else None)
 
 
 def known_rule(recorded: object) -> int:
@@ -164,28 +171,28 @@ class Region:
     source: str
 
 
-def outline(detection: Detection, shape: tuple[int, int]) -> Patch | None:
+def outline(detection: Detection, shape: tuple[int, int], rule: int) -> Patch | None:
     """Return what to redact for a detection in an image of `shape` (h, w).
 
     An ellipse for a face. For a plate the polygon of its corners, or its box if it has no corners or they do not match
-    the box.
+    the box. Under rule 1 it has no band.
     """
     if detection.kind == "face":
-        return ellipse(detection.box, shape)
+        return ellipse(detection.box, shape, 0.0 if rule == 1 else FACE_BAND)
     x0, y0, x1, y1 = detection.box
     box = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     quad = detection.quad
     if quad is None or iou(bounds(quad), detection.box) < 0.5:
         quad = box
-    return polygon(quad, shape)
+    return polygon(quad, shape, band=0.0 if rule == 1 else PLATE_BAND)
 
 
 def deidentify(
-    image: Pixels, detectors: Sequence[Detector], searched: Pixels | None = None
+    image: Pixels, detectors: Sequence[Detector], searched: Pixels | None = None, rule: int = RULES[-1]
 ) -> tuple[Pixels, list[Region]]:
     """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
 
-    `searched` is what they look at: the same image at another size; None: the image.
+    `searched` is what they look at: the same image at another size; None: the image. `rule` decides the outlines.
 
     Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by detector
     and then by score. Raises `RejectedError` with `detector_failed` if a detector fails on this image and not on
@@ -197,7 +204,7 @@ def deidentify(
     patches, regions = [], []
     for detector in detectors:
         for found in _detections(detector, searched):
-            patch = outline(found.mapped(across, down), shape)
+            patch = outline(found.mapped(across, down), shape, rule)
             if patch is None:
                 continue
             patches.append(patch)

@@ -1,4 +1,8 @@
-"""Redact parts of a photograph irreversibly: a coarse mosaic, smoothed, inside an outline."""
+"""Redact parts of a photograph irreversibly: a coarse mosaic, smoothed, inside an outline.
+
+Around the outline there may be a band in which the mosaic passes smoothly into the picture. It lies outside the
+outline: no pixel inside depends on anything but mosaics.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,7 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.operators.redactions import PLATE_MARGIN
+
 Pixels = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 CELLS = 5
 """Mosaic cells along a region's longer side.
@@ -21,8 +29,8 @@ FACE_EXPANSION = 1.6
 
 More than sqrt(2), so that the box's corners lie inside; 2.01 times the box's area.
 """
-PLATE_MARGIN = 0.25
-"""Margin around a plate's corners, as a share of the plate's height."""
+WHOLE = 256
+"""The weight of a mosaic that hides the picture; in the band it is less."""
 
 _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector's file may return any number
 
@@ -31,12 +39,14 @@ _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector's file may r
 class Patch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
-    The window is the tightest one around the mask, and lies inside the image.
+    `weight`, (h, w) uint16 in 256ths, is that of the mosaic: 256 in the mask, less in the band around it, 0 elsewhere;
+    None if there is no band. The window is the tightest one around mask and band, and lies inside the image.
     """
 
     x: int
     y: int
-    mask: NDArray[np.bool_]
+    mask: Bools
+    weight: NDArray[np.uint16] | None = None
 
     @property
     def width(self) -> int:
@@ -49,54 +59,95 @@ class Patch:
         return int(self.mask.shape[0])
 
 
-def _tight(x: int, y: int, mask: NDArray[np.bool_]) -> Patch | None:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
+def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None) -> Patch | None:
+    if not mask.any():
         return None
+    covered = mask if weight is None else weight > 0
+    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    return Patch(x + int(x0), y + int(y0), mask[y0:y1, x0:x1])
+    return Patch(x + int(x0), y + int(y0), mask[y0:y1, x0:x1], None if weight is None else weight[y0:y1, x0:x1])
 
 
-def ellipse(box: Sequence[float], shape: tuple[int, int], expansion: float = FACE_EXPANSION) -> Patch | None:
-    """Return the ellipse around `box` (x0, y0, x1, y1), `expansion` times its size, clipped to `shape` (h, w).
+def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> Patch | None:
+    """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
     The box is rounded to whole pixels first, so that a detector's last bits do not move the border. None if it lies
-    outside the image.
+    outside the image. `band`: width of the band around the ellipse, as a share of its half axes.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
-    half_w, half_h = max(x1 - x0, 1) * expansion / 2, max(y1 - y0, 1) * expansion / 2
-    left, top = max(math.floor(center_x - half_w), 0), max(math.floor(center_y - half_h), 0)
-    right = min(math.ceil(center_x + half_w), shape[1])
-    bottom = min(math.ceil(center_y + half_h), shape[0])
+    half_w, half_h = max(x1 - x0, 1) * FACE_EXPANSION / 2, max(y1 - y0, 1) * FACE_EXPANSION / 2
+    outer_w, outer_h = half_w * (1 + band), half_h * (1 + band)
+    left, top = max(math.floor(center_x - outer_w), 0), max(math.floor(center_y - outer_h), 0)
+    right = min(math.ceil(center_x + outer_w), shape[1])
+    bottom = min(math.ceil(center_y + outer_h), shape[0])
     if left >= right or top >= bottom:
         return None
     dx = (np.arange(left, right) + 0.5 - center_x) / half_w
     dy = (np.arange(top, bottom) + 0.5 - center_y) / half_h
-    return _tight(left, top, dx[None, :] ** 2 + dy[:, None] ** 2 <= 1)
+    squared = dx[None, :] ** 2 + dy[:, None] ** 2
+    mask = squared <= 1
+    if not band:
+        return _tight(left, top, mask)
+    around = ~mask & (squared < (1 + band) ** 2)
+    return _tight(left, top, mask, _weights(mask, around, (np.sqrt(squared[around]) - 1) / band))
+
+
+def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16]:
+    """Return the weights of a mosaic in 256ths, (h, w): 256 in `mask`, falling smoothly in the band `around` it.
+
+    `distances` are those of the band's pixels from the mask's border, in widths of the band. Only sums, products,
+    quotients and square roots lead to the weights, each rounded as IEEE 754 says: they are the same on every CPU.
+    """
+    left = np.clip(1 - distances, 0, 1)
+    weights = mask.astype(np.uint16) * np.uint16(WHOLE)
+    weights[around] = np.floor(WHOLE * (left * left * (3 - 2 * left))).astype(np.uint16)
+    return weights
 
 
 def polygon(
-    points: Sequence[tuple[float, float]], shape: tuple[int, int], margin: float = PLATE_MARGIN
+    points: Sequence[tuple[float, float]], shape: tuple[int, int], margin: float = PLATE_MARGIN, band: float = 0.0
 ) -> Patch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
     Points are rounded to whole pixels first; none is taken to be farther away than any image is wide. None if it lies
-    outside the image of `shape` (h, w).
+    outside the image of `shape` (h, w). `band`: width of the band around it, as a share of what it was grown by.
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
     grow = math.ceil(margin * min(sides))
     squares = [corners + np.array((dx, dy)) for dx in (-grow, grow) for dy in (-grow, grow)]
     hull = cv2.convexHull(np.concatenate(squares).astype(np.int32)).reshape(-1, 2)
-    left, top = (int(v) for v in np.maximum(hull.min(axis=0), 0))
-    right = min(int(hull[:, 0].max()) + 1, shape[1])
-    bottom = min(int(hull[:, 1].max()) + 1, shape[0])
+    width = math.ceil(band * grow)
+    left, top = (int(v) for v in np.maximum(hull.min(axis=0) - width, 0))
+    right = min(int(hull[:, 0].max()) + width + 1, shape[1])
+    bottom = min(int(hull[:, 1].max()) + width + 1, shape[0])
     if left >= right or top >= bottom:
         return None
     canvas = np.zeros((bottom - top, right - left), np.uint8)
     cv2.fillConvexPoly(canvas, hull - (left, top), 1)
-    return _tight(left, top, canvas.astype(bool))
+    mask = canvas.astype(bool)
+    if not width:
+        return _tight(left, top, mask)
+    outside = _outside(hull.astype(np.float64), np.arange(left, right), np.arange(top, bottom))
+    around = ~mask & (outside < width)
+    return _tight(left, top, mask, _weights(mask, around, outside[around] / width))
+
+
+def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats:
+    """Return how far each pixel of a window lies outside the sides of a convex polygon, (h, w); the farthest counts.
+
+    `hull`, (N, 2), has its corners in order, N > 2; `x` and `y` are the window's columns and rows.
+    """
+    before, after = hull, np.roll(hull, -1, axis=0)
+    turns = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    sides = (after - before) * (1.0 if turns.sum() > 0 else -1.0)
+    farthest = np.full((len(y), len(x)), -np.inf)
+    for (corner_x, corner_y), (across, down) in zip(before, sides, strict=True):
+        length = np.sqrt(across * across + down * down)
+        distance = ((x - corner_x) * down)[None, :] - ((y - corner_y) * across)[:, None]
+        np.maximum(farthest, distance / length, out=farthest)
+    return farthest
 
 
 def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Patch | None:
@@ -128,11 +179,24 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 def redact_patches(image: Pixels, patches: Iterable[Patch]) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
-    Each mosaic is made from the image as given, not from an earlier patch's result. Where patches overlap, the last one
-    wins.
+    Each mosaic is made from the whole window of its patch, and from the image as given, not from an earlier patch's
+    result. Bands come first, so that every pixel in a mask is a mosaic's; where masks overlap, the last one wins.
     """
     result = image.copy()
+    hidden = []
     for patch in patches:
-        rows, columns = slice(patch.y, patch.y + patch.height), slice(patch.x, patch.x + patch.width)
-        result[rows, columns][patch.mask] = mosaic(image[rows, columns])[patch.mask]
+        window = slice(patch.y, patch.y + patch.height), slice(patch.x, patch.x + patch.width)
+        cover = mosaic(image[window])
+        hidden.append((window, patch.mask, cover[patch.mask]))
+        if patch.weight is not None:
+            around = (patch.weight > 0) & ~patch.mask
+            result[window][around] = _blended(cover[around], result[window][around], patch.weight[around, None])
+    for window, mask, colors in hidden:
+        result[window][mask] = colors
     return result
+
+
+def _blended(cover: Pixels, picture: Pixels, weight: NDArray[np.uint16]) -> Pixels:
+    """Mix two lists of colors, (N, 3), by the `weight` (N, 1) of the first in 256ths; rounded half up."""
+    mixed = cover * weight + picture * (np.uint16(WHOLE) - weight) + np.uint16(WHOLE // 2)
+    return np.asarray(mixed >> 8, np.uint8)

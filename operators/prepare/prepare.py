@@ -111,7 +111,7 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
     largest = searched_size(source.source_width, source.source_height, config)
     with _stage("deidentify"):
         searched = resized(source.image, largest)
-        clean, regions = deidentify(source.image, detectors, searched)
+        clean, regions = deidentify(source.image, detectors, searched, config.deidentify.rule_number)
     with _stage("release"):
         shrunk = resized(clean, largest) if regions else searched
         is_larger = largest != released_size(source.source_width, source.source_height, config.release.short_side)

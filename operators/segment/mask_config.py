@@ -9,6 +9,10 @@ from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
 
+ARTIFACT_IOU = 0.8
+"""IoU with a redacted region from which on profile `sa1b` drops a mask in new datasets: as far as a mask along either
+edge of the region's band is from the line halfway through it."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -18,6 +22,15 @@ def auto_or_count(value: Any) -> Any:
     if value == "auto" or whole:
         return value
     raise ValueError("expected auto or a whole number from 1")
+
+
+def _auto_off_or_share(value: Any) -> Any:
+    if value is False:  # YAML's `off`
+        return "off"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value in ("auto", "off") or (number and 0 < value <= 1):
+        return value if isinstance(value, str) else float(value)
+    raise ValueError("expected auto, off or a number over 0 and up to 1")
 
 
 def _weights(value: str) -> str:
@@ -61,6 +74,9 @@ class MasksConfig(BaseModel):
     """Pixels: smaller islands and holes are cleaned away; 0 switches the clean-up off."""
     max_mask_area_ratio: Share = 0.95
     """Remove masks that cover this share of the image or more; 0 switches the filter off."""
+    drop_redaction_artifacts: Annotated[Literal["auto", "off"] | float, BeforeValidator(_auto_off_or_share)] = "auto"
+    """Drop masks whose IoU with a redacted region is at least this. auto: as the dataset was begun; in a new one 0.8 in
+    profile sa1b, off in official."""
     points_per_chunk: AutoOrCount = "auto"
     """Prompts that the decoder takes together; this changes the last bits, so it belongs to the numerics."""
 
@@ -85,12 +101,24 @@ class MasksConfig(BaseModel):
             raise ValueError(str(error).removeprefix("masks.")) from error
         return self
 
+    @property
+    def artifacts(self) -> float | Literal["off"]:
+        """`drop_redaction_artifacts`; for `auto`, that of a new dataset."""
+        if self.drop_redaction_artifacts != "auto":
+            return self.drop_redaction_artifacts
+        return ARTIFACT_IOU if self.profile == "sa1b" else "off"
+
+    @property
+    def artifact_iou(self) -> float | None:
+        """The same, with None for `off`."""
+        return None if self.artifacts == "off" else self.artifacts
+
     def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
         """Convert to the settings that `MaskGenerator` takes, with this value for `points_per_chunk: auto`.
 
         None leaves it to the generator's device.
         """
-        values = self.model_dump()
+        values = self.model_dump(exclude={"drop_redaction_artifacts"})
         if self.points_per_chunk == "auto":
             values["points_per_chunk"] = points_per_chunk
         return MaskSettings(**values)

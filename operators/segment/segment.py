@@ -25,6 +25,7 @@ from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, gather, is_live, judged, to_rows
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
+from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 from segmint.operators.segment.overlap import HostThreads, Overlapped
 
@@ -50,6 +51,7 @@ class SegmentSettings:
     assets: str | None = None  # a folder that mirrors the weight files
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allow_mixed_numerics: bool = False
+    artifacts: RedactionArtifacts = NO_ARTIFACTS
 
 
 class MixedNumericsError(UsageError):
@@ -199,6 +201,7 @@ class Segment:
         threads: HostThreads | None = None,
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
+        self._artifacts = settings.artifacts
         # By the thread that uses the model: what it compiles or captures is for that thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
         if report_peak is not None:
@@ -239,7 +242,7 @@ class Segment:
         return find_frugally(self.generator, *images)
 
     def _finish(self, row: Row, found: "Found") -> Row:
-        columns = mask_columns(self.generator.finish(found))
+        columns = self._artifacts.dropped(row, mask_columns(self.generator.finish(found)))
         check_count(len(columns["masks"]))
         return {**row, **columns}
 

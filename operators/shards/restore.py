@@ -79,17 +79,19 @@ def restore_from_rest(
     damages: Sequence[Damage],
     *,
     with_images: bool,
+    rule: int,
     schema_version: int = OLDEST,
 ) -> bool:
     """Restore the damaged files of a shard from its other files; return whether that was possible.
 
     The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
-    one as far as it can be read; rows of images are in no other file. `schema_version` is the dataset's, for what
-    tombstones take down of the shard. Raises `DamagedDatasetError` if the generation was replaced: look again.
+    one as far as it can be read; rows of images are in no other file. `rule` is that of de-identification.
+    `schema_version` is the dataset's, for what tombstones take down of the shard. Raises `DamagedDatasetError` if the
+    generation was replaced: look again.
     """
     damaged = {damage.kind for damage in damages}
     try:
-        rows, version = _rows_of_rest(dataset, commit, damaged)
+        rows, version = _rows_of_rest(dataset, commit, damaged, rule)
         files = build_shard_files(rows, with_images=with_images, schema_version=version)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
@@ -183,7 +185,7 @@ def _replaced(commit: Commit) -> DamagedDatasetError:
     )
 
 
-def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> CommittedRows:
+def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str], rule: int) -> CommittedRows:
     """Return the shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some lack."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
@@ -197,7 +199,7 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> Commi
     if "masks" in damaged:
         if "shards" in damaged:
             raise ValueError("no whole file has the masks")
-        tables["masks"] = [mask for image in tables["images"] for mask in _masks_of_json(image, members)]
+        tables["masks"] = [mask for image in tables["images"] for mask in _masks_of_json(image, members, rule)]
     rows = committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
     return CommittedRows(rows, read["images"].schema_version)
 
@@ -213,7 +215,7 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
     return members
 
 
-def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
+def _masks_of_json(image: Row, members: Mapping[str, bytes], rule: int) -> list[Row]:
     """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
 
     They are taken for masks that a build made. Where people annotated an image, what they said of its masks is in no
@@ -223,7 +225,7 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes]) -> list[Row]:
     # A row of version 1 has no `next_mask`, and its masks have none of the newer columns either.
     built = image["next_mask"] is not None
     codes = [mask["segmentation"]["counts"] for mask in annotations]
-    shares, ious = redaction_columns(image if built else {**image, "regions": None}, codes)
+    shares, ious = redaction_columns(image if built else {**image, "regions": None}, codes, rule)
     rows = []
     for index, (mask, share, iou) in enumerate(zip(annotations, shares, ious, strict=True)):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]

@@ -28,9 +28,12 @@ from segmint.catalogs.dataset.tombstones import (
 )
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError, commit_path
+from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.audit.origins import OriginLimits
+from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.audit.answer import AuditReport, Checked
@@ -149,8 +152,14 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = Place(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
-        return FileSettings(None, with_images=True)
-    return FileSettings(MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), release.format == "images")
+        return FileSettings(None, None, with_images=True)
+    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
+    try:
+        origins = OriginLimits(rule_of(config), masks.artifact_iou)
+    except UsageError as error:
+        findings.add(Place(manifest_name(pinned.generation)).finding(Code.BAD_MANIFEST, "a known rule", error))
+        origins = None
+    return FileSettings(limits, origins, release.format == "images")
 
 
 def _results(

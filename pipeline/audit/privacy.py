@@ -28,6 +28,7 @@ from segmint.operators.prepare.deidentify import (
     build_detectors,
     is_detector_file,
     known_rule,
+    rule_of,
 )
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
@@ -79,12 +80,17 @@ class Searcher:
         given: Mapping[tuple[str, str], GivenDetector] | None = None,
         missing: Sequence[NotLookedAt] = (),
         *,
+        rule: int = 1,
         with_pictures: bool = False,
     ) -> None:
-        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here."""
+        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here.
+
+        `rule` is that of de-identification by which images were redacted.
+        """
         self.detectors = detectors
         self.given = given or {}
         self.missing = missing
+        self._rule = rule
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
@@ -96,7 +102,7 @@ class Searcher:
         with self._one, _one_torch_thread():
             for detector in self.detectors:
                 try:
-                    found += search_release(row, image, [detector])
+                    found += search_release(row, image, [detector], self._rule)
                 except (RuntimeError, ValueError, DetectorFailedError) as error:
                     failures.append(Failure(detector.kind, detector.name, last_line(error)))
                 else:
@@ -142,7 +148,8 @@ class SearchPlan:
         by_name: dict[tuple[str, str], GivenDetector] = {
             (each.kind, name): each for each, name in zip(self.given, names, strict=True)
         }
-        return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
+        rule = 1 if self.manifest is None else rule_of(self.manifest.identity)
+        return Searcher((*known, *given), by_name, missing, rule=rule, with_pictures=self.with_pictures)
 
     def resolve(self, name: str) -> Path:
         """The file of a known name, a path or a URI; see `segmint.infra.assets.resolve`."""

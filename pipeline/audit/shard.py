@@ -15,6 +15,7 @@ from segmint.catalogs.layout import SCHEMA_VERSIONS, DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.origins import OriginLimits
 from segmint.operators.audit.rows import (
     ShardTables,
     audit_catalog_names,
@@ -53,6 +54,7 @@ class FileSettings:
     """What a dataset's configuration says about its files."""
 
     limits: MaskLimits | None
+    origins: OriginLimits | None
     with_images: bool
     formats: Sequence[int] = SCHEMA_VERSIONS  # that its tables may have
 
@@ -112,7 +114,10 @@ class ShardAudit:
                 self._findings.extend(audit_counts(tables, self._plan.commit.counts))
             self._findings.extend(audit_identity(tables, self._plan.ordinals))
             if Code.ROW_IDENTITY not in self._findings:
-                images, masks = tables.images.to_pylist(), ShardMasks(tables, self._settings.limits)
+                images, masks = (
+                    tables.images.to_pylist(),
+                    ShardMasks(tables, self._settings.limits, self._settings.origins),
+                )
                 self._audit_rows(tables, images, masks)
         self._compared = self._compared and masks is not None
         if "shards" not in self._plan.bad_kinds:

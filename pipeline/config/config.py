@@ -24,7 +24,7 @@ from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
-from segmint.operators.prepare.deidentify import DeidentifyConfig, known_rule
+from segmint.operators.prepare.deidentify import DeidentifyConfig, rule_of
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
@@ -188,6 +188,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
     tree["deidentify"]["rule"] = config.deidentify.rule_number
+    tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:
             part["detector"] = known[part["detector"]]
@@ -195,14 +196,18 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 
 
 def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
-    """Return the configuration with `deidentify.rule: auto` replaced by the rule of the dataset with this identity.
+    """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
 
-    Raises `UsageError` for a rule that this version does not have.
+    These are `deidentify.rule` and `masks.drop_redaction_artifacts`. Raises `UsageError` for a rule that this version
+    does not have.
     """
-    if config.deidentify.rule != "auto":
-        return config
-    rule = known_rule(begun["deidentify"]["rule"])
-    return config.model_copy(update={"deidentify": config.deidentify.model_copy(update={"rule": rule})})
+    deidentify, masks = config.deidentify, config.masks
+    if deidentify.rule == "auto":
+        deidentify = deidentify.model_copy(update={"rule": rule_of(begun)})
+    if masks.drop_redaction_artifacts == "auto":
+        begun_with = begun["masks"]["drop_redaction_artifacts"]
+        masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
+    return config.model_copy(update={"deidentify": deidentify, "masks": masks})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

@@ -3,6 +3,7 @@
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.prepare.release import CropLayers
+from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.config.config import Config, as_begun
@@ -32,8 +33,9 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
     )
 
 
-def segment_settings(config: Config, numerics: Numerics) -> SegmentSettings:
-    """Return the settings of a segment actor."""
+def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
+    """Return the settings of a segment actor, in a dataset that was begun as its manifest says. None: in a new one."""
+    config = config if manifest is None else as_begun(config, manifest.identity)
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),
         weights=config.model.weights,
@@ -41,4 +43,5 @@ def segment_settings(config: Config, numerics: Numerics) -> SegmentSettings:
         assets=config.assets,
         storage_options=config.storage,
         allow_mixed_numerics=config.allow_mixed_numerics,
+        artifacts=RedactionArtifacts(config.deidentify.rule_number, config.masks.artifact_iou),
     )

@@ -12,6 +12,7 @@ from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
+from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file
@@ -94,6 +95,7 @@ def list_redaction(dataset: Location, regions: Location) -> RedactionList:
 class _Plan:
     manifest: DatasetManifest
     config: ReleaseConfig
+    rule: int  # of de-identification
     regions: Regions
     commits: Mapping[int, Commit]
     listed: RedactionList
@@ -101,7 +103,7 @@ class _Plan:
 
 def _plan(dataset: Location, regions: Location) -> _Plan:
     manifest = load_manifest(dataset)
-    config = release_config(manifest)
+    config, rule = release_config(manifest), rule_of(manifest.identity)
     if config.format != "images":
         raise UsageError(f"{dataset} holds annotations only, no images to redact")
     by_ordinal: Regions = {}
@@ -111,7 +113,7 @@ def _plan(dataset: Location, regions: Location) -> _Plan:
     raise_problems(_problems(dataset, manifest, commits, by_ordinal))
     images = {ordinal + 1: len(each) for ordinal, each in sorted(by_ordinal.items())}
     return _Plan(
-        manifest, config, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
+        manifest, config, rule, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
     )
 
 
@@ -138,7 +140,9 @@ def redact(
         plan.manifest,
         Revision(
             shards=plan.commits.keys(),
-            change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
+            change=lambda _, rows: [
+                redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config, plan.rule) for row in rows
+            ],
             with_images=True,
         ),
         resources,

@@ -21,6 +21,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.restore import (
     Damage,
@@ -127,8 +128,14 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         if held.wrong or held.commit is None:
             raise _LeftError(ShardRepair(shard, (held.wrong,), left=why))
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
-        version = task.manifest.schema_version
-        if restore_from_rest(task.dataset, held.commit, damages, with_images=task.with_images, schema_version=version):
+        if restore_from_rest(
+            task.dataset,
+            held.commit,
+            damages,
+            with_images=task.with_images,
+            rule=rule_of(task.manifest.identity),
+            schema_version=task.manifest.schema_version,
+        ):
             return ShardRepair(shard, lines, paths)
         left = lost_of_people(task.dataset, held.commit, damages) or (
             f"what is left of it is not enough to make {', '.join(paths)} again: with the configuration that it was "

@@ -113,7 +113,7 @@ def lay_out(
     return Stages(
         prepare_arguments=_prepare_arguments(config, dataset),
         prepare_pool=prepare,
-        segment=segment_settings(config, dataset.numerics),
+        segment=segment_settings(config, dataset.numerics, dataset.manifest),
         segment_pool=segment,
         segment_threads=threads,
         rows_per_block=rows_per_block,

@@ -123,6 +123,11 @@ def remarks_of(statistics: Statistics) -> list[str]:
             f"Clean-up {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
             f"({share(cleanup.removed_share)})."
         )
+        if cleanup.artifacts:
+            remarks.append(
+                f"{counted(cleanup.artifacts, 'mask')} dropped that traced a redacted region "
+                f"({share(cleanup.artifacts_share)})."
+            )
     remarks.append(
         f"{counted(near.pairs, 'pair')} of masks of one image with an IoU of {number(near.threshold)} or more, among "
         f"{counted(near.masks, 'mask')} of {counted(near.images_sampled, 'sampled image')}."

@@ -169,7 +169,8 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
     if whole["predicted"] is None:
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
-    holes, islands = (whole["holes_filled"], whole["islands_removed"]) if whole["split"] else (None, None)
+    names = ("holes_filled", "islands_removed", "redaction_artifacts")
+    holes, islands, artifacts = (whole[name] if whole["split"] else None for name in names)
 
     def share(masks: int | None) -> float | None:
         return rounded(masks / before) if masks is not None and before else None
@@ -184,6 +185,8 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
         removed_share=share(removed),
         holes_share=share(holes),
         islands_share=share(islands),
+        artifacts=artifacts,
+        artifacts_share=share(artifacts),
     )
 
 

@@ -102,8 +102,8 @@ class FunnelStep:
 class Cleanup:
     """Masks that clean-up changed or removed, and their shares (0 to 1) of the masks before it.
 
-    `holes` and `islands` are those of `cleaned` that had a small one of each, or None if images of format 1, which do
-    not say, are among them.
+    `holes` and `islands` are those of `cleaned` that had a small one of each; `artifacts` are masks that were dropped
+    because they trace a redacted region. They are None if images of format 1, which do not say, are among them.
     """
 
     cleaned: int
@@ -114,6 +114,8 @@ class Cleanup:
     removed_share: float | None
     holes_share: float | None
     islands_share: float | None
+    artifacts: int | None
+    artifacts_share: float | None
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,8 @@ def test_outputs_that_collide_or_write_over_an_image_are_refused(tmp_path: Path)
 def test_settings_come_from_profile_and_overrides():
     assert masks_config("official", []) == MasksConfig(profile="official")
     assert masks_config("sa1b", ["points_per_side=8", "masks.crop_n_layers=1"]).points_per_side == 8
+    with pytest.raises(UsageError, match=r"masks\.drop_redaction_artifacts is 0\.9: expected nothing"):
+        masks_config("sa1b", ["drop_redaction_artifacts=0.9"])
     with pytest.raises(UsageError) as caught:
         masks_config("sa1b", ["points_per_sid=8", "box_nms_thresh=much"])
     assert "did you mean points_per_side?" in str(caught.value)

@@ -30,7 +30,7 @@ def mint(config_path: Path, only: Sequence[int] | None = None) -> str:
         segment = Segment(stages.segment)
         wanted = dataset.shards() if only is None else only
         for span in dataset.spans([shard for shard in wanted if shard not in committed]):
-            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
+            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))), stages.segment.artifacts.rule)
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
                 raise AssertionError(result.detail)

@@ -64,7 +64,7 @@ def write_reported(folder: Path) -> str:
     storage.put(join(uri, MANIFEST), manifest.to_json())
     for shard in range(2):
         rows = [_row(ordinal) for ordinal in range(4 * shard, 4 * shard + 4)]
-        table = describe_table(to_table(rows, SEGMENTED))
+        table = describe_table(to_table(rows, SEGMENTED), rule=1)
         task = ShardTask(
             shard=shard,
             start=4 * shard,

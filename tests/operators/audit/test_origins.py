@@ -7,8 +7,10 @@ import pytest
 
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.origins import OriginLimits
 from segmint.operators.audit.rows import ShardTables, audit_identity, audit_mask_count
 from segmint.operators.audit.shard_masks import ShardMasks
+from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.files import build_shard_files
@@ -17,6 +19,7 @@ from tests.support.described_rows import accepted_row, described
 
 LIMITS = MaskLimits(0.7, 0.8)
 REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
+RULE_1 = OriginLimits(1)
 PLACE = Place("masks/sa_000000.parquet", 0)
 
 
@@ -35,13 +38,13 @@ def committed(ordinal: int = 0) -> tuple[Row, list[Row]]:
     return image, read_table(files.masks, "masks").to_pylist()
 
 
-def findings(image: Row, masks: list[Row]) -> list[Finding]:
+def findings(image: Row, masks: list[Row], origins: OriginLimits = RULE_1) -> list[Finding]:
     """What the audit of rows finds in one image."""
     tables = tables_of([image], masks)
     found = list(audit_identity(tables, (image["ordinal"], image["ordinal"] + 1)))
     if found:
         return found
-    shard = ShardMasks(tables, LIMITS)
+    shard = ShardMasks(tables, LIMITS, origins)
     annotated = shard.annotated(image["ordinal"])
     found += audit_mask_count(image, len(masks), tables.places["images"], annotated=annotated)
     if not shard.sound(image["ordinal"]):
@@ -94,6 +97,45 @@ def test_shares_are_those_that_the_regions_give() -> None:
     assert codes(findings(image, masks)) == [Code.REDACTED_SHARE]
     masks[2] |= {"redacted_share": float("nan"), "redaction_iou": 0.0}
     assert codes(findings(image, masks)) == [Code.REDACTED_SHARE]
+
+
+def measured(image: Row, masks: list[Row], rule: int) -> list[Row]:
+    """The masks with the shares that the image's regions give them."""
+    columns = redaction_columns(image, [mask["segmentation"]["counts"] for mask in masks], rule)
+    return [
+        {**mask, "redacted_share": share, "redaction_iou": iou}
+        for mask, share, iou in zip(masks, *columns, strict=True)
+    ]
+
+
+PLATE = {**REGION, "kind": "plate", "x": 5, "y": 4, "w": 17, "h": 10, "source": "clp"}
+"""The rectangle of the third mask."""
+
+
+@pytest.mark.parametrize(
+    ("region", "rule", "found"), [(PLATE, 1, 1), ({**PLATE, "source": "manual"}, 1, 0), (PLATE, 2, 0)]
+)
+def test_a_mask_that_the_build_should_have_dropped_is_a_finding(region: Row, rule: int, found: int) -> None:
+    """By the regions that it knew; under rule 2 the plate's box has a band, and the mask is larger than the rest."""
+    image, masks = committed()
+    image["regions"] = [region]
+    masks = measured(image, masks, rule)
+    assert findings(image, masks, OriginLimits(rule)) == []
+    assert codes(findings(image, masks, OriginLimits(rule, 0.95))) == [Code.REDACTION_ARTIFACT] * found
+
+
+def test_a_person_may_draw_what_a_build_drops() -> None:
+    image, masks = committed()
+    image |= {"masks": 3, "next_mask": 4, "complete": True, "regions": [PLATE]}
+    mixed = measured(image, [*masks[:2], by_person(masks[2], 3)], 1)
+    assert mixed[2]["redaction_iou"] == 1
+    assert findings(image, mixed, OriginLimits(1, 0.95)) == []
+
+
+def test_shares_of_another_rule_are_a_finding() -> None:
+    image, masks = committed()
+    image["regions"] = [PLATE]
+    assert Code.REDACTED_SHARE in codes(findings(image, measured(image, masks, 1), OriginLimits(2)))
 
 
 @pytest.mark.parametrize("size", [{"source_width": None}, {"source_height": 0}, {"source_width": -3}])

@@ -11,7 +11,14 @@ from segmint.catalogs.dataset.regions import Sighting, WantedRegion
 from segmint.model.detectors.detection import Detection
 from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, Region, build_detectors, deidentify
+from segmint.operators.prepare.deidentify import (
+    RULES,
+    DeidentifyConfig,
+    PlatesConfig,
+    Region,
+    build_detectors,
+    deidentify,
+)
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 from segmint.operators.shards.corrected_rows import redact_row
@@ -59,7 +66,7 @@ def row_of(pixels: np.ndarray, regions: list[Region], config: ReleaseConfig = PL
 
 
 def search(row: Row, *detectors) -> list[StillDetected]:
-    return search_release(row, decode_jpeg(row["release"]), detectors)
+    return search_release(row, decode_jpeg(row["release"]), detectors, RULES[-1])
 
 
 def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> Certain:
@@ -70,7 +77,7 @@ def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> Certai
 
 def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(detectors, astronaut: np.ndarray) -> None:
     (found,) = search(row_of(astronaut, []), *detectors)
-    _, (region,) = deidentify(astronaut, detectors)
+    _, (region,) = deidentify(astronaut, detectors, rule=1)
     assert (found.id, found.kind, found.detector, found.redacted) == (7, "face", "mtcnn", False)
     assert found.score > 0.9
     assert np.abs(np.array([found.x - region.x, found.y - region.y, found.w - region.w, found.h - region.h])).max() <= 4
@@ -109,12 +116,12 @@ def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astro
     row = row_of(astronaut, [])
     (left,) = search(row, again(face, row))
     wanted = WantedRegion(id=7, kind="face", x=left.x, y=left.y, w=left.w, h=left.h)
-    redacted = redact_row(row, [wanted], ReleaseConfig())
+    redacted = redact_row(row, [wanted], ReleaseConfig(), RULES[-1])
     (found,) = search(redacted, again(face, redacted))
     assert found == replace(left, redacted=True)
     # A second box over a part of the first: its mosaic is what shows there.
     half = wanted.model_copy(update={"kind": "other", "w": left.w // 2})
-    twice = redact_row(redacted, [half], ReleaseConfig())
+    twice = redact_row(redacted, [half], ReleaseConfig(), RULES[-1])
     assert len(twice["regions"]) == 2
     (found,) = search(twice, again(face, twice))
     assert found.redacted
@@ -153,16 +160,16 @@ def test_a_later_region_hides_its_part_of_an_earlier_one() -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
     image[20:80, 20:32] = 250
     whole, left = (20, 20, 60, 60), (20, 20, 12, 60)
-    (found,) = search_release(plain_row(whole, left), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row(whole, left), image, [Certain(PLATE)], 1)
     assert found.redacted
-    (found,) = search_release(plain_row(left, whole), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row(left, whole), image, [Certain(PLATE)], 1)
     assert not found.redacted
 
 
 @pytest.mark.parametrize(("width", "redacted"), [(30, False), (42, False), (48, True)])
 def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
-    (found,) = search_release(plain_row((20, 20, width, 60)), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row((20, 20, width, 60)), image, [Certain(PLATE)], 1)
     assert found.redacted == redacted
 
 
@@ -199,7 +206,7 @@ def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_
     row = {**plain_row(), "width": 300, "height": 200}
     near, far, only = (20.0, 20.0, 60.0, 70.0), (200.0, 100.0, 230.0, 140.0), (100.0, 100.0, 140.0, 140.0)
     first, second = Named("first", near, only), Named("second", far, (24.0, 16.0, 66.0, 74.0))
-    found = [each for detector in (first, second) for each in search_release(row, image, [detector])]
+    found = [each for detector in (first, second) for each in search_release(row, image, [detector], 1)]
     both, alone, other = merge_found(found, [first, second])
     assert both.found_by == (Sighting("first", 0.9), Sighting("second", 0.9))
     assert (both.detector, both.missed_by) == ("first", ())

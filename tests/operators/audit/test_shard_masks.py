@@ -33,7 +33,7 @@ def test_every_image_has_its_own_masks(minted: Path) -> None:
     tables = tables_of(minted)
     rows = tables.masks.to_pylist()
     images = tables.images.to_pylist()
-    masks = ShardMasks(tables, LIMITS)
+    masks = ShardMasks(tables, LIMITS, None)
     assert sum(masks.count(image["ordinal"]) for image in images) == len(rows) > 6
     for image in images:
         own = [row for row in rows if row["ordinal"] == image["ordinal"]]
@@ -50,7 +50,7 @@ def test_one_wrong_mask_is_its_image_s_alone(minted: Path) -> None:
     ordinals = [image["ordinal"] for image in tables.images.to_pylist()]
     rows = tables.masks.to_pylist()
     for index, row in enumerate(rows):
-        masks = ShardMasks(with_masks(tables, [*rows[:index], {**row, "bbox": None}, *rows[index + 1 :]]), LIMITS)
+        masks = ShardMasks(with_masks(tables, [*rows[:index], {**row, "bbox": None}, *rows[index + 1 :]]), LIMITS, None)
         assert [ordinal for ordinal in ordinals if not masks.sound(ordinal)] == [row["ordinal"]]
         assert {**row, "bbox": None} in masks.annotations(row["ordinal"])
 
@@ -60,7 +60,7 @@ def test_images_without_masks_are_sound(minted: Path) -> None:
     rows = tables.masks.to_pylist()
     left = [row for row in rows if row["ordinal"] == rows[-1]["ordinal"]]
     for kept in (left, []):
-        masks = ShardMasks(with_masks(tables, kept), LIMITS)
+        masks = ShardMasks(with_masks(tables, kept), LIMITS, None)
         for ordinal in tables.images.column("ordinal").to_pylist():
             own = [row for row in kept if row["ordinal"] == ordinal]
             assert (masks.count(ordinal), len(masks.annotations(ordinal))) == (len(own), len(own))
@@ -70,9 +70,9 @@ def test_images_without_masks_are_sound(minted: Path) -> None:
 def test_thresholds_and_sizes_count(minted: Path) -> None:
     tables = tables_of(minted)
     first = tables.images.column("ordinal")[0].as_py()
-    assert not ShardMasks(tables, MaskLimits(1.4, 0.8)).sound(first)
-    assert not ShardMasks(tables, MaskLimits(0.7, 0.9999)).sound(first)
+    assert not ShardMasks(tables, MaskLimits(1.4, 0.8), None).sound(first)
+    assert not ShardMasks(tables, MaskLimits(0.7, 0.9999), None).sound(first)
     for width in (None, 239):
         images = [{**row, "width": width} for row in tables.images.to_pylist()]
         other = ShardTables(to_table(images, SCHEMAS["images"]), tables.masks, tables.rejects, tables.places)
-        assert not ShardMasks(other, LIMITS).sound(first)
+        assert not ShardMasks(other, LIMITS, None).sound(first)

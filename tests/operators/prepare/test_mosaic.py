@@ -1,9 +1,22 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.operators.prepare.mosaic import CELLS, Patch, ellipse, mosaic, polygon, rectangle, redact_patches
+from segmint.operators.prepare import mosaic as module
+from segmint.operators.prepare.mosaic import (
+    CELLS,
+    WHOLE,
+    Patch,
+    ellipse,
+    mosaic,
+    polygon,
+    rectangle,
+    redact_patches,
+)
+from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 SHAPE = (60, 90)
 
@@ -96,3 +109,61 @@ def test_only_the_patches_change_and_the_image_given_does_not() -> None:
     assert (image == before).all()
     assert (result[~union] == image[~union]).all()
     assert (result[union] != image[union]).any(axis=1).mean() > 0.99
+
+
+CORNERS = [(0, 0), (28, 5), (27, 16), (-1, 11)]
+
+
+def banded(x: float = 40, y: float = 30) -> list[Patch]:
+    """A face and a tilted plate with bands that overlap, around (x, y)."""
+    face = ellipse((x - 14, y - 14, x, y + 6), SHAPE, FACE_BAND)
+    plate = polygon([(x + dx, y + dy) for dx, dy in CORNERS], SHAPE, band=PLATE_BAND)
+    assert face is not None
+    assert plate is not None
+    return [face, plate]
+
+
+def placed(values: np.ndarray, patch: Patch) -> np.ndarray:
+    full = np.zeros(SHAPE, values.dtype)
+    full[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width] = values
+    return full
+
+
+@pytest.mark.parametrize("place", [(40, 30), (2, 3), (85, 58)])
+def test_what_lies_inside_shows_in_mosaics_alone_and_bands_hide_no_less(
+    monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]
+) -> None:
+    """With mosaics held, other pixels inside change nothing anywhere, and other pixels outside nothing inside."""
+    cover = noise(*SHAPE, 3)
+    monkeypatch.setattr(module, "mosaic", lambda window: cover[: window.shape[0], : window.shape[1]])
+    patches = banded(*place)
+    image = noise(*SHAPE, 3)[::-1].copy()
+    inside = np.any([covered(patch) for patch in patches], axis=0)
+    result = redact_patches(image, patches)
+    for where, same in [(inside, np.ones(SHAPE, bool)), (~inside, inside)]:
+        other = image.copy()
+        other[where] ^= 255
+        assert (redact_patches(other, patches)[same] == result[same]).all()
+    around = np.any([placed(patch.weight, patch) > 0 for patch in patches], axis=0)
+    assert around.sum() > 1.2 * inside.sum()
+    assert (result[~around] == image[~around]).all()
+    assert (result[around] != image[around]).any(axis=1).mean() > 0.8
+
+
+def test_the_weight_of_a_mosaic_falls_outwards_from_all_to_nothing() -> None:
+    plain = [ellipse((26, 16, 40, 36), SHAPE), polygon([(40 + dx, 30 + dy) for dx, dy in CORNERS], SHAPE)]
+    for patch, without in zip(banded(), plain, strict=True):
+        weight, mask = placed(patch.weight, patch).astype(int), covered(patch)
+        assert (mask == covered(without)).all(), "the outline is the same without a band"
+        assert (weight[mask] == WHOLE).all()
+        assert (weight[~mask] < WHOLE).all()
+        row = weight[patch.y + patch.height // 2]
+        rising, falling = np.split(row, [int(row.argmax())])
+        assert (np.diff(rising) >= 0).all()
+        assert (np.diff(falling) <= 0).all()
+        assert len(np.unique(row)) > 3
+
+
+def test_weights_are_the_same_on_every_cpu() -> None:
+    digest = hashlib.sha256(b"".join(patch.weight.tobytes() for patch in banded()))
+    assert digest.hexdigest()[:16] == "1e5e8a16ed6bee1d"

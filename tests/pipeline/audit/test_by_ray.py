@@ -210,7 +210,7 @@ def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, t
 @pytest.fixture
 def task(minted: Path) -> AuditTask:
     manifest = load_manifest(location_of(minted))
-    return AuditTask(location_of(minted), manifest, frozenset(), FileSettings(None, with_images=True), None)
+    return AuditTask(location_of(minted), manifest, frozenset(), FileSettings(None, None, with_images=True), None)
 
 
 def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:

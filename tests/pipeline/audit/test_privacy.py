@@ -18,7 +18,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.audit.privacy import StillDetected
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
+from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.audit.answer import Agreement, AuditReport, NotLookedAt
 from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
@@ -134,7 +134,11 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
 
 def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, tmp_path: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
-    own = {"faces": {"detector": "0" * 64, "score": None}, "plates": {"detector": "none", "score": None}}
+    own = {
+        "rule": RULES[-1],
+        "faces": {"detector": "0" * 64, "score": None},
+        "plates": {"detector": "none", "score": None},
+    }
     reconfigure(dataset, deidentify=own)
     report = audit(dataset, 3, detectors=given(("face", saved(Magenta(least=4), tmp_path / "spot.pt"))))
     assert [each.name for each in report.privacy.detectors] == ["spot.pt"]
@@ -163,7 +167,7 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
 
 def without_detectors(dataset: Path) -> None:
     none = {"detector": "none", "score": None}
-    reconfigure(dataset, deidentify={"faces": none, "plates": none})
+    reconfigure(dataset, deidentify={"rule": RULES[-1], "faces": none, "plates": none})
 
 
 def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_identity_is_json_and_round_trips():
         {"assets": "s3://mirror"},
         {"ingest": {"timeout_s": 5}},
         {"masks": {"points_per_chunk": 16}},
+        {"masks": {"drop_redaction_artifacts": 0.8}},
         {"masks": {"profile": "sa1b", "points_per_side": 32}},
         {"model": {"device": "cpu", "threads": 1, "precision": "bf16"}},
         {"max_reject_ratio": 0.9},
@@ -152,12 +153,36 @@ def test_runtime_keys_are_no_identity(runtime):
         ({"release": {"jpeg_quality": 80}}, "release.jpeg_quality"),
         ({"masks": {"points_per_side": 16}}, "masks.points_per_side"),
         ({"masks": {"profile": "official"}}, "masks.crop_n_layers"),
+        ({"masks": {"drop_redaction_artifacts": 0.5}}, "masks.drop_redaction_artifacts"),
+        ({"masks": {"drop_redaction_artifacts": "off"}}, "masks.drop_redaction_artifacts"),
         ({"model": {"weights": "vit_h"}}, "model.weights"),
     ],
 )
 def test_identity_keys_are_named_when_they_differ(changed, named):
     differences = list(differing_keys(identity(config()), identity(config(**changed))))
     assert named in differences if changed == {"masks": {"profile": "official"}} else differences == [named]
+
+
+@pytest.mark.parametrize(
+    ("profile", "written", "artifacts", "iou"),
+    [
+        ("sa1b", "auto", 0.8, 0.8),
+        ("official", "auto", "off", None),
+        ("sa1b", "off", "off", None),
+        ("sa1b", False, "off", None),  # YAML's off
+        ("official", 1, 1.0, 1.0),
+    ],
+)
+def test_artifacts_of_redaction_are_dropped_by_profile(profile, written, artifacts, iou):
+    masks = config(masks={"profile": profile, "drop_redaction_artifacts": written}).masks
+    assert (masks.artifacts, masks.artifact_iou) == (artifacts, iou)
+    assert type(masks.artifacts) is type(artifacts)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.01, True, None, "on", "0.8", float("nan")])
+def test_other_values_for_artifacts_are_refused(value):
+    with pytest.raises(ValidationError, match="expected auto, off or a number over 0 and up to 1"):
+        config(masks={"drop_redaction_artifacts": value})
 
 
 def test_a_key_that_only_one_side_has_is_a_difference():

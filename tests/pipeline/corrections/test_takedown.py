@@ -256,7 +256,8 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     stages = lay_out(config, opened, Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=1))
     prepare = Prepare(*stages.prepare_arguments)
     try:
-        rows = describe_table(Segment(stages.segment)(prepare(opened.read_rows([0]))))
+        segmented = Segment(stages.segment)(prepare(opened.read_rows([0])))
+        rows = describe_table(segmented, stages.segment.artifacts.rule)
     finally:
         prepare.close()
     write_shard(opened.shard_task(config, opened.span(0)), [(0, rows.num_rows)], rows)

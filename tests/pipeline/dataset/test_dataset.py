@@ -11,8 +11,9 @@ from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import RULES
+from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config
+from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from segmint.pipeline.dataset.dataset import _begin, open_or_create
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
@@ -150,6 +151,22 @@ def test_a_dataset_keeps_its_rule_of_deidentification(tmp_path: Path, catalog: P
         recorded_rule(tmp_path / "dataset", recorded)
         manifest = open_or_create(given, Storage()).manifest
         assert prepare_config(given, manifest).deidentify.rule == kept
+
+
+@pytest.mark.parametrize("recorded", [0.8, 0.5, "off", None])
+def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalog: Path, recorded: object) -> None:
+    """None: it is older than the key."""
+    given = config(tmp_path, catalog)
+    assert open_or_create(given, Storage()).manifest.config["masks"]["drop_redaction_artifacts"] == 0.8
+    tree = load_manifest(location_of(tmp_path / "dataset")).config
+    del tree["masks"]["drop_redaction_artifacts"]
+    if recorded is not None:
+        tree["masks"]["drop_redaction_artifacts"] = recorded
+    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+
+    dataset = open_or_create(given, Storage())
+    artifacts = segment_settings(given, dataset.numerics, dataset.manifest).artifacts
+    assert artifacts == RedactionArtifacts(RULES[-1], recorded if isinstance(recorded, float) else None)
 
 
 @pytest.mark.parametrize("rule", [0, RULES[-1] + 1, "x", True])

@@ -24,7 +24,17 @@ def test_holes_and_islands_are_beside_the_papers_where_they_are_known(
 ) -> None:
     shares = {"holes_share": holes and holes / 200, "islands_share": islands and islands / 200}
     cleanup = Cleanup(
-        cleaned=11, removed=1, holes=holes, islands=islands, cleaned_share=0.055, removed_share=0.005, **shares
+        cleaned=11,
+        removed=1,
+        holes=holes,
+        islands=islands,
+        cleaned_share=0.055,
+        removed_share=0.005,
+        artifacts=holes,
+        artifacts_share=shares["holes_share"],
+        **shares,
     )
 
-    assert sentence in remarks_of(statistics_of(cleanup=cleanup))
+    remarks = remarks_of(statistics_of(cleanup=cleanup))
+    assert sentence in remarks
+    assert ("3 masks dropped that traced a redacted region (1.5 %)." in remarks) == (holes == 3)

@@ -247,17 +247,22 @@ def test_licenses_and_providers_are_counted() -> None:
 
 
 def test_holes_and_islands_are_known_where_all_images_tell_them_apart() -> None:
-    counts = dict.fromkeys(FUNNEL_STEPS, 10) | {"cleaned": 5, "holes_filled": 2, "islands_removed": 4}
+    counts = dict.fromkeys(FUNNEL_STEPS, 10) | {
+        "cleaned": 5,
+        "holes_filled": 2,
+        "islands_removed": 4,
+        "redaction_artifacts": 3,
+    }
     newer = image_row(0, funnel=counts)
     older = image_row(1, funnel=counts | dict.fromkeys(("holes_filled", "islands_removed", "redaction_artifacts")))
     without = image_row(2)
     with tables_of({0: {"images": [newer, without]}}) as tables:
         found = compute_statistics(tables, sample=1).cleanup
-    assert found == Cleanup(5, 10, 2, 4, 0.5, 1, 0.2, 0.4)
+    assert found == Cleanup(5, 10, 2, 4, 0.5, 1, 0.2, 0.4, 3, 0.3)
     with tables_of({0: {"images": [newer]}, 1: {"images": [older]}}) as tables:
         found = compute_statistics(tables, sample=1).cleanup
     assert found == Cleanup(
-        10, 20, None, None, cleaned_share=0.5, removed_share=1, holes_share=None, islands_share=None
+        10, 20, None, None, 0.5, 1, holes_share=None, islands_share=None, artifacts=None, artifacts_share=None
     )
 
 

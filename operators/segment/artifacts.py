@@ -1,0 +1,35 @@
+"""Drops masks that trace a redacted region in place of an object: the ellipse over a face, the box of a plate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segmint.operators.redactions import redactions
+from segmint.operators.rows import Row
+
+
+@dataclass(frozen=True)
+class RedactionArtifacts:
+    """Which masks count as artifacts of de-identification."""
+
+    rule: int  # of de-identification
+    iou: float | None  # from which on a mask traces a region; None: no mask does
+
+    def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns `masks` and `funnel` of an image without its artifacts; `row` is that of `PREPARED`.
+
+        The IoU is the `redaction_iou` that a mask would be written with.
+        """
+        masks = columns["masks"]
+        if self.iou is None or not row["regions"] or not masks:
+            return dict(columns)
+        source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
+        counts = [mask["segmentation"]["counts"] for mask in masks]
+        near = redactions(row["regions"], source, size, counts, self.rule).iou
+        kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < self.iou]
+        funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
+        return {**columns, "masks": kept, "funnel": funnel}
+
+
+NO_ARTIFACTS = RedactionArtifacts(rule=1, iou=None)
+"""Nothing is dropped."""
