@@ -142,7 +142,13 @@ def timed(data: bytes, rule: int, with_original: bool, detectors: Sequence[Detec
     clock = Clock()
     config = settings(rule, with_original)
     timed_detectors = [TimedDetector(each, clock) for each in detectors]
-    names = {"ingest": "decode", "resized": "shrink", "deidentify": "redact", "release": "release"}
+    names = {
+        "ingest": "decode",
+        "resized": "shrink",
+        "shrunk_again": "shrink",
+        "deidentify": "redact",
+        "release": "release",
+    }
     with ExitStack() as stack:
         for name, stage in {**names, "encode_original": "original"}.items():
             stack.enter_context(patch.object(prepare, name, clock.timed(stage, getattr(prepare, name))))

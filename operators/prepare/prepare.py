@@ -34,6 +34,7 @@ from segmint.operators.prepare.release import (
     release,
     released_size,
     resized,
+    shrunk_again,
 )
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
@@ -113,7 +114,7 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
         searched = resized(source.image, largest)
         clean, regions = deidentify(source.image, detectors, searched, config.deidentify.rule_number)
     with _stage("release"):
-        shrunk = resized(clean, largest) if regions else searched
+        shrunk = shrunk_again(searched, clean, [(each.x, each.y, each.w, each.h) for each in regions])
         is_larger = largest != released_size(source.source_width, source.source_height, config.release.short_side)
         released = release(clean if is_larger else shrunk, config.release)
         original = encode_original(shrunk) if config.crops is not None and is_larger else None
