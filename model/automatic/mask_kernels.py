@@ -23,8 +23,8 @@ from segmint.model.device.transfers import upload
 _SHORT = 8
 _LONG = 128
 
-# Sizes differ from photograph to photograph. Left alone, Triton would compile one for those that are multiples of 16
-# and another for the rest, while a photograph waits.
+# Sizes differ from photograph to photograph. Left alone, Triton would compile the kernels again for those that are
+# multiples of 16, while a photograph waits.
 _SIZES = ["height", "width", "tiles"]
 
 
