@@ -35,6 +35,8 @@ class Cluster:
     gpus: float
     nodes: int  # that have CPUs; the head of a cluster often has none
     cores: int  # CPU cores that this process may run on; on a cluster, those of the driver's node
+    gpu_nodes: int = 0  # that have GPUs
+    gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
 
 
 def cores_here() -> int:
@@ -246,12 +248,15 @@ def observe(*, local: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
+    with_gpus = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
     return Cluster(
         local=local,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
         nodes=sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()),
         cores=cores_here(),
+        gpu_nodes=len(with_gpus),
+        gpu_node_cpus=sum(node.get("CPU", 0.0) for node in with_gpus),
     )
 
 

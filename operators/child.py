@@ -46,9 +46,9 @@ class Children(Generic[T]):
     """Processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
     `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is for one image and
-    starts when a child takes it. `memory_limit`, in bytes, is what an image may use on top of an idle child (Linux;
-    None: no limit). A child is replaced after `max_tasks` images, which bounds leaks in decoders. Children start
-    immediately, in the background.
+    starts when a child takes it; a worker that asks another process may wait for it `wait_s` seconds more.
+    `memory_limit`, in bytes, is what an image may use on top of an idle child (Linux; None: no limit). A child is
+    replaced after `max_tasks` images, which bounds leaks in decoders. Children start immediately, in the background.
     """
 
     def __init__(
@@ -59,9 +59,11 @@ class Children(Generic[T]):
         processes: int = 1,
         memory_limit: int | None = None,
         max_tasks: int = 1000,
+        wait_s: float = 0.0,
     ) -> None:
         self._arguments = (factory, memory_limit)
         self._timeout_s = timeout_s
+        self._wait_s = wait_s
         self._processes = processes
         self._max_tasks = max_tasks
         self._slots = threading.Semaphore(processes)
@@ -117,7 +119,7 @@ class Children(Generic[T]):
 
     def _run(self, data: bytes) -> T:
         try:
-            future = self._living_pool().schedule(_work, args=(data,), timeout=self._timeout_s)
+            future = self._living_pool().schedule(_work, args=(data,), timeout=self._timeout_s + self._wait_s)
             answer: T = future.result()
         except pebble.ProcessExpired as error:
             raise _suspect(error.exitcode) from None
@@ -149,7 +151,7 @@ class Children(Generic[T]):
             max_tasks=self._max_tasks,
             initializer=_begin,
             initargs=self._arguments,
-            context=_BareContext(),
+            context=BareContext(),
         )
         pool.schedule(os.getpid)  # a pool starts no process before its first task
         return pool
@@ -199,7 +201,9 @@ class _BareProcess(SpawnProcess):
         return _BarePopen(process_obj)
 
 
-class _BareContext(SpawnContext):
+class BareContext(SpawnContext):
+    """Starts processes that do not import the main module of this one."""
+
     Process = _BareProcess
 
 
@@ -218,8 +222,7 @@ _start_error: str | None = None
 def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None:
     """Set up the child: tie its life to its parent's, build the worker, set the memory limit, silence decoders."""
     global _worker, _start_error
-    _die_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    guard_child()
     try:
         _worker = factory()
         if memory_limit is not None and sys.platform == "linux":
@@ -256,6 +259,12 @@ def _silence() -> None:
     for stream in (1, 2):
         os.dup2(nowhere, stream)
     os.close(nowhere)
+
+
+def guard_child() -> None:
+    """Make this process die with its parent, and leave no core dump, which would hold an image."""
+    _die_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _die_with_parent() -> None:

@@ -36,6 +36,7 @@ from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.accounting import Accounting, account, record_end
 from segmint.pipeline.execution.ceiling import CeilingMeter
 from segmint.pipeline.execution.cuts import cut_at_borders
+from segmint.pipeline.execution.detector_nodes import check_detectors, start_detectors
 from segmint.pipeline.execution.outages import Outages, resumable
 from segmint.pipeline.execution.quarantine import Quarantine
 from segmint.pipeline.execution.run_record import RunRecord
@@ -61,9 +62,10 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
         .repartition(target_num_rows_per_block=stages.rows_per_block)
         .map_batches(
             Prepare,
-            fn_constructor_args=stages.prepare_arguments,
+            fn_constructor_args=stages.prepare_call,
             compute=stages.prepare_pool.strategy(),
             num_cpus=stages.prepare_pool.num_cpus,
+            label_selector=dict(stages.prepare_nodes) or None,
             **actors,
         )
         .map_batches(
@@ -137,8 +139,10 @@ def run_build(
         resources = config.resources
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
-            if cluster.local:
-                check_numerics(stages.segment)  # on a cluster each actor checks for itself
+            if cluster.local:  # on a cluster each actor checks for itself
+                check_numerics(stages.segment)
+                check_detectors(stages)
+            stages = start_detectors(stages)
             quarantine = Quarantine(stages, start_timeout_s=config.stall_timeout)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
@@ -207,7 +211,8 @@ class _OuterLoop:
                 barren += 1
             if 0 < unfinished == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**barren)
-            self.stages = lay_out_again(config, self.dataset, self.cluster, self.stages)
+            before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
+            self.stages = start_detectors(self.stages, before)
         return sums
 
     @contextmanager

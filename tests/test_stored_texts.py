@@ -866,7 +866,8 @@ NUMERICS = (
     "device device_kind precision encoder points_per_chunk crops_per_batch threads weights_sha256 segmint torch "
     "torchvision numpy opencv pillow littlecms simplejpeg libjpeg_turbo pyarrow facenet_pytorch onnxruntime "
     "cpu "  # on a CPU alone
-    "cuda cudnn triton attention chunks"  # on a GPU alone
+    "cuda cudnn triton attention chunks "  # on a GPU alone
+    "detectors"  # where these run on a GPU
 )
 
 CONFIGURATION = (

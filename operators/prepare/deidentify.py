@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.assets.hashes import pinned
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
 from segmint.infra.version import VERSION
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
+from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
@@ -130,6 +133,9 @@ class DeidentifyConfig(BaseModel):
 
     rule: Literal["auto", 1, 2] = "auto"
     """How images are searched and redacted. auto: a dataset's own rule, and the newest for a new dataset."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the detectors run: in each process that decodes images, or in one process a node that shares its GPU. It
+    changes the last bits of what they find, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
 
@@ -216,10 +222,10 @@ def deidentify(
 def _detections(detector: Detector, image: Pixels) -> list[Detection]:
     try:
         return detector.detect(image)
-    except (MemoryError, ImportError):
+    except (MemoryError, ImportError, DetectorProcessError):
         raise
     except Exception as error:  # a detector's file is somebody's code, and raises anything
-        if _is_short_of_memory(error):
+        if is_short_of_memory(error):
             raise
         _require_detector(detector)
         message = clean_message(last_line(error))
@@ -232,10 +238,10 @@ def _require_detector(detector: Detector) -> None:
     for size in _CONTROL_SIZES:
         try:
             detector.detect(np.asarray(cv2.resize(control_pixels(), size), np.uint8))
-        except (MemoryError, ImportError):
+        except (MemoryError, ImportError, DetectorProcessError):
             raise
         except Exception as error:
-            if _is_short_of_memory(error):
+            if is_short_of_memory(error):
                 raise
             raise BrokenDetectorError(
                 f"the {detector.kind} detector {detector.name} fails on a control image of {size[0]} x {size[1]} "
@@ -244,7 +250,7 @@ def _require_detector(detector: Detector) -> None:
             ) from error
 
 
-def _is_short_of_memory(error: Exception) -> bool:
+def is_short_of_memory(error: Exception) -> bool:
     """Whether the machine or its GPU has no memory left, in torch's words, too: that is no verdict on an image."""
     return is_out_of_memory(error) or "out of memory" in str(error)
 
@@ -252,6 +258,14 @@ def _is_short_of_memory(error: Exception) -> bool:
 Resolve = Callable[[str], Path]
 LoadFile = Callable[[Path, Kind, float | None, str], Detector]
 """Loads a TorchScript file: its path, what it finds, the lowest score that counts or None, and torch's device."""
+
+
+def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
+    """Find weights and files for `build_detectors`; `assets` is a folder that mirrors them.
+
+    What it returns raises `AssetError` if a file does not have its hash in `detector_sha256`: such a file is code.
+    """
+    return lambda name: pinned(resolve(name, mirror=assets, storage=storage), detector_sha256.get(name))
 
 
 def build_detectors(

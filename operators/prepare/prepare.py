@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,13 +16,26 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, TakenNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.hashes import pinned
-from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import keep_freed_memory
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from segmint.operators.prepare.deidentify import DeidentifyConfig, Region, build_detectors, deidentify
+from segmint.operators.prepare.deidentify import (
+    DeidentifyConfig,
+    Region,
+    build_detectors,
+    deidentify,
+    pinned_files,
+)
+from segmint.operators.prepare.detector_process import (
+    WAITS_S,
+    DetectorHost,
+    DetectorProcess,
+    DetectorSettings,
+    DetectorsGoneError,
+    remote_detectors,
+)
+from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
@@ -45,6 +57,9 @@ if TYPE_CHECKING:
 MOST_READS = 4
 """Reads of an image whose bytes would be refused, until two in a row give the same bytes."""
 
+SEARCH_TRIES = 3
+"""Tries of an image whose searches get no answer; then it is a fault of its row."""
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -54,8 +69,9 @@ class PrepareConfig:
     deidentify: DeidentifyConfig
     release: ReleaseConfig
     crops: CropLayers | None  # that are cut from the original where it is larger than the released image
-    device: str = "cpu"  # where face and plate detectors run
+    device: str = "cpu"  # where face and plate detectors run: on a GPU in a process that all children share
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
+    detector_numerics: str = ""  # on a GPU: what decides the bits of detections; "": anything
 
 
 @dataclass(frozen=True)
@@ -138,8 +154,12 @@ def searched_size(width: int, height: int, config: PrepareConfig) -> tuple[int, 
     return released if original is None else original
 
 
-def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) -> Worker[Prepared]:
+def build_worker(
+    config: PrepareConfig, storage: Storage, assets: str | None, detectors_at: str | None = None
+) -> Worker[Prepared]:
     """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
+
+    `detectors_at` is the socket of the process that holds the detectors; None: the child holds them.
 
     Raises `AssetError` if a detector's file does not have the hash that `config` expects: such a file is code.
 
@@ -151,15 +171,29 @@ def build_worker(config: PrepareConfig, storage: Storage, assets: str | None) ->
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common among millions of photographs
 
-    def find(detector: str) -> Path:
-        return pinned(resolve(detector, mirror=assets, storage=storage), config.detector_sha256.get(detector))
-
+    if detectors_at is not None:
+        remote = remote_detectors(config.deidentify, detectors_at)
+        return functools.partial(prepare_image, config=config, detectors=remote)
+    find = pinned_files(storage, assets, config.detector_sha256)
     detectors = build_detectors(config.deidentify, config.device, find, threads=1)
     if detectors:  # else nothing needs torch, whose import takes seconds
         import torch
 
         torch.set_num_threads(1)
     return functools.partial(prepare_image, config=config, detectors=detectors)
+
+
+def detector_settings(config: PrepareConfig, storage: Storage, assets: str | None) -> DetectorSettings:
+    """Return the settings of the process that holds the detectors of this configuration."""
+    return DetectorSettings(
+        deidentify=config.deidentify,
+        device=config.device,
+        max_pixels=config.ingest.max_pixels,
+        storage=storage,
+        assets=assets,
+        detector_sha256=config.detector_sha256,
+        numerics=config.detector_numerics,
+    )
 
 
 class Prepare:
@@ -178,19 +212,31 @@ class Prepare:
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
         taken: TakenNames = NO_NAMES,
+        detectors: DetectorHost | None = None,
     ) -> None:
+        """Start the children, and wait for the detector process: `detectors`, or else its own where one is needed.
+
+        Raises `DetectorsGoneError`.
+        """
         forbid_core_dumps()  # this process holds the bytes of originals, too
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
         self._policy = policy
         self._taken = taken
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
+        self._own_detectors = None
+        if detectors is None and config.device != "cpu" and config.deidentify.detectors:
+            detectors = self._own_detectors = DetectorProcess(detector_settings(config, storage, assets))
+        self._detectors = detectors
         self._children = Children(
-            functools.partial(build_worker, config, storage, assets),
+            functools.partial(build_worker, config, storage, assets, None if detectors is None else detectors.address),
             timeout_s=config.ingest.timeout_s,
+            wait_s=0.0 if detectors is None else WAITS_S,
             processes=resources.children,
             memory_limit=resources.memory_limit,
             max_tasks=resources.max_tasks,
         )
+        if detectors is not None:
+            detectors.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prepare each row, in order; return every row, with exactly the columns of `PREPARED`."""
@@ -204,6 +250,8 @@ class Prepare:
         """End the child processes and threads."""
         self._threads.shutdown()
         self._children.close()
+        if self._own_detectors is not None:
+            self._own_detectors.close()
 
     def __del__(self) -> None:
         # Ray Data deletes this object when the actor ends gracefully; a killed actor's children die on their own.
@@ -221,6 +269,8 @@ class Prepare:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:
             return rejected(row, "prepare", verdict)
+        except DetectorsGoneError:
+            raise  # no row comes through here any more
         except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the other rows
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
@@ -247,7 +297,18 @@ class Prepare:
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
             self._refuse_taken(row, digest)
-        return digest, self._children.run(data)
+        return digest, self._search_and_prepare(data)
+
+    def _search_and_prepare(self, data: bytes) -> Prepared:
+        """Have a child prepare an image; if the detector process did not answer, see that it lives, and try again."""
+        if self._detectors is None:
+            return self._children.run(data)
+        for _ in range(SEARCH_TRIES - 1):
+            try:
+                return self._children.run(data)
+            except DetectorProcessError:
+                self._detectors.ready()
+        return self._children.run(data)
 
     def _judge(self, row: Row) -> None:
         """Raise `RejectedError` for what the catalog alone decides."""

@@ -1,7 +1,7 @@
 """Everything that the bits of a dataset's masks depend on: resolved once, stored in the dataset, checked by workers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,6 +19,9 @@ SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "cro
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 """The fields that only the numerics of a GPU record."""
+
+DETECTORS_ONLY = frozenset({"detectors"})
+"""Those that are recorded only where detectors run on a GPU, whatever the model runs on."""
 
 CPU_ONLY = frozenset({"cpu"})
 """Those that only the numerics of a CPU record: a GPU's masks hardly depend on the CPU beside it."""
@@ -57,6 +60,7 @@ class Numerics:
     triton: str = field(default="", kw_only=True)  # "none" where it is not installed
     attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash or efficient
     chunks: str = field(default="", kw_only=True)  # the sizes of chunks; points take the smallest that holds them
+    detectors: str = field(default="", kw_only=True)  # of faces and plates: the GPU that they run on; not of a CPU's
     unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that a manifest does not have
 
     @classmethod
@@ -81,6 +85,10 @@ class Numerics:
     def to_dict(self) -> dict[str, Any]:
         """Return the recorded fields, as a manifest has them."""
         return {key: value for key, value in asdict(self).items() if key not in {*self.unrecorded, "unrecorded"}}
+
+    def with_detectors(self, kind: str) -> "Numerics":
+        """Return these numerics, with the GPU that detectors run on, as `detector_numerics` names it."""
+        return replace(self, detectors=kind, unrecorded=self.unrecorded - DETECTORS_ONLY)
 
     @property
     def compute(self) -> Compute:
@@ -156,7 +164,7 @@ def observe_numerics(
 
 
 def _of_cpu(compute: Compute) -> dict[str, Any]:
-    return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY}
+    return {"cpu": cpu_bits(compute.threads, compute.precision), "unrecorded": GPU_ONLY | DETECTORS_ONLY}
 
 
 def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
@@ -171,5 +179,5 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
         "triton": "none" if find_spec("triton") is None else str(import_module("triton").__version__),
         "attention": attention_kernels(torch.bfloat16 if compute.precision == "bf16" else torch.float32),
         "chunks": f"{small_chunk(points_per_chunk)} {points_per_chunk}",
-        "unrecorded": CPU_ONLY,
+        "unrecorded": CPU_ONLY | DETECTORS_ONLY,
     }

@@ -3,10 +3,11 @@
 There are three kinds of keys:
 
 - *identity*: decides what is in the dataset; pinned by `dataset.json` at the first start, refused when
-  changed. `name`, `images_per_shard`, `license`, `ingest` except its time-out, `deidentify`, `release`, `masks`
-  with the profile's defaults filled in, `model.weights`.
+  changed. `name`, `images_per_shard`, `license`, `ingest` except its time-out, `deidentify` except its device,
+  `release`, `masks` with the profile's defaults filled in, `model.weights`.
 - *numerics*: decides the last bits; resolved at the first start and pinned with the identity.
-  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`.
+  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`,
+  `deidentify.device`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
   `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
   `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,
@@ -50,8 +51,18 @@ def _gpus(value: Any) -> Any:
     raise ValueError("expected auto or a number of GPUs from 0; a part such as 0.5 lets two actors share one")
 
 
+def _share(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
+        return value
+    raise ValueError("expected auto or a share of one GPU, over 0 and at most 1")
+
+
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
 Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
+Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
+
+DETECTORS_SHARE = 0.1
+"""The share of a GPU for a node's detector process where the configuration does not say another."""
 
 
 class LicenseConfig(_Part):
@@ -87,13 +98,21 @@ class PoolConfig(_Part):
     """Logical CPUs of one actor. Stages must differ, or Ray runs them as one."""
 
 
+class PreparePoolConfig(PoolConfig):
+    """The actors that read, de-identify and encode."""
+
+    num_gpus: Share = "auto"
+    """Where `deidentify.device` is cuda: the share of one GPU of each node for the detector process that the node's
+    actors have in common; auto: 0.1. The actors themselves take none."""
+
+
 class SegmentPoolConfig(PoolConfig):
     """The actors that hold the model."""
 
     num_cpus: float = Field(default=2, gt=0)
     """Logical CPUs of one actor; on a GPU also its threads that decode, and as many that finish, at least two each."""
     num_gpus: Gpus = "auto"
-    """GPUs of one actor; auto: 1 where the device is cuda, else 0."""
+    """GPUs of one actor; auto: 1 where the device is cuda, less the share of a detector process; else 0."""
     timeout_s: float = Field(default=600, gt=0)
     """Seconds for decoding one image, for computing its masks and for finishing them; a worker that takes longer for
     one of these is ended."""
@@ -107,7 +126,7 @@ class ResourcesConfig(_Part):
     address."""
     object_store_memory: int | None = Field(default=None, ge=80_000_000)
     """Bytes, for a local Ray; null: Ray decides."""
-    prepare: PoolConfig = PoolConfig()
+    prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
 
 
@@ -154,6 +173,14 @@ class Config(_Part):
     allow_mixed_numerics: bool = False
     """Whether workers may compute with other numerics than the dataset was begun with."""
 
+    @property
+    def detectors_share(self) -> float:
+        """The share of a GPU for the detector process of each node; 0 where detectors run on CPUs."""
+        if self.deidentify.device == "cpu" or not self.deidentify.detectors:
+            return 0.0
+        wanted = self.resources.prepare.num_gpus
+        return DETECTORS_SHARE if wanted == "auto" else float(wanted)
+
     @field_validator("storage")
     @classmethod
     def _storage_takes_them(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,7 +210,12 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree = config.model_dump(
         mode="json",
         include={"name", "images_per_shard", "license", "ingest", "deidentify", "release", "masks"},
-        exclude={"ingest": {"timeout_s"}, "masks": {"points_per_chunk"}, "license": {"policy_date"}},
+        exclude={
+            "ingest": {"timeout_s"},
+            "deidentify": {"device"},
+            "masks": {"points_per_chunk"},
+            "license": {"policy_date"},
+        },
     )
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}

@@ -29,8 +29,15 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
         deidentify=config.deidentify,
         release=config.release,
         crops=CropLayers(masks.crop_n_layers, masks.crop_overlap_ratio) if keeps_original else None,
+        device=config.deidentify.device,
         detector_sha256=detector_sha256,
+        detector_numerics="" if manifest is None or config.allow_mixed_numerics else recorded_detectors(manifest),
     )
+
+
+def recorded_detectors(manifest: DatasetManifest) -> str:
+    """Return the GPU that a dataset's detectors run on, as its numerics name it; empty for CPUs."""
+    return Numerics.recorded(manifest.numerics).detectors
 
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:

@@ -210,6 +210,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
         "model.encoder": (config.model.encoder, begun.encoder),
         "model.threads": (config.model.threads, begun.threads),
         "masks.points_per_chunk": (config.masks.points_per_chunk, begun.points_per_chunk),
+        "deidentify.device": ("cuda" if config.detectors_share else "cpu", "cuda" if begun.detectors else "cpu"),
     }
     differences = [
         f"{key}: {before!r} before, {now!r} now" for key, (now, before) in wanted.items() if now not in ("auto", before)

@@ -3,12 +3,15 @@
 Ray is imported only when it is needed: a plan runs without it.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
 from segmint.pipeline.config.config import Config
@@ -22,8 +25,14 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     A cluster's driver runs on a head node, which seldom has a GPU: if `model.device` is cuda and this process sees
     no GPU, a task on a GPU node resolves them. On a cluster, `auto` means cuda if the cluster has GPUs, else cpu.
-    Raises `UsageError` if there is no such device either, or none becomes free within `stall_timeout`.
+    The same holds of `deidentify.device`. Raises `UsageError` if there is no such device either, or none becomes free
+    within `stall_timeout`.
     """
+    numerics = _of_masks(config, weights)
+    return numerics.with_detectors(_of_detectors(config)) if config.detectors_share else numerics
+
+
+def _of_masks(config: Config, weights: Path) -> Numerics:
     from segmint.infra.ray_session import joins_cluster
 
     digest = sha256_of(weights)
@@ -32,6 +41,19 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     if config.model.device != "cpu" and not (config.model.device == "cuda" and _sees_cuda()):
         return _ask_cluster(config, digest)
     return _resolve(config.model, config.masks, digest)
+
+
+def _of_detectors(config: Config) -> str:
+    """Return what the detectors run on: this machine's GPU or, on a cluster, that of a GPU node."""
+    from segmint.infra.ray_session import joins_cluster, ray_session
+
+    device = config.deidentify.device
+    if _sees_cuda() or not joins_cluster(config.resources.address):
+        return detector_numerics(device)
+    asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus")
+    with ray_session(config.resources.address) as cluster:
+        kind: str = _ask(asked, config.stall_timeout, cluster.gpus, detector_numerics, device)
+    return kind
 
 
 def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
@@ -74,25 +96,43 @@ def _counts_on_gpus(config: Config, gpus: float) -> bool:
 
 def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, gpus: float) -> Numerics:
     """Resolve `model` in a task on a GPU node of the connected cluster, which has so many GPUs."""
+    wanted = config.resources.segment.num_gpus
+    num_gpus = 1.0 if wanted == "auto" else float(wanted)
+    asked = _Asked(
+        "model.device", config.model.device, num_gpus, config.resources.segment.num_cpus, "resources.segment.*"
+    )
+    numerics: Numerics = _ask(asked, config.stall_timeout, gpus, _resolve, model, config.masks, weights_sha256)
+    return numerics
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A key that means a GPU, its value, and what a task takes that finds out about it."""
+
+    key: str
+    value: str
+    num_gpus: float
+    num_cpus: float
+    sized_by: str  # the keys that say how much it takes
+
+
+def _ask(asked: _Asked, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function on a GPU node of the connected cluster, which has so many GPUs."""
     import ray
     import ray.exceptions
 
-    wanted = config.resources.segment.num_gpus
-    num_gpus = 1.0 if wanted == "auto" else float(wanted)
-    num_cpus = config.resources.segment.num_cpus
-    told = config.model.device
-    task = ray.remote(num_gpus=num_gpus, num_cpus=num_cpus, max_retries=3)(_resolve)
+    task = ray.remote(num_gpus=asked.num_gpus, num_cpus=asked.num_cpus, max_retries=3)(function)
     try:
-        numerics: Numerics = ray.get(task.remote(model, config.masks, weights_sha256), timeout=config.stall_timeout)
+        return ray.get(task.remote(*arguments), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise UsageError(
-            f"model.device is {told}, and no node with {num_gpus:g} GPUs and {num_cpus:g} CPUs was free within "
-            f"stall_timeout = {config.stall_timeout:g} seconds; the cluster has {gpus:g} GPUs: add GPU nodes, lower "
-            "resources.segment.*, or set model.device: cpu"
+            f"{asked.key} is {asked.value}, and no node with {asked.num_gpus:g} GPUs and {asked.num_cpus:g} CPUs was "
+            f"free within stall_timeout = {timeout_s:g} seconds; the cluster has {gpus:g} GPUs: add GPU nodes, lower "
+            f"{asked.sized_by}, or set {asked.key}: cpu"
         ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SegmintError):
-            meaning = f" (model.device is {told}, and the cluster has {gpus:g} GPUs; cpu leaves them alone)"
-            raise UsageError(f"on a worker of the cluster: {error.cause}{meaning if told == 'auto' else ''}") from error
+            meaning = f" ({asked.key} is {asked.value}, and the cluster has {gpus:g} GPUs; cpu leaves them alone)"
+            shown = meaning if asked.value == "auto" else ""
+            raise UsageError(f"on a worker of the cluster: {error.cause}{shown}") from error
         raise
-    return numerics

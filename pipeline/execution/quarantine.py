@@ -232,8 +232,10 @@ class Quarantine:
     def _prepare_alone(self, ordinal: int) -> tuple[Any, Row]:
         """Prepare one row; return a reference to it as `PREPARED`, and its columns of `VERDICT`."""
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
-        task = ray.remote(num_cpus=self._stages.prepare_pool.num_cpus, num_returns=2, max_retries=3)(prepare_alone)
-        prepared, verdict = task.remote(self._stages.prepare_arguments, row)
+        where = {"label_selector": dict(self._stages.prepare_nodes)} if self._stages.prepare_nodes else {}
+        cpus = self._stages.prepare_pool.num_cpus
+        task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
+        prepared, verdict = task.remote(self._stages.prepare_call, row)
         try:
             return prepared, ray.get(verdict, timeout=self._start_timeout_s)
         except ray.exceptions.RayError as error:

@@ -1,7 +1,7 @@
 """The layout of the stages on the available machines: actors, CPUs, and the arguments of each stage."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.data import ActorPoolStrategy
@@ -17,6 +17,12 @@ from segmint.pipeline.config.config import Config, PoolConfig
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 from segmint.pipeline.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.dataset.dataset import OpenDataset
+from segmint.pipeline.execution.node_detectors import NodeDetectors
+
+DETECTOR_CPUS = 1
+"""Of a node's detector process, which resizes images for its GPU."""
+
+_ROUNDING = 1e-6  # of shares of a GPU
 
 DESCRIBE_CPUS = 0.5
 """Differs from the actors' CPUs, or Ray would fuse the stages into one."""
@@ -64,6 +70,14 @@ class Stages:
     writers: int = WRITERS
     retries: int = RETRIES
     report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
+    detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
+    detectors: NodeDetectors | None = None  # the processes, once they are started
+    prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray's label selector of these nodes; empty: all
+
+    @property
+    def prepare_call(self) -> tuple[Any, ...]:
+        """All arguments of `Prepare` in an actor."""
+        return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
     def workers(self) -> dict[str, int]:
         """Return the stages whose workers are counted, each with their number.
@@ -88,27 +102,34 @@ def lay_out(
     """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
-    gpus_each = (1.0 if on_gpu else 0.0) if resources.segment.num_gpus == "auto" else float(resources.segment.num_gpus)
+    share = config.detectors_share
+    if share and not cluster.gpus:
+        raise UsageError("deidentify.device is cuda, but the cluster has 0 GPUs: add GPUs")
+    gpus_each = _gpus_each(config, on_gpu=on_gpu)
     if gpus_each > cluster.gpus:
         raise UsageError(
             f"resources.segment.num_gpus is {gpus_each:g}, but the cluster has {cluster.gpus:g} GPUs: "
             "add GPUs, or set model.device: cpu"
         )
-    devices = max(1, int(cluster.gpus // gpus_each)) if gpus_each else _cpu_actors(dataset, cluster)
+    detectors = cluster.gpu_nodes if share else 0
+    devices = _gpu_actors(gpus_each, share, detectors, cluster) if gpus_each else _cpu_actors(dataset, cluster)
     segment = _pool(resources.segment, devices, devices, gpus_each)
     rows_per_block = min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # Prepare gets the cores that segmentation leaves free: a cluster's CPUs, but the real cores under a local Ray.
     cores = cluster.cores if cluster.local else cluster.cpus
-    busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads)
+    cores = cluster.gpu_node_cpus if share and not cluster.local else cores
+    busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2
+    needed += detectors * DETECTOR_CPUS
     if needed > cluster.cpus:
+        more = f", {detectors} x {DETECTOR_CPUS} of detector processes" if detectors else ""
         raise UsageError(
             f"the smallest pools do not fit: segment {segment.smallest} x {segment.num_cpus:g} CPUs, prepare "
-            f"{prepare.smallest} x {prepare.num_cpus:g}, one reader and one writer take {needed:g} logical CPUs, and "
-            f"the cluster has {cluster.cpus:g}: lower resources.*.actors or num_cpus, or add machines"
+            f"{prepare.smallest} x {prepare.num_cpus:g}{more}, one reader and one writer take {needed:g} "
+            f"logical CPUs, and the cluster has {cluster.cpus:g}: lower resources.*.actors or num_cpus, or add machines"
         )
     return Stages(
         prepare_arguments=_prepare_arguments(config, dataset),
@@ -119,7 +140,31 @@ def lay_out(
         rows_per_block=rows_per_block,
         segment_timeout_s=config.resources.segment.timeout_s,
         report_peak=report_peak,
+        detectors_share=share,
     )
+
+
+def _gpus_each(config: Config, *, on_gpu: bool) -> float:
+    """Return the GPUs of a segment actor; `auto` leaves a detector process its share, where it is less than a GPU."""
+    wanted, share = config.resources.segment.num_gpus, config.detectors_share
+    if wanted != "auto":
+        return float(wanted)
+    return round(1.0 - share % 1.0, 4) if on_gpu else 0.0
+
+
+def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster) -> int:
+    """Return the segment actors of a cluster's GPUs, where so many detector processes have a share of one each."""
+    if not detectors:
+        return max(1, int(cluster.gpus // gpus_each))
+    others = cluster.gpus - detectors
+    beside = int((1.0 - share) / gpus_each + _ROUNDING) * detectors
+    alone = int(others // gpus_each) if gpus_each > 1 else int(others) * int(1.0 / gpus_each + _ROUNDING)
+    if beside + alone < 1:
+        raise UsageError(
+            f"resources.segment.num_gpus is {gpus_each:g} and resources.prepare.num_gpus {share:g} on each of "
+            f"{detectors} nodes, and the cluster has {cluster.gpus:g} GPUs: lower one of them, or leave them at auto"
+        )
+    return beside + alone
 
 
 def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages: Stages) -> Stages:

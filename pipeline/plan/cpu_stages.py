@@ -48,12 +48,11 @@ class CpuStages:
 def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
     """Return the recorded CPU seconds of `prepare` for an original of so many megapixels.
 
-    A detector that is a file counts as the bundled one: what it takes is not known.
+    A detector that is a file counts as the bundled one: what it takes is not known. Detectors on a GPU do not count.
     """
     parts = CPU_S[config.rule_number]
-    seconds = sum(
-        float(np.interp(megapixels, (0.0, *SIZES), (0.0, *parts[part]))) for part in ("the rest", *config.detectors)
-    )
+    counted = ("the rest", *(config.detectors if config.device == "cpu" else ()))
+    seconds = sum(float(np.interp(megapixels, (0.0, *SIZES), (0.0, *parts[part]))) for part in counted)
     return seconds * max(1.0, megapixels / SIZES[-1])
 
 

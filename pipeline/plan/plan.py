@@ -20,6 +20,7 @@ from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
+from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
@@ -53,6 +54,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)
+    if config.detectors_share and options.flops is None:
+        detector_numerics(config.deidentify.device)  # raises where this machine has no GPU
     ceiling, compute = find_ceiling(config, options, manifest, storage)
     catalog_rows = count_rows(Location(storage, config.catalog))
     require_rows(config, catalog_rows)
@@ -193,6 +196,11 @@ def _notes(
             notes.append("no row of the sample was accepted: take a larger sample, or fix the catalog or the policy")
         if sample.device != ceiling.device:
             notes.append(f"the sample ran on this machine's {sample.device}: the GPUs' time is not from it")
+    if sample is None and config.detectors_share:
+        notes.append(
+            "detectors run on the GPU (deidentify.device): what they take there, and of the CPUs, has not been "
+            "measured and is not counted"
+        )
     bundled = len(config.deidentify.detectors) > len(config.deidentify.detector_files)
     if remaining.rows > DETECTORS_WARNING_ROWS and bundled:
         notes.append("the bundled detectors of faces and plates are for trials; their training data may restrict use")

@@ -20,7 +20,14 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-NUMERICS = {"masks.points_per_chunk", "model.device", "model.precision", "model.encoder", "model.threads"}
+NUMERICS = {
+    "deidentify.device",
+    "masks.points_per_chunk",
+    "model.device",
+    "model.precision",
+    "model.encoder",
+    "model.threads",
+}
 SMALLEST = {"name": "n", "catalog": "/c.csv", "output": "/o", "license": {"allow": ["CC0-1.0"]}}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
 from segmint.catalogs.layout import config_sha256
@@ -12,7 +13,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import RULES
 from segmint.operators.segment.artifacts import RedactionArtifacts
-from segmint.pipeline.config.config import Config, load_config
+from segmint.operators.segment.numerics import Numerics
+from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from segmint.pipeline.dataset.dataset import _begin, open_or_create
 from segmint.pipeline.shard_ranges import ShardPart
@@ -167,6 +169,30 @@ def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalo
     dataset = open_or_create(given, Storage())
     artifacts = segment_settings(given, dataset.numerics, dataset.manifest).artifacts
     assert artifacts == RedactionArtifacts(RULES[-1], recorded if isinstance(recorded, float) else None)
+
+
+def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Path) -> None:
+    on_cpu, on_gpu = (config(tmp_path, catalog, deidentify={"device": device}) for device in ("cpu", "cuda"))
+    begun = open_or_create(on_cpu, Storage()).manifest
+    assert "detectors" not in begun.numerics
+    assert identity(on_cpu) == identity(on_gpu)
+    with pytest.raises(UsageError, match=r"other numerics.*\n  deidentify\.device: 'cpu' before, 'cuda' now"):
+        open_or_create(on_gpu, Storage())
+
+    numerics = Numerics.recorded(begun.numerics).with_detectors("H200, CUDA 13").to_dict()
+    assert numerics == {**begun.numerics, "detectors": "H200, CUDA 13"}
+    change_manifest(tmp_path / "dataset", numerics=numerics)
+    settings = prepare_config(on_gpu, open_or_create(on_gpu, Storage()).manifest)
+    assert (settings.device, settings.detector_numerics) == ("cuda", "H200, CUDA 13")
+    with pytest.raises(UsageError, match=r"deidentify\.device: 'cuda' before, 'cpu' now"):
+        open_or_create(on_cpu, Storage())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_detectors_on_a_gpu_that_is_not_there_begin_no_dataset(tmp_path: Path, catalog: Path) -> None:
+    with pytest.raises(UsageError, match=r"^deidentify\.device: device 'cuda' was requested, but torch sees no CUDA"):
+        open_or_create(config(tmp_path, catalog, deidentify={"device": "cuda"}), Storage())
+    assert not (tmp_path / "dataset" / "dataset.json").exists()
 
 
 @pytest.mark.parametrize("rule", [0, RULES[-1] + 1, "x", True])

@@ -87,6 +87,52 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     assert strategy.max_tasks_in_flight_per_actor == 10, "the next calls are on the way"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "prepare", "segment", "actors", "gpus_each"),
+    [
+        (1, 1, "auto", "auto", 1, 0.9),
+        (8, 1, "auto", "auto", 8, 0.9),
+        (16, 2, 0.25, "auto", 16, 0.75),
+        (8, 1, 1, "auto", 7, 1.0),  # one GPU is the detectors' alone
+        (8, 1, "auto", 0.5, 15, 0.5),
+        (8, 2, "auto", 1, 6, 1.0),
+        (8, 2, 0.5, 2, 3, 2.0),
+    ],
+)
+def test_segment_actors_leave_detector_processes_their_share(
+    tmp_path: Path, gpus: int, nodes: int, prepare: object, segment: object, actors: int, gpus_each: float
+) -> None:
+    config, dataset = on_gpu(tmp_path, prepare, segment)
+    cluster = Cluster(local=False, cpus=200, gpus=gpus, nodes=9, cores=64, gpu_nodes=nodes, gpu_node_cpus=64)
+    stages = lay_out(config, dataset, cluster)
+    assert (stages.segment_pool.largest, stages.segment_pool.num_gpus) == (actors, gpus_each)
+    assert stages.prepare_pool.largest == 64 - 2 * actors - nodes, "on the nodes with GPUs alone"
+    assert stages.prepare_arguments[0].device == "cuda"
+    assert stages.detectors_share == config.detectors_share > 0
+
+
+def on_gpu(folder: Path, prepare: object = "auto", segment: object = "auto") -> tuple[Config, OpenDataset]:
+    """A dataset whose model and detectors run on GPUs."""
+    config, dataset = opened(folder)
+    resources = {"prepare": {"num_gpus": prepare}, "segment": {"num_gpus": segment}}
+    tree = {**config.model_dump(), "deidentify": {"device": "cuda"}, "resources": resources}
+    numerics = {**dataset.manifest.numerics, "device": "cuda", "detectors": "H200"}
+    manifest = dataset.manifest.model_copy(update={"numerics": numerics})
+    return Config(**tree), replace(dataset, manifest=manifest)
+
+
+def test_gpus_too_few_for_actors_and_detectors_are_refused_with_the_keys(tmp_path: Path) -> None:
+    config, dataset = on_gpu(tmp_path, segment=1)
+    cluster = Cluster(local=False, cpus=200, gpus=1, nodes=1, cores=64, gpu_nodes=1, gpu_node_cpus=64)
+    words = (
+        r"segment\.num_gpus is 1 and resources\.prepare\.num_gpus 0\.1 on each of 1 nodes, and the cluster has 1 GPUs"
+    )
+    with pytest.raises(UsageError, match=words):
+        lay_out(config, dataset, cluster)
+    with pytest.raises(UsageError, match=r"deidentify\.device is cuda, but the cluster has 0 GPUs"):
+        lay_out(config, dataset, LAPTOP)
+
+
 def test_originals_are_kept_only_where_crops_are_cut_from_them(tmp_path: Path) -> None:
     for name, masks, kept in (
         ("none", {"crop_n_layers": 0}, None),

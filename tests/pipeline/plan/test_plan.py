@@ -106,6 +106,8 @@ def test_recorded_seconds_of_prepare_lie_between_those_of_the_benchmark(
     config = DeidentifyConfig.model_validate({"rule": rule})
     assert recorded_seconds(config, megapixels) == pytest.approx(seconds, rel=0.02)
     without = DeidentifyConfig.model_validate({"rule": rule, "faces": {"detector": "none"}})
+    on_gpu = DeidentifyConfig.model_validate({"rule": rule, "device": "cuda"})
+    assert recorded_seconds(on_gpu, megapixels) < recorded_seconds(without, megapixels)
     assert recorded_seconds(without, megapixels) < recorded_seconds(config, megapixels)
 
 

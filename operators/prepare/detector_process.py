@@ -1,0 +1,339 @@
+"""The process of a node that holds the detectors on its GPU, and searches the images that sandboxed children hand it.
+
+One context of CUDA and one copy of the networks serve all children of the node. A search has a deadline, which ends the
+process; its `DetectorProcess` starts another.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from segmint.infra.deadline import Deadline
+from segmint.infra.device import Compute, apply_compute, device_kind, resolve_compute
+from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.storage import Storage
+from segmint.model.detectors.detection import Detection, Detector, Pixels
+from segmint.operators.child import BareContext, guard_child
+from segmint.operators.prepare.deidentify import (
+    DeidentifyConfig,
+    build_detectors,
+    is_short_of_memory,
+    pinned_files,
+)
+from segmint.operators.prepare.detector_socket import (
+    FAILED,
+    REFUSED,
+    SHORT_OF_MEMORY,
+    WAIT_S,
+    BadRequestError,
+    RemoteDetector,
+    Request,
+    answers,
+    copied_pixels,
+    is_own,
+    listen,
+    received_request,
+    send_error,
+    send_found,
+)
+
+WAITS_S = 2.5 * WAIT_S
+"""Seconds that an image may wait for its searches, by all detectors, besides its time limit."""
+
+MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
+"""A process that dies more often than this within so many seconds ends the window."""
+
+_SEARCH_S = 30.0
+_START_S = 600.0
+_REQUEST_S = 10.0  # for a whole request to come in, and for an answer to be taken
+_END_S = 5.0  # for the rest of an end
+_CONNECTIONS, _BACKLOG = 64, 4096
+_AT_ONCE = 4  # images in this process's memory: some are resized by the CPU while the GPU searches another
+_BROKEN_EXIT = 88
+
+
+class DetectorsGoneError(SegmintError):
+    """A node's detector process cannot start, or died too often. The run stops; no image is to blame."""
+
+
+class DetectorHost(Protocol):
+    """What `Prepare` needs of a detector process: where it listens, and that it lives."""
+
+    @property
+    def address(self) -> str:
+        """The name of its socket."""
+
+    def ready(self) -> None:
+        """Wait until it listens; start it, or another, if it does not live. Raises `DetectorsGoneError`."""
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What a detector process computes with."""
+
+    deidentify: DeidentifyConfig
+    device: str
+    max_pixels: int  # of an image
+    storage: Storage
+    assets: str | None = None  # a folder that mirrors weight files
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
+    numerics: str = ""  # what `detector_numerics` must be; "": anything
+    torch_plates: bool = False  # see `build_detectors`
+    search_s: float = _SEARCH_S  # for one search
+
+
+def detector_numerics(device: str) -> str:
+    """Return what decides the bits of detections on a device, for a dataset's numerics.
+
+    Raises `UsageError` if this machine does not have the device.
+    """
+    import torch
+
+    try:
+        compute = resolve_compute(device, "fp32", 1)
+    except UsageError as error:
+        raise UsageError(f"deidentify.device: {error}") from error
+    kind = device_kind(compute)
+    if compute.kind == "cpu":
+        return kind
+    return f"{kind}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+
+
+def require_numerics(device: str, wanted: str) -> None:
+    """Raise `UsageError` if `detector_numerics` are not the `wanted` ones here; an empty string is any."""
+    here = detector_numerics(device)
+    if wanted and here != wanted:
+        raise UsageError(
+            f"this machine's detections would have other bits than those of the dataset: detectors {here!r} against "
+            f"{wanted!r}. Use the same machines and versions, or set allow_mixed_numerics: true"
+        )
+
+
+def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, ...]:
+    """Return the detectors that `config` asks for, in the process that listens at `address`: faces, then plates.
+
+    Starts and loads nothing.
+    """
+    parts = (("face", config.faces), ("plate", config.plates))
+    return tuple(
+        RemoteDetector(kind, Path(part.detector.partition("#")[0]).name, address)  # type: ignore[arg-type]
+        for kind, part in parts
+        if f"{kind}s" in config.detectors
+    )
+
+
+class DetectorProcess:
+    """Starts the process, and starts another when it has died. It ends with the process that holds this object."""
+
+    def __init__(self, settings: DetectorSettings, address: str | None = None) -> None:
+        """Start nothing yet. `address` is by default one that nobody else has."""
+        self.address = address or new_address()
+        self._settings = settings
+        self._process: BaseProcess | None = None
+        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS + 1)
+        self._lock = threading.Lock()
+        # Linux kills a child when the thread that started it ends.
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="detectors")
+
+    def ready(self) -> None:
+        """Wait until the process listens; start it, or another, if it does not live. Raises `DetectorsGoneError`."""
+        with self._lock:
+            before, self._process = self._process, None
+            if before is not None:
+                if self._listens(before):
+                    self._process = before
+                    return
+                self._note_death(before)
+            self._process = self._keeper.submit(self._start).result()
+
+    def _listens(self, process: BaseProcess) -> bool:
+        """Whether a process takes connections; one that does not, or is ending, is ended."""
+        if process.is_alive():
+            if answers(self.address, _REQUEST_S):
+                return True
+            process.join(_END_S)
+        process.kill()
+        process.join()
+        return False
+
+    @property
+    def pid(self) -> int | None:
+        """The process that was started last."""
+        return None if self._process is None else self._process.pid
+
+    def close(self) -> None:
+        """End the process. May be called again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._keeper.shutdown()
+
+    def _note_death(self, process: BaseProcess) -> None:
+        self._deaths.append(time.monotonic())
+        if len(self._deaths) > MOST_DEATHS and self._deaths[-1] - self._deaths[0] < DEATHS_WITHIN_S:
+            raise DetectorsGoneError(
+                f"the process that searches images for faces and plates (deidentify.device) died {MOST_DEATHS + 1} "
+                f"times within {DEATHS_WITHIN_S / 60:g} minutes, at last {_how(process.exitcode)}: look at the GPU and "
+                f"the memory of {socket.gethostname()}, and build again"
+            )
+
+    def _start(self) -> BaseProcess:
+        context = BareContext()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(self._settings, self.address, sender), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            problem = receiver.recv() if receiver.poll(_START_S) else f"not ready within {_START_S:g} seconds"
+        except EOFError:
+            process.join()
+            problem = f"it ended, {_how(process.exitcode)}"
+        finally:
+            receiver.close()
+        if problem is None:
+            return process
+        process.kill()
+        process.join()
+        raise DetectorsGoneError(
+            f"the process that searches images for faces and plates (deidentify.device) cannot start on "
+            f"{socket.gethostname()}: {problem}"
+        )
+
+
+def new_address() -> str:
+    """Return a name for a socket that nobody else has."""
+    return f"segmint-detectors-{secrets.token_hex(8)}"
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGALRM:
+        return "because a search took too long"
+    if exit_code == _BROKEN_EXIT:
+        return "because of an error of the GPU that stays"
+    return f"by {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"with exit code {exit_code}"
+
+
+# The code below runs in the process.
+
+
+def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
+    """Build the detectors, say that all is ready, or what is wrong, and serve."""
+    guard_child()
+    try:
+        detectors = _build(settings)
+        listener = listen(address, _BACKLOG)
+    except Exception as error:  # noqa: BLE001 - the process that waits for this one says it
+        sender.send(str(error) or type(error).__name__)
+        return
+    sender.send(None)
+    sender.close()
+    import torch
+
+    # Each search of a TorchScript file switches this off and back, for all threads: now it switches back to off.
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        _Server(detectors, settings).run(listener)
+
+
+def _build(settings: DetectorSettings) -> Sequence[Detector]:
+    require_numerics(settings.device, settings.numerics)
+    apply_compute(Compute(settings.device, "fp32", 1))
+    find = pinned_files(settings.storage, settings.assets, settings.detector_sha256)
+    return build_detectors(settings.deidentify, settings.device, find, threads=1, torch_plates=settings.torch_plates)
+
+
+class _Server:
+    """Answers requests, each in a thread; a search has a turn."""
+
+    def __init__(self, detectors: Sequence[Detector], settings: DetectorSettings) -> None:
+        self._detectors = {detector.kind: detector for detector in detectors}
+        self._device = settings.device
+        self._max_pixels = settings.max_pixels
+        self._deadline = Deadline(settings.search_s)
+        self._connections = threading.Semaphore(_CONNECTIONS)
+        self._turns = threading.Semaphore(_AT_ONCE)
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until this process is ended."""
+        threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="detectors")
+        while True:
+            self._connections.acquire()
+            connection, _ = listener.accept()
+            threads.submit(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(_REQUEST_S)
+                if is_own(connection):
+                    self._answer(connection)
+        except (OSError, EOFError):
+            pass  # the child has ended, or does not take the answer
+        finally:
+            self._connections.release()
+
+    def _answer(self, connection: socket.socket) -> None:
+        name = ""
+        try:
+            with received_request(connection, self._max_pixels) as request:
+                detector = self._detectors.get(request.kind)
+                if detector is None:
+                    raise BadRequestError(f"there is no detector of {request.kind}s")
+                name = detector.name
+                with self._turns:
+                    found = self._search(detector, request)
+        except BadRequestError as error:
+            send_error(connection, REFUSED, name, str(error))
+        except (OSError, EOFError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a detector's file is somebody's code, and raises anything
+            if isinstance(error, MemoryError | ImportError) or is_short_of_memory(error):
+                text = "the memory of the GPU or the machine, or a package, is not enough for a search"
+                send_error(connection, SHORT_OF_MEMORY, name, text)
+            else:
+                self._end_if_broken()
+                send_error(connection, FAILED, name, last_line(error))
+        else:
+            send_found(connection, name, found)
+
+    def _search(self, detector: Detector, request: Request) -> list[Detection]:
+        image = copied_pixels(request)
+        with self._deadline.running():
+            try:
+                return detector.detect(image)
+            except Exception as error:
+                if not self._on_gpu or not is_short_of_memory(error):
+                    raise
+            return self._search_again(detector, image)
+
+    def _search_again(self, detector: Detector, image: Pixels) -> list[Detection]:
+        """Search once more, with the memory that torch keeps for later."""
+        import torch
+
+        torch.cuda.empty_cache()
+        return detector.detect(image)
+
+    def _end_if_broken(self) -> None:
+        """End this process if its GPU reports an error that stays."""
+        if not self._on_gpu:
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            os._exit(_BROKEN_EXIT)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.startswith("cuda")

@@ -1,0 +1,252 @@
+"""How a child that holds an image asks the process that holds the detectors: a Unix socket, and memory without a name.
+
+A request is a header and the descriptor of a sealed memfd with the pixels; an answer is a header, the detector's name
+and plain numbers. Nothing is unpickled on either side: children decode untrusted bytes, and may be anybody's. A memfd
+has no file, so that nothing is left however a process ends, and /dev/shm, 64 MB in a container, does not limit it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.infra.errors import SegmintError
+from segmint.model.detectors.detection import Detection, Kind, Pixels
+
+WAIT_S = 60.0
+"""Seconds that a child waits for the answer to one search, with its turn."""
+
+FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
+"""What an answer's header says: detections; the detector's error; or one of the process's own."""
+
+_KINDS: tuple[Kind, ...] = ("face", "plate")
+_MAGIC = b"sgm1"
+_REQUEST = struct.Struct("<4sIII")  # magic, index into `_KINDS`, height, width
+_ANSWER = struct.Struct("<4sIII")  # magic, what, bytes of the detector's name, bytes of the rest
+_COLUMNS = 14  # score, box, 1 if there are corners, their x and y
+_MOST_FOUND = 100_000
+_MOST_NAME, _MOST_TEXT = 4096, 2000
+_LEAVE_S = 10.0
+_PEER = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
+
+
+class DetectorProcessError(SegmintError):
+    """The process that holds the detectors did not answer, or not with a result. No image is to blame."""
+
+
+class BadRequestError(SegmintError):
+    """A request that does not have the agreed form."""
+
+
+class FailedSearchError(RuntimeError):
+    """A detector raised on an image; the message is its error's last line."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to look for, and in which image: (height, width, 3) uint8 RGB in the memory of the descriptor `memory`."""
+
+    kind: Kind
+    height: int
+    width: int
+    memory: int
+
+
+class RemoteDetector:
+    """A `Detector` whose searches run in the process that listens at the socket `address`."""
+
+    def __init__(self, kind: Kind, name: str, address: str, wait_s: float = WAIT_S) -> None:
+        """`name` is what it is called until the first answer, which has its name."""
+        self.kind: Kind = kind
+        self.name = name
+        self.score = 0.0  # the process leaves out what has less than the detector's
+        self._address = address
+        self._wait_s = wait_s
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
+
+        Raises `FailedSearchError` for what the detector raises, and `DetectorProcessError`.
+        """
+        height, width = image.shape[:2]
+        try:
+            with sealed_memory(image) as memory, connected(self._address, self._wait_s) as connection:
+                header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width)
+                socket.send_fds(connection, [header], [memory])
+                what, name, rest = _receive_answer(connection)
+        except (OSError, EOFError) as error:
+            raise DetectorProcessError(
+                f"the process that searches images on the GPU gave no answer ({type(error).__name__}: {error}); the "
+                "image is searched again"
+            ) from error
+        self.name = name or self.name
+        if what == FOUND:
+            return _unpack(rest, self.kind, self.name)
+        if what == FAILED:
+            raise FailedSearchError(rest.decode(errors="replace"))
+        raise DetectorProcessError(f"the process that searches images on the GPU: {rest.decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def sealed_memory(image: Pixels) -> Iterator[int]:
+    """Copy an image's pixels into memory that nobody can change or resize any more; yield its descriptor."""
+    memory = os.memfd_create("segmint-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        rest = np.ascontiguousarray(image).data.cast("B")
+        while rest:
+            rest = rest[os.write(memory, rest) :]
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _seals())
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def _seals() -> int:
+    """Against shrinking, growing and writing; Linux alone has them."""
+    return fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+@contextlib.contextmanager
+def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
+    """Connect to a socket of this user's in Linux's abstract namespace, which has no files."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(wait_s)
+        connection.connect(f"\0{address}")
+        if not is_own(connection):
+            raise PermissionError(f"another user listens at the socket {address}")
+        yield connection
+
+
+def answers(address: str, wait_s: float) -> bool:
+    """Whether a process answers at an address; one that is too busy to do so within `wait_s` counts, too."""
+    try:
+        with connected(address, wait_s) as connection:
+            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0))  # which it refuses
+            _receive_answer(connection)
+    except (BlockingIOError, TimeoutError):
+        return True
+    except (OSError, EOFError):
+        return False
+    return True
+
+
+def listen(address: str, backlog: int) -> socket.socket:
+    """Listen at an address as `connected` takes it; waits some seconds for a process that is ending to leave it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    last_try = time.monotonic() + _LEAVE_S
+    while True:
+        try:
+            listener.bind(f"\0{address}")
+            listener.listen(backlog)
+            return listener
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > last_try:
+                raise
+        time.sleep(0.1)
+
+
+def is_own(connection: socket.socket) -> bool:
+    """Whether the other end is a process of this user."""
+    _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return bool(user == os.getuid())
+
+
+@contextlib.contextmanager
+def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Request]:
+    """Yield a request of at most so many pixels; close its memory. Raises `BadRequestError`."""
+    header, memories, _, _ = socket.recv_fds(connection, _REQUEST.size, 1)
+    try:
+        header += _receive(connection, _REQUEST.size - len(header))
+        magic, kind, height, width = _REQUEST.unpack(header)
+        if magic != _MAGIC or kind >= len(_KINDS) or len(memories) != 1:
+            raise BadRequestError("expected a header and one descriptor")
+        if not 0 < height * width <= max_pixels:
+            raise BadRequestError(f"expected 1 to {max_pixels:,} pixels, got {height} x {width}")
+        _check_memory(memories[0], height * width * 3)
+        yield Request(_KINDS[kind], height, width, memories[0])
+    finally:
+        for memory in memories:
+            os.close(memory)
+
+
+def _check_memory(memory: int, size: int) -> None:
+    """Raise `BadRequestError` unless `memory` has exactly so many bytes, and keeps them: reading can never wait."""
+    found = os.fstat(memory)
+    try:
+        seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if not stat.S_ISREG(found.st_mode) or seals & _seals() != _seals() or found.st_size != size:
+        raise BadRequestError(f"expected sealed memory of {size:,} bytes, got {found.st_size:,} with seals {seals:#x}")
+
+
+def copied_pixels(request: Request) -> Pixels:
+    """Return a request's image, in memory of this process."""
+    image = np.empty((request.height, request.width, 3), np.uint8)
+    rest = image.data.cast("B")
+    at = 0
+    while at < len(rest):
+        count = os.preadv(request.memory, [rest[at:]], at)
+        if count == 0:
+            raise BadRequestError(f"the memory ends after {at:,} bytes")
+        at += count
+    return image
+
+
+def send_found(connection: socket.socket, name: str, found: Sequence[Detection]) -> None:
+    """Answer with a detector's name and its detections."""
+    rows = np.zeros((min(len(found), _MOST_FOUND), _COLUMNS))
+    for row, each in zip(rows, found, strict=False):
+        corners = () if each.quad is None else tuple(value for point in each.quad for value in point)
+        row[: 6 + len(corners)] = (each.score, *each.box, each.quad is not None, *corners)
+    _send(connection, FOUND, name, rows.astype("<f8").tobytes())
+
+
+def send_error(connection: socket.socket, what: int, name: str, text: str) -> None:
+    """Answer with what went wrong: `FAILED`, `SHORT_OF_MEMORY` or `REFUSED`."""
+    _send(connection, what, name, text[:_MOST_TEXT].encode(errors="replace"))
+
+
+def _send(connection: socket.socket, what: int, name: str, rest: bytes) -> None:
+    called = name.encode(errors="replace")[:_MOST_NAME]
+    connection.sendall(_ANSWER.pack(_MAGIC, what, len(called), len(rest)) + called + rest)
+
+
+def _receive_answer(connection: socket.socket) -> tuple[int, str, bytes]:
+    """Return what an answer is, the detector's name, and the rest."""
+    magic, what, name, rest = _ANSWER.unpack(_receive(connection, _ANSWER.size))
+    if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
+        raise EOFError("the answer does not have the agreed form")
+    return what, _receive(connection, name).decode(errors="replace"), _receive(connection, rest)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Read exactly so many bytes; raises `EOFError` if the other end closes before."""
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(min(size - len(data), 1 << 16))
+        if not piece:
+            raise EOFError("it closed the connection")
+        data += piece
+    return bytes(data)
+
+
+def _unpack(data: bytes, kind: Kind, name: str) -> list[Detection]:
+    rows: NDArray[np.float64] = np.frombuffer(data[: len(data) // (8 * _COLUMNS) * (8 * _COLUMNS)], "<f8")
+    found = []
+    for score, x0, y0, x1, y1, has_quad, *corners in rows.reshape(-1, _COLUMNS).tolist():
+        if not all(map(math.isfinite, (score, x0, y0, x1, y1, *corners))):
+            raise DetectorProcessError("the process that searches images on the GPU: a detection that is not finite")
+        a, b, c, d = ((corners[2 * i], corners[2 * i + 1]) for i in range(4))
+        found.append(Detection(kind, score, (x0, y0, x1, y1), (a, b, c, d) if has_quad else None, name))
+    return found

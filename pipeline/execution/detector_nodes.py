@@ -1,0 +1,70 @@
+"""The detector process of each node with a GPU, as Ray actors that the driver owns: they end with the run."""
+
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segmint.operators.prepare.detector_process import (
+    DetectorProcess,
+    DetectorSettings,
+    new_address,
+    require_numerics,
+)
+from segmint.operators.prepare.prepare import detector_settings
+from segmint.pipeline.execution.node_detectors import NodeDetectors
+from segmint.pipeline.execution.stages import DETECTOR_CPUS, Stages
+
+_RESTARTS = 3
+"""Of the actor; it starts the process again by itself, so that it hardly ever dies."""
+
+
+class _Holder:
+    """The actor: it holds a node's process, which dies with it."""
+
+    def __init__(self, settings: DetectorSettings, address: str) -> None:
+        self._process = DetectorProcess(settings, address)
+
+    def ready(self) -> None:
+        """See `DetectorProcess.ready`."""
+        self._process.ready()
+
+
+def check_detectors(stages: Stages) -> None:
+    """Raise `UsageError` if this machine's GPU is not that of the dataset's detectors."""
+    config = stages.prepare_arguments[0]
+    if stages.detectors_share:
+        require_numerics(config.device, config.detector_numerics)
+
+
+def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
+    """Return the stages with a detector process on each node with a GPU, and `prepare` on these nodes alone.
+
+    The same where detectors run on CPUs. Processes of `before`, on nodes that are still there, are kept.
+    """
+    if not stages.detectors_share:
+        return stages
+    config, storage, _, _, assets, *_ = stages.prepare_arguments
+    settings = detector_settings(config, storage, assets)
+    known = {} if before is None or before.detectors is None else before.detectors.holders
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    holders = {
+        node["NodeID"]: known.get(node["NodeID"]) or _start(stages.detectors_share, settings, node["NodeID"])
+        for node in nodes
+        if node["Resources"].get("GPU", 0) > 0
+    }
+    selector = {"ray.io/node-id": f"in({','.join(sorted(holders))})"}
+    return replace(stages, detectors=NodeDetectors(holders), prepare_nodes=selector)
+
+
+def _start(share: float, settings: DetectorSettings, node: str) -> tuple[Any, str]:
+    address = new_address()
+    holder = ray.remote(
+        num_gpus=share,
+        num_cpus=DETECTOR_CPUS,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )(_Holder)
+    return holder.remote(settings, address), address

@@ -1,0 +1,305 @@
+"""The process that holds the detectors of a node: here on a CPU, with the same code as on a GPU."""
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.model.detectors.detection import Detection, iou
+from segmint.operators.prepare import detector_process
+from segmint.operators.prepare.deidentify import (
+    DeidentifyConfig,
+    FacesConfig,
+    PlatesConfig,
+    build_detectors,
+    deidentify,
+)
+from segmint.operators.prepare.detector_process import (
+    DetectorProcess,
+    DetectorSettings,
+    DetectorsGoneError,
+    detector_numerics,
+    remote_detectors,
+)
+from segmint.operators.prepare.detector_socket import (
+    DetectorProcessError,
+    RemoteDetector,
+    connected,
+    sealed_memory,
+)
+from segmint.operators.prepare.ingest import IngestConfig
+from segmint.operators.prepare.prepare import Prepare, PrepareConfig
+from segmint.operators.prepare.release import ReleaseConfig
+from tests.support.torchscript import saved
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BOTH = DeidentifyConfig()
+GRAY = np.full((40, 50, 3), 90, np.uint8)
+PIXELS = 10**6
+
+
+class Trouble(torch.nn.Module):
+    """Fails on an image that begins with red, takes long over one that begins with green, and finds nothing."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        green, red = int(image[1, 0, 0]), int(image[2, 0, 0])
+        if red > 200 and green < 50:
+            raise RuntimeError("a red corner")
+        if green > 200 and red < 50:
+            waste = torch.ones(1000000)
+            for _ in range(400):
+                waste = torch.sin(waste)
+        return torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0), torch.zeros(2)
+
+
+def corner(*color: int) -> np.ndarray:
+    image = np.full((64, 64, 3), 90, np.uint8)
+    image[:16, :16] = color
+    return image
+
+
+GREEN, RED = corner(0, 255, 0), corner(255, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[DetectorProcess]:
+    settings = DetectorSettings(BOTH, "cpu", PIXELS, Storage(), torch_plates=True)
+    process = DetectorProcess(settings)
+    process.ready()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> DeidentifyConfig:
+    path = saved(Trouble(), tmp_path_factory.mktemp("detector") / "trouble.ts")
+    return DeidentifyConfig(faces=FacesConfig(detector=str(path)), plates=PlatesConfig(detector="none"))
+
+
+@pytest.fixture(scope="module")
+def trouble(troubled: DeidentifyConfig) -> Iterator[DetectorProcess]:
+    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage()))
+    process.ready()
+    yield process
+    process.close()
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def table(image: Path) -> pa.Table:
+    row = {"ordinal": 0, "id": 1, "image_id": "0", "license": "CC0-1.0", "uri": str(image)}
+    return pa.Table.from_pylist([{**dict.fromkeys(NORMALIZED.names), **row}], schema=NORMALIZED)
+
+
+def memories(pid: int | None) -> int:
+    """The images that a process shares with a child, if this user may know."""
+    found = 0
+    with contextlib.suppress(PermissionError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += "segmint-pixels" in os.readlink(link)
+    return found
+
+
+def named_memory() -> set[str]:
+    """The shared memory of Python's, torch's and our names."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "torch_", "segmint"))}
+
+
+def worked(pid: int) -> float:
+    """The CPU seconds that a process has taken."""
+    return sum(psutil.Process(pid).cpu_times()[:2])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: DetectorProcess) -> None:
+    faces = cv2.resize(read(photos / "multiface.jpg"), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    plate = read(photos / "plate_car_1.png")
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    for image, kind in ((faces, "face"), (plate, "plate")):
+        clean, regions = deidentify(image, there)
+        expected, expected_regions = deidentify(image, here)
+        assert regions == expected_regions
+        assert kind in {region.kind for region in regions}
+        assert (clean == expected).all()
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_it_finds_what_the_cpu_finds(photos: Path) -> None:
+    process = DetectorProcess(
+        DetectorSettings(BOTH, "cuda", PIXELS * 10, Storage(), numerics=detector_numerics("cuda"))
+    )
+    process.ready()
+    try:
+        for name in ("multiface.jpg", "plate_car_1.png"):
+            image = read(photos / name)
+            for there, here in zip(remote_detectors(BOTH, process.address), build_detectors(BOTH), strict=True):
+                found, expected = there.detect(image), here.detect(image)
+                assert len(found) == len(expected)
+                assert all(max(iou(each.box, one.box) for one in found) > 0.95 for each in expected)
+    finally:
+        process.close()
+
+
+def test_several_children_are_served_at_once(bundled: DetectorProcess) -> None:
+    found: list[list[Detection]] = []
+    faces, _ = remote_detectors(BOTH, bundled.address)
+    threads = [threading.Thread(target=lambda: found.append(faces.detect(GRAY))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[]] * 8
+
+
+def _request(size: tuple[int, int] = (40, 50), kind: int = 0, magic: bytes = b"sgm1") -> bytes:
+    return struct.pack("<4sIII", magic, kind, *size)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (_request((41, 50)), "expected sealed memory of 6,150 bytes, got 6,000"),
+        (_request((20, 50)), "expected sealed memory of 3,000 bytes, got 6,000"),
+        (_request((2**32 - 1, 2**32 - 1)), "expected 1 to 1,000,000 pixels"),
+        (_request((0, 50)), "expected 1 to 1,000,000 pixels, got 0 x 50"),
+        (_request(kind=7), "expected a header"),
+        (_request(magic=b"GET "), "expected a header"),
+    ],
+    ids=["more", "less", "huge", "none", "kind", "magic"],
+)
+def test_a_child_that_says_wrong_sizes_is_refused_and_others_go_on(
+    bundled: DetectorProcess, header: bytes, says: str
+) -> None:
+    with sealed_memory(GRAY) as memory:
+        assert says in answer(bundled.address, header, [memory])
+    assert remote_detectors(BOTH, bundled.address)[0].detect(GRAY) == []
+
+
+def test_memory_that_could_change_or_keep_a_reader_waiting_is_refused(bundled: DetectorProcess) -> None:
+    unsealed = os.memfd_create("unsealed")
+    os.ftruncate(unsealed, GRAY.nbytes)
+    ends = os.pipe()
+    try:
+        for handed in ([unsealed], [ends[0]], []):
+            assert "expected" in answer(bundled.address, _request(), handed)
+    finally:
+        for end in (unsealed, *ends):
+            os.close(end)
+    with connected(bundled.address, 5) as connection:
+        connection.sendall(b"sgm1")  # and nothing else
+    assert remote_detectors(BOTH, bundled.address)[0].detect(GRAY) == []
+    until(lambda: memories(bundled.pid) == 0)
+
+
+def answer(address: str, header: bytes, handed: list[int]) -> str:
+    with connected(address, 5) as connection:
+        if handed:
+            socket.send_fds(connection, [header], handed)
+        else:
+            connection.sendall(header)
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode(errors="replace")
+
+
+def test_an_image_that_a_detector_alone_fails_on_is_refused(
+    trouble: DetectorProcess, troubled: DeidentifyConfig
+) -> None:
+    detectors = remote_detectors(troubled, trouble.address)
+    assert deidentify(GRAY, detectors)[1] == []
+    with pytest.raises(RejectedError) as verdict:
+        deidentify(RED, detectors)
+    assert verdict.value.reason == Reason.DETECTOR_FAILED
+    assert verdict.value.detail.startswith("the face detector trouble.ts fails on this image, and not on others: ")
+    assert verdict.value.detail.endswith("a red corner")
+
+
+def test_an_image_whose_search_is_killed_is_searched_again_and_written(
+    trouble: DetectorProcess, troubled: DeidentifyConfig, tmp_path: Path
+) -> None:
+    """And no memory is left, of the process or of the child."""
+    Image.fromarray(GREEN).save(tmp_path / "green.png")
+    shared = named_memory()
+    config = PrepareConfig(IngestConfig(), troubled, ReleaseConfig(), crops=None)
+    policy = LicensePolicy(frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
+    first = trouble.pid
+    prepare = Prepare(config, Storage(), policy, str(tmp_path / "c.jsonl"), detectors=trouble)
+
+    def kill() -> None:
+        assert first is not None
+        before = worked(first)
+        until(lambda: worked(first) > before + 0.3)  # it searches
+        os.kill(first, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        (row,) = prepare(table(tmp_path / "green.png")).to_pylist()
+    finally:
+        killer.join()
+        prepare.close()
+    assert (row["fault"], row["reason"], row["width"]) == (None, None, 64)
+    assert trouble.pid != first
+    assert memories(trouble.pid) == memories(os.getpid()) == 0
+    assert named_memory() <= shared
+
+
+def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the_run(
+    troubled: DeidentifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector_process, "MOST_DEATHS", 0)
+    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=0.2))
+    detector = RemoteDetector("face", "trouble", process.address)
+    try:
+        with pytest.raises(DetectorProcessError, match="gave no answer"):
+            detector.detect(GRAY)  # it is not started yet
+        process.ready()
+        with pytest.raises(DetectorProcessError, match="gave no answer"):
+            detector.detect(GREEN)
+        with pytest.raises(DetectorsGoneError, match="died 1 times within 10 minutes, at last because a search took"):
+            process.ready()
+    finally:
+        process.close()
+
+
+def test_a_process_that_would_find_with_other_bits_does_not_start(troubled: DeidentifyConfig) -> None:
+    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), numerics="H200"))
+    with pytest.raises(
+        DetectorsGoneError, match=r"cannot start on .*: this machine's detections would have other bits .*'H200'"
+    ):
+        process.ready()
+    process.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_its_key() -> None:
+    with pytest.raises(UsageError, match=r"deidentify\.device: device 'cuda' was requested, but torch sees no CUDA"):
+        detector_numerics("cuda")
