@@ -68,8 +68,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "resumed under the newest rule",
         "pipeline/config/config.py",
-        'rule = known_rule(begun["deidentify"]["rule"])',
-        "rule = config.deidentify.rule_number",
+        'deidentify.model_copy(update={"rule": rule_of(begun)})',
+        'deidentify.model_copy(update={"rule": deidentify.rule_number})',
         "tests/pipeline/dataset/test_dataset.py",
     ),
 )
