@@ -49,13 +49,17 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
     """
     import tenacity
 
+    refusals = 0
+
     def again(state: "RetryCallState") -> bool:
+        nonlocal refusals
         error = state.outcome.exception() if state.outcome else None
         if error is None or not isinstance(error, Exception) or isinstance(error, SegmintError):
             return False
         verdict = meaning(error)
         if verdict is Meaning.REFUSED:
-            return state.attempt_number < _REFUSED_ATTEMPTS
+            refusals += 1
+            return refusals < _REFUSED_ATTEMPTS
         return verdict in PASSING
 
     retrying = tenacity.Retrying(

@@ -56,11 +56,12 @@ def test_verdicts_and_our_own_errors_are_never_tried_again() -> None:
         assert attempt.calls == 1
 
 
-def test_a_refusal_is_tried_once_more() -> None:
-    attempt = Failing(*[client_error("ExpiredToken", 400)] * 9)
+@pytest.mark.parametrize("before", [[], [ConnectionResetError()]], ids=["at once", "after a fault"])
+def test_a_refusal_is_tried_once_more(before: list[Exception]) -> None:
+    attempt = Failing(*before, *[client_error("ExpiredToken", 400)] * 9)
     with pytest.raises(StorageFaultError, match="credentials"):
         with_retries(QUICK, "read", "s3://b/k", attempt)
-    assert attempt.calls == 2
+    assert attempt.calls == 2 + len(before)
 
 
 def test_the_type_of_an_error_says_what_a_fault_is_about() -> None:
