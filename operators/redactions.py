@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 
 from segmint.model.automatic.rle import encode_patch
 
@@ -81,6 +80,8 @@ def redactions(
     codes = [_encoded(found, size) for found in outlines if found.mask.any()]
     if not codes:
         return none
+    from pycocotools import mask as coco  # what reads only the constants, the sandboxed child for one, does without
+
     masks = [{"size": list(size), "counts": code.encode("ascii")} for code in counts]
     # By a "crowd" pycocotools divides the shared pixels by those of the mask: here, for all regions together.
     is_crowd = [0] * len(codes) + [1]

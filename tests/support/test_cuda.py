@@ -32,7 +32,8 @@ def test_they_are_collected_without_other_packages_and_skipped_without_a_gpu(tmp
     # Without site, what is installed is what the folder has.
     command = [sys.executable, "-S", "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTEST_XDIST_WORKER", None)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "SEGMINT_TEST_NO_SKIPS"):
+        environment.pop(name, None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
