@@ -1,6 +1,7 @@
 """Whole builds with catalog, photographs and dataset on a real S3 server, behind a proxy that injects faults."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class World:
     def standing(self) -> dict[str, str]:
         """SHA-256 of every file in the dataset."""
         copy = self.scratch / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
         for entry in self.direct.walk(self.dataset):
             target = copy / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +196,8 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     printed = world.build(check=3)
     assert "check the credentials" in printed
     assert "goes on" in printed
-    assert world.standing().items() <= world.undisturbed.items()
+    # What a writer claimed and could not put stays claimed until the next build.
+    standing = {path: digest for path, digest in world.standing().items() if not path.startswith("claims/")}
+    assert standing.items() <= world.undisturbed.items()
     world.build()
     world.is_as_if_nothing_had_happened()

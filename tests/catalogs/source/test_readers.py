@@ -173,7 +173,7 @@ def test_every_problem_is_passed_to_the_handler(tmp_path: Path) -> None:
 GIGABYTE = 1 << 30
 
 IN_LITTLE_MEMORY = """
-import resource, sys
+import os, resource, sys
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -187,6 +187,8 @@ for path in sys.argv[1:]:
         print(f"{rows} rows")
     except UsageError as error:
         print(str(error).replace("\\n", " "))
+sys.stdout.flush()
+os._exit(0)  # Arrow's threads may be unable to end in so little memory
 """
 
 

@@ -19,7 +19,8 @@ def test_profile_sets_the_models_defaults(profile, layers):
 def test_defaults_in_the_class_are_those_of_sa1b():
     # The defaults in documentation and schemas must equal those that the validator fills in.
     declared = {name: field.default for name, field in MasksConfig.model_fields.items()}
-    assert declared == {**asdict(MaskSettings.sa1b()), "points_per_chunk": "auto"}
+    sa1b = asdict(MaskSettings.sa1b())
+    assert declared == {**sa1b, "points_per_chunk": "auto", "drop_redaction_artifacts": "auto"}
 
 
 def test_an_auto_chunk_is_filled_in_with_the_settings():

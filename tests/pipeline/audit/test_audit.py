@@ -247,7 +247,7 @@ def without_jpegs(taken: CommittedShard) -> None:
 def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     none = {kind: {"detector": "none", "score": None} for kind in ("faces", "plates")}
-    config = {**config, "deidentify": none}
+    config = {**config, "deidentify": {**config["deidentify"], **none}}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     report = audit(dataset, None)
     assert report.findings.total == 0
