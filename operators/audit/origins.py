@@ -16,6 +16,7 @@ from segmint.operators.describe import redaction_columns
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, MASKS_PER_IMAGE_LIMIT, SOURCES
+from segmint.operators.segment.artifacts import RedactionArtifacts
 
 TOLERANCE = 1e-6
 """By how much a share may differ from the one that is computed here."""
@@ -35,14 +36,6 @@ def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
     said = [pc.is_valid(images.column(name)) for name in _ANNOTATION]
     by_row = images.column("ordinal").to_numpy()[np.any([each.to_numpy() for each in said], axis=0)]
     return frozenset({*by_row.tolist(), *masks.column("ordinal").to_numpy()[of_people(masks)].tolist()})
-
-
-@dataclass(frozen=True)
-class OriginLimits:
-    """What a dataset was built with: the rule of de-identification, and the IoU from which on masks are artifacts."""
-
-    rule: int
-    artifact_iou: float | None = None  # None: switched off
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def audit_origins(
     codes: Sequence[str] | None,
     ids: Sequence[int],
     place: Place,
-    limits: OriginLimits | None,
+    artifacts: RedactionArtifacts | None,
 ) -> Iterator[Finding]:
     """Findings in the origins of an image's masks.
 
@@ -75,7 +68,7 @@ def audit_origins(
     compressed run lengths, None if these are damaged. `ids` are the masks' numbers.
 
     A row of format 1 has no `next_mask`, and its masks have no source and no shares. What is there must be right.
-    Without `limits` shares are not computed.
+    `artifacts` are those that the build dropped. Without it shares are not computed.
     """
     start, stop = span
     built = row["next_mask"] is not None
@@ -86,10 +79,10 @@ def audit_origins(
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
     needed = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
-    if limits is None or codes is None or (absent.all() and not needed.any()):
+    if artifacts is None or codes is None or (absent.all() and not needed.any()):
         return
     try:
-        shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes, limits.rule)
+        shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes, artifacts.rule)
     except (TypeError, ValueError, ArithmeticError) as error:
         yield place.finding(Code.REDACTED_SHARE, "regions in an image of known sizes", error, f"id {row['id']}")
         return
@@ -102,25 +95,16 @@ def audit_origins(
         id = ids[index]
         yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
 
-    if limits.artifact_iou is not None and needed.any():
-        yield from _artifacts(row, codes, ids, needed, place, limits)
-
-
-def _artifacts(
-    row: Row,
-    codes: Sequence[str],
-    ids: Sequence[int],
-    automatic: NDArray[np.bool_],
-    place: Place,
-    limits: OriginLimits,
-) -> Iterator[Finding]:
-    """Masks of a build that it should have dropped: by the regions that it knew, not those that people asked for."""
+    if artifacts.iou is None or not needed.any():
+        return
+    # The build knew its own regions, not those that people asked for.
     known = [region for region in _regions(row) if region["source"] != MANUAL]
-    _, ious = redaction_columns({**row, "regions": known}, codes, limits.rule)
-    for id, iou, made in zip(ids, ious, automatic, strict=True):
-        if made and limits.artifact_iou is not None and iou is not None and iou >= limits.artifact_iou:
-            expected = f"an IoU under {limits.artifact_iou:g} with each redacted region"
-            yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{iou:.6g}", f"mask {id}", mask=id)
+    if len(known) < len(_regions(row)):
+        _, ious = redaction_columns({**row, "regions": known}, codes, artifacts.rule)
+    for id, near_iou, made in zip(ids, ious, needed, strict=True):
+        if made and near_iou is not None and near_iou >= artifacts.iou:
+            expected = f"an IoU under {artifacts.iou:g} with each redacted region"
+            yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}", f"mask {id}", mask=id)
 
 
 def audit_next_mask(row: Row, ids: Sequence[int], place: Place) -> Iterator[Finding]:

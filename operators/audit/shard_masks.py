@@ -9,7 +9,6 @@ from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.origins import (
     MaskOrigins,
-    OriginLimits,
     annotated_images,
     audit_next_mask,
     audit_origins,
@@ -18,15 +17,16 @@ from segmint.operators.audit.origins import (
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.sound_masks import sound_masks
 from segmint.operators.rows import Row
+from segmint.operators.segment.artifacts import RedactionArtifacts
 
 
 class ShardMasks:
     """The masks of a shard in whose tables `audit_identity` found nothing wrong. Images are named by their ordinals."""
 
-    def __init__(self, tables: ShardTables, limits: MaskLimits | None, origins: OriginLimits | None) -> None:
+    def __init__(self, tables: ShardTables, limits: MaskLimits | None, artifacts: RedactionArtifacts | None) -> None:
         """`limits` are the thresholds of the scores, as in `segmint.operators.audit.masks.audit_masks`.
 
-        `origins` are those of `segmint.operators.audit.origins.audit_origins`.
+        `artifacts` are those of `segmint.operators.audit.origins.audit_origins`.
         """
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
@@ -38,7 +38,7 @@ class ShardMasks:
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))
         self._sound = frozenset(ordinals[wrong[starts] == wrong[stops]].tolist())
         self._origins = MaskOrigins.of(tables.masks)
-        self._origin_limits = origins
+        self._artifacts = artifacts
         self._ids = int_column(tables.masks, "annotation_id")
         self._annotated = annotated_images(tables.images, tables.masks)
 
@@ -64,7 +64,7 @@ class ShardMasks:
         ids = self._ids[start:stop].tolist()
         if self.annotated(row["ordinal"]):
             yield from audit_next_mask(row, ids, place)
-        yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._origin_limits)
+        yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def table_rows(self, ordinal: int) -> list[Row]:
         """The rows of an image's masks, with all columns."""

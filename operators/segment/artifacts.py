@@ -13,7 +13,7 @@ class RedactionArtifacts:
     """Which masks count as artifacts of de-identification."""
 
     rule: int  # of de-identification
-    iou: float | None  # from which on a mask traces a region; None: no mask does
+    iou: float | None = None  # from which on a mask traces a region; None: no mask does
 
     def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns `masks` and `funnel` of an image without its artifacts; `row` is that of `PREPARED`.
@@ -31,5 +31,5 @@ class RedactionArtifacts:
         return {**columns, "masks": kept, "funnel": funnel}
 
 
-NO_ARTIFACTS = RedactionArtifacts(rule=1, iou=None)
+NO_ARTIFACTS = RedactionArtifacts(rule=1)
 """Nothing is dropped."""

@@ -32,9 +32,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits
-from segmint.operators.audit.origins import OriginLimits
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.audit.answer import AuditReport, Checked
 from segmint.pipeline.audit.commits import audit_catalog_part, audit_unnamed, list_files
@@ -155,11 +155,11 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         return FileSettings(None, None, with_images=True)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
     try:
-        origins = OriginLimits(rule_of(config), masks.artifact_iou)
+        artifacts = RedactionArtifacts(rule_of(config), masks.artifact_iou)
     except UsageError as error:
         findings.add(Place(manifest_name(pinned.generation)).finding(Code.BAD_MANIFEST, "a known rule", error))
-        origins = None
-    return FileSettings(limits, origins, release.format == "images")
+        artifacts = None
+    return FileSettings(limits, artifacts, release.format == "images")
 
 
 def _results(

@@ -15,7 +15,6 @@ from segmint.catalogs.layout import SCHEMA_VERSIONS, DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
-from segmint.operators.audit.origins import OriginLimits
 from segmint.operators.audit.rows import (
     ShardTables,
     audit_catalog_names,
@@ -31,6 +30,7 @@ from segmint.operators.audit.tar import HashedStream, audit_tar
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
+from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.tables import VersionedTable, read_versioned, shard_version
 from segmint.pipeline.audit.answer import Checked
 from segmint.pipeline.audit.content import ShardContent, ShardLook
@@ -54,7 +54,7 @@ class FileSettings:
     """What a dataset's configuration says about its files."""
 
     limits: MaskLimits | None
-    origins: OriginLimits | None
+    artifacts: RedactionArtifacts | None
     with_images: bool
     formats: Sequence[int] = SCHEMA_VERSIONS  # that its tables may have
 
@@ -114,10 +114,8 @@ class ShardAudit:
                 self._findings.extend(audit_counts(tables, self._plan.commit.counts))
             self._findings.extend(audit_identity(tables, self._plan.ordinals))
             if Code.ROW_IDENTITY not in self._findings:
-                images, masks = (
-                    tables.images.to_pylist(),
-                    ShardMasks(tables, self._settings.limits, self._settings.origins),
-                )
+                images = tables.images.to_pylist()
+                masks = ShardMasks(tables, self._settings.limits, self._settings.artifacts)
                 self._audit_rows(tables, images, masks)
         self._compared = self._compared and masks is not None
         if "shards" not in self._plan.bad_kinds:

@@ -7,19 +7,19 @@ import pytest
 
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.operators.audit.masks import MaskLimits, audit_masks
-from segmint.operators.audit.origins import OriginLimits
 from segmint.operators.audit.rows import ShardTables, audit_identity, audit_mask_count
 from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
+from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.tables import read_table
 from tests.support.described_rows import accepted_row, described
 
 LIMITS = MaskLimits(0.7, 0.8)
 REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
-RULE_1 = OriginLimits(1)
+RULE_1 = RedactionArtifacts(1)
 PLACE = Place("masks/sa_000000.parquet", 0)
 
 
@@ -38,7 +38,7 @@ def committed(ordinal: int = 0) -> tuple[Row, list[Row]]:
     return image, read_table(files.masks, "masks").to_pylist()
 
 
-def findings(image: Row, masks: list[Row], origins: OriginLimits = RULE_1) -> list[Finding]:
+def findings(image: Row, masks: list[Row], origins: RedactionArtifacts = RULE_1) -> list[Finding]:
     """What the audit of rows finds in one image."""
     tables = tables_of([image], masks)
     found = list(audit_identity(tables, (image["ordinal"], image["ordinal"] + 1)))
@@ -120,8 +120,8 @@ def test_a_mask_that_the_build_should_have_dropped_is_a_finding(region: Row, rul
     image, masks = committed()
     image["regions"] = [region]
     masks = measured(image, masks, rule)
-    assert findings(image, masks, OriginLimits(rule)) == []
-    assert codes(findings(image, masks, OriginLimits(rule, 0.95))) == [Code.REDACTION_ARTIFACT] * found
+    assert findings(image, masks, RedactionArtifacts(rule)) == []
+    assert codes(findings(image, masks, RedactionArtifacts(rule, 0.95))) == [Code.REDACTION_ARTIFACT] * found
 
 
 def test_a_person_may_draw_what_a_build_drops() -> None:
@@ -129,13 +129,13 @@ def test_a_person_may_draw_what_a_build_drops() -> None:
     image |= {"masks": 3, "next_mask": 4, "complete": True, "regions": [PLATE]}
     mixed = measured(image, [*masks[:2], by_person(masks[2], 3)], 1)
     assert mixed[2]["redaction_iou"] == 1
-    assert findings(image, mixed, OriginLimits(1, 0.95)) == []
+    assert findings(image, mixed, RedactionArtifacts(1, 0.95)) == []
 
 
 def test_shares_of_another_rule_are_a_finding() -> None:
     image, masks = committed()
     image["regions"] = [PLATE]
-    assert Code.REDACTED_SHARE in codes(findings(image, measured(image, masks, 1), OriginLimits(2)))
+    assert Code.REDACTED_SHARE in codes(findings(image, measured(image, masks, 1), RedactionArtifacts(2)))
 
 
 @pytest.mark.parametrize("size", [{"source_width": None}, {"source_height": 0}, {"source_width": -3}])
