@@ -238,3 +238,16 @@ def _facts() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def device_failure(device: str) -> str | None:
+    """Return the fault that makes a GPU unusable for this process, or None. After a fault every call reports it."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from segmint.infra.deadline import Deadline
-from segmint.infra.device import Compute, apply_compute, device_kind, resolve_compute
+from segmint.infra.device import Compute, apply_compute, device_failure, device_kind, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detection, Detector, Pixels
@@ -301,7 +301,8 @@ class _Server:
                 text = "the memory of the GPU or the machine, or a package, is not enough for a search"
                 send_error(connection, SHORT_OF_MEMORY, name, text)
             else:
-                self._end_if_broken()
+                if device_failure(self._device) is not None:
+                    os._exit(_BROKEN_EXIT)
                 send_error(connection, FAILED, name, last_line(error))
         else:
             send_found(connection, name, found)
@@ -322,17 +323,6 @@ class _Server:
 
         torch.cuda.empty_cache()
         return detector.detect(image)
-
-    def _end_if_broken(self) -> None:
-        """End this process if its GPU reports an error that stays."""
-        if not self._on_gpu:
-            return
-        import torch
-
-        try:
-            torch.cuda.synchronize(self._device)
-        except RuntimeError:
-            os._exit(_BROKEN_EXIT)
 
     @property
     def _on_gpu(self) -> bool:

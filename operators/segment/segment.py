@@ -17,6 +17,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.deadline import Deadline
+from segmint.infra.device import device_failure
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.storage import Storage
@@ -166,19 +167,6 @@ def check_count(masks: int) -> None:
     if masks > MASKS_PER_IMAGE_LIMIT:
         detail = f"{masks:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
         raise RejectedError(Reason.TOO_MANY_MASKS, detail)
-
-
-def device_failure(device: str) -> str | None:
-    """Return the fault that makes a GPU unusable for this process, or None. After a fault every call reports it."""
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        return str(error).partition("\n")[0]
-    return None
 
 
 class Segment:

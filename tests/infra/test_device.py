@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from segmint.infra import device
-from segmint.infra.device import Compute, apply_compute, computes_bf16, cpu_bits, physical_cores, resolve_compute
+from segmint.infra.device import (
+    Compute,
+    apply_compute,
+    computes_bf16,
+    cpu_bits,
+    device_failure,
+    physical_cores,
+    resolve_compute,
+)
 from segmint.infra.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,3 +155,25 @@ def test_instructions_for_bf16_are_known_by_the_processor_s_flags(
 def test_facts_of_this_processor() -> None:
     if Path("/proc/cpuinfo").exists():
         assert device._facts()
+
+
+BROKEN_GPU = """
+import torch
+from segmint.infra.device import device_failure
+
+assert device_failure("cuda") is None
+try:
+    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")].cpu()
+except RuntimeError:
+    pass
+assert "CUDA error" in device_failure("cuda")
+"""
+
+
+@pytest.mark.cuda
+def test_a_broken_gpu_is_distinguished_from_a_working_one() -> None:
+    subprocess.run([sys.executable, "-c", BROKEN_GPU], check=True, timeout=120)
+
+
+def test_a_cpu_never_fails_as_a_device() -> None:
+    assert device_failure("cpu") is None

@@ -21,7 +21,7 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.overlap import HostThreads
-from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count, device_failure
+from segmint.operators.segment.segment import MixedNumericsError, Segment, SegmentSettings, check_count
 from tests.support.described_rows import faulted_row, rejected_row
 from tests.support.photographs import photograph
 
@@ -174,28 +174,6 @@ def test_an_actor_reports_the_measured_peak_of_its_device(settings: SegmentSetti
     Segment(settings, reports.append)
     assert len(reports) == 1
     assert reports[0] > 1e9
-
-
-BROKEN_GPU = """
-import torch
-from segmint.operators.segment.segment import device_failure
-
-assert device_failure("cuda") is None
-try:
-    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")].cpu()
-except RuntimeError:
-    pass
-assert "CUDA error" in device_failure("cuda")
-"""
-
-
-@pytest.mark.cuda
-def test_a_broken_gpu_is_distinguished_from_a_working_one() -> None:
-    subprocess.run([sys.executable, "-c", BROKEN_GPU], check=True, timeout=120)
-
-
-def test_a_cpu_never_fails_as_a_device() -> None:
-    assert device_failure("cpu") is None
 
 
 def test_describing_and_writing_masks_starts_without_torch() -> None:
