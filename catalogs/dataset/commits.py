@@ -253,7 +253,7 @@ def look_at_shard(dataset: Location, shard: int) -> ShardState:
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
         claims = [
-            (parsed[1], _claimed(dataset / CLAIMS / entry.name))
+            (parsed[1], claimed_in(dataset / CLAIMS / entry.name))
             for entry in (dataset / CLAIMS).list(beginning=beginning)
             if (parsed := parse_claim_name(entry.name)) is not None and parsed[0] == shard
         ]
@@ -280,11 +280,12 @@ def claimed_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> 
     for entry in (dataset / CLAIMS).list():
         parsed = parse_claim_name(entry.name)
         if parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0):
-            paths |= _claimed(dataset / CLAIMS / entry.name)
+            paths |= claimed_in(dataset / CLAIMS / entry.name)
     return paths
 
 
-def _claimed(file: Location) -> set[str]:
+def claimed_in(file: Location) -> set[str]:
+    """Return the paths in a claim's file, none if it is gone. Raises `DamagedDatasetError` for another file."""
     try:
         return set(_ClaimFile.model_validate_json(file.read()).paths)
     except NotFoundError:

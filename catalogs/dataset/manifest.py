@@ -14,16 +14,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from segmint.catalogs.dataset.added_keys import with_added_keys
+from segmint.catalogs.dataset.commits import claimed_in
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     CLAIMS,
     MANIFEST,
     SCHEMA_VERSION,
     SCHEMA_VERSIONS,
-    DamagedDatasetError,
     canonical_json,
     fingerprint,
     parse_part_claim_name,
@@ -251,12 +251,6 @@ def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) 
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
 
-class _PartClaim(BaseModel):
-    """The JSON of a claim of parts, as far as others need it."""
-
-    paths: tuple[str, ...]
-
-
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
     """Put new parts of the catalog, then the generation of the manifest that names them; return whether it is there.
 
@@ -293,19 +287,10 @@ def parts_in_use(dataset: Location) -> frozenset[str]:
     `DamagedDatasetError` for a claim that cannot be read.
     """
     claims = [
-        (generation, _claimed_parts(dataset / CLAIMS / entry.name))
+        (generation, claimed_in(dataset / CLAIMS / entry.name))
         for entry in (dataset / CLAIMS).list()
         if (generation := parse_part_claim_name(entry.name)) is not None
     ]
     manifest, latest = load_latest_manifest(dataset)
     named = frozenset(part.path for part in manifest.catalog)
     return named.union(*(paths for generation, paths in claims if generation > latest))
-
-
-def _claimed_parts(file: Location) -> tuple[str, ...]:
-    try:
-        return _PartClaim.model_validate_json(file.read()).paths
-    except NotFoundError:
-        return ()  # its manifest was put, or another one
-    except ValidationError as error:
-        raise DamagedDatasetError(f"{file} is not a claim: {wrong_fields(error)}") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from segmint.catalogs.dataset.commits import CommitLog, generations_of, look_at_shard
-from segmint.catalogs.dataset.manifest import parts_in_use, read_manifest
+from segmint.catalogs.dataset.manifest import manifest_generations, parts_in_use
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
     CATALOG,
@@ -141,7 +141,7 @@ def _sweep_shard(dataset: Location, shard: int, found: _Listed, limit: datetime)
 
 
 def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
-    if not paths or read_manifest(dataset) is None:
+    if not paths or not manifest_generations(dataset):
         return []
     kept = parts_in_use(dataset)
     return [path for path in paths if path not in kept]
