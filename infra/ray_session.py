@@ -248,12 +248,13 @@ def observe(*, local: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
-    with_gpus = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
     return Cluster(
         local=local,
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
-        nodes=sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()),
+        nodes=sum(node.get("CPU", 0) > 0 for node in nodes),
         cores=cores_here(),
         gpu_nodes=len(with_gpus),
         gpu_node_cpus=sum(node.get("CPU", 0.0) for node in with_gpus),
