@@ -32,6 +32,9 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
     TAKEN_DOWN = "taken_down"
+    DUPLICATE_IMAGE = "duplicate_image"
+    UNFIT = "unfit"
+    OPTED_OUT = "opted_out"
 
 
 LICENSE_REASONS = frozenset(
@@ -43,7 +46,10 @@ LICENSE_REASONS = frozenset(
     }
 )
 
-DELIBERATE_REASONS = LICENSE_REASONS | {Reason.TAKEN_DOWN}
+CURATE_REASONS = frozenset({Reason.DUPLICATE_IMAGE, Reason.UNFIT, Reason.OPTED_OUT})
+"""What a catalog's `refused_reason` may say."""
+
+DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
 """Refusals by a person's decision: even many of them do not indicate an outage."""
 
 

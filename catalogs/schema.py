@@ -1,5 +1,7 @@
 """The columns of a catalog: as a person writes them, and as the dataset stores them."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 SOURCE = pa.schema(
@@ -15,6 +17,8 @@ SOURCE = pa.schema(
         pa.field("valid_until", pa.date32()),  # the last day on which the license is valid
         pa.field("country", pa.string()),  # ISO 3166 alpha-2, upper case
         pa.field("caption", pa.string()),  # for people who read the catalog: never written to a dataset
+        pa.field("refused_reason", pa.string()),  # why the image is refused: one of `CURATE_REASONS`; empty: it is not
+        pa.field("refused_detail", pa.string()),  # what was found, in a sentence
     ]
 )
 """The columns that a source catalog may have, in any order. Other columns are ignored."""
@@ -40,3 +44,14 @@ NORMALIZED = pa.schema(
     ]
 )
 """A row of `catalog/part-N-<digest>.parquet`: one for each row of the source catalog, in its order."""
+
+ADDED = pa.schema([SOURCE.field(name) for name in ("refused_reason", "refused_detail")])
+"""Columns that a normalized catalog has only where a row has a value: older catalogs keep their bytes."""
+
+STAGED = pa.schema([*NORMALIZED, *ADDED])
+"""A normalized row with all added columns."""
+
+
+def normalized_schema(columns: Collection[str]) -> pa.Schema:
+    """Return `NORMALIZED` with those of `ADDED` that are among `columns`."""
+    return pa.schema([*NORMALIZED, *(field for field in ADDED if field.name in columns)])

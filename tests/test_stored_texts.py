@@ -31,7 +31,7 @@ from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import commit_name, data_path, part_path
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import ADDED, NORMALIZED, STAGED
 from segmint.catalogs.source.demo import write_demo
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import scan
@@ -247,10 +247,10 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict
     stage._children = Children(child_workers.obedient, timeout_s=1.5, memory_limit=256 << 20)  # type: ignore[assignment]
 
     def refuse(columns: dict[str, Any]) -> Row:
-        row = {**dict.fromkeys(NORMALIZED.names), "ordinal": 8, "id": 9, "image_id": "x", "uri": "nowhere.jpg"}
+        row = {**dict.fromkeys(STAGED.names), "ordinal": 8, "id": 9, "image_id": "x", "uri": "nowhere.jpg"}
         row |= {"license": "CC0-1.0", "redistributable": True, **columns}
         for _ in range(5):
-            (result,) = stage(pa.Table.from_pylist([row], schema=NORMALIZED)).to_pylist()
+            (result,) = stage(pa.Table.from_pylist([row], schema=STAGED)).to_pylist()
             if "died before it took one" not in (result["fault"] or ""):
                 break  # else pebble saw the death of a child before it saw that the child had an image
         return cast(Row, result)
@@ -534,6 +534,9 @@ REASONS = [
     "out_of_memory",
     "timed_out",
     "taken_down",
+    "duplicate_image",
+    "unfit",
+    "opted_out",
 ]
 
 
@@ -541,7 +544,8 @@ def test_every_reason_is_spelled_like_this_and_has_its_words_above() -> None:
     """`reason` of `rejects`, and `counts` of a commit."""
     assert list(Reason) == REASONS
     with_words = {row[-2] for row in CATALOG_REFUSALS} | {row[-2] for row in BYTES_REFUSALS}
-    assert with_words | {"unreadable_object", "detector_failed", "too_many_masks"} == set(REASONS)
+    of_catalogs = {"duplicate_image", "unfit", "opted_out"}
+    assert with_words | of_catalogs | {"unreadable_object", "detector_failed", "too_many_masks"} == set(REASONS)
 
 
 # What a takedown and a redaction store.
@@ -887,6 +891,7 @@ def test_columns_are_named_like_this() -> None:
         "ordinal id image_id uri license attribution provider source_url redistributable valid_until country "
         "sha256 duplicate_of"
     )
+    assert " ".join(ADDED.names) == "refused_reason refused_detail"  # only where a row has a value
     images = (
         "ordinal id image_id uri license attribution provider source_url country source_sha256 source_width "
         "source_height width height faces plates regions masks funnel statistics"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.tombstones import BLANK
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import normalized_schema
 from segmint.infra.assets.hashes import sha256_of
 
 _ROWS = 65_536
@@ -34,7 +34,8 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()
-    with pq.ParquetFile(part) as file, RowGroupWriter(destination, NORMALIZED) as writer:
+    schema = normalized_schema(pq.read_schema(part).names)
+    with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
         for batch in file.iter_batches(batch_size=_ROWS):
             taken = pc.is_in(batch.column("ordinal"), value_set=wanted)
             named = pc.and_(taken, pc.not_equal(batch.column("image_id"), BLANK))
@@ -44,12 +45,13 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 
 
 def blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
-    """Return a batch of `NORMALIZED` in which the rows that `taken` marks are blank."""
+    """Return a batch of a normalized catalog in which the rows that `taken` marks are blank."""
     arrays = []
-    for field in NORMALIZED:
+    schema = normalized_schema(batch.schema.names)
+    for field in schema:
         column = batch.column(field.name)
         if field.name not in _KEPT:
             blank = pa.scalar(BLANK if not field.nullable else None, field.type)
             column = pc.if_else(taken, blank, column)
         arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

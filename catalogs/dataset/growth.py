@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.tombstones import BLANK, TakenImage, TakenNames
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import STAGED
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     Ascending,
@@ -24,20 +24,25 @@ from segmint.catalogs.source.normalize import (
     fit_to_publish,
     open_database,
     stage_catalog,
+    with_added,
     with_column,
     write_marked,
 )
 from segmint.infra.storage.location import Location
 
-PINNED = tuple(name for name in NORMALIZED.names if name not in ("ordinal", "id", "image_id", "duplicate_of"))
+PINNED = tuple(
+    name for name in STAGED.names if name not in ("ordinal", "id", "image_id", "duplicate_of", "refused_detail")
+)
 """The columns that a dataset pins of an image besides its id: for a known image they must not change."""
 
 # Whether a row has changed is decided by its id and a hash of its other columns: 8 bytes instead of some hundred.
 _CONTENT = f"hash({', '.join(PINNED)})"
 
+_ALL = ", ".join(STAGED.names)
+
 _MISSING = f"""
 WITH now AS (SELECT image_id, {_CONTENT} AS content FROM read_parquet($staged)),
-     pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($known)
+     pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($known, union_by_name = true)
                 WHERE image_id <> '{BLANK}'),
      fitted AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($fitted)),
      same AS (SELECT ordinal FROM fitted SEMI JOIN now USING (image_id, content)),
@@ -53,9 +58,9 @@ SELECT (SELECT count(*) FROM missing), (SELECT count(*) FROM gone), (SELECT arg_
 
 _CHANGED = f"""
 {_MISSING},
-     before AS (SELECT * FROM read_parquet($known) WHERE ordinal IN (SELECT ordinal FROM missing)
-                AND ordinal NOT IN (SELECT ordinal FROM fitted)
-                UNION ALL SELECT * FROM read_parquet($fitted) WHERE ordinal IN (SELECT ordinal FROM missing)),
+     before AS (SELECT {_ALL} FROM read_parquet($known, union_by_name = true)
+                WHERE ordinal IN (SELECT ordinal FROM missing) AND ordinal NOT IN (SELECT ordinal FROM fitted)
+                UNION ALL SELECT {_ALL} FROM read_parquet($fitted) WHERE ordinal IN (SELECT ordinal FROM missing)),
      firsts AS (SELECT min(ordinal) AS ordinal FROM read_parquet($staged)
                 WHERE image_id IN (SELECT image_id FROM missing) GROUP BY image_id),
      after AS (SELECT * FROM read_parquet($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
@@ -67,7 +72,7 @@ FROM before JOIN after USING (image_id) WHERE before.{{column}} IS DISTINCT FROM
 
 _KNOWN = """
 SELECT ordinal FROM read_parquet($staged)
-WHERE image_id IN (SELECT image_id FROM read_parquet($known))
+WHERE image_id IN (SELECT image_id FROM read_parquet($known, union_by_name = true))
 ORDER BY ordinal
 """
 
@@ -125,7 +130,9 @@ def compare_catalog(
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
         fitted = _fitted(known, folder)
-        parameters = {"staged": str(staged), "known": [str(path) for path in known]}
+        columns = folder / "columns.parquet"  # parts without the added columns get them, as nulls
+        pq.write_table(STAGED.empty_table(), columns)
+        parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
         with open_database(folder, memory_limit) as database:
             compared = {**parameters, "fitted": str(fitted)}
             missing, gone, first_gone = _one_row(database, _COUNT, compared)
@@ -141,10 +148,11 @@ def _fitted(known: Sequence[Path], folder: Path) -> Path:
     An earlier segmint pinned a license's whole text, and credentials in one.
     """
     result = folder / "fitted.parquet"
-    with RowGroupWriter(result, NORMALIZED) as writer:
+    with RowGroupWriter(result, STAGED) as writer:
         for path in known:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=MARK_ROWS):
+                    batch = with_added(batch)
                     fitted = fit_to_publish(batch)
                     if fitted is not batch:
                         rows = zip(batch.to_pylist(), fitted.to_pylist(), strict=True)
@@ -167,7 +175,7 @@ def _without_known(
 ) -> Path:
     """Write the staged rows that are neither known nor taken down, numbered again from 0; return the file."""
     result = folder / "fresh.parquet"
-    with pq.ParquetFile(staged) as file, RowGroupWriter(result, NORMALIZED) as writer:
+    with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
         known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):

@@ -47,7 +47,9 @@ class CatalogFindings:
 
     `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` holds the rows that a policy would refuse
     before any image is read, each under its first reason; `accepted` counts the other rows. Without a policy,
-    `verdicts` holds only what every policy refuses. `expired` rows were valid until before `policy_date`.
+    `verdicts` holds only what every policy refuses. `expired` rows were valid until before `policy_date`. `refused`
+    holds the rows that the catalog itself refuses, by its `refused_reason`: somebody decided that, so there is nothing
+    to look at.
     """
 
     catalog: str
@@ -62,6 +64,7 @@ class CatalogFindings:
     bad_values: Finding = field(default_factory=Finding)
     problems: list[str] = field(default_factory=list)  # a sentence on each of the first bad values
     verdicts: dict[str, Finding] = field(default_factory=dict)
+    refused: dict[str, Finding] = field(default_factory=dict)
     accepted: int = 0
 
     @property
@@ -89,6 +92,7 @@ class CatalogFindings:
             ("uri that a catalog may not name", self.refused_uris),
             ("invalid value", self.bad_values),
             *((f"refused: {reason}", found) for reason, found in self.verdicts.items()),
+            *((f"refused by the catalog: {reason}", found) for reason, found in self.refused.items()),
         ):
             if finding.count:
                 lines.append(f"{title}: {finding.count:,} {_named(finding)}")
@@ -128,8 +132,13 @@ def check(
     findings.bad_values.rows.sort()
     findings.by_license = dict(sorted(findings.by_license.items(), key=lambda item: (-item[1], item[0])))
     findings.verdicts = dict(sorted(findings.verdicts.items()))
-    findings.accepted = findings.rows - sum(finding.count for finding in findings.verdicts.values())
+    findings.refused = dict(sorted(findings.refused.items()))
+    refused = (*findings.verdicts.values(), *findings.refused.values())
+    findings.accepted = findings.rows - sum(finding.count for finding in refused)
     return findings
+
+
+_Terms = tuple[str | None, bool | None, date | None]  # license, redistributable, valid_until
 
 
 class _Judge:
@@ -139,17 +148,17 @@ class _Judge:
         self._findings = findings
         self._policy = policy
         self._date = policy_date
-        self._verdicts: dict[tuple[str | None, bool | None, date | None], Reason | None] = {}
+        self._verdicts: dict[_Terms, Reason | None] = {}
         self._identifiers: dict[str, str | None] = {}
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Add rows of the normalized catalog, with duplicates marked."""
-        names = ("ordinal", "uri", "license", "redistributable", "valid_until", "duplicate_of")
+        """Add staged rows, with duplicates marked."""
+        names = ("ordinal", "uri", "license", "redistributable", "valid_until", "duplicate_of", "refused_reason")
         columns = [batch.column(name).to_pylist() for name in names]
-        for ordinal, uri, license, redistributable, valid_until, first in zip(*columns, strict=True):
-            self._look_at(ordinal + 1, uri, (license, redistributable, valid_until), first is not None)
+        for ordinal, uri, license, redistributable, valid_until, first, refused in zip(*columns, strict=True):
+            self._look_at(ordinal + 1, uri, (license, redistributable, valid_until), first is not None, refused)
 
-    def _look_at(self, row: int, uri: str, terms: tuple[str | None, bool | None, date | None], duplicate: bool) -> None:
+    def _look_at(self, row: int, uri: str, terms: _Terms, duplicate: bool, refused: str | None) -> None:
         findings = self._findings
         license, _, valid_until = terms
         if license is None:
@@ -163,6 +172,9 @@ class _Judge:
         refused_uri = not _allowed(findings.catalog, uri)
         if refused_uri:
             findings.refused_uris.add(row)
+        if refused is not None:
+            findings.refused.setdefault(refused, Finding()).add(row)
+            return
         reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms)
         if reason is None and refused_uri:
             reason = Reason.URI_NOT_ALLOWED
@@ -181,7 +193,7 @@ class _Judge:
             unknown[license] = UnknownLicense(suggestion=suggest_identifier(license))
         unknown[license].add(row)
 
-    def _verdict(self, terms: tuple[str | None, bool | None, date | None]) -> Reason | None:
+    def _verdict(self, terms: _Terms) -> Reason | None:
         if terms not in self._verdicts:
             if self._policy is not None:
                 verdict = self._policy.judge(*terms)

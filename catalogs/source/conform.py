@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segmint.catalogs.reasons import CURATE_REASONS
 from segmint.catalogs.schema import REQUIRED, SOURCE
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
@@ -28,6 +29,7 @@ EXPECTED = {
     "sha256": "64 hexadecimal digits, or nothing",
     "country": "two letters (ISO 3166 alpha-2), or nothing",
     "uri": "a URI or a path",
+    "refused_reason": f"{', '.join(sorted(CURATE_REASONS))} or nothing",
 }
 """What to write in a column, for messages; columns that are not listed take any text."""
 
@@ -170,13 +172,16 @@ def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, 
             f"{catalog}, column {field.name}, rows {first_row} to {last}: the text is not UTF-8 ({error})"
         ) from error
     name = field.name
-    if name in ("license", "redistributable", "valid_until", "sha256", "country"):
+    if name in ("license", "redistributable", "valid_until", "sha256", "country", "refused_reason"):
         column = pc.utf8_trim_whitespace(column)
     column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
     if name == "sha256":
         return _matching(catalog, name, pc.utf8_lower(column), "^[0-9a-f]{64}$", first_row, on_problem)
     if name == "country":
         return _matching(catalog, name, pc.utf8_upper(column), "^[A-Z]{2}$", first_row, on_problem)
+    if name == "refused_reason":
+        known = "|".join(sorted(CURATE_REASONS))
+        return _matching(catalog, name, column, f"^({known})$", first_row, on_problem)
     if name == "valid_until":
         return _parsed(catalog, field, column, _day, first_row, on_problem)
     if name == "redistributable":

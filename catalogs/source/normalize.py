@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.licenses import LONGEST, fit_to_store
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import ADDED, STAGED, normalized_schema
 from segmint.catalogs.source.conform import OnProblem, Problem, refuse, shown
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.assets.hashes import sha256_of
@@ -41,6 +41,7 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "attribution": redact,
     "provider": redact,
     "source_url": redact,
+    "refused_detail": redact,
 }
 _SUSPICIOUS = "(?s)://.*[@=]"
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
@@ -88,12 +89,12 @@ def normalize(
 
 
 def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
-    """Write the catalog's rows to a file in `folder`, with ordinals from 0 and duplicates not yet marked.
+    """Write the catalog's rows to a file in `folder`, as `STAGED`, with ordinals from 0, duplicates not yet marked.
 
     Returns the file and its number of rows.
     """
     staged = folder / "staged.parquet"
-    with RowGroupWriter(staged, NORMALIZED) as writer:
+    with RowGroupWriter(staged, STAGED) as writer:
         for batch in read_catalog(catalog, on_problem):
             _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
             writer.add([number_rows(batch, writer.rows)])
@@ -113,11 +114,23 @@ def write_marked(
     Ordinals begin at `first_ordinal`; intermediate files go to `folder`.
     """
     result = folder / "result.parquet"
-    with RowGroupWriter(result, NORMALIZED) as writer:
+    schema = normalized_schema(_with_values(staged))
+    with RowGroupWriter(result, schema) as writer:
         for batch in marked_batches(staged, folder, memory_limit):
-            writer.add([_shifted(batch, first_ordinal)])
+            writer.add([_shifted(batch, first_ordinal).select(schema.names)])
     result.replace(destination)
     return NormalizedCatalog(destination, writer.rows, sha256_of(destination))
+
+
+def _with_values(staged: Path) -> list[str]:
+    """Return those of the added columns in which a row of a staged file has a value, by the file's footer."""
+    metadata = pq.read_metadata(staged)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return [
+        name
+        for name in ADDED.names
+        if any(group.column(STAGED.get_field_index(name)).statistics.null_count < group.num_rows for group in groups)
+    ]
 
 
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
@@ -163,7 +176,7 @@ class Ascending:
 
 
 def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """Convert a batch of `SOURCE` to `NORMALIZED`, with ordinals from `first` on; duplicates are not marked.
+    """Convert a batch of `SOURCE` to `STAGED`, with ordinals from `first` on; duplicates are not marked.
 
     Credentials in URLs are redacted, since these columns are published with the dataset. No image is lost: a `uri` with
     credentials is one that a catalog may not name anyway. A `license` that is a license's whole text is shortened: it
@@ -178,13 +191,15 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         "image_id": pc.coalesce(batch.column("image_id"), batch.column("uri")),
         "duplicate_of": pa.nulls(rows, pa.int64()),
     }
-    arrays = [columns[field.name] if field.name in columns else batch.column(field.name) for field in NORMALIZED]
-    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
+    arrays = [columns[field.name] if field.name in columns else batch.column(field.name) for field in STAGED]
+    return pa.RecordBatch.from_arrays(arrays, schema=STAGED)
 
 
 def fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Redact credentials in the texts of a batch that has these columns, and shorten a license's whole text."""
     for name, clean in _PUBLISHED_TEXT.items():
+        if name not in batch.schema.names:
+            continue  # an added column
         column = batch.column(name)
         # Few texts are suspicious, so Python processes few of them.
         suspicious = pc.match_substring_regex(column, _SUSPICIOUS)
@@ -222,9 +237,16 @@ def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
-    """Replace the values of one column in a batch of `NORMALIZED`."""
-    arrays = [pa.array(values) if n == name else batch.column(n) for n in NORMALIZED.names]
-    return pa.RecordBatch.from_arrays(arrays, schema=NORMALIZED)
+    """Replace the values of one column in a batch of `NORMALIZED`, or of `STAGED`."""
+    arrays = [pa.array(values) if n == name else batch.column(n) for n in batch.schema.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
+
+
+def with_added(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch of a normalized catalog as `STAGED`: added columns that it lacks are null."""
+    absent = pa.nulls(batch.num_rows, pa.string())
+    arrays = [batch.column(name) if name in batch.schema.names else absent for name in STAGED.names]
+    return pa.RecordBatch.from_arrays([a.cast(f.type) for a, f in zip(arrays, STAGED, strict=True)], schema=STAGED)
 
 
 def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:

@@ -1,6 +1,6 @@
 """Read rows of a normalized catalog by their ordinals, without reading those before them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from itertools import accumulate, pairwise
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import normalized_schema
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
@@ -33,7 +33,8 @@ class NormalizedRows:
         """Open the file; return the ordinal of each row group's first row, and one past the last row."""
         with self._damage():
             self._file = pq.ParquetFile(self._stream)
-            if not self._file.schema_arrow.equals(NORMALIZED):
+            self._schema = normalized_schema(self._file.schema_arrow.names)
+            if not self._file.schema_arrow.equals(self._schema):
                 raise UsageError(f"{self._location} is not a normalized catalog: its columns are different")
             metadata = self._file.metadata
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -49,7 +50,7 @@ class NormalizedRows:
         """Return the rows with ordinals in [start, stop), in order; fewer if the catalog has fewer."""
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
         if low >= high:
-            return NORMALIZED.empty_table()
+            return self._schema.empty_table()
         groups = [
             index
             for index, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
@@ -61,7 +62,7 @@ class NormalizedRows:
 
     def take(self, ordinals: Sequence[int]) -> pa.Table:
         """Return the rows with these ordinals, which must be ascending; absent ones are left out."""
-        pieces = [NORMALIZED.empty_table()]
+        pieces = [self._schema.empty_table()]
         for group, (begin, end) in enumerate(pairwise(self._starts)):
             inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
             if inside:
@@ -108,12 +109,17 @@ class NormalizedRows:
 
 
 def read_rows(file: Location, start: int, stop: int) -> pa.Table:
-    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, as `NORMALIZED`.
+    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with the columns that it has.
 
     Row groups without any of them are skipped. To read repeatedly, keep a `NormalizedRows` open.
     """
     with NormalizedRows(file) as rows:
         return rows.read(start, stop)
+
+
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Join rows of normalized catalogs; a column that only some of them have is null in the others."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _readable(table: pa.Table) -> pa.Table:

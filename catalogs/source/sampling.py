@@ -9,7 +9,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.schema import NORMALIZED, REQUIRED
+from segmint.catalogs.schema import ADDED, REQUIRED, STAGED
 from segmint.catalogs.source.csv_reader import csv_batches
 from segmint.catalogs.source.json_lines_reader import json_blocks
 from segmint.catalogs.source.normalize import number_rows
@@ -51,13 +51,13 @@ def spread_evenly(rows: int, wanted: int) -> list[int]:
 
 
 def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
-    """Return the rows of the source catalog with these ordinals (from 0, ascending), as `NORMALIZED`.
+    """Return the rows of the source catalog with these ordinals (from 0, ascending), as a normalized catalog has them.
 
     Of a Parquet file only the row groups with such rows are read; text is parsed up to the last one. Duplicates are not
     marked: that needs all rows. Raises `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
-        return _pick(_numbered(read_catalog(catalog), 0), ordinals)
+        return _pinned(_pick(_numbered(read_catalog(catalog), 0), ordinals))
     with open_parquet(catalog) as file:
         pieces = []
         for group, (start, stop) in enumerate(pairwise(_starts(file))):
@@ -65,7 +65,12 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
             if inside:
                 batches = parquet_batches(catalog.uri, file, [group], first_row=start + 1)
                 pieces.append(_pick(_numbered(batches, start), inside))
-        return pa.concat_tables([NORMALIZED.empty_table(), *pieces])
+        return _pinned(pa.concat_tables([STAGED.empty_table(), *pieces]))
+
+
+def _pinned(rows: pa.Table) -> pa.Table:
+    """Return staged rows without the added columns in which none has a value."""
+    return rows.select([name for name in STAGED.names if name not in ADDED.names or rows[name].null_count < len(rows)])
 
 
 def _starts(file: pq.ParquetFile) -> list[int]:
@@ -90,4 +95,4 @@ def _pick(batches: Iterator[tuple[int, pa.RecordBatch]], ordinals: Sequence[int]
             pieces.append(pa.Table.from_batches([batch.take(pa.array(inside, pa.int64()))]))
         if not ordinals or start + batch.num_rows > ordinals[-1]:
             break
-    return pa.concat_tables([NORMALIZED.empty_table(), *pieces])
+    return pa.concat_tables([STAGED.empty_table(), *pieces])

@@ -216,6 +216,9 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             if kind == "images" and source["duplicate_of"] is not None:
                 expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"
                 yield place.finding(Code.DUPLICATE_IMAGE, expected_verdict, "accepted", where)
+            if kind == "images" and source.get("refused_reason") is not None:
+                expected_verdict = f"refused as {source['refused_reason']}, as in the catalog"
+                yield place.finding(Code.OTHER_CATALOG_ROW, expected_verdict, "accepted", where)
 
 
 def int_column(table: pa.Table, name: str) -> Ints:

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
 from segmint.catalogs.source.normalize import normalize
-from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.source.rows import joined, read_rows
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.assets.resolve import resolve
@@ -81,13 +81,13 @@ class OpenDataset:
                 runs[-1] = (runs[-1][0], span.stop)
             else:
                 runs.append((span.start, span.stop))
-        return pa.concat_tables([self._read_run(start, stop) for start, stop in runs]).combine_chunks()
+        return joined(self._read_run(start, stop) for start, stop in runs).combine_chunks()
 
     def _read_run(self, start: int, stop: int) -> pa.Table:
         parts = self.manifest.catalog
         while True:
             try:
-                return pa.concat_tables([read_rows(self.location / part.path, start, stop) for part in parts])
+                return joined(read_rows(self.location / part.path, start, stop) for part in parts)
             except NotFoundError:
                 newer = load_manifest(self.location).catalog
                 if newer == parts:

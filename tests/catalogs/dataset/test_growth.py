@@ -164,3 +164,14 @@ def test_rows_of_what_was_taken_down_are_not_new_whatever_names_them(tmp_path: P
     )
     assert growth.keeps_all
     assert new_rows(growth) == [(100, 101, "s", None)]
+
+
+def test_what_the_catalog_refuses_is_pinned(tmp_path: Path) -> None:
+    refused = {"refused_reason": "unfit", "refused_detail": "flat"}
+    plain = compare(tmp_path, [row("a"), row("b")], [row("a"), row("b"), row("c", **refused)])
+    assert plain.keeps_all
+    assert [r["refused_reason"] for r in read_rows(location_of(plain.new.path), 0, 1000).to_pylist()] == ["unfit"]
+    now = compare(tmp_path, [row("a")], [row("b", **refused)], [row("a", **refused), row("b", **refused), row("c")])
+    assert list(now.changed) == ["refused_reason"]
+    assert (now.changed["refused_reason"].image_id, now.changed["refused_reason"].now) == ("a", "unfit")
+    assert new_rows(now) == [(200, 201, "c", None)]

@@ -106,3 +106,16 @@ def test_the_demo_as_its_configuration_would_judge_it(tmp_path: Path) -> None:
     }
     assert not found.problems
     assert found.accepted == 5  # one of them is broken, which shows only when it is read
+
+
+def test_what_the_catalog_refuses_is_counted_and_is_no_finding(tmp_path: Path) -> None:
+    uri = catalog(
+        tmp_path / "c.jsonl",
+        {"uri": "1.jpg", "license": "CC0-1.0"},
+        {"uri": "2.jpg", "license": "CC0-1.0", "refused_reason": "unfit"},
+        {"uri": "3.jpg", "license": "MIT", "refused_reason": "opted_out", "refused_detail": "by its owner"},
+    )
+    found = check(location_of(uri), LicensePolicy(frozenset({"CC0-1.0"}), False, DAY))
+    assert (found.accepted, found.verdicts, found.clean) == (1, {}, True)
+    assert {reason: each.rows for reason, each in found.refused.items()} == {"opted_out": [3], "unfit": [2]}
+    assert "refused by the catalog: unfit: 1 (row 2)" in found.lines()

@@ -218,3 +218,26 @@ def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatc
         normalize(location_of(catalog_of(tmp_path / "c.jsonl", texts)), tmp_path / "n.parquet")
     captions = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "a" * (1 << 20)} for i in range(25)]
     assert len(rows_of(catalog_of(tmp_path / "c.jsonl", captions), tmp_path / "n.parquet")) == 25
+
+
+def test_refusals_of_the_catalog_are_columns_only_where_a_row_has_one(tmp_path: Path) -> None:
+    plain = [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(3)]
+    without = normalize(location_of(catalog_of(tmp_path / "a.parquet", plain)), tmp_path / "a.n")
+    pq.write_table(pq.read_table(tmp_path / "a.parquet").select(["uri", "license"]), tmp_path / "b.parquet")
+    bare = normalize(location_of(tmp_path / "b.parquet"), tmp_path / "b.n")
+    assert without.sha256 == bare.sha256
+    assert pq.read_schema(bare.path).equals(NORMALIZED)
+
+    refused = [plain[0], plain[1] | {"refused_reason": " unfit ", "refused_detail": "https://u:pw@h/"}, plain[2]]
+    rows = rows_of(catalog_of(tmp_path / "c.jsonl", refused), tmp_path / "c.n")
+    assert [row["refused_reason"] for row in rows] == [None, "unfit", None]
+    assert rows[1]["refused_detail"] == "https://[redacted]@h/"
+    assert (tmp_path / "c.n").read_bytes() == normalize(
+        location_of(catalog_of(tmp_path / "c.parquet", refused)), tmp_path / "c.p"
+    ).path.read_bytes()
+    said = r"row 2, column refused_reason: found 'ugly'; expected duplicate_image, opted_out, unfit or nothing"
+    with pytest.raises(UsageError, match=said):
+        normalize(
+            location_of(catalog_of(tmp_path / "d.csv", [plain[0], plain[1] | {"refused_reason": "ugly"}])),
+            tmp_path / "d",
+        )
