@@ -12,26 +12,11 @@ from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, sugge
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.conform import Problem
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
+from segmint.catalogs.source.outlook import EXAMPLES, Finding, Outlook, Terms
+from segmint.catalogs.source.same_files import SameFiles
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, relative_to
-from segmint.infra.wording import counted, plural
-
-EXAMPLES = 20
-"""How many rows a finding lists; it counts all of them."""
-
-
-@dataclass
-class Finding:
-    """Rows of a catalog with the same problem: how many, and the first of them (counted from 1, without a header)."""
-
-    count: int = 0
-    rows: list[int] = field(default_factory=list)
-
-    def add(self, row: int) -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.rows) < EXAMPLES:
-            self.rows.append(row)
+from segmint.infra.wording import counted
 
 
 @dataclass
@@ -49,7 +34,8 @@ class CatalogFindings:
     before any image is read, each under its first reason; `accepted` counts the other rows. Without a policy,
     `verdicts` holds only what every policy refuses. `expired` rows were valid until before `policy_date`. `refused`
     holds the rows that the catalog itself refuses, by its `refused_reason`: somebody decided that, so there is nothing
-    to look at.
+    to look at. `audit` has, by code, what an audit of the finished dataset would find in the accepted rows, and
+    `notices` what it would not.
     """
 
     catalog: str
@@ -66,16 +52,20 @@ class CatalogFindings:
     verdicts: dict[str, Finding] = field(default_factory=dict)
     refused: dict[str, Finding] = field(default_factory=dict)
     accepted: int = 0
+    audit: dict[str, Finding] = field(default_factory=dict)
+    notices: dict[str, Finding] = field(default_factory=dict)
+    outlook_lines: list[str] = field(default_factory=list)  # the last two, for people
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing to look at."""
+        """Whether there is nothing to look at; notices do not count."""
         findings = (self.missing_license, self.expired, self.duplicates, self.refused_uris, self.bad_values)
-        return not any(f.count for f in findings) and not self.unknown_licenses and not self.verdicts
+        return not any(f.count for f in findings) and not (self.unknown_licenses or self.verdicts or self.audit)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the findings to JSON values, with `clean`."""
         value = asdict(self)
+        del value["outlook_lines"]
         value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
         return {"clean": self.clean, **value}
 
@@ -95,11 +85,24 @@ class CatalogFindings:
             *((f"refused by the catalog: {reason}", found) for reason, found in self.refused.items()),
         ):
             if finding.count:
-                lines.append(f"{title}: {finding.count:,} {_named(finding)}")
+                lines.append(f"{title}: {finding.named()}")
         for text, unknown in self.unknown_licenses.items():
             hint = f"; did you mean {unknown.suggestion}?" if unknown.suggestion else ""
-            lines.append(f"{text!r} is not a license identifier{hint}: {unknown.count:,} {_named(unknown)}")
-        return lines + [f"  {problem}" for problem in self.problems]
+            lines.append(f"{text!r} is not a license identifier{hint}: {unknown.named()}")
+        return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines]
+
+    def unusable_lines(self) -> list[str]:
+        """Format what a build would refuse, by reason and with examples; nothing if it would refuse no row."""
+        refused = self.rows - self.accepted
+        if not refused:
+            return []
+        return [
+            f"{refused:,} of {counted(self.rows, 'row')} unusable, a build refuses them:",
+            *(
+                f"  {reason}: {finding.named()}, such as {', '.join(finding.uris)}"
+                for reason, finding in (*self.verdicts.items(), *self.refused.items())
+            ),
+        ]
 
 
 def check(
@@ -107,34 +110,43 @@ def check(
     policy: LicensePolicy | None = None,
     today: date | None = None,
     temporary: Path | None = None,
+    most_rows: int | None = None,
 ) -> CatalogFindings:
-    """Read the whole catalog and report what is in it; images are not read.
+    """Read the whole catalog, or its first `most_rows`, and report what is in it; images are not read.
 
     An invalid value is a finding here and does not stop the check; a file that is not a catalog raises `UsageError`.
-    Without a policy, `today` (default: today in UTC) decides what is expired.
+    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired.
     """
-    policy_date = policy.policy_date if policy else today or datetime.now(UTC).date()
+    now = today or datetime.now(UTC).date()
+    policy_date = policy.policy_date if policy else now
     findings = CatalogFindings(str(catalog), policy_date=policy_date)
     bad_rows: set[int] = set()
 
     def remember(problem: Problem) -> None:
+        if most_rows is not None and problem.row > most_rows:
+            return
         if problem.row not in bad_rows:
             bad_rows.add(problem.row)
             findings.bad_values.add(problem.row)
         if len(findings.problems) < EXAMPLES:
             findings.problems.append(str(problem))
 
+    outlook = Outlook(policy, now)
     with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
-        staged, findings.rows = stage_catalog(catalog, Path(name), remember)
-        judge = _Judge(findings, policy, policy_date)
-        for batch in marked_batches(staged, Path(name)):
-            judge.look(batch)
+        staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows)
+        with SameFiles(staged, Path(name)) as same:
+            judge = _Judge(findings, policy, policy_date, outlook, same)
+            for batch in marked_batches(staged, Path(name)):
+                judge.look(batch)
     findings.bad_values.rows.sort()
     findings.by_license = dict(sorted(findings.by_license.items(), key=lambda item: (-item[1], item[0])))
     findings.verdicts = dict(sorted(findings.verdicts.items()))
     findings.refused = dict(sorted(findings.refused.items()))
     refused = (*findings.verdicts.values(), *findings.refused.values())
     findings.accepted = findings.rows - sum(finding.count for finding in refused)
+    findings.audit = {str(code): found for code, found in outlook.findings.items()}
+    findings.notices = {str(notice): found for notice, found in outlook.notices.items()}
+    findings.outlook_lines = list(outlook.lines())
     return findings
 
 
@@ -144,28 +156,52 @@ _Terms = tuple[str | None, bool | None, date | None]  # license, redistributable
 class _Judge:
     """Sorts rows into findings; each combination of license terms is judged once."""
 
-    def __init__(self, findings: CatalogFindings, policy: LicensePolicy | None, policy_date: date) -> None:
+    def __init__(
+        self,
+        findings: CatalogFindings,
+        policy: LicensePolicy | None,
+        policy_date: date,
+        outlook: Outlook,
+        same: SameFiles,
+    ) -> None:
         self._findings = findings
         self._policy = policy
         self._date = policy_date
+        self._outlook = outlook
+        self._same = same
         self._verdicts: dict[_Terms, Reason | None] = {}
         self._identifiers: dict[str, str | None] = {}
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Add staged rows, with duplicates marked."""
-        names = ("ordinal", "uri", "license", "redistributable", "valid_until", "duplicate_of", "refused_reason")
+        """Add staged rows, with duplicates marked; batches come in order."""
+        names = (
+            "ordinal",
+            "uri",
+            "license",
+            "redistributable",
+            "valid_until",
+            "attribution",
+            "duplicate_of",
+            "country",
+            "refused_reason",
+        )
         columns = [batch.column(name).to_pylist() for name in names]
-        for ordinal, uri, license, redistributable, valid_until, first, refused in zip(*columns, strict=True):
-            self._look_at(ordinal + 1, uri, (license, redistributable, valid_until), first is not None, refused)
+        sources = self._same.until(batch.column("ordinal")[-1].as_py() + 1) if batch.num_rows else {}
+        for ordinal, uri, license, redistributable, valid_until, attribution, first, country, refused in zip(
+            *columns, strict=True
+        ):
+            terms = Terms(license, redistributable, valid_until, bool((attribution or "").strip()))
+            accepted = self._look_at(ordinal + 1, uri, terms, first is not None, refused)
+            self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
 
-    def _look_at(self, row: int, uri: str, terms: _Terms, duplicate: bool, refused: str | None) -> None:
+    def _look_at(self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None) -> bool:
+        """Count a row, and return whether a build accepts it by its catalog entry."""
         findings = self._findings
-        license, _, valid_until = terms
-        if license is None:
+        if terms.license is None:
             findings.missing_license.add(row)
         else:
-            self._count(license, row)
-        if valid_until is not None and valid_until < self._date:
+            self._count(terms.license, row)
+        if terms.valid_until is not None and terms.valid_until < self._date:
             findings.expired.add(row)
         if duplicate:
             findings.duplicates.add(row)
@@ -173,13 +209,14 @@ class _Judge:
         if refused_uri:
             findings.refused_uris.add(row)
         if refused is not None:
-            findings.refused.setdefault(refused, Finding()).add(row)
-            return
-        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms)
+            findings.refused.setdefault(refused, Finding()).add(row, uri)
+            return False
+        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms[:3])
         if reason is None and refused_uri:
             reason = Reason.URI_NOT_ALLOWED
         if reason is not None:
-            findings.verdicts.setdefault(str(reason), Finding()).add(row)
+            findings.verdicts.setdefault(str(reason), Finding()).add(row, uri)
+        return reason is None
 
     def _count(self, license: str, row: int) -> None:
         if license not in self._identifiers:
@@ -209,9 +246,3 @@ def _allowed(catalog: str, uri: str) -> bool:
     except UriNotAllowedError:
         return False
     return True
-
-
-def _named(finding: Finding) -> str:
-    rows = ", ".join(str(row) for row in finding.rows)
-    more = ", …" if finding.count > len(finding.rows) else ""
-    return f"({plural(finding.count, 'row')} {rows}{more})"

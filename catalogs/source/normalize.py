@@ -88,14 +88,20 @@ def normalize(
         return write_marked(staged, destination, folder, memory_limit=memory_limit)
 
 
-def stage_catalog(catalog: Location, folder: Path, on_problem: OnProblem = refuse) -> tuple[Path, int]:
-    """Write the catalog's rows to a file in `folder`, as `STAGED`, with ordinals from 0, duplicates not yet marked.
+def stage_catalog(
+    catalog: Location, folder: Path, on_problem: OnProblem = refuse, most_rows: int | None = None
+) -> tuple[Path, int]:
+    """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
-    Returns the file and its number of rows.
+    Ordinals begin at 0 and duplicates are not yet marked. Returns the file and its number of rows.
     """
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:
         for batch in read_catalog(catalog, on_problem):
+            if most_rows is not None and writer.rows + batch.num_rows > most_rows:
+                batch = batch.slice(0, most_rows - writer.rows)
+                if not batch.num_rows:
+                    break
             _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
             writer.add([number_rows(batch, writer.rows)])
             if writer.waiting_bytes > MOST_WAITING:

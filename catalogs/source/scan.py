@@ -27,7 +27,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import LOCAL, UriNotAllowedError, local_path, relative_to, scheme
+from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, is_below, local_path, parent, relative_to, scheme
 
 IMAGE_ENDINGS = (
     ".jpg",
@@ -61,6 +61,7 @@ def scan(
     folder: Location,
     license: str | None = None,
     provider: str | None = None,
+    attribution: str | None = None,
     threads: int = 16,
     on_skip: OnSkip = warn_of_skipped,
 ) -> Iterator[dict[str, Any]]:
@@ -71,7 +72,11 @@ def scan(
     are not allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
     """
     base = _absolute(folder)
-    common = {"license": validate_identifier(license) if license else None, "provider": provider}
+    common = {
+        "license": validate_identifier(license) if license else None,
+        "provider": provider,
+        "attribution": attribution,
+    }
     images = _images(base, on_skip)
     yield from map_ahead(lambda image: _row(base, image, common), images, threads, _READ_AHEAD, "scan")
 
@@ -80,6 +85,56 @@ def _absolute(folder: Location) -> Location:
     if scheme(folder.uri) != LOCAL:
         return folder
     return Location(folder.storage, str(local_path(folder.uri).resolve()))
+
+
+def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a scan with URIs relative to the catalog, for those below its folder or prefix.
+
+    In a store a key that a relative URI cannot say, such as one with `//`, stays absolute.
+    """
+    folder = f"{_folder(catalog).rstrip('/')}/"
+    for row in rows:
+        uri = row["uri"]
+        below = uri.removeprefix(folder)
+        if below != uri and (scheme(uri) == LOCAL or relative_to(catalog.uri, below) == uri):
+            row = {**row, "uri": below}
+        yield row
+
+
+def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:
+    """Check, before a scan of `folder`, that the catalog can name local images, and without showing where they are.
+
+    Raises `UsageError` for local images of a catalog in a store, and without `absolute` for those that are not below
+    the catalog's folder: a dataset publishes its catalog, and a path of this machine often has a person's name.
+    """
+    if scheme(folder.uri) != LOCAL:
+        return
+    images = _absolute(folder).uri
+    if scheme(catalog.uri) != LOCAL:
+        raise UsageError(
+            f"the images below {images} are local files, and a catalog in a store, {catalog}, cannot name them: "
+            "write the catalog to a local file, or copy the images to the store"
+        )
+    if not absolute and not is_below(images, _folder(catalog)):
+        name = base_name(catalog.uri)
+        raise UsageError(
+            f"the images below {images} are not below {_folder(catalog)}, the catalog's folder, so their paths cannot "
+            f"be relative to the catalog, and a dataset publishes its paths: write the catalog next to the images or "
+            f"above them, such as -o {Path(images).parent / name}, or give --absolute"
+        )
+
+
+def _folder(catalog: Location) -> str:
+    """The folder or prefix of the catalog's file; of a local one without links, as a scan names images."""
+    if scheme(catalog.uri) != LOCAL:
+        return parent(catalog.uri)
+    return str(local_path(catalog.uri).absolute().parent.resolve())
+
+
+def refuse_existing(file: Location) -> None:
+    """Raise `UsageError` if the file is there: a catalog may hold work that was done by hand."""
+    if file.exists():
+        raise UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
@@ -166,7 +221,8 @@ def _from_license(where: str, data: bytes) -> dict[str, Any]:
     if not license:
         raise UsageError(f"{where} has no license: expected an identifier, or SPDX-License-Identifier: …")
     _check_license(where, license)
-    return {"license": license, "attribution": tags.get("FileCopyrightText")}
+    credit = {"attribution": tags["FileCopyrightText"]} if "FileCopyrightText" in tags else {}
+    return {"license": license, **credit}
 
 
 def _check_license(where: str, license: str) -> None:

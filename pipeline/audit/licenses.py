@@ -2,23 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 
-from segmint.catalogs.attributions import asks_for_attribution
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.terms import judge_terms
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import JudgedLicense, Licenses
 from segmint.pipeline.statistics.values import ProviderImages
-
-_CODES = {
-    Reason.LICENSE_MISSING: Code.LICENSE_NOT_ALLOWED,
-    Reason.LICENSE_NOT_ALLOWED: Code.LICENSE_NOT_ALLOWED,
-    Reason.LICENSE_EXPIRED: Code.LICENSE_EXPIRED,
-    Reason.NOT_REDISTRIBUTABLE: Code.NOT_REDISTRIBUTABLE,
-}
 
 
 @dataclass(frozen=True)
@@ -70,28 +62,17 @@ def audit_licenses(
     An image is judged by the catalog's row of its ordinal, since that is what was licensed; a row of `images` that
     differs is found elsewhere. `catalog` is None if it is damaged: dates and redistribution are then not known.
     """
-    today = replace(rules.policy, policy_date=rules.today)
     for row in images:
         counts.licenses[row["license"]] += 1
         counts.providers[row["provider"]] += 1
         known = None if catalog is None else catalog.get(row["ordinal"])
         source = known or {**row, "redistributable": True, "valid_until": None}
-        image, where = place.of_image(row["id"]), f"id {row['id']}"
-        verdict = today.judge(source["license"], source["redistributable"], source["valid_until"])
-        if verdict is not None:
-            reason, detail = verdict
-            expected = "a license that the dataset's policy allows"
-            if reason is Reason.LICENSE_EXPIRED:
-                counts.expired += 1
-                since_build = source["valid_until"] >= rules.policy.policy_date
-                counts.expired_since_build += since_build
-                expected = f"a license that holds on {rules.today.isoformat()}"
-                ended = "has ended since the build" if since_build else "had ended before the build"
-                detail = f"{source['license']} until {source['valid_until'].isoformat()}, which {ended}"
-            yield image.finding(_CODES[reason], expected, detail, where)
-        if asks_for_attribution(source["license"]) and not (source["attribution"] or "").strip():
-            counts.without_attribution += 1
-            yield image.finding(Code.MISSING_ATTRIBUTION, f"an attribution, as {source['license']} asks", "none", where)
+        image = place.of_image(row["id"])
+        for each in judge_terms(source, rules.policy, rules.today):
+            counts.expired += each.code is Code.LICENSE_EXPIRED
+            counts.expired_since_build += each.since_build
+            counts.without_attribution += each.code is Code.MISSING_ATTRIBUTION
+            yield image.finding(each.code, each.expected, each.found, f"id {row['id']}")
 
 
 def _ranked(counts: "Counter[str | None]") -> list[tuple[str | None, int]]:

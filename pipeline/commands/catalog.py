@@ -2,13 +2,17 @@
 
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Config, build_of, storage_of
+from segmint.pipeline.commands.common.arguments import build_of
 from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say
 from segmint.pipeline.commands.common.extras import needs
+
+if TYPE_CHECKING:
+    from segmint.catalogs.licenses import LicensePolicy
+    from segmint.pipeline.config.config import Config as Configuration
 
 app = typer.Typer(name="catalog", help="Make and check catalogs of licensed images.", no_args_is_help=True)
 
@@ -26,34 +30,52 @@ def scan(
         typer.Option(help="License of images without a sidecar file: an SPDX identifier or LicenseRef-…"),
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Who supplied the images.")] = None,
-    config: Config = None,
+    attribution: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not say it.")
+    ] = None,
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Write absolute URIs, not relative ones; a dataset publishes them.")
+    ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="CONFIG", help="A build's configuration: its storage and license policy."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
+    from segmint.catalogs.source.check import check as check_catalog
+    from segmint.catalogs.source.scan import check_relative, refuse_existing, relative_rows, write_catalog
     from segmint.catalogs.source.scan import scan as scan_images
-    from segmint.catalogs.source.scan import write_catalog
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.stores import warn_of_skipped
     from segmint.infra.wording import counted
 
-    storage = storage_of(config)
+    build, storage = build_of(config)
+    folder, catalog = Location(storage, uri), Location(storage, output)
+    check_relative(folder, catalog, absolute=absolute)
+    refuse_existing(catalog)
     skipped: list[str] = []
 
     def skip(name: str, why: str) -> None:
         warn_of_skipped(name, why)
         skipped.append(name)
 
-    found = scan_images(Location(storage, uri), license=license, provider=provider, on_skip=skip)
+    found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
     first = next(found, None)
     if first is None:
         raise UsageError(f"no images below {uri}, so {output} was not written: expected a folder or prefix with images")
-    rows = write_catalog(chain([first], found), Location(storage, output))
+    images = chain([first], found)
+    rows = write_catalog(images if absolute else relative_rows(images, catalog), catalog)
+    findings = check_catalog(catalog, _policy(build))
     if as_json:
-        answer_json({"catalog": output, "rows": rows, "skipped": len(skipped)})
-    else:
-        left_out = f"; {counted(len(skipped), 'file')} skipped, named above" if skipped else ""
-        say(f"{output}: {counted(rows, 'row')}{left_out}")
+        counts = {"rows": rows, "skipped": len(skipped), "unusable": findings.rows - findings.accepted}
+        answer_json({"catalog": output, **counts, "findings": findings.to_dict()})
+        return
+    left_out = f"; {counted(len(skipped), 'file')} skipped, named above" if skipped else ""
+    say(f"{output}: {counted(rows, 'row')}{left_out}")
+    for line in (*findings.unusable_lines(), *findings.outlook_lines):
+        say(line)
 
 
 @app.command()
@@ -74,13 +96,17 @@ def check(
     from segmint.infra.storage.location import Location
 
     build, storage = build_of(config)
-    policy = None
-    if build is not None:
-        policy = build.license.policy(build.license.policy_date or datetime.now(UTC).date())
     try:
-        findings = check_catalog(Location(storage, catalog), policy)
+        findings = check_catalog(Location(storage, catalog), _policy(build))
     except NotFoundError as error:
         raise UsageError(str(error)) from error
     answer_with(findings, as_json)
     if not findings.clean:
         raise typer.Exit(FINDINGS)
+
+
+def _policy(build: "Configuration | None") -> "LicensePolicy | None":
+    """The license policy of a build that begins today; None without a configuration."""
+    if build is None:
+        return None
+    return build.license.policy(build.license.policy_date or datetime.now(UTC).date())

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import counted, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.cpu_stages import CpuStages
@@ -41,6 +42,7 @@ class Plan:
     sample: Sample | None
     notes: tuple[str, ...]
     version: VersionName | None  # of the dataset that was begun; None: there is none yet
+    checked: CatalogFindings | None  # of the catalog's first rows; None: nothing is left to build
 
     @property
     def hours_of(self) -> str:
@@ -51,6 +53,7 @@ class Plan:
         """The plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
         return {
             **asdict(self),
+            "checked": None if self.checked is None else self.checked.to_dict(),
             "hours_of": self.hours_of,
             "encodes": asdict(self.images.scaled(self.encodes_per_image)),
             "prompts": asdict(self.images.scaled(self.prompts_per_image)),
@@ -84,7 +87,19 @@ class Plan:
         lines += self._cpu_lines()
         if self.cost is not None:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
-        return [*lines, *(f"note: {note}" for note in self.notes), *self._digest_lines()]
+        return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
+
+    def _catalog_lines(self) -> list[str]:
+        """What a build refuses of the catalog, and what an audit will find, by the entries of its first rows."""
+        if self.checked is None:
+            return []
+        found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]
+        if self.checked.bad_values.count:
+            found.insert(0, f"invalid value: {self.checked.bad_values.named()}: a build does not start with it")
+        if not found:
+            return []
+        part = f"the first {self.checked.rows:,} rows" if self.checked.rows < self.catalog_rows else "all rows"
+        return [f"catalog entries of {part}, as `segmint catalog check` finds them:", *(f"  {line}" for line in found)]
 
     def _digest_lines(self) -> list[str]:
         return [] if self.version is None else [self.version.line()]

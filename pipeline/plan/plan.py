@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.source.check import CatalogFindings, check
 from segmint.catalogs.source.readers import catalog_format
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
@@ -39,6 +41,9 @@ DEFAULT_SHARE = 0.3
 DETECTORS_WARNING_ROWS = 10_000
 """A plan for more rows than this says that the bundled detectors are for trials."""
 
+CHECKED_ROWS = 100_000
+"""So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
+
 
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> Plan:
     """Plan the build of `config`; reads, and writes only a sample's shards, into a temporary folder.
@@ -65,7 +70,10 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
         sample = _measure(config, storage, manifest, ordinals, compute, tell)
     version = None if manifest is None else name_now(Location(storage, config.output))
-    return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version)
+    checked = None
+    if remaining.rows:
+        checked = check(Location(storage, config.catalog), _policy(config, manifest), most_rows=CHECKED_ROWS)
+    return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version, checked)
 
 
 def _measure(
@@ -79,11 +87,16 @@ def _measure(
     """Measure the rows with these ordinals on this machine; `compute` is None when planning for other machines."""
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
     here = compute or resolve_compute("auto", "auto", config.model.threads)
-    pinned = manifest.policy_date if manifest is not None else config.license.policy_date
-    policy = config.license.policy(pinned or datetime.now(UTC).date())
+    policy = _policy(config, manifest)
     rows = _rows_at(config, storage, manifest, ordinals)
     numerics = resolve_numerics(here, config.model, config.masks, digest)
     return run_sample(config, rows, numerics, policy, manifest, tell)
+
+
+def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
+    """The license policy of the build: that of the dataset's first start, or of one that begins today."""
+    pinned = manifest.policy_date if manifest is not None else config.license.policy_date
+    return config.license.policy(pinned or datetime.now(UTC).date())
 
 
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:
@@ -105,6 +118,7 @@ def _assemble(
     ceiling: Ceiling,
     sample: Sample | None,
     version: VersionName | None,
+    checked: CatalogFindings | None,
 ) -> Plan:
     rows = sample.rows if sample is not None else ()
     accepted = column([row.reason is None for row in rows])
@@ -161,6 +175,7 @@ def _assemble(
         sample=sample,
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
         version=version,
+        checked=checked,
     )
 
 

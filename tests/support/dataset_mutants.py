@@ -5,9 +5,9 @@ from tests.support.mutant import Mutant
 DATASET_MUTANTS = (
     Mutant(
         "licenses are judged by the build's day",
-        "pipeline/audit/licenses.py",
-        "policy_date=rules.today)",
-        "policy_date=rules.policy.policy_date)",
+        "catalogs/terms.py",
+        "policy_date=today)",
+        "policy_date=policy.policy_date)",
         "tests/pipeline/audit/test_licenses.py",
     ),
     Mutant(
@@ -19,16 +19,16 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a license of the build's day had ended",
-        "pipeline/audit/licenses.py",
-        'source["valid_until"] >= rules.policy.policy_date',
-        'source["valid_until"] > rules.policy.policy_date',
+        "catalogs/terms.py",
+        'row["valid_until"] >= policy.policy_date',
+        'row["valid_until"] > policy.policy_date',
         "tests/pipeline/audit/test_licenses.py",
     ),
     Mutant(
         "a blank is an attribution",
-        "pipeline/audit/licenses.py",
-        '(source["attribution"] or "").strip()',
-        'source["attribution"]',
+        "catalogs/terms.py",
+        '(row["attribution"] or "").strip()',
+        'row["attribution"]',
         "tests/pipeline/audit/test_licenses.py",
     ),
     Mutant(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.source.readers import read_catalog
-from segmint.catalogs.source.scan import scan, write_catalog
+from segmint.catalogs.source.scan import check_relative, relative_rows, scan, write_catalog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import relative_to
 from tests.support.locations import location_of
 
 
@@ -141,3 +142,31 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
 def test_a_compressed_catalog_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"leave out \.gz"):
         write_catalog(iter([]), location_of(tmp_path / "c.csv.gz"))
+
+
+def test_uris_are_relative_to_the_catalog_and_are_found_from_it(tmp_path: Path) -> None:
+    make(tmp_path, {"photos/a b%25.jpg": "", "photos/x/c.jpg": ""})
+    (tmp_path / "link").symlink_to("photos")
+    catalog = location_of(tmp_path / "c.jsonl")
+    rows = list(relative_rows(scan(location_of(tmp_path / "link"), attribution="Ann"), catalog))
+    assert [row["uri"] for row in rows] == ["photos/a b%25.jpg", "photos/x/c.jpg"]
+    assert [relative_to(catalog.uri, row["uri"]) for row in rows] == [str(tmp_path / row["uri"]) for row in rows]
+    assert {row["attribution"] for row in rows} == {"Ann"}
+
+
+def test_keys_of_a_store_are_relative_where_that_names_them() -> None:
+    keys = ["s3://b/p/x/1.jpg", "s3://b/p/x//2.jpg", "s3://b/q/3.jpg"]
+    rows = relative_rows(({"uri": uri} for uri in keys), Location(Storage(), "s3://b/p/c.parquet"))
+    assert [row["uri"] for row in rows] == ["x/1.jpg", *keys[1:]]
+
+
+def test_local_images_that_a_catalog_cannot_name_relatively_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, {"photos/a.jpg": "", "lists/other.txt": ""})
+    photos = location_of(tmp_path / "photos")
+    with pytest.raises(UsageError, match=f"such as -o {tmp_path}/c.jsonl, or give --absolute"):
+        check_relative(photos, location_of(tmp_path / "lists/c.jsonl"), absolute=False)
+    check_relative(photos, location_of(tmp_path / "lists/c.jsonl"), absolute=True)
+    check_relative(photos, location_of(tmp_path / "photos/c.jsonl"), absolute=False)
+    with pytest.raises(UsageError, match="a catalog in a store, s3://b/c"):
+        check_relative(photos, Location(Storage(), "s3://b/c.jsonl"), absolute=True)
+    check_relative(Location(Storage(), "s3://b/photos"), location_of(tmp_path / "c.jsonl"), absolute=False)

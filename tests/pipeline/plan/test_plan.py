@@ -75,6 +75,23 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     json.dumps(plan.to_dict(), allow_nan=False)
 
 
+def test_a_plan_warns_of_what_is_refused_and_of_what_an_audit_will_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"uri": "a.jpg", "license": "CC0-1.0"}, {"uri": "b.jpg"}, {"uri": "c.jpg", "license": "CC-BY-4.0"}]
+    config = configured(
+        tmp_path, write_catalog(tmp_path / "c.jsonl", rows), license={"allow": ["CC0-1.0", "CC-BY-4.0"]}
+    )
+    text = "\n".join(make_plan(config, PlanOptions()).lines())
+    assert "catalog entries of all rows" in text
+    assert "license_missing: 1 (row 2), such as b.jpg" in text
+    assert "an audit will find missing_attribution: 1 (row 3)" in text
+    monkeypatch.setattr("segmint.pipeline.plan.plan.CHECKED_ROWS", 2)
+    plan = make_plan(config, PlanOptions())
+    assert "catalog entries of the first 2 rows" in "\n".join(plan.lines())
+    assert plan.to_dict()["checked"]["audit"] == {}
+
+
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
     """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/architecture.md)."""
     config = configured(tmp_path, unread, masks={}, model=ANYWHERE)

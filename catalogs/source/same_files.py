@@ -1,0 +1,51 @@
+"""Rows of a catalog that are of the same image file under another image_id: by the SHA-256 given, or by the URI."""
+
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+
+from segmint.catalogs.source.normalize import MARK_ROWS, Ascending, open_database
+
+# As in `segmint.catalogs.source.normalize`: only rows whose hash occurs twice are compared as text. A group's number is
+# its first ordinal, so for URIs it is made negative.
+_GROUPS = """
+WITH suspects AS (SELECT hash({column}) AS h FROM read_parquet($staged) WHERE {column} IS NOT NULL
+                  GROUP BY h HAVING count(*) > 1),
+     candidates AS (SELECT ordinal, {column} AS value FROM read_parquet($staged)
+                    WHERE {column} IS NOT NULL AND hash({column}) IN (SELECT h FROM suspects)),
+     grouped AS (SELECT ordinal, min(ordinal) OVER same AS first, count(*) OVER same AS rows
+                 FROM candidates WINDOW same AS (PARTITION BY value))
+SELECT ordinal, {number} AS number FROM grouped WHERE rows > 1
+"""
+_SAME = " UNION ALL ".join(
+    f"({_GROUPS.format(column=column, number=number)})"
+    for column, number in (("sha256", "first"), ("uri", "-first - 1"))
+)
+
+
+class SameFiles:
+    """The groups of a staged catalog's rows that are of the same file, as a context manager; read in order of rows."""
+
+    def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
+        """`staged` is of `stage_catalog`; DuckDB spills into a folder in `folder`."""
+        apart = folder / "same"  # another database may spill into `folder`
+        apart.mkdir()
+        self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
+        query = f"SELECT * FROM ({_SAME}) ORDER BY ordinal"
+        self._groups = Ascending(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
+
+    def until(self, stop: int) -> dict[int, tuple[int, ...]]:
+        """Return the numbers of the groups of each row with an ordinal below `stop` that was not returned yet."""
+        found: dict[int, tuple[int, ...]] = {}
+        for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
+            found[ordinal] = (*found.get(ordinal, ()), number)
+        return found
+
+    def __enter__(self) -> "SameFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._database.close()

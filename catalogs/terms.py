@@ -1,0 +1,56 @@
+"""What an audit finds in the terms of an accepted image: its license, and the attribution that this asks for.
+
+The audit judges a dataset's images by it, and `segmint catalog check` and `plan` the rows of a catalog before a build.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+from segmint.catalogs.attributions import asks_for_attribution
+from segmint.catalogs.findings import Code
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason
+
+_CODES = {
+    Reason.LICENSE_MISSING: Code.LICENSE_NOT_ALLOWED,
+    Reason.LICENSE_NOT_ALLOWED: Code.LICENSE_NOT_ALLOWED,
+    Reason.LICENSE_EXPIRED: Code.LICENSE_EXPIRED,
+    Reason.NOT_REDISTRIBUTABLE: Code.NOT_REDISTRIBUTABLE,
+}
+
+
+@dataclass(frozen=True)
+class TermsFinding:
+    """What is wrong with an image's terms. `since_build`: the license has ended after the policy's day."""
+
+    code: Code
+    expected: str
+    found: str
+    since_build: bool = False
+
+
+def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
+    """Judge a row by the dataset's policy, but on the day `today`; yield what is wrong.
+
+    `row` has `license`, `redistributable`, `valid_until` and `attribution`, as in the normalized catalog.
+    """
+    verdict = replace(policy, policy_date=today).judge(row["license"], row["redistributable"], row["valid_until"])
+    if verdict is not None:
+        reason, detail = verdict
+        expected = "a license that the dataset's policy allows"
+        since_build = False
+        if reason is Reason.LICENSE_EXPIRED:
+            since_build = row["valid_until"] >= policy.policy_date
+            expected = f"a license that holds on {today.isoformat()}"
+            ended = "has ended since the build" if since_build else "had ended before the build"
+            detail = f"{row['license']} until {row['valid_until'].isoformat()}, which {ended}"
+        yield TermsFinding(_CODES[reason], expected, detail, since_build)
+    yield from judge_attribution(row)
+
+
+def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
+    """Yield a finding if the license asks for an attribution, and the row names nobody."""
+    if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
+        yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} asks", "none")

@@ -1,0 +1,58 @@
+"""What an audit will find, known from the catalog."""
+
+from datetime import date
+
+from segmint.catalogs.findings import Code
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.source.outlook import SHOWN_URIS, Finding, Notice, Outlook, Terms
+
+BEGUN, TODAY = date(2026, 1, 1), date(2026, 6, 1)
+POLICY = LicensePolicy(frozenset({"CC-BY-4.0"}), require_redistributable=False, policy_date=BEGUN)
+
+
+def terms(until: date | None = None, attributed: bool = True, redistributable: bool | None = True) -> Terms:
+    return Terms("CC-BY-4.0", redistributable, until, attributed)
+
+
+def test_rows_are_judged_on_the_day_of_the_audit() -> None:
+    outlook = Outlook(POLICY, TODAY)
+    for row, each in enumerate([terms(TODAY), terms(BEGUN), terms(attributed=False), terms(attributed=False)], 1):
+        outlook.look(row, f"{row}.jpg", each, "NO", (), accepted=row != 4)
+    assert {code: found.rows for code, found in outlook.findings.items()} == {
+        Code.LICENSE_EXPIRED: [2],
+        Code.MISSING_ATTRIBUTION: [3],
+    }
+    assert outlook.notices == {}
+    unknown = Outlook(None, TODAY)
+    unknown.look(1, "1.jpg", terms(BEGUN, attributed=False), "NO", (), accepted=True)
+    assert list(unknown.findings) == [Code.MISSING_ATTRIBUTION]
+
+
+def test_the_same_file_counts_once_it_was_accepted() -> None:
+    outlook = Outlook(POLICY, TODAY)
+    for row, (sources, accepted) in enumerate([((0,), False), ((0, -1), True), ((-1,), True), ((7,), True)], 1):
+        outlook.look(row, f"{row}.jpg", terms(), "NO", sources, accepted=accepted)
+    assert outlook.findings[Code.REPEATED_SOURCE].rows == [3]
+
+
+def test_notices_are_of_paths_redistribution_and_countries() -> None:
+    outlook = Outlook(POLICY, TODAY)
+    rows = [("/home/ann/1.jpg", True, "NO"), ("FILE:///x/2.jpg", None, "ZZ"), ("s3://b/3.jpg", False, None)]
+    for row, (uri, redistributable, country) in enumerate(rows, 1):
+        outlook.look(row, uri, terms(redistributable=redistributable), country, (), accepted=True)
+    assert {notice: found.rows for notice, found in outlook.notices.items()} == {
+        Notice.LOCAL_PATH: [1, 2],
+        Notice.REDISTRIBUTION_UNKNOWN: [2],
+        Notice.UNKNOWN_COUNTRY: [2],
+        Notice.NO_COUNTRY: [3],
+    }
+    assert outlook.findings == {}
+    assert any("an absolute path of this machine" in line for line in outlook.lines())
+
+
+def test_a_finding_counts_all_and_names_the_first() -> None:
+    found = Finding()
+    for row in range(1, 31):
+        found.add(row, f"{row}.jpg")
+    assert (found.count, len(found.rows), len(found.uris)) == (30, 20, SHOWN_URIS)
+    assert found.named().endswith("19, 20, …)")

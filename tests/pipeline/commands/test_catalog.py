@@ -1,0 +1,39 @@
+"""`segmint catalog`: what it writes and says, and what it refuses."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from segmint.pipeline.cli import app
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["catalog", *words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_scan_says_what_is_unusable_and_overwrites_nothing(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (photos / name).touch()
+    (photos / "a.jpg.license").write_text("CC-BY-4.0")
+    (photos / "b.jpg.json").write_text('{"license": "CC0-1.0", "image_id": "a.jpg"}')
+    catalog = tmp_path / "c.jsonl"
+    code, _, said = run("scan", str(photos), "-o", str(catalog))
+    assert code == 0
+    assert "2 of 3 rows unusable, a build refuses them:" in said
+    assert "license_missing: 1 (row 3), such as photos/c.jpg" in said
+    assert "duplicate_id: 1 (row 2), such as photos/b.jpg" in said
+    assert "an audit will find missing_attribution: 1 (row 1)" in said
+    before = catalog.read_bytes()
+    code, _, said = run("scan", str(photos), "-o", str(catalog))
+    assert (code, catalog.read_bytes()) == (2, before)
+    assert "exists already, and is not overwritten: name another file, or delete it first" in said
+    other = str(tmp_path / "other.jsonl")
+    code, out, _ = run("scan", str(photos), "-o", other, "--absolute", "--attribution", "Ann", "--json")
+    found = json.loads(out)
+    assert (code, found["rows"], found["unusable"], found["findings"]["audit"]) == (0, 3, 2, {})
+    assert found["findings"]["notices"]["local_path"]["count"] == 3
+    assert json.loads(Path(other).read_text().splitlines()[0])["uri"] == str(photos / "a.jpg")
