@@ -17,6 +17,7 @@ _AUDIT = {
     "protobuf": "google",
     "duckdb": "duckdb",
     "imagehash": "imagehash",
+    "scipy": "scipy",
 }
 
 _BUILD = {**_AUDIT, "ray": "ray"}

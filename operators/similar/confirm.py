@@ -1,0 +1,85 @@
+"""Whether two views of images show the same, by the correlation of their thumbnails' pixels."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segmint.operators.similar.hashes import KEPT, MIRROR, SIDE, THUMBNAIL, VIEWS, view_box
+from segmint.operators.similar.near import Positions
+
+SIMILAR = 0.9
+"""Least correlation of two views that show the same; `benchmarks/duplicates.py` says what it was set by."""
+
+Thumbnails = Callable[[Positions], NDArray[np.uint8]]
+"""Returns the thumbnails, (n, 64, 64) uint8, of rows by their numbers, which are ascending without repetitions."""
+
+Views = NDArray[np.float32]
+_AT_ONCE = 4096
+
+
+def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
+    """Cut a view out of each of N thumbnails, (N, 64, 64) gray, as (N, 1024) vectors of mean 0 and length 1.
+
+    `views` (N,) are places in `KEPT`. The product of two such vectors is the correlation of the views' 32 x 32 pixels,
+    -1 to 1: it does not depend on brightness or contrast. A view of one gray level is a vector of zeros.
+    """
+    found = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
+    for view in np.unique(views).tolist():
+        those = np.flatnonzero(views == view)
+        cutting = _cutting(view)
+        cut = cutting @ thumbnails[those].astype(np.float32) @ cutting.T
+        found[those] = cut[:, :, ::-1] if view == MIRROR else cut
+    flat = found.reshape(len(found), SIDE * SIDE)
+    flat -= flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    normalized: Views = np.divide(flat, length, out=np.zeros_like(flat), where=length > 1)
+    return normalized
+
+
+class Confirmer:
+    """Compares entries of a table of hashes: `row * VIEWS + view`. Reads the thumbnails that it needs."""
+
+    def __init__(self, thumbnails: Thumbnails) -> None:
+        self._thumbnails = thumbnails
+
+    def similar(self, one: Positions, other: Positions) -> NDArray[np.bool_]:
+        """Whether entries show the same, N with N."""
+        found = np.empty(len(one), bool)
+        for low in range(0, len(one), _AT_ONCE):
+            part = slice(low, low + _AT_ONCE)
+            pair = self.views(np.concatenate([one[part], other[part]]))
+            half = len(pair) // 2
+            found[part] = np.einsum("ij,ij->i", pair[:half], pair[half:]) >= SIMILAR
+        return found
+
+    def views(self, entries: Positions) -> Views:
+        """The normalized views of entries."""
+        rows, places = np.unique(entries // VIEWS, return_inverse=True)
+        return normalized_views(self._thumbnails(rows)[places], entries % VIEWS)
+
+    def sketches(self, entries: Positions) -> NDArray[np.float16]:
+        """(N, 257) vectors whose products are at least the correlations of the entries' views, but for rounding.
+
+        They are the mean-pooled 16 x 16 pixels, scaled so that this is a projection, and the length of the remainder.
+        """
+        half = SIDE // 2
+        found = np.empty((len(entries), half * half + 1), np.float16)
+        for low in range(0, len(entries), _AT_ONCE):
+            views = self.views(entries[low : low + _AT_ONCE])
+            pooled = views.reshape(-1, half, 2, half, 2).sum(axis=(2, 4)).reshape(-1, half * half) / 2
+            left = np.einsum("ij,ij->i", views, views) - np.einsum("ij,ij->i", pooled, pooled)
+            found[low : low + len(views), :-1] = pooled
+            found[low : low + len(views), -1] = np.sqrt(np.maximum(left, 0))
+        return found
+
+
+@cache
+def _cutting(view: int) -> NDArray[np.float32]:
+    """The matrix, (32, 64), that cuts a view out of a thumbnail's rows and scales it, with Pillow's weights."""
+    identity = Image.fromarray(np.eye(THUMBNAIL, dtype=np.float32))
+    left, _, right, _ = view_box(KEPT[view], THUMBNAIL, THUMBNAIL)
+    cut = identity.resize((SIDE, THUMBNAIL), Image.Resampling.BILINEAR, box=(left, 0, right, THUMBNAIL))
+    return np.ascontiguousarray(np.asarray(cut).T)

@@ -1,0 +1,137 @@
+"""All pairs of 64-bit hashes that differ in a few bits, among any number of them, by multi-index hashing."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_BITS = 4
+"""The largest distance that is searched for: more bands have shorter keys, and take more rounds."""
+
+_BITS = 64
+_CHUNK = 1 << 20  # sorted hashes that are compared at a time
+_SHORT = 64  # hashes of one key that are compared with one another in steps over the chunk
+_FEW = 2048  # hashes that are compared all with all rather than cut into bands
+_BLOCK = 1 << 22  # comparisons at a time where all are compared with all
+_DEPTH = 3  # how often hashes of one key are cut into bands again
+
+Hashes = NDArray[np.uint64]
+Positions = NDArray[np.int64]
+Pairs = Iterator[tuple[Hashes, Hashes]]
+Band = tuple[int, int]  # the lowest bit, and the one after the highest
+
+
+def near_pairs(distinct: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:
+    """Chunks of positions (lower, higher) of hashes at most `distance` bits apart: all pairs, each once.
+
+    `distinct` is ascending, without repetitions. The bits are cut into `distance + 2` bands, of which two near hashes
+    have at least two in common. For each choice of two bands the hashes are sorted by these bits, and those of one key
+    are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes of one key are cut into
+    bands again by the bits in which they vary, so that a large block of near hashes does not take time in proportion to
+    its square. In memory are a copy of `distinct` and one chunk.
+
+    Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
+    """
+    if not 0 <= distance <= MOST_BITS:
+        raise ValueError(f"hashes at most {distance} bits apart: expected a distance of 0 to {MOST_BITS}")
+    if not np.all(distinct[1:] > distinct[:-1]):
+        raise ValueError("hashes are repeated or not ascending: expected each once, in ascending order")
+    for one, other in _near_values(distinct, distance, _DEPTH) if distance else ():
+        places = np.searchsorted(distinct, one), np.searchsorted(distinct, other)
+        yield np.minimum(*places), np.maximum(*places)
+
+
+def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
+    """Chunks of different hashes that are near, each pair once."""
+    if len(values) <= _FEW or not depth:
+        yield from _all_with_all(values, distance)
+        return
+    bands = _cut(values, distance + 2)
+    for first, second in combinations(range(len(bands)), 2):
+        key = bands[first], bands[second]
+        order = [*key, *(band for band in bands if band not in key)]
+        keyed = _reordered(values, order)
+        keyed.sort()
+        # A pair may have more than two bands in common: it counts for the first two.
+        earlier = [_mask(band) for place, band in enumerate(bands[:second]) if place != first]
+        for one, other in _of_one_key(keyed, _BITS - sum(high - low for low, high in key), distance, depth):
+            one, other = _restored(one, order), _restored(other, order)
+            differ = one ^ other
+            here = np.ones(len(one), bool)
+            for mask in earlier:
+                here &= (differ & mask) != 0
+            yield one[here], other[here]
+
+
+def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int) -> Pairs:
+    """Near pairs of sorted hashes whose bits from `shift` on are the same."""
+    start = 0
+    while start < len(keyed):
+        end = min(start + _CHUNK, len(keyed))
+        after = ((int(keyed[end - 1]) >> shift) + 1) << shift  # the first hash that can have the next key
+        end = len(keyed) if after >> _BITS else int(np.searchsorted(keyed, np.uint64(after)))
+        chunk = keyed[start:end]
+        start = end
+        keys = chunk >> np.uint64(shift)
+        begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+        ends = np.append(begins[1:], len(chunk))
+        long = ends - begins > _SHORT
+        for low, high in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
+            yield from _near_values(chunk[low:high], distance, depth - 1)
+        last = np.repeat(np.where(long, 0, ends), ends - begins)  # the end of each one's key; 0: compared above
+        places = np.arange(len(chunk))
+        for step in range(1, _SHORT):
+            places = places[places + step < last[places]]
+            if not len(places):
+                break
+            one, other = chunk[places], chunk[places + step]
+            near = np.bitwise_count(one ^ other) <= distance
+            if near.any():
+                yield one[near], other[near]
+
+
+def _all_with_all(values: Hashes, distance: int) -> Pairs:
+    rows = max(1, _BLOCK // max(1, len(values)))
+    for low in range(0, len(values), rows):
+        block, others = values[low : low + rows], values[low:]
+        near = np.bitwise_count(block[:, None] ^ others[None]) <= distance
+        one, other = np.nonzero(near)
+        later = other > one
+        if later.any():
+            yield block[one[later]], others[other[later]]
+
+
+def _cut(values: Hashes, number: int) -> list[Band]:
+    """Cut 64 bits into so many bands, each with as many bits in which the hashes vary."""
+    varying = int(np.bitwise_or.reduce(values ^ values[0]))
+    bits = [bit for bit in range(_BITS) if varying >> bit & 1]
+    cuts = [0, *(bits[len(bits) * band // number] for band in range(1, number)), _BITS]
+    return list(pairwise(cuts))
+
+
+def _mask(band: Band) -> np.uint64:
+    low, high = band
+    return np.uint64(((1 << (high - low)) - 1) << low)
+
+
+def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
+    """A copy of the hashes with the first band of `order` in the highest bits, the second below it, and so on."""
+    found = np.zeros_like(values)
+    at = _BITS
+    for low, high in order:
+        at -= high - low
+        part = values & _mask((low, high))
+        found |= part << np.uint64(at - low) if at >= low else part >> np.uint64(low - at)
+    return found
+
+
+def _restored(values: Hashes, order: Sequence[Band]) -> Hashes:
+    """The hashes that `_reordered` made these of."""
+    found = np.zeros_like(values)
+    at = _BITS
+    for low, high in order:
+        at -= high - low
+        part = values & _mask((at, at + high - low))
+        found |= part >> np.uint64(at - low) if at >= low else part << np.uint64(low - at)
+    return found

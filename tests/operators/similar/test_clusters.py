@@ -1,0 +1,102 @@
+"""Copies and what they are copies of, against the rule written down for one row after another."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from segmint.operators.similar import candidates
+from segmint.operators.similar.clusters import Copies, ImageRows, find_copies
+from segmint.operators.similar.confirm import SIMILAR, normalized_views
+from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
+
+
+def catalog(seed: int, count: int = 60) -> tuple[ImageRows, np.ndarray]:
+    """Rows around a few pictures, with noise in hashes and thumbnails, and some of equal bytes."""
+    random = np.random.default_rng(seed)
+    pictures = random.integers(0, 2**64, (1 + seed % 5, VIEWS), np.uint64)
+    which = random.integers(0, len(pictures), count)
+    hashes = pictures[which]
+    for _ in range(4):
+        bits = np.uint64(1) << random.integers(0, 64, hashes.shape).astype(np.uint64)
+        hashes ^= np.where(random.random(hashes.shape) < 0.3, bits, np.uint64(0))
+    hashes[random.random(hashes.shape) < 0.2] = NO_HASH
+    shown = np.kron(random.integers(0, 256, (8, 8, 8)), np.ones((8, 8)))[(which + random.integers(0, 2, count)) % 8]
+    thumbnails = np.clip(shown + random.normal(0, 25, shown.shape), 0, 255).astype(np.uint8)
+    sources = random.integers(1, 2**63, (count, 2)).astype(np.uint64)
+    for copy, of in random.integers(0, count, (10, 2)):
+        sources[copy], hashes[copy], thumbnails[copy] = sources[of], hashes[of], thumbnails[of]
+    sources[random.integers(0, count, 5)] = 0
+    allowed, opted_out = random.random(count) < 0.7, random.random(count) < 0.1
+    return ImageRows(sources, hashes, random.integers(1, 4, count), allowed, opted_out), thumbnails
+
+
+def one_by_one(rows: ImageRows, thumbnails: np.ndarray) -> list[int]:
+    """What each row is a copy of, -1 for none, by comparing each kept image with all after it."""
+    count = len(rows.pixels)
+    key = lambda row: (not rows.opted_out[row], not rows.allowed[row], -rows.pixels[row], row)  # noqa: E731
+    order = sorted(range(count), key=key)
+    first: dict[tuple[int, ...], int] = {}
+    image = {row: first.setdefault(tuple(rows.sources[row]), row) if any(rows.sources[row]) else row for row in order}
+    views = normalized_views(np.repeat(thumbnails, VIEWS, axis=0), np.tile(np.arange(VIEWS), count))
+    views = views.reshape(count, VIEWS, -1)
+
+    def similar(one: int, other: int) -> bool:
+        near = np.bitwise_count(rows.hashes[one][:, None] ^ rows.hashes[other]) <= 3
+        near &= (rows.hashes[one] != NO_HASH)[:, None] & (rows.hashes[other] != NO_HASH)
+        near[MIRROR, MIRROR] = False
+        return bool((near & (views[one] @ views[other].T >= SIMILAR)).any())
+
+    kept: dict[int, int] = {}
+    images = [row for row in order if image[row] == row]
+    for place, row in enumerate(images):
+        if row not in kept:
+            kept.update({other: row for other in images[place + 1 :] if other not in kept and similar(row, other)})
+    found = [kept.get(image[row], image[row]) for row in range(count)]
+    return [-1 if found[row] == row else found[row] for row in range(count)]
+
+
+def copies_of(rows: ImageRows, thumbnails: np.ndarray) -> Copies:
+    return find_copies(rows, lambda numbers: thumbnails[numbers])
+
+
+@pytest.mark.parametrize("many", [0, 8, 10_000], ids=["crowds", "some crowds", "no crowds"])
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_are_those_that_the_rule_finds_row_by_row(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_MANY", many)
+    rows, thumbnails = catalog(seed)
+    found = copies_of(rows, thumbnails)
+    assert found.kept.tolist() == one_by_one(rows, thumbnails)
+    of = found.kept[found.exact]
+    assert (rows.sources[found.exact] == rows.sources[of]).all()
+    assert (found.kept[of] == -1).all()
+
+
+def three(**changed: list[object]) -> ImageRows:
+    """Three pictures in a chain: the frame of each is 3 bits from the next one's, and the outer ones are 6 apart."""
+    hashes = np.zeros((3, VIEWS), np.uint64)
+    hashes[:, 0] = [0b1_000_111, 0b1_000_000, 0b1_111_000]
+    rows = ImageRows(np.zeros((3, 2), np.uint64), hashes, np.full(3, 100), np.ones(3, bool), np.zeros(3, bool))
+    return dataclasses.replace(rows, **{name: np.array(values) for name, values in changed.items()})
+
+
+SAME = np.tile(np.arange(64, dtype=np.uint8), (3, 64, 1))
+
+
+def test_no_image_is_a_copy_of_another_copy() -> None:
+    assert copies_of(three(), SAME).kept.tolist() == [-1, 0, -1]
+    assert copies_of(three(pixels=[1, 9, 1]), SAME).kept.tolist() == [1, -1, 1]
+
+
+def test_an_allowed_license_comes_before_pixels() -> None:
+    assert copies_of(three(pixels=[1, 9, 1], allowed=[True, False, True]), SAME).kept.tolist() == [-1, 0, -1]
+
+
+def test_whatever_is_similar_to_an_image_that_opted_out_is_its_copy() -> None:
+    rows = three(pixels=[9, 1, 9], allowed=[True, False, True], opted_out=[False, True, False])
+    assert copies_of(rows, SAME).kept.tolist() == [1, -1, 1]
+
+
+def test_arrays_of_other_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"allowed are of shape \(2,\): expected \(3,\)"):
+        three(allowed=[True, False])
