@@ -60,8 +60,8 @@ def find_copies(rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANC
     are similar to it become its copies: every copy is similar to the kept image itself, and none only to another copy.
     Images are similar if hashes of two views differ in at most `distance` bits and the views' thumbnails correlate.
 
-    As those that opted out come first, each row that has the bytes of one, or is similar to one, is a copy of one:
-    whoever refuses the rows that opted out refuses their copies with them.
+    As those that opted out come first, each row that has the bytes of one, or is similar to one, is a copy of one. To
+    refuse all copies of opted-out rows, refuse the rows whose kept row opted out.
 
     The result depends on the rows alone. `thumbnails` is asked for rows with near hashes only. Raises ValueError for a
     distance that `near_pairs` refuses.
