@@ -4,7 +4,7 @@ import csv
 import io
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import BinaryIO
 
@@ -31,7 +31,7 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
             row += batch.num_rows
 
 
-def csv_batches(catalog: Location, only: Sequence[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
+def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
     """Yield the rows of a CSV catalog as text, with only the columns in `only`; rows are split regardless of it."""
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
@@ -64,7 +64,7 @@ def csv_batches(catalog: Location, only: Sequence[str] = SOURCE.names) -> Genera
 
 
 def _batches(
-    stream: BinaryIO, names: Sequence[str], only: Sequence[str], bad: list[pacsv.InvalidRow]
+    stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield the rows of an open CSV; one whose number of values differs from `names` goes to `bad` before the error."""
     left, returned = threading.Event(), threading.Event()

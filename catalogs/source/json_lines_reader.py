@@ -78,7 +78,7 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
     """Check required columns: a row may omit a key, but one that no row of the first block has is a missing column."""
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
-        seen |= dict.fromkeys(_object(uri, line, row))
+        seen |= dict.fromkeys(json_row(uri, line, row))
         if all(name in seen for name in REQUIRED):
             return
     require_columns(uri, list(seen))
@@ -102,7 +102,7 @@ def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
 def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem) -> dict[str, pa.Array]:
     columns: dict[str, list[Any]] = {field.name: [] for field in _SCHEMA}
     for offset, line in enumerate(lines):
-        record = _object(uri, line, row + offset)
+        record = json_row(uri, line, row + offset)
         for field in _SCHEMA:
             value = record.get(field.name)
             kind = bool if pa.types.is_boolean(field.type) else str
@@ -114,7 +114,8 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
     return {field.name: pa.array(columns[field.name], field.type) for field in _SCHEMA}
 
 
-def _object(uri: str, line: bytes, row: int) -> dict[str, Any]:
+def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
+    """Parse a line; raises `UsageError`, with the number of its row, if it is not one JSON object."""
     return json_object(line, f"{uri}, row {row}", "one JSON object per line")
 
 

@@ -46,6 +46,12 @@ class NormalizedRows:
         """The first ordinal, and one past the last."""
         return self._starts[0], self._starts[-1]
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that it has."""
+        names: list[str] = self._schema.names
+        return names
+
     def read(self, start: int, stop: int) -> pa.Table:
         """Return the rows with ordinals in [start, stop), in order; fewer if the catalog has fewer."""
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])

@@ -78,12 +78,12 @@ class Ingested:
     """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
 
     image: Pixels
-    source_width: int  # pixels of the upright source, the same as `image`'s
+    source_width: int  # pixels of the upright source: those of `image`, unless it was decoded at a reduced scale
     source_height: int
 
 
-def ingest(data: bytes, config: IngestConfig) -> Ingested:
-    """Decode one image.
+def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingested:
+    """Decode one image; with `side`, a large JPEG at a reduced scale, with no side under so many pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
     `too_small`, `animated`, `truncated` or `corrupt`. Whatever else a decoder raises is `corrupt`, too, as long as it
@@ -95,8 +95,8 @@ def ingest(data: bytes, config: IngestConfig) -> Ingested:
             Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
         )
     with _only_our_limit(config):
-        pixels = _guarded(lambda: _read_pixels(data, kind, config), kind)
-    height, width = pixels.shape[:2]
+        pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
+    width, height = pixels.shape[1::-1] if side is None else _upright_size(_open(data, kind))
     return Ingested(image=pixels, source_width=width, source_height=height)
 
 
@@ -114,10 +114,10 @@ def _only_our_limit(config: IngestConfig) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _read_pixels(data: bytes, kind: str, config: IngestConfig) -> Pixels:
+def _read_pixels(data: bytes, kind: str, config: IngestConfig, side: int | None = None) -> Pixels:
     check_whole(data, kind)
     try:
-        return _read_whole(data, kind, config)
+        return _read_whole(data, kind, config, side=side)
     except ValueError as error:
         if kind != "PNG" or _METADATA_LIMIT not in str(error):
             raise
@@ -125,13 +125,15 @@ def _read_pixels(data: bytes, kind: str, config: IngestConfig) -> Pixels:
     return _read_whole(bare, kind, config, profile)
 
 
-def _read_whole(data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None) -> Pixels:
+def _read_whole(
+    data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None, side: int | None = None
+) -> Pixels:
     source = _open(data, kind)
     if profile is not None:
         source.info["icc_profile"] = profile
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
-    return _decode_jpeg(source, data) if kind == "JPEG" else _decode(source, kind)
+    return _decode_jpeg(source, data, side or 0) if kind == "JPEG" else _decode(source, kind)
 
 
 class _Stream(io.BytesIO):
@@ -213,15 +215,16 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
         source.seek(0)
 
 
-def _decode_jpeg(source: ImageFile.ImageFile, data: bytes) -> Pixels:
-    """Decode a JPEG to (H, W, 3) uint8 RGB.
+def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
+    """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale that leaves no side under `side`; 0: the full one.
 
     simplejpeg gives the same pixels as Pillow, but can be strict: scan data that ends early or makes no sense is an
     error, even where an end marker hides it.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
+    scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
     try:
-        samples = simplejpeg.decode_jpeg(data, color, strict=True)
+        samples = simplejpeg.decode_jpeg(data, color, strict=True, **scale)
     except ValueError as error:
         message = str(error)
         if message.startswith(_JPEG_ENDS_EARLY):
@@ -283,6 +286,11 @@ def _orientation(source: ImageFile.ImageFile) -> int:
     except Exception:  # noqa: BLE001 - broken metadata raises anything, and says nothing about the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
+    width, height = source.size
+    return (height, width) if _orientation(source) >= 5 else (width, height)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

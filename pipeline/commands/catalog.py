@@ -9,6 +9,7 @@ import typer
 from segmint.pipeline.commands.common.arguments import build_of
 from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say
 from segmint.pipeline.commands.common.extras import needs
+from segmint.pipeline.commands.curate import curate
 
 if TYPE_CHECKING:
     from segmint.catalogs.licenses import LicensePolicy
@@ -103,6 +104,9 @@ def check(
     answer_with(findings, as_json)
     if not findings.clean:
         raise typer.Exit(FINDINGS)
+
+
+app.command()(curate)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":

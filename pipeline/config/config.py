@@ -9,9 +9,9 @@ There are three kinds of keys:
   `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`,
   `deidentify.device`.
 - *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
-  `resources`, `storage`, `license.policy_date` (pinned by the first start), `ingest.timeout_s`,
-  `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,
-  `rows_per_block`, `allow_mixed_numerics`.
+  `curate` (before a build), `resources`, `storage`, `license.policy_date` (pinned by the first start),
+  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,
+  `window_shards`, `rows_per_block`, `allow_mixed_numerics`.
 """
 
 import re
@@ -25,6 +25,7 @@ from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
+from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.deidentify import DeidentifyConfig, rule_of
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.release import ReleaseConfig
@@ -152,6 +153,8 @@ class Config(_Part):
     release: ReleaseConfig = ReleaseConfig()
     masks: MasksConfig = MasksConfig()
     model: ModelConfig = ModelConfig()
+    curate: CurateConfig = CurateConfig()
+    """What `segmint catalog curate` refuses in a catalog, before a build."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: dict[str, dict[str, Any]] = {}
     """Options by URI prefix, the longest wins: endpoint_url, profile, region, anon, …; never credentials."""

@@ -9,6 +9,7 @@ from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import counted, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.cpu_stages import CpuStages
+from segmint.pipeline.plan.curation import Curation
 from segmint.pipeline.plan.estimates import Estimate
 from segmint.pipeline.plan.sample import STAGES, Sample
 
@@ -43,6 +44,7 @@ class Plan:
     notes: tuple[str, ...]
     version: VersionName | None  # of the dataset that was begun; None: there is none yet
     checked: CatalogFindings | None  # of the catalog's first rows; None: nothing is left to build
+    curation: Curation | None = None  # None: the configuration has no part `curate`
 
     @property
     def hours_of(self) -> str:
@@ -85,6 +87,8 @@ class Plan:
             _line("days", *_shown(self.days, f"on {self._devices()}")),
         ]
         lines += self._cpu_lines()
+        if self.curation is not None:
+            lines.append(self.curation.line())
         if self.cost is not None:
             lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
         return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]

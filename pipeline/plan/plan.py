@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.check import CatalogFindings, check
 from segmint.catalogs.source.readers import catalog_format
-from segmint.catalogs.source.rows import NormalizedRows
+from segmint.catalogs.source.rows import NormalizedRows, joined
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.resolve import resolve
@@ -29,6 +29,7 @@ from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog,
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.answer import Plan
 from segmint.pipeline.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
+from segmint.pipeline.plan.curation import price_curation
 from segmint.pipeline.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.plan.hardware import find_ceiling
 from segmint.pipeline.plan.options import PlanOptions
@@ -107,7 +108,7 @@ def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None,
     for part in manifest.catalog:
         with NormalizedRows(Location(storage, config.output) / part.path) as rows:
             tables.append(rows.take(ordinals))
-    return pa.concat_tables(tables)
+    return joined(tables)
 
 
 def _assemble(
@@ -148,6 +149,12 @@ def _assemble(
     if sample is not None:
         each = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
         bytes_out = per_row.total(each).shifted(sample.shard_bytes * remaining.shards)
+    bytes_in = None if sample is None else per_row.total(column([row.bytes_in for row in rows]))
+    curation = None
+    if "curate" in config.model_fields_set:
+        one_image = None if bytes_in is None else bytes_in.scaled(1 / remaining.rows)
+        scorers = len(config.curate.scorers)
+        curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     per_image = image_cost(config.masks.settings())
     return Plan(
         catalog=config.catalog,
@@ -159,7 +166,7 @@ def _assemble(
         encodes_per_image=per_image.encodes,
         prompts_per_image=per_image.prompts,
         images=images,
-        bytes_in=per_row.total(column([row.bytes_in for row in rows])) if sample is not None else None,
+        bytes_in=bytes_in,
         bytes_out=bytes_out,
         masks=per_row.total(column([row.masks for row in rows])) if sample is not None else None,
         ceiling=ceiling,
@@ -176,6 +183,7 @@ def _assemble(
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
         version=version,
         checked=checked,
+        curation=curation,
     )
 
 

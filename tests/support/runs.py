@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,12 +20,14 @@ _MARK = "SEGMINT_TEST_RUN"
 class Run:
     """A build as a separate process; a local Ray and all its workers have its mark in their environment."""
 
-    def __init__(self, config: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, config: Path, *arguments: str, program: Sequence[str] = ("-m", "segmint", "build"), **environment: str
+    ) -> None:
         self._mark = uuid.uuid4().hex
         self._log = config.with_suffix(".log")
         with self._log.open("ab") as stream:
             self._driver = subprocess.Popen(
-                [sys.executable, "-m", "segmint", "build", str(config), *arguments],
+                [sys.executable, *program, str(config), *arguments],
                 cwd=ROOT,
                 env={**os.environ, **environment, _MARK: self._mark},
                 stdout=stream,
@@ -76,9 +78,11 @@ class Run:
 
 
 @contextmanager
-def running(config: Path, *arguments: str, **environment: str) -> Iterator[Run]:
-    """A build in the background; nothing of it is left afterwards."""
-    run = Run(config, *arguments, **environment)
+def running(
+    config: Path, *arguments: str, program: Sequence[str] = ("-m", "segmint", "build"), **environment: str
+) -> Iterator[Run]:
+    """A build in the background, or another program of Python's arguments; nothing of it is left afterwards."""
+    run = Run(config, *arguments, program=program, **environment)
     try:
         yield run
     finally:

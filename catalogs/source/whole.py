@@ -1,0 +1,121 @@
+"""Read a source catalog with all its columns, also those that segmint does not know."""
+
+import json
+from collections.abc import Container, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.csv_reader import csv_batches
+from segmint.catalogs.source.json_lines_reader import json_blocks, json_row, split_lines
+from segmint.catalogs.source.parquet_reader import open_parquet
+from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.infra.storage.location import Location
+
+_ROWS = 65_536
+
+Batches = Iterator[pa.RecordBatch]
+
+
+class _All(Container[str]):
+    """Every column."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+class WholeCatalog:
+    """A catalog with all its columns: those of `SOURCE` that it has, then the others in its order.
+
+    Columns of `SOURCE` are as `read_catalog` gives them. Others keep their types in Parquet. In the text formats they
+    are text; in JSON Lines a value that is no text is written as JSON.
+    """
+
+    def __init__(self, catalog: Location) -> None:
+        """Read what columns there are: all of a catalog in JSON Lines, the beginning of another."""
+        self._catalog = catalog
+        self._kind = catalog_format(catalog.uri)
+        fields = list(self._fields())
+        known = {field.name for field in fields}
+        self.schema = pa.schema(
+            [*(field for field in SOURCE if field.name in known), *(f for f in fields if f.name not in SOURCE.names)]
+        )
+
+    def batches(self) -> Batches:
+        """Yield all rows in order. Raises `UsageError` as `read_catalog` does."""
+        names = [name for name in self.schema.names if name in SOURCE.names]
+        others = [place for place, field in enumerate(self._raw_fields) if field.name not in SOURCE.names]
+        if not others:
+            yield from (batch.select(names) for batch in read_catalog(self._catalog))
+            return
+        for ours, theirs in _together(read_catalog(self._catalog), self._raw_batches()):
+            arrays = [*(ours.column(name) for name in names), *(theirs.column(place) for place in others)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _fields(self) -> list[pa.Field]:
+        if self._kind == "Parquet":
+            with open_parquet(self._catalog) as file:
+                self._raw_fields = list(file.schema_arrow)
+        elif self._kind == "CSV":
+            first = next(csv_batches(self._catalog, only=_All()), None)
+            names = SOURCE.names if first is None else first.schema.names
+            self._raw_fields = [pa.field(name, pa.string()) for name in names]
+        else:
+            seen: dict[str, None] = {}
+            for row in self._json_rows():
+                seen |= dict.fromkeys(row)
+            self._raw_fields = [pa.field(name, pa.string()) for name in seen]
+        # Dictionaries are a way of reading, not the column's type.
+        self._raw_fields = [
+            field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+            for field in self._raw_fields
+        ]
+        return self._raw_fields
+
+    def _raw_batches(self) -> Batches:
+        if self._kind == "Parquet":
+            with open_parquet(self._catalog) as file:
+                for batch in file.iter_batches(batch_size=_ROWS):
+                    arrays = [
+                        column.cast(field.type) if pa.types.is_dictionary(column.type) else column
+                        for column, field in zip(batch.columns, self._raw_fields, strict=True)
+                    ]
+                    yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._raw_fields))
+        elif self._kind == "CSV":
+            yield from csv_batches(self._catalog, only=_All())
+        else:
+            waiting: list[dict[str, Any]] = []
+            schema = pa.schema(self._raw_fields)
+            for row in self._json_rows():
+                waiting.append({name: _text(value) for name, value in row.items()})
+                if len(waiting) == _ROWS // 16:
+                    yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+                    waiting = []
+            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+
+    def _json_rows(self) -> Iterator[dict[str, Any]]:
+        number = 1
+        for block, _ in json_blocks(self._catalog):
+            for line in split_lines(block):
+                yield json_row(self._catalog.uri, line, number)
+                number += 1
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # lone surrogates, which UTF-8 cannot encode
+
+
+def _together(ones: Batches, others: Batches) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Yield the same rows of two streams, in batches of the same length."""
+    other: pa.RecordBatch | None = None
+    for one in ones:
+        while one.num_rows:
+            while other is None or not other.num_rows:
+                other = next(others)
+            rows = min(one.num_rows, other.num_rows)
+            yield one.slice(0, rows), other.slice(0, rows)
+            one, other = one.slice(rows), other.slice(rows)

@@ -1,0 +1,165 @@
+"""The features of a catalog's images: what a curation decides by, in parts of fixed ranges of rows.
+
+A part holds nothing of time, host or attempt, is put if absent, and is never changed: a run that was killed goes on
+with the parts that are missing.
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.operators.child import Children, forbid_core_dumps
+from segmint.operators.curate.fitness import MEASURES
+from segmint.operators.curate.look import Look, LookConfig, build_looker
+from segmint.operators.prepare.read_image import ImageReader, checked_digest
+from segmint.operators.rows import Row, faulted, named, to_rows
+
+PART_ROWS = 512
+"""Rows of a part: a killed run loses at most one of each worker."""
+
+FEATURES = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),
+        pa.field("unread", pa.string()),  # why there are no features: the verdict that a build may pass, or `SKIPPED`
+        pa.field("sha256", pa.binary(32)),  # of the image's bytes
+        pa.field("width", pa.int32()),  # pixels of the upright source
+        pa.field("height", pa.int32()),
+        pa.field("hashes", pa.list_(pa.uint64())),  # of its views
+        pa.field("opt_out", pa.string()),  # how its metadata reserves it from training, in a sentence
+        pa.field("scores", pa.list_(pa.float64())),  # in the order of the scorers
+        *(pa.field(name, pa.float64()) for name in MEASURES),
+        pa.field("thumbnail", pa.binary(64 * 64)),  # gray
+    ]
+)
+"""A row of a part: one for each row of the catalog, in order."""
+
+SKIPPED = "skipped"
+"""In `unread`: the catalog alone decides that the image is refused, and it need not be read."""
+
+DONE = pa.schema([pa.field("first", pa.int64()), pa.field("bytes", pa.int64()), pa.field("fault", pa.string())])
+"""What the actor says of a part: its first ordinal, the bytes that it read, and why it was not written, or null."""
+
+MOST_READS = 4
+"""Reads of an image that cannot be decoded, until two in a row give the same bytes."""
+
+_THREADS_A_CHILD = 4
+
+
+@dataclass(frozen=True)
+class CurateTask:
+    """What a worker must know of a curation."""
+
+    config: LookConfig
+    storage: Storage
+    catalog_uri: str  # of the source catalog, which its rows' URIs may be relative to
+    folder: Location  # of the parts
+    assets: str | None = None
+    memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
+
+
+def part_name(first: int) -> str:
+    """Return the name of the part that begins with this ordinal."""
+    return f"{first:012d}.parquet"
+
+
+def is_skipped(row: Row) -> bool:
+    """Whether a row's image is not read: the catalog refuses it, or its image_id is an earlier row's.
+
+    What the catalog refuses as opted out is read: its copies are opted out, too.
+    """
+    reason = row.get("refused_reason")
+    return row["duplicate_of"] is not None or (reason is not None and reason != Reason.OPTED_OUT)
+
+
+class LookAtImages:
+    """The actor that Ray Data runs: the rows of one part in, the part put, and a row of `DONE` out.
+
+    Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault is no verdict:
+    the part is not put, and the next run tries again.
+    """
+
+    def __init__(self, task: CurateTask) -> None:
+        """Start the child."""
+        forbid_core_dumps()
+        self._task = task
+        self._reader = ImageReader(task.storage, task.catalog_uri, task.config.ingest.max_bytes)
+        self._threads = ThreadPoolExecutor(_THREADS_A_CHILD, thread_name_prefix="look")
+        self._children: Children[Look] = Children(
+            functools.partial(build_looker, task.config, task.storage, task.assets),
+            timeout_s=task.config.ingest.timeout_s,
+            memory_limit=task.memory_limit,
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Look at the images of a part's rows."""
+        rows = list(self._threads.map(self._row, to_rows(table, "curate")))
+        fault = next((f"{named(row)}: {row['fault']}" for row in rows if row["fault"] is not None), None)
+        first = rows[0]["ordinal"]
+        if fault is None:
+            features = pa.Table.from_pylist(
+                [{name: row.get(name) for name in FEATURES.names} for row in rows], schema=FEATURES
+            )
+            if not (self._task.folder / part_name(first)).put_if_absent(table_bytes(features, FEATURES)):
+                fault = "the part is there with other bytes: another machine sees other pixels in an image"
+        done = {"first": [first], "bytes": [sum(row.get("bytes", 0) for row in rows)], "fault": [fault]}
+        return pa.table(done, schema=DONE)
+
+    def close(self) -> None:
+        """End the child and the threads."""
+        self._threads.shutdown()
+        self._children.close()
+
+    def __del__(self) -> None:
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's child dies on its own.
+        if hasattr(self, "_children"):
+            self.close()
+
+    def _row(self, row: Row) -> Row:
+        if row["fault"] is not None:
+            return row
+        if is_skipped(row):
+            return {**row, **_NOTHING, "unread": SKIPPED}
+        try:
+            return {**row, **_NOTHING, **self._features(row)}
+        except RejectedError as verdict:
+            return {**row, **_NOTHING, "unread": str(verdict.reason)}
+        except Exception as error:  # noqa: BLE001 - a fault costs its own part, not the others
+            return faulted(row, "curate", error)
+
+    def _features(self, row: Row) -> dict[str, Any]:
+        data = self._reader.read(row)
+        for _ in range(MOST_READS - 1):
+            try:
+                return self._look(data, row)
+            except RejectedError:
+                if self._reader.is_sure_of(data, row):
+                    raise
+                again = self._reader.read(row)
+                if again == data:
+                    raise
+                data = again
+        raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
+
+    def _look(self, data: bytes, row: Row) -> dict[str, Any]:
+        digest = checked_digest(data, row["sha256"])
+        look = self._children.run(data)
+        return {
+            **{name: value for name, value in asdict(look).items() if name in FEATURES.names},
+            **look.measures,
+            "sha256": bytes.fromhex(digest),
+            "hashes": look.hashes.tolist(),
+            "scores": list(look.scores),
+            "thumbnail": look.thumbnail.tobytes(),
+            "bytes": len(data),
+        }
+
+
+_NOTHING: dict[str, Any] = {name: None for name in FEATURES.names if name != "ordinal"}

@@ -1,0 +1,76 @@
+"""Classical measures of whether a picture is fit for a dataset: focus, exposure, flatness.
+
+All are counted in whole numbers on the picture at one scale, so that they depend neither on its resolution nor on the
+machine.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+SIDE = 512
+"""Pixels of the shorter side of the picture that is measured; a smaller picture is measured as it is."""
+
+_DARK, _BRIGHT = 8, 247  # gray levels up to and from which a pixel counts as clipped; JPEG blurs the ends
+_LEVELS = 32  # of each color, of which 256 are too many to tell a drawing's from its JPEG's noise
+
+MEASURES = {
+    "sharpness": "variance of the Laplacian (Pech-Pacheco et al. 2000)",
+    "contrast": "standard deviation of the gray levels",
+    "entropy": "bits of the histogram of gray levels",
+    "dark": f"share of pixels with a gray level of at most {_DARK}",
+    "bright": f"share of pixels with a gray level of at least {_BRIGHT}",
+    "flat": "share of pixels that equal the ones to their right and below",
+    "colors": f"colors that occur, of {_LEVELS}³",
+}
+"""What is measured, by name."""
+
+
+def at_scale(image: Pixels) -> Pixels:
+    """Return an image, (H, W, 3) uint8 RGB, shrunk so that its shorter side is `SIDE`; a smaller one as it is."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if short <= SIDE:
+        return image
+    size = max(SIDE, round(width * SIDE / short)), max(SIDE, round(height * SIDE / short))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def measure(image: Pixels) -> dict[str, float]:
+    """Return the `MEASURES` of an image, (H, W, 3) uint8 RGB, as `at_scale` gives it."""
+    gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    counts = np.bincount(gray.ravel(), minlength=256).tolist()
+    levels = list(range(256))
+    shrunk = (image // (256 // _LEVELS)).astype(np.int32)
+    colors = np.bincount(((shrunk[..., 0] * _LEVELS + shrunk[..., 1]) * _LEVELS + shrunk[..., 2]).ravel())
+    laplacian = cv2.Laplacian(gray, cv2.CV_16S, ksize=1).astype(np.int64)
+    return {
+        "sharpness": _variance(laplacian.size, int(laplacian.sum()), int((laplacian * laplacian).sum())),
+        "contrast": math.sqrt(
+            _variance(
+                gray.size,
+                sum(level * count for level, count in zip(levels, counts, strict=True)),
+                sum(level * level * count for level, count in zip(levels, counts, strict=True)),
+            )
+        ),
+        "entropy": sum(count / gray.size * math.log2(gray.size / count) for count in counts if count),
+        "dark": sum(counts[: _DARK + 1]) / gray.size,
+        "bright": sum(counts[_BRIGHT:]) / gray.size,
+        "flat": _flat(gray),
+        "colors": float(np.count_nonzero(colors)),
+    }
+
+
+def _variance(number: int, total: int, squares: int) -> float:
+    """The variance of so many values from their sum and the sum of their squares, all of them whole numbers."""
+    return (number * squares - total * total) / (number * number)
+
+
+def _flat(gray: Pixels) -> float:
+    same = (gray[:-1, :-1] == gray[:-1, 1:]) & (gray[:-1, :-1] == gray[1:, :-1])
+    share: float = np.count_nonzero(same) / max(1, same.size)
+    return share

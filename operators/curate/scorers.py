@@ -1,0 +1,71 @@
+"""A user's TorchScript modules that give a picture a number."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import AssetError
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.curate.settings import ScorerConfig
+
+Pixels = NDArray[np.uint8]
+
+_TRIAL = (512, 640)  # pixels of the picture that a module is tried with
+
+
+class Scorer:
+    """A loaded module. Raises `UsageError` if the file is another one, or does not give a gray picture a number."""
+
+    def __init__(self, config: ScorerConfig, storage: Storage, assets: str | None) -> None:
+        import torch
+
+        where = f"curate.scorers, {config.name}"
+        try:
+            path = resolve(config.file, mirror=assets, storage=storage)
+        except AssetError as error:
+            raise UsageError(f"{where}: {error}") from error
+        found = sha256_of(path)
+        if found != config.sha256:
+            raise UsageError(f"{where}: {config.file} has the SHA-256 {found}; expected {config.sha256}")
+        try:
+            self._module: Any = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{where}: {path} cannot be loaded as TorchScript: {error}") from error
+        self.name = config.name
+        if self.score(np.full((*_TRIAL, 3), 128, np.uint8)) is None:
+            raise UsageError(
+                f"{where}: {path} gives a gray picture no number; expected a TorchScript module that takes one RGB "
+                "image, (3, H, W) uint8, and returns one finite number"
+            )
+
+    def score(self, image: Pixels) -> float | None:
+        """Return the number of an image, (H, W, 3) uint8 RGB; None if the module fails, or gives none."""
+        import torch
+
+        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        try:
+            # The optimizing executor may compute the first calls differently from later ones.
+            with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                number = float(self._module(planes))
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:
+            if "allocate memory" in str(error):
+                raise
+            return None
+        return number if math.isfinite(number) else None
+
+
+def load_scorers(configs: Sequence[ScorerConfig], storage: Storage, assets: str | None) -> tuple[Scorer, ...]:
+    """Load all scorers of a configuration, with one thread each: more would change the last bits of sums."""
+    if configs:  # else nothing needs torch, whose import takes seconds
+        import torch
+
+        torch.set_num_threads(1)
+    return tuple(Scorer(config, storage, assets) for config in configs)

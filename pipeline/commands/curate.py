@@ -1,0 +1,46 @@
+"""`segmint catalog curate`: refuse copies, unfit and opted-out images before anything is paid for them."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("build")
+def curate(
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog, as a path or URI.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="The curated catalog: a .parquet beside the catalog.")
+    ],
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config", metavar="CONFIG", help="A build's configuration: its parts curate, license, ingest and storage."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Override a key, as in --set curate.duplicates.mirror=true."),
+    ] = None,
+    distributions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only draw how the images' measures are distributed, as .png, .svg or .pdf; write no catalog.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every image of a catalog once, and write the catalog with what is refused."""
+    from segmint.pipeline.config.config import load_config
+    from segmint.pipeline.curate.curate import run_curate
+    from segmint.pipeline.curate.distributions import ending
+
+    loaded = load_config(config, overrides or [])
+    if distributions is not None:
+        ending(distributions)
+    answer_with(run_curate(loaded, catalog, output, distributions=distributions), as_json)

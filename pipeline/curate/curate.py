@@ -1,0 +1,287 @@
+"""Curates a catalog before a build: refuses copies, unfit pictures and those that are reserved from training.
+
+catalog -> look at each image (parts) -> decide on all -> the same catalog, with what is refused
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import ADDED, SOURCE
+from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.catalogs.source.whole import WholeCatalog
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import LOCAL, absolute, local_path, parent, scheme
+from segmint.infra.wording import counted, size
+from segmint.operators.curate.features import SKIPPED, CurateTask
+from segmint.operators.curate.look import LookConfig
+from segmint.operators.curate.scorers import load_scorers
+from segmint.operators.curate.settings import CurateConfig
+from segmint.pipeline.config.config import Config
+from segmint.pipeline.curate.decide import Decision, Features, decide, read_features
+from segmint.pipeline.curate.looking import Looked, look_at_images
+from segmint.pipeline.execution.outages import resumable
+
+FEATURES_VERSION = 1
+"""Of what is seen in an image: another version does not go on with the parts of this one."""
+
+_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash")
+_KEY = b"segmint.curate"
+_ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that does not depend on its catalog's folder
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What a curation found and did."""
+
+    catalog: str
+    output: str
+    rows: int
+    refused: Mapping[str, int] = field(default_factory=dict)  # by reason
+    attributions: int = 0  # kept rows that credit their copies' authors, too
+    unread: Mapping[str, int] = field(default_factory=dict)  # rows without features, which are kept, by why
+    read_bytes: int = 0  # by this run
+    seconds: float = 0.0  # of looking at images
+    drawn: str | None = None  # the file of distributions, if that was all
+    written: bool = True  # whether this run wrote the output
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for people."""
+        if self.drawn is not None:
+            return [f"{self.drawn}: the measures of {counted(self.rows, 'row')}", *self._unread_lines()]
+        if not self.written:
+            return [f"{self.output} is there already: the same catalog, curated by the same configuration"]
+        refused = sum(self.refused.values())
+        lines = [
+            f"{self.output}: {counted(self.rows, 'row')}, {refused:,} of them refused",
+            *(f"  {reason:<24} {count:>8,}" for reason, count in self.refused.items()),
+        ]
+        if self.attributions:
+            lines.append(f"{counted(self.attributions, 'kept row')} got the attributions of their copies")
+        lines += self._unread_lines()
+        if self.seconds:
+            lines.append(f"read {size(self.read_bytes)} in {self.seconds:,.1f} s")
+        return lines
+
+    def _unread_lines(self) -> list[str]:
+        verdicts = {why: count for why, count in self.unread.items() if why != SKIPPED}
+        lines = [f"{counted(sum(verdicts.values()), 'row')} cannot be read or decoded; a build will judge:"]
+        lines += [f"  {why:<24} {count:>8,}" for why, count in sorted(verdicts.items())]
+        return lines if verdicts else []
+
+
+@resumable()
+def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> Curated:
+    """Write a catalog with what `config.curate` refuses to `output`; return what was found.
+
+    A run that was killed goes on with the images that it has not looked at, and ends with the same bytes. With
+    `distributions`, only their measures are drawn into that file: the output is not written, and the run that writes
+    it reads no image again. Raises `UsageError` before anything starts if the catalog, the output or a scorer does not
+    fit, and `UnfinishedError` if some images cannot be read now.
+    """
+    curate = config.curate
+    catalog, output = absolute(catalog), absolute(output)
+    storage = Storage(config.storage)
+    source, target = Location(storage, catalog), Location(storage, output)
+    _check_output(source, target)
+    load_scorers(curate.scorers, storage, config.assets)  # an error in one ends the run here
+    with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
+        local = Path(name)
+        normalized = normalize(source, local / "catalog.parquet")
+        _check_rows(source, target, normalized)
+        look = LookConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
+        seen = _digest(_look_identity(normalized, look))
+        whole = _digest([seen, _decision_identity(config, curate)])
+        work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
+        if _is_written(target, whole):
+            _remove(work)
+            return Curated(catalog, output, normalized.rows, written=False)
+        folder = work / seen[:12]
+        policy_date = _pinned_date(folder, config.license.policy_date)
+        task = CurateTask(look, work.storage, catalog, folder, config.assets)
+        rows_file = Location(Storage(), str(normalized.path))
+        looked = look_at_images(task, rows_file, normalized.rows, config.resources, config.retry_wait_s)
+        features = read_features(folder, normalized.rows, curate)
+        if distributions is not None:
+            return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
+        with NormalizedRows(rows_file) as rows:
+            decision = decide(rows, folder, features, curate, config.license.policy(policy_date))
+        result = local / "curated.parquet"
+        _write(source, result, decision, whole)
+        if not target.put_if_absent(result.read_bytes()):
+            raise UsageError(_taken(target))
+    _remove(work)
+    return Curated(
+        catalog,
+        output,
+        normalized.rows,
+        decision.counts,
+        len(decision.attributions),
+        dict(features.unread),
+        looked.bytes,
+        looked.seconds,
+    )
+
+
+def _drawn(
+    file: Location, folder: Location, features: Features, curate: CurateConfig, source: Location, looked: Looked
+) -> Curated:
+    from segmint.pipeline.curate.distributions import draw
+
+    file.put(draw(features, folder, curate.limits(), file.name))
+    return Curated(
+        catalog=source.uri,
+        output="",
+        rows=len(features.pixels),
+        unread=dict(features.unread),
+        read_bytes=looked.bytes,
+        seconds=looked.seconds,
+        drawn=file.uri,
+        written=False,
+    )
+
+
+def _check_output(source: Location, target: Location) -> None:
+    if not target.uri.lower().endswith(".parquet"):
+        raise UsageError(f"{target}: a curated catalog is Parquet; expected a name that ends in .parquet")
+    if target.uri == source.uri:
+        raise UsageError(f"{target} is the catalog itself: name another file with -o")
+    if not source.exists():
+        raise UsageError(f"{source} does not exist: expected a catalog in Parquet, JSON Lines or CSV")
+
+
+def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
+    """Raise `UsageError` for a catalog without rows, or one whose URIs mean something else at the target."""
+    if normalized.rows == 0:
+        raise UsageError(f"the catalog {source} has no rows")
+    if parent(source.uri) == parent(target.uri):
+        return
+    with pq.ParquetFile(normalized.path) as file:
+        for batch in file.iter_batches(columns=["ordinal", "uri"]):
+            uris = batch.column("uri")
+            moved = pc.invert(pc.match_substring_regex(uris, _ALONE))
+            if scheme(target.uri) != LOCAL:
+                moved = pc.or_(moved, pc.match_substring_regex(uris, "^(/|file://)"))
+            first = pc.index(moved, True).as_py()
+            if first >= 0:
+                row, uri = batch.column("ordinal")[first].as_py() + 1, shown(uris[first].as_py())
+                raise UsageError(
+                    f"{source}, row {row}, column uri: found {uri}, which would name another file in {target}; write "
+                    "the curated catalog into the folder of the catalog, or give the catalog whole URIs"
+                )
+
+
+def _look_identity(normalized: NormalizedCatalog, look: LookConfig) -> Any:
+    return {
+        "version": FEATURES_VERSION,
+        "catalog": normalized.sha256,
+        "ingest": look.ingest.model_dump(mode="json", exclude={"timeout_s"}),
+        "mirror": look.mirror,
+        "opt_outs": look.opt_outs,
+        "scorers": [[scorer.name, scorer.sha256] for scorer in look.scorers],
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _decision_identity(config: Config, curate: CurateConfig) -> Any:
+    return {
+        "curate": curate.model_dump(mode="json", exclude={"scorers": {"__all__": {"file"}}}),
+        "license": config.license.model_dump(mode="json"),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_written(target: Location, digest: str) -> bool:
+    """Whether the output is there; raises `UsageError` if it is another one than this run would write."""
+    if not target.exists():
+        return False
+    with suppress(pa.ArrowException), target.open() as stream:
+        if (pq.read_schema(stream).metadata or {}).get(_KEY) == digest.encode():
+            return True
+    raise UsageError(_taken(target))
+
+
+def _taken(target: Location) -> str:
+    return (
+        f"{target} is there already, and is not what this catalog and configuration give: name another file with -o, "
+        "or remove it"
+    )
+
+
+def _pinned_date(folder: Location, given: date | None) -> date:
+    """Return the day on which licenses must still be valid: the given one, or that of the run's first start."""
+    if given is not None:
+        return given
+    begun = folder / "begun.json"
+    if not begun.exists():
+        begun.put_if_absent(json.dumps({"policy_date": datetime.now(UTC).date().isoformat()}).encode())
+    return date.fromisoformat(json.loads(begun.read())["policy_date"])
+
+
+def _write(source: Location, destination: Path, decision: Decision, digest: str) -> None:
+    """Write the catalog with all its rows and columns, and what is refused."""
+    catalog = WholeCatalog(source)
+    added = [*ADDED, *([SOURCE.field("attribution")] if decision.attributions else [])]
+    fields = {field.name: field for field in catalog.schema} | {field.name: field for field in added}
+    names = [*(name for name in SOURCE.names if name in fields), *(name for name in fields if name not in SOURCE.names)]
+    schema = pa.schema([fields[name] for name in names], metadata={_KEY: digest.encode()})
+    with RowGroupWriter(destination, schema) as writer:
+        for batch in catalog.batches():
+            writer.add(
+                [pa.RecordBatch.from_arrays(list(_columns(batch, writer.rows, schema, decision)), schema=schema)]
+            )
+
+
+def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: Decision) -> Iterator[pa.Array]:
+    """Yield the columns of a batch of the catalog whose first row has this ordinal, with what was decided."""
+    ordinals = range(first, first + batch.num_rows)
+    refused = {o: decision.refused[o] for o in ordinals if o in decision.refused}
+    changes: dict[str, dict[int, str]] = {
+        "refused_reason": {o: str(reason) for o, (reason, _) in refused.items()},
+        "refused_detail": {o: detail for o, (_, detail) in refused.items()},
+        "attribution": {o: decision.attributions[o] for o in ordinals if o in decision.attributions},
+    }
+    for item in schema:
+        absent = item.name not in batch.schema.names
+        column = pa.nulls(batch.num_rows, item.type) if absent else batch.column(item.name)
+        changed = changes.get(item.name)
+        if changed:
+            column = pa.array(
+                [changed.get(o, was) for o, was in zip(ordinals, column.to_pylist(), strict=True)], item.type
+            )
+        yield column
+
+
+def _remove(work: Location) -> None:
+    """Remove the working folder; what cannot be removed does no harm."""
+    if scheme(work.uri) == LOCAL:
+        shutil.rmtree(local_path(work.uri), ignore_errors=True)
+        return
+    with suppress(SegmintError):
+        for entry in work.walk(include_temporary=True):
+            (work / entry.name).delete()

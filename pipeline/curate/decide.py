@@ -1,0 +1,215 @@
+"""Decides which rows of a catalog are refused, from the features of all its images."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segmint.catalogs.attributions import asks_for_attribution
+from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.reasons import Reason
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.wording import number
+from segmint.operators.curate.features import FEATURES, PART_ROWS, part_name
+from segmint.operators.curate.fitness import MEASURES
+from segmint.operators.curate.settings import CurateConfig
+from segmint.operators.similar.clusters import NONE, ImageRows, find_copies
+from segmint.operators.similar.hashes import VIEWS
+
+Limit = tuple[float | None, float | None]
+"""The least and the most that is fit; None: no limit."""
+
+Limits = Mapping[str, Limit]
+
+_THREADS = 8
+_TERMS = ("license", "redistributable", "valid_until")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What was seen in the images of N rows, by row."""
+
+    sources: NDArray[np.uint64]  # (N, 2), the first 16 bytes of the SHA-256; 0 where unread
+    hashes: NDArray[np.uint64]  # (N, VIEWS)
+    pixels: NDArray[np.int64]  # of the source
+    values: Mapping[str, NDArray[np.float64]]  # measures and scores by name, nan where there is none
+    opt_outs: Mapping[int, str]  # how images are reserved from training, in a sentence
+    unread: Mapping[str, int]  # rows without features, by why
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The rows that are refused, by ordinal, and the attributions of kept rows that copies add to."""
+
+    refused: Mapping[int, tuple[Reason, str]]
+    attributions: Mapping[int, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows are refused for each reason."""
+        return dict(sorted(Counter(str(reason) for reason, _ in self.refused.values()).items()))
+
+
+def read_features(folder: Location, rows: int, config: CurateConfig) -> Features:
+    """Read the parts of all rows, without thumbnails."""
+    names = [*MEASURES, *(scorer.name for scorer in config.scorers)]
+    opt_outs: dict[int, str] = {}
+    unread: Counter[str] = Counter()
+    found = Features(
+        np.zeros((rows, 2), np.uint64),
+        np.zeros((rows, VIEWS), np.uint64),
+        np.zeros(rows, np.int64),
+        {name: np.full(rows, np.nan) for name in names},
+        opt_outs,
+        unread,
+    )
+    columns = [name for name in FEATURES.names if name != "thumbnail"]
+    for first, table in _parts(folder, range(0, rows, PART_ROWS), columns):
+        part = slice(first, first + table.num_rows)
+        seen = pc.is_null(table["unread"]).to_numpy(zero_copy_only=False)
+        unread.update(table["unread"].drop_null().to_pylist())
+        there = np.arange(first, first + table.num_rows)[seen]
+        digests = b"".join(table["sha256"].drop_null().to_pylist())
+        found.sources[there] = np.frombuffer(digests, ">u8").reshape(-1, 4)[:, :2]
+        found.hashes[there] = _lists(table, "hashes").reshape(len(there), VIEWS)
+        width, height = (table[name].cast(pa.int64()).fill_null(0).to_numpy() for name in ("width", "height"))
+        found.pixels[part] = width * height
+        for name in MEASURES:
+            found.values[name][part] = table[name].to_numpy()
+        scores = _lists(table, "scores").reshape(len(there), len(config.scorers))
+        for place, scorer in enumerate(config.scorers):
+            found.values[scorer.name][there] = scores[:, place]
+        sentences = zip(table["ordinal"].to_pylist(), table["opt_out"].to_pylist(), strict=True)
+        opt_outs.update((ordinal, sentence) for ordinal, sentence in sentences if sentence is not None)
+    return found
+
+
+def decide(
+    catalog: NormalizedRows, folder: Location, features: Features, config: CurateConfig, policy: LicensePolicy
+) -> Decision:
+    """Decide which rows are refused, in this order: opted out, unfit, a copy of a row that is kept.
+
+    Of copies the one is kept whose license is allowed and which is fit, then the one with the most pixels, then the
+    first. What the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
+    """
+    rows = catalog.ordinals[1]
+    out = {ordinal: f"reserved from training: {sentence}" for ordinal, sentence in features.opt_outs.items()}
+    opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
+    opted_out[list(out)] = True
+    settled: set[int] = set()
+    judge = _Judge(policy)
+    for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
+        ordinals = batch.column("ordinal").to_numpy()
+        allowed[ordinals] = judge.allowed(batch)
+        if "refused_reason" in batch.schema.names:
+            reasons = batch.column("refused_reason").to_pylist()
+            settled |= {int(o) for o, reason in zip(ordinals, reasons, strict=True) if reason is not None}
+            opted_out[[o for o, r in zip(ordinals, reasons, strict=True) if r == Reason.OPTED_OUT]] = True
+    unfit = dict(_unfit(features.values, config.limits()))
+    allowed[list(unfit)] = False
+    refused = {ordinal: (Reason.UNFIT, detail) for ordinal, detail in unfit.items()}
+    refused |= {ordinal: (Reason.OPTED_OUT, detail) for ordinal, detail in out.items()}
+    attributions: dict[int, str] = {}
+    if config.duplicates.enabled or opted_out.any():
+        distance = config.duplicates.distance
+        images = ImageRows(features.sources, features.hashes, features.pixels, allowed, opted_out)
+        found = find_copies(images, lambda ordinals: read_thumbnails(folder, ordinals), distance)
+        copies: dict[int, list[int]] = {}
+        for ordinal in np.flatnonzero(found.kept != NONE).tolist():
+            kept = int(found.kept[ordinal])
+            how = "has the bytes of" if found.exact[ordinal] else "looks like"
+            if opted_out[kept]:
+                if ordinal not in out:
+                    detail = f"it {how} row {kept + 1}, which is reserved from training"
+                    refused[ordinal] = (Reason.OPTED_OUT, detail)
+            elif config.duplicates.enabled and ordinal not in refused:
+                refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"it {how} row {kept + 1}, which is kept")
+                if kept not in refused:
+                    copies.setdefault(kept, []).append(ordinal)
+        attributions = _attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
+    return Decision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
+
+
+_WANTED = ("ordinal", *_TERMS, "refused_reason")
+
+
+class _Judge:
+    """Whether licenses are allowed; each combination of terms is judged once."""
+
+    def __init__(self, policy: LicensePolicy) -> None:
+        self._policy = policy
+        self._known: dict[tuple[Any, ...], bool] = {}
+
+    def allowed(self, batch: pa.RecordBatch) -> list[bool]:
+        found = []
+        for terms in zip(*(batch.column(name).to_pylist() for name in _TERMS), strict=True):
+            if terms not in self._known:
+                self._known[terms] = self._policy.judge(*terms) is None
+            found.append(self._known[terms])
+        return found
+
+
+def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
+    """Yield the rows that are over or under a limit, each for the first of them, and what was found."""
+    seen: set[int] = set()
+    for name, (least, most) in limits.items():
+        for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
+            if limit is None:
+                continue
+            for ordinal in np.flatnonzero(sign * values[name] < sign * limit).tolist():
+                if ordinal not in seen:
+                    seen.add(ordinal)
+                    yield ordinal, f"{name} {number(float(values[name][ordinal]))} is {words} of {number(limit)}"
+
+
+def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
+    """Return the attributions of kept rows to which their copies' licenses add."""
+    wanted = sorted({*copies, *(row for rows in copies.values() for row in rows)})
+    rows = {row["ordinal"]: row for row in catalog.take(wanted).select(_CREDITED).to_pylist()}
+    found: dict[int, str] = {}
+    for kept, others in copies.items():
+        own = rows[kept]["attribution"]
+        credits = [own] if own else []
+        credits += [rows[o]["attribution"] for o in others if asks_for_attribution(rows[o]["license"])]
+        joined = "; ".join(dict.fromkeys(each for each in credits if each))
+        if joined and joined != own:
+            found[kept] = joined
+    return found
+
+
+_CREDITED = ["ordinal", "license", "attribution"]
+
+
+def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the thumbnails of rows, (n, 64, 64) gray; the ordinals are ascending and unique."""
+    found = np.zeros((len(ordinals), 64, 64), np.uint8)
+    wanted = np.unique(ordinals // PART_ROWS * PART_ROWS).tolist()
+    for first, table in _parts(folder, wanted, ["thumbnail"]):
+        start, stop = np.searchsorted(ordinals, [first, first + PART_ROWS])
+        inside = table["thumbnail"].combine_chunks().take(pa.array(ordinals[start:stop] - first))
+        for place, data in enumerate(inside.to_pylist(), int(start)):
+            if data is not None:
+                found[place] = np.frombuffer(data, np.uint8).reshape(64, 64)
+    return found
+
+
+def _parts(folder: Location, firsts: Iterable[int], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    def read(first: int) -> tuple[int, pa.Table]:
+        with (folder / part_name(first)).open() as stream:
+            return first, pq.read_table(stream, columns=columns)
+
+    yield from map_ahead(read, firsts, _THREADS, 2 * _THREADS, "features")
+
+
+def _lists(table: pa.Table, name: str) -> NDArray[Any]:
+    """The values of all lists of a column, one after another."""
+    values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values

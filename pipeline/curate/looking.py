@@ -1,0 +1,124 @@
+"""Looks at the images of a catalog by Ray Data: a part of its rows at a time, the parts that are missing alone."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import ray.data
+import ray.exceptions
+
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.infra.errors import UnfinishedError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.storage.location import Location
+from segmint.operators.curate.features import PART_ROWS, CurateTask, LookAtImages, part_name
+from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.execution.stage_watch import watched
+from segmint.pipeline.execution.stages import RETRIES
+
+WINDOW_PARTS = 512
+"""Parts whose rows the driver holds at once: those of one Ray Data execution."""
+
+BARREN_ROUNDS = 3
+"""The run ends unfinished after this many rounds in a row without a new part."""
+
+STAGES = {"LookAtImages": "look"}
+"""Part of the operator's name in Ray Data, and the name that progress shows."""
+
+
+@dataclass
+class Looked:
+    """What a run read."""
+
+    parts: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
+
+
+def missing_parts(folder: Location, rows: int) -> list[int]:
+    """Return the first ordinals of the parts that are not in the folder."""
+    there = {entry.name for entry in folder.list()}
+    return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
+
+
+def look_at_images(
+    task: CurateTask, catalog: Location, rows: int, resources: ResourcesConfig, retry_wait_s: float
+) -> Looked:
+    """Put the parts that are missing of the normalized catalog, a local file; return what was read.
+
+    Raises `UnfinishedError` if some cannot be: their stores have a fault, or Ray fails. Nothing is lost.
+    """
+    looked = Looked()
+    missing = missing_parts(task.folder, rows)
+    if not missing:
+        return looked
+    started, barren = time.monotonic(), 0
+    get_logger("curate").info("looking at images", rows=rows, parts=len(missing))
+    with (
+        ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
+        NormalizedRows(catalog) as source,
+        Progress() as progress,
+    ):
+        while missing and barren < BARREN_ROUNDS:
+            looked.faults.clear()
+            before = len(missing)
+            for start in range(0, before, WINDOW_PARTS):
+                window = missing[start : start + WINDOW_PARTS]
+                try:
+                    _look_at_window(task, source, window, cluster, progress, looked)
+                except ray.exceptions.RayError as error:
+                    looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
+            missing = missing_parts(task.folder, rows)
+            barren = 0 if len(missing) < before else barren + 1
+            if missing and barren < BARREN_ROUNDS:
+                time.sleep(retry_wait_s * 2**barren)
+    looked.seconds = time.monotonic() - started
+    if missing:
+        why = [looked.faults[first] for first in missing if first in looked.faults][:5]
+        raise UnfinishedError(
+            f"{len(missing)} parts of {PART_ROWS} rows could not be looked at; nothing is lost, and the same command "
+            "goes on with them:" + "".join(f"\n  {each}" for each in why)
+        )
+    return looked
+
+
+def _look_at_window(
+    task: CurateTask,
+    source: NormalizedRows,
+    window: Sequence[int],
+    cluster: Cluster,
+    progress: Progress,
+    looked: Looked,
+) -> None:
+    tables = list(_tables(source, window))
+    # A local Ray is given more logical CPUs than there are cores.
+    workers = min(len(tables), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
+    results = ray.data.from_arrow(tables).map_batches(
+        LookAtImages,
+        fn_constructor_args=(task,),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    with watched(progress, len(tables), math.inf, stages=STAGES):
+        for done in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for each in done.to_pylist():
+                if each["fault"] is None:
+                    looked.parts += 1
+                    looked.bytes += each["bytes"]
+                else:
+                    looked.faults[each["first"]] = each["fault"]
+
+
+def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
+    """Yield the rows of each part; those of the whole window are read at once."""
+    rows = source.read(window[0], window[-1] + PART_ROWS)
+    for first in window:
+        yield rows.slice(first - window[0], PART_ROWS).combine_chunks()

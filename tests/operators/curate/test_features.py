@@ -1,0 +1,80 @@
+"""Parts of features: the same bytes whatever wrote them, none for a fault, and rows that cannot be read are kept."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segmint.catalogs.schema import STAGED
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.operators.curate.features import FEATURES, CurateTask, LookAtImages, part_name
+from segmint.operators.curate.look import LookConfig
+from segmint.operators.prepare.ingest import IngestConfig
+from tests.support.locations import location_of
+
+
+def rows(*columns: dict[str, Any], first: int = 0) -> pa.Table:
+    usual = {**dict.fromkeys(STAGED.names), "image_id": "x", "license": "CC0-1.0"}
+    filled = [{**usual, "ordinal": first + n, "id": first + n + 1, **row} for n, row in enumerate(columns)]
+    return pa.Table.from_pylist(filled, schema=STAGED)
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Iterator[LookAtImages]:
+    folder = tmp_path_factory.mktemp("catalog")
+    Image.fromarray(coffee).save(folder / "coffee.jpg")
+    (folder / "junk.jpg").write_bytes(b"junk")
+    config = LookConfig(IngestConfig(), mirror=True, opt_outs=True, scorers=())
+    looker = LookAtImages(CurateTask(config, Storage(), str(folder / "c.parquet"), location_of(folder / "parts")))
+    yield looker
+    looker.close()
+
+
+def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.ndarray) -> None:
+    table = rows(
+        {"uri": "coffee.jpg"},
+        {"uri": "junk.jpg"},
+        {"uri": "nowhere.jpg"},
+        {"uri": "coffee.jpg", "refused_reason": "unfit"},
+        {"uri": "coffee.jpg", "duplicate_of": 0},
+        {"uri": "coffee.jpg", "refused_reason": "opted_out"},
+        {"uri": "coffee.jpg", "sha256": "0" * 64},
+    )
+    (done,) = actor(table).to_pylist()
+    file = actor._task.folder / part_name(0)
+    assert (done["first"], done["fault"]) == (0, None)
+    data = file.read()
+    table_back = pq.read_table(pa.BufferReader(data))
+    assert table_back.schema.equals(FEATURES)
+    found = table_back.to_pylist()
+    unread = [None, "not_an_image", "not_found", "skipped", "skipped", None, "hash_mismatch"]
+    assert [row["unread"] for row in found] == unread
+    assert (found[0]["width"], found[0]["height"], len(found[0]["thumbnail"])) == (600, 400, 64 * 64)
+    assert found[0]["sha256"] == found[5]["sha256"]
+    assert all(found[0]["hashes"])
+
+    actor(table)
+    assert file.read() == data, "the same part again is no fault"
+
+
+def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(
+    actor: LookAtImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(row: Any) -> bytes:
+        raise StorageFaultError("the store is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actor._reader, "read", fault)
+        (done,) = actor(rows({"uri": "coffee.jpg"}, first=512)).to_pylist()
+    assert done["fault"].startswith("row 512 (image_id 'x', uri 'coffee.jpg'): curate: StorageFaultError: the store")
+    part: Location = actor._task.folder / part_name(512)
+    assert not part.exists()
+    part.put_if_absent(b"other")
+    (done,) = actor(rows({"uri": "coffee.jpg"}, first=512)).to_pylist()
+    assert done["fault"] == "the part is there with other bytes: another machine sees other pixels in an image"

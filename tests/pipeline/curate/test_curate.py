@@ -1,0 +1,116 @@
+"""`segmint catalog curate`: a catalog with planted copies and unfit pictures ends as planted."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFilter
+
+from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
+from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.curate.curate import run_curate
+from tests.support.builds import write_catalog, write_config
+
+LIMITS = {"fitness": {"min_sharpness": 20, "min_entropy": 2}}
+
+
+def plant(folder: Path, photos: Path) -> Path:
+    """A catalog with copies, unfit pictures, and rows that cannot be read; `expect` says what is to come of each."""
+    folder.mkdir()
+    dog, truck = (Image.open(photos / name).convert("RGB") for name in ("dog.jpg", "truck.jpg"))
+    dog.resize((dog.width // 2, dog.height // 2)).save(folder / "half.jpg", quality=60)
+    shutil.copy(photos / "dog.jpg", folder / "dog.jpg")
+    shutil.copy(photos / "dog.jpg", folder / "bytes.jpg")
+    truck.save(folder / "truck.jpg", quality=90)
+    dog.resize((640, 480)).filter(ImageFilter.GaussianBlur(20)).save(folder / "blurred.jpg")
+    Image.new("RGB", (640, 480), (120, 120, 120)).save(folder / "gray.png")
+    (folder / "junk.jpg").write_bytes(b"no picture")
+    credits = {"license": "CC-BY-4.0", "attribution": "Bo"}
+    rows: list[dict[str, Any]] = [
+        {"uri": "half.jpg", "expect": "duplicate_image"},
+        {"uri": "dog.jpg", "attribution": "Ann", "shoot": {"day": 3}},
+        {"uri": "bytes.jpg", **credits, "expect": "duplicate_image"},
+        {"uri": "truck.jpg", "image_id": "truck"},
+        {"uri": "blurred.jpg", "expect": "unfit"},
+        {"uri": "gray.png", "expect": "unfit"},
+        {"uri": "junk.jpg"},
+        {"uri": "nowhere.jpg"},
+        {"uri": "dog.jpg", "refused_reason": "unfit", "refused_detail": "by hand", "expect": "unfit"},
+        {"uri": "half.jpg", "image_id": "truck"},
+    ]
+    return write_catalog(folder / "catalog.jsonl", [{"license": "CC0-1.0", **row} for row in rows])
+
+
+def configured(folder: Path, **curate: Any) -> Config:
+    path = folder / "build.yaml"
+    return load_config(
+        str(write_config(path, folder / "curated.parquet", folder / "dataset", curate=curate, images_per_shard=20))
+    )
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("looking", "decide"):
+        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 5)
+
+
+def test_a_planted_catalog_ends_as_planted(
+    tmp_path: Path, photos: Path, local_ray: Cluster, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    catalog, output = plant(folder, photos), folder / "curated.parquet"
+    config = configured(folder, **LIMITS)
+    figure = tmp_path / "measures.png"
+    drawn = run_curate(config, str(catalog), str(output), distributions=str(figure))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert (drawn.rows, drawn.unread) == (10, {"not_an_image": 1, "not_found": 1, "skipped": 2})
+    assert not output.exists()
+
+    parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
+    assert [part.name for part in parts] == ["000000000000.parquet", "000000000005.parquet"]
+    shutil.copytree(parts[0].parent, tmp_path / "parts")
+    monkeypatch.setattr("segmint.pipeline.curate.looking.ray_session", None)  # no image is read again
+    found = run_curate(config, str(catalog), str(output))
+    whole = output.read_bytes()
+    assert found.refused == {"duplicate_image": 2, "unfit": 2}
+    assert not (folder / "curated.parquet.curate").exists()
+
+    rows = pq.read_table(output).to_pylist()
+    assert [row["refused_reason"] for row in rows] == [row["expect"] for row in rows]
+    assert [row["uri"] for row in rows[:4]] == ["half.jpg", "dog.jpg", "bytes.jpg", "truck.jpg"]
+    assert rows[0]["refused_detail"] == "it looks like row 2, which is kept"
+    assert rows[2]["refused_detail"] == "it has the bytes of row 2, which is kept"
+    assert rows[4]["refused_detail"].startswith("sharpness ")
+    assert rows[8]["refused_detail"] == "by hand"
+    assert rows[1]["attribution"] == "Ann; Bo"
+    assert rows[1]["shoot"] == '{"day": 3}'
+
+    assert not run_curate(config, str(catalog), str(output)).written
+    with pytest.raises(UsageError, match=r"curated\.parquet is there already, and is not what this catalog"):
+        run_curate(configured(folder, duplicates={"enabled": False}), str(catalog), str(output))
+    output.unlink()
+    shutil.copytree(tmp_path / "parts", parts[0].parent)
+    run_curate(config, str(catalog), str(output))
+    assert output.read_bytes() == whole
+
+
+def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "CC0-1.0"}])
+    config = configured(tmp_path)
+    for output, said in (
+        ("c2.csv", "expected a name that ends in .parquet"),
+        (
+            "other/c2.parquet",
+            r"row 1, column uri: found 'a.jpg', which would name another file in .*; write ",
+        ),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run_curate(config, str(catalog), str(tmp_path / output))
+    with pytest.raises(UsageError, match=r"nowhere.jsonl does not exist: expected a catalog"):
+        run_curate(config, str(tmp_path / "nowhere.jsonl"), str(tmp_path / "c2.parquet"))
+    scorer = {"name": "text", "file": str(catalog), "sha256": "0" * 64, "max": 1}
+    with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has the SHA-256 .*; expected 0000"):
+        run_curate(configured(tmp_path, scorers=[scorer]), str(catalog), str(tmp_path / "c2.parquet"))
