@@ -8,7 +8,7 @@ The order is what makes it safe beside any other writer, and beside whatever del
 4. A look whether all files are there. A file that a sweep of an older segmint deleted is put again.
 5. A look for a higher generation: if there is one, the commit was put after a later correction had removed its
    predecessor, and the writer has lost. It deletes what it put.
-6. The tombstones are heeded.
+6. The tombstones are heeded, and what was amended in the catalog.
 7. The claim is deleted. Where it is left, a writer died before, and the next build or correction does what it did not.
 """
 
@@ -34,25 +34,28 @@ def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
 def commit_files(
     dataset: Location,
     commit: Commit,
-    data: Iterable[bytes],
+    data: Iterable[bytes | None],
     *,
     purge: bool,
     heed: Callable[[], object] = lambda: None,
 ) -> bool:
     """Put the files of a commit, `data` in its order, and the commit if absent; return whether it holds then.
 
+    A file whose data is None is not put: the generation before has it, too.
+
     If not, another writer has committed this generation or a higher one, and what was put here is deleted; with
     `purge` its older versions in the bucket, too. `heed` is called once the commit holds, before the claim is deleted.
     """
     log = CommitLog(dataset)
-    pairs = list(zip(commit.files, data, strict=True))
+    pairs = zip(commit.files, data, strict=True)
     claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
     claim.location(dataset).put_if_absent(claim.to_json())
-    for entry, content in pairs:
+    new = [(entry, content) for entry, content in pairs if content is not None]
+    for entry, content in new:
         (dataset / entry.path).put(content)
     won = log.put(commit)
     if won:
-        for entry, content in pairs:
+        for entry, content in new:
             if not (dataset / entry.path).exists():
                 (dataset / entry.path).put(content)
         won = max(log.generations_of(commit.shard), default=0) <= commit.generation

@@ -5,10 +5,11 @@ commit. Before the new commit the old generation holds, whole; after it the new 
 called again at any time, and does what is left to do.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from segmint.catalogs.dataset.commits import Commit, look_at_shard
+from segmint.catalogs.dataset.commits import Commit, FileEntry, look_at_shard
 from segmint.catalogs.layout import (
     CATALOG,
     CLAIMS,
@@ -16,6 +17,7 @@ from segmint.catalogs.layout import (
     DATA_KINDS,
     SCHEMA_VERSION,
     commit_path,
+    data_path,
     parse_commit_name,
     parse_data_path,
 )
@@ -52,7 +54,33 @@ def replace_shard(
     named = named_files(old.shard, files)
     entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    if not commit_files(dataset, new, [data for _, data in named], purge=purge, heed=heed):
+    return _commit_next(dataset, new, [data for _, data in named], purge, heed)
+
+
+def replace_images(
+    dataset: Location,
+    old: Commit,
+    table: bytes,
+    *,
+    purge: bool = True,
+    heed: Callable[[], object] = lambda: None,
+) -> Commit:
+    """Commit another table of images as the generation after `old`, with the same rows and all its other files.
+
+    Nothing else of the shard is read or put: the tar with the JPEGs may have gigabytes. As `replace_shard` otherwise.
+    """
+    digest = hashlib.sha256(table).hexdigest()
+    before = old.file("images")
+    after = FileEntry(data_path("images", old.shard, digest), len(table), digest)
+    files = tuple(after if entry == before else entry for entry in old.files)
+    new = replace(old, generation=old.generation + 1, files=files)
+    return _commit_next(dataset, new, [table if entry is after else None for entry in files], purge, heed)
+
+
+def _commit_next(
+    dataset: Location, new: Commit, data: list[bytes | None], purge: bool, heed: Callable[[], object]
+) -> Commit:
+    if not commit_files(dataset, new, data, purge=purge, heed=heed):
         raise LostRaceError(
             f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
             "this one were deleted again. Repeat this command"

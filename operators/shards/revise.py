@@ -3,7 +3,8 @@
 A revision is a pure function from a shard's rows to its next rows. Here it is applied to the generation that holds, put
 as the next one, and applied again to what another writer has committed meanwhile. After its commit every writer reads
 the tombstones, and takes down what they name of the shard: a takedown puts its tombstone before it lists what is
-committed, so one of the two sees the other.
+committed, so one of the two sees the other. A writer of rows that were read from the catalog looks in the same way
+whether that was amended meanwhile.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -11,7 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import forget_part_claims, load_latest_manifest
+from segmint.catalogs.dataset.manifest import (
+    forget_part_claims,
+    load_latest_manifest,
+    manifest_generations,
+    read_generation,
+)
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
 from segmint.catalogs.layout import (
     CLAIMS,
@@ -20,11 +26,15 @@ from segmint.catalogs.layout import (
     parse_claim_name,
     parse_part_claim_name,
 )
+from segmint.catalogs.parquet import table_bytes
 from segmint.infra.storage.location import Location
-from segmint.operators.rows import Row
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import SCHEMAS_OF
+from segmint.operators.shards.cataloged_rows import cataloged, part_of
 from segmint.operators.shards.committed_rows import read_committed, read_file
-from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_shard
-from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.files import ROW_GROUP_ROWS
+from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_images, replace_shard
+from segmint.operators.shards.tables import read_table, read_versioned
 from segmint.operators.shards.taken_rows import is_taken, without_taken
 
 Result = TypeVar("Result")
@@ -64,21 +74,26 @@ def revise_shard(
     with_images: bool,
     schema_version: int = OLDEST,
     purge: bool = True,
+    images_only: bool = False,
     needed: Callable[[Commit], bool] = lambda _: True,
     heed: Callable[[], object] = lambda: None,
 ) -> Revised | None:
     """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
 
     The new generation is of the dataset's `schema_version`, or of the shard's own if that is newer: nothing that it has
-    is left out. `needed` may say so without all rows. `heed` is called once a new generation holds. Nothing is removed
-    yet, except what a lost attempt put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of
-    the generation that holds cannot be read, and `LostRaceError` after `ATTEMPTS`.
+    is left out. With `images_only` the change gets the rows of the table of images (keys of `IMAGES`): only that is
+    read and put, all other files stay, and the shard keeps its version. `needed` may say without all rows that nothing
+    is to be changed. `heed` is called once a new generation holds. Nothing is removed yet, except what a lost attempt
+    put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of the generation that holds
+    cannot be read, and `LostRaceError` after `ATTEMPTS`.
     """
     lost = 0
 
     def attempt(commit: Commit) -> Revised:
         if not needed(commit):
             return Revised(commit, commit, 0)
+        if images_only:
+            return _revise_images(dataset, commit, change, purge, heed)
         rows, version = read_committed(dataset, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
@@ -97,6 +112,20 @@ def revise_shard(
             lost += 1
             if lost == ATTEMPTS:
                 raise
+
+
+def _revise_images(
+    dataset: Location, commit: Commit, change: Change, purge: bool, heed: Callable[[], object]
+) -> Revised:
+    table, version = read_versioned(read_file(dataset, commit.file("images")), "images")
+    rows: list[Row] = table.to_pylist()
+    after = change(commit, rows)
+    different = sum(one is not other for one, other in zip(rows, after, strict=True))
+    if not different:
+        return Revised(commit, commit, 0)
+    schema = SCHEMAS_OF[version]["images"]
+    data = table_bytes(to_table(after, schema), schema, ROW_GROUP_ROWS)
+    return Revised(commit, replace_images(dataset, commit, data, purge=purge, heed=heed), different)
 
 
 def with_holding(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
@@ -161,6 +190,23 @@ def heed_tombstones(
     return revised
 
 
+def heed_catalog(dataset: Location, shard: int, part: str | None = None) -> Revised | None:
+    """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
+
+    An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other.
+    `part` is the path of the part that the shard's rows were read from, if it is known. None if the catalog has never
+    changed, or this part has not. Repeating it after a crash completes it.
+    """
+    generations = manifest_generations(dataset)
+    manifest = read_generation(dataset, generations[-1]) if generations[-1:] > [1] else None
+    if manifest is None or part == part_of(manifest, shard):
+        return None
+    revised = revise_shard(dataset, shard, cataloged(dataset), with_images=False, images_only=True)
+    if revised is not None and revised.changed:
+        remove_replaced(dataset, [shard])
+    return revised
+
+
 class ShardWork(Protocol):
     """A task on one shard: what `heed_after` needs of it."""
 
@@ -184,16 +230,25 @@ class ShardWork(Protocol):
     def catalog_uri(self) -> str | None:
         """The source catalog's, if it is known."""
 
+    @property
+    def part(self) -> str | None:
+        """The path of the part of the catalog that its rows were read from, if it is known."""
 
-def heed_after(task: ShardWork) -> Revised | None:
-    """Do `heed_tombstones` for the shard of a task, whose commit or files were just put."""
-    return heed_tombstones(
+
+def heed_after(task: ShardWork) -> bool:
+    """Do `heed_tombstones` and `heed_catalog` for the shard of a task, whose commit or files were just put.
+
+    Return whether this changed the shard.
+    """
+    heeded = heed_tombstones(
         task.dataset,
         task.shard,
         with_images=task.with_images,
         schema_version=task.schema_version,
         catalog_uri=task.catalog_uri,
     )
+    amended = heed_catalog(task.dataset, task.shard, task.part)
+    return any(revised is not None and revised.changed for revised in (heeded, amended))
 
 
 def heed_all(
@@ -206,8 +261,8 @@ def heed_all(
 ) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
-    Such a writer has left its claim. The tombstones are heeded, then the claim is deleted. Claims of parts of the
-    catalog whose writers have lost, or died after the manifest, are deleted too.
+    Such a writer has left its claim. The tombstones and the catalog are heeded, then the claim is deleted. Claims of
+    parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
     """
     committed = CommitLog(dataset).committed()
     left: dict[int, list[str]] = {}
@@ -223,7 +278,8 @@ def heed_all(
         heeded = heed_tombstones(
             dataset, shard, with_images=with_images, schema_version=schema_version, catalog_uri=catalog_uri
         )
-        if heeded is not None and heeded.changed:
+        amended = heed_catalog(dataset, shard)
+        if any(revised is not None and revised.changed for revised in (heeded, amended)):
             changed.append(shard)
         for name in names:
             (dataset / CLAIMS / name).delete()

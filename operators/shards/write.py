@@ -1,9 +1,9 @@
 """Write one shard and commit it: the only place where data becomes part of the dataset.
 
 The protocol: look for a commit; build the files; claim their names, which contain their hash; put them; put the commit
-if absent; heed the tombstones. A writer that dies anywhere leaves files that no commit names, and readers never see
-those. Two writers of one shard write the same names with the same bytes, or one of them loses the race for the commit
-and deletes those of its files that no commit names. docs/exactly-once.md has the invariants.
+if absent; heed the tombstones and the catalog. A writer that dies anywhere leaves files that no commit names, and
+readers never see those. Two writers of one shard write the same names with the same bytes, or one of them loses the
+race for the commit and deletes those of its files that no commit names. docs/exactly-once.md has the invariants.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import commit_files, named_files
-from segmint.operators.shards.revise import Revised, heed_after, heed_all
+from segmint.operators.shards.revise import heed_after, heed_all
 
 MIN_ROWS_FOR_RATIO = 100
 """A smaller shard is committed whatever share of it was refused."""
@@ -44,6 +44,7 @@ class ShardTask:
     generation: int = 1
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
     schema_version: int = SCHEMA_VERSION  # of the dataset
+    part: str | None = None  # path of the part of the catalog that the rows were read from, if it is known
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class WrongRowsError(SegmintError):
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    After the commit the writer takes down what tombstones name of the shard: a takedown may have come since its rows
-    were made. Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
+    After the commit the writer takes down what tombstones name of the shard, and puts in what was amended in the
+    catalog: both may have come since its rows were made. Raises `WrongRowsError` if the rows are not the shard's
+    ordinals in order, and the faults of its storage.
     """
     log = CommitLog(task.dataset)
     if log.read(task.shard, task.generation) is not None:
@@ -98,13 +100,13 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         counts=files.counts,
         files=tuple(entry for entry, _ in named),
     )
-    heeded: list[Revised | None] = []
+    heeded: list[bool] = []
 
     def heed() -> None:
         heeded.append(heed_after(task))
 
     won = commit_files(task.dataset, commit, [data for _, data in named], purge=False, heed=heed)
-    if not won or any(revised is not None and revised.changed for revised in heeded):
+    if not won or any(heeded):
         return _committed(task, log)
     return ShardResult(task.shard, "committed", files.counts)
 

@@ -1,4 +1,4 @@
-"""Shared by the corrections of a built dataset: `segmint takedown`, `redact` and `repair`."""
+"""Shared by the corrections of a built dataset: `segmint takedown`, `redact`, `amend` and `repair`."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -6,13 +6,21 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, manifest_generations, parts_in_use
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
+from segmint.catalogs.layout import (
+    CATALOG,
+    REPORT,
+    SHARDS_INDEX,
+    DamagedDatasetError,
+    is_part_path,
+    part_number,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import join
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import base_name, join
 from segmint.operators.prepare.release import ReleaseConfig
 
 Result = TypeVar("Result")
@@ -70,3 +78,18 @@ def while_unchanged(dataset: Location, read: Callable[[], Result]) -> Result:
         except (DamagedDatasetError, NotFoundError):
             if state() == before:
                 raise
+
+
+def remove_parts(dataset: Location) -> None:
+    """Remove the parts of the catalog that the manifest does not name, with their older versions.
+
+    Parts that others claim stay, and those with a higher number: a growing build of an older segmint has put them.
+    """
+    parts = len(load_manifest(dataset).catalog)
+    names = list((dataset / CATALOG).walk_ever())
+    kept = parts_in_use(dataset)
+    for name in names:
+        path = f"{CATALOG}/{name}"
+        replaced = is_part_path(path) and part_number(path) < parts and path not in kept
+        if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
+            (dataset / path).purge()

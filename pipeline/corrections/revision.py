@@ -37,6 +37,7 @@ class Revision:
     change: Change
     with_images: bool  # whether the dataset's tars hold JPEGs
     needed: Callable[[Commit], bool] = lambda _: True  # a cheaper look than at all rows
+    images_only: bool = False  # whether it changes nothing but the tables of images, and reads nothing else
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def revise_one(dataset: Location, shard: int, revision: Revision, schema_version
         revision.change,
         with_images=revision.with_images,
         schema_version=schema_version,
+        images_only=revision.images_only,
         needed=revision.needed,
         heed=heed,
     )

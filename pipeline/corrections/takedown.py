@@ -15,7 +15,6 @@ from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     load_latest_manifest,
     load_manifest,
-    parts_in_use,
     put_with_parts,
 )
 from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
@@ -31,18 +30,16 @@ from segmint.catalogs.dataset.tombstones import (
 )
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
-from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
+from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import TEMPORARY_PREFIX
-from segmint.infra.uris import base_name
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import names_taken
 from segmint.operators.shards.taken_rows import without_taken
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
+from segmint.pipeline.corrections.common import latest_commits, release_config, remove_parts, while_unchanged
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
@@ -157,7 +154,7 @@ def takedown(
         ),
         resources,
     )
-    _remove_parts(dataset)
+    remove_parts(dataset)
     return TakenDown(
         dataset=str(dataset),
         rows=rows,
@@ -209,18 +206,3 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
         if won and load_latest_manifest(dataset).generation == generation + 1:
             return blank
     return _blank_catalog(dataset, ordinals)  # a build that grows, or another takedown, was faster: blank its parts
-
-
-def _remove_parts(dataset: Location) -> None:
-    """Remove the parts of the catalog that the manifest does not name, with their older versions.
-
-    Parts that others claim stay, and those with a higher number: a growing build of an older segmint has put them.
-    """
-    parts = len(load_manifest(dataset).catalog)
-    names = list((dataset / CATALOG).walk_ever())
-    kept = parts_in_use(dataset)
-    for name in names:
-        path = f"{CATALOG}/{name}"
-        replaced = is_part_path(path) and part_number(path) < parts and path not in kept
-        if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
-            (dataset / path).purge()

@@ -32,6 +32,7 @@ from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.segment.numerics import Numerics
+from segmint.operators.shards.cataloged_rows import part_of
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.first_numerics import first_numerics
@@ -92,7 +93,7 @@ class OpenDataset:
                 newer = load_manifest(self.location).catalog
                 if newer == parts:
                     raise
-                parts = newer  # a takedown has replaced a part, and removed the former one
+                parts = newer  # a correction has replaced a part, and removed the former one
 
     def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
         """Return the task of a shard's writer."""
@@ -106,6 +107,7 @@ class OpenDataset:
             max_reject_ratio=config.max_reject_ratio,
             catalog_uri=config.catalog,
             schema_version=self.manifest.schema_version,
+            part=part_of(self.manifest, span.shard),
         )
 
     def write_index(self) -> None:

@@ -1,0 +1,218 @@
+"""Corrections of a dataset's catalog by a source catalog: who is credited for an image, and where it is from.
+
+Rows are matched by image_id. As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import normalized_schema
+from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
+from segmint.infra.storage.location import Location
+
+AMENDABLE = ("attribution", "provider", "source_url", "country")
+"""The columns of an image that may be corrected after it was built."""
+
+FIXED = ("license", "uri", "sha256", "redistributable", "valid_until")
+"""The columns in which a source catalog must agree with what the dataset has pinned, where it gives a value."""
+
+SHOWN = 20
+"""How many changes are named; all are counted."""
+
+# An image is matched with the first row of its image_id, as in a build. A row that was refused as a duplicate is
+# matched with one of the same uri, so that the corrected catalog has it too.
+_CHOSEN = """
+CREATE TEMP TABLE chosen AS
+SELECT pinned.ordinal AS place, asked.ordinal AS row
+FROM read_parquet($part) pinned JOIN read_parquet($asked) asked USING (image_id)
+WHERE pinned.duplicate_of IS NULL AND asked.duplicate_of IS NULL
+UNION ALL
+SELECT pinned.ordinal, min(asked.ordinal)
+FROM read_parquet($part) pinned JOIN read_parquet($asked) asked USING (image_id)
+WHERE pinned.duplicate_of IS NOT NULL AND asked.uri = pinned.uri GROUP BY pinned.ordinal
+"""
+
+_PAIRS = """read_parquet($part) pinned JOIN chosen ON pinned.ordinal = chosen.place
+JOIN read_parquet($asked) asked ON asked.ordinal = chosen.row"""
+
+_DIFFERS = {
+    name: f"asked.{name} IS NOT NULL AND asked.{name} IS DISTINCT FROM pinned.{name}"
+    for name in ("uri", "sha256", "redistributable", "valid_until")
+} | {"license": "asked.license IS NOT NULL AND lower(asked.license) IS DISTINCT FROM lower(pinned.license)"}
+
+_DIFFERENT = f"""
+SELECT count(*), min(chosen.row) + 1, arg_min(pinned.image_id, chosen.row),
+       arg_min(coalesce(pinned.{{column}}::VARCHAR, ''), chosen.row), arg_min(asked.{{column}}::VARCHAR, chosen.row)
+FROM {_PAIRS} WHERE {{differs}}
+"""
+
+_VALUES = """
+SELECT {columns} FROM read_parquet($part) pinned LEFT JOIN chosen ON pinned.ordinal = chosen.place
+LEFT JOIN read_parquet($asked) asked ON asked.ordinal = chosen.row ORDER BY pinned.ordinal
+"""
+
+_UNKNOWN = """
+SELECT count(*), arg_min(asked.image_id, asked.ordinal) FROM read_parquet($asked) asked
+ANTI JOIN read_parquet($parts, union_by_name = true) pinned USING (image_id)
+"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows that differ from what is pinned in a column that is never amended; `row` is the first, counted from 1."""
+
+    rows: int
+    row: int
+    image_id: str
+    pinned: str
+    found: str
+
+
+@dataclass(frozen=True)
+class AmendedValue:
+    """One value that is corrected; None is no value."""
+
+    image_id: str
+    column: str
+    before: str | None
+    now: str | None
+
+
+@dataclass
+class Amendments:
+    """What a source catalog corrects in a dataset's catalog."""
+
+    rows: int = 0  # that get another value
+    values: dict[str, int] = field(default_factory=dict)  # how many, by column
+    examples: list[AmendedValue] = field(default_factory=list)  # the first `SHOWN`
+    matched: int = 0  # rows of the dataset that the source catalog names
+    shards: set[int] = field(default_factory=set)  # that have a row of these
+    unknown: int = 0  # rows of the source catalog that name no row of the dataset
+    first_unknown: str | None = None  # the image_id of the first of them
+    different: dict[str, Difference] = field(default_factory=dict)  # by column of `FIXED`
+    parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
+
+
+def stage_amendments(catalog: Location, folder: Path) -> Path:
+    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises as `normalize` does."""
+    staged, _ = stage_catalog(catalog, folder)
+    return write_marked(staged, folder / "asked.parquet", folder).path
+
+
+def amend_parts(
+    asked: Path,
+    parts: Sequence[tuple[Path, int]],
+    folder: Path,
+    *,
+    images_per_shard: int,
+    clear: bool = False,
+    memory_limit: str = "1GB",
+) -> Amendments:
+    """Compare the rows of `stage_amendments` with the local parts, each with its first shard; write those that change.
+
+    A value that `asked` does not give stays as it is; with `clear` it is removed. The bytes of an amended part depend
+    on its rows alone: amending it again in the same way gives no other file.
+    """
+    found = Amendments()
+    with open_database(folder, memory_limit) as database:
+        for number, (part, first_shard) in enumerate(parts):
+            parameters = {"part": str(part), "asked": str(asked)}
+            database.execute("DROP TABLE IF EXISTS chosen")
+            database.execute(_CHOSEN, parameters)
+            shards = database.execute(
+                f"SELECT DISTINCT {first_shard} + (place - {first_shard * images_per_shard}) // {images_per_shard} "
+                "FROM chosen"
+            ).fetchall()
+            found.shards |= {shard for (shard,) in shards}
+            found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
+            _compare_fixed(database, parameters, found)
+            destination = folder / f"amended-{number}.parquet"
+            if _write_amended(database, part, parameters, destination, clear, found):
+                found.parts[number] = destination
+        known = {"asked": str(asked), "parts": [str(part) for part, _ in parts]}
+        found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
+    return found
+
+
+def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str, Any], found: Amendments) -> None:
+    for column in FIXED:
+        query = _DIFFERENT.format(column=column, differs=_DIFFERS[column])
+        rows, *first = _one_row(database, query, parameters)
+        if rows:
+            earlier = found.different.get(column)
+            now = Difference(rows, *first)
+            found.different[column] = now if earlier is None else replace(earlier, rows=earlier.rows + rows)
+
+
+def _write_amended(
+    database: duckdb.DuckDBPyConnection,
+    part: Path,
+    parameters: Mapping[str, Any],
+    destination: Path,
+    clear: bool,
+    found: Amendments,
+) -> bool:
+    """Write a part with its corrected values; return whether there are any."""
+    otherwise = "CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if clear else "pinned.{name}"
+    columns = ", ".join(f"coalesce(asked.{name}, {otherwise.format(name=name)}) AS {name}" for name in AMENDABLE)
+    reader = database.sql(_VALUES.format(columns=columns), params=dict(parameters)).to_arrow_reader(MARK_ROWS)
+    values = _Pieces(reader)
+    before = found.rows
+    schema = normalized_schema(pq.read_schema(part).names)
+    with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
+        for batch in file.iter_batches(batch_size=MARK_ROWS):
+            amended = values.take(batch.num_rows)
+            _count(batch, amended, found)
+            arrays = [
+                (amended if name in AMENDABLE else batch).column(name).cast(schema.field(name).type)
+                for name in schema.names
+            ]
+            writer.add([pa.RecordBatch.from_arrays(arrays, schema=schema)])
+    return found.rows > before
+
+
+def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, found: Amendments) -> None:
+    changed = pa.array([False] * batch.num_rows)
+    for name in AMENDABLE:
+        one, other = batch.column(name), amended.column(name)
+        same = pc.or_(pc.equal(one, other).fill_null(False), pc.and_(pc.is_null(one), pc.is_null(other)))
+        different = pc.indices_nonzero(pc.invert(same))
+        if not len(different):
+            continue
+        changed = pc.or_(changed, pc.invert(same))
+        found.values[name] = found.values.get(name, 0) + len(different)
+        for index in different.to_pylist()[: SHOWN - len(found.examples)]:
+            values = (column[index].as_py() for column in (one, other))
+            found.examples.append(AmendedValue(batch.column("image_id")[index].as_py(), name, *values))
+    found.rows += pc.sum(changed).as_py() or 0
+
+
+class _Pieces:
+    """A stream of record batches, taken in pieces of any size."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch] | pa.RecordBatchReader) -> None:
+        self._batches = iter(batches)
+        self._rest: pa.Table | None = None
+
+    def take(self, rows: int) -> pa.RecordBatch:
+        """Return the next `rows` rows, which must be there."""
+        pieces = [] if self._rest is None else [self._rest]
+        while sum(piece.num_rows for piece in pieces) < rows:
+            pieces.append(pa.Table.from_batches([next(self._batches)]))
+        table = pa.concat_tables(pieces)
+        self._rest = table.slice(rows)
+        (batch,) = table.slice(0, rows).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([])]
+        return batch
+
+
+def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+    (row,) = database.execute(query, dict(parameters)).fetchall()
+    return tuple(row)
