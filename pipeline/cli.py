@@ -12,7 +12,7 @@ from segmint.pipeline.commands import assets, catalog, study
 from segmint.pipeline.commands.audit import audit
 from segmint.pipeline.commands.build import build
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
-from segmint.pipeline.commands.corrections import redact, repair, takedown
+from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
 from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
@@ -31,7 +31,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for command in (build, plan, demo, masks, audit, report, export, view, takedown, redact, repair, verify, sign, diff):
+for command in (
+    *(build, plan, demo, masks, audit, report, export, view),
+    *(takedown, redact, amend, repair, verify, sign, diff),
+):
     app.command()(command)
 app.command()(version)
 for group in (catalog, assets, study):

@@ -109,35 +109,32 @@ def stage_amendments(catalog: Location, folder: Path) -> Path:
 
 def amend_parts(
     asked: Path,
-    parts: Sequence[tuple[Path, int]],
+    parts: Sequence[Path],
     folder: Path,
     *,
     images_per_shard: int,
     clear: bool = False,
     memory_limit: str = "1GB",
 ) -> Amendments:
-    """Compare the rows of `stage_amendments` with the local parts, each with its first shard; write those that change.
+    """Compare the rows of `stage_amendments` with the local parts of a catalog; write those that change.
 
     A value that `asked` does not give stays as it is; with `clear` it is removed. The bytes of an amended part depend
     on its rows alone: amending it again in the same way gives no other file.
     """
     found = Amendments()
     with open_database(folder, memory_limit) as database:
-        for number, (part, first_shard) in enumerate(parts):
+        for number, part in enumerate(parts):
             parameters = {"part": str(part), "asked": str(asked)}
             database.execute("DROP TABLE IF EXISTS chosen")
             database.execute(_CHOSEN, parameters)
-            shards = database.execute(
-                f"SELECT DISTINCT {first_shard} + (place - {first_shard * images_per_shard}) // {images_per_shard} "
-                "FROM chosen"
-            ).fetchall()
+            shards = database.execute(f"SELECT DISTINCT place // {images_per_shard} FROM chosen").fetchall()
             found.shards |= {shard for (shard,) in shards}
             found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
             _compare_fixed(database, parameters, found)
             destination = folder / f"amended-{number}.parquet"
             if _write_amended(database, part, parameters, destination, clear, found):
                 found.parts[number] = destination
-        known = {"asked": str(asked), "parts": [str(part) for part, _ in parts]}
+        known = {"asked": str(asked), "parts": [str(part) for part in parts]}
         found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
     return found
 

@@ -124,7 +124,7 @@ def _revise_images(
     if not different:
         return Revised(commit, commit, 0)
     schema = SCHEMAS_OF[version]["images"]
-    data = table_bytes(to_table(after, schema), schema, ROW_GROUP_ROWS)
+    data = table_bytes(to_table(list(after), schema), schema, ROW_GROUP_ROWS)
     return Revised(commit, replace_images(dataset, commit, data, purge=purge, heed=heed), different)
 
 

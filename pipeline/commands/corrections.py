@@ -1,4 +1,4 @@
-"""`segmint takedown`, `redact` and `repair`: corrections of a built dataset."""
+"""`segmint takedown`, `redact`, `amend` and `repair`: corrections of a built dataset."""
 
 from typing import Annotated
 
@@ -100,6 +100,50 @@ def redact(
         require_terminal("redact")
     resources = LOCAL if build is None else build.resources
     answer_with(redact_images(location, wanted, None if yes else confirm, resources), as_json)
+
+
+@guarded
+@needs("build")
+def amend(
+    dataset: Dataset,
+    catalog: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="CATALOG",
+            help="A catalog with the right attribution, provider, source_url and country of images, by image_id.",
+        ),
+    ],
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the version.")
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="An empty value removes what the dataset has; default: it stays.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correct whom images are credited to, who supplied them, and where they are from; never a license."""
+    from segmint.infra.errors import UsageError
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.amend import amend as amend_images
+    from segmint.pipeline.corrections.amend import list_amendment
+    from segmint.pipeline.corrections.revision import LOCAL
+
+    build, storage = build_of(config)
+    location, file = Location(storage, dataset), Location(storage, catalog)
+    if not file.exists():
+        raise UsageError(f"--from {catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    if dry_run:
+        answer_with(list_amendment(location, file, clear=clear), as_json)
+        return
+    if not yes:
+        require_terminal("amend")
+    resources = LOCAL if build is None else build.resources
+    ask = None if yes else confirm
+    answer_with(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)
 
 
 @guarded

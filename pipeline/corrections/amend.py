@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ class Amended:
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
     """List what `amend` would change; raises what it raises before anything is changed."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as name:
-        asked = stage_amendments(catalog, Path(name))
-        return while_unchanged(dataset, lambda: _look(dataset, catalog, asked, clear))[0]
+        return _looks(dataset, catalog, clear, Path(name))().listed
 
 
 def amend(
@@ -149,12 +148,13 @@ def amend(
         raise UsageError("--reason is empty: say why, or leave it away")
     reason = reason or f"from {catalog.name}, SHA-256 {catalog.sha256()[:12]}"
     with tempfile.TemporaryDirectory(prefix="segmint-") as name:
-        asked = stage_amendments(catalog, Path(name))
-        listed, _ = while_unchanged(dataset, lambda: _look(dataset, catalog, asked, clear))
+        look = _looks(dataset, catalog, clear, Path(name))
+        looked = look()
         check_purge(dataset)
         if confirm is not None:
-            confirm(listed)
-        manifest, found = while_unchanged(dataset, lambda: _amend_catalog(dataset, catalog, asked, clear))
+            confirm(looked.listed)
+        looked = _amend_catalog(dataset, looked, look)
+    manifest, found = looked.manifest, looked.found
     outcome = revise(
         dataset,
         manifest,
@@ -181,12 +181,25 @@ def amend(
     )
 
 
-def _look(dataset: Location, catalog: Location, asked: Path, clear: bool) -> tuple[AmendmentList, Amendments]:
-    manifest, _ = load_latest_manifest(dataset)
-    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        found = _compare(dataset, catalog, manifest, asked, Path(folder), clear)
-    return (
-        AmendmentList(
+@dataclass(frozen=True)
+class _Look:
+    """What a catalog corrects in the generation of the manifest that held."""
+
+    manifest: DatasetManifest
+    generation: int
+    found: Amendments
+    listed: AmendmentList
+
+
+def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> Callable[[], _Look]:
+    """Read the catalog; return a function that compares it with the dataset. Both write into `folder`."""
+    asked = stage_amendments(catalog, folder)
+
+    def look() -> _Look:
+        manifest, generation = load_latest_manifest(dataset)
+        own = Path(tempfile.mkdtemp(dir=folder))
+        found = _compare(dataset, catalog, manifest, asked, own, clear)
+        listed = AmendmentList(
             dataset=str(dataset),
             catalog=str(catalog),
             name=manifest.name,
@@ -198,33 +211,31 @@ def _look(dataset: Location, catalog: Location, asked: Path, clear: bool) -> tup
             first_unknown=found.first_unknown,
             shards=tuple(sorted(found.shards)),
             outputs=tuple(line_of(note) for note in read_notes(dataset)),
-        ),
-        found,
-    )
+        )
+        return _Look(manifest, generation, found, listed)
+
+    return lambda: while_unchanged(dataset, look)
 
 
-def _amend_catalog(
-    dataset: Location, catalog: Location, asked: Path, clear: bool
-) -> tuple[DatasetManifest, Amendments]:
-    """Put the amended parts, and the manifest that names them; return the manifest that holds, and what changed."""
-    while True:
-        manifest, generation = load_latest_manifest(dataset)
-        with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-            found = _compare(dataset, catalog, manifest, asked, Path(folder), clear)
-            if not found.parts:
-                return manifest, found
-            parts = list(manifest.catalog)
-            new = {}  # files of parts that are put here, by path
-            for number, file in found.parts.items():
-                digest = sha256_of(file)
-                path = part_path(number, digest)
-                new[path] = file
-                parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
-            amended = manifest.model_copy(update={"catalog": tuple(parts)})
-            won = put_with_parts(dataset, amended, generation + 1, new)
-        if won and load_latest_manifest(dataset).generation == generation + 1:
-            return amended, found
-        # A build that grows, or another correction, was faster: amend its parts.
+def _amend_catalog(dataset: Location, looked: _Look, look: Callable[[], _Look]) -> _Look:
+    """Put the amended parts, and the manifest that names them; return the look whose manifest holds.
+
+    If a build that grows, or another correction, is faster, its parts are amended.
+    """
+    while looked.found.parts:
+        parts = list(looked.manifest.catalog)
+        new = {}  # files of parts that are put here, by path
+        for number, file in looked.found.parts.items():
+            digest = sha256_of(file)
+            path = part_path(number, digest)
+            new[path] = file
+            parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
+        amended = looked.manifest.model_copy(update={"catalog": tuple(parts)})
+        won = put_with_parts(dataset, amended, looked.generation + 1, new)
+        if won and load_latest_manifest(dataset).generation == looked.generation + 1:
+            return replace(looked, manifest=amended)
+        looked = look()
+    return looked
 
 
 def _compare(
@@ -234,7 +245,7 @@ def _compare(
     for number, part in enumerate(manifest.catalog):
         path = folder / f"part-{number}.parquet"
         (dataset / part.path).get_file(path)
-        parts.append((path, part.first_shard))
+        parts.append(path)
     found = amend_parts(asked, parts, folder, images_per_shard=manifest.images_per_shard, clear=clear)
     if not found.matched:
         raise UsageError(

@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import part_path
+from segmint.catalogs.source.amendments import AMENDABLE
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import NormalizedCatalog
 from segmint.infra.errors import UsageError
@@ -109,4 +110,12 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
         f"the catalog {config.catalog} is not the one that {config.output} was built from:\n  "
         + "\n  ".join(differences)
         + "\nA dataset keeps the rows that it has pinned: put these back as they were, or name another output"
+        + _or_amend(config, growth)
     )
+
+
+def _or_amend(config: Config, growth: CatalogGrowth) -> str:
+    """Return the command that takes over what has changed, where it may be amended; else an empty string."""
+    if growth.gone or not growth.changed.keys() <= set(AMENDABLE):
+        return ""
+    return f". `segmint amend {config.output} --from {config.catalog}` takes them over as they are now"

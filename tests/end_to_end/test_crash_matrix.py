@@ -63,12 +63,24 @@ def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix
 
 
 @pytest.mark.long
-def test_a_takedown_in_a_build_may_die_at_any_call() -> None:
+@pytest.mark.parametrize("correction", ["takedown", "amend"])
+def test_a_correction_in_a_build_may_die_at_any_call(correction: str) -> None:
     """Beside the claim and the files of a writer that died, and before the build goes on with rows made before."""
+    operation = f"{correction} in a build"
     with quick_folder() as folder:
-        results = answer_of(start_matrix(["takedown in a build"], str(folder)))["takedown in a build"]
+        results = answer_of(start_matrix([operation], str(folder)))[operation]
     assert results["wrong"] == {}
     assert {"create commits/000000.g2.json", "create commits/000001.g2.json"} <= set(results["calls"])
+
+
+@pytest.mark.long
+def test_an_amendment_may_die_or_sleep_at_any_call() -> None:
+    """It compares catalogs by DuckDB, in each of some 200 processes."""
+    names = ["amend", "amendment beside a takedown"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(names, str(folder)))
+    assert [results[name]["wrong"] for name in names] == [{}, {}]
+    assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names)
 
 
 def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
@@ -88,6 +100,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
         "size rejects/sa_000001",
         "walk undisturbed/commits",
         "walk undisturbed/tombstones",
+        "walk matrix/undisturbed",
         "delete claims/000001.g1",
     ]
     # Each put: the temporary file is synced and renamed, and its folder synced. Claim and commit: linked, not renamed.
@@ -128,4 +141,4 @@ def test_a_death_at_any_request_to_s3_is_recovered(
     process = start_matrix(["write_shard"], str(tmp_path), f"s3://{s3_bucket}", json.dumps(s3_options))
     results = answer_of(process)["write_shard"]
     assert results["wrong"] == {}
-    assert results["points"] == len(results["calls"]) + 1 == 15
+    assert results["points"] == len(results["calls"]) + 1 == 16

@@ -31,6 +31,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
@@ -119,6 +120,19 @@ def _redact(place: Place) -> None:
     redact(place.location, location_of(regions))
 
 
+def _amend(place: Place, *ordinals: int) -> None:
+    catalog = Path(f"{place.uri}-corrected.jsonl")
+    rows = [{"uri": f"photo_{n}.jpg", "license": "", "image_id": f"image-{n}", "country": "NO"} for n in ordinals]
+    catalog.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    amend(place.location, location_of(catalog))
+
+
+def _amend_in_a_build(place: Place) -> None:
+    """Images of both shards; the build goes on with rows that were made before."""
+    _amend(place, 0, 4)
+    write(place, 1)
+
+
 def _retry(place: Place) -> None:
     """As a build does, which first completes what dead writers left."""
     heed_all(place.location, range(SHARDS), with_images=True)
@@ -134,6 +148,8 @@ OPERATIONS = {
     "takedown in a build": Operation(_writer_died, _take_down_in_a_build, taken=(0, 4)),
     "redact": Operation(_both_shards, _redact, versioned=True),
     "retry": Operation(_both_shards, _retry),
+    "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),
+    "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
 """One line each: all are killed at every call."""
@@ -157,6 +173,7 @@ class Sleeper:
 REVISIONS = {
     "redaction beside a takedown": Sleeper(_redact),
     "retry beside a takedown": Sleeper(lambda place: retry(place, 1)),
+    "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 

@@ -31,7 +31,7 @@ from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.repair import repair
 from tests.support.everything import mentions
-from tests.support.history_commands import NOW, grow, mark, marks_of, resume, state_of, take_down
+from tests.support.history_commands import NOW, amend_row, grow, mark, marks_of, resume, state_of, take_down
 from tests.support.protocol import (
     ROWS,
     VARIANTS,
@@ -85,6 +85,7 @@ class History:
         self.blank: set[int] = set()  # ordinals that were seen blank
         self.marks: set[tuple[int, int]] = set()  # ordinal and mark of corrections that ended
         self.retried: set[int] = set()  # shards whose retries ended with an image
+        self.amended: set[int] = set()  # ordinals whose amendments ended
         self.next_mark = 0
 
     def run(self, steps: int = 40) -> None:
@@ -123,20 +124,21 @@ class History:
         skew = self.random.choice([None, -30, 0, 30])  # hours by which the clock is wrong; None: the store's clock
         self.next_mark += 1
         x, place = self.next_mark, self.place
-        name, work = self.random.choice(
-            [
-                (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
-                (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
-                (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
-                (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
-                (f"retry {shard}", lambda: retry(place, shard)),
-                (f"takedown {ordinal}", lambda: take_down(place, ordinal)),
-                ("grow", lambda: grow(place)),
-                ("resume", lambda: resume(place)),
-                ("repair", lambda: repair(place.location)),
-                (f"sweep {hours} {skew}", lambda: self._sweep(hours, skew)),
-            ]
-        )
+        commands: list[tuple[str, Callable[[], Any]]] = [
+            (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
+            (f"write {shard} as {variant}", lambda: write(place, shard, variant)),
+            (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
+            (f"mark {ordinal} {x}", lambda: mark(place, ordinal, x)),
+            (f"retry {shard}", lambda: retry(place, shard)),
+            (f"takedown {ordinal}", lambda: take_down(place, ordinal)),
+            ("grow", lambda: grow(place)),
+            ("resume", lambda: resume(place)),
+            ("repair", lambda: repair(place.location)),
+            (f"sweep {hours} {skew}", lambda: self._sweep(hours, skew)),
+        ]
+        if self.seed % 3 == 0:  # not in all, since it starts a database
+            commands.append((f"amend {ordinal} {x}", lambda: amend_row(place, ordinal, x)))
+        name, work = self.random.choice(commands)
         mended = self.damages - len(self.damaged)
         self.actors.append(Actor(name, work, Stepped(work), mended))
         return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
@@ -181,6 +183,8 @@ class History:
         what, *numbers = name.split()
         if what == "mark" and result:
             self.marks.add((int(numbers[0]), int(numbers[1])))
+        if what == "amend" and result:
+            self.amended.add(int(numbers[0]))
         if what == "retry" and result == "committed":
             self.retried.add(int(numbers[0]))
 
@@ -333,6 +337,11 @@ class History:
         _must(not left, f"too many files or too few: {sorted(left)}")
         taken = taken_images(tombstones)
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
+        providers = {
+            row["ordinal"]: row["provider"] for rows in self.rows.values() for row in rows if not row["reason"]
+        }
+        lost = [ordinal for ordinal in self.amended & providers.keys() if providers[ordinal] is None]
+        _must(not lost, f"I11: the amendments of {lost} are lost")
         names = mentions(self.folder, [f"image-{ordinal}" for ordinal in taken])
         _must(not names, f"I10: {names} name images that were taken down")
         ids = [sample.id for sample in open_dataset(self.place.uri)]

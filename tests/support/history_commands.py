@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import rmtree
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
@@ -21,10 +22,13 @@ from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
+from segmint.infra.errors import UsageError
 from segmint.operators.rows import Row, to_table
 from segmint.operators.shards.revise import heed_all
+from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
+from tests.support.locations import location_of
 from tests.support.protocol import ROWS, Place, catalog_rows
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
@@ -67,6 +71,28 @@ def _marked(row: Row, x: int) -> Row:
         return row
     region = {"kind": "other", "score": 1.0, "x": x, "y": 0, "w": 1, "h": 1, "source": "manual"}
     return {**row, "regions": [*row["regions"], region]}
+
+
+def amend_row(place: Place, ordinal: int, x: int) -> bool:
+    """Amend the provider of a row, and return whether the dataset still had it."""
+    folder = Path(f"{place.uri}-amendment-{x}")
+    folder.mkdir(exist_ok=True)
+    try:
+        row = {
+            "uri": f"photo_{ordinal}.jpg",
+            "license": "",
+            "image_id": f"image-{ordinal}",
+            "provider": f"provider {x}",
+        }
+        (folder / "c.jsonl").write_text(json.dumps(row))
+        amend(place.location, location_of(folder / "c.jsonl"), "asked", now=NOW)
+    except UsageError as error:
+        if "names no row of" not in str(error):
+            raise
+        return False
+    finally:
+        rmtree(folder)
+    return True
 
 
 def marks_of(row: Row) -> set[int]:

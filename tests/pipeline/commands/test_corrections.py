@@ -1,4 +1,4 @@
-"""`segmint takedown`, `redact` and `repair` as a user meets them: exit codes, lines, JSON."""
+"""`segmint takedown`, `redact`, `amend` and `repair` as a user meets them: exit codes, lines, JSON."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.source.rows import read_rows
 from segmint.pipeline.cli import app
 from tests.support.builds import digests
 from tests.support.locations import location_of
@@ -104,6 +105,24 @@ def test_on_a_terminal_the_number_or_the_name_is_typed(
     status, said = on_a_terminal(typed.format(name=name))
     assert status == 0, said
     assert digests(dataset) != before
+
+
+def test_amend(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "right.jsonl"
+    uri = read_rows(location_of(dataset) / load_manifest(location_of(dataset)).catalog[0].path, 0, 1)["uri"][0].as_py()
+    path.write_text(json.dumps({"uri": uri, "license": "", "image_id": "image-0", "attribution": "Jo"}))
+    before = digests(dataset)
+    assert run("amend", dataset, "--from", path).exit_code == 2
+    listed = run("amend", dataset, "--from", path, "--dry-run")
+    assert listed.exit_code == 0, listed.output
+    assert f"1 row of {dataset} would be amended: attribution of 1" in listed.stdout
+    assert digests(dataset) == before
+    done = run("amend", dataset, "--from", path, "--yes", "--json", "--reason", "asked by Jo")
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.stdout)
+    assert (value["rows"], value["images"], value["changed_shards"]) == (1, 1, [0])
+    absent = run("amend", dataset, "--from", tmp_path / "absent.jsonl", "--yes")
+    assert (absent.exit_code, "does not exist: expected a catalog as Parquet" in absent.stderr) == (2, True)
 
 
 def test_redact(dataset: Path, tmp_path: Path) -> None:

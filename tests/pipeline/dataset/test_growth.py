@@ -111,6 +111,7 @@ def test_pinned_rows_must_stay_as_they_were(tmp_path: Path, begun: Path, rows: l
         with pytest.raises(UsageError) as caught:
             open_or_create(configured(tmp_path, rows), Storage(), grow=grow)
         assert says in str(caught.value)
+        assert ("`segmint amend" in str(caught.value)) == ("attribution" in says)
     assert digests(begun) == before
 
 
