@@ -100,7 +100,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
         "size rejects/sa_000001",
         "walk undisturbed/commits",
         "walk undisturbed/tombstones",
-        "walk matrix/undisturbed",
+        "walk write_shard/undisturbed",
         "delete claims/000001.g1",
     ]
     # Each put: the temporary file is synced and renamed, and its folder synced. Claim and commit: linked, not renamed.
