@@ -20,7 +20,7 @@ _AUDIT = {
     "scipy": "scipy",
 }
 
-_BUILD = {**_AUDIT, "ray": "ray"}
+_BUILD = {**_AUDIT, "ray": "ray", "c2pa-python": "c2pa"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "audit": _AUDIT,

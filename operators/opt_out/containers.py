@@ -1,0 +1,179 @@
+"""Find XMP packets and C2PA manifests in an image's bytes: no pixel is decoded, and damage is no error."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from PIL import TiffImagePlugin
+
+MOST_XMP = 16 << 20
+"""Bytes of XMP of one image that are read; further packets say nothing."""
+
+_MOST_PARTS = 100_000  # segments or chunks that are looked at: an image of 250 MB has 30,000
+
+_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+_EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length and the piece's offset
+_PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"Raw profile type xmp"  # the second is ImageMagick's
+_TIFF_XMP, _TIFF_C2PA = 700, 52545
+_GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
+
+Part = tuple[Literal["xmp", "c2pa"], bytes]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The XMP packets of an image, and its MIME type if it has a C2PA manifest."""
+
+    packets: tuple[bytes, ...] = ()
+    c2pa: str | None = None
+
+
+def find_metadata(data: bytes) -> Metadata:
+    """Return what a JPEG, PNG, WebP, TIFF or GIF holds, as far as the container is whole.
+
+    A packet may be damaged itself. BMP has no place for either.
+    """
+    for prefixes, mime, parts in _CONTAINERS:
+        if data.startswith(prefixes):
+            return _collect(mime, parts(data))
+    return Metadata()
+
+
+def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
+    packets: list[bytes] = []
+    room = MOST_XMP
+    c2pa = None
+    for kind, content in parts:
+        if kind == "c2pa":
+            c2pa = mime
+        elif len(content) <= room:
+            packets.append(content)
+            room -= len(content)
+    return Metadata(tuple(packets), c2pa)
+
+
+def _in_jpeg(data: bytes) -> Iterator[Part]:
+    """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 holds XMP, APP11 C2PA."""
+    extensions: dict[bytes, list[tuple[int, bytes]]] = {}
+    for marker, content in islice(_jpeg_segments(data), _MOST_PARTS):
+        if marker == 0xEB and content.startswith(b"JP"):
+            yield "c2pa", b""
+        elif marker == 0xE1 and content.startswith(_XMP_HEADER):
+            yield "xmp", content[len(_XMP_HEADER) :]
+        elif marker == 0xE1 and content.startswith(_EXTENSION_HEADER):
+            piece = content[len(_EXTENSION_HEADER) :]
+            if len(piece) > 40:
+                extensions.setdefault(piece[:32], []).append((int.from_bytes(piece[36:40]), piece[40:]))
+    for pieces in extensions.values():  # a packet of over 64 KB is in several segments
+        yield "xmp", b"".join(piece for _, piece in sorted(pieces))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in (0xD9, 0xDA):  # the end, or the first scan
+            return
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4])
+        yield marker, data[position + 4 : position + 2 + length]
+        position += 2 + max(length, 2)
+
+
+def _in_png(data: bytes) -> Iterator[Part]:
+    """Read the chunks (PNG specification, section 5)."""
+    for kind, content in islice(_png_chunks(data), _MOST_PARTS):
+        if kind == b"caBX":
+            yield "c2pa", b""
+        elif kind in (b"iTXt", b"zTXt", b"tEXt"):
+            packet = _png_packet(kind, content)
+            if packet is not None:
+                yield "xmp", packet
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        # Pixels are not copied.
+        yield kind, b"" if kind == b"IDAT" else data[position + 8 : position + 8 + length]
+        position += 12 + length
+
+
+def _png_packet(kind: bytes, content: bytes) -> bytes | None:
+    keyword, _, rest = content.partition(b"\0")
+    if kind == b"iTXt" and keyword == _PNG_XMP:
+        text = b"\0".join(rest[2:].split(b"\0", 2)[2:])  # behind the language and the translated keyword
+        return _inflated(text) if rest[:1] == b"\1" else text
+    if kind != b"iTXt" and keyword == _PNG_PROFILE:
+        text = _inflated(rest[1:]) if kind == b"zTXt" else rest
+        try:
+            return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))  # behind its name and length
+        except ValueError:
+            return None
+    return None
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, MOST_XMP)
+    except zlib.error:
+        return b""
+
+
+def _in_webp(data: bytes) -> Iterator[Part]:
+    """Read the chunks of RIFF."""
+    position = 12
+    for _ in range(_MOST_PARTS):
+        if position + 8 > len(data):
+            return
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind == b"C2PA":
+            yield "c2pa", b""
+        elif kind == b"XMP ":
+            yield "xmp", data[position + 8 : position + 8 + length]
+        position += 8 + length + length % 2
+
+
+def _in_tiff(data: bytes) -> Iterator[Part]:
+    """Read the tags of the first page."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 8 if data[2] != 43 and data[3] != 43 else 16])
+        stream = io.BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+        packet, has_c2pa = tags.get(_TIFF_XMP), _TIFF_C2PA in tags
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - Pillow raises anything for a damaged TIFF, which says nothing
+        return
+    if has_c2pa:
+        yield "c2pa", b""
+    if isinstance(packet, bytes | str):
+        yield "xmp", packet if isinstance(packet, bytes) else packet.encode("latin-1")  # Pillow decodes text so
+
+
+def _in_gif(data: bytes) -> Iterator[Part]:
+    """Find the application extensions; a packet is stored as it is, and what follows it steps over it."""
+    if _GIF_C2PA in data:
+        yield "c2pa", b""
+    start = data.find(_GIF_XMP)
+    if start >= 0:
+        start += len(_GIF_XMP)
+        end = data.find(_GIF_XMP_END, start)
+        yield "xmp", data[start : end if end >= 0 else len(data)]
+
+
+_CONTAINERS: tuple[tuple[bytes | tuple[bytes, ...], str, Callable[[bytes], Iterator[Part]]], ...] = (
+    (b"\xff\xd8\xff", "image/jpeg", _in_jpeg),
+    (b"\x89PNG\r\n\x1a\n", "image/png", _in_png),
+    (b"RIFF", "image/webp", _in_webp),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "image/tiff", _in_tiff),
+    ((b"GIF87a", b"GIF89a"), "image/gif", _in_gif),
+)
