@@ -42,7 +42,7 @@ from segmint.model.detectors.detection import Detection, Detector  # noqa: E402
 from segmint.operators.prepare import prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, build_detectors, outline  # noqa: E402
 from segmint.operators.prepare.ingest import IngestConfig  # noqa: E402
-from segmint.operators.prepare.prepare import PrepareConfig, searched_size  # noqa: E402
+from segmint.operators.prepare.prepare import PrepareConfig, redacted_size  # noqa: E402
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig, resized  # noqa: E402
 from tests.support.labels import MULTIFACE, PLATE_CORNERS, SOLVAY  # noqa: E402
 
@@ -145,7 +145,6 @@ def timed(data: bytes, rule: int, with_original: bool, detectors: Sequence[Detec
     names = {
         "ingest": "decode",
         "resized": "shrink",
-        "shrunk_again": "shrink",
         "deidentify": "redact",
         "release": "release",
     }
@@ -245,7 +244,7 @@ def recall(folder: Path, detectors: dict[int, tuple[Detector, ...]]) -> Iterator
             before = redacted(each.image, each.image, detectors[1])
             size = each.image.shape[1], each.image.shape[0]
             for with_original in (True, False):
-                searched = searched_size(*size, settings(2, with_original))
+                searched = redacted_size(*size, settings(2, with_original))
                 after = redacted(each.image, resized(each.image, searched), detectors[2])
                 asked = [
                     label

@@ -1,8 +1,8 @@
-"""De-identify: find faces and license plates in the full-resolution image and make them unrecognizable."""
+"""De-identify: find faces and license plates in an image and make them unrecognizable."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -176,6 +176,14 @@ class Region:
     h: int
     source: str
 
+    def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
+        """Return the region in the same image of another size; both are (width, height). It covers what it did."""
+        (left, right), (top, bottom) = (
+            (start * to // size, -(-(start + length) * to // size))
+            for start, length, size, to in zip((self.x, self.y), (self.w, self.h), before, after, strict=True)
+        )
+        return replace(self, x=left, y=top, w=right - left, h=bottom - top)
+
 
 def outline(detection: Detection, shape: tuple[int, int], rule: int) -> Patch | None:
     """Return what to redact for a detection in an image of `shape` (h, w).
@@ -194,29 +202,24 @@ def outline(detection: Detection, shape: tuple[int, int], rule: int) -> Patch | 
 
 
 def deidentify(
-    image: Pixels, detectors: Sequence[Detector], searched: Pixels | None = None, rule: int = RULES[-1]
+    image: Pixels, detectors: Sequence[Detector], rule: int = RULES[-1], *, in_place: bool = False
 ) -> tuple[Pixels, list[Region]]:
-    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright, at full resolution.
+    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright. `rule` decides the outlines.
 
-    `searched` is what they look at: the same image at another size; None: the image. `rule` decides the outlines.
-
-    Returns a new image, equal to the old one outside the regions, and the regions in the image's pixels, by detector
-    and then by score. Raises `RejectedError` with `detector_failed` if a detector fails on this image and not on
-    control images, and `BrokenDetectorError` if it fails on these, too.
+    Returns a new image, or with `in_place` the same one changed, equal to the old one outside the regions, and the
+    regions in its pixels, by detector and then by score. Raises `RejectedError` with `detector_failed` if a detector
+    fails on this image and not on control images, and `BrokenDetectorError` if it fails on these, too.
     """
-    shape = image.shape[0], image.shape[1]
-    searched = image if searched is None else searched
-    across, down = shape[1] / searched.shape[1], shape[0] / searched.shape[0]
     patches, regions = [], []
     for detector in detectors:
-        for found in _detections(detector, searched):
-            patch = outline(found.mapped(across, down), shape, rule)
+        for found in _detections(detector, image):
+            patch = outline(found, (image.shape[0], image.shape[1]), rule)
             if patch is None:
                 continue
             patches.append(patch)
             place = (patch.x, patch.y, patch.width, patch.height)
             regions.append(Region(found.kind, found.score, *place, found.source))
-    return redact_patches(image, patches), regions
+    return redact_patches(image, patches, in_place=in_place), regions
 
 
 def _detections(detector: Detector, image: Pixels) -> list[Detection]:

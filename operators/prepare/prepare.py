@@ -46,7 +46,6 @@ from segmint.operators.prepare.release import (
     release,
     released_size,
     resized,
-    shrunk_again,
 )
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
@@ -118,26 +117,26 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
-    """Decode one image, redact it at full resolution, downscale and encode it.
+    """Decode one image, redact it, downscale and encode it.
 
-    Detectors search the image at full resolution under rule 1, and at that of the largest image that leaves under
-    rule 2. Raises `RefusedError` with the stage `ingest`, `deidentify` or `release`.
+    It is redacted at full resolution under rule 1, and at that of the largest image that leaves under rule 2. Raises
+    `RefusedError` with the stage `ingest`, `deidentify` or `release`.
     """
     with _stage("ingest"):
         source = ingest(data, config.ingest)
-    largest = searched_size(source.source_width, source.source_height, config)
+    full = source.source_width, source.source_height
+    size = redacted_size(*full, config)
     with _stage("deidentify"):
-        searched = resized(source.image, largest)
-        clean, regions = deidentify(source.image, detectors, searched, config.deidentify.rule_number)
+        image = resized(source.image, size)
+        clean, regions = deidentify(image, detectors, config.deidentify.rule_number, in_place=True)
     with _stage("release"):
-        shrunk = shrunk_again(searched, clean, [(each.x, each.y, each.w, each.h) for each in regions])
-        is_larger = largest != released_size(source.source_width, source.source_height, config.release.short_side)
-        released = release(clean if is_larger else shrunk, config.release)
-        original = encode_original(shrunk) if config.crops is not None and is_larger else None
+        is_larger = size != released_size(*full, config.release.short_side)
+        released = release(clean, config.release)
+        original = encode_original(clean) if config.crops is not None and is_larger else None
     return Prepared(
         source_width=source.source_width,
         source_height=source.source_height,
-        regions=tuple(regions),
+        regions=tuple(each.scaled(size, full) for each in regions),
         width=released.width,
         height=released.height,
         release=released.jpeg,
@@ -145,7 +144,7 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
     )
 
 
-def searched_size(width: int, height: int, config: PrepareConfig) -> tuple[int, int]:
+def redacted_size(width: int, height: int, config: PrepareConfig) -> tuple[int, int]:
     """Return the width and height of the largest image that leaves; under rule 1 those of the source."""
     if config.deidentify.rule_number == 1:
         return width, height

@@ -1,8 +1,6 @@
 """Release: downscale and re-encode the pixels that are published, without any metadata."""
 
 import io
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,6 @@ Pixels = NDArray[np.uint8]
 
 _JPEG_SIDE_LIMIT = 65_500  # pixels: libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
-_REACH = 5  # pixels of a downscaled image: Lanczos reaches three, and fractions of two more
 
 
 class ReleaseConfig(BaseModel):
@@ -87,29 +84,7 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Downscale (H, W, 3) uint8 RGB to `size` (width, height) as `release` does; the same array if it has that size."""
     if (image.shape[1], image.shape[0]) == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-
-
-def shrunk_again(before: Pixels, image: Pixels, windows: Sequence[tuple[int, int, int, int]]) -> Pixels:
-    """Return `image`, (H, W, 3) uint8 RGB, downscaled as `before`, its like, was: it differs in these windows alone.
-
-    Only what they can reach is computed again: `windows` are (x, y, w, h) in pixels of the image. A pixel at the edge
-    of what is computed may differ from that of `resized` by one level, since Pillow places it by a sum of fractions.
-    """
-    (height, width), (to_height, to_width) = image.shape[:2], before.shape[:2]
-    if (height, width) == (to_height, to_width) or 2 * sum(w * h for *_, w, h in windows) > height * width:
-        return resized(image, (to_width, to_height))
-    if not windows:
-        return before
-    across, down = width / to_width, height / to_height
-    result, picture = before.copy(), Image.fromarray(image)
-    for x, y, w, h in windows:
-        left, right = max(math.floor(x / across) - _REACH, 0), min(math.ceil((x + w) / across) + _REACH, to_width)
-        top, bottom = max(math.floor(y / down) - _REACH, 0), min(math.ceil((y + h) / down) + _REACH, to_height)
-        box = left * across, top * down, min(right * across, width), min(bottom * down, height)
-        part = picture.resize((right - left, bottom - top), Image.Resampling.LANCZOS, box)
-        result[top:bottom, left:right] = np.asarray(part)
-    return result
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def encode_original(image: Pixels) -> bytes:

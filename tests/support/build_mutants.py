@@ -294,7 +294,7 @@ BUILD_MUTANTS = (
     Mutant(
         "no mosaic is laid over the bands",
         "operators/prepare/mosaic.py",
-        "    for window, mask, colors in hidden:\n        result[window][mask] = colors\n",
+        "    for window, patch, cover in covers:\n        cv2.copyTo(cover, patch.mask.view(np.uint8), window)\n",
         "",
         "tests/operators/prepare/test_mosaic.py",
     ),

@@ -8,6 +8,8 @@ import sysconfig
 from importlib.metadata import PackageNotFoundError, files, requires
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 THERE = {"torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "pyarrow", "pyyaml", "psutil"}
 TAKEN = {"segment-anything", "pydantic", "pebble", "simplejpeg", "pytest", "pytest-timeout", "hypothesis", "setuptools"}
@@ -21,6 +23,7 @@ def top_names(distribution: str) -> set[str]:
     return {file.parts[0] for file in found}
 
 
+@pytest.mark.long
 def test_they_are_collected_without_other_packages_and_skipped_without_a_gpu(tmp_path: Path) -> None:
     wanted = {re.split(r"[^\w.-]", line)[0].lower() for line in requires("segmint") or ()}
     hidden = {name for package in wanted - THERE - TAKEN - {"segmint"} for name in top_names(package)}

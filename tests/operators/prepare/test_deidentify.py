@@ -269,13 +269,29 @@ def test_rule_1_redacts_the_same_pixels_as_ever(photos: Path, name: str) -> None
     assert (hashlib.sha256(clean.tobytes()).hexdigest(), [(r.x, r.y, r.w, r.h) for r in regions]) == OLD[name]
 
 
-def test_what_is_found_in_a_smaller_image_is_redacted_in_the_whole_one(astronaut: np.ndarray) -> None:
-    """Whatever the steps across and down are."""
+@pytest.mark.parametrize(("before", "after"), [((512, 512), (512, 512)), ((300, 200), (701, 467)), ((3, 2), (7, 9))])
+def test_a_region_in_the_source_covers_what_was_redacted_smaller(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    for x, y, w, h in ((0, 0, *before), (1, 0, 1, 2), (before[0] - 1, before[1] - 2, 1, 2)):
+        found = Region("face", 0.9, x, y, w, h, "mtcnn").scaled(before, after)
+        for start, length, at, size, small, large in (
+            (x, w, found.x, found.w, before[0], after[0]),
+            (y, h, found.y, found.h, before[1], after[1]),
+        ):
+            assert 0 <= at <= start * large / small < at + 1
+            assert at + size - 1 < (start + length) * large / small <= at + size <= large
+
+
+def test_redacted_in_place_it_is_the_same_image(astronaut: np.ndarray) -> None:
     expected, regions = deidentify(astronaut, [Corner()])
-    for searched in (astronaut[::2, ::4], astronaut[:256, :128]):
-        clean, found = deidentify(astronaut, [Corner()], searched)
-        assert found == regions
+    for writeable in (True, False):
+        image = astronaut.copy()
+        image.flags.writeable = writeable
+        clean, found = deidentify(image, [Corner()], in_place=True)
+        assert (clean is image) == writeable
         assert (clean == expected).all()
+        assert found == regions
 
 
 def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(photos: Path) -> None:

@@ -21,7 +21,6 @@ from segmint.operators.prepare.release import (
     release,
     released_size,
     resized,
-    shrunk_again,
 )
 from tests.support import bad_images
 
@@ -148,19 +147,3 @@ def test_sides_too_long_for_a_jpeg_are_refused() -> None:
             encode()
         assert verdict.value.reason is Reason.TOO_LARGE
     assert release(long[:, :65_500], ReleaseConfig()).width == 65_500
-
-
-@pytest.mark.parametrize("size", [(300, 200), (157, 111), (301, 200), (90, 59)])
-def test_what_changed_alone_is_shrunk_again(size: tuple[int, int]) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (200, 301, 3), np.uint8)
-    before, clean = resized(image, size), image.copy()
-    windows = [(0, 0, 20, 17), (140, 90, 31, 33), (281, 180, 20, 20), (100, 3, 1, 1)]
-    for x, y, w, h in windows:
-        clean[y : y + h, x : x + w] = 255 - clean[y : y + h, x : x + w]
-    found, expected = shrunk_again(before, clean, windows).astype(int), resized(clean, size).astype(int)
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 0.001
-    assert (before.astype(int) != expected).mean() > 0.01, "else this shows nothing"
-    assert (before == resized(image, size)).all()
-    assert shrunk_again(before, image, []) is before
-    assert (shrunk_again(before, clean, [(0, 0, 301, 200)]) == resized(clean, size)).all()
