@@ -93,6 +93,9 @@ CATALOG_REFUSALS: list[tuple[dict[str, Any], str, str, str]] = [
         "taken_down",
         "taken down after the catalog was pinned; a file in tombstones/ says why",
     ),
+    ({"refused_reason": "duplicate_image", "refused_detail": "as row 3"}, "curate", "duplicate_image", "as row 3"),
+    ({"refused_reason": "unfit", "license": None}, "curate", "unfit", "refused in the catalog"),
+    ({"refused_reason": "opted_out", "duplicate_of": 7}, "curate", "opted_out", "refused in the catalog"),
     ({"duplicate_of": 7}, "catalog", "duplicate_id", "the image_id stands already in the row of ordinal 7"),
     ({"license": None}, "catalog", "license_missing", "the catalog names no license for this image"),
     (
@@ -544,8 +547,7 @@ def test_every_reason_is_spelled_like_this_and_has_its_words_above() -> None:
     """`reason` of `rejects`, and `counts` of a commit."""
     assert list(Reason) == REASONS
     with_words = {row[-2] for row in CATALOG_REFUSALS} | {row[-2] for row in BYTES_REFUSALS}
-    of_catalogs = {"duplicate_image", "unfit", "opted_out"}
-    assert with_words | of_catalogs | {"unreadable_object", "detector_failed", "too_many_masks"} == set(REASONS)
+    assert with_words | {"unreadable_object", "detector_failed", "too_many_masks"} == set(REASONS)
 
 
 # What a takedown and a redaction store.

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, TakenNames, is_taken_down
+from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.device import keep_freed_memory
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
+from segmint.operators.prepare.catalog_rows import CatalogJudge, refuse_curated
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
     Region,
@@ -219,8 +220,7 @@ class Prepare:
         """
         forbid_core_dumps()  # this process holds the bytes of originals, too
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
-        self._policy = policy
-        self._taken = taken
+        self._judge = CatalogJudge(policy, taken)
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._own_detectors = None
         if detectors is None and config.device != "cpu" and config.deidentify.detectors:
@@ -262,7 +262,11 @@ class Prepare:
             return row
         try:
             with _stage("catalog"):
-                self._judge(row)
+                self._judge.refuse_taken_down(row)
+            with _stage("curate"):
+                refuse_curated(row)
+            with _stage("catalog"):
+                self._judge.judge(row)
             digest, prepared = self._read_and_prepare(row)
         except RefusedError as verdict:
             return rejected(row, verdict.stage, verdict)
@@ -295,7 +299,7 @@ class Prepare:
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
-            self._refuse_taken(row, digest)
+            self._judge.refuse_taken(row, digest)
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> Prepared:
@@ -308,23 +312,6 @@ class Prepare:
             except DetectorProcessError:
                 self._detectors.ready()
         return self._children.run(data)
-
-    def _judge(self, row: Row) -> None:
-        """Raise `RejectedError` for what the catalog alone decides."""
-        if is_taken_down(row):
-            raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
-        self._refuse_taken(row, row["sha256"])
-        if row["duplicate_of"] is not None:
-            first = row["duplicate_of"]
-            raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
-        verdict = self._policy.judge(row["license"], row["redistributable"], row["valid_until"])
-        if verdict is not None:
-            raise RejectedError(*verdict)
-
-    def _refuse_taken(self, row: Row, digest: str | None) -> None:
-        """Raise `RejectedError` if a tombstone names the row's source."""
-        if self._taken.names_source(row["uri"], digest):
-            raise RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE)
 
 
 def _columns(prepared: Prepared) -> Row:

@@ -10,9 +10,12 @@ from PIL import Image, ImageFilter
 
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
+from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.curate.curate import run_curate
 from tests.support.builds import write_catalog, write_config
+from tests.support.locations import location_of
+from tests.support.minted import mint
 
 LIMITS = {"fitness": {"min_sharpness": 20, "min_entropy": 2}}
 
@@ -95,6 +98,18 @@ def test_a_planted_catalog_ends_as_planted(
     shutil.copytree(tmp_path / "parts", parts[0].parent)
     run_curate(config, str(catalog), str(output))
     assert output.read_bytes() == whole
+
+
+def test_a_build_commits_what_the_catalog_refuses(tmp_path: Path) -> None:
+    refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "it looks like row 9"}
+    catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": f"{name}.jpg", **refused} for name in "ab"])
+    dataset = Path(mint(write_config(tmp_path / "b.yaml", catalog, tmp_path / "dataset")))
+    (rejects,) = dataset.glob("rejects/*.parquet")
+    rows = pq.read_table(rejects).to_pylist()
+    assert {(row["stage"], row["reason"], row["detail"]) for row in rows} == {
+        ("curate", "duplicate_image", "it looks like row 9")
+    }
+    assert audit_integrity(location_of(dataset)).findings.counts == {}
 
 
 def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> None:
