@@ -98,7 +98,8 @@ def decide(
     """Decide which rows are refused, in this order: opted out, unfit, a copy of a row that is kept.
 
     Of copies the one is kept whose license is allowed and which is fit, then the one with the most pixels, then the
-    first. What the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
+    first. Where no copy has an allowed license and is fit, there is nothing to keep: a build refuses all of them. What
+    the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
     """
     rows = catalog.ordinals[1]
     out = {ordinal: f"reserved from training: {sentence}" for ordinal, sentence in features.opt_outs.items()}
@@ -130,10 +131,9 @@ def decide(
                 if ordinal not in out:
                     detail = f"it {how} row {kept + 1}, which is reserved from training"
                     refused[ordinal] = (Reason.OPTED_OUT, detail)
-            elif config.duplicates.enabled and ordinal not in refused:
+            elif config.duplicates.enabled and ordinal not in refused and allowed[kept]:
                 refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"it {how} row {kept + 1}, which is kept")
-                if kept not in refused:
-                    copies.setdefault(kept, []).append(ordinal)
+                copies.setdefault(kept, []).append(ordinal)
         attributions = _attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
     return Decision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
 

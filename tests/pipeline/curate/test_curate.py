@@ -28,6 +28,7 @@ def plant(folder: Path, photos: Path) -> Path:
     shutil.copy(photos / "dog.jpg", folder / "dog.jpg")
     shutil.copy(photos / "dog.jpg", folder / "bytes.jpg")
     truck.save(folder / "truck.jpg", quality=90)
+    truck.resize((truck.width * 5 // 4, truck.height * 5 // 4)).save(folder / "large.jpg", quality=80)
     dog.resize((640, 480)).filter(ImageFilter.GaussianBlur(20)).save(folder / "blurred.jpg")
     Image.new("RGB", (640, 480), (120, 120, 120)).save(folder / "gray.png")
     (folder / "junk.jpg").write_bytes(b"no picture")
@@ -43,6 +44,7 @@ def plant(folder: Path, photos: Path) -> Path:
         {"uri": "nowhere.jpg"},
         {"uri": "dog.jpg", "refused_reason": "unfit", "refused_detail": "by hand", "expect": "unfit"},
         {"uri": "half.jpg", "image_id": "truck"},
+        {"uri": "large.jpg", "license": "MIT", "expect": "duplicate_image"},
     ]
     return write_catalog(folder / "catalog.jsonl", [{"license": "CC0-1.0", **row} for row in rows])
 
@@ -57,7 +59,7 @@ def configured(folder: Path, **curate: Any) -> Config:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("looking", "decide"):
-        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 5)
+        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 6)
 
 
 def test_a_planted_catalog_ends_as_planted(
@@ -69,16 +71,16 @@ def test_a_planted_catalog_ends_as_planted(
     figure = tmp_path / "measures.png"
     drawn = run_curate(config, str(catalog), str(output), distributions=str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert (drawn.rows, drawn.unread) == (10, {"not_an_image": 1, "not_found": 1, "skipped": 2})
+    assert (drawn.rows, drawn.unread) == (11, {"not_an_image": 1, "not_found": 1, "skipped": 2})
     assert not output.exists()
 
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
-    assert [part.name for part in parts] == ["000000000000.parquet", "000000000005.parquet"]
+    assert [part.name for part in parts] == ["000000000000.parquet", "000000000006.parquet"]
     shutil.copytree(parts[0].parent, tmp_path / "parts")
     monkeypatch.setattr("segmint.pipeline.curate.looking.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
-    assert found.refused == {"duplicate_image": 2, "unfit": 2}
+    assert found.refused == {"duplicate_image": 3, "unfit": 2}
     assert not (folder / "curated.parquet.curate").exists()
 
     rows = pq.read_table(output).to_pylist()
@@ -87,6 +89,7 @@ def test_a_planted_catalog_ends_as_planted(
     assert rows[0]["refused_detail"] == "it looks like row 2, which is kept"
     assert rows[2]["refused_detail"] == "it has the bytes of row 2, which is kept"
     assert rows[4]["refused_detail"].startswith("sharpness ")
+    assert rows[10]["refused_detail"] == "it looks like row 4, which is kept", "its license is not allowed"
     assert rows[8]["refused_detail"] == "by hand"
     assert rows[1]["attribution"] == "Ann; Bo"
     assert rows[1]["shoot"] == '{"day": 3}'
