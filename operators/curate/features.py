@@ -33,7 +33,7 @@ FEATURES = pa.schema(
         pa.field("width", pa.int32()),  # pixels of the upright source
         pa.field("height", pa.int32()),
         pa.field("hashes", pa.list_(pa.uint64())),  # of its views
-        pa.field("opt_out", pa.string()),  # how its metadata reserves it from training, in a sentence
+        pa.field("opt_out", pa.string()),  # how its metadata forbids training with it, in a sentence
         pa.field("scores", pa.list_(pa.float64())),  # in the order of the scorers
         *(pa.field(name, pa.float64()) for name in MEASURES),
         pa.field("thumbnail", pa.binary(64 * 64)),  # gray

@@ -13,7 +13,9 @@ from segmint.operators.child import Worker
 from segmint.operators.curate.fitness import SIDE, at_scale, measure
 from segmint.operators.curate.scorers import Scorer, load_scorers
 from segmint.operators.curate.settings import ScorerConfig
+from segmint.operators.opt_out.opt_out import opt_out
 from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.similar.hashes import image_hashes
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,15 @@ class Look:
     thumbnail: NDArray[np.uint8]  # (64, 64), gray
     measures: dict[str, float]
     scores: tuple[float | None, ...]  # in the scorers' order; None: a scorer gave no number
-    opt_out: str | None  # how its metadata reserves it from training, in a sentence
+    opt_out: str | None  # how its metadata forbids training with it, in a sentence
 
 
 def look_at(data: bytes, config: LookConfig, scorers: Sequence[Scorer] = ()) -> Look:
     """Look at an image; raises `RejectedError` as `ingest` does for what cannot be decoded."""
-    from segmint.operators.similar.hashes import image_hashes
-
     source = ingest(data, config.ingest, SIDE)
     image = at_scale(source.image)
     hashes = image_hashes(image, mirror=config.mirror)
+    reserved = opt_out(data) if config.opt_outs else None
     return Look(
         width=source.source_width,
         height=source.source_height,
@@ -53,12 +54,8 @@ def look_at(data: bytes, config: LookConfig, scorers: Sequence[Scorer] = ()) -> 
         thumbnail=hashes.thumbnail,
         measures=measure(image),
         scores=tuple(scorer.score(image) for scorer in scorers),
-        opt_out=_opt_out(data) if config.opt_outs else None,
+        opt_out=None if reserved is None else reserved.detail,
     )
-
-
-def _opt_out(data: bytes) -> str | None:
-    return None
 
 
 def build_looker(config: LookConfig, storage: Storage, assets: str | None) -> Worker[Look]:

@@ -77,7 +77,7 @@ class CurateConfig(_Part):
     fitness: FitnessConfig = FitnessConfig()
     scorers: tuple[ScorerConfig, ...] = ()
     opt_outs: bool = True
-    """Whether to refuse images whose metadata reserves them from training, and all their copies."""
+    """Whether to refuse images whose metadata or catalog entry forbids training, and all their copies."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

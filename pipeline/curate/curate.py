@@ -1,4 +1,4 @@
-"""Curates a catalog before a build: refuses copies, unfit pictures and those that are reserved from training.
+"""Curates a catalog before a build: refuses copies, unfit pictures and those that are opted out.
 
 catalog -> look at each image (parts) -> decide on all -> the same catalog, with what is refused
 """
@@ -43,7 +43,7 @@ from segmint.pipeline.execution.outages import resumable
 FEATURES_VERSION = 1
 """Of what is seen in an image: another version does not go on with the parts of this one."""
 
-_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash")
+_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "c2pa-python")
 _KEY = b"segmint.curate"
 _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that does not depend on its catalog's folder
 

@@ -29,6 +29,9 @@ Limit = tuple[float | None, float | None]
 
 Limits = Mapping[str, Limit]
 
+CATALOG_OPT_OUT = "the catalog says that the rights holder has opted this image out"
+"""The detail of a row whose `opt_out` is true."""
+
 _THREADS = 8
 _TERMS = ("license", "redistributable", "valid_until")
 
@@ -41,7 +44,7 @@ class Features:
     hashes: NDArray[np.uint64]  # (N, VIEWS)
     pixels: NDArray[np.int64]  # of the source
     values: Mapping[str, NDArray[np.float64]]  # measures and scores by name, nan where there is none
-    opt_outs: Mapping[int, str]  # how images are reserved from training, in a sentence
+    opt_outs: Mapping[int, str]  # how images' metadata forbids training with them
     unread: Mapping[str, int]  # rows without features, by why
 
 
@@ -102,18 +105,21 @@ def decide(
     the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
     """
     rows = catalog.ordinals[1]
-    out = {ordinal: f"reserved from training: {sentence}" for ordinal, sentence in features.opt_outs.items()}
+    out = dict(features.opt_outs)
     opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
-    opted_out[list(out)] = True
     settled: set[int] = set()
     judge = _Judge(policy)
     for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
         ordinals = batch.column("ordinal").to_numpy()
         allowed[ordinals] = judge.allowed(batch)
+        if config.opt_outs and "opt_out" in batch.schema.names:
+            says_so = batch.column("opt_out").fill_null(False).to_numpy(zero_copy_only=False)
+            out |= dict.fromkeys(ordinals[says_so].tolist(), CATALOG_OPT_OUT)
         if "refused_reason" in batch.schema.names:
             reasons = batch.column("refused_reason").to_pylist()
             settled |= {int(o) for o, reason in zip(ordinals, reasons, strict=True) if reason is not None}
             opted_out[[o for o, r in zip(ordinals, reasons, strict=True) if r == Reason.OPTED_OUT]] = True
+    opted_out[list(out)] = True
     unfit = dict(_unfit(features.values, config.limits()))
     allowed[list(unfit)] = False
     refused = {ordinal: (Reason.UNFIT, detail) for ordinal, detail in unfit.items()}
@@ -129,7 +135,7 @@ def decide(
             how = "has the bytes of" if found.exact[ordinal] else "looks like"
             if opted_out[kept]:
                 if ordinal not in out:
-                    detail = f"it {how} row {kept + 1}, which is reserved from training"
+                    detail = f"it {how} row {kept + 1}, which is opted out"
                     refused[ordinal] = (Reason.OPTED_OUT, detail)
             elif config.duplicates.enabled and ordinal not in refused and allowed[kept]:
                 refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"it {how} row {kept + 1}, which is kept")
@@ -138,7 +144,7 @@ def decide(
     return Decision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
 
 
-_WANTED = ("ordinal", *_TERMS, "refused_reason")
+_WANTED = ("ordinal", *_TERMS, "opt_out", "refused_reason")
 
 
 class _Judge:

@@ -1,4 +1,4 @@
-"""`segmint catalog curate`: a catalog with planted copies and unfit pictures ends as planted."""
+"""`segmint catalog curate`: a catalog with planted copies, opt-outs and unfit pictures ends as planted."""
 
 import shutil
 from pathlib import Path
@@ -16,12 +16,13 @@ from segmint.pipeline.curate.curate import run_curate
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
+from tests.support.signed_images import data_mining
 
 LIMITS = {"fitness": {"min_sharpness": 20, "min_entropy": 2}}
 
 
 def plant(folder: Path, photos: Path) -> Path:
-    """A catalog with copies, unfit pictures, and rows that cannot be read; `expect` says what is to come of each."""
+    """A catalog of copies, opt-outs, unfit and unreadable pictures; `expect` says what is to come of each row."""
     folder.mkdir()
     dog, truck = (Image.open(photos / name).convert("RGB") for name in ("dog.jpg", "truck.jpg"))
     dog.resize((dog.width // 2, dog.height // 2)).save(folder / "half.jpg", quality=60)
@@ -31,6 +32,9 @@ def plant(folder: Path, photos: Path) -> Path:
     truck.resize((truck.width * 5 // 4, truck.height * 5 // 4)).save(folder / "large.jpg", quality=80)
     dog.resize((640, 480)).filter(ImageFilter.GaussianBlur(20)).save(folder / "blurred.jpg")
     Image.new("RGB", (640, 480), (120, 120, 120)).save(folder / "gray.png")
+    groceries = Image.open(photos / "groceries.jpg").convert("RGB")
+    groceries.save(folder / "reserved.jpg", xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
+    groceries.resize((900, 1200)).save(folder / "bare.jpg", quality=70)
     (folder / "junk.jpg").write_bytes(b"no picture")
     credits = {"license": "CC-BY-4.0", "attribution": "Bo"}
     rows: list[dict[str, Any]] = [
@@ -45,6 +49,8 @@ def plant(folder: Path, photos: Path) -> Path:
         {"uri": "dog.jpg", "refused_reason": "unfit", "refused_detail": "by hand", "expect": "unfit"},
         {"uri": "half.jpg", "image_id": "truck"},
         {"uri": "large.jpg", "license": "MIT", "expect": "duplicate_image"},
+        {"uri": "reserved.jpg", "expect": "opted_out"},
+        {"uri": "bare.jpg", "expect": "opted_out"},
     ]
     return write_catalog(folder / "catalog.jsonl", [{"license": "CC0-1.0", **row} for row in rows])
 
@@ -59,7 +65,7 @@ def configured(folder: Path, **curate: Any) -> Config:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("looking", "decide"):
-        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 6)
+        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 7)
 
 
 def test_a_planted_catalog_ends_as_planted(
@@ -71,16 +77,16 @@ def test_a_planted_catalog_ends_as_planted(
     figure = tmp_path / "measures.png"
     drawn = run_curate(config, str(catalog), str(output), distributions=str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert (drawn.rows, drawn.unread) == (11, {"not_an_image": 1, "not_found": 1, "skipped": 2})
+    assert (drawn.rows, drawn.unread) == (13, {"not_an_image": 1, "not_found": 1, "skipped": 2})
     assert not output.exists()
 
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
-    assert [part.name for part in parts] == ["000000000000.parquet", "000000000006.parquet"]
+    assert [part.name for part in parts] == ["000000000000.parquet", "000000000007.parquet"]
     shutil.copytree(parts[0].parent, tmp_path / "parts")
     monkeypatch.setattr("segmint.pipeline.curate.looking.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
-    assert found.refused == {"duplicate_image": 3, "unfit": 2}
+    assert found.refused == {"duplicate_image": 3, "opted_out": 2, "unfit": 2}
     assert not (folder / "curated.parquet.curate").exists()
 
     rows = pq.read_table(output).to_pylist()
@@ -90,6 +96,9 @@ def test_a_planted_catalog_ends_as_planted(
     assert rows[2]["refused_detail"] == "it has the bytes of row 2, which is kept"
     assert rows[4]["refused_detail"].startswith("sharpness ")
     assert rows[10]["refused_detail"] == "it looks like row 4, which is kept", "its license is not allowed"
+    forbidden = "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED-AIMLTRAINING"
+    assert rows[11]["refused_detail"] == forbidden
+    assert rows[12]["refused_detail"] == "it looks like row 12, which is opted out"
     assert rows[8]["refused_detail"] == "by hand"
     assert rows[1]["attribution"] == "Ann; Bo"
     assert rows[1]["shoot"] == '{"day": 3}'
