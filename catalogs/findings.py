@@ -64,6 +64,7 @@ class Code(StrEnum):
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     LICENSE_EXPIRED = "license_expired"
     NOT_REDISTRIBUTABLE = "not_redistributable"
+    OPTED_OUT = "opted_out"
     MISSING_ATTRIBUTION = "missing_attribution"
     STILL_DETECTED = "still_detected"
     REPEATED_SOURCE = "repeated_source"
@@ -124,6 +125,7 @@ SENTENCES = {
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",
     Code.LICENSE_EXPIRED: "An image's license has ended, by the day of the audit.",
     Code.NOT_REDISTRIBUTABLE: "Redistribution is required, and is denied or unknown for an image.",
+    Code.OPTED_OUT: "An image is in the dataset that the catalog says is opted out.",
     Code.MISSING_ATTRIBUTION: "An image's license asks for attribution, and its row names nobody.",
     Code.STILL_DETECTED: "A detector finds a face or a plate outside of what was redacted.",
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
@@ -136,6 +138,7 @@ AREAS = {
     Code.LICENSE_NOT_ALLOWED: "licenses",
     Code.LICENSE_EXPIRED: "licenses",
     Code.NOT_REDISTRIBUTABLE: "licenses",
+    Code.OPTED_OUT: "licenses",
     Code.MISSING_ATTRIBUTION: "licenses",
     Code.STILL_DETECTED: "privacy",
     Code.REPEATED_SOURCE: "duplicates",

@@ -89,14 +89,20 @@ class LicensePolicy:
     allow: frozenset[str]
     require_redistributable: bool
     policy_date: date
+    respect_opt_out: bool = True
 
     def judge(
-        self, license: str | None, redistributable: bool | None, valid_until: date | None
+        self,
+        license: str | None,
+        redistributable: bool | None,
+        valid_until: date | None,
+        opt_out: bool | None = None,
     ) -> tuple[Reason, str] | None:
         """Return the verdict on an image and a sentence that says why; None if it may be used.
 
         Checked in this order: no license; a license that is not allowed; one that expired before `policy_date` (the
-        last day counts as valid); redistribution required but denied or unknown.
+        last day counts as valid); redistribution required but denied or unknown;
+        opted out in the catalog.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"
@@ -117,6 +123,8 @@ class LicensePolicy:
         if self.require_redistributable and redistributable is not True:
             found = "unknown" if redistributable is None else "denied"
             return Reason.NOT_REDISTRIBUTABLE, f"redistribution is required and is {found} for this image"
+        if self.respect_opt_out and opt_out:
+            return Reason.OPTED_OUT, "the catalog says that the rights holder has opted this image out"
         return None
 
     def _allowed(self) -> str:

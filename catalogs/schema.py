@@ -16,6 +16,7 @@ SOURCE = pa.schema(
         pa.field("redistributable", pa.bool_()),  # absent means unknown
         pa.field("valid_until", pa.date32()),  # the last day on which the license is valid
         pa.field("country", pa.string()),  # ISO 3166 alpha-2, upper case
+        pa.field("opt_out", pa.bool_()),  # whether the rights holder forbids training; absent means unknown
         pa.field("caption", pa.string()),  # for people who read the catalog: never written to a dataset
         pa.field("refused_reason", pa.string()),  # why the image is refused: one of `CURATE_REASONS`; empty: it is not
         pa.field("refused_detail", pa.string()),  # what was found, in a sentence
@@ -45,7 +46,7 @@ NORMALIZED = pa.schema(
 )
 """A row of `catalog/part-N-<digest>.parquet`: one for each row of the source catalog, in its order."""
 
-ADDED = pa.schema([SOURCE.field(name) for name in ("refused_reason", "refused_detail")])
+ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail")])
 """Columns that a normalized catalog has only where a row has a value: older catalogs keep their bytes."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])

@@ -18,6 +18,7 @@ _CODES = {
     Reason.LICENSE_NOT_ALLOWED: Code.LICENSE_NOT_ALLOWED,
     Reason.LICENSE_EXPIRED: Code.LICENSE_EXPIRED,
     Reason.NOT_REDISTRIBUTABLE: Code.NOT_REDISTRIBUTABLE,
+    Reason.OPTED_OUT: Code.OPTED_OUT,
 }
 
 
@@ -34,9 +35,11 @@ class TermsFinding:
 def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
     """Judge a row by the dataset's policy, but on the day `today`; yield what is wrong.
 
-    `row` has `license`, `redistributable`, `valid_until` and `attribution`, as in the normalized catalog.
+    `row` has `license`, `redistributable`, `valid_until`, `attribution` and perhaps `opt_out`, as in the normalized
+    catalog.
     """
-    verdict = replace(policy, policy_date=today).judge(row["license"], row["redistributable"], row["valid_until"])
+    terms = (row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
+    verdict = replace(policy, policy_date=today).judge(*terms)
     if verdict is not None:
         reason, detail = verdict
         expected = "a license that the dataset's policy allows"
@@ -46,6 +49,8 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
             expected = f"a license that holds on {today.isoformat()}"
             ended = "has ended since the build" if since_build else "had ended before the build"
             detail = f"{row['license']} until {row['valid_until'].isoformat()}, which {ended}"
+        elif reason is Reason.OPTED_OUT:
+            expected = "no image that the catalog says is opted out"
         yield TermsFinding(_CODES[reason], expected, detail, since_build)
     yield from judge_attribution(row)
 

@@ -70,6 +70,7 @@ from tests.support.bad_images import (
     retagged_tiff,
 )
 from tests.support.locations import location_of
+from tests.support.signed_images import data_mining, image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the damage that these files have
 
@@ -97,6 +98,12 @@ CATALOG_REFUSALS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"refused_reason": "unfit", "license": None}, "curate", "unfit", "refused in the catalog"),
     ({"refused_reason": "opted_out", "duplicate_of": 7}, "curate", "opted_out", "refused in the catalog"),
     ({"duplicate_of": 7}, "catalog", "duplicate_id", "the image_id stands already in the row of ordinal 7"),
+    (
+        {"opt_out": True},
+        "catalog",
+        "opted_out",
+        "the catalog says that the rights holder has opted this image out",
+    ),
     ({"license": None}, "catalog", "license_missing", "the catalog names no license for this image"),
     (
         {"license": "CC BY"},
@@ -336,6 +343,12 @@ CUT_JPEG = jpeg()[: len(jpeg()) // 2]
 
 BYTES_REFUSALS: list[tuple[bytes, str, str, str]] = [
     (b"", "ingest", "empty_object", "the object holds no bytes"),
+    (
+        image("JPEG", data_mining("DMI-PROHIBITED-AIMLTRAINING")),
+        "ingest",
+        "opted_out",
+        "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED-AIMLTRAINING",
+    ),
     (b"<html>", "ingest", "not_an_image", f"markup text such as HTML; {KINDS}"),
     (b"\x01\x02\x03", "ingest", "not_an_image", f"bytes that begin like no known picture; {KINDS}"),
     *((data, "ingest", "unsupported_format", f"a {kind} file; {KINDS}") for data, kind in REFUSED_KINDS.items()),
@@ -877,7 +890,8 @@ NUMERICS = (
 )
 
 CONFIGURATION = (
-    "name images_per_shard license.allow license.require_redistributable ingest.max_pixels ingest.min_short_side "
+    "name images_per_shard license.allow license.require_redistributable license.respect_opt_out ingest.max_pixels "
+    "ingest.min_short_side "
     "ingest.max_bytes deidentify.rule deidentify.faces.detector deidentify.faces.score deidentify.plates.detector "
     "deidentify.plates.score release.short_side release.jpeg_quality release.format masks.profile "
     "masks.points_per_side masks.crop_n_layers masks.crop_n_points_downscale_factor masks.crop_overlap_ratio "
@@ -893,7 +907,7 @@ def test_columns_are_named_like_this() -> None:
         "ordinal id image_id uri license attribution provider source_url redistributable valid_until country "
         "sha256 duplicate_of"
     )
-    assert " ".join(ADDED.names) == "refused_reason refused_detail"  # only where a row has a value
+    assert " ".join(ADDED.names) == "opt_out refused_reason refused_detail"  # only where a row has a value
     images = (
         "ordinal id image_id uri license attribution provider source_url country source_sha256 source_width "
         "source_height width height faces plates regions masks funnel statistics"

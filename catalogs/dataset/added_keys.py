@@ -4,7 +4,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-ADDED_KEYS: dict[str, Any] = {"deidentify.rule": 1, "masks.drop_redaction_artifacts": "off"}
+ADDED_KEYS: dict[str, Any] = {
+    "deidentify.rule": 1,
+    "license.respect_opt_out": False,
+    "masks.drop_redaction_artifacts": "off",
+}
 """By dotted key: what segmint did before the key existed. A new key goes here and nowhere else; its default in the
 configuration is for new datasets."""
 

@@ -4,7 +4,7 @@ As in `segmint.catalogs.source.normalize`, everything is streamed or left to Duc
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def compare_catalog(
     parts: Sequence[Location],
     first_ordinal: int,
     taken: Iterable[TakenImage] = (),
+    ignored: Collection[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> CatalogGrowth:
@@ -119,13 +120,13 @@ def compare_catalog(
     they were pinned or as they would be pinned now, without credentials and whole license texts. New
     rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
     that name an image that was taken down, by image_id, uri (in any form of it) or sha256, are known, and may be
-    missing from the source.
+    missing from the source. `ignored` columns of the source are read as absent.
     `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
     `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
-        staged, _ = stage_catalog(catalog, folder)
+        staged, _ = stage_catalog(catalog, folder, ignored=ignored)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)

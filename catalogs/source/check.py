@@ -150,7 +150,7 @@ def check(
     return findings
 
 
-_Terms = tuple[str | None, bool | None, date | None]  # license, redistributable, valid_until
+_Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, redistributable, valid_until, opt_out
 
 
 class _Judge:
@@ -180,6 +180,7 @@ class _Judge:
             "license",
             "redistributable",
             "valid_until",
+            "opt_out",
             "attribution",
             "duplicate_of",
             "country",
@@ -187,10 +188,10 @@ class _Judge:
         )
         columns = [batch.column(name).to_pylist() for name in names]
         sources = self._same.until(batch.column("ordinal")[-1].as_py() + 1) if batch.num_rows else {}
-        for ordinal, uri, license, redistributable, valid_until, attribution, first, country, refused in zip(
+        for ordinal, uri, license, redistributable, until, opt_out, attribution, first, country, refused in zip(
             *columns, strict=True
         ):
-            terms = Terms(license, redistributable, valid_until, bool((attribution or "").strip()))
+            terms = Terms(license, redistributable, until, opt_out, bool((attribution or "").strip()))
             accepted = self._look_at(ordinal + 1, uri, terms, first is not None, refused)
             self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
 
@@ -211,7 +212,7 @@ class _Judge:
         if refused is not None:
             findings.refused.setdefault(refused, Finding()).add(row, uri)
             return False
-        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms[:3])
+        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms[:4])
         if reason is None and refused_uri:
             reason = Reason.URI_NOT_ALLOWED
         if reason is not None:

@@ -25,6 +25,7 @@ _MS_A_DAY = 86_400_000
 
 EXPECTED = {
     "redistributable": "true, false or nothing",
+    "opt_out": "true, false or nothing",
     "valid_until": "a date as YYYY-MM-DD, or nothing",
     "sha256": "64 hexadecimal digits, or nothing",
     "country": "two letters (ISO 3166 alpha-2), or nothing",
@@ -172,7 +173,7 @@ def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, 
             f"{catalog}, column {field.name}, rows {first_row} to {last}: the text is not UTF-8 ({error})"
         ) from error
     name = field.name
-    if name in ("license", "redistributable", "valid_until", "sha256", "country", "refused_reason"):
+    if name in ("license", "redistributable", "valid_until", "sha256", "country", "refused_reason", "opt_out"):
         column = pc.utf8_trim_whitespace(column)
     column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
     if name == "sha256":
@@ -184,7 +185,7 @@ def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, 
         return _matching(catalog, name, column, f"^({known})$", first_row, on_problem)
     if name == "valid_until":
         return _parsed(catalog, field, column, _day, first_row, on_problem)
-    if name == "redistributable":
+    if pa.types.is_boolean(field.type):
         return _parsed(catalog, field, column, lambda text: _TRUTH.get(text.lower()), first_row, on_problem)
     return column
 

@@ -4,7 +4,7 @@ Everything is streamed or done by DuckDB, which spills to disk: memory does not 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def normalize(
     catalog: Location,
     destination: Path,
     *,
+    ignored: Collection[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
@@ -78,32 +79,47 @@ def normalize(
     refers to the first; the verdicts come later. `uri` stays as written, so that the same rows give the same bytes
     wherever the catalog is and whatever its format.
 
-    `temporary` is the folder for intermediate files (about the size of the catalog; default: that of `destination`),
+    `ignored` columns, each one of `ADDED`, are read as absent, whatever is in them. `temporary` is the folder for
+    intermediate files (about the size of the catalog; default: that of `destination`),
     `memory_limit` bounds DuckDB. Raises `UsageError` for a file that cannot be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
         folder = Path(name)
-        staged, _ = stage_catalog(catalog, folder)
+        staged, _ = stage_catalog(catalog, folder, ignored=ignored)
         return write_marked(staged, destination, folder, memory_limit=memory_limit)
 
 
 def stage_catalog(
-    catalog: Location, folder: Path, on_problem: OnProblem = refuse, most_rows: int | None = None
+    catalog: Location,
+    folder: Path,
+    on_problem: OnProblem = refuse,
+    most_rows: int | None = None,
+    *,
+    ignored: Collection[str] = (),
 ) -> tuple[Path, int]:
     """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
-    Ordinals begin at 0 and duplicates are not yet marked. Returns the file and its number of rows.
+    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent. Returns the file and
+    its number of rows.
     """
+
+    def report(problem: Problem) -> None:
+        if problem.column not in ignored:
+            on_problem(problem)
+
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:
-        for batch in read_catalog(catalog, on_problem):
+        for batch in read_catalog(catalog, report):
             if most_rows is not None and writer.rows + batch.num_rows > most_rows:
                 batch = batch.slice(0, most_rows - writer.rows)
                 if not batch.num_rows:
                     break
             _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
-            writer.add([number_rows(batch, writer.rows)])
+            numbered = number_rows(batch, writer.rows)
+            for name in ignored:
+                numbered = with_column(numbered, name, pa.nulls(numbered.num_rows, STAGED.field(name).type))
+            writer.add([numbered])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
                     f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "

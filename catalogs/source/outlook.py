@@ -68,6 +68,7 @@ class Terms(NamedTuple):
     license: str | None
     redistributable: bool | None
     valid_until: date | None
+    opt_out: bool | None
     attributed: bool  # whether an attribution is given
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.opt_out.containers import find_metadata
 from segmint.operators.opt_out.manifests import c2pa_values
 from segmint.operators.opt_out.rules import OptOut, Verdict, rule_for
@@ -20,6 +21,13 @@ def opt_out(data: bytes) -> OptOut | None:
         if rule is not None and rule.verdict is Verdict.OPTED_OUT:
             return OptOut(field, rule.value)
     return None
+
+
+def refuse_opted_out(data: bytes) -> None:
+    """Raise `RejectedError` (`opted_out`) if `opt_out` finds a field."""
+    found = opt_out(data)
+    if found is not None:
+        raise RejectedError(Reason.OPTED_OUT, found.detail)
 
 
 def _values(data: bytes) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ class CatalogJudge:
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
-        verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"])
+        verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
         if verdict is not None:
             raise RejectedError(*verdict)
 

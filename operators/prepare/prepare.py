@@ -20,6 +20,7 @@ from segmint.infra.device import keep_freed_memory
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
+from segmint.operators.opt_out.opt_out import refuse_opted_out
 from segmint.operators.prepare.catalog_rows import CatalogJudge, refuse_curated
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -71,6 +72,7 @@ class PrepareConfig:
     crops: CropLayers | None  # that are cut from the original where it is larger than the released image
     device: str = "cpu"  # where face and plate detectors run: on a GPU in a process that all children share
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
+    respect_opt_out: bool = True
     detector_numerics: str = ""  # on a GPU: what decides the bits of detections; "": anything
 
 
@@ -124,6 +126,8 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
     `RefusedError` with the stage `ingest`, `deidentify` or `release`.
     """
     with _stage("ingest"):
+        if config.respect_opt_out:
+            refuse_opted_out(data)
         source = ingest(data, config.ingest)
     full = source.source_width, source.source_height
     size = redacted_size(*full, config)

@@ -58,6 +58,12 @@ def _share(value: Any) -> Any:
     raise ValueError("expected auto or a share of one GPU, over 0 and at most 1")
 
 
+def _auto_or_bool(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("expected auto, true or false")
+
+
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
 Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
 Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
@@ -73,6 +79,9 @@ class LicenseConfig(_Part):
     """SPDX identifiers, or `LicenseRef-…` for private agreements."""
     require_redistributable: bool = False
     """Whether to accept only rows with `redistributable: true`."""
+    respect_opt_out: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    """Whether to refuse images whose rights holder forbids training, by the image's metadata or by the catalog; auto:
+    as the dataset was begun, and in a new one true. A dataset that records none does not."""
     policy_date: date | None = None
     """The day on which licenses must still be valid; null: the day of the dataset's first start, which pins it."""
 
@@ -86,7 +95,12 @@ class LicenseConfig(_Part):
 
     def policy(self, policy_date: date) -> LicensePolicy:
         """Return the policy that judges rows; licenses must be valid on `policy_date`."""
-        return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date)
+        return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date, self.respects_opt_out)
+
+    @property
+    def respects_opt_out(self) -> bool:
+        """`respect_opt_out`; for `auto`, that of a new dataset."""
+        return True if self.respect_opt_out == "auto" else self.respect_opt_out
 
 
 class PoolConfig(_Part):
@@ -221,6 +235,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
         },
     )
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
+    tree["license"]["respect_opt_out"] = config.license.respects_opt_out
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
     tree["deidentify"]["rule"] = config.deidentify.rule_number
     tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
@@ -233,16 +248,18 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
     """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
 
-    These are `deidentify.rule` and `masks.drop_redaction_artifacts`. Raises `UsageError` for a rule that this version
-    does not have.
+    These are `license.respect_opt_out`, `deidentify.rule` and `masks.drop_redaction_artifacts`. Raises `UsageError`
+    for a rule that this version does not have.
     """
-    deidentify, masks = config.deidentify, config.masks
+    license, deidentify, masks = config.license, config.deidentify, config.masks
+    if license.respect_opt_out == "auto":
+        license = license.model_copy(update={"respect_opt_out": begun["license"]["respect_opt_out"]})
     if deidentify.rule == "auto":
         deidentify = deidentify.model_copy(update={"rule": rule_of(begun)})
     if masks.drop_redaction_artifacts == "auto":
         begun_with = begun["masks"]["drop_redaction_artifacts"]
         masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
-    return config.model_copy(update={"deidentify": deidentify, "masks": masks})
+    return config.model_copy(update={"license": license, "deidentify": deidentify, "masks": masks})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

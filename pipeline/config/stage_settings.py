@@ -31,6 +31,7 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
         crops=CropLayers(masks.crop_n_layers, masks.crop_overlap_ratio) if keeps_original else None,
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
+        respect_opt_out=config.license.respects_opt_out,
         detector_numerics="" if manifest is None or config.allow_mixed_numerics else recorded_detectors(manifest),
     )
 

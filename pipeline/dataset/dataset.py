@@ -36,7 +36,7 @@ from segmint.operators.shards.cataloged_rows import part_of
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.first_numerics import first_numerics
-from segmint.pipeline.dataset.growth import catalog_part, count_licenses, fit_catalog
+from segmint.pipeline.dataset.growth import catalog_part, count_licenses, fit_catalog, ignored_columns
 from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
 
 
@@ -155,7 +155,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     """Pin catalog, configuration and numerics; if two drivers begin at once, one wins and both use its manifest."""
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        catalog = normalize(source, Path(folder) / "part.parquet")
+        catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
         path = part_path(0, catalog.sha256)
         (output / path).put_file(catalog.path)

@@ -2,7 +2,9 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -47,6 +49,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
             parts=[output / part.path for part in manifest.catalog],
             first_ordinal=first_shard * manifest.images_per_shard,
             taken=taken_images(read_tombstones(output)).values(),
+            ignored=ignored_columns(manifest.identity),
         )
         if not growth.keeps_all:
             raise UsageError(_why_another(config, manifest, growth))
@@ -74,6 +77,14 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
         return fit_catalog(config, storage, winner, grow=False)
     except UsageError as error:
         raise UsageError(f"another build has grown {config.output} meanwhile, from another catalog: {error}") from error
+
+
+def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of a source catalog that a dataset with this identity does not read.
+
+    A dataset that was begun before `opt_out` had a meaning may have a catalog with another column of that name.
+    """
+    return () if identity["license"]["respect_opt_out"] else ("opt_out",)
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:

@@ -13,7 +13,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
-from segmint.pipeline.config.config import Config, PoolConfig
+from segmint.pipeline.config.config import Config, PoolConfig, as_begun
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 from segmint.pipeline.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.dataset.dataset import OpenDataset
@@ -195,7 +195,7 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> P
 
 
 def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
-    policy = config.license.policy(dataset.manifest.policy_date)
+    policy = as_begun(config, dataset.manifest.identity).license.policy(dataset.manifest.policy_date)
     prepare = prepare_config(config, dataset.manifest)
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     taken = TakenNames.of(taken_images(read_tombstones(dataset.location)).values(), config.catalog)

@@ -24,7 +24,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
-from segmint.pipeline.config.config import Config
+from segmint.pipeline.config.config import Config, as_begun
 from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.answer import Plan
@@ -96,8 +96,9 @@ def _measure(
 
 def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
     """The license policy of the build: that of the dataset's first start, or of one that begins today."""
-    pinned = manifest.policy_date if manifest is not None else config.license.policy_date
-    return config.license.policy(pinned or datetime.now(UTC).date())
+    if manifest is not None:
+        return as_begun(config, manifest.identity).license.policy(manifest.policy_date)
+    return config.license.policy(config.license.policy_date or datetime.now(UTC).date())
 
 
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -121,6 +122,15 @@ def test_verdicts(
 ) -> None:
     verdict = policy.judge(license, redistributable, valid_until)
     assert (verdict[0] if verdict else None) == reason
+
+
+def test_an_opt_out_counts_unless_the_policy_says_otherwise() -> None:
+    verdict = POLICY.judge("CC-BY-4.0", None, None, opt_out=True)
+    assert verdict is not None
+    assert verdict[0] is Reason.OPTED_OUT
+    for opt_out in (None, False):
+        assert POLICY.judge("CC-BY-4.0", None, None, opt_out) is None
+    assert replace(POLICY, respect_opt_out=False).judge("CC-BY-4.0", None, None, opt_out=True) is None
 
 
 def test_a_verdict_says_what_was_found_and_expected() -> None:

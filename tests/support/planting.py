@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.layout import part_path
 from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import normalized_schema
 from segmint.operators.rows import Row
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 from tests.support.locations import location_of
@@ -52,7 +52,8 @@ def rewrite_catalog(dataset: Path, edit: Callable[[list[Row]], list[Row]]) -> No
     part = first_part(dataset)
     rows = edit(pq.read_table(dataset / part.path).to_pylist())
     (dataset / part.path).unlink()
-    data = table_bytes(pa.Table.from_pylist(rows, schema=NORMALIZED), NORMALIZED)
+    schema = normalized_schema({name for row in rows for name in row})
+    data = table_bytes(pa.Table.from_pylist(rows, schema=schema), schema)
     digest = hashlib.sha256(data).hexdigest()
     path = part_path(0, digest)
     (dataset / path).write_bytes(data)

@@ -68,6 +68,15 @@ def test_all_parts_are_known(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "intermediate files are gone"
 
 
+def test_parts_with_and_without_an_added_column_are_compared_alike(tmp_path: Path) -> None:
+    """The first part has no `opt_out`, the second has."""
+    catalogs = [[row("a")], [row("a"), row("b", opt_out=True)]]
+    growth = compare(tmp_path, *catalogs, [row("b", opt_out=True), row("a"), row("c")])
+    assert (growth.keeps_all, growth.new.rows) == (True, 1)
+    changed = compare(tmp_path, *catalogs, [row("a", opt_out=True), row("b")]).changed
+    assert changed == {"opt_out": Change(2, "a", "", "true")}
+
+
 def test_what_is_gone_is_counted_and_the_first_named(tmp_path: Path) -> None:
     growth = compare(tmp_path, [row(i) for i in "abcd"], [row(i) for i in "xad"])
     assert not growth.keeps_all

@@ -118,6 +118,30 @@ def test_an_empty_catalog_has_no_rows_but_all_columns(tmp_path: Path) -> None:
     assert pq.read_schema(empty.path).equals(NORMALIZED)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_opt_outs_are_written_only_where_a_row_has_one_and_they_are_not_ignored(tmp_path: Path, ending: str) -> None:
+    rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "opt_out": value} for i, value in enumerate([None, True, False])]
+    path = catalog_of(tmp_path / f"c.{ending}", rows)
+    with_values = rows_of(path, tmp_path / "with.parquet")
+    assert [row["opt_out"] for row in with_values] == [None, True, False]
+
+    ignored = normalize(location_of(path), tmp_path / "ignored.parquet", ignored=("opt_out",))
+    for row in rows:
+        row["opt_out"] = None
+    empty = normalize(location_of(catalog_of(tmp_path / f"e.{ending}", rows)), tmp_path / "empty.parquet")
+    without = [{"uri": row["uri"], "license": row["license"]} for row in rows]
+    absent = normalize(location_of(catalog_of(tmp_path / f"w.{ending}", without)), tmp_path / "without.parquet")
+    assert ignored.sha256 == empty.sha256 == absent.sha256
+    assert pq.read_schema(absent.path).equals(NORMALIZED)
+
+
+def test_an_ignored_column_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("uri,license,opt_out\na.jpg,CC0-1.0,by post\n")
+    assert normalize(location_of(tmp_path / "c.csv"), tmp_path / "n.parquet", ignored=("opt_out",)).rows == 1
+    with pytest.raises(UsageError, match="row 1, column opt_out: found 'by post'; expected true, false or nothing"):
+        normalize(location_of(tmp_path / "c.csv"), tmp_path / "n.parquet")
+
+
 def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
     """Peak memory of a process that normalizes this many rows, and the duplicates it found."""
     program = f"""

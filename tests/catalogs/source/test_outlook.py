@@ -11,7 +11,7 @@ POLICY = LicensePolicy(frozenset({"CC-BY-4.0"}), require_redistributable=False, 
 
 
 def terms(until: date | None = None, attributed: bool = True, redistributable: bool | None = True) -> Terms:
-    return Terms("CC-BY-4.0", redistributable, until, attributed)
+    return Terms("CC-BY-4.0", redistributable, until, None, attributed)
 
 
 def test_rows_are_judged_on_the_day_of_the_audit() -> None:

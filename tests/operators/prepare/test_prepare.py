@@ -37,10 +37,11 @@ from segmint.operators.prepare.prepare import (
     PrepareResources,
     RefusedError,
     build_worker,
+    prepare_image,
 )
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig
 from segmint.operators.schemas import PREPARED
-from tests.support import bad_images
+from tests.support import bad_images, signed_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
 from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round
 from tests.support.faulty_proxy import SHORT_LENGTH, faulty_proxy
@@ -352,6 +353,30 @@ def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: P
     assert [row["ordinal"] for row in rows] == list(range(len(expected)))
     assert all(row["fault"] is None for row in rows)
     assert sum(row["reason"] is None for row in rows) == 24
+
+
+def test_an_opted_out_image_is_refused_before_it_is_decoded(prepare: Prepare, tmp_path: Path) -> None:
+    def signed(kind: str, use: str) -> bytes:
+        return signed_images.signed(signed_images.image(kind), kind, signed_images.training("cawg", use))
+
+    reserved = signed_images.image("JPEG", signed_images.packet("<tdm:reservation>1</tdm:reservation>"))
+    files = {
+        "xmp.jpg": reserved,
+        "cut.jpg": reserved[: len(reserved) // 2],
+        "c2pa.png": signed("PNG", "notAllowed"),
+        "allowed.webp": signed("WEBP", "allowed"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    rows = prepare(table(*({"uri": str(tmp_path / name)} for name in files))).to_pylist()
+    assert [(row["stage"], row["reason"], row["fault"]) for row in rows] == [
+        *[("ingest", "opted_out", None)] * 3,
+        (None, None, None),
+    ]
+    assert rows[2]["detail"] == "the image's metadata forbids training with it: cawg.ai_training is notAllowed"
+
+    begun_before = config(respect_opt_out=False)
+    assert prepare_image(reserved, begun_before, []).release
 
 
 @pytest.fixture(scope="module")

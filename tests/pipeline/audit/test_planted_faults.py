@@ -550,6 +550,14 @@ def kept_for_itself(dataset: Path) -> None:
     rewrite_catalog(dataset, lambda rows: [{**row, "redistributable": row["ordinal"] != 3} for row in rows])
 
 
+@damage(Code.OPTED_OUT, "images/sa_000001-", "id 4", "opted this image out")
+def opted_out(dataset: Path) -> None:
+    config = load_manifest(location_of(dataset)).config
+    config = {**config, "license": {**config["license"], "respect_opt_out": True}}
+    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    edit_catalog(dataset, 3, opt_out=True)
+
+
 # --- all of them ---
 
 

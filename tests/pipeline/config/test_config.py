@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
-from segmint.pipeline.config.config import Config, LicenseConfig, identity, load_config
+from segmint.pipeline.config.config import Config, LicenseConfig, as_begun, identity, load_config
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 
@@ -87,6 +87,18 @@ def test_a_policy_judges_by_the_configured_licenses():
     assert policy.judge("CC0-1.0", None, date(2026, 1, 31)) is None
     assert policy.judge("CC-BY-4.0", None, None) is not None
     assert policy.judge("CC0-1.0", None, date(2026, 1, 30)) is not None
+
+
+@pytest.mark.parametrize(("written", "respected"), [("auto", True), (True, True), (False, False)])
+def test_opt_outs_are_respected_in_new_datasets_unless_the_configuration_says_otherwise(written, respected):
+    given = config(license={"allow": ["CC0-1.0"], "respect_opt_out": written})
+    assert identity(given)["license"]["respect_opt_out"] is respected
+    assert (given.license.policy(date(2026, 1, 1)).judge("CC0-1.0", None, None, True) is not None) is respected
+    for begun in (True, False):
+        kept = as_begun(given, {**identity(given), "license": {"respect_opt_out": begun}}).license.respects_opt_out
+        assert kept is (begun if written == "auto" else respected)
+    with pytest.raises(ValidationError, match="expected auto, true or false"):
+        config(license={"allow": ["CC0-1.0"], "respect_opt_out": "yes"})
 
 
 @pytest.mark.parametrize(

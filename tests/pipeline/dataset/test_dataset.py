@@ -1,6 +1,7 @@
 """Opening a dataset: begun once and then the same, or refused with the name of what differs."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,22 @@ def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalo
     dataset = open_or_create(given, Storage())
     artifacts = segment_settings(given, dataset.numerics, dataset.manifest).artifacts
     assert artifacts == RedactionArtifacts(RULES[-1], recorded if isinstance(recorded, float) else None)
+
+
+def test_a_dataset_that_is_older_than_opt_outs_goes_on_without_them(tmp_path: Path, catalog: Path) -> None:
+    given = config(tmp_path, catalog)
+    open_or_create(given, Storage())
+    tree = load_manifest(location_of(tmp_path / "dataset")).config
+    assert tree["license"].pop("respect_opt_out") is True
+    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+
+    # A column of this name had no meaning then, and must not change rows that the dataset has pinned.
+    rows = [json.loads(line) for line in catalog.read_text().splitlines()]
+    write_catalog(catalog, [{**row, "opt_out": "by post"} for row in rows])
+    manifest = open_or_create(given, Storage()).manifest
+    assert not prepare_config(given, manifest).respect_opt_out
+    with pytest.raises(UsageError, match=r"license\.respect_opt_out: False before, True now"):
+        open_or_create(config(tmp_path, catalog, license={"allow": ["CC0-1.0"], "respect_opt_out": True}), Storage())
 
 
 def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Path) -> None:
