@@ -22,7 +22,7 @@ from segmint.operators.curate.look import Look, LookConfig, build_looker
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows
 
-PART_ROWS = 512
+PART_ROWS = 256
 """Rows of a part: a killed run loses at most one of each worker."""
 
 FEATURES = pa.schema(

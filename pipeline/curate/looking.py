@@ -79,6 +79,7 @@ def look_at_images(
     looked.seconds = time.monotonic() - started
     if missing:
         why = [looked.faults[first] for first in missing if first in looked.faults][:5]
+        why = why or [f"workers put them, but they are not in {task.folder}: all nodes must see the same folder"]
         raise UnfinishedError(
             f"{len(missing)} parts of {PART_ROWS} rows could not be looked at; nothing is lost, and the same command "
             "goes on with them:" + "".join(f"\n  {each}" for each in why)
