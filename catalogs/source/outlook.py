@@ -57,7 +57,8 @@ NOTICES = {
     Notice.REDISTRIBUTION_UNKNOWN: "`redistributable` is not given: a build with license.require_redistributable "
     "refuses such rows",
     Notice.UNKNOWN_COUNTRY: "`country` is no code of ISO 3166-1, and counts for no region in the report",
-    Notice.NO_COUNTRY: "`country` is not given, and the image counts for no region in the report",
+    Notice.NO_COUNTRY: "`country` is not given, and the image counts for no region in the report; "
+    "`segmint catalog locate` finds some in captions",
 }
 """A sentence for each notice."""
 

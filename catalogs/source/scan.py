@@ -137,14 +137,16 @@ def refuse_existing(file: Location) -> None:
         raise UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")
 
 
-def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
-    """Write rows of `SOURCE` as a catalog, in the format of `file`'s ending; return their number."""
+def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
+    """Write rows of `schema` as a catalog, in the format of `file`'s ending; return their number."""
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
         raise UsageError(f"{file}: catalogs are written uncompressed; leave out .gz")
     with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
         path = Path(folder) / "catalog"
-        count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
+        count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
+            rows, path, schema
+        )
         file.put_file(path)
     return count
 
@@ -232,30 +234,30 @@ def _check_license(where: str, license: str) -> None:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    ordered = {name: row[name] for name in SOURCE.names if row.get(name) is not None}
+def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    ordered = {name: row[name] for name in schema.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
     # Required columns are written even if empty.
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 
-def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_plain(row, schema), ensure_ascii=False, default=str) + "\n")
             count += 1
     return count
 
 
-def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, SOURCE.names, lineterminator="\n")
+        writer = csv.DictWriter(file, schema.names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            plain = _plain(row)
+            plain = _plain(row, schema)
             if "redistributable" in plain:
                 plain["redistributable"] = "true" if plain["redistributable"] else "false"
             writer.writerow(plain)
@@ -263,8 +265,8 @@ def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
     return count
 
 
-def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
-    with RowGroupWriter(path, SOURCE) as writer:
+def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
+    with RowGroupWriter(path, schema) as writer:
         while batch := list(islice(rows, 4096)):
-            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SOURCE)])
+            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=schema)])
     return writer.rows

@@ -1,4 +1,4 @@
-"""`segmint catalog`: make a catalog of a folder or bucket of images, and check catalogs."""
+"""`segmint catalog`: make a catalog of a folder or bucket of images, check it, curate it, find countries."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import build_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
 from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.commands.curate import curate
@@ -107,6 +107,30 @@ def check(
 
 
 app.command()(curate)
+
+
+@app.command()
+@guarded
+@needs("locate")
+def locate(
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog, as a path or URI.")],
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", metavar="FILE", help="The catalog with countries, in the same folder."),
+    ],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill in the country of images whose caption names it; given countries stay."""
+    from segmint.catalogs.locate import locate as locate_images
+    from segmint.infra.errors import UsageError
+    from segmint.infra.storage.location import Location
+
+    storage = storage_of(config)
+    source = Location(storage, catalog)
+    if not source.exists():
+        raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    answer_with(locate_images(source, Location(storage, output)), as_json)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":

