@@ -312,4 +312,32 @@ BUILD_MUTANTS = (
         "[0] * len(codes) + [0]",
         "tests/operators/test_redactions.py",
     ),
+    Mutant(
+        "opt-out: a document type is read",
+        "operators/opt_out/xmp.py",
+        "    parser.StartDoctypeDeclHandler = _refuse_document_type\n",
+        "",
+        "tests/operators/opt_out/test_xmp.py",
+    ),
+    Mutant(
+        "opt-out: constrained counts as allowed",
+        "operators/opt_out/rules.py",
+        'Rule(TRAINING_MINING, "constrained", Verdict.OPTED_OUT)',
+        'Rule(TRAINING_MINING, "constrained", Verdict.ALLOWED)',
+        "tests/operators/opt_out",
+    ),
+    Mutant(
+        "opt-out: pieces of a packet as they come",
+        "operators/opt_out/containers.py",
+        "for _, piece in sorted(pieces)",
+        "for _, piece in pieces",
+        "tests/operators/opt_out/test_containers.py",
+    ),
+    Mutant(
+        "opt-out: the catalog's column is not judged",
+        "operators/prepare/catalog_rows.py",
+        'row["valid_until"], row.get("opt_out"))',
+        'row["valid_until"])',
+        "tests/test_stored_texts.py",
+    ),
 )
