@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.blanking import blank_part
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import STAGED
 from segmint.catalogs.source.normalize import normalize
 from tests.support.locations import location_of
 
@@ -21,6 +21,7 @@ def part(folder: Path, rows: int = 10) -> Path:
         "sha256": "a" * 64,
     }
     value |= {"redistributable": True, "valid_until": "2030-01-01", "country": "DE"}
+    value |= {"opt_out": True, "refused_reason": "unfit", "refused_detail": "blurred"}
     lines = [json.dumps({**value, "uri": f"{i}.jpg", "image_id": f"i{i % 8}"}) for i in range(rows)]
     (folder / "catalog.jsonl").write_text("\n".join(lines))
     normalize(location_of(folder / "catalog.jsonl"), folder / "part.parquet")
@@ -31,8 +32,8 @@ def test_nothing_but_ordinal_and_id_is_left(tmp_path: Path) -> None:
     whole = part(tmp_path)
     blanked = blank_part(whole, [8, 2], tmp_path / "blank.parquet")
     before, after = (pq.read_table(path) for path in (whole, blanked.path))
-    assert after.schema == before.schema == NORMALIZED
-    empty = dict.fromkeys(NORMALIZED.names) | {"image_id": "", "uri": ""}
+    assert after.schema == before.schema == STAGED
+    empty = dict.fromkeys(STAGED.names) | {"image_id": "", "uri": ""}
     for ordinal, (old, new) in enumerate(zip(before.to_pylist(), after.to_pylist(), strict=True)):
         assert new == (old if ordinal not in (2, 8) else {**empty, "ordinal": ordinal, "id": ordinal + 1})
     assert blanked.licenses == {"CC0-1.0": 2}

@@ -1,6 +1,7 @@
 """What `segmint catalog check` finds before a build."""
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_findings_list_their_rows(tmp_path: Path) -> None:
     ):
         assert part in text
     assert json.loads(json.dumps(found.to_dict()))["clean"] is False
+
+
+def test_rows_that_are_opted_out_are_refused_unless_the_policy_says_otherwise(tmp_path: Path) -> None:
+    rows = ({"uri": f"{i}.jpg", "license": "CC0-1.0", "opt_out": value} for i, value in enumerate([True, False, None]))
+    uri = catalog(tmp_path / "c.jsonl", *rows)
+    policy = LicensePolicy(frozenset({"CC0-1.0"}), False, DAY)
+    found = check(location_of(uri), policy)
+    assert {reason: finding.rows for reason, finding in found.verdicts.items()} == {"opted_out": [1]}
+    assert (found.accepted, found.clean) == (2, False)
+    assert check(location_of(uri), replace(policy, respect_opt_out=False)).accepted == 3
 
 
 def test_a_good_catalog_is_clean(tmp_path: Path) -> None:
