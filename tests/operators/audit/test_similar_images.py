@@ -63,6 +63,12 @@ def test_near_pairs_are_those_that_comparing_all_finds(flips: list[tuple[int, se
     assert find_alike(np.array(hashes, np.uint64)) == nearest_by_brute_force(hashes)
 
 
+def test_the_nearest_is_found_among_very_many_neighbors() -> None:
+    flipped = [1 << one | 1 << other for one in range(40) for other in range(one)]
+    hashes = [int(value) for value in np.random.default_rng(0).permutation(np.array(flipped, np.uint64))]
+    assert find_alike(np.array(hashes, np.uint64)) == nearest_by_brute_force(hashes)
+
+
 def test_very_many_equal_ones_take_no_longer_than_others() -> None:
     hashes = np.full(200_000, 12345, np.uint64)
     hashes[7] = 0xFFFF_FFFF_0000_0000
