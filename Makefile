@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -109,6 +109,11 @@ bench-scale: setup
 	$(BIN)/python benchmarks/catalog_streams.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
+
+# Copies found and confused, and 10 million rows clustered: 6 GB of memory. BENCH_NEW is a folder of photographs that
+# the thresholds were not chosen on.
+bench-duplicates: setup
+	$(BIN)/python benchmarks/duplicates.py --new "$(BENCH_NEW)" $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
 
 # Tables and plots of docs/performance.md from benchmarks/results/.
 bench-page: setup

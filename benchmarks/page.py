@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.duplicates_tables import duplicates_part
 from benchmarks.gpu_tables import gpu_part
 from benchmarks.prepare_tables import prepare_part
 from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
@@ -30,6 +31,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),
+    "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
 }

@@ -63,9 +63,12 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
     return between
 
 
-def find_candidates(hashes: Hashes, distance: int) -> Candidates:
-    """Find the near ones among the hashes, (N, 6) uint64, of the views of N rows; raises what `near_pairs` does."""
-    hashes = hashes.copy()
+def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> Candidates:
+    """Find the near ones among the hashes, (N, 6) uint64, of the views of the rows that are `wanted`, (N,) bool.
+
+    Raises what `near_pairs` does. Memory at most is ten times that of `hashes`.
+    """
+    hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
     for later in range(1, VIEWS):  # a row's equal hashes count once
         for earlier in range(later):
             hashes[hashes[:, later] == hashes[:, earlier], later] = NO_HASH

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.confirm import Confirmer, Thumbnails
-from segmint.operators.similar.hashes import NO_HASH, VIEWS
+from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
 from segmint.operators.similar.stars import Stars
 
@@ -72,10 +72,9 @@ def find_copies(rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANC
     rank[order] = np.arange(count)
     first = _first_of_equal_bytes(rows.sources, order)
     alone = first == np.arange(count)
-    hashes = np.where(alone[:, None], rows.hashes, np.uint64(NO_HASH))
     kept = np.full(count, NONE, np.int64)
     free = np.ones(count, bool)
-    stars = Stars(find_candidates(hashes, distance), rank, distance, Confirmer(thumbnails))
+    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, Confirmer(thumbnails))
     for row in stars.rows():
         if free[row]:
             copies = stars.after(row, free)

@@ -11,12 +11,19 @@ from segmint.operators.similar.hashes import KEPT, MIRROR, SIDE, THUMBNAIL, VIEW
 from segmint.operators.similar.near import Positions
 
 SIMILAR = 0.9
-"""Least correlation of two views that show the same; `benchmarks/duplicates.py` says what it was set by."""
+"""Least correlation of two views that show the same."""
+
+SIMILAR_MIDDLE = 0.8
+"""Least correlation of their middles, without a fifth at each edge. docs/duplicates.md says how both were chosen."""
 
 Thumbnails = Callable[[Positions], NDArray[np.uint8]]
 """Returns the thumbnails, (n, 64, 64) uint8, of rows by their numbers, which are ascending without repetitions."""
 
 Views = NDArray[np.float32]
+
+_MIDDLE = slice(SIDE // 5, SIDE - SIDE // 5)
+_LEAST_LENGTH = 1e-3  # of a vector that is not one of equal values, but for rounding
+_POOLED = 8
 _AT_ONCE = 4096
 
 
@@ -32,10 +39,28 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
         cutting = _cutting(view)
         cut = cutting @ thumbnails[those].astype(np.float32) @ cutting.T
         found[those] = cut[:, :, ::-1] if view == MIRROR else cut
-    flat = found.reshape(len(found), SIDE * SIDE)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    normalized: Views = np.divide(flat, length, out=np.zeros_like(flat), where=length > 1)
+    return _normalized(found.reshape(len(found), SIDE * SIDE))
+
+
+def same_view(one: Views, other: Views) -> NDArray[np.bool_]:
+    """Whether views show the same, N with N, from `normalized_views`: both as a whole and in their middle.
+
+    A caption may be all that two plain pictures have in common: it correlates as a whole.
+    """
+    same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= SIMILAR
+    same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= SIMILAR_MIDDLE
+    return same
+
+
+def _middles(views: Views) -> Views:
+    middles = views.reshape(-1, SIDE, SIDE)[:, _MIDDLE, _MIDDLE]
+    return _normalized(middles.reshape(len(views), -1))
+
+
+def _normalized(values: Views) -> Views:
+    values = values - values.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    normalized: Views = np.divide(values, length, out=np.zeros_like(values), where=length > _LEAST_LENGTH)
     return normalized
 
 
@@ -52,7 +77,7 @@ class Confirmer:
             part = slice(low, low + _AT_ONCE)
             pair = self.views(np.concatenate([one[part], other[part]]))
             half = len(pair) // 2
-            found[part] = np.einsum("ij,ij->i", pair[:half], pair[half:]) >= SIMILAR
+            found[part] = same_view(pair[:half], pair[half:])
         return found
 
     def views(self, entries: Positions) -> Views:
@@ -61,15 +86,16 @@ class Confirmer:
         return normalized_views(self._thumbnails(rows)[places], entries % VIEWS)
 
     def sketches(self, entries: Positions) -> NDArray[np.float16]:
-        """(N, 257) vectors whose products are at least the correlations of the entries' views, but for rounding.
+        """(N, 65) vectors whose products are at least the correlations of the entries' views, but for rounding.
 
-        They are the mean-pooled 16 x 16 pixels, scaled so that this is a projection, and the length of the remainder.
+        They are the mean-pooled 8 x 8 pixels, scaled so that this is a projection, and the length of the remainder.
         """
-        half = SIDE // 2
-        found = np.empty((len(entries), half * half + 1), np.float16)
+        pixels = SIDE // _POOLED
+        found = np.empty((len(entries), _POOLED * _POOLED + 1), np.float16)
         for low in range(0, len(entries), _AT_ONCE):
             views = self.views(entries[low : low + _AT_ONCE])
-            pooled = views.reshape(-1, half, 2, half, 2).sum(axis=(2, 4)).reshape(-1, half * half) / 2
+            pooled = views.reshape(-1, _POOLED, pixels, _POOLED, pixels).sum(axis=(2, 4)) / pixels
+            pooled = pooled.reshape(len(views), -1)
             left = np.einsum("ij,ij->i", views, views) - np.einsum("ij,ij->i", pooled, pooled)
             found[low : low + len(views), :-1] = pooled
             found[low : low + len(views), -1] = np.sqrt(np.maximum(left, 0))

@@ -118,11 +118,13 @@ def _mask(band: Band) -> np.uint64:
 def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
     """A copy of the hashes with the first band of `order` in the highest bits, the second below it, and so on."""
     found = np.zeros_like(values)
-    at = _BITS
-    for low, high in order:
-        at -= high - low
-        part = values & _mask((low, high))
-        found |= part << np.uint64(at - low) if at >= low else part >> np.uint64(low - at)
+    for start in range(0, len(values), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        at = _BITS
+        for low, high in order:
+            at -= high - low
+            part = values[chunk] & _mask((low, high))
+            found[chunk] |= part << np.uint64(at - low) if at >= low else part >> np.uint64(low - at)
     return found
 
 

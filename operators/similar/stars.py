@@ -12,7 +12,7 @@ from segmint.operators.similar.near import Positions
 
 _ROUNDING = 0.002  # of products of float16 vectors of length 1
 _MOST_CENTERS = 64
-_TARGETS = 1 << 13  # entries that are compared with the centers at a time
+_TARGETS = 1 << 11  # entries that are compared with the centers at a time
 _DENSE = 0.02  # share of near hashes from which on all sketches are multiplied
 
 Mask = NDArray[np.bool_]
@@ -65,7 +65,7 @@ class Crowds:
     """Rows with a hash that very many others have, or are near to.
 
     A row is compared with its crowds when it is asked for: those that are another's copies by then are left out, so
-    that time is in proportion to the rows and those that are kept. In memory is half a kilobyte for each view.
+    that time is in proportion to the rows and those that are kept. In memory are about 200 bytes for each view.
     """
 
     def __init__(self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer) -> None:

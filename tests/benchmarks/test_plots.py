@@ -143,6 +143,28 @@ def overlap() -> dict[str, Any]:
     return {**NOTHING, "settings": {"images": 200, "launches": 3000}, "cases": [case], "launches_s": seconds}
 
 
+def duplicates() -> dict[str, Any]:
+    changes = {"mirrored": {"found": 0.9876, "copies": 81}}
+    different = {"pairs": 3_007_350, "near": 14, "copies": 1}
+    group = {"photographs": ["dog", "truck"], "pictures": 81, "changes": changes, "different": different}
+    crowd = {"rows": 100_000, "copies": 99_985, "seconds": 60.0, "peak_mib": 1500}
+    rows = {"rows": 10_000_000, "hashes": 60_000_000, "planted": {"near": 500_000, "same": 200_000}, "found": 699_000}
+    return {
+        **NOTHING,
+        "settings": {"distance": 3},
+        "groups": {"chosen on": group, "new": group},
+        "all_with_all": {
+            "hashes": 99_990,
+            "pairs": 2_345,
+            "agree": True,
+            "seconds": 0.12,
+            "seconds_all_with_all": 30.0,
+        },
+        "rows": {**rows, "others": 3, "seconds": 300.0, "input_mib": 2000, "peak_mib": 5000},
+        "crowds": {"copies": crowd, "different": crowd},
+    }
+
+
 def gpu_day() -> dict[str, Any]:
     prepare = {"processes": 16, "cpu_s": 4.25, "images_s": 3.5, "took_s": 9.0}
     return {**NOTHING, "machine": {**MACHINE, "gpu": "A GPU"}, "part": 5, "measurements": {"prepare, all": prepare}}
@@ -164,6 +186,7 @@ def recorded(tmp_path: Path) -> Path:
         "catalog_streams": streams(),
         "resume": resume(),
         "segment_overlap": overlap(),
+        "duplicates": duplicates(),
         "gpu_day-5": gpu_day(),
     }
     for name, result in results.items():
@@ -232,6 +255,10 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
     assert "| 2 | 3 | 16 | 4 | 1.2 % |" in part(page, "overlap")
     assert "| alone | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
+    assert "| mirrored | 98.8 % | 98.8 % |" in part(page, "duplicates")
+    assert "| new | 2 | 81 | 3,007,350 | 14 | 1 |" in part(page, "duplicates")
+    assert "| 10,000,000 | of different pictures | 699,003 | 300 | 5,000 |" in part(page, "duplicates")
+    assert "pairs at most 3 bits apart are those that comparing all" in " ".join(part(page, "duplicates"))
     assert "| vit_b | 9.50 | 9.50 | 9.25 | 9.25 | 900 | 2,900 |" in part(page, "encoder")
 
 

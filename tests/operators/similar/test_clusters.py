@@ -7,7 +7,7 @@ import pytest
 
 from segmint.operators.similar import candidates
 from segmint.operators.similar.clusters import Copies, ImageRows, find_copies
-from segmint.operators.similar.confirm import SIMILAR, normalized_views
+from segmint.operators.similar.confirm import normalized_views, same_view
 from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 
 
@@ -45,7 +45,7 @@ def one_by_one(rows: ImageRows, thumbnails: np.ndarray) -> list[int]:
         near = np.bitwise_count(rows.hashes[one][:, None] ^ rows.hashes[other]) <= 3
         near &= (rows.hashes[one] != NO_HASH)[:, None] & (rows.hashes[other] != NO_HASH)
         near[MIRROR, MIRROR] = False
-        return bool((near & (views[one] @ views[other].T >= SIMILAR)).any())
+        return any(same_view(views[one][[left]], views[other][[right]]).all() for left, right in np.argwhere(near))
 
     kept: dict[int, int] = {}
     images = [row for row in order if image[row] == row]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmint.operators.similar.confirm import SIMILAR, Confirmer, normalized_views
+from segmint.operators.similar.confirm import SIMILAR, Confirmer, normalized_views, same_view
 from segmint.operators.similar.hashes import KEPT, MIRROR, SIDE, VIEWS, image_hashes, view_box
 from tests.support.photographs import photograph
 
@@ -28,6 +28,14 @@ def test_a_brighter_thumbnail_is_similar_and_another_or_a_gray_one_is_not() -> N
     frames = np.arange(4) * VIEWS
     assert confirmer.similar(np.repeat(frames[:1], 4), frames).tolist() == [True, False, True, False]
     assert not confirmer.similar(frames[3:], frames[3:]).any()
+
+
+def test_pictures_that_have_a_caption_in_common_are_not_similar() -> None:
+    plain = np.random.default_rng(0).integers(126, 131, (2, 64, 64), np.uint8)
+    plain[:, 58:] = 0
+    one, other = normalized_views(plain, np.zeros(2, np.int64))
+    assert one @ other > SIMILAR
+    assert not same_view(one[None], other[None]).any()
 
 
 def test_sketches_never_fall_short_of_the_correlation() -> None:

@@ -1,0 +1,62 @@
+"""The part of docs/performance.md on copies among images: from the recorded result to Markdown."""
+
+from benchmarks.tables import Result, percent, seconds, table, where, wrapped
+
+
+def duplicates_part(results: dict[str, Result]) -> str:
+    """What is found by what was done to a picture, and what it takes."""
+    result = results.get("duplicates")
+    if result is None:
+        return ""
+    settings, groups, rows = result["settings"], result["groups"], result["rows"]
+    names = list(groups)
+    recall = table(
+        ["copies that are", *(f"found, photographs: {name}" for name in names)],
+        (
+            [change, *(percent(groups[name]["changes"][change]["found"], 1) for name in names)]
+            for change in groups[names[0]]["changes"]
+        ),
+    )
+    different = table(
+        ["photographs", "how many", "pictures", "pairs of different ones", "with near hashes", "taken for copies"],
+        (
+            [
+                name,
+                len(group["photographs"]),
+                group["pictures"],
+                f"{group['different']['pairs']:,}",
+                group["different"]["near"],
+                group["different"]["copies"],
+            ]
+            for name, group in groups.items()
+        ),
+    )
+    cost = table(
+        ["rows", "hashes", "copies", "s", "most MiB"],
+        (
+            [f"{each['rows']:,}", hashes, f"{copies:,}", seconds(each["seconds"]), f"{each['peak_mib']:,}"]
+            for each, hashes, copies in (
+                (rows, "of different pictures", rows["found"] + rows["others"]),
+                (result["crowds"]["copies"], "near-equal, one picture", result["crowds"]["copies"]["copies"]),
+                (
+                    result["crowds"]["different"],
+                    "near-equal, different pictures",
+                    result["crowds"]["different"]["copies"],
+                ),
+            )
+        ),
+    )
+    exact, planted = result["all_with_all"], rows["planted"]
+    agreement = (
+        f"Among {exact['hashes']:,} hashes the {exact['pairs']:,} pairs at most {settings['distance']} bits apart are "
+        f"{'those' if exact['agree'] else 'not those'} that comparing all with all finds: in {exact['seconds']:.2f} s, "
+        f"where that takes {seconds(exact['seconds_all_with_all'])}."
+    )
+    scale = (
+        f"Of {rows['rows']:,} rows with {rows['hashes']:,} hashes, {planted['near']:,} look like another and "
+        f"{planted['same']:,} have its bytes: {rows['found']:,} were found with the row that they were made of, and "
+        f"{rows['others']:,} other pairs. {rows['input_mib']:,} MiB of the memory are the rows themselves and what "
+        "made them."
+    )
+    notes = (agreement, scale, where(result))
+    return "\n\n".join([recall, different, cost, *(wrapped(each) for each in notes)])
