@@ -13,7 +13,8 @@ from segmint.catalogs.source.parquet_reader import open_parquet
 from segmint.catalogs.source.readers import catalog_format, read_catalog
 from segmint.infra.storage.location import Location
 
-_ROWS = 65_536
+_ROWS = 1024
+"""Rows that are read together: columns that segmint does not know may be large."""
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -89,7 +90,7 @@ class WholeCatalog:
             schema = pa.schema(self._raw_fields)
             for row in self._json_rows():
                 waiting.append({name: _text(value) for name, value in row.items()})
-                if len(waiting) == _ROWS // 16:
+                if len(waiting) == _ROWS:
                     yield pa.RecordBatch.from_pylist(waiting, schema=schema)
                     waiting = []
             yield pa.RecordBatch.from_pylist(waiting, schema=schema)

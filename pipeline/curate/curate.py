@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import ADDED, SOURCE
+from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
+from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import shown
-from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
+from segmint.catalogs.source.normalize import MOST_WAITING, NormalizedCatalog, normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import SegmintError, UsageError
@@ -129,7 +129,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         with NormalizedRows(rows_file) as rows:
             decision = decide(rows, folder, features, curate, config.license.policy(policy_date))
         result = local / "curated.parquet"
-        _write(source, result, decision, whole)
+        write_curated(source, result, decision, whole)
         if not target.put_if_absent(result.read_bytes()):
             raise UsageError(_taken(target))
     _remove(work)
@@ -243,18 +243,25 @@ def _pinned_date(folder: Location, given: date | None) -> date:
     return date.fromisoformat(json.loads(begun.read())["policy_date"])
 
 
-def _write(source: Location, destination: Path, decision: Decision, digest: str) -> None:
-    """Write the catalog with all its rows and columns, and what is refused."""
+def write_curated(source: Location, destination: Path, decision: Decision, digest: str) -> None:
+    """Write the catalog with all its rows and columns, and what is refused.
+
+    Raises `UsageError` for columns that would fill the memory.
+    """
     catalog = WholeCatalog(source)
-    added = [*ADDED, *([SOURCE.field("attribution")] if decision.attributions else [])]
-    fields = {field.name: field for field in catalog.schema} | {field.name: field for field in added}
+    added = ["refused_reason", "refused_detail", *(["attribution"] if decision.attributions else [])]
+    fields = {field.name: field for field in [*catalog.schema, *(SOURCE.field(name) for name in added)]}
     names = [*(name for name in SOURCE.names if name in fields), *(name for name in fields if name not in SOURCE.names)]
     schema = pa.schema([fields[name] for name in names], metadata={_KEY: digest.encode()})
     with RowGroupWriter(destination, schema) as writer:
         for batch in catalog.batches():
-            writer.add(
-                [pa.RecordBatch.from_arrays(list(_columns(batch, writer.rows, schema, decision)), schema=schema)]
-            )
+            arrays = list(_columns(batch, writer.rows, schema, decision))
+            writer.add([pa.RecordBatch.from_arrays(arrays, schema=schema)])
+            if writer.waiting_bytes > MOST_WAITING:
+                raise UsageError(
+                    f"{source}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
+                    f"{MOST_WAITING:,} bytes: leave large columns out of the catalog; no image is read again then"
+                )
 
 
 def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: Decision) -> Iterator[pa.Array]:

@@ -12,7 +12,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.curate.curate import run_curate
+from segmint.pipeline.curate.curate import run_curate, write_curated
+from segmint.pipeline.curate.decide import Decision
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
@@ -35,6 +36,7 @@ def plant(folder: Path, photos: Path) -> Path:
     groceries = Image.open(photos / "groceries.jpg").convert("RGB")
     groceries.save(folder / "reserved.jpg", xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
     groceries.resize((900, 1200)).save(folder / "bare.jpg", quality=70)
+    shutil.copy(photos / "solvay_1927.jpg", folder / "solvay.jpg")
     (folder / "junk.jpg").write_bytes(b"no picture")
     credits = {"license": "CC-BY-4.0", "attribution": "Bo"}
     rows: list[dict[str, Any]] = [
@@ -51,6 +53,7 @@ def plant(folder: Path, photos: Path) -> Path:
         {"uri": "large.jpg", "license": "MIT", "expect": "duplicate_image"},
         {"uri": "reserved.jpg", "expect": "opted_out"},
         {"uri": "bare.jpg", "expect": "opted_out"},
+        {"uri": "solvay.jpg", "opt_out": True, "expect": "opted_out"},
     ]
     return write_catalog(folder / "catalog.jsonl", [{"license": "CC0-1.0", **row} for row in rows])
 
@@ -77,7 +80,7 @@ def test_a_planted_catalog_ends_as_planted(
     figure = tmp_path / "measures.png"
     drawn = run_curate(config, str(catalog), str(output), distributions=str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert (drawn.rows, drawn.unread) == (13, {"not_an_image": 1, "not_found": 1, "skipped": 2})
+    assert (drawn.rows, drawn.unread) == (14, {"not_an_image": 1, "not_found": 1, "skipped": 2})
     assert not output.exists()
 
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
@@ -86,10 +89,12 @@ def test_a_planted_catalog_ends_as_planted(
     monkeypatch.setattr("segmint.pipeline.curate.looking.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
-    assert found.refused == {"duplicate_image": 3, "opted_out": 2, "unfit": 2}
+    assert found.refused == {"duplicate_image": 3, "opted_out": 3, "unfit": 2}
     assert not (folder / "curated.parquet.curate").exists()
 
     rows = pq.read_table(output).to_pylist()
+    columns = "uri license image_id attribution opt_out refused_reason refused_detail expect shoot"
+    assert list(rows[0]) == columns.split()
     assert [row["refused_reason"] for row in rows] == [row["expect"] for row in rows]
     assert [row["uri"] for row in rows[:4]] == ["half.jpg", "dog.jpg", "bytes.jpg", "truck.jpg"]
     assert rows[0]["refused_detail"] == "it looks like row 2, which is kept"
@@ -99,6 +104,7 @@ def test_a_planted_catalog_ends_as_planted(
     forbidden = "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED-AIMLTRAINING"
     assert rows[11]["refused_detail"] == forbidden
     assert rows[12]["refused_detail"] == "it looks like row 12, which is opted out"
+    assert rows[13]["refused_detail"] == "the catalog says that the rights holder has opted this image out"
     assert rows[8]["refused_detail"] == "by hand"
     assert rows[1]["attribution"] == "Ann; Bo"
     assert rows[1]["shoot"] == '{"day": 3}'
@@ -141,3 +147,10 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
     scorer = {"name": "text", "file": str(catalog), "sha256": "0" * 64, "max": 1}
     with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has the SHA-256 .*; expected 0000"):
         run_curate(configured(tmp_path, scorers=[scorer]), str(catalog), str(tmp_path / "c2.parquet"))
+
+
+def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmint.pipeline.curate.curate.MOST_WAITING", 1000)
+    catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
+    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: leave large columns out"):
+        write_curated(location_of(catalog), tmp_path / "o.parquet", Decision({}, {}), "digest")
