@@ -21,7 +21,7 @@ from segmint.infra.storage.location import Location
 AMENDABLE = ("attribution", "provider", "source_url", "country")
 """The columns of an image that may be corrected after it was built."""
 
-FIXED = ("license", "uri", "sha256", "redistributable", "valid_until")
+FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
 """The columns in which a source catalog must agree with what the dataset has pinned, where it gives a value."""
 
 SHOWN = 20
@@ -46,11 +46,14 @@ JOIN read_parquet($asked) asked ON asked.ordinal = chosen.row"""
 _DIFFERS = {
     name: f"asked.{name} IS NOT NULL AND asked.{name} IS DISTINCT FROM pinned.{name}"
     for name in ("uri", "sha256", "redistributable", "valid_until")
-} | {"license": "asked.license IS NOT NULL AND lower(asked.license) IS DISTINCT FROM lower(pinned.license)"}
+} | {
+    "license": "asked.license IS NOT NULL AND lower(asked.license) IS DISTINCT FROM lower(pinned.license)",
+    "opt_out": "asked.opt_out AND NOT coalesce({pinned}, false)",  # false says nothing
+}
 
 _DIFFERENT = f"""
 SELECT count(*), min(chosen.row) + 1, arg_min(pinned.image_id, chosen.row),
-       arg_min(coalesce(pinned.{{column}}::VARCHAR, ''), chosen.row), arg_min(asked.{{column}}::VARCHAR, chosen.row)
+       arg_min(coalesce({{pinned}}::VARCHAR, ''), chosen.row), arg_min(asked.{{column}}::VARCHAR, chosen.row)
 FROM {_PAIRS} WHERE {{differs}}
 """
 
@@ -140,8 +143,12 @@ def amend_parts(
 
 
 def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str, Any], found: Amendments) -> None:
+    asked, part = (set(pq.read_schema(parameters[name]).names) for name in ("asked", "part"))
     for column in FIXED:
-        query = _DIFFERENT.format(column=column, differs=_DIFFERS[column])
+        if column not in asked:
+            continue  # an added column
+        pinned = f"pinned.{column}" if column in part else "NULL"
+        query = _DIFFERENT.format(column=column, pinned=pinned, differs=_DIFFERS[column].format(pinned=pinned))
         rows, *first = _one_row(database, query, parameters)
         if rows:
             earlier = found.different.get(column)

@@ -58,4 +58,7 @@ def test_a_spelling_of_a_license_is_no_other_license_and_what_is_not_said_is_no_
     found = compare(tmp_path, pinned, asked).different
     assert found.keys() == {"license", "valid_until", "sha256"}
     assert (found["license"].row, found["license"].pinned, found["license"].found) == (1, "MIT", "CC-BY-4.0")
+    assert compare(tmp_path, pinned, [{"uri": "a.jpg", "opt_out": False}]).different == {}
+    newly = compare(tmp_path, pinned, [{"uri": "a.jpg", "opt_out": True}]).different["opt_out"]
+    assert (newly.rows, newly.pinned, newly.found) == (1, "", "true")
     assert (found["valid_until"].row, found["valid_until"].found) == (2, "2031-01-01")
