@@ -29,6 +29,7 @@ from segmint.infra.wording import counted, listed
 from segmint.operators.shards.cataloged_rows import cataloged
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.replace import check_purge
+from segmint.operators.shards.revise import Change
 from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import release_config, remove_parts, while_unchanged
@@ -155,14 +156,15 @@ def amend(
             confirm(looked.listed)
         looked = _amend_catalog(dataset, looked, look)
     manifest, found = looked.manifest, looked.found
+    change = cataloged(dataset)
     outcome = revise(
         dataset,
         manifest,
         Revision(
             shards=frozenset(found.shards),
-            change=cataloged(dataset),
+            change=change,
             with_images=release_config(manifest).format == "images",
-            needed=lambda commit: _differs(dataset, commit),
+            needed=lambda commit: _differs(dataset, commit, change),
             images_only=True,
         ),
         resources,
@@ -269,12 +271,11 @@ def _difference_line(column: str, difference: Difference) -> str:
     )
 
 
-def _differs(dataset: Location, commit: Commit) -> bool:
+def _differs(dataset: Location, commit: Commit, change: Change) -> bool:
     """Return whether a shard has an image with other values than the catalog that holds."""
     table = read_table(read_file(dataset, commit.file("images")), "images")
     rows = table.select(["ordinal", "image_id", *AMENDABLE]).to_pylist()
-    changed = cataloged(dataset)(commit, rows)
-    return any(one is not other for one, other in zip(rows, changed, strict=True))
+    return any(one is not other for one, other in zip(rows, change(commit, rows), strict=True))
 
 
 def _said(value: str | None) -> str:

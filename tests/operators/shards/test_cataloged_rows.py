@@ -1,9 +1,12 @@
 """Rows of images beside the catalog's: what is taken over, and from whom not."""
 
+import pickle
 from typing import Any
 
+import pytest
+
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.operators.shards.cataloged_rows import as_cataloged, catalog_rows, part_of
+from segmint.operators.shards.cataloged_rows import CatalogRows, as_cataloged, part_of
 from tests.support.history_commands import grow
 from tests.support.protocol import ROWS, two_shards
 
@@ -25,7 +28,18 @@ def test_amendable_values_alone_are_taken_over() -> None:
 def test_rows_are_read_from_the_part_of_their_shard() -> None:
     with two_shards() as place:
         grow(place)
-        assert list(catalog_rows(place.location, ROWS, 3 * ROWS)) == list(range(ROWS, 3 * ROWS))
+        catalog = pickle.loads(pickle.dumps(CatalogRows(place.location)))
+        assert list(catalog.read(ROWS, 3 * ROWS)) == list(range(ROWS, 3 * ROWS))
+        assert [catalog.read(n, n + 1)[n]["image_id"] for n in range(ROWS)] == ["image-0", "image-1", "image-2"]
         manifest = load_manifest(place.location)
         paths = [part.path for part in manifest.catalog]
         assert [part_of(manifest, shard) for shard in range(4)] == [paths[0], paths[0], paths[1], None]
+
+
+def test_rows_cross_the_borders_of_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmint.operators.shards.cataloged_rows.ROW_GROUP_ROWS", 2)
+    with two_shards() as place:
+        grow(place)
+        catalog = CatalogRows(place.location)
+        for start, stop in ((0, 9), (1, 4), (3, 5), (5, 8), (8, 20), (9, 12)):
+            assert list(catalog.read(start, stop)) == list(range(start, min(stop, 9)))
