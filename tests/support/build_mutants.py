@@ -180,6 +180,20 @@ BUILD_MUTANTS = (
         "tests/model/sam/test_preprocess.py",
     ),
     Mutant(
+        "what the catalog refuses is read",
+        "operators/prepare/catalog_rows.py",
+        "    if reason is not None:",
+        "    if reason is None:",
+        "tests/test_stored_texts.py",
+    ),
+    Mutant(
+        "copies of opted-out images are kept",
+        "pipeline/curate/decide.py",
+        "            if opted_out[kept]:",
+        "            if not opted_out[kept]:",
+        "tests/pipeline/curate/test_curate.py",
+    ),
+    Mutant(
         "ids begin at zero",
         "catalogs/source/normalize.py",
         '"id": pa.array(ordinals + 1),',
