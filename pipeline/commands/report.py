@@ -24,6 +24,10 @@ def report(
     sample: Annotated[
         int, typer.Option(metavar="N", min=0, help="Images whose pixels the audit decodes, spread evenly.")
     ] = 100,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", metavar="FILE.json", help="Show this score of a privacy study (`study score --json`)."),
+    ] = None,
     config: DetectorConfig = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,6 +37,7 @@ def report(
     from segmint.pipeline.report.report import write_report
 
     build, storage = build_of(config)
-    folder, audited = (None if uri is None else Location(storage, uri) for uri in (output, audit))
-    written = write_report(Location(storage, dataset), folder, audited, AuditOptions(sample, build=build))
+    folder, audited, people = (None if uri is None else Location(storage, uri) for uri in (output, audit, study))
+    options = AuditOptions(sample, build=build)
+    written = write_report(Location(storage, dataset), folder, audited, options, people)
     answer_with(written, as_json)

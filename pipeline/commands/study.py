@@ -1,4 +1,4 @@
-"""`segmint study`: the quality of masks, measured by people's corrections of a sample."""
+"""`segmint study`: the quality of masks, and what detectors missed, measured by people on a sample."""
 
 from typing import Annotated
 
@@ -6,8 +6,11 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.study.kind import IMAGES, Kind
 
-app = typer.Typer(name="study", help="Have people correct a sample of masks, and score it.", no_args_is_help=True)
+app = typer.Typer(
+    name="study", help="Have people correct or search a sample of images, and score it.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -15,18 +18,30 @@ app = typer.Typer(name="study", help="Have people correct a sample of masks, and
 def sample(
     dataset: Dataset,
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix.")],
-    count: Annotated[int, typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw.")] = 500,
+    kind: Annotated[
+        Kind, typer.Option(help="masks: to be corrected; privacy: images in which to mark missed faces and plates.")
+    ] = Kind.MASKS,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw; default 500, for privacy 3000."),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the draw.")] = 0,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images evenly over numbers of masks and countries, for COCO tools and Label Studio."""
+    """Draw images for COCO tools, CVAT and Label Studio: masks to correct, or missed faces and plates to mark."""
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.study.sample import sample_study
 
     storage = storage_of(config)
-    drawn = sample_study(Location(storage, dataset), count, seed, Location(storage, output))
-    answer_with(drawn, as_json)
+    count = IMAGES[kind] if count is None else count
+    if kind is Kind.PRIVACY:
+        from segmint.pipeline.study.privacy.sample import sample_privacy
+
+        answer_with(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        return
+    from segmint.pipeline.study.sample import sample_study
+
+    answer_with(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
 
 
 @app.command()
@@ -37,14 +52,28 @@ def score(
         str | None,
         typer.Option("--corrected", metavar="FILE", help="COCO or Label Studio JSON; default DIR/corrected.json."),
     ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what was marked to this file, for `segmint redact` (kind privacy)."),
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a sample's masks with the corrected ones, as the SAM paper does."""
+    """Compare masks with the corrected ones, as the SAM paper does; or bound the share of images with a miss."""
+    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.study.score import score_study
+    from segmint.pipeline.study.files import kind_of
 
     storage = storage_of(config)
-    masks = None if corrected is None else Location(storage, corrected)
-    result = score_study(Location(storage, study), masks)
-    answer_with(result, as_json)
+    folder = Location(storage, study)
+    answers, written = (None if uri is None else Location(storage, uri) for uri in (corrected, regions))
+    if kind_of(folder) is Kind.PRIVACY:
+        from segmint.pipeline.study.privacy.score import score_privacy
+
+        answer_with(score_privacy(folder, answers, written), as_json)
+        return
+    from segmint.pipeline.study.score import score_study
+
+    if written is not None:
+        raise UsageError(f"{study} is a study of masks, in which no regions are marked: leave out --regions")
+    answer_with(score_study(folder, answers), as_json)

@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
+from segmint.pipeline.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
 
@@ -88,6 +89,7 @@ class Facts:
     table_format: int  # the oldest of its tables: the columns that all of them have
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
+    study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
 
     @property
     def with_images(self) -> bool:

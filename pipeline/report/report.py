@@ -36,6 +36,7 @@ from segmint.pipeline.report.samples import choose_images, draw_pictures
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
 from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.study.privacy.score import check_sampled, read_score
 
 SAMPLES = 12
 """Images in a report's sample."""
@@ -78,13 +79,16 @@ def write_report(
     output: Location | None = None,
     audited: Location | None = None,
     options: AuditOptions = AuditOptions(),  # noqa: B008 (a frozen value)
+    study: Location | None = None,
 ) -> Report:
     """Audit a dataset, or take the audit in the file `audited`, and write its report.
 
+    `study` is a file with the score of a privacy study of the dataset, which is shown.
+
     It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
-    same files. Raises `UsageError` where there is no dataset, where the audit is of another dataset, for foreign data
-    without an `output`, and for an `output` elsewhere in the dataset; `DamagedDatasetError` where commits or tombstones
-    cannot be read.
+    same files. Raises `UsageError` where there is no dataset, where audit or study is of another dataset, for foreign
+    data without an `output`, and for an `output` elsewhere in the dataset; `DamagedDatasetError` where commits or
+    tombstones cannot be read.
     """
     if output is None and not manifest_generations(dataset):
         raise UsageError(
@@ -93,11 +97,12 @@ def write_report(
         )
     folder = output or dataset / REPORT
     refuse_inside(dataset, folder, "-o")
+    score = None if study is None else check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
         note = None if audited is None else check_same_version(audit, str(audited), dataset)
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
-        facts = replace(facts, version=audit.version or facts.version)
+        facts = replace(facts, version=audit.version or facts.version, study=score)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
     charts = charts_of(statistics)
     files = {

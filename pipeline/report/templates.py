@@ -3,8 +3,17 @@
 from pathlib import Path
 
 from segmint.infra.wording import count, counted, listed, number, share, size
+from segmint.pipeline.study.privacy.score import percent
 
 ASSETS = Path(__file__).parent / "assets"
 
-FILTERS = {"count": count, "counted": counted, "share": share, "number": number, "size": size, "listed": listed}
+FILTERS = {
+    "count": count,
+    "counted": counted,
+    "share": share,
+    "number": number,
+    "size": size,
+    "listed": listed,
+    "bound": percent,
+}
 """How templates write numbers, by the names of the filters."""

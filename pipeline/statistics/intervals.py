@@ -50,3 +50,14 @@ def clustered(successes: Sequence[int], trials: Sequence[int]) -> Interval | Non
         shares.append(sums[:, 0] / sums[:, 1])
     low, high = np.percentile(np.concatenate(shares), _PERCENTILES)
     return float(low), float(high)
+
+
+def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:
+    """Return the one-sided upper bound of Clopper and Pearson (1934) of a proportion, which is exact for a binomial.
+
+    It is the share at which so few successes would have a probability of 1 - `confidence`: without one, about 3 /
+    `trials` (the rule of three).
+    """
+    from scipy.stats import beta
+
+    return 1.0 if successes >= trials else float(beta.ppf(confidence, successes + 1, trials - successes))

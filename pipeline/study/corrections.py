@@ -110,7 +110,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     """
     found = Corrections(sizes)
     for task in tasks:
-        answer = _answer(task)
+        answer = answer_of(task)
         if answer is None:
             continue
         regions, others = answer
@@ -132,7 +132,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     return found
 
 
-def _answer(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
+def answer_of(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
     """Return the regions of a task's answer and the number of its other answers; None if it has no answer."""
     if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
         if task.get("annotation_id") is None:

@@ -26,8 +26,8 @@ from segmint.pipeline.export.export import make_writer, refuse_existing, write_s
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.samples import draw_key, read_images
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
+from segmint.pipeline.study.files import MANIFEST
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
 _FRACTION = 32  # bits

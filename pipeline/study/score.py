@@ -14,12 +14,10 @@ from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.statistics.intervals import Interval
 from segmint.pipeline.study.corrections import Corrections, Size, read_coco, read_label_studio
+from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
-from segmint.pipeline.study.sample import MANIFEST, SCHEMA_VERSION, mask_sha256
+from segmint.pipeline.study.sample import SCHEMA_VERSION, mask_sha256
 from segmint.pipeline.study.shares import PAPER_SHARES, Share, share_over
-
-CORRECTED = "corrected.json"
-"""The default file of corrected masks in a study's folder."""
 
 _SHOWN = 10
 
@@ -108,9 +106,9 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 def load_study(folder: Location) -> Study:
     """Read the masks that were drawn; raises `UsageError` if they are not those that the manifest pins."""
-    manifest = _read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
     file = folder / MAIN_FILES[Format.COCO]
-    document = _read_json(file, f"the masks of the study {folder} are missing: sample it again")
+    document = read_json(file, f"the masks of the study {folder} are missing: sample it again")
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
@@ -192,13 +190,6 @@ def _changed(file: Location, mask: int) -> UsageError:
         f"{file} has changed since it was drawn (mask {mask}): corrected masks belong in a separate file; sample the "
         "study again"
     )
-
-
-def _read_json(file: Location, otherwise: str) -> Any:
-    try:
-        return json.loads(file.read())
-    except (NotFoundError, ValueError, RecursionError) as error:
-        raise UsageError(f"{otherwise} ({file}: {error})") from error
 
 
 def _first_byte(stream: BinaryIO) -> bytes:

@@ -17,14 +17,16 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its report, from an audit with findings."""
+    """Its report, from an audit with findings and the score of a privacy study."""
     from segmint.pipeline.report.report import write_report
     from tests.support.locations import location_of
-    from tests.support.reported import audit_with_findings
+    from tests.support.reported import audit_with_findings, score_a_study
 
     def make(folder: Path) -> None:
         audit_with_findings(reported, folder / "audit.json")
-        write_report(location_of(reported), location_of(folder / "report"), location_of(folder / "audit.json"))
+        score_a_study(reported, folder / "study")
+        audit, score = (location_of(folder / name) for name in ("audit.json", "study/score.json"))
+        write_report(location_of(reported), location_of(folder / "report"), audit, study=score)
 
     return made_once(tmp_path_factory, "report", make) / "report"
 

@@ -14,6 +14,8 @@ from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.audit.audit import AuditOptions
+from segmint.pipeline.study.privacy.sample import sample_privacy
+from segmint.pipeline.study.privacy.score import score_privacy
 from tests.support.committed import row_of
 from tests.support.locations import location_of
 from tests.support.named_image import image_of
@@ -77,6 +79,19 @@ def write_reported(folder: Path) -> str:
         )
         assert write_shard(task, [(0, 4)], table).status == "committed"
     return uri
+
+
+def score_a_study(uri: str, folder: Path) -> None:
+    """Have people find a face in one of the dataset's images, and write the score of that privacy study."""
+    sample_privacy(location_of(uri), ROWS, 0, location_of(folder))
+    images = json.loads((folder / "manifest.json").read_text())["images"]
+    answers = {
+        "categories": [{"id": 1, "name": "face"}],
+        "images": [{"id": image["id"], "file_name": f"sa_{image['id']}.jpg"} for image in images],
+        "annotations": [{"id": 1, "image_id": images[0]["id"], "category_id": 1, "bbox": [1, 1, 8, 8]}],
+    }
+    (folder / "corrected.json").write_text(json.dumps(answers))
+    (folder / "score.json").write_text(json.dumps(score_privacy(location_of(folder)).to_dict()))
 
 
 def audit_with_findings(uri: str, path: Path) -> dict[str, Any]:

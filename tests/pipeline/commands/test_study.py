@@ -60,3 +60,36 @@ def test_the_sample_as_json(tmp_path: Path) -> None:
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments).exit_code == 2
+
+
+def test_a_privacy_study_from_sample_to_redaction(dataset: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    done = run("sample", dataset, "--kind", "privacy", "-n", 3, "-o", study)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 images, drawn out of 6\n")
+    done = run("score", study)
+    assert done.exit_code == 2
+    assert "--corrected" in done.stderr
+    tasks = json.loads((study / "tasks.json").read_text())
+    box = {"x": 10, "y": 10, "width": 10, "height": 10, "rotation": 0, "rectanglelabels": ["face"]}
+    first = json.loads((study / "manifest.json").read_text())["images"][0]
+    size = {"original_width": first["width"], "original_height": first["height"]}
+    region = {"id": "a", "type": "rectanglelabels", **size, "value": box}
+    answers = [{**task, "annotations": [{"result": [region] if n == 0 else []}]} for n, task in enumerate(tasks)]
+    (tmp_path / "export.json").write_text(json.dumps(answers))
+    done = run("score", study, "--corrected", tmp_path / "export.json", "--regions", tmp_path / "missed.jsonl")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "face   1 mark, in 1 of 3 images: at most 87 % of all images" in done.stdout
+    assert "plate  0 marks, in 0 of 3 images: at most 64 % of all images" in done.stdout
+    arguments = ["redact", str(dataset), "--regions", f"{tmp_path}/missed.jsonl", "--dry-run", "--json"]
+    planned = CliRunner().invoke(app, arguments)
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["images"] == {str(tasks[0]["id"]): 1}
+
+
+def test_a_study_of_masks_has_no_regions(tmp_path: Path) -> None:
+    write_dataset(location_of(tmp_path / "small"), shards=1)
+    run("sample", tmp_path / "small", "-o", tmp_path / "study")
+    done = run("score", tmp_path / "study", "--regions", tmp_path / "missed.jsonl")
+    assert done.exit_code == 2
+    assert "leave out --regions" in done.stderr

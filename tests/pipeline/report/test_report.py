@@ -112,6 +112,20 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
 
 
+def test_what_people_found_is_on_the_page_and_the_card(report_folder: Path) -> None:
+    text = parse_page((report_folder / "index.html").read_text()).text
+    assert "in 6 of 6 images, drawn at random out of 6 of the dataset sha256:" in text
+    assert "face 1 1 59 %" in text
+    card = (report_folder / "README.md").read_text()
+    assert "face in 1 image (at most 59 % of all), plate in 0 images (at most 40 % of all)" in card
+
+
+def test_a_study_of_another_dataset_is_refused(minted: Path, report_folder: Path) -> None:
+    score = location_of(report_folder.parent / "study/score.json")
+    with pytest.raises(UsageError, match="which is no version of"):
+        write_report(location_of(minted), options=QUICK, study=score)
+
+
 def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_integrity(location_of(minted), QUICK.sample)))

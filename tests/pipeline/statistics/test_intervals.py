@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from segmint.pipeline.statistics.intervals import bootstrap_mean, clustered, wilson
+from segmint.pipeline.statistics.intervals import at_most, bootstrap_mean, clustered, wilson
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,15 @@ def test_the_mean_of_many_values_agrees_with_the_normal_approximation() -> None:
     assert bootstrap_mean(values) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.01)
     assert bootstrap_mean(values) == bootstrap_mean(values)
     assert bootstrap_mean(np.array([3.0, 3.0])) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 3000), (1, 29), (15, 148), (148, 148)])
+def test_the_upper_bound_leaves_five_percent(successes: int, trials: int) -> None:
+    """By its definition: at that share, so few successes or fewer have a probability of 5 %."""
+    share = at_most(successes, trials)
+    fewer = sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(successes + 1))
+    assert fewer == pytest.approx(1.0 if successes == trials else 0.05)
+
+
+def test_nothing_in_3000_is_at_most_a_thousandth() -> None:
+    assert at_most(0, 3000) == pytest.approx(0.000998, abs=5e-7)

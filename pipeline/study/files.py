@@ -1,0 +1,34 @@
+"""The files in a study's folder: its manifest, which says of which kind it is, and people's answers."""
+
+import json
+from typing import Any
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.study.kind import Kind
+
+MANIFEST = "manifest.json"
+"""The file that completes a study's sample; a study of masks has no `kind` in it."""
+
+CORRECTED = "corrected.json"
+"""The default file of people's answers in a study's folder."""
+
+
+def kind_of(folder: Location) -> Kind:
+    """Return the kind of the study in a folder; raises `UsageError` if there is none."""
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    name = manifest.get("kind", Kind.MASKS) if isinstance(manifest, dict) else None
+    for kind in Kind:
+        if name == kind:
+            return kind
+    known = " or ".join(Kind)
+    raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}: sample the study again")
+
+
+def read_json(file: Location, otherwise: str) -> Any:
+    """Return a JSON file's value; raises `UsageError`, which begins with `otherwise`, if it cannot be read."""
+    try:
+        return json.loads(file.read())
+    except (NotFoundError, ValueError, RecursionError) as error:
+        raise UsageError(f"{otherwise} ({file}: {error})") from error

@@ -1,0 +1,148 @@
+"""The sample of a privacy study: released images drawn at random, in which people mark missed faces and plates."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.outputs import note_output
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
+from segmint.pipeline.export.export import refuse_existing, write_samples
+from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
+from segmint.pipeline.export.samples import draw_images, read_images
+from segmint.pipeline.study.files import MANIFEST
+from segmint.pipeline.study.kind import Kind
+
+SCHEMA_VERSION = 1
+KINDS = ("face", "plate", "other")
+"""The kinds of regions that people mark, as a file for `segmint redact` has them."""
+
+TASKS = "tasks.json"
+CVAT_LABELS = "cvat_labels.json"
+
+_COLORS = ("#d62728", "#1f77b4", "#9467bd")
+_LABELS = "\n".join(
+    f'    <Label value="{kind}" background="{color}"/>' for kind, color in zip(KINDS, _COLORS, strict=True)
+)
+LABELING = f"""\
+<View>
+  <Image name="image" value="$image" zoom="true"/>
+  <RectangleLabels name="missed" toName="image">
+{_LABELS}
+  </RectangleLabels>
+</View>
+"""
+"""Label Studio's labeling interface."""
+
+
+@dataclass(frozen=True)
+class PrivacySample:
+    """What was written."""
+
+    output: str
+    images: int
+    population: int
+    version: VersionName
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        return [
+            f"{counted(self.images, 'image')}, drawn out of {self.population:,}",
+            f"for marking missed faces and plates, in {self.output}: images/, with {TASKS} and {LABEL_CONFIG} (Label "
+            f"Studio) or {CVAT_LABELS} (CVAT)",
+            f"then: segmint study score {self.output} --corrected FILE --regions missed.jsonl",
+            self.version.line(),
+        ]
+
+
+def sample_privacy(location: Location, count: int, seed: int, output: Location) -> PrivacySample:
+    """Draw `count` released images, or all if there are fewer, and write them into the folder `output`.
+
+    Every image is equally likely to be drawn, with masks or without. The same dataset, count and seed give the same
+    files. `manifest.json` is written last. Raises `UsageError` if there is no dataset or no released image in it, or if
+    `output` already has a study.
+    """
+    dataset = Dataset.open(location)
+    file = output / MANIFEST
+    refuse_existing(location, output, file)
+    if dataset.manifest.identity.get("release", {}).get("format") == "annotations":
+        raise UsageError(f"{location} has annotations without images: there is nothing in which people could look")
+    shards = range(dataset.manifest.shards)
+    version = name_now(location)
+    population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
+    drawn = draw_images(dataset, shards, count, seed)
+    if not drawn:
+        raise UsageError(f"{location} has no committed image: there is nothing in which people could look")
+    with TemporaryDirectory(prefix="segmint-") as scratch:
+        writer = _Writer(Path(scratch), dataset.manifest, version, output.uri, population, count, seed)
+        note = partial(note_output, location, "study sample", output)
+        samples = read_images(dataset, shards, drawn)
+        written = write_samples(samples, [writer], output, file, version, note=note)
+    return PrivacySample(str(output), written.images, population, version)
+
+
+class _Writer:
+    """Collects the images drawn, and makes the tasks, the labels and the study's manifest."""
+
+    def __init__(
+        self,
+        scratch: Path,
+        manifest: DatasetManifest,
+        version: VersionName,
+        folder: str,
+        population: int,
+        asked: int,
+        seed: int,
+    ) -> None:
+        self._scratch = scratch
+        self._folder = folder
+        self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
+        self._head = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": Kind.PRIVACY,
+            "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256, **asdict(version)},
+            "seed": seed,
+            "asked": asked,
+            "population": population,
+        }
+        self._images: list[dict[str, Any]] = []
+        self._tasks: list[dict[str, Any]] = []
+
+    def add(self, sample: Sample) -> None:
+        """Add an image."""
+        if sample.jpeg is None:
+            raise UsageError("this dataset has annotations without images: there is nothing in which people could look")
+        size = {"width": sample.row["width"], "height": sample.row["height"]}
+        pin = {"sha256": hashlib.sha256(sample.jpeg).hexdigest()}
+        self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, **pin})
+        data = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
+        self._tasks.append({"id": sample.id, "data": data, "meta": self._meta})
+
+    def finish(self) -> dict[str, Path]:
+        """Return the files, by path below the study's folder; the manifest is the last one."""
+        labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in KINDS]
+        texts = {
+            LABEL_CONFIG: LABELING,
+            TASKS: _json(self._tasks),
+            CVAT_LABELS: _json(labels),
+            MANIFEST: _json({**self._head, "images": self._images}),
+        }
+        for name, text in texts.items():
+            (self._scratch / name).write_text(text, encoding="utf-8")
+        return {name: self._scratch / name for name in texts}
+
+
+def _json(value: Any) -> str:
+    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)}\n"

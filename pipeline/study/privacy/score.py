@@ -1,0 +1,203 @@
+"""The score of a privacy study: the share of images in which people found a face or plate, and how large it may be."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.regions import write_regions
+from segmint.catalogs.dataset.versions.record import VersionName, name_now, read_version, version_numbers
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
+from segmint.pipeline.statistics.intervals import at_most
+from segmint.pipeline.study.corrections import Size
+from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.study.kind import Kind
+from segmint.pipeline.study.privacy.marks import Mark, Marks, read_marks
+from segmint.pipeline.study.privacy.sample import KINDS, SCHEMA_VERSION
+
+ANY = "any"
+"""The kind of a `Missed` that counts an image with a mark of any kind once."""
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Missed:
+    """The marks of one kind, and the images with such a mark.
+
+    Images with a mark that cannot be read are among these for each kind. `share` is of the images answered, `at_most`
+    the one-sided upper bound of 95 % by Clopper and Pearson; both are None without an answer.
+    """
+
+    kind: str
+    marks: int
+    images: int
+    share: float | None
+    at_most: float | None
+
+
+@dataclass(frozen=True)
+class PrivacyScore:
+    """What people found in released images of a dataset.
+
+    `images` were drawn out of `population`, and `answered` of these looked at. `missed` has an entry for each kind, and
+    the last one is for `any`. `foreign` images and `superseded` answers are ignored. `version` is what the dataset was
+    when the sample was drawn, `config_sha256` the hash of its configuration.
+    """
+
+    name: str
+    config_sha256: str
+    images: int
+    population: int
+    answered: int
+    missed: tuple[Missed, ...]
+    unreadable: tuple[str, ...]
+    foreign: int
+    superseded: int
+    version: VersionName
+    kind: Literal["privacy"] = "privacy"
+    regions: str | None = None  # the file that was written for `segmint redact`
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        lines = [
+            f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn out of {self.population:,}",
+            f"ignored: {counted(self.foreign, 'image')} not drawn, {counted(self.superseded, 'outdated answer')}",
+            *(f"  unreadable, and counted as missed: {problem}" for problem in self.unreadable[:_SHOWN]),
+        ]
+        if len(self.unreadable) > _SHOWN:
+            lines.append(f"  and {len(self.unreadable) - _SHOWN:,} more")
+        if not self.answered:
+            lines.append("nobody answered for an image: there is no bound")
+        else:
+            lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
+            lines.append("the bound is Clopper and Pearson's, one-sided, at 95 % confidence: exact for a random sample")
+        if 0 < self.answered < self.images:
+            lines.append(
+                f"note: {counted(self.images - self.answered, 'image')} without an answer: the bound holds if nobody "
+                "left these out for what they show"
+            )
+        if self.regions is not None:
+            lines.append(f"what was marked: {self.regions}, for `segmint redact DATASET --regions {self.regions}`")
+        return [*lines, self.version.line()]
+
+    def sentence(self, missed: Missed) -> str:
+        """Return what was found of a kind, as a sentence without its end."""
+        if missed.at_most is None:
+            return "no image was looked at"
+        return (
+            f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
+            f"{percent(missed.at_most)} of all images"
+        )
+
+    @property
+    def any(self) -> Missed:
+        """The images with a mark of any kind."""
+        return self.missed[-1]
+
+
+def percent(share: float) -> str:
+    """Return a bound in percent, rounded up in its second digit, so that it still is one."""
+    text = f"{share * 100:.1e}"
+    if float(text) < share * 100:
+        digits, power = text.split("e")
+        text = f"{float(digits) + 0.1:.1f}e{power}"
+    return f"{min(100.0, float(text)):.12g} %"
+
+
+def score_privacy(folder: Location, marked: Location | None = None, regions: Location | None = None) -> PrivacyScore:
+    """Count what people marked in a privacy study's images, in a COCO or Label Studio file.
+
+    `regions` is written for `segmint redact`, if anything was marked. Raises `UsageError` if there is no such study, or
+    if the file of marks is missing or has another format.
+    """
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    try:
+        if (manifest["kind"], manifest["schema_version"]) != (Kind.PRIVACY, SCHEMA_VERSION):
+            raise UsageError(
+                f"{folder}: a study of the kind {manifest['kind']!r}, schema_version {manifest['schema_version']!r}; "
+                f"expected {Kind.PRIVACY.value!r}, {SCHEMA_VERSION}"
+            )
+        sizes: dict[int, Size] = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
+        dataset = manifest["dataset"]
+        version = VersionName(dataset["digest"], dataset["number"])
+        name, config = str(dataset["name"]), str(dataset["config_sha256"])
+        population = int(manifest["population"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{folder}: {MANIFEST} is damaged ({error!r}): sample the study again") from error
+    marks = read_marks(marked or folder / CORRECTED, sizes)
+    rows = [
+        {"id": image, "kind": each.kind, "x": each.x, "y": each.y, "w": each.w, "h": each.h}
+        for image, found in sorted(marks.found.items())
+        for each in found
+    ]
+    if regions is not None and rows:
+        write_regions(regions, rows)
+    return PrivacyScore(
+        name=name,
+        config_sha256=config,
+        images=len(sizes),
+        population=population,
+        answered=len(marks.found),
+        missed=tuple(_missed(marks, kind) for kind in (*KINDS, ANY)),
+        unreadable=tuple(marks.unreadable),
+        foreign=marks.foreign,
+        superseded=marks.superseded,
+        version=version,
+        regions=str(regions) if regions is not None and rows else None,
+    )
+
+
+def read_score(file: Location) -> PrivacyScore:
+    """Read what `segmint study score --json` printed for a privacy study; raises `UsageError` for anything else."""
+    expected = "expected what `segmint study score DIR --json` prints for a study of the kind privacy"
+    try:
+        score = TypeAdapter(PrivacyScore).validate_json(file.read())
+    except NotFoundError as error:
+        raise UsageError(f"{file} does not exist; {expected}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{file} is not a score: {where}: {first['msg']}; {expected}") from error
+    counted_again = tuple(_share(each.kind, each.marks, each.images, score.answered) for each in score.missed)
+    if [each.kind for each in score.missed] != [*KINDS, ANY] or counted_again != score.missed:
+        raise UsageError(f"{file} is not a score: its shares are not those of its counts; {expected}")
+    return score
+
+
+def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
+    """Return a score if its sample was drawn from a dataset: as it is now, or as a recorded version of it was.
+
+    Raises `UsageError`, which names `where` the score is from, if it was not.
+    """
+    digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
+    if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
+        raise UsageError(
+            f"{where} is of sha256:{score.version.digest}, which is no version of {dataset}: sample this dataset, and "
+            "score what people mark there"
+        )
+    return score
+
+
+def _missed(marks: Marks, kind: str) -> Missed:
+    def is_of(mark: Mark) -> bool:
+        return kind in (ANY, mark.kind)
+
+    images = {image for image, found in marks.found.items() if any(map(is_of, found))} | marks.doubtful
+    return _share(
+        kind, sum(is_of(mark) for found in marks.found.values() for mark in found), len(images), len(marks.found)
+    )
+
+
+def _share(kind: str, marks: int, images: int, answered: int) -> Missed:
+    if not answered:
+        return Missed(kind, marks, images, None, None)
+    return Missed(kind, marks, images, images / answered, at_most(images, answered))
