@@ -22,7 +22,17 @@ _WORD = re.compile(r"[^\W_]+(?:['’ʻ][^\W_]+)*|[^\w\s]")
 _JOINS = frozenset("-–'’.")
 
 _IN = frozenset(["across", "around", "at", "in", "inside", "near", "outside", "throughout"])
+_LOOKED_AT = re.compile(r"(bark|gaz|glanc|glar|grin|laugh|look|point|scream|shout|smil|star|thr[eo]w|wav|wink|yell)")
 # fmt: off
+_WORN = frozenset({
+    "cap", "clothes", "clothing", "colors", "colours", "costume", "costumes", "dress", "fashion", "gear", "hat", "hats",
+    "hoodie", "jacket", "jackets", "jersey", "jerseys", "kit", "outfit", "outfits", "scarf", "scarves", "shirt",
+    "shirts", "shoes", "style", "sweater", "sweatshirt", "sweatshirts", "t", "uniform", "uniforms",
+})
+_GOING_ON = frozenset({
+    "after", "and", "are", "as", "at", "before", "by", "during", "for", "from", "in", "is", "on", "under", "where",
+    "while", "with",
+})
 _MODIFIERS = frozenset({
     "the", "northern", "southern", "eastern", "western", "central", "rural", "coastal", "downtown", "mainland",
     "old", "upper", "lower", "greater",
@@ -36,6 +46,7 @@ _PARTS = frozenset({
 
 _ALIASES = {
     "usa": "US",
+    "u s": "US",
     "u s a": "US",
     "united states of america": "US",
     "new england": "US",
@@ -220,7 +231,7 @@ class _Reading:
             return None  # the country or the state: only a city before it tells
         if certain is not None:
             if mention.name in _UNCERTAIN:
-                said = inside or self._ends_a_chain(mention)
+                said = self._is_surely_inside(mention) or self._ends_a_chain(mention)
             else:
                 said = inside or self._follows_a_comma(mention) or self._heads(mention)
             return certain if said else None
@@ -253,11 +264,17 @@ class _Reading:
             place -= 1
         if place < 0:
             return False
-        word = self._tokens[place].lower()
+        word, before = self._tokens[place].lower(), self._tokens[max(place - 1, 0)].lower()
         if word == "of":
-            return place > 0 and self._tokens[place - 1].lower() in _PARTS
-        made = place > 0 and self._tokens[place - 1].lower() == "made"
-        return word in _IN and not made
+            return place > 0 and before in _PARTS
+        return word in _IN and before != "made" and not (word == "at" and _LOOKED_AT.match(before))
+
+    def _is_surely_inside(self, mention: _Mention) -> bool:
+        """Whether `in` or the like is before it, and no thing after it that it describes: not `in Turkey costume`."""
+        following = self._tokens[mention.stop : mention.stop + 1]
+        ends = not following or not following[0][0].isalpha() or following[0] in _GOING_ON
+        before = self._tokens[max(mention.start - 1, 0)].lower()
+        return ends and self._is_inside(mention) and before not in {"at", "near", "around", "inside", "outside"}
 
     def _follows_a_comma(self, mention: _Mention) -> bool:
         before = self._tokens[max(mention.start - 2, 0) : mention.start]
@@ -277,11 +294,12 @@ class _Reading:
         return mention.start == 0 and (mention.stop == len(self._tokens) or not self._tokens[mention.stop][0].isalnum())
 
     def _is_part_of_a_name(self, mention: _Mention) -> bool:
-        """Whether a capital or a possessive follows: `Paris Hilton`, `in Kennedy Airport`; or `Little` comes before."""
+        """Whether a capital or a garment follows: `Paris Hilton`, `in Brazil shirts`; or `Little` comes before."""
         if mention.start and self._tokens[mention.start - 1] in {"Little", "New", "Saint", "St"}:
             return True
-        following = self._tokens[mention.stop : mention.stop + 1]
-        return bool(following) and following[0][0].isupper()
+        following = self._tokens[mention.stop : mention.stop + 2]
+        worn = any(word.lower() in _WORN for word in following)
+        return worn or (bool(following) and following[0][0].isupper())
 
     def _is_continued(self, mention: _Mention) -> bool:
         """Whether a region follows a city after a comma; then that decides, known or not: `London, Ontario`."""

@@ -34,6 +34,13 @@ def test_the_trial_is_as_the_documentation_says() -> None:
         ("A market in Abidjan, Côte d'Ivoire", "CI"),
         ("Near Spain and Portugal", None),
         ("Tokyo's streets", None),
+        ("Fans in Brazil shirts", None),
+        ("A boy in Boston baseball cap", None),
+        ("She smiles at Sofia", None),
+        ("A dog looks at Jordan", None),
+        ("A child in Turkey costume", None),
+        ("Ruins in Jordan at dusk", "JO"),
+        ("Soldiers in the U.S.", "US"),
         ("in Paris, " * 50_000, "FR"),
     ],
 )
