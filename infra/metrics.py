@@ -3,10 +3,15 @@
 Every Ray node has an agent that collects the metrics of its processes and serves them to Prometheus, at the port of
 `ray start --metrics-export-port`; KubeRay's is 8080. There a counter `segmint_images_written` is called
 `ray_segmint_images_written_total`. Metrics are always on: a count costs microseconds, and is dropped if no agent runs.
-Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of them.
+Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of them,
+`infra/grafana/alerts.yaml` watches some.
 """
 
+import os
+import resource
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from segmint.infra.log import get_logger
@@ -34,6 +39,10 @@ ROWS_REJECTED = Metric(
 )
 SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
 SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards of this run that are not committed yet.")
+SHARDS_HELD_BACK = Metric(
+    "segmint_shards_held_back", "gauge", "Shards that a fault holds back now; they are tried again."
+)
+DRIVER_MEMORY = Metric("segmint_driver_memory_bytes", "gauge", "Resident memory of the driver, at its last shard.")
 FAULTS = Metric(
     "segmint_faults",
     "counter",
@@ -54,10 +63,22 @@ METRICS = (
     ROWS_REJECTED,
     SHARDS_COMMITTED,
     SHARDS_MISSING,
+    SHARDS_HELD_BACK,
+    DRIVER_MEMORY,
     FAULTS,
     STAGE_ROWS,
     STAGE_SECONDS,
 )
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process, in bytes; its peak where the system does not say more."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class RunMetrics:

@@ -47,6 +47,16 @@ def size(value: float | None) -> str:
     return f"{number(amount)} PB"
 
 
+def duration(seconds: float | None) -> str:
+    """A length of time in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`."""
+    if seconds is None:
+        return UNKNOWN
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{number(seconds / length)} {unit}"
+    return f"{number(seconds)} s"
+
+
 def listed(items: Iterable[object]) -> str:
     """Several words: `a, b and c`."""
     words = [str(item) for item in items]

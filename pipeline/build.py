@@ -204,6 +204,7 @@ class _OuterLoop:
             trials = self.quarantine.try_alone(self.dataset.spans(window))
             run.held_back |= trials.held_back
             unfinished = work.settle(window, done)
+            run.settled(window, work.left)
             # A verdict on a row tried alone is progress like a commit: its shard is tried again at once.
             if unfinished < len(window) or trials.verdicts:
                 barren = 0

@@ -18,6 +18,7 @@ from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
 from segmint.pipeline.commands.report import report
+from segmint.pipeline.commands.status import status
 from segmint.pipeline.commands.version import show_version, version
 from segmint.pipeline.commands.versions import diff, sign, verify
 from segmint.pipeline.commands.view import view
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(build, plan, demo, masks, audit, report, export, view),
+    *(build, plan, status, demo, masks, audit, report, export, view),
     *(takedown, redact, amend, repair, verify, sign, diff),
 ):
     app.command()(command)

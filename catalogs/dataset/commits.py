@@ -5,6 +5,7 @@ A commit is put if absent and never changed; the highest generation of a shard h
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -138,6 +139,14 @@ class CommitLog:
     def generations(self) -> dict[int, list[int]]:
         """Return each committed shard with its generations, ascending; files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
+
+    def written(self) -> dict[tuple[int, int], datetime]:
+        """Return when the store got each commit's file, by shard and generation, from one listing.
+
+        A commit holds nothing of time: in a copy of a dataset these are the times of the copying.
+        """
+        listed = ((parse_commit_name(entry.name), entry.modified) for entry in self._folder.list())
+        return {parsed: modified for parsed, modified in listed if parsed is not None}
 
     def location(self, shard: int, generation: int) -> Location:
         """Return the location of a commit's file."""

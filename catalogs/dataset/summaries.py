@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
@@ -10,8 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, canonical_json, fingerprint, shard_name
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 1000
 """The number of shards that a summary covers."""
@@ -70,38 +73,65 @@ def sum_listed(
     committed: Iterable[tuple[int, int]],
     known: Mapping[str, CommitSums] = MappingProxyType({}),
     threads: int = 16,
+    *,
+    must_save: bool = True,
 ) -> CommitSums:
     """Sum these commits, as pairs of shard and generation in order of shards.
 
     `known` has sums of each thousand of shards that were read already, by the name of their summary.
 
     The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the generations
-    they were made from: an outdated summary is not found, and is made again, as is one that is damaged.
+    they were made from: an outdated summary is not found, and is made again, as is one that is damaged. Without
+    `must_save` the answer is the same where the dataset cannot be written to.
     """
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
+    blocks = [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
+
+    def saved(members: list[tuple[int, int]]) -> CommitSums | None:
+        name = summary_name(members) if len(members) == SUMMARY_SHARDS else None
+        return _saved(folder / name) if name in existing else None
+
     total = NOTHING
-    for block, pairs in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS):
-        members = list(pairs)
-        prefix = f"{shard_name(block * SUMMARY_SHARDS)}-"
-        name = summary_name(members)
-        full = len(members) == SUMMARY_SHARDS
-        saved = _saved(folder / name) if full and name in existing else None
-        if saved is not None:
-            total += saved
+    for members, sums in zip(blocks, map_ahead(saved, blocks, threads, threads, "summaries"), strict=True):
+        if sums is not None:
+            total += sums
             continue
+        name, full = summary_name(members), len(members) == SUMMARY_SHARDS
         part = known.get(name, NOTHING)
         if name not in known:
             for commit in log.read_many(members, threads):
                 part += sums_of(commit)
         if full and part.shards == SUMMARY_SHARDS:
-            (folder / name).put(canonical_json(vars(part)))
-            for old in existing:
-                if old.startswith(prefix) and old != name:
-                    (folder / old).delete()
+            try:
+                _save(folder, name, part, existing)
+            except (StorageFaultError, UsageError, OSError):
+                if must_save:
+                    raise
         total += part
     return total
+
+
+def save_full_blocks(dataset: Location, committed: Iterable[tuple[int, int]]) -> None:
+    """Save the sums of each full thousand of these commits that has none yet: a long build does so as it goes.
+
+    Then a status meanwhile reads few commits one by one. What cannot be saved is left for the next time.
+    """
+    blocks = [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
+    full = [pair for members in blocks if len(members) == SUMMARY_SHARDS for pair in members]
+    if full:
+        with suppress(StorageFaultError, DamagedDatasetError):
+            sum_listed(dataset, full, must_save=False)
+
+
+def _save(folder: Location, name: str, sums: CommitSums, existing: Iterable[str]) -> None:
+    """Save the sums of a full thousand, and delete those that it had before."""
+    (folder / name).put(canonical_json(vars(sums)))
+    prefix = name.partition("-")[0]
+    for old in existing:
+        if old.startswith(f"{prefix}-") and old != name:
+            (folder / old).delete()
 
 
 def summary_name(members: Sequence[tuple[int, int]]) -> str:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from segmint.catalogs.dataset.commits import REJECTED, CommitLog
-from segmint.catalogs.dataset.summaries import sum_commits
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.execution.stage_loads import StageLoad, loads_line
+from segmint.pipeline.status.totals import total
 
 
 class NotRecordedError(UnfinishedError):
@@ -170,20 +170,10 @@ def account(
     stages: Sequence[StageLoad] = (),
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    committed = CommitLog(dataset.location).committed()
-    sums = sum_commits(dataset.location, wanted)
-    missing = [shard for shard in wanted if shard not in committed]
+    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).committed(), wanted)
     return Accounting(
         dataset=str(dataset.location),
-        rows=dataset.count_rows(wanted),
-        written=sums.counts.get("images", 0),
-        rejected={
-            name.removeprefix(REJECTED): count for name, count in sums.counts.items() if name.startswith(REJECTED)
-        },
-        masks=sums.counts.get("masks", 0),
-        shards=sums.shards,
-        missing=missing,
-        missing_rows=dataset.count_rows(missing),
+        **vars(totals),
         built_rows=built.get("rows", 0),
         built_images=built.get("images", 0),
         built_masks=built.get("masks", 0),

@@ -1,13 +1,23 @@
 """The progress of a run, for its log, its metrics and its accounting."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from segmint.catalogs.dataset.commits import REJECTED
 from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
-from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, MASKS_WRITTEN, ROWS_REJECTED, SHARDS_COMMITTED, RunMetrics
+from segmint.infra.metrics import (
+    DRIVER_MEMORY,
+    FAULTS,
+    IMAGES_WRITTEN,
+    MASKS_WRITTEN,
+    ROWS_REJECTED,
+    SHARDS_COMMITTED,
+    SHARDS_HELD_BACK,
+    RunMetrics,
+    resident_bytes,
+)
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.execution.stage_loads import StageLoads
 
@@ -35,6 +45,7 @@ class RunRecord:
             self.held_back[result.shard] = result.detail
             self.metrics.add(FAULTS, kind="shard")
             log.warning("held back", shard=result.shard, why=result.detail)
+        self._measure()
 
     def _count(self, counts: Mapping[str, int]) -> None:
         self.metrics.add(SHARDS_COMMITTED)
@@ -43,6 +54,16 @@ class RunRecord:
         for name, count in counts.items():
             if name.startswith(REJECTED):
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
+
+    def settled(self, window: Collection[int], left: Collection[int]) -> None:
+        """Record that of a window's shards only those in `left` are still held back, by whatever ended the window."""
+        for shard in set(window) - set(left):
+            self.held_back.pop(shard, None)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.metrics.set(SHARDS_HELD_BACK, len(self.held_back))
+        self.metrics.set(DRIVER_MEMORY, resident_bytes())
 
     def note_failure(self, window: list[int], error: Exception) -> None:
         """Record that a window ended before its last shard."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.summaries import save_full_blocks
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
@@ -72,6 +73,7 @@ class MissingShards:
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Check the commits: another build may write them too."""
         committed = self._commits.committed()
+        save_full_blocks(self._dataset.location, committed.items())
         unfinished = [shard for shard in window if shard not in committed]
         self.left = [shard for shard in self.left[len(window) :] if shard not in committed] + unfinished
         self._metrics.set(SHARDS_MISSING, len(self.left))

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -81,7 +82,8 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
     run.note(ShardResult(0, "committed", counts))
     run.note(ShardResult(1, "committed", {"rows": 2, "images": 2, "masks": 8}))
     run.note(ShardResult(2, "held_back", {}, "an outage"))
-    run.note_failure([2], OSError("gone"))
+    run.note_failure([1, 2], OSError("gone"))
+    run.settled([0, 1, 2], left=[2])
     run.metrics.set(SHARDS_MISSING, 1)
 
     expected = {
@@ -93,13 +95,16 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
         ("ray_segmint_faults_total", frozenset({("kind", "shard")})): 1.0,
         ("ray_segmint_faults_total", frozenset({("kind", "window")})): 1.0,
         ("ray_segmint_shards_missing", frozenset()): 1.0,
+        ("ray_segmint_shards_held_back", frozenset()): 1.0,
         ("ray_segmint_stage_rows_total", frozenset({("stage", "describe")})): 10.0,
     }
     seconds = ("ray_segmint_stage_seconds_total", frozenset({("stage", "describe")}))
-    found = scraped_until(export_port, "street", lambda found: {*expected, seconds} <= found.keys())
+    memory = ("ray_segmint_driver_memory_bytes", frozenset())
+    found = scraped_until(export_port, "street", lambda found: {*expected, seconds, memory} <= found.keys())
     assert found.pop(seconds) >= 5 * 0.05, "five blocks slept for 0.05 seconds each"
+    assert found.pop(memory) == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert found == expected
-    assert {name for name, _ in [*expected, seconds]} == {metric.exported_name for metric in METRICS}
+    assert {name for name, _ in [*expected, seconds, memory]} == {metric.exported_name for metric in METRICS}
 
 
 def test_a_second_run_in_the_same_process_counts_separately(export_port: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.infra.wording import count, counted, listed, number, plural, share, size, some
+from segmint.infra.wording import count, counted, duration, listed, number, plural, share, size, some
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,11 @@ def test_words(said: str, expected: str) -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "unknown"), (0, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1.5 h"), (130_000, "1.5 days")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

@@ -79,12 +79,12 @@ def _maybe_traceback() -> None:
 
 def say(text: str) -> None:
     """Print a line for people, on standard error."""
-    typer.echo(_fit_to_print(text), err=True)
+    typer.echo(printable(text), err=True)
 
 
 def answer(text: str) -> None:
     """Print a line of the answer, on standard output."""
-    typer.echo(_fit_to_print(text))
+    typer.echo(printable(text))
 
 
 def answer_json(value: Any) -> None:
@@ -112,7 +112,7 @@ def answer_with(result: Answer, as_json: bool) -> None:
         answer(line)
 
 
-def _fit_to_print(text: str) -> str:
+def printable(text: str) -> str:
     """Remove credentials, and control characters that a terminal would obey: catalogs and file names may hold both."""
     return _encodable(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text)))
 

@@ -6,7 +6,7 @@ import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.summaries import NOTHING, sum_commits
+from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
@@ -53,6 +53,21 @@ def test_full_blocks_are_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(read) == [(0, 2), (1, 1), (4, 1)]
     names = sorted(path.name[:7] for path in (tmp_path / "dataset/summaries").iterdir())
     assert names == ["000000-", "000002-"], "the summary that no longer fits is gone"
+
+
+def test_a_build_saves_full_blocks_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=1)
+    save_full_blocks(location, CommitLog(location).committed().items())
+    assert not (tmp_path / "dataset/summaries").exists()
+    write_dataset(location, shards=5)
+    save_full_blocks(location, CommitLog(location).committed().items())
+    assert [path.name[:7] for path in sorted((tmp_path / "dataset/summaries").iterdir())] == ["000000-", "000002-"]
+    (tmp_path / "dataset/commits/000001.g1.json").write_bytes(b"junk")
+    for path in (tmp_path / "dataset/summaries").iterdir():
+        path.unlink()
+    save_full_blocks(location, CommitLog(location).committed().items())  # what is damaged is for the end of the run
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 100_000, b'{"shards":"2","files":8,"bytes":1,"counts":{}}'])

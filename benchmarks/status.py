@@ -1,0 +1,142 @@
+"""`segmint status` of a large dataset: seconds of the whole command, on a bucket or in a folder.
+
+    python benchmarks/status.py --dataset s3://bucket/large --shards 40000
+
+`--dataset` must not exist yet. Commits are as a build writes them, but the files that they name are only put where the
+status reads them: the `images` tables of the last shards and of its sample. Measured are the first status, which sums
+every commit, the next one, which reads the sums of each thousand, and one after more commits.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pyarrow as pa  # noqa: E402
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry  # noqa: E402
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights  # noqa: E402
+from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_path  # noqa: E402
+from segmint.catalogs.parquet import table_bytes  # noqa: E402
+from segmint.infra.storage.location import Location  # noqa: E402
+from segmint.infra.storage.storage import Storage  # noqa: E402
+from segmint.operators.schemas import SCHEMAS  # noqa: E402
+from segmint.pipeline.status.drift import last_and_sample  # noqa: E402
+
+ROWS = 500
+KINDS = ("shards", "images", "masks", "rejects")
+LEFT = 1000
+"""Shards that stay missing: there is a time left."""
+
+
+def begin(dataset: Location, shards: int) -> None:
+    """Write the manifest of a dataset with so many shards."""
+    part = CatalogPart(
+        path=part_path(0, "0" * 64), rows=shards * ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0
+    )
+    manifest = DatasetManifest(
+        name="large",
+        config={"images_per_shard": ROWS},
+        config_sha256=config_sha256({"images_per_shard": ROWS}),
+        numerics={"device": "cpu"},
+        code_version="0",
+        weights=Weights(name="none", sha256="0" * 64),
+        catalog=(part,),
+        images_per_shard=ROWS,
+        policy_date=date(2026, 1, 1),
+    )
+    (dataset / MANIFEST).put(manifest.to_json())
+
+
+def commit(dataset: Location, shard: int) -> None:
+    """Put the commit of a shard."""
+    refused = shard % 7
+    counts = {
+        "rows": ROWS, "images": ROWS - refused, "masks": 100 * (ROWS - refused), "rejected": refused,
+        **({"rejected:not_found": refused} if refused else {}),
+    }  # fmt: skip
+    digest = f"{shard:064x}"
+    files = tuple(FileEntry(data_path(kind, shard, digest), 10**6, digest) for kind in KINDS)
+    CommitLog(dataset).put(Commit(shard, 1, (shard * ROWS, (shard + 1) * ROWS), "0" * 12, counts, files))
+
+
+def put_table(dataset: Location, shard: int, data: bytes) -> None:
+    """Put the `images` table of a shard."""
+    (dataset / data_path("images", shard, f"{shard:064x}")).put(data)
+
+
+def images_table() -> bytes:
+    """An `images` table of five hundred rows."""
+    empty = dict.fromkeys(SCHEMAS["images"].names)
+    rows = [
+        {**empty, "ordinal": row, "id": row + 1, "image_id": f"image-{row}", "faces": row % 3, "plates": 0}
+        for row in range(ROWS)
+    ]
+    return table_bytes(pa.Table.from_pylist(rows, schema=_nullable(SCHEMAS["images"])), _nullable(SCHEMAS["images"]))
+
+
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in schema])
+
+
+def measure(dataset: str) -> dict[str, Any]:
+    """Run the command as a user does; return its seconds and what it said."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "segmint", "status", dataset, "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    seconds = time.perf_counter() - started
+    told = json.loads(done.stdout)
+    return {
+        "seconds": round(seconds, 2),
+        **{name: told[name] for name in ("shards", "written", "masks", "missing_rows")},
+    }
+
+
+def main() -> None:
+    """Make the dataset, and print a JSON of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="a folder or bucket prefix that does not exist yet")
+    parser.add_argument("--shards", type=int, default=40_000, help="commits")
+    parser.add_argument("--options", default="{}", help="storage options of the dataset, as JSON")
+    arguments = parser.parse_args()
+    dataset = Location(Storage(json.loads(arguments.options)), arguments.dataset)
+    if (dataset / MANIFEST).exists():
+        raise SystemExit(f"{dataset} exists: expected a place for a new dataset")
+    begin(dataset, arguments.shards + LEFT)
+    table = images_table()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda shard: commit(dataset, shard), range(arguments.shards)))
+        chosen = last_and_sample(range(arguments.shards), range(arguments.shards))
+        for shard in (shard for shards in chosen or () for shard in shards):
+            put_table(dataset, shard, table)
+    made = time.perf_counter() - started
+    results = {
+        "shards": arguments.shards,
+        "seconds_to_make": round(made, 1),
+        "first": measure(arguments.dataset),
+        "next": [measure(arguments.dataset) for _ in range(3)],
+    }
+    with ThreadPoolExecutor(16) as pool:
+        for shard in range(arguments.shards, arguments.shards + LEFT // 2):
+            pool.submit(commit, dataset, shard)
+            pool.submit(put_table, dataset, shard, table)
+    results["after_500_more"] = [measure(arguments.dataset) for _ in range(2)]
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The status as an answer: its values, and how they are written as text and JSON."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from segmint.infra.errors import UsageError
+from segmint.infra.wording import counted, duration, number, plural, share
+from segmint.pipeline.status.drift import Compared, Drift
+from segmint.pipeline.status.gaps import Gap
+from segmint.pipeline.status.pace import Pace
+from segmint.pipeline.status.totals import Totals
+
+SHOWN = 10
+"""Gaps that people are shown; JSON has all."""
+
+_FARTHEST = timedelta(days=36_500)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What an hour costs. Raises `UsageError` for numbers that make no sense."""
+
+    price: float | None = None  # of an hour of each device, as `segmint plan` takes it
+    devices: int = 1  # how many the build has: a dataset does not say
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
+            raise UsageError(f"--price is {self.price:g}: expected the price of an hour, 0 or more")
+        if self.devices < 1:
+            raise UsageError(f"--gpus is {self.devices}: expected a number of GPUs from 1")
+
+    def of(self, seconds: float) -> float | None:
+        """Return the price of so many seconds of all devices."""
+        return None if self.price is None else seconds / 3600 * self.price * self.devices
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a dataset is."""
+
+    dataset: str
+    name: str
+    time: datetime  # when it was read
+    totals: Totals
+    last_commit: datetime | None  # of a build or a correction
+    pace: Pace | None  # None: too few commits to say, or all of one moment
+    prices: Prices
+    gaps: Sequence[Gap]
+    drift: Drift | None  # None: too few shards
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is committed."""
+        return not self.totals.missing
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left at the pace of the last commits; None if it is not known."""
+        if self.complete:
+            return 0.0
+        return self.totals.missing_rows / self.pace.rows_per_s if self.pace and self.pace.rows else None
+
+    @property
+    def cost_left(self) -> float | None:
+        """What the rest costs; None without a price or a pace."""
+        return None if self.seconds_left is None else self.prices.of(self.seconds_left)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
+        totals, pace, drift = self.totals, self.pace, self.drift
+        return {
+            "dataset": self.dataset,
+            "name": self.name,
+            "time": self.time.isoformat(),
+            "complete": self.complete,
+            "shards": totals.shards,
+            "shards_of": totals.shards + len(totals.missing),
+            "rows": totals.rows,
+            "written": totals.written,
+            "masks": totals.masks,
+            "rejected": dict(totals.rejected),
+            "missing_shards": len(totals.missing),
+            "missing_rows": totals.missing_rows,
+            "last_commit": None if self.last_commit is None else self.last_commit.isoformat(),
+            "pace": None
+            if pace is None
+            else {
+                **asdict(pace),
+                "since": pace.since.isoformat(),
+                "last": pace.last.isoformat(),
+                "seconds": pace.seconds,
+                "rows_per_s": pace.rows_per_s,
+                "images_per_s": pace.images_per_s,
+                "masks_per_s": pace.masks_per_s,
+            },
+            "seconds_left": self.seconds_left,
+            "price": self.prices.price,
+            "devices": self.prices.devices,
+            "cost_left": self.cost_left,
+            "held_back": [{**asdict(gap), "since": gap.since.isoformat()} for gap in self.gaps],
+            "drift": None
+            if drift is None
+            else {**asdict(drift), "compared": [{**asdict(one), "unusual": one.unusual} for one in drift.compared]},
+        }
+
+    def lines(self) -> list[str]:
+        """Return the status as lines for people."""
+        totals = self.totals
+        refused = sum(totals.rejected.values())
+        done = totals.shards / max(1, totals.shards + len(totals.missing))
+        return [
+            f"{self.name}: {self.dataset}, {self.time:%Y-%m-%d %H:%M:%S} UTC",
+            f"done       {totals.shards:,} of {totals.shards + len(totals.missing):,} shards ({share(done)}): "
+            f"{counted(totals.written, 'image')} with {counted(totals.masks, 'mask')}",
+            f"rejected   {counted(refused, 'row')} ({share(_part(refused, totals.written + refused))})",
+            *(f"  {reason:<24} {count:>10,}" for reason, count in sorted(totals.rejected.items())),
+            *self._pace_lines(),
+            *self._gap_lines(),
+            *self._drift_lines(),
+        ]
+
+    def _pace_lines(self) -> list[str]:
+        totals, pace = self.totals, self.pace
+        lines = []
+        if not self.complete:
+            lines.append(f"left       {counted(totals.missing_rows, 'row')} in {counted(len(totals.missing), 'shard')}")
+        if self.last_commit is not None:
+            ago = (self.time - self.last_commit).total_seconds()
+            lines.append(f"last       a commit {duration(max(0.0, ago))} ago")
+        if pace is not None:
+            lines.append(
+                f"pace       {number(pace.images_per_s)} images/s, {number(pace.masks_per_s)} masks/s: the last "
+                f"{counted(pace.shards, 'commit')}, in {duration(pace.seconds)} by the store's times of their files"
+            )
+        if self.complete:
+            return [*lines, "           complete: nothing is left to build"]
+        if self.seconds_left is None:
+            return [*lines, "time left  unknown: too few commits to say how fast it goes"]
+        end = self.time + min(timedelta(seconds=self.seconds_left), _FARTHEST)
+        lines.append(f"time left  {duration(self.seconds_left)} at that pace: {end:%Y-%m-%d %H:%M} UTC")
+        if self.cost_left is not None:
+            lines.append(
+                f"cost left  {number(self.cost_left)}, at {number(self.prices.price)} an hour for each of "
+                f"{counted(self.prices.devices, 'device')}"
+            )
+        return lines
+
+    def _gap_lines(self) -> list[str]:
+        if not self.gaps:
+            return []
+        shards, rows = sum(gap.shards for gap in self.gaps), sum(gap.rows for gap in self.gaps)
+        names = [f"{gap.name} ({duration(self._age(gap))} ago)" for gap in self.gaps[:SHOWN]]
+        more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
+        return [
+            f"held back  {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
+            f"{', '.join(names)}{more}",
+            "           a fault holds them back (the build's log says which, and `segmint build` tries again), or they "
+            "are being written, or in another --shards range",
+        ]
+
+    def _age(self, gap: Gap) -> float:
+        return max(0.0, (self.time - gap.since).total_seconds())
+
+    def _drift_lines(self) -> list[str]:
+        drift = self.drift
+        if drift is None:
+            return []
+        unread = f"; {counted(drift.unread, 'table')} could not be read: run segmint audit" if drift.unread else ""
+        return [
+            f"drift      the last {counted(drift.shards, 'shard')} beside the {drift.before:,} before "
+            f"({drift.sampled:,} {plural(drift.sampled, 'table')} of them read{unread})",
+            *map(_drift_line, drift.compared),
+        ]
+
+
+def _drift_line(one: Compared) -> str:
+    write = share if one.name.startswith("share") else number
+    unusual = "  UNUSUAL: look at these shards" if one.unusual else ""
+    return f"  {one.name:<24} {write(one.last):>10}, before {write(one.before)}{unusual}"
+
+
+def _part(some: int, of: int) -> float:
+    return some / of if of else 0.0
