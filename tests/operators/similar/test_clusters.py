@@ -100,3 +100,12 @@ def test_whatever_is_similar_to_an_image_that_opted_out_is_its_copy() -> None:
 def test_arrays_of_other_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"allowed are of shape \(2,\): expected \(3,\)"):
         three(allowed=[True, False])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_rows_without_hashes_or_known_bytes_are_no_copies(count: int) -> None:
+    yes, nothing = np.ones(count, bool), np.zeros((count, VIEWS), np.uint64)
+    rows = ImageRows(nothing[:, :2], nothing, np.ones(count, np.int64), yes, ~yes)
+    found = copies_of(rows, np.zeros((count, 64, 64), np.uint8))
+    assert found.kept.tolist() == [-1] * count
+    assert not found.exact.any()
