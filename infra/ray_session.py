@@ -8,8 +8,8 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
 64 MB again each time: a quarter of a gigabyte of fresh pages an image. The main arena keeps freed memory."""
 
 
+_KIND = "accelerator_type:"
+"""Begins the name of the resource by which Ray says the kind of a node's GPUs: `accelerator_type:H100`."""
+
+
+@dataclass(frozen=True)
+class GpuNodes:
+    """Nodes whose GPUs are of one kind."""
+
+    gpus: float
+    nodes: int
+    cpus: float  # logical CPUs of these nodes
+
+
 @dataclass(frozen=True)
 class Cluster:
     """The resources of the connected Ray."""
@@ -37,6 +50,7 @@ class Cluster:
     cores: int  # CPU cores that this process may run on; on a cluster, those of the driver's node
     gpu_nodes: int = 0  # that have GPUs
     gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
+    gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" where it names none
 
 
 def cores_here() -> int:
@@ -258,7 +272,36 @@ def observe(*, local: bool) -> Cluster:
         cores=cores_here(),
         gpu_nodes=len(with_gpus),
         gpu_node_cpus=sum(node.get("CPU", 0.0) for node in with_gpus),
+        gpu_kinds=_by_kind(with_gpus),
     )
+
+
+def _by_kind(with_gpus: Sequence[Mapping[str, float]]) -> dict[str, GpuNodes]:
+    kinds: dict[str, GpuNodes] = {}
+    for node in with_gpus:
+        before = kinds.get(gpu_kind(node), GpuNodes(0, 0, 0))
+        kinds[gpu_kind(node)] = GpuNodes(
+            before.gpus + node["GPU"], before.nodes + 1, before.cpus + node.get("CPU", 0.0)
+        )
+    return kinds
+
+
+def gpu_kind(resources: Mapping[str, float]) -> str:
+    """Return the kind of GPU that a node's resources name; "" for none."""
+    named = sorted(name.removeprefix(_KIND) for name in resources if name.startswith(_KIND))
+    return named[0] if named else ""
+
+
+def accelerator_types(gpu: str) -> set[str]:
+    """Return the names that Ray may have for a GPU of this kind, as `segmint.infra.device.device_kind` writes it.
+
+    Ray makes them from the driver's name of the GPU, from which `device_kind` takes the maker: with it and without it.
+    """
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    name = gpu.partition(",")[0]
+    name_of = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type
+    return {name_of(f"NVIDIA {name}"), name_of(name)}
 
 
 def alive_nodes() -> frozenset[str]:

@@ -56,6 +56,8 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
     Only encoded bytes travel between the stages, and never those of an original.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
+    # With GPUs Ray refuses a batch of no given size. This is a block's: a call has the same rows either way.
+    on_gpus = {"batch_size": stages.rows_per_block} if stages.segment_pool.num_gpus else {}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
     return (
         ray.data.from_arrow(rows)
@@ -80,7 +82,8 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
             compute=stages.segment_pool.strategy(),
             num_cpus=stages.segment_pool.num_cpus,
             num_gpus=stages.segment_pool.num_gpus or None,
-            **actors,
+            accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
+            **{**actors, **on_gpus},
         )
         .map_batches(
             describe_table,
@@ -139,6 +142,8 @@ def run_build(
         resources = config.resources
         with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
+            if stages.gpus.idle:
+                log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
             if cluster.local:  # on a cluster each actor checks for itself
                 check_numerics(stages.segment)
                 check_detectors(stages)

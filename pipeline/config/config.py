@@ -128,6 +128,9 @@ class SegmentPoolConfig(PoolConfig):
     """Logical CPUs of one actor; on a GPU also its threads that decode, and as many that finish, at least two each."""
     num_gpus: Gpus = "auto"
     """GPUs of one actor; auto: 1 where the device is cuda, less the share of a detector process; else 0."""
+    accelerator_type: str = Field(default="auto", min_length=1)
+    """The kind of GPU, as Ray names it (`H100`), in a cluster that has several; auto: the kind that the dataset was
+    begun with, which is any for a new one."""
     timeout_s: float = Field(default=600, gt=0)
     """Seconds for decoding one image, for computing its masks and for finishing them; a worker that takes longer for
     one of these is ended."""

@@ -50,7 +50,8 @@ def _of_detectors(config: Config) -> str:
     device = config.deidentify.device
     if _sees_cuda() or not joins_cluster(config.resources.address):
         return detector_numerics(device)
-    asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus")
+    kind_of_gpu = _kind_of_gpu(config)
+    asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", kind_of_gpu)
     with ray_session(config.resources.address) as cluster:
         kind: str = _ask(asked, config.stall_timeout, cluster.gpus, detector_numerics, device)
     return kind
@@ -99,10 +100,20 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, gpus:
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
     asked = _Asked(
-        "model.device", config.model.device, num_gpus, config.resources.segment.num_cpus, "resources.segment.*"
+        "model.device",
+        config.model.device,
+        num_gpus,
+        config.resources.segment.num_cpus,
+        "resources.segment.*",
+        _kind_of_gpu(config),
     )
     numerics: Numerics = _ask(asked, config.stall_timeout, gpus, _resolve, model, config.masks, weights_sha256)
     return numerics
+
+
+def _kind_of_gpu(config: Config) -> str | None:
+    wanted = config.resources.segment.accelerator_type
+    return None if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,12 @@ class _Asked:
     num_gpus: float
     num_cpus: float
     sized_by: str  # the keys that say how much it takes
+    accelerator_type: str | None  # the kind of GPU; None: any
+
+    @property
+    def of_kind(self) -> str:
+        """The kind of GPU in words, for a message."""
+        return "" if self.accelerator_type is None else f" of the kind {self.accelerator_type}"
 
 
 def _ask(asked: _Asked, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -121,12 +138,15 @@ def _ask(asked: _Asked, timeout_s: float, gpus: float, function: Callable[..., A
     import ray
     import ray.exceptions
 
-    task = ray.remote(num_gpus=asked.num_gpus, num_cpus=asked.num_cpus, max_retries=3)(function)
+    task = ray.remote(
+        num_gpus=asked.num_gpus, num_cpus=asked.num_cpus, accelerator_type=asked.accelerator_type, max_retries=3
+    )(function)
     try:
         return ray.get(task.remote(*arguments), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise UsageError(
-            f"{asked.key} is {asked.value}, and no node with {asked.num_gpus:g} GPUs and {asked.num_cpus:g} CPUs was "
+            f"{asked.key} is {asked.value}, and no node with {asked.num_gpus:g} GPUs{asked.of_kind} and "
+            f"{asked.num_cpus:g} CPUs was "
             f"free within stall_timeout = {timeout_s:g} seconds; the cluster has {gpus:g} GPUs: add GPU nodes, lower "
             f"{asked.sized_by}, or set {asked.key}: cpu"
         ) from error

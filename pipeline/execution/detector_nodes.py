@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segmint.infra.ray_session import gpu_kind
 from segmint.operators.prepare.detector_process import (
     DetectorProcess,
     DetectorSettings,
@@ -52,7 +53,7 @@ def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
     holders = {
         node["NodeID"]: known.get(node["NodeID"]) or _start(stages.detectors_share, settings, node["NodeID"])
         for node in nodes
-        if node["Resources"].get("GPU", 0) > 0
+        if node["Resources"].get("GPU", 0) > 0 and stages.gpus.name in (None, gpu_kind(node["Resources"]))
     }
     selector = {"ray.io/node-id": f"in({','.join(sorted(holders))})"}
     return replace(stages, detectors=NodeDetectors(holders), prepare_nodes=selector)

@@ -244,7 +244,10 @@ class Quarantine:
     def _try_alone(self, prepared: Any) -> Reason | None:
         """Return what kills a fresh worker with the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
         pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
-        worker_class = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=0)(SegmentAlone)
+        kind = self._stages.gpus.name if pool.num_gpus else None
+        worker_class = ray.remote(
+            num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, accelerator_type=kind, max_restarts=0
+        )(SegmentAlone)
         worker = worker_class.remote(self._stages.segment, timeout_s)
         try:
             node = self._start(worker)

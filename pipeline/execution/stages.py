@@ -17,6 +17,7 @@ from segmint.pipeline.config.config import Config, PoolConfig, as_begun
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 from segmint.pipeline.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.dataset.dataset import OpenDataset
+from segmint.pipeline.execution.gpu_kinds import ChosenKind, choose_kind, only_kind
 from segmint.pipeline.execution.node_detectors import NodeDetectors
 
 DETECTOR_CPUS = 1
@@ -72,6 +73,7 @@ class Stages:
     report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
     detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # the processes, once they are started
+    gpus: ChosenKind = field(default_factory=ChosenKind)  # the kind of GPU that workers ask for
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray's label selector of these nodes; empty: all
 
     @property
@@ -102,6 +104,8 @@ def lay_out(
     """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
+    kind = choose_kind(config, dataset.numerics, cluster)
+    cluster = only_kind(cluster, kind)
     share = config.detectors_share
     if share and not cluster.gpus:
         raise UsageError("deidentify.device is cuda, but the cluster has 0 GPUs: add GPUs")
@@ -141,6 +145,7 @@ def lay_out(
         segment_timeout_s=config.resources.segment.timeout_s,
         report_peak=report_peak,
         detectors_share=share,
+        gpus=kind,
     )
 
 
