@@ -128,7 +128,12 @@ def test_the_flow_of_rows_runs_on_the_kind_that_it_asks_for(
     assert in_words(two_kinds.gpu_kinds) == "1 x A100 on 1 node, 1 x H100 on 1 node"
     stages = laid_out(tmp_path, two_kinds)
     assert (stages.gpus.name, stages.gpus.idle_text) == ("H100", "1 x A100 on 1 node")
-    stages = replace(stages, rows_per_block=4, segment_pool=replace(stages.segment_pool, calls_at_once=1))
+    alone = {"calls_at_once": 1, "largest": 1}
+    pools = {
+        "prepare_pool": replace(stages.prepare_pool, **alone),
+        "segment_pool": replace(stages.segment_pool, **alone),
+    }
+    stages = replace(stages, rows_per_block=4, **pools)
     for name, stub in (("Prepare", _Pass), ("Segment", _Where), ("describe_table", _described)):
         monkeypatch.setattr(build, name, stub)
     rows = build.mint(pa.table({"ordinal": list(range(10))}), stages).take_all()
