@@ -55,6 +55,14 @@ def audit(
             help="Another detector that searches, too: face or plate, and a TorchScript file; repeatable.",
         ),
     ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Write all of this to an empty folder, which others can check."),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.json", help="Put this score of a privacy study (`study score --json`) there, too."),
+    ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where torch runs detectors; also cuda:N.")
     ] = "cpu",
@@ -70,9 +78,12 @@ def audit(
     if privacy_sample != _ALL and not privacy_sample.isdecimal():
         raise UsageError(f"--privacy-sample is {privacy_sample!r}: expected a whole number from 0, or {_ALL}")
     wanted = {"--attributions": attributions, "--regions": regions, "--pictures": pictures}
-    needless = [name for name, value in {**wanted, "--detector": detector or None}.items() if value is not None]
+    given = {**wanted, "--detector": detector or None, "--evidence": evidence, "--study": study}
+    needless = [name for name, value in given.items() if value is not None]
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
+    if study is not None and evidence is None:
+        raise UsageError("--study goes into the evidence: name its folder with --evidence")
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
@@ -105,7 +116,18 @@ def audit(
             complete=complete,
             ray_from=RAY_FROM_MASKS,
         )
-        report = audit_dataset(Location(storage, dataset), options)
+        where = Location(storage, dataset)
+        if evidence is None:
+            report = audit_dataset(where, options)
+        else:
+            from segmint.pipeline.evidence.evidence import check_target, write_evidence
+            from segmint.pipeline.study.privacy.score import check_sampled, read_score
+
+            folder = Location(storage, evidence)
+            check_target(where, folder)
+            people = None if study is None else check_sampled(read_score(Location(storage, study)), study, where)
+            report = audit_dataset(where, options)
+            say(write_evidence(where, report, options, folder, people).line())
     lines = answer_lines(report)
     text = to_json(report) if as_json else "\n".join(lines)
     if output is None:

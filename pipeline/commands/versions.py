@@ -22,16 +22,34 @@ def verify(
         typer.Option("--key", metavar="PUBLIC.pem", help="The public key that must have signed the version."),
     ] = None,
     version: RecordedVersion = None,
+    of: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="DATASET", help="Of evidence: read this dataset, too, which it must be of."),
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte again and compare it with the recorded version; exit code 1 if anything differs."""
+    """Read every byte again and compare it with the recorded version, or check the evidence of an audit.
+
+    Exit code 1 if anything differs.
+    """
+    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.versions.verify import verify_dataset
+    from segmint.pipeline.evidence.verify import VerifiedEvidence, is_evidence, verify_evidence
+    from segmint.pipeline.versions.verify import Verified, verify_dataset
 
     storage = storage_of(config)
-    public = None if key is None else Location(storage, key)
-    verified = verify_dataset(Location(storage, dataset), version, public)
+    folder = Location(storage, dataset)
+    public, audited = (None if uri is None else Location(storage, uri) for uri in (key, of))
+    verified: Verified | VerifiedEvidence
+    if is_evidence(folder):
+        if version is not None:
+            raise UsageError(f"{dataset} is evidence of one version: leave out --version")
+        verified = verify_evidence(folder, public, audited)
+    elif audited is not None:
+        raise UsageError(f"{dataset} is no evidence of an audit: leave out --dataset")
+    else:
+        verified = verify_dataset(folder, version, public)
     answer_with(verified, as_json)
     if verified.problems:
         raise typer.Exit(FINDINGS)

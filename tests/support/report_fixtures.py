@@ -42,3 +42,32 @@ def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         write_report(location_of(minted), location_of(folder / "report"), options=QUICK)
 
     return made_once(tmp_path_factory, "minted_report", make) / "report"
+
+
+@pytest.fixture(scope="session")
+def evidence_folder(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evidence of a signed copy of the small real dataset, which is next to it as `dataset`, with `key.public.pem`."""
+    import shutil
+
+    from segmint.catalogs.dataset.outputs import OUTPUTS
+    from segmint.catalogs.dataset.versions.record import put_version
+    from segmint.pipeline.audit.audit import audit_dataset
+    from segmint.pipeline.evidence.evidence import write_evidence
+    from segmint.pipeline.study.privacy.score import read_score
+    from segmint.pipeline.versions.signatures import sign_version
+    from tests.support.keys import write_keys
+    from tests.support.locations import location_of
+    from tests.support.reported import QUICK, score_a_study
+
+    def make(folder: Path) -> None:
+        shutil.copytree(minted, folder / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
+        dataset = location_of(folder / "dataset")
+        put_version(dataset, "build")
+        private, _ = write_keys(folder, "key")
+        sign_version(dataset, private)
+        score_a_study(dataset.uri, folder / "study")
+        report = audit_dataset(dataset, QUICK)
+        study = read_score(location_of(folder / "study/score.json"))
+        write_evidence(dataset, report, QUICK, location_of(folder / "evidence"), study)
+
+    return made_once(tmp_path_factory, "evidence", make) / "evidence"

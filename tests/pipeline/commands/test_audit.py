@@ -167,3 +167,22 @@ def test_the_answer_goes_to_a_file(dataset: str, tmp_path: Path) -> None:
     assert done.stdout == ""
     assert (tmp_path / "audit.txt").read_text() == plain
     assert "written to" in done.stderr
+
+
+def test_evidence_is_written_and_verified(dataset: str, copy: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "evidence")
+    done = run(str(copy), "--privacy-sample", "0", "--sample", "1", "--evidence", folder)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"evidence: {folder}; SHA256SUMS sha256:")
+    done = CliRunner().invoke(app, ["verify", folder, "--dataset", str(copy), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["verified"]
+    done = CliRunner().invoke(app, ["verify", folder, "--dataset", dataset])
+    assert done.exit_code == 1
+    assert "audited was sha256:" in done.stdout
+    again = run(str(copy), "--evidence", folder)
+    assert (again.exit_code, "has files already" in again.stderr) == (2, True)
+    done = CliRunner().invoke(app, ["verify", str(copy), "--dataset", dataset])
+    assert (done.exit_code, "is no evidence of an audit" in done.stderr) == (2, True)
+    assert run(str(copy), "--study", "score.json").exit_code == 2
+    assert run(str(copy), "--integrity-only", "--evidence", folder).exit_code == 2

@@ -15,10 +15,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.versions.signatures import key_id, message_of, sign_version
 from segmint.pipeline.versions.verify import verify_dataset
+from tests.support.keys import write_keys
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards, write
-
-Private = ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 
 @pytest.fixture
@@ -28,19 +27,6 @@ def dataset() -> Iterator[Location]:
         write_shards_index(place.location, "protocol")
         put_version(place.location, "build")
         yield place.location
-
-
-def write_keys(
-    folder: Path, name: str, key: Private | None = None, passphrase: bytes = b""
-) -> tuple[Location, Location]:
-    """Write a new pair of keys; return the private and the public one."""
-    key = key or ed25519.Ed25519PrivateKey.generate()
-    pem = serialization.Encoding.PEM
-    how = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    private, public = folder / f"{name}.pem", folder / f"{name}.public.pem"
-    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, how))
-    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return location_of(private), location_of(public)
 
 
 def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) -> None:

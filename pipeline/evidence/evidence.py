@@ -1,0 +1,173 @@
+"""`segmint audit --evidence`: a folder that says what was audited, how, and what was found, and that others can check.
+
+`SHA256SUMS` names all other files and is put last; `check.py` checks the folder without segmint.
+"""
+
+import hashlib
+import importlib.util
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    load_latest_manifest,
+    manifest_generations,
+    manifest_name,
+)
+from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.versions.digest import take_snapshot
+from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import ASSETS
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.version import VERSION
+from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.audit.answer_json import to_dict
+from segmint.pipeline.audit.audit import AuditOptions
+from segmint.pipeline.evidence import check
+from segmint.pipeline.evidence.page import render_evidence
+from segmint.pipeline.study.privacy.score import PrivacyScore
+from segmint.pipeline.versions.signatures import signature_path, signers
+
+PAGE = "index.html"
+CHECK = "check.py"
+STUDY = "study.json"
+
+_PACKAGES = (
+    *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),
+    *("facenet-pytorch", "onnxruntime", "agentclpr", "duckdb", "imagehash", "scipy", "cryptography", "ray"),
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was written: the folder, and the SHA-256 of its `SHA256SUMS`, which names all that is in it."""
+
+    folder: str
+    sha256: str
+    files: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return the answer as a line for a person."""
+        return f"evidence: {self.folder}; {check.SUMS} sha256:{self.sha256}"
+
+
+def check_target(dataset: Location, folder: Location) -> None:
+    """Raise `UsageError` if there can be no evidence of this dataset, or not in this folder; reads little."""
+    if not manifest_generations(dataset):
+        raise UsageError(
+            f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, and without it there is no version of which "
+            "there could be evidence: leave out --evidence"
+        )
+    refuse_inside(dataset, folder, "--evidence")
+    if folder.list():
+        raise UsageError(f"{folder} has files already: name an empty folder with --evidence")
+
+
+def write_evidence(
+    dataset: Location, report: AuditReport, options: AuditOptions, folder: Location, study: PrivacyScore | None = None
+) -> Evidence:
+    """Write the evidence of an audit of the whole dataset, and of a privacy study of it, into the folder `folder`.
+
+    Raises `UsageError` if the dataset has changed since it was audited.
+    """
+    pinned = load_latest_manifest(dataset)
+    snapshot = take_snapshot(dataset, use_cache=False)
+    if report.version is None or report.version.digest != snapshot.digest:
+        raise UsageError(f"{dataset} was changed while it was audited: audit again when nothing writes to it")
+    number = report.version.number
+    name = manifest_name(pinned.generation)
+    audit = to_dict(replace(report, dataset=pinned.manifest.name))  # not where it lies on somebody's machine
+    signatures = [] if number is None else [(key, signature_path(number, key)) for key in signers(dataset, number)]
+    value = {
+        "schema_version": check.SCHEMA_VERSION,
+        "dataset": {
+            "name": pinned.manifest.name,
+            "digest": snapshot.digest,
+            "version": number,
+            "manifest": name,
+            "shards": report.shards,
+        },
+        "signatures": [{"key_id": key, "file": path} for key, path in signatures],
+        "when": (options.now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "verdict": audit["verdict"],
+        "findings_total": audit["findings_total"],
+        "findings_by_code": audit["findings_by_code"],
+        "checked": audit["checked"],
+        "not_looked_at": audit["not_looked_at"],
+        "options": {
+            "sample": options.sample,
+            "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
+            "complete": options.complete,
+            "device": options.device,
+        },
+        "searched_by": (audit["privacy"] or {}).get("detectors", []),
+        "detector_files": dict(_detector_files(pinned.manifest, report)),
+        "built_with": {
+            "code_version": pinned.manifest.code_version,
+            "deidentify": pinned.manifest.config.get("deidentify"),
+            "weights": pinned.manifest.weights.model_dump(),
+            "numerics": pinned.manifest.numerics,
+        },
+        "software": {"segmint": VERSION, "python": platform.python_version(), "platform": platform.platform()}
+        | dict(_installed()),
+        "study": None if study is None else STUDY,
+    }
+    files = {
+        check.EVIDENCE: _json(value),
+        check.AUDIT: _json(audit),
+        check.MANIFEST: (dataset / name).read(),
+        check.LEAVES: "".join(f"{leaf.line()}\n" for leaf in snapshot.leaves).encode(),
+        **{path: (dataset / path).read() for _, path in signatures},
+        **({} if study is None else {STUDY: _json(study.to_dict())}),
+        CHECK: Path(check.__file__).read_bytes(),
+    }
+    files[PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()
+    sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
+    sha256 = hashlib.sha256(sums).hexdigest()
+    note_output(dataset, "audit --evidence", folder, {check.SUMS: sha256})
+    for path, data in {**files, check.SUMS: sums}.items():
+        (folder / path).put(data)
+    return Evidence(str(folder), sha256, (*sorted(files), check.SUMS))
+
+
+def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each detector of the build or of the audit by its name, with the SHA-256 of its files as installed here.
+
+    A build's own detector is a SHA-256 in the manifest, and has no file here.
+    """
+    config = manifest.identity.get("deidentify") or {}
+    names = [(config.get(kind) or {}).get("detector") for kind in ("faces", "plates")]
+    for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+        yield name, _bundled(name)
+    for each in report.privacy.detectors if report.privacy is not None else ():
+        if each.name not in names:
+            yield each.name, {each.name: each.sha256} if each.sha256 is not None else _bundled(each.name)
+
+
+def _bundled(name: str) -> dict[str, str]:
+    """Return the SHA-256 of the files of a detector that comes with segmint; empty for any other."""
+    if name in ASSETS:
+        return {ASSETS[name].file_name: ASSETS[name].sha256}
+    spec = importlib.util.find_spec("facenet_pytorch") if name == "mtcnn" else None
+    folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
+    return {file.name: sha256_of(file) for folder in folders for file in sorted(folder.glob("[pro]net.pt"))}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()

@@ -1,0 +1,60 @@
+"""What a folder of evidence says of an audit, and where it may be."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.infra.errors import UsageError
+from segmint.pipeline.audit.answer_json import read_audit
+from segmint.pipeline.evidence.evidence import check_target, write_evidence
+from tests.support.html import parse_page
+from tests.support.locations import location_of
+from tests.support.reported import QUICK
+
+FILES = {"evidence.json", "audit.json", "manifest.json", "leaves.txt", "study.json", "check.py", "index.html"}
+
+
+def test_it_says_what_was_audited_and_by_what(evidence_folder: Path) -> None:
+    dataset = location_of(evidence_folder.parent / "dataset")
+    assert {path.name for path in evidence_folder.iterdir()} == {*FILES, "versions", "SHA256SUMS"}
+    value = json.loads((evidence_folder / "evidence.json").read_text())
+    assert (value["dataset"]["digest"], value["dataset"]["version"]) == (name_now(dataset).digest, 1)
+    assert value["not_looked_at"][0]["reason"] == "left_out"
+    assert set(value["detector_files"]["mtcnn"]) == {"onet.pt", "pnet.pt", "rnet.pt"}
+    assert set(value["detector_files"]["clp"]) == {"clp_det.onnx"}
+    assert {"torch", "segmint", "python"} <= value["software"].keys()
+    audit = read_audit(location_of(evidence_folder / "audit.json"))
+    assert audit.version == VersionName(name_now(dataset).digest, 1)
+    assert str(evidence_folder.parent) not in "".join(path.read_text() for path in evidence_folder.glob("*.json"))
+
+
+def test_the_page_says_it_to_people(evidence_folder: Path) -> None:
+    page = parse_page((evidence_folder / "index.html").read_text())
+    verdict = "nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the rest"
+    assert verdict in page.text
+    assert "6 of 6 images: left out" in page.text
+    assert "face 1 1 59 %" in page.text
+    assert not page.all("script")
+
+
+def test_only_an_empty_folder_outside_of_the_dataset_is_taken(evidence_folder: Path, tmp_path: Path) -> None:
+    dataset = location_of(evidence_folder.parent / "dataset")
+    with pytest.raises(UsageError, match="has files already"):
+        check_target(dataset, location_of(evidence_folder))
+    with pytest.raises(UsageError, match="is inside the dataset"):
+        check_target(dataset, dataset / "evidence")
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
+        check_target(location_of(tmp_path), location_of(tmp_path / "evidence"))
+    check_target(dataset, location_of(tmp_path / "evidence"))
+
+
+def test_a_dataset_that_changed_meanwhile_has_no_evidence(evidence_folder: Path, tmp_path: Path) -> None:
+    dataset = location_of(evidence_folder.parent / "dataset")
+    report = read_audit(location_of(evidence_folder / "audit.json"))
+    before = replace(report, version=VersionName("0" * 64, 1))
+    with pytest.raises(UsageError, match="was changed while it was audited"):
+        write_evidence(dataset, before, QUICK, location_of(tmp_path / "evidence"))
+    assert not (tmp_path / "evidence").exists()
