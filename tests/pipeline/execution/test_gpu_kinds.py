@@ -85,6 +85,19 @@ def test_a_dataset_of_cpus_asks_for_no_kind(tmp_path: Path) -> None:
     assert (kind.name, only_kind(MIXED, kind)) == (None, MIXED)
 
 
+@pytest.mark.ray
+def test_the_flow_of_rows_asks_ray_for_the_kind_and_is_taken(tmp_path: Path, local_ray: Cluster) -> None:
+    stages = laid_out(tmp_path)
+    rows = pa.table({"ordinal": list(range(10))})
+    for laid, asked in (
+        (stages, {"num_gpus": stages.segment_pool.num_gpus, "accelerator_type": "H100"}),
+        (replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=0.0)), {}),
+    ):
+        describe = build.mint(rows, laid)._logical_plan.dag
+        remote = describe.input_dependencies[0].ray_remote_args
+        assert {name: remote[name] for name in ("num_gpus", "accelerator_type") if remote.get(name)} == asked
+
+
 @pytest.fixture(scope="module")
 def two_kinds() -> Iterator[Cluster]:
     """A Ray of two nodes that pretend to have a GPU each, of different kinds."""
@@ -121,6 +134,7 @@ def _described(table: pa.Table, rule: Any) -> pa.Table:
     return table
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_flow_of_rows_runs_on_the_kind_that_it_asks_for(
     tmp_path: Path, two_kinds: Cluster, monkeypatch: pytest.MonkeyPatch
