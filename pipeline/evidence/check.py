@@ -33,7 +33,11 @@ SCHEMA_VERSION = 1
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # what precedes the 32 bytes of such a key (RFC 8410)
-_SAME = ("findings_total", "findings_by_code", "verdict", "not_looked_at", "checked")
+SAME = (
+    *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
+    *("not_looked_at", "not_built", "not_compared", "unusable_commits"),
+)
+"""What the summary repeats of the audit."""
 
 Read = Callable[[str], bytes]
 """Returns a file of the evidence by its path below the folder; raises an exception if it cannot."""
@@ -128,7 +132,7 @@ def _contradictions(read: Read, key: bytes | None, is_signed: IsSigned) -> Itera
         yield f"{MANIFEST}: is not the {dataset['manifest']} of {LEAVES}"
     if audit["version"]["number"] != dataset["version"]:
         yield f"{EVIDENCE}: names version {dataset['version']}, {AUDIT} {audit['version']['number']}"
-    for name in _SAME:
+    for name in SAME:
         if evidence[name] != audit[name]:
             yield f"{EVIDENCE}: {name} is not that of {AUDIT}"
     if evidence["searched_by"] != (audit["privacy"] or {}).get("detectors", []):
@@ -263,8 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not problems:
         evidence = json.loads((folder / EVIDENCE).read_bytes())
         dataset, ids = evidence["dataset"], [each["key_id"] for each in evidence["signatures"]]
+        version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
         out += [
-            f"dataset {dataset['name']}, version {dataset['version']}, digest sha256:{dataset['digest']}",
+            f"dataset {dataset['name']}, {version}, digest sha256:{dataset['digest']}",
             f"verdict of {evidence['when']}: {evidence['verdict']}",
             f"signed by: {', '.join(ids) or 'nobody'}{'' if key or not ids else ' (not checked: give --key)'}",
         ]

@@ -97,11 +97,7 @@ def write_evidence(
         },
         "signatures": [{"key_id": key, "file": path} for key, path in signatures],
         "when": (options.now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "verdict": audit["verdict"],
-        "findings_total": audit["findings_total"],
-        "findings_by_code": audit["findings_by_code"],
-        "checked": audit["checked"],
-        "not_looked_at": audit["not_looked_at"],
+        **{name: audit[name] for name in check.SAME},
         "options": {
             "sample": options.sample,
             "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
