@@ -1,0 +1,22 @@
+"""The dataset that `benchmarks/status.py` measures is one that the status reads as it reads any other."""
+
+from pathlib import Path
+
+from benchmarks.status import ROWS, begin, commit, images_table, put_table
+from segmint.pipeline.status.answer import Prices
+from segmint.pipeline.status.status import StatusReader
+from tests.support.locations import location_of
+
+
+def test_its_commits_and_tables_are_read(tmp_path: Path) -> None:
+    dataset = location_of(tmp_path)
+    begin(dataset, 12)
+    for shard in range(9):
+        commit(dataset, shard)
+        put_table(dataset, shard, images_table())
+    status = StatusReader(dataset, Prices()).read()
+    refused = sum(shard % 7 for shard in range(9))
+    assert (status.totals.shards, status.totals.missing_rows) == (9, 3 * ROWS)
+    assert (status.totals.written, status.totals.rejected) == (9 * ROWS - refused, {"not_found": refused})
+    assert status.drift is not None
+    assert (status.drift.unread, [one.name for one in status.drift.compared if one.last is None]) == (0, [])
