@@ -56,7 +56,7 @@ def is_evidence(folder: Location) -> bool:
 def verify_evidence(folder: Location, key: Location | None = None, dataset: Location | None = None) -> VerifiedEvidence:
     """Check a folder of evidence, with a public key the signature of the digest, and that a dataset is the one audited.
 
-    Raises `UsageError` for a key that cannot be used, and if `dataset` is none.
+    Raises `UsageError` for a key that cannot be used, and if there is no dataset there.
     """
     public_key = None if key is None else read_public_key(key)
     names = [entry.name for entry in folder.walk(include_temporary=True)]
