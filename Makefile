@@ -110,10 +110,9 @@ bench-scale: setup
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
 
-# Copies found and confused, and 10 million rows clustered: 6 GB of memory. BENCH_NEW is a folder of photographs that
-# the thresholds were not chosen on.
+# Copies found and confused, and 10 million rows clustered: 6 GB of memory.
 bench-duplicates: setup
-	$(BIN)/python benchmarks/duplicates.py --new "$(BENCH_NEW)" $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
 
 # Tables and plots of docs/performance.md from benchmarks/results/.
 bench-page: setup

@@ -11,7 +11,7 @@ def duplicates_part(results: dict[str, Result]) -> str:
     settings, groups, rows = result["settings"], result["groups"], result["rows"]
     names = list(groups)
     recall = table(
-        ["copies that are", *(f"found, photographs: {name}" for name in names)],
+        ["copies that are", *(f"found, {name}" for name in names)],
         (
             [change, *(percent(groups[name]["changes"][change]["found"], 1) for name in names)]
             for change in groups[names[0]]["changes"]
@@ -58,5 +58,15 @@ def duplicates_part(results: dict[str, Result]) -> str:
         f"{rows['others']:,} other pairs. {rows['input_mib']:,} MiB of the memory are the rows themselves and what "
         "made them."
     )
+    chosen = result["set_by_first_half"]
+    second, shipped = chosen["second_half"], groups["second half"]
+    changed = sum(each["copies"] for each in shipped["changes"].values())
+    thresholds = (
+        f"The first half sets {chosen['whole']:.2f} as the threshold of the whole and {chosen['middle']:.2f} of the "
+        f"middle: with them {second['found']:,} of {changed:,} changed pictures of the second half are found and "
+        f"{second['copies']} taken for copies of another. The finder's are {settings['correlation']:.2f} and "
+        f"{settings['correlation_middle']:.2f}, as in the tables: {shipped['found']:,} and "
+        f"{shipped['different']['copies']}."
+    )
     notes = (agreement, scale, where(result))
-    return "\n\n".join([recall, different, cost, *(wrapped(each) for each in notes)])
+    return "\n\n".join([recall, different, wrapped(thresholds), cost, *(wrapped(each) for each in notes)])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.operators.similar.candidates import find_candidates
-from segmint.operators.similar.confirm import Confirmer, Thumbnails
+from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds, Thumbnails
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
 from segmint.operators.similar.stars import Stars
@@ -52,13 +52,16 @@ class Copies:
     exact: NDArray[np.bool_]
 
 
-def find_copies(rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANCE) -> Copies:
+def find_copies(
+    rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANCE, thresholds: Thresholds = THRESHOLDS
+) -> Copies:
     """Find the rows that are copies of others.
 
     Rows of equal bytes are one image. Images are taken in this order: first those that opted out, then those with an
     allowed license, those with more pixels, the lowest row. Each that is no copy yet is kept, and those after it that
     are similar to it become its copies: every copy is similar to the kept image itself, and none only to another copy.
-    Images are similar if hashes of two views differ in at most `distance` bits and the views' thumbnails correlate.
+    Images are similar if hashes of two views differ in at most `distance` bits and the views' thumbnails correlate by
+    `thresholds`.
 
     As those that opted out come first, each row that has the bytes of one, or is similar to one, is a copy of one. To
     refuse all copies of opted-out rows, refuse the rows whose kept row opted out.
@@ -74,7 +77,8 @@ def find_copies(rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANC
     alone = first == np.arange(count)
     kept = np.full(count, NONE, np.int64)
     free = np.ones(count, bool)
-    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, Confirmer(thumbnails))
+    confirmer = Confirmer(thumbnails, thresholds)
+    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer)
     for row in stars.rows():
         if free[row]:
             copies = stars.after(row, free)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,16 @@ SIMILAR = 0.9
 
 SIMILAR_MIDDLE = 0.8
 """Least correlation of their middles, without a fifth at each edge. docs/duplicates.md says how both were chosen."""
+
+
+class Thresholds(NamedTuple):
+    """The least correlations of two views that show the same: as a whole, and of their middles."""
+
+    whole: float = SIMILAR
+    middle: float = SIMILAR_MIDDLE
+
+
+THRESHOLDS = Thresholds()
 
 Thumbnails = Callable[[Positions], NDArray[np.uint8]]
 """Returns the thumbnails, (n, 64, 64) uint8, of rows by their numbers, which are ascending without repetitions."""
@@ -42,13 +53,13 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
     return _normalized(found.reshape(len(found), SIDE * SIDE))
 
 
-def same_view(one: Views, other: Views) -> NDArray[np.bool_]:
+def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> NDArray[np.bool_]:
     """Whether views show the same, N with N, from `normalized_views`: both as a whole and in their middle.
 
     A caption may be all that two plain pictures have in common: it correlates as a whole.
     """
-    same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= SIMILAR
-    same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= SIMILAR_MIDDLE
+    same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= thresholds.whole
+    same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= thresholds.middle
     return same
 
 
@@ -67,8 +78,9 @@ def _normalized(values: Views) -> Views:
 class Confirmer:
     """Compares entries of a table of hashes: `row * VIEWS + view`. Reads the thumbnails that it needs."""
 
-    def __init__(self, thumbnails: Thumbnails) -> None:
+    def __init__(self, thumbnails: Thumbnails, thresholds: Thresholds = THRESHOLDS) -> None:
         self._thumbnails = thumbnails
+        self.thresholds = thresholds
 
     def similar(self, one: Positions, other: Positions) -> NDArray[np.bool_]:
         """Whether entries show the same, N with N."""
@@ -77,7 +89,7 @@ class Confirmer:
             part = slice(low, low + _AT_ONCE)
             pair = self.views(np.concatenate([one[part], other[part]]))
             half = len(pair) // 2
-            found[part] = same_view(pair[:half], pair[half:])
+            found[part] = same_view(pair[:half], pair[half:], self.thresholds)
         return found
 
     def views(self, entries: Positions) -> Views:

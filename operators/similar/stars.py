@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.operators.similar.candidates import NO_CROWD, Candidates, comparable
-from segmint.operators.similar.confirm import SIMILAR, Confirmer
+from segmint.operators.similar.confirm import Confirmer
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Positions
 
@@ -132,7 +132,7 @@ class Crowds:
         """Pairs of centers and later targets with near hashes that may be similar by their sketches."""
         near = np.bitwise_count(self._hashes[centers][:, None] ^ self._hashes[targets]) <= self._distance
         near &= self._rank[self._rows[centers]][:, None] < self._rank[self._rows[targets]]
-        least = SIMILAR - _ROUNDING
+        least = self._confirmer.thresholds.whole - _ROUNDING
         if near.sum() > _DENSE * near.size:
             near &= self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T >= least
             one, other = (part[each] for part, each in zip((centers, targets), np.nonzero(near), strict=True))
