@@ -32,7 +32,7 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenKind:
     """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
 
-    None where no GPU is used, where the cluster's one kind has another name, or with `allow_mixed_numerics`. Raises
+    None where no GPU is used, where the cluster has one kind and none is set, or with `allow_mixed_numerics`. Raises
     `UsageError`, with the kinds that the cluster has, if it has several and none is that of the dataset.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
@@ -40,9 +40,9 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenK
     if not gpu or config.allow_mixed_numerics:
         return ChosenKind()
     if wanted == "auto":
+        if len(kinds) < 2:  # autoscalers do not know what nodes to add for a kind; each actor checks its own GPU
+            return ChosenKind()
         fitting = sorted(accelerator_types(gpu) & kinds.keys())
-        if not fitting and len(kinds) < 2:
-            return ChosenKind()  # each actor checks its own GPU
         if not fitting:
             raise UsageError(
                 f"the dataset's numerics are of a GPU {gpu!r}, and the cluster has {in_words(kinds)}: add nodes of "

@@ -71,10 +71,12 @@ def test_kinds_that_do_not_fit_are_refused_unless_numerics_may_be_mixed(tmp_path
     assert (stages.gpus.name, stages.gpus.idle, stages.segment_pool.largest) == (None, {}, 13)
 
 
-def test_one_kind_is_asked_for_if_it_has_the_name_and_else_taken_as_it_is(tmp_path: Path) -> None:
-    for name, asked in (("H100", "H100"), ("", None)):
-        cluster = replace(MIXED, gpus=8, gpu_kinds={name: GpuNodes(8, 1, 64)}, gpu_nodes=1)
-        stages = laid_out(tmp_path, cluster)
+def test_one_kind_is_asked_for_only_if_that_is_set(tmp_path: Path) -> None:
+    """An autoscaler that knows only GPUs and CPUs would add no node for a kind."""
+    one = replace(MIXED, gpus=8, gpu_kinds={"H100": GpuNodes(8, 1, 64)}, gpu_nodes=1)
+    unnamed = replace(one, gpu_kinds={"": GpuNodes(8, 1, 64)})
+    for cluster, chosen, asked in ((one, "auto", None), (unnamed, "auto", None), (one, "H100", "H100")):
+        stages = laid_out(tmp_path, cluster, segment={"accelerator_type": chosen})
         assert (stages.gpus.name, stages.gpus.idle, stages.segment_pool.largest) == (asked, {}, 8)
 
 
