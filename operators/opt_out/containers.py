@@ -1,6 +1,7 @@
 """Find XMP packets and C2PA manifests in an image's bytes: no pixel is decoded, and damage is no error."""
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the 
 _PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"Raw profile type xmp"  # the second is ImageMagick's
 _TIFF_XMP, _TIFF_C2PA = 700, 52545
 _GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
+
+_NO_FILL = re.compile(rb"[^\xff]")
 
 Part = tuple[Literal["xmp", "c2pa"], bytes]
 
@@ -58,7 +61,7 @@ def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
 
 def _in_jpeg(data: bytes) -> Iterator[Part]:
     """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 holds XMP, APP11 C2PA."""
-    extensions: dict[bytes, list[tuple[int, bytes]]] = {}
+    extensions: dict[bytes, dict[int, bytes]] = {}  # by name, then by offset
     for marker, content in islice(_jpeg_segments(data), _MOST_PARTS):
         if marker == 0xEB and content.startswith(b"JP"):
             yield "c2pa", b""
@@ -67,9 +70,9 @@ def _in_jpeg(data: bytes) -> Iterator[Part]:
         elif marker == 0xE1 and content.startswith(_EXTENSION_HEADER):
             piece = content[len(_EXTENSION_HEADER) :]
             if len(piece) > 40:
-                extensions.setdefault(piece[:32], []).append((int.from_bytes(piece[36:40]), piece[40:]))
+                extensions.setdefault(piece[:32], {}).setdefault(int.from_bytes(piece[36:40]), piece[40:])
     for pieces in extensions.values():  # a packet of over 64 KB is in several segments
-        yield "xmp", b"".join(piece for _, piece in sorted(pieces))
+        yield "xmp", b"".join(piece for _, piece in sorted(pieces.items()))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -78,8 +81,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         marker = data[position + 1]
         if marker in (0xD9, 0xDA):  # the end, or the first scan
             return
-        if marker == 0xFF:  # a fill byte
-            position += 1
+        if marker == 0xFF:  # fill bytes
+            behind = _NO_FILL.search(data, position)
+            position = behind.start() - 1 if behind else len(data)
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            position += 2
             continue
         length = int.from_bytes(data[position + 2 : position + 4])
         yield marker, data[position + 4 : position + 2 + length]

@@ -28,7 +28,8 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     """Return the fields of `rules.RULES` that a packet has, each with its value, in their order.
 
     A property counts wherever in the packet it is, written in any of RDF's forms: as an attribute, as an element's
-    text, as a resource, or as items of a list. A malformed packet has none.
+    text, as a resource, or as items of a list. What follows damage says nothing; neither does a packet that tries to be
+    too much.
     """
     if not packet.startswith(_UTF_16):
         packet = packet.strip(b"\0 \t\r\n")
@@ -43,7 +44,9 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     parser.CharacterDataHandler = found.text
     try:
         parser.Parse(packet, True)
-    except (expat.ExpatError, _MalformedError, LookupError, ValueError):  # the last two: odd encodings
+    except expat.ExpatError:
+        pass  # writers leave zeros or a second root behind the packet: what came before counts
+    except (_MalformedError, LookupError, ValueError):  # the last two: odd encodings
         return []
     return found.values
 

@@ -38,6 +38,18 @@ def test_a_long_packet_is_put_together_from_its_pieces_in_a_jpeg() -> None:
     assert find_metadata(data[:2] + b"".join(reversed(pieces)) + data[2:]) == Metadata((XMP, long))
 
 
+def test_odd_markers_of_a_jpeg_hide_nothing() -> None:
+    data = image("JPEG", XMP)
+    for odd in (b"\xff\xd0", b"\xff\x01", b"\xff" * 3_000_000):
+        assert find_metadata(data[:2] + odd + data[2:]) == Metadata((XMP,))
+
+
+def test_a_piece_that_is_stored_twice_counts_once() -> None:
+    header = b"http://ns.adobe.com/xmp/extension/\0" + b"A" * 32 + struct.pack(">II", len(XMP), 0)
+    data = image("JPEG")
+    assert find_metadata(data[:2] + segment(0xE1, header + XMP) * 2 + data[2:]) == Metadata((XMP,))
+
+
 def test_a_png_has_packets_in_texts_of_several_kinds() -> None:
     raw = b"\nxmp\n%8d\n%s\n" % (len(XMP), XMP.hex().encode())
     for text in (

@@ -68,9 +68,8 @@ HOSTILE = {
     "external document type": b'<!DOCTYPE x SYSTEM "http://127.0.0.1:1/x"><x>DataMining</x>',
     "document type": b"<!DOCTYPE x>" + packet(FORMS["text"]),
     "deep": packet("<rdf:a>" * 200_000 + FORMS["text"] + "</rdf:a>" * 200_000),
-    "cut": packet(FORMS["text"])[:-60],
-    "unknown entity": packet(FORMS["text"] + "&nbsp;"),
-    "unknown prefix": packet(FORMS["text"] + "<odd:x/>"),
+    "unknown entity": packet("&nbsp;" + FORMS["text"]),
+    "unknown prefix": packet("<odd:x/>" + FORMS["text"]),
     "unknown encoding": b'<?xml version="1.0" encoding="x-odd"?>' + packet(FORMS["text"]),
     "no text": packet("DataMining").replace(b"Data", b"\xff\xfeDataMining"),
 }
@@ -79,6 +78,12 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_or_malformed_packet_says_nothing(name: str) -> None:
     assert xmp_values(HOSTILE[name]) == []
+
+
+@pytest.mark.parametrize("behind", [b"<x/>", b"rubbish", b"\0\0<?xpacket end='w'?>"])
+def test_what_comes_before_the_damage_counts(behind: bytes) -> None:
+    assert xmp_values(packet(FORMS["text"]) + behind) == FOUND
+    assert xmp_values(packet(FORMS["text"])[:-30]) == FOUND
 
 
 def test_a_long_value_is_cut() -> None:
