@@ -96,7 +96,9 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
         )
     with _only_our_limit(config):
         pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
-    width, height = pixels.shape[1::-1] if side is None else _upright_size(_open(data, kind))
+        width, height = pixels.shape[1::-1]
+        if side is not None and kind == "JPEG":  # the only kind that is decoded at a reduced scale
+            width, height = _guarded(lambda: _upright_size(_open(data, kind)), kind)
     return Ingested(image=pixels, source_width=width, source_height=height)
 
 

@@ -184,7 +184,10 @@ def test_a_profile_or_a_text_of_megabytes_refuses_no_png() -> None:
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Comment", "x" * 2_000_000, zip=True)
     texts.add_itxt("Title", "y" * 2_000_000, "en", "Title", zip=True)
-    assert np.array_equal(read(encode(photograph(), "PNG", pnginfo=texts)), plain)
+    written = encode(photograph(), "PNG", pnginfo=texts)
+    assert np.array_equal(read(written), plain)
+    small = ingest(written, IngestConfig(), 64)  # as a curation decodes it
+    assert (small.source_width, small.source_height) == plain.shape[1::-1]
     end = bad_images.png().rindex(b"IEND") - 4
     late = bad_images.png_chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(2_000_000)))
     assert np.array_equal(read(bad_images.png()[:end] + late + bad_images.png()[end:]), plain)
