@@ -3,7 +3,7 @@
 Rows are matched by image_id. As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,13 @@ def amend_parts(
     folder: Path,
     *,
     images_per_shard: int,
-    clear: bool = False,
+    clear: Collection[str] = (),
     memory_limit: str = "1GB",
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write those that change.
 
-    A value that `asked` does not give stays as it is; with `clear` it is removed. The bytes of an amended part depend
-    on its rows alone: amending it again in the same way gives no other file.
+    A value that `asked` does not give stays as it is; in the columns `clear` it is removed. The bytes of an
+    amended part depend on its rows alone: amending it again in the same way gives no other file.
     """
     found = Amendments()
     with open_database(folder, memory_limit) as database:
@@ -161,12 +161,15 @@ def _write_amended(
     part: Path,
     parameters: Mapping[str, Any],
     destination: Path,
-    clear: bool,
+    clear: Collection[str],
     found: Amendments,
 ) -> bool:
     """Write a part with its corrected values; return whether there are any."""
-    otherwise = "CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if clear else "pinned.{name}"
-    columns = ", ".join(f"coalesce(asked.{name}, {otherwise.format(name=name)}) AS {name}" for name in AMENDABLE)
+    pinned = {
+        name: f"CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if name in clear else f"pinned.{name}"
+        for name in AMENDABLE
+    }
+    columns = ", ".join(f"coalesce(asked.{name}, {otherwise}) AS {name}" for name, otherwise in pinned.items())
     reader = database.sql(_VALUES.format(columns=columns), params=dict(parameters)).to_arrow_reader(MARK_ROWS)
     values = _Pieces(reader)
     before = found.rows

@@ -22,6 +22,7 @@ from segmint.catalogs.source.amendments import (
     stage_amendments,
 )
 from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -135,9 +136,9 @@ def amend(
 ) -> Amended:
     """Give the images that `catalog` names, by image_id, its values of the columns `AMENDABLE`.
 
-    An absent value stays as it is; with `clear` it is removed. `reason` is recorded (default: the catalog's name and
-    SHA-256). `confirm` is called with what will be changed, and may raise to stop it. `resources` say where Ray runs if
-    many shards are to be changed.
+    An absent value stays as it is; with `clear` it is removed, in the columns that the catalog has. `reason` is
+    recorded (default: the catalog's name and SHA-256). `confirm` is called with what will be changed, and may raise to
+    stop it. `resources` say where Ray runs if many shards are to be changed.
 
     First the amended parts of the catalog are put, with the manifest's generation that names them, so that builds,
     growth and repairs take the values from there; then each shard's next generation. After an interruption at any
@@ -248,7 +249,8 @@ def _compare(
         path = folder / f"part-{number}.parquet"
         (dataset / part.path).get_file(path)
         parts.append(path)
-    found = amend_parts(asked, parts, folder, images_per_shard=manifest.images_per_shard, clear=clear)
+    cleared = set(WholeCatalog(catalog).schema.names) & set(AMENDABLE) if clear else ()
+    found = amend_parts(asked, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
     if not found.matched:
         raise UsageError(
             f"{catalog} names no row of {dataset}: its rows are matched by image_id, and the first of them is "

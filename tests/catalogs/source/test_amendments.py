@@ -1,6 +1,7 @@
 """Corrections of catalog parts: which rows are matched, what is corrected, and what must agree."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def write(path: Path, rows: Rows) -> Path:
     return path
 
 
-def compare(folder: Path, pinned: Rows, asked: Rows, clear: bool = False) -> Amendments:
+def compare(folder: Path, pinned: Rows, asked: Rows, clear: Collection[str] = ()) -> Amendments:
     part = normalize(location_of(write(folder / "pinned.jsonl", pinned)), folder / "part.parquet").path
     staged = stage_amendments(location_of(write(folder / "asked.jsonl", asked)), folder)
     return amend_parts(staged, [part], folder, images_per_shard=2, clear=clear)
@@ -38,7 +39,7 @@ def test_rows_are_matched_by_image_id_in_any_order(tmp_path: Path) -> None:
     assert found.shards == {0, 2}
     assert column(found, "attribution") == [None, "A1", None, None, None, "A5"]
     assert column(found, "provider") == ["P"] * 6
-    assert column(compare(tmp_path, pinned, asked, clear=True), "provider") == ["P", None, "P", "P", "P", None]
+    assert column(compare(tmp_path, pinned, asked, clear={"provider"}), "provider") == ["P", None, "P", "P", "P", None]
 
 
 def test_a_duplicate_is_matched_with_the_row_of_its_uri(tmp_path: Path) -> None:

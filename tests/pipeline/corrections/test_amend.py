@@ -82,7 +82,9 @@ def test_an_absent_value_is_kept_or_cleared(place: Place) -> None:
     amended(place, {"image_id": "image-0", **ANN})
     assert amended(place, {"image_id": "image-0", "country": "DE"}).values == {"country": 1}
     assert credits(place)[0] == ("Ann", None, None, "DE")
-    done = amended(place, {"image_id": "image-0", "country": "DE"}, clear=True, reason="asked by Ann")
+    assert amended(place, {"image_id": "image-0", "country": "DE"}, clear=True).values == {}, "it has no such column"
+    corrected = {"image_id": "image-0", "country": "DE", "attribution": None}
+    done = amended(place, corrected, clear=True, reason="asked by Ann")
     assert (done.values, credits(place)[0]) == ({"attribution": 1}, (None, None, None, "DE"))
     assert (latest_version(place.location).reason) == "asked by Ann"
 
