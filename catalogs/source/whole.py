@@ -1,6 +1,7 @@
 """Read a source catalog with all its columns, also those that segmint does not know."""
 
 import json
+from collections import Counter
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from segmint.catalogs.source.csv_reader import csv_batches
 from segmint.catalogs.source.json_lines_reader import json_blocks, json_row, split_lines
 from segmint.catalogs.source.parquet_reader import open_parquet
 from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _ROWS = 1024
@@ -34,11 +36,20 @@ class WholeCatalog:
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Read what columns there are: all of a catalog in JSON Lines, the beginning of another."""
+        """Read what columns there are: all of a catalog in JSON Lines, the beginning of another.
+
+        Raises `UsageError` for two columns of one name.
+        """
         self._catalog = catalog
         self._kind = catalog_format(catalog.uri)
         fields = list(self._fields())
         known = {field.name for field in fields}
+        repeated = sorted(name for name, times in Counter(field.name for field in fields).items() if times > 1)
+        if repeated:
+            raise UsageError(
+                f"{catalog} has several columns of the name {repeated[0]!r}: give each its own name, or leave out "
+                "those that are not needed"
+            )
         self.schema = pa.schema(
             [*(field for field in SOURCE if field.name in known), *(f for f in fields if f.name not in SOURCE.names)]
         )

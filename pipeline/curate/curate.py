@@ -43,7 +43,7 @@ from segmint.pipeline.execution.outages import resumable
 FEATURES_VERSION = 1
 """Of what is seen in an image: another version does not go on with the parts of this one."""
 
-_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "c2pa-python")
+_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python")
 _KEY = b"segmint.curate"
 _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that does not depend on its catalog's folder
 
@@ -106,6 +106,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
     _check_output(source, target)
+    WholeCatalog(source)  # an error in its columns ends the run here
     load_scorers(curate.scorers, storage, config.assets)  # an error in one ends the run here
     with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
         local = Path(name)
@@ -115,7 +116,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         seen = _digest(_look_identity(normalized, look))
         whole = _digest([seen, _decision_identity(config, curate)])
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
-        if _is_written(target, whole):
+        if distributions is None and _is_written(target, whole):
             _remove(work)
             return Curated(catalog, output, normalized.rows, written=False)
         folder = work / seen[:12]
@@ -130,6 +131,8 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
             decision = decide(rows, folder, features, curate, config.license.policy(policy_date))
         result = local / "curated.parquet"
         write_curated(source, result, decision, whole)
+        if normalize(source, local / "again.parquet").sha256 != normalized.sha256:
+            raise UsageError(f"{source} was changed while its images were looked at: run the same command again")
         if not target.put_if_absent(result.read_bytes()):
             raise UsageError(_taken(target))
     _remove(work)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.source.whole import WholeCatalog
+from segmint.infra.errors import UsageError
 from tests.support.locations import location_of
 
 ROWS = [
@@ -22,6 +23,12 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     assert table.schema.names[:3] == ["uri", "license", "valid_until"]
     found: list[dict[str, object]] = table.drop_columns("valid_until").to_pylist()
     return found
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("uri,license,,\na.jpg,MIT,,\n")
+    with pytest.raises(UsageError, match="has several columns of the name ''"):
+        WholeCatalog(location_of(tmp_path / "c.csv"))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
