@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,9 @@ class Mark:
 class Marks:
     """What people marked. An image that somebody answered has a key in `found`, also if nothing was marked in it.
 
-    `unreadable` has the reason for each mark that cannot be read, `doubtful` the images of these. `foreign` counts
-    images that were not drawn, `superseded` further answers for an image.
+    The marks of several answers for an image all count: what one person saw is there. `unreadable` has the reason for
+    each mark that cannot be read, `doubtful` the images of these. `foreign` counts images that were not drawn,
+    `further` the answers for an image after its first.
     """
 
     sizes: Mapping[int, Size]  # of the images drawn, by id
@@ -47,18 +48,16 @@ class Marks:
     unreadable: list[str] = field(default_factory=list)
     doubtful: set[int] = field(default_factory=set)
     foreign: int = 0
-    superseded: int = 0
+    further: int = 0
 
     def begin(self, image: int | None) -> int | None:
         """Record an answer for an image; returns the image's id if the answer counts."""
         if image is None or image not in self.sizes:
             self.foreign += 1
-        elif image in self.found:
-            self.superseded += 1
-        else:
-            self.found[image] = []
-            return image
-        return None
+            return None
+        self.further += image in self.found
+        self.found.setdefault(image, [])
+        return image
 
     def take(self, image: int, kind: Any, box: Box, size: tuple[Any, Any] | None) -> None:
         """Add a box; `size` is the image's, as the tool knows it.
@@ -111,6 +110,7 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
     marks = Marks(sizes)
     kinds = {category["id"]: category["name"] for category in document["categories"]}
     images: dict[Any, tuple[int, tuple[Any, Any] | None]] = {}
+    known = {image["id"] for image in document["images"]}
     for image in document["images"]:
         number = marks.begin(image_number(image["file_name"]))
         if number is not None:
@@ -118,8 +118,10 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
             images[image["id"]] = number, size
     for annotation in document["annotations"]:
         home = images.get(annotation["image_id"])
+        if annotation["image_id"] not in known:
+            raise ValueError(f"a mark is in an image {annotation['image_id']!r}, which the file does not have")
         if home is None:
-            continue  # its image was counted as foreign or superseded
+            continue  # its image was counted as foreign
         try:
             marks.take(home[0], kinds[annotation["category_id"]], _coco_box(annotation), home[1])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -130,31 +132,43 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Marks:
     """Read the rectangles of Label Studio's JSON or JSON_MIN.
 
-    The latest annotation of a task that was not canceled counts; a task without one has no answer. Raises `KeyError` or
+    All annotations of a task count that were not canceled; a task without one has no answer. Raises `KeyError` or
     `TypeError` if these are not tasks.
     """
     marks = Marks(sizes)
     for task in tasks:
-        answer = answer_of(task)
-        if answer is None:
-            continue
-        regions, others = answer
-        marks.superseded += others
-        number = marks.begin(image_number(str(task.get("data", task)["image"])))
-        if number is None:
-            continue
-        for region in regions:
-            value = region.get("value", region)
-            try:
-                if "rectanglelabels" not in value:
-                    raise UnreadableMarkError(f"it is of type {region.get('type')}, not a rectangle with a label")
-                sized = {**region, **value}  # JSON_MIN has the size in the value
-                size = (sized["original_width"], sized["original_height"])
-                labels = value["rectanglelabels"]
-                marks.take(number, labels[0] if len(labels) == 1 else labels, _box(value, *size), size)
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
-                marks.leave_out(number, region.get("id"), _why(error))
+        for regions in _answers(task):
+            number = marks.begin(image_number(str(task.get("data", task)["image"])))
+            if number is None:
+                continue
+            for region in regions:
+                _take_region(marks, number, region)
     return marks
+
+
+def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
+    value = region.get("value", region)
+    try:
+        if "rectanglelabels" not in value:
+            raise UnreadableMarkError(f"it is of type {region.get('type')}, not a rectangle with a label")
+        sized = {**region, **value}  # JSON_MIN has the size in the value
+        size = (sized["original_width"], sized["original_height"])
+        labels = value["rectanglelabels"]
+        marks.take(number, labels[0] if len(labels) == 1 else labels, _box(value, *size), size)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        marks.leave_out(number, region.get("id"), _why(error))
+
+
+def _answers(task: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the regions of each annotation of a task that was not canceled."""
+    if "annotations" not in task:  # JSON_MIN: one record per answer
+        answer = answer_of(task)
+        if answer is not None:
+            yield answer[0]
+        return
+    for each in task["annotations"]:
+        if not (each.get("was_cancelled") or each.get("skipped")):
+            yield [region for region in each["result"] if "value" in region]
 
 
 def _box(value: Mapping[str, Any], width: float, height: float) -> Box:

@@ -45,8 +45,9 @@ class PrivacyScore:
     """What people found in released images of a dataset.
 
     `images` were drawn out of `population`, and `answered` of these looked at. `missed` has an entry for each kind, and
-    the last one is for `any`. `foreign` images and `superseded` answers are ignored. `version` is what the dataset was
-    when the sample was drawn, `config_sha256` the hash of its configuration.
+    the last one is for `any`. `foreign` images are ignored; the marks of `further` answers for an
+    image count too. `version` is what the dataset was when the sample was drawn, `config_sha256` the hash of its
+    configuration.
     """
 
     name: str
@@ -57,7 +58,7 @@ class PrivacyScore:
     missed: tuple[Missed, ...]
     unreadable: tuple[str, ...]
     foreign: int
-    superseded: int
+    further: int
     version: VersionName
     kind: Literal["privacy"] = "privacy"
     regions: str | None = None  # the file that was written for `segmint redact`
@@ -70,7 +71,8 @@ class PrivacyScore:
         """Return the answer as lines for a person."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn out of {self.population:,}",
-            f"ignored: {counted(self.foreign, 'image')} not drawn, {counted(self.superseded, 'outdated answer')}",
+            f"ignored: {counted(self.foreign, 'image')} not drawn",
+            f"{counted(self.further, 'further answer')} for the same images, whose marks count",
             *(f"  unreadable, and counted as missed: {problem}" for problem in self.unreadable[:_SHOWN]),
         ]
         if len(self.unreadable) > _SHOWN:
@@ -150,7 +152,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
         missed=tuple(_missed(marks, kind) for kind in (*KINDS, ANY)),
         unreadable=tuple(marks.unreadable),
         foreign=marks.foreign,
-        superseded=marks.superseded,
+        further=marks.further,
         version=version,
         regions=str(regions) if regions is not None and rows else None,
     )

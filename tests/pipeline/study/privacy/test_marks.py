@@ -39,7 +39,21 @@ def test_coco_boxes_cover_every_pixel_that_they_touch_and_stay_inside() -> None:
         SIZES,
     )
     assert marks.found == {12: [Mark("face", 1, 2, 4, 4), Mark("plate", 0, 20, 7, 10)], 13: []}
-    assert (marks.foreign, marks.superseded, marks.unreadable) == (1, 1, [])
+    assert (marks.foreign, marks.further, marks.unreadable) == (1, 1, [])
+
+
+def test_the_marks_of_all_answers_for_an_image_count() -> None:
+    """Whoever came last: what one person saw is there."""
+    document = coco({"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]})
+    document["images"][-1] = {**document["images"][0], "id": 7}
+    document["annotations"].append({"id": 6, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4]})
+    assert [mark.kind for mark in read_coco(document, SIZES).found[12]] == ["face", "plate"]
+    with pytest.raises(ValueError, match="a mark is in an image '1', which the file does not have"):
+        read_coco(coco({"id": 5, "image_id": "1", "category_id": 1, "bbox": [1, 2, 3, 4]}), SIZES)
+    both = task(12, rectangle())
+    both["annotations"].append({"result": [], "was_cancelled": False, "updated_at": "2026-03-02T11:00:00Z"})
+    marks = read_label_studio([both], SIZES)
+    assert ([mark.kind for mark in marks.found[12]], marks.further) == (["face"], 1)
 
 
 def test_a_box_that_cvat_turned_is_covered() -> None:
