@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{error}")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     problems = problems_of(names, lambda name: (folder / name).read_bytes(), key)
-    if options.sums and options.sums.lower().replace("sha256:", "") != sums:
+    if options.sums is not None and options.sums.lower().replace("sha256:", "") != sums:
         problems.insert(0, f"{SUMS}: its SHA-256 is {sums}, expected {options.sums}")
     if options.dataset and not problems:
         problems += dataset_problems(lines_of((folder / LEAVES).read_bytes(), LEAVES), options.dataset)
