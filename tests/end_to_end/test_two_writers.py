@@ -76,8 +76,9 @@ def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket:
         result = write(place, 0)
         assert (result.status, result.counts["images"]) == ("committed", 2)
         # Is it committed? Claim and four files; the commit, whose response is lost; again, refused; and whose commit is
-        # there? Are the files there? Is there a higher generation? A tombstone? The claim goes.
-        afterwards = [*["HEAD"] * 4, "GET", "GET", "DELETE"]
+        # there? Are the files there? Is there a higher generation? A tombstone? An amended catalog? The claim
+        # goes.
+        afterwards = [*["HEAD"] * 4, "GET", "GET", "GET", "DELETE"]
         assert proxy.requests == ["GET", *["PUT"] * 5, "PUT", "PUT", "GET", *afterwards]
         assert broken_promises(place) == []
         assert len(contents(place)) == 7

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -51,7 +52,7 @@ def test_watching_outlives_a_fault_and_ends_with_the_dataset(tmp_path: Path, mon
             write_generation(location, 1)
 
     monkeypatch.setattr(StatusReader, "read", read)
-    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr(command, "time", SimpleNamespace(sleep=wait))  # other threads sleep, too
     done = CliRunner().invoke(app, ["status", str(tmp_path), "--watch", "--every", "7"])
     assert (done.exit_code, waits) == (0, [7.0, 7.0])
     looks = done.stdout.split("\n\n")
