@@ -57,14 +57,15 @@ def find_copies(
 ) -> Copies:
     """Find the rows that are copies of others.
 
-    Rows of equal bytes are one image. Images are taken in this order: first those that opted out, then those with an
-    allowed license, those with more pixels, the lowest row. Each that is no copy yet is kept, and those after it that
-    are similar to it become its copies: every copy is similar to the kept image itself, and none only to another copy.
-    Images are similar if hashes of two views differ in at most `distance` bits and the views' thumbnails correlate by
-    `thresholds`.
+    Rows of equal bytes are one image, which opted out if one of them did. Images are taken in this order: first those
+    that opted out, then those with an allowed license, those with more pixels, the lowest row. Each that is no copy yet
+    is kept, and those after it that are similar to it become its copies: every copy is similar to the kept image
+    itself, and none only to another copy. Images are similar if hashes of two views differ in at most `distance` bits
+    and the views' thumbnails correlate by `thresholds`.
 
-    As those that opted out come first, each row that has the bytes of one, or is similar to one, is a copy of one. To
-    refuse all copies of opted-out rows, refuse the rows whose kept row opted out.
+    An image that opted out is kept even if it is similar to another one: so each row that has the bytes of one, or is
+    similar to one, is a copy of one that opted out, or opted out itself. To refuse all copies of opted-out rows, refuse
+    the rows whose kept row opted out.
 
     The result depends on the rows alone. `thumbnails` is asked for rows with near hashes only. Raises ValueError for a
     distance that `near_pairs` refuses.
@@ -78,7 +79,7 @@ def find_copies(
     kept = np.full(count, NONE, np.int64)
     free = np.ones(count, bool)
     confirmer = Confirmer(thumbnails, thresholds)
-    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer)
+    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer, rows.opted_out)
     for row in stars.rows():
         if free[row]:
             copies = stars.after(row, free)

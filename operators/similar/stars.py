@@ -21,14 +21,18 @@ Mask = NDArray[np.bool_]
 class Stars:
     """For a row the rows after it, by `rank`, that are similar to it: a view of each is near, and confirmed.
 
-    Where few rows share a hash, all pairs are confirmed at the start; see `Crowds` for the others.
+    Rows that are `apart`, (N,) bool, have stars, but are in no other's. Where few rows share a hash, all pairs are
+    confirmed at the start; see `Crowds` for the others.
     """
 
-    def __init__(self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer) -> None:
+    def __init__(
+        self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+    ) -> None:
         self._rank = rank
         self._confirmer = confirmer
+        self._apart = apart
         self._centers, self._others = self._confirmed(candidates)
-        self._crowds = Crowds(candidates, rank, distance, confirmer)
+        self._crowds = Crowds(candidates, rank, distance, confirmer, apart)
 
     def rows(self) -> Iterator[int]:
         """Rows that others may be similar to, by rank."""
@@ -49,6 +53,8 @@ class Stars:
         for one, other in candidates.listed():
             swapped = self._rank[one // VIEWS] > self._rank[other // VIEWS]
             one, other = np.where(swapped, other, one), np.where(swapped, one, other)
+            within = ~self._apart[other // VIEWS]
+            one, other = one[within], other[within]
             pairs = np.stack([one // VIEWS, other // VIEWS], axis=1)
             while len(pairs):  # one pair of views of each two rows at a time
                 _, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
@@ -66,10 +72,14 @@ class Crowds:
 
     A row is compared with its crowds when it is asked for: those that are another's copies by then are left out, so
     that time is in proportion to the rows and those that are kept. In memory are about 200 bytes for each view.
+    `apart` is as in `Stars`.
     """
 
-    def __init__(self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer) -> None:
+    def __init__(
+        self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+    ) -> None:
         self._rank = rank
+        self._apart = apart
         self._distance = distance
         self._confirmer = confirmer
         counts = np.diff(candidates.starts)
@@ -118,7 +128,7 @@ class Crowds:
         last = np.unique(ranks)[: self._centers[crowd]][-1]
         self._centers[crowd] = min(4 * self._centers[crowd], _MOST_CENTERS)
         centers = members[ranks <= last]
-        targets = members[~np.isin(self._rows[members], known)]
+        targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
         pairs: list[Positions] = [np.empty((0, 2), np.int64)]
         for low in range(0, len(targets), _TARGETS):
             one, other = self._candidates(centers, targets[low : low + _TARGETS])

@@ -51,7 +51,8 @@ def one_by_one(rows: ImageRows, thumbnails: np.ndarray) -> list[int]:
     images = [row for row in order if image[row] == row]
     for place, row in enumerate(images):
         if row not in kept:
-            kept.update({other: row for other in images[place + 1 :] if other not in kept and similar(row, other)})
+            later = [other for other in images[place + 1 :] if other not in kept and not rows.opted_out[other]]
+            kept.update({other: row for other in later if similar(row, other)})
     found = [kept.get(image[row], image[row]) for row in range(count)]
     return [-1 if found[row] == row else found[row] for row in range(count)]
 
@@ -95,6 +96,14 @@ def test_an_allowed_license_comes_before_pixels() -> None:
 def test_whatever_is_similar_to_an_image_that_opted_out_is_its_copy() -> None:
     rows = three(pixels=[9, 1, 9], allowed=[True, False, True], opted_out=[False, True, False])
     assert copies_of(rows, SAME).kept.tolist() == [1, -1, 1]
+
+
+@pytest.mark.parametrize("many", [0, 10_000], ids=["crowd", "no crowd"])
+def test_what_is_similar_to_the_second_of_two_that_opted_out_is_its_copy(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "_MANY", many)
+    assert copies_of(three(opted_out=[True, True, False]), SAME).kept.tolist() == [-1, -1, 1]
 
 
 def test_arrays_of_other_rows_are_refused() -> None:
