@@ -70,13 +70,16 @@ def part_name(first: int) -> str:
     return f"{first:012d}.parquet"
 
 
-def is_skipped(row: Row) -> bool:
+def is_skipped(row: Row, opt_outs: bool) -> bool:
     """Whether a row's image is not read: the catalog refuses it, or its image_id is an earlier row's.
 
-    What the catalog refuses as opted out is read: its copies are opted out, too.
+    What the catalog says is opted out is read: its copies are opted out, too. If `opt_outs` count, so is what an
+    earlier curation refused: its metadata may forbid training, and its copies are in the catalog.
     """
     reason = row.get("refused_reason")
-    return row["duplicate_of"] is not None or (reason is not None and reason != Reason.OPTED_OUT)
+    if row.get("opt_out") or reason == Reason.OPTED_OUT:
+        return False
+    return row["duplicate_of"] is not None or (reason is not None and not opt_outs)
 
 
 class LookAtImages:
@@ -125,7 +128,7 @@ class LookAtImages:
     def _row(self, row: Row) -> Row:
         if row["fault"] is not None:
             return row
-        if is_skipped(row):
+        if is_skipped(row, self._task.config.opt_outs):
             return {**row, **_NOTHING, "unread": SKIPPED}
         try:
             return {**row, **_NOTHING, **self._features(row)}

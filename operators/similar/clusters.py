@@ -74,7 +74,7 @@ def find_copies(
     order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out))  # stable: of equal ones the lowest row
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
-    first = _first_of_equal_bytes(rows.sources, order)
+    first = first_of_equal_bytes(rows.sources, order)
     alone = first == np.arange(count)
     kept = np.full(count, NONE, np.int64)
     free = np.ones(count, bool)
@@ -88,7 +88,7 @@ def find_copies(
     return Copies(np.where(ours == np.arange(count), NONE, ours), (ours == first) & ~alone)
 
 
-def _first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
+def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
     """For each row the first by `order` of those with its bytes, itself if these are unknown."""
     by_source = order[np.lexsort((sources[order, 1], sources[order, 0]))]  # stable
     sorted_sources = sources[by_source]

@@ -40,8 +40,8 @@ from segmint.pipeline.curate.decide import Decision, Features, decide, read_feat
 from segmint.pipeline.curate.looking import Looked, look_at_images
 from segmint.pipeline.execution.outages import resumable
 
-FEATURES_VERSION = 1
-"""Of what is seen in an image: another version does not go on with the parts of this one."""
+FEATURES_VERSION = 2
+"""Of what is seen in which images: another version does not go on with the parts of this one."""
 
 _LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python")
 _KEY = b"segmint.curate"
@@ -128,7 +128,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         if distributions is not None:
             return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
         with NormalizedRows(rows_file) as rows:
-            decision = decide(rows, folder, features, curate, config.license.policy(policy_date))
+            decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
         result = local / "curated.parquet"
         write_curated(source, result, decision, whole)
         if normalize(source, local / "again.parquet").sha256 != normalized.sha256:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from segmint.infra.wording import number
 from segmint.operators.curate.features import FEATURES, PART_ROWS, part_name
 from segmint.operators.curate.fitness import MEASURES
 from segmint.operators.curate.settings import CurateConfig
-from segmint.operators.similar.clusters import NONE, ImageRows, find_copies
+from segmint.operators.similar.clusters import NONE, ImageRows, find_copies, first_of_equal_bytes
 from segmint.operators.similar.hashes import VIEWS
+from segmint.pipeline.curate.same_images import same_uris, spread
 
 Limit = tuple[float | None, float | None]
 """The least and the most that is fit; None: no limit."""
@@ -96,22 +98,37 @@ def read_features(folder: Location, rows: int, config: CurateConfig) -> Features
 
 
 def decide(
-    catalog: NormalizedRows, folder: Location, features: Features, config: CurateConfig, policy: LicensePolicy
+    catalog: NormalizedRows,
+    normalized: Path,
+    folder: Location,
+    features: Features,
+    config: CurateConfig,
+    policy: LicensePolicy,
 ) -> Decision:
     """Decide which rows are refused, in this order: opted out, unfit, a copy of a row that is kept.
 
     Of copies the one is kept whose license is allowed and which is fit, then the one with the most pixels, then the
     first. Where no copy has an allowed license and is fit, there is nothing to keep: a build refuses all of them. What
     the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
+
+    An opt-out holds for all rows of the same bytes, URI or image_id. Of a row that was not read, the bytes are those
+    that the catalog gives. `normalized` is the catalog's local file, `folder` that of the parts.
     """
     rows = catalog.ordinals[1]
     out = dict(features.opt_outs)
     opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
     settled: set[int] = set()
+    sources, first_ids = features.sources.copy(), np.arange(rows)
     judge = _Judge(policy)
     for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
         ordinals = batch.column("ordinal").to_numpy()
         allowed[ordinals] = judge.allowed(batch)
+        first_ids[ordinals] = batch.column("duplicate_of").fill_null(batch.column("ordinal")).to_numpy()
+        unread = np.flatnonzero(~sources[ordinals].any(axis=1))
+        digests = batch.column("sha256").take(pa.array(unread)).to_pylist()
+        for ordinal, digest in zip(ordinals[unread].tolist(), digests, strict=True):
+            if digest is not None:
+                sources[ordinal] = int(digest[:16], 16), int(digest[16:32], 16)
         if config.opt_outs and "opt_out" in batch.schema.names:
             says_so = batch.column("opt_out").fill_null(False).to_numpy(zero_copy_only=False)
             out |= dict.fromkeys(ordinals[says_so].tolist(), CATALOG_OPT_OUT)
@@ -120,6 +137,13 @@ def decide(
             settled |= {int(o) for o, reason in zip(ordinals, reasons, strict=True) if reason is not None}
             opted_out[[o for o, r in zip(ordinals, reasons, strict=True) if r == Reason.OPTED_OUT]] = True
     opted_out[list(out)] = True
+    inert = first_ids != np.arange(rows)  # never kept: refused already, or as another row's image_id
+    inert[list(settled)] = True
+    same: dict[str, NDArray[np.int64]] = {}
+    if opted_out.any():
+        equal_bytes = first_of_equal_bytes(sources, np.arange(rows))
+        same = {"bytes": equal_bytes, "uri": same_uris(normalized, rows), "image_id": first_ids}
+        out |= spread(opted_out, same)
     unfit = dict(_unfit(features.values, config.limits()))
     allowed[list(unfit)] = False
     refused = {ordinal: (Reason.UNFIT, detail) for ordinal, detail in unfit.items()}
@@ -127,24 +151,28 @@ def decide(
     attributions: dict[int, str] = {}
     if config.duplicates.enabled or opted_out.any():
         distance = config.duplicates.distance
-        images = ImageRows(features.sources, features.hashes, features.pixels, allowed, opted_out)
+        used = (opted_out | ~inert)[:, None]
+        images = ImageRows(features.sources * used, features.hashes * used, features.pixels, allowed, opted_out)
         found = find_copies(images, lambda ordinals: read_thumbnails(folder, ordinals), distance)
         copies: dict[int, list[int]] = {}
+        alike: dict[int, str] = {}
         for ordinal in np.flatnonzero(found.kept != NONE).tolist():
             kept = int(found.kept[ordinal])
             how = "has the bytes of" if found.exact[ordinal] else "looks like"
             if opted_out[kept]:
-                if ordinal not in out:
-                    detail = f"it {how} row {kept + 1}, which is opted out"
-                    refused[ordinal] = (Reason.OPTED_OUT, detail)
+                if not opted_out[ordinal]:
+                    alike[ordinal] = f"it {how} row {kept + 1}, which is opted out"
             elif config.duplicates.enabled and ordinal not in refused and allowed[kept]:
                 refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"it {how} row {kept + 1}, which is kept")
                 copies.setdefault(kept, []).append(ordinal)
+        opted_out[list(alike)] = True
+        alike |= spread(opted_out, same)
+        refused |= {ordinal: (Reason.OPTED_OUT, detail) for ordinal, detail in alike.items()}
         attributions = _attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
     return Decision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
 
 
-_WANTED = ("ordinal", *_TERMS, "opt_out", "refused_reason")
+_WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_reason")
 
 
 class _Judge:

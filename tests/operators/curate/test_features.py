@@ -13,7 +13,7 @@ from segmint.catalogs.schema import STAGED
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.curate.features import FEATURES, CurateTask, LookAtImages, part_name
+from segmint.operators.curate.features import FEATURES, CurateTask, LookAtImages, is_skipped, part_name
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from tests.support.locations import location_of
@@ -45,6 +45,8 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
         {"uri": "coffee.jpg", "duplicate_of": 0},
         {"uri": "coffee.jpg", "refused_reason": "opted_out"},
         {"uri": "coffee.jpg", "sha256": "0" * 64},
+        {"uri": "coffee.jpg", "refused_reason": "duplicate_image"},
+        {"uri": "coffee.jpg", "duplicate_of": 0, "opt_out": True},
     )
     (done,) = actor(table).to_pylist()
     file = actor._task.folder / part_name(0)
@@ -53,7 +55,7 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
     table_back = pq.read_table(pa.BufferReader(data))
     assert table_back.schema.equals(FEATURES)
     found = table_back.to_pylist()
-    unread = [None, "not_an_image", "not_found", "skipped", "skipped", None, "hash_mismatch"]
+    unread = [None, "not_an_image", "not_found", None, "skipped", None, "hash_mismatch", None, None]
     assert [row["unread"] for row in found] == unread
     assert (found[0]["width"], found[0]["height"], len(found[0]["thumbnail"])) == (600, 400, 64 * 64)
     assert found[0]["sha256"] == found[5]["sha256"]
@@ -61,6 +63,12 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
 
     actor(table)
     assert file.read() == data, "the same part again is no fault"
+
+
+def test_what_an_earlier_curation_refused_is_read_only_for_opt_outs() -> None:
+    row = {"duplicate_of": None, "refused_reason": "unfit"}
+    assert (is_skipped(row, opt_outs=True), is_skipped(row, opt_outs=False)) == (False, True)
+    assert not is_skipped({**row, "opt_out": True}, opt_outs=False)
 
 
 def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(
