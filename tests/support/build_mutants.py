@@ -343,8 +343,8 @@ BUILD_MUTANTS = (
     Mutant(
         "opt-out: pieces of a packet as they come",
         "operators/opt_out/containers.py",
-        "for _, piece in sorted(pieces)",
-        "for _, piece in pieces",
+        "for _, piece in sorted(pieces.items())",
+        "for _, piece in pieces.items()",
         "tests/operators/opt_out/test_containers.py",
     ),
     Mutant(
