@@ -52,6 +52,11 @@ class Cluster:
     gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
     gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" where it names none
 
+    @property
+    def most_workers(self) -> int:
+        """How many workers of one CPU can work at once: a local Ray is given more logical CPUs than there are cores."""
+        return max(1, self.cores if self.local else int(self.cpus))
+
 
 def cores_here() -> int:
     """CPU cores that this process may run on."""

@@ -84,8 +84,7 @@ def audit_by_ray(
 
 def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardResult, None, None]:
     blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
-    # A local Ray is given more logical CPUs than there are cores.
-    workers = min(len(plans), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
+    workers = min(len(plans), cluster.most_workers)
     on_gpu = task.content is not None and task.content.on_gpu
     if on_gpu:
         if not cluster.gpus:

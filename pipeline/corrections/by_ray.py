@@ -40,7 +40,6 @@ def correct_by_ray(
     `UnfinishedError` if a shard cannot be corrected, or Ray fails: the same correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
-        at_once = max(1, cluster.cores if cluster.local else int(cluster.cpus))
         for start in range(0, len(shards), WINDOW_SHARDS):
             window = shards[start : start + WINDOW_SHARDS]
             blocks = [pa.table({"shard": pa.array([shard], pa.int64())}) for shard in window]
@@ -50,7 +49,7 @@ def correct_by_ray(
                 batch_format="pyarrow",
                 udf_modifying_row_count=False,
                 num_cpus=1,
-                concurrency=at_once,
+                concurrency=cluster.most_workers,
             )
             try:
                 with Progress() as progress, watched(progress, len(window), math.inf, stages=STAGES):

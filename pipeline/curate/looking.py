@@ -96,8 +96,7 @@ def _look_at_window(
     looked: Looked,
 ) -> None:
     tables = list(_tables(source, window))
-    # A local Ray is given more logical CPUs than there are cores.
-    workers = min(len(tables), max(1, cluster.cores if cluster.local else int(cluster.cpus)))
+    workers = min(len(tables), cluster.most_workers)
     results = ray.data.from_arrow(tables).map_batches(
         LookAtImages,
         fn_constructor_args=(task,),
