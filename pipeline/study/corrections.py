@@ -134,16 +134,21 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
 
 def answer_of(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
     """Return the regions of a task's answer and the number of its other answers; None if it has no answer."""
+    answers = answers_of(task)
+    return (answers[0], len(answers) - 1) if answers else None
+
+
+def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """Return the regions of each answer of a task that was not canceled, the latest answer first."""
     if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
         if task.get("annotation_id") is None:
-            return None
+            return []
         lists = [value for value in task.values() if isinstance(value, list)]
-        return [region for regions in lists for region in regions if isinstance(region, dict)], 0
+        return [[region for regions in lists for region in regions if isinstance(region, dict)]]
     kept = [each for each in task["annotations"] if not (each.get("was_cancelled") or each.get("skipped"))]
-    if not kept:
-        return None
-    latest = max(kept, key=lambda each: str(each.get("updated_at") or each.get("created_at") or ""))
-    return [region for region in latest["result"] if "value" in region], len(kept) - 1
+    # Stable: of equally late ones the first.
+    kept.sort(key=lambda each: str(each.get("updated_at") or each.get("created_at") or ""), reverse=True)
+    return [[region for region in each["result"] if "value" in region] for each in kept]
 
 
 def _coco_rle(segmentation: Any, size: Size, contours: bool) -> dict[str, Any]:

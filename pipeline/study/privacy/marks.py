@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.study.corrections import Size, answer_of, image_number
+from segmint.pipeline.study.corrections import Size, answers_of, image_number
 from segmint.pipeline.study.privacy.sample import KINDS
 
 Box = tuple[float, float, float, float]
@@ -137,7 +137,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     """
     marks = Marks(sizes)
     for task in tasks:
-        for regions in _answers(task):
+        for regions in answers_of(task):
             number = marks.begin(image_number(str(task.get("data", task)["image"])))
             if number is None:
                 continue
@@ -157,18 +157,6 @@ def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
         marks.take(number, labels[0] if len(labels) == 1 else labels, _box(value, *size), size)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         marks.leave_out(number, region.get("id"), _why(error))
-
-
-def _answers(task: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield the regions of each annotation of a task that was not canceled."""
-    if "annotations" not in task:  # JSON_MIN: one record per answer
-        answer = answer_of(task)
-        if answer is not None:
-            yield answer[0]
-        return
-    for each in task["annotations"]:
-        if not (each.get("was_cancelled") or each.get("skipped")):
-            yield [region for region in each["result"] if "value" in region]
 
 
 def _box(value: Mapping[str, Any], width: float, height: float) -> Box:
