@@ -54,6 +54,9 @@ class WholeCatalog:
             [*(field for field in SOURCE if field.name in known), *(f for f in fields if f.name not in SOURCE.names)]
         )
 
+    def __str__(self) -> str:
+        return str(self._catalog)
+
     def batches(self) -> Batches:
         """Yield all rows in order. Raises `UsageError` as `read_catalog` does."""
         names = [name for name in self.schema.names if name in SOURCE.names]

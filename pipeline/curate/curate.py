@@ -106,7 +106,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
     _check_output(source, target)
-    WholeCatalog(source)  # an error in its columns ends the run here
+    whole_catalog = WholeCatalog(source)  # an error in its columns ends the run here
     load_scorers(curate.scorers, storage, config.assets)  # an error in one ends the run here
     with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
         local = Path(name)
@@ -130,7 +130,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         with NormalizedRows(rows_file) as rows:
             decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
         result = local / "curated.parquet"
-        write_curated(source, result, decision, whole)
+        write_curated(whole_catalog, result, decision, whole)
         if normalize(source, local / "again.parquet").sha256 != normalized.sha256:
             raise UsageError(f"{source} was changed while its images were looked at: run the same command again")
         if not target.put_if_absent(result.read_bytes()):
@@ -246,12 +246,11 @@ def _pinned_date(folder: Location, given: date | None) -> date:
     return date.fromisoformat(json.loads(begun.read())["policy_date"])
 
 
-def write_curated(source: Location, destination: Path, decision: Decision, digest: str) -> None:
+def write_curated(catalog: WholeCatalog, destination: Path, decision: Decision, digest: str) -> None:
     """Write the catalog with all its rows and columns, and what is refused.
 
     Raises `UsageError` for columns that would fill the memory.
     """
-    catalog = WholeCatalog(source)
     added = ["refused_reason", "refused_detail", *(["attribution"] if decision.attributions else [])]
     fields = {field.name: field for field in [*catalog.schema, *(SOURCE.field(name) for name in added)]}
     names = [*(name for name in SOURCE.names if name in fields), *(name for name in fields if name not in SOURCE.names)]
@@ -262,7 +261,7 @@ def write_curated(source: Location, destination: Path, decision: Decision, diges
             writer.add([pa.RecordBatch.from_arrays(arrays, schema=schema)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
-                    f"{source}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
+                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
                     f"{MOST_WAITING:,} bytes: leave large columns out of the catalog; no image is read again then"
                 )
 

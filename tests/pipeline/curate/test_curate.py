@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
+from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.pipeline.audit.integrity import audit_integrity
@@ -153,4 +154,4 @@ def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr("segmint.pipeline.curate.curate.MOST_WAITING", 1000)
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: leave large columns out"):
-        write_curated(location_of(catalog), tmp_path / "o.parquet", Decision({}, {}), "digest")
+        write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", Decision({}, {}), "digest")
