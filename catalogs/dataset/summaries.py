@@ -87,7 +87,7 @@ def sum_listed(
     log = CommitLog(dataset)
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    blocks = [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
+    blocks = _blocks(committed)
 
     def saved(members: list[tuple[int, int]]) -> CommitSums | None:
         name = summary_name(members) if len(members) == SUMMARY_SHARDS else None
@@ -118,11 +118,15 @@ def save_full_blocks(dataset: Location, committed: Iterable[tuple[int, int]]) ->
 
     Then a status meanwhile reads few commits one by one. What cannot be saved is left for the next time.
     """
-    blocks = [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
-    full = [pair for members in blocks if len(members) == SUMMARY_SHARDS for pair in members]
+    full = [pair for members in _blocks(committed) if len(members) == SUMMARY_SHARDS for pair in members]
     if full:
         with suppress(StorageFaultError, DamagedDatasetError):
             sum_listed(dataset, full, must_save=False)
+
+
+def _blocks(committed: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Cut pairs of shard and generation, in order of shards, at each thousand of shards."""
+    return [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
 
 
 def _save(folder: Location, name: str, sums: CommitSums, existing: Iterable[str]) -> None:

@@ -70,10 +70,6 @@ class OpenDataset:
         """Return shards with their ordinals."""
         return [self.span(shard) for shard in shards]
 
-    def count_rows(self, shards: Sequence[int]) -> int:
-        """Return the number of rows of these shards."""
-        return sum(span.rows for span in self.spans(shards))
-
     def read_rows(self, shards: Sequence[int]) -> pa.Table:
         """Read the catalog rows of these shards, in the order of the shards; neighbors are read together."""
         runs: list[tuple[int, int]] = []
