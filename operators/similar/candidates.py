@@ -66,7 +66,8 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> Candidates:
     """Find the near ones among the hashes, (N, 6) uint64, of the views of the rows that are `wanted`, (N,) bool.
 
-    Raises what `near_pairs` does. Memory at most is ten times that of `hashes`.
+    Raises what `near_pairs` does. In memory at most are ten times that of `hashes`, and
+    about 120 bytes for each pair of near values.
     """
     hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
     for later in range(1, VIEWS):  # a row's equal hashes count once
