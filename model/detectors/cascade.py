@@ -164,11 +164,15 @@ class CascadeDetector:
 
 
 def _halves(image: Pixels) -> list[Pixels]:
-    """The image, its half, its quarter and so on, down to a side of a few pixels."""
+    """The image, its half, its quarter and so on, down to a side of a few pixels.
+
+    An odd last row or column is left out: OpenCV takes a tenth of the time for means of whole squares of 2 x 2.
+    """
     found = [image]
     while min(found[-1].shape[:2]) >= 2 * _CELL:
-        height, width = found[-1].shape[:2]
-        found.append(np.asarray(cv2.resize(found[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)))
+        height, width = (side // 2 for side in found[-1].shape[:2])
+        whole = found[-1][: 2 * height, : 2 * width]
+        found.append(np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)))
     return found
 
 

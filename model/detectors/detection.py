@@ -174,13 +174,18 @@ def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]
     )
 
 
-def search(image: Pixels, find: FindAll, scale: float, side: int, overlap: int) -> list[tuple[bool, Detection]]:
-    """Run `find` on every tile of the image at `scale`.
+Resize = Callable[[Pixels, float], Pixels]
+
+
+def search(
+    image: Pixels, find: FindAll, scale: float, side: int, overlap: int, resize: Resize = resized
+) -> list[tuple[bool, Detection]]:
+    """Run `find` on every tile of the image at `scale`, which `resize` brings it to.
 
     Returns pairs (cut, detection) in pixels of the image; cut: the box touches a side of its tile that is not a
     side of the image, so the next tile has a better view of the same object.
     """
-    scaled = resized(image, scale)
+    scaled = resize(image, scale)
     height, width = scaled.shape[:2]
     back_x, back_y = image.shape[1] / width, image.shape[0] / height
     places = tiles(height, width, side, overlap)

@@ -19,11 +19,13 @@ from segmint.model.detectors.detection import (
     Kind,
     Pixels,
     Quad,
+    Resize,
     Tile,
     bounds,
     by_score,
     iou,
     merge,
+    resized,
     search,
     search_tiles,
     whole_first,
@@ -107,8 +109,12 @@ class PlateDetector:
         closer_scales: tuple[float, ...] = (1.4, 1.7, 2.0),
         batch_pixels: int = 0,
         blob: Blob = host_blob,
+        resize: Resize = resized,
     ) -> None:
-        """`blob` makes the network's input of windows of one size: of one, or of several with so many pixels."""
+        """`blob` makes the network's input of windows of one size: of one, or of several with so many pixels.
+
+        `resize` brings the image to each scale.
+        """
         self.name = name
         self._network = network
         self.score = score
@@ -121,6 +127,7 @@ class PlateDetector:
         self._closer_scales = closer_scales
         self._batch_pixels = batch_pixels
         self._blob = blob
+        self._resize = resize
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
@@ -129,7 +136,7 @@ class PlateDetector:
         views, spots = [], []
         whole = [scale for scale in self._scales if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels]
         for scale in whole:
-            found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap)
+            found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))
             spots += [each for _, each in found]
         if self._glance is not None and len(whole) < len(self._scales):

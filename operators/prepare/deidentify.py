@@ -321,7 +321,9 @@ def _clp(rule: int, score: float, path: Path, threads: int | None, torch_device:
     """Build the plate detector; its network runs in torch on `torch_device`, or, where that is None, in onnxruntime."""
     kept: dict[str, Any] = {"score": score}
     if rule != 1:
-        kept |= {"tile_overlap": 128, "max_pixels": _MOST_PIXELS, "glance": _GLANCE}
+        from segmint.model.detectors.shrink import shrunk
+
+        kept |= {"tile_overlap": 128, "max_pixels": _MOST_PIXELS, "glance": _GLANCE, "resize": shrunk}
     if torch_device is None:
         return PlateDetector(onnx_network(path, threads, arena=rule != 1), **kept)
     from segmint.model.detectors.plate_network import PlateNetworkOnDevice
