@@ -4,9 +4,9 @@
 
 Copies are found among photographs and changed versions of them: see `duplicates_photographs.py`. Then the finder of
 near hashes is compared with a comparison of all with all, over 100,000 hashes, and copies are planted among `--rows`
-rows and among `--crowd` rows with near-equal hashes. Their thumbnails are in memory. Everything runs in one process on
-as many cores as numpy takes. The result goes to `benchmarks/results/duplicates.json`. With `--photographs-only` the
-other parts of that file are kept as they are.
+rows, among `--crowd` rows with near-equal hashes, and among ten times as many like frames of a video. Their thumbnails
+are in memory. Everything runs in one process on as many cores as numpy takes. The result goes to
+`benchmarks/results/duplicates.json`. With `--photographs-only` the other parts of that file are kept as they are.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def main() -> None:
     print("rows:", rows, flush=True)
     crowds = {
         "copies": in_process(measure_crowd, arguments.crowd, True),
-        "different": in_process(measure_crowd, arguments.crowd // 10, False),
+        "different": in_process(measure_crowd, arguments.crowd, False),
+        "frames": in_process(measure_frames, 10 * arguments.crowd),
     }
     print("crowds:", crowds)
     settings |= {"rows": arguments.rows, "crowd": arguments.crowd}
@@ -164,9 +165,23 @@ def measure_crowd(count: int, same: bool) -> dict[str, Any]:
     hashes = flipped(np.repeat(random.integers(0, 2**64, (1, VIEWS), np.uint64), count, axis=0), 3, random)
     coarse = random.integers(0, 256, (1 if same else count, 16, 16), np.uint8)
 
+    return _measured(hashes, coarse)
+
+
+def measure_frames(count: int) -> dict[str, Any]:
+    """Seconds and memory where the hashes of each view vary in 16 bits, and every hundredth row is of one picture."""
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**64, (1, VIEWS), np.uint64) ^ random.integers(0, 2**16, (count, VIEWS), np.uint64)
+    return _measured(hashes, random.integers(0, 256, (100, 16, 16), np.uint8))
+
+
+def _measured(hashes: NDArray[np.uint64], coarse: NDArray[np.uint8]) -> dict[str, Any]:
+    """Seconds and memory to find copies among rows with these hashes, whose pictures take turns."""
+
     def thumbnails(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         return coarse[numbers % len(coarse)].repeat(4, axis=1).repeat(4, axis=2)
 
+    count = len(hashes)
     rows = ImageRows(
         np.zeros((count, 2), np.uint64), hashes, np.ones(count, np.int64), np.ones(count, bool), np.zeros(count, bool)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from segmint.operators.similar.near import Hashes, Positions, near_pairs
 _MANY = 64
 """Pairs of entries of a value and those near it, above which they are not listed one by one."""
 
+_MOST_WAITING = 1 << 24  # pairs of near values that are not sorted yet into listed ones and crowds
+_LEAST_LISTED = 1 << 24  # pairs of entries that may be listed in any case, however few values there are
+_JOINED = 1 << 22  # pairs of values that are joined to crowds at a time
 _LISTED = 1 << 20  # pairs of entries in one chunk
 NO_CROWD = -1
 
@@ -66,8 +70,7 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> Candidates:
     """Find the near ones among the hashes, (N, 6) uint64, of the views of the rows that are `wanted`, (N,) bool.
 
-    Raises what `near_pairs` does. In memory at most are ten times that of `hashes`, and
-    about 120 bytes for each pair of near values.
+    Raises what `near_pairs` does. Memory is bounded by the number of hashes, however many pairs of them are near.
     """
     hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
     for later in range(1, VIEWS):  # a row's equal hashes count once
@@ -83,32 +86,106 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
     values = values[starts]
     starts = np.append(starts, len(entries))
+    sorter = _Sorter(starts)
     several = np.flatnonzero(np.diff(starts) > 1)
-    found = [np.stack([several, several], axis=1)]
+    sorter.add(several, several)
     for one, other in near_pairs(values, distance):
         ones, others = starts[one], starts[other]
         alone = (starts[one + 1] == ones + 1) & (starts[other + 1] == others + 1)
         between = ~(alone & (entries[ones] // VIEWS == entries[others] // VIEWS))
-        found.append(np.stack([one[between], other[between]], axis=1))
-    return _compact(values, entries, starts, np.concatenate(found))
+        sorter.add(one[between], other[between])
+    return sorter.candidates(values, entries)
 
 
-def _compact(values: Hashes, entries: Positions, starts: Positions, pairs: Positions) -> Candidates:
-    """The candidates, with only the values that are in pairs."""
-    used, places = np.unique(pairs, return_inverse=True)
-    pairs = places.reshape(-1, 2)
-    counts = starts[used + 1] - starts[used]
-    ends = np.cumsum(counts)
-    begins = ends - counts
-    kept = entries[np.repeat(starts[used] - begins, counts) + np.arange(counts.sum())]
-    numbers = counts[pairs].prod(axis=1)
-    one, other = (np.bincount(pairs[:, side], numbers, len(used)) for side in (0, 1))
-    many = np.any((one + other)[pairs] > _MANY, axis=1) if len(pairs) else np.zeros(0, bool)
-    graph = coo_array((np.ones(many.sum(), bool), tuple(pairs[many].T)), shape=(len(used), len(used)))
-    _, crowds = connected_components(graph, directed=False)
-    crowds = crowds.astype(np.int64)
-    crowds[np.isin(np.arange(len(used)), pairs[many], invert=True)] = NO_CROWD
-    few = pairs[~many]
-    owners = (kept[begins] // VIEWS)[few]
-    few = few[np.lexsort((owners.max(axis=1), owners.min(axis=1)))] if len(few) else few
-    return Candidates(values[used], kept, np.append(begins, len(kept)), few, crowds)
+class _Sorter:
+    """Sorts pairs of near values, as they come, into those that are listed and those that are inside a crowd.
+
+    A pair is listed if neither value has more than `_MANY` pairs of entries with those near it. Of any other nothing is
+    kept but that its values are of one crowd. Where more than two pairs of entries for each value would be listed, the
+    limit is halved: what is found does not depend on it.
+    """
+
+    def __init__(self, starts: Positions) -> None:
+        values = len(starts) - 1
+        self._starts = starts
+        self._many = _MANY
+        self._most_listed = max(_LEAST_LISTED, 2 * values)
+        self._waiting: list[Positions] = [np.empty((0, 2), np.int64)]
+        self._number = 0  # of pairs that wait
+        self._listed: list[Positions] = []
+        self._weights = np.zeros(values, np.int32)  # pairs of entries of each value and those near it
+        self._crowded = np.zeros(values, bool)
+        # Of each value in a crowd how far behind it another one of its crowd is, or 0: a forest.
+        self._steps: NDArray[np.signedinteger[Any]] = np.zeros(values, np.int32 if values < 1 << 31 else np.int64)
+
+    def add(self, one: Positions, other: Positions) -> None:
+        """Add pairs of places of near values, or of one value twice; each pair is added once."""
+        self._waiting.append(np.stack([one, other], axis=1))
+        self._number += len(one)
+        if self._number > _MOST_WAITING:
+            self._sort()
+
+    def candidates(self, values: Hashes, entries: Positions) -> Candidates:
+        """Return what was added, with only the values that are in pairs."""
+        self._sort()
+        pairs = np.concatenate(self._listed)
+        used = self._crowded.copy()
+        used[pairs] = True
+        places = np.flatnonzero(used)
+        number = np.empty(len(used), np.int64)
+        number[places] = np.arange(len(places))
+        pairs = number[pairs]
+        del number
+        counts = self._starts[places + 1] - self._starts[places]
+        ends = np.cumsum(counts)
+        begins = ends - counts
+        kept = entries[np.repeat(self._starts[places] - begins, counts) + np.arange(counts.sum())]
+        crowds = np.full(len(places), NO_CROWD)
+        inside = self._crowded[places]
+        crowds[inside] = np.unique(self._roots(places[inside]), return_inverse=True)[1]
+        if len(pairs):
+            owners = (kept[begins] // VIEWS)[pairs]
+            pairs = pairs[np.lexsort((owners.max(axis=1), owners.min(axis=1)))]
+        return Candidates(values[places], kept, np.append(begins, len(kept)), pairs, crowds)
+
+    def _sort(self) -> None:
+        new = np.concatenate(self._waiting)
+        self._waiting, self._number = self._waiting[:1], 0
+        numbers = np.minimum(self._numbers(new), _MANY + 1).astype(np.int32)
+        for side in (0, 1):
+            np.add.at(self._weights, new[:, side], numbers)
+        self._listed.append(new)
+        del new, numbers
+        self._move()
+        while self._many and sum(int(self._numbers(pairs).sum()) for pairs in self._listed) > self._most_listed:
+            self._many //= 2
+            self._move()
+
+    def _move(self) -> None:
+        """Move the pairs of values with too many pairs of entries from the list to crowds."""
+        many = self._weights > self._many
+        for place, pairs in enumerate(self._listed):
+            crowded = many[pairs].any(axis=1)
+            self._listed[place] = pairs[~crowded]
+            joined = pairs[crowded]
+            for start in range(0, len(joined), _JOINED):
+                self._join(joined[start : start + _JOINED])
+
+    def _join(self, pairs: Positions) -> None:
+        self._crowded[pairs] = True
+        roots, places = np.unique(self._roots(pairs), return_inverse=True)
+        graph = coo_array((np.ones(len(pairs), bool), tuple(places.reshape(-1, 2).T)), shape=(len(roots), len(roots)))
+        number, crowds = connected_components(graph, directed=False)
+        lowest = np.full(number, roots[-1])
+        np.minimum.at(lowest, crowds, roots)
+        self._steps[roots] = lowest[crowds] - roots
+
+    def _roots(self, places: Positions) -> Positions:
+        while (steps := self._steps[places]).any():
+            places = places + steps
+        return places
+
+    def _numbers(self, pairs: Positions) -> Positions:
+        """How many pairs of entries each of some pairs of values has."""
+        found: Positions = (self._starts[pairs + 1] - self._starts[pairs]).prod(axis=1)
+        return found

@@ -87,9 +87,9 @@ class Confirmer:
         found = np.empty(len(one), bool)
         for low in range(0, len(one), _AT_ONCE):
             part = slice(low, low + _AT_ONCE)
-            pair = self.views(np.concatenate([one[part], other[part]]))
-            half = len(pair) // 2
-            found[part] = same_view(pair[:half], pair[half:], self.thresholds)
+            entries, places = np.unique(np.stack([one[part], other[part]]), return_inverse=True)
+            views, (left, right) = self.views(entries), places.reshape(2, -1)
+            found[part] = same_view(views[left], views[right], self.thresholds)
         return found
 
     def views(self, entries: Positions) -> Views:

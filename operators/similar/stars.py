@@ -11,9 +11,13 @@ from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Positions
 
 _ROUNDING = 0.002  # of products of float16 vectors of length 1
-_MOST_CENTERS = 64
-_TARGETS = 1 << 11  # entries that are compared with the centers at a time
+_MOST_CENTERS = 512
+_COMPARED = 1 << 22  # pairs of entries that are compared at a time
 _DENSE = 0.02  # share of near hashes from which on all sketches are multiplied
+_IN_CACHE = 1 << 17  # pairs of hashes that are compared in the processor's cache
+_SKETCHES = 1 << 16  # pairs of sketches that are multiplied at a time
+_SAMPLE = 256  # entries of each side of which that share is taken
+_COVERED = 8  # if more than one in so many is found similar, the next row is compared alone
 
 Mask = NDArray[np.bool_]
 
@@ -49,22 +53,23 @@ class Stars:
 
     def _confirmed(self, candidates: Candidates) -> tuple[Positions, Positions]:
         """Similar rows, the earlier by rank and the later one, in the order of the former's numbers."""
-        found: list[Positions] = [np.empty((0, 2), np.int64)]
+        count = len(self._rank)
+        found: list[Positions] = [np.empty(0, np.int64)]  # the one's row * count + the other's
         for one, other in candidates.listed():
             swapped = self._rank[one // VIEWS] > self._rank[other // VIEWS]
             one, other = np.where(swapped, other, one), np.where(swapped, one, other)
             within = ~self._apart[other // VIEWS]
             one, other = one[within], other[within]
-            pairs = np.stack([one // VIEWS, other // VIEWS], axis=1)
+            pairs = one // VIEWS * count + other // VIEWS
             while len(pairs):  # one pair of views of each two rows at a time
-                _, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+                _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
                 similar = self._confirmer.similar(one[first], other[first])
                 found.append(pairs[first[similar]])
-                left = ~similar[which.reshape(-1)]
+                left = ~similar[which]
                 left[first] = False
                 one, other, pairs = one[left], other[left], pairs[left]
-        rows = np.unique(np.concatenate(found), axis=0)
-        return rows[:, 0], rows[:, 1]
+        ones, others = np.divmod(np.unique(np.concatenate(found)), max(1, count))
+        return ones, others
 
 
 class Crowds:
@@ -82,6 +87,7 @@ class Crowds:
         self._apart = apart
         self._distance = distance
         self._confirmer = confirmer
+        self._least = confirmer.thresholds.whole - _ROUNDING
         counts = np.diff(candidates.starts)
         crowds = np.repeat(candidates.crowds, counts)
         places = np.flatnonzero(crowds != NO_CROWD)
@@ -96,7 +102,8 @@ class Crowds:
         members = np.split(order, begins)[1:]  # places of each crowd's entries, by rank
         self._members = dict(zip(self._crowds[order][begins].tolist(), members, strict=True))
         self._centers = dict.fromkeys(self._members, 1)  # how many rows are compared the next time
-        self._found: dict[tuple[int, int], Positions] = {}  # what is similar, by crowd and row
+        # What is similar to the rows that each crowd was compared with last: no earlier ones are asked for again.
+        self._found: dict[int, dict[int, Positions]] = {crowd: {} for crowd in self._members}
 
     def rows(self) -> Positions:
         """The rows in crowds, ascending."""
@@ -112,10 +119,11 @@ class Crowds:
             return np.empty(0, np.int64)
         found = known
         for crowd in np.unique(self._crowds[low:high]).tolist():
-            if (crowd, row) not in self._found:
+            if row not in self._found[crowd]:
                 self._compare(crowd, row, free, found)
-            rows = self._found.pop((crowd, row))
-            found = np.union1d(found, rows[free[rows]])
+            rows = self._found[crowd][row]
+            rows = rows[free[rows]]
+            found = np.union1d(found, rows) if len(rows) else found
         return np.setdiff1d(found, known)
 
     def _compare(self, crowd: int, row: int, free: Mask, known: Positions) -> None:
@@ -125,30 +133,49 @@ class Crowds:
         members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never asked for again
         self._members[crowd] = members
         ranks = self._rank[self._rows[members]]
-        last = np.unique(ranks)[: self._centers[crowd]][-1]
-        self._centers[crowd] = min(4 * self._centers[crowd], _MOST_CENTERS)
-        centers = members[ranks <= last]
+        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # of each row's members, which are by rank
+        number = min(self._centers[crowd], len(ends))
+        centers = members[: ends[number - 1]]
         targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
-        pairs: list[Positions] = [np.empty((0, 2), np.int64)]
-        for low in range(0, len(targets), _TARGETS):
-            one, other = self._candidates(centers, targets[low : low + _TARGETS])
+        count = len(self._rank)
+        pairs: list[Positions] = [np.empty(0, np.int64)]  # as in `Stars`
+        step = max(1, _COMPARED // len(centers))
+        for low in range(0, len(targets), step):
+            one, other = self._candidates(centers, targets[low : low + step])
             similar = self._confirmer.similar(self._entries[one], self._entries[other])
-            pairs.append(np.stack([self._rows[one[similar]], self._rows[other[similar]]], axis=1))
-        all_pairs = np.concatenate(pairs)
-        for center in np.unique(self._rows[centers]).tolist():
-            self._found[crowd, center] = np.unique(all_pairs[all_pairs[:, 0] == center, 1])
+            pairs.append(self._rows[one[similar]] * count + self._rows[other[similar]])
+        ones, others = np.divmod(np.unique(np.concatenate(pairs)), count)
+        rows = np.unique(self._rows[centers])
+        borders = zip(np.searchsorted(ones, rows).tolist(), np.searchsorted(ones, rows + 1).tolist(), strict=True)
+        self._found[crowd] = {row: others[low:high] for row, (low, high) in zip(rows.tolist(), borders, strict=True)}
+        self._centers[crowd] = 1 if len(ones) * _COVERED > len(targets) else min(4 * number, _MOST_CENTERS)
 
     def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
         """Pairs of centers and later targets with near hashes that may be similar by their sketches."""
-        near = np.bitwise_count(self._hashes[centers][:, None] ^ self._hashes[targets]) <= self._distance
-        near &= self._rank[self._rows[centers]][:, None] < self._rank[self._rows[targets]]
-        least = self._confirmer.thresholds.whole - _ROUNDING
-        if near.sum() > _DENSE * near.size:
-            near &= self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T >= least
-            one, other = (part[each] for part, each in zip((centers, targets), np.nonzero(near), strict=True))
+        sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
+        if self._near(*np.ix_(*sample)).mean() > _DENSE:
+            products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
+            may_be, check = products >= self._least, self._near
         else:
-            one, other = (part[each] for part, each in zip((centers, targets), np.nonzero(near), strict=True))
-            products = np.einsum("ij,ij->i", self._sketches[one], self._sketches[other], dtype=np.float32)
-            one, other = one[products >= least], other[products >= least]
+            parts = np.array_split(centers, len(centers) * len(targets) // _IN_CACHE + 1)
+            may_be = np.concatenate([self._near(*np.ix_(part, targets)) for part in parts])
+            check = self._may_be_similar
+        one, other = np.divmod(np.flatnonzero(may_be), len(targets))  # far faster than `nonzero` of two dimensions
+        one, other = centers[one], targets[other]
+        keep = check(one, other)
+        one, other = one[keep], other[keep]
         keep = comparable(self._entries[one], self._entries[other])
+        keep &= self._rank[self._rows[one]] < self._rank[self._rows[other]]
         return one[keep], other[keep]
+
+    def _near(self, one: Positions, other: Positions) -> Mask:
+        near: Mask = np.bitwise_count(self._hashes[one] ^ self._hashes[other]) <= self._distance
+        return near
+
+    def _may_be_similar(self, one: Positions, other: Positions) -> Mask:
+        found = np.empty(len(one), bool)
+        for low in range(0, len(one), _SKETCHES):
+            part = slice(low, low + _SKETCHES)
+            sketches = self._sketches[one[part]], self._sketches[other[part]]
+            found[part] = np.einsum("ij,ij->i", *sketches, dtype=np.float32) >= self._least
+        return found

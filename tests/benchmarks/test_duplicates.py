@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.duplicates import compare_with_brute_force, kept_result, measure_crowd, measure_rows
+from benchmarks.duplicates import compare_with_brute_force, kept_result, measure_crowd, measure_frames, measure_rows
 from benchmarks.duplicates_photographs import (
     CHANGES,
     GRID,
@@ -89,3 +89,7 @@ def test_planted_hashes_and_rows_are_found() -> None:
 def test_a_crowd_is_one_picture_or_as_many_as_rows() -> None:
     assert measure_crowd(300, True)["copies"] == 299
     assert measure_crowd(300, False)["copies"] == 0
+
+
+def test_frames_of_a_picture_are_near_one_another() -> None:
+    assert 0 < measure_frames(1000)["copies"] < 900

@@ -1,11 +1,13 @@
 """Copies and what they are copies of, against the rule written down for one row after another."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from segmint.operators.similar import candidates
+from segmint.operators.similar import candidates, stars
+from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.clusters import Copies, ImageRows, find_copies
 from segmint.operators.similar.confirm import normalized_views, same_view
 from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
@@ -71,6 +73,33 @@ def test_copies_are_those_that_the_rule_finds_row_by_row(seed: int, many: int, m
     of = found.kept[found.exact]
     assert (rows.sources[found.exact] == rows.sources[of]).all()
     assert (found.kept[of] == -1).all()
+
+
+@pytest.mark.parametrize(("most", "dense"), [(3, -1.0), (3, 1.0), (40, 1.0)])
+@pytest.mark.parametrize("seed", range(5))
+def test_so_are_they_if_few_pairs_are_in_memory(
+    seed: int, most: int, dense: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "_MOST_WAITING", most)
+    monkeypatch.setattr(candidates, "_LEAST_LISTED", most)
+    monkeypatch.setattr(stars, "_DENSE", dense)
+    monkeypatch.setattr(stars, "_COMPARED", 40)
+    monkeypatch.setattr(stars, "_SKETCHES", 7)
+    rows, thumbnails = catalog(seed)
+    assert copies_of(rows, thumbnails).kept.tolist() == one_by_one(rows, thumbnails)
+
+
+def test_memory_does_not_grow_with_near_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_MOST_WAITING", 1 << 14)
+    hashes = np.zeros((1 << 12, VIEWS), np.uint64)
+    hashes[:, 0] = np.arange(1 << 12, dtype=np.uint64) << np.uint64(20) | np.uint64(1)
+    tracemalloc.start()
+    found = find_candidates(hashes, np.ones(len(hashes), bool), 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.pairs) == 0
+    assert len(set(found.crowds.tolist())) == 1
+    assert peak < 20 << 20, "there are 610,304 near pairs"
 
 
 def three(**changed: list[object]) -> ImageRows:
