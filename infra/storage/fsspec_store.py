@@ -46,6 +46,10 @@ class FsspecStore:
             )
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
+    def create_file(self, uri: str, path: Path) -> None:
+        """`create` of a local file, which is in memory meanwhile: few implementations have a condition for files."""
+        self.create(uri, path.read_bytes())
+
     def put(self, uri: str, data: bytes) -> None:
         """Write the whole object."""
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)

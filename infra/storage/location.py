@@ -56,6 +56,10 @@ class Location:
         """Put the object if there is none; return whether it holds these bytes now."""
         return self.storage.put_if_absent(self.uri, data)
 
+    def put_file_if_absent(self, path: Path) -> bool:
+        """Put a local file if there is no object; return whether there are its bytes now."""
+        return self.storage.put_file_if_absent(self.uri, path)
+
     def put_file(self, path: Path) -> None:
         """Write the object from a local file, over an older one."""
         self.storage.put_file(self.uri, path)

@@ -102,6 +102,15 @@ class S3Store:
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
+    def create_file(self, uri: str, path: Path) -> None:
+        """One put, or a multipart upload for a large file, that is completed with `If-None-Match: *`."""
+        if path.stat().st_size <= s3_parts.PART_BYTES:
+            self.create(uri, path.read_bytes())
+        elif self._is_there(uri):  # before gigabytes are sent in vain
+            raise FileExistsError(errno.EEXIST, "an object is already there", uri)
+        else:
+            self._put_parts(uri, path, IfNoneMatch="*")
+
     def put(self, uri: str, data: bytes) -> None:
         """One put; S3 shows an object only when it is complete."""
         bucket, key = _object(uri)
@@ -112,7 +121,19 @@ class S3Store:
         if path.stat().st_size <= s3_parts.PART_BYTES:
             self.put(uri, path.read_bytes())
         else:
-            s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri))
+            self._put_parts(uri, path)
+
+    def _put_parts(self, uri: str, path: Path, **conditions: str) -> None:
+        s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri), **conditions)
+
+    def _is_there(self, uri: str) -> bool:
+        try:
+            self.size(uri)
+        except OSError as error:
+            if meaning(error) is Meaning.ABSENT:
+                return False
+            raise
+        return True
 
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""

@@ -18,10 +18,19 @@ _MOST_PARTS = 10_000
 _POLICY = RetryPolicy()
 
 
-def put_parts(call: Callable[..., Any], uri: str, bucket: str, key: str, path: Path, stands: Callable[[], int]) -> None:
+def put_parts(
+    call: Callable[..., Any],
+    uri: str,
+    bucket: str,
+    key: str,
+    path: Path,
+    stands: Callable[[], int],
+    **conditions: str,
+) -> None:
     """Upload the file at `path`; `call` makes one request of S3, `stands` gives the size of the object at `uri`.
 
-    Raises what `with_retries` raises for the part that failed, after the upload was aborted.
+    The upload is completed under `conditions`. Raises what `with_retries` raises for the part that failed, after the
+    upload was aborted.
     """
     size = path.stat().st_size
     step = max(PART_BYTES, -(-size // _MOST_PARTS))
@@ -47,7 +56,7 @@ def put_parts(call: Callable[..., Any], uri: str, bucket: str, key: str, path: P
             parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
         finally:
             pool.shutdown(cancel_futures=True)  # and wait: a part that arrives after the abort would stay
-        with_retries(_POLICY, "put", uri, lambda: _complete(call, upload, parts, size, stands))
+        with_retries(_POLICY, "put", uri, lambda: _complete(call, upload | conditions, parts, size, stands))
     except BaseException:
         with suppress(SegmintError):
             with_retries(_POLICY, "abort the upload of", uri, lambda: call("abort_multipart_upload", **upload))

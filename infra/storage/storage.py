@@ -96,12 +96,24 @@ class Storage:
         Raises `UsageError` if the store has neither hard links nor conditional puts.
         """
         store = self._store(uri)
+        return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
+
+    def put_file_if_absent(self, uri: str, path: Path) -> bool:
+        """`put_if_absent` of a local file of any size: it appears whole or not at all."""
+        store = self._store(uri)
+
+        def is_there() -> bool:
+            return self.size(uri) == path.stat().st_size and self.sha256(uri) == self.sha256(str(path))
+
+        return self._create(uri, lambda: store.create_file(uri, path), is_there)
+
+    def _create(self, uri: str, create: Callable[[], None], is_there: Callable[[], bool]) -> bool:
         for _ in range(self._retry.attempts):
             try:
-                self._try("put", uri, lambda: store.create(uri, data))
+                self._try("put", uri, create)
             except FileExistsError:
                 try:
-                    return self.read(uri, max_bytes=len(data)) == data
+                    return is_there()
                 except ObjectTooLargeError:
                     return False
                 except NotFoundError:

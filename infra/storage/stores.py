@@ -57,6 +57,9 @@ class Store(Protocol):
     def create(self, uri: str, data: bytes) -> None:
         """Write an object that must not exist; `FileExistsError`, or S3's error code, if it does."""
 
+    def create_file(self, uri: str, path: Path) -> None:
+        """The same from a local file of any size."""
+
     def put(self, uri: str, data: bytes) -> None:
         """Write a whole object, replacing any old one."""
 
@@ -140,8 +143,17 @@ class LocalStore:
             raise FileExistsError(errno.EEXIST, "an object is already there", uri)
         _unless_swept(lambda: self._link(path, data))
 
-    def _link(self, path: Path, data: bytes) -> None:
-        temporary = _write_temporary(path, data)
+    def create_file(self, uri: str, path: Path) -> None:
+        """`create` of a local file, copied in pieces."""
+
+        def copy() -> None:
+            with path.open("rb") as stream:
+                self._link(local_path(uri), stream)
+
+        _unless_swept(copy)
+
+    def _link(self, path: Path, source: bytes | BinaryIO) -> None:
+        temporary = _write_temporary(path, source)
         try:
             os.link(temporary, path)
         except OSError as error:

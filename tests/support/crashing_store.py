@@ -18,7 +18,19 @@ from unittest.mock import patch
 from segmint.infra.storage.connections import connect
 from segmint.infra.storage.stores import Store
 
-STORE_CALLS = ("read", "read_range", "create", "put", "put_file", "walk", "size", "delete", "purge", "ping")
+STORE_CALLS = (
+    "read",
+    "read_range",
+    "create",
+    "create_file",
+    "put",
+    "put_file",
+    "walk",
+    "size",
+    "delete",
+    "purge",
+    "ping",
+)
 FILE_CALLS = ("mkdir", "fsync", "link", "replace", "unlink")
 """The steps of a local put and a local delete, besides the writing itself."""
 

@@ -9,7 +9,7 @@ import pytest
 import segmint.infra.storage.storage
 from segmint.infra.storage.connections import connect
 
-WRITES = frozenset({"create", "put", "put_file", "delete", "purge"})
+WRITES = frozenset({"create", "create_file", "put", "put_file", "delete", "purge"})
 
 
 class KilledError(BaseException):

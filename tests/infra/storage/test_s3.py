@@ -247,6 +247,19 @@ def test_parts_of_a_large_file_are_put_again_one_by_one(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_large_file_is_not_put_over_one_that_comes_meanwhile(
+    storage: Storage, uri: str, big: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3.S3Store, "_is_there", lambda *of: False)
+    assert not storage.put_file_if_absent(uri, big)
+    assert storage.read(uri) == DATA
+    assert uploads(s3_server, uri) == []
+    storage.delete(uri)
+    assert storage.put_file_if_absent(uri, big)
+    assert storage.put_file_if_absent(uri, big)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_large_file_that_cannot_be_put_leaves_nothing(
     proxy: FaultyProxy, storage: Storage, uri: str, big: Path, s3_server: S3Server
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage import s3_parts
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
@@ -123,6 +124,22 @@ def test_put_if_absent_says_whether_our_bytes_are_there(place) -> None:
     for other in (mine[:-1], mine + b"1", b"", bytes(len(mine))):
         assert not storage.put_if_absent(f"{base}/x", other)
     assert storage.read(f"{base}/x") == mine
+
+
+def test_a_file_of_any_size_is_put_if_absent(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, base = place
+    monkeypatch.setattr(s3_parts, "PART_BYTES", 5 << 20)
+    for name, size in (("small", 1_000), ("large", 5_500_000)):
+        mine, other, shorter = (tmp_path / f"{name}-{each}" for each in ("mine", "other", "shorter"))
+        mine.write_bytes(os.urandom(size))
+        other.write_bytes(bytes(size))
+        shorter.write_bytes(bytes(size - 1))
+        assert storage.put_file_if_absent(f"{base}/{name}", mine)
+        assert storage.put_file_if_absent(f"{base}/{name}", mine)
+        assert not storage.put_file_if_absent(f"{base}/{name}", other)
+        assert not storage.put_file_if_absent(f"{base}/{name}", shorter)
+        assert storage.read(f"{base}/{name}") == mine.read_bytes()
+    assert [entry.name for entry in storage.list(base, include_temporary=True)] == ["large", "small"]
 
 
 def test_the_probe_passes_and_leaves_nothing(place) -> None:
