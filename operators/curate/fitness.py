@@ -15,6 +15,9 @@ Pixels = NDArray[np.uint8]
 SIDE = 512
 """Pixels of the shorter side of the picture that is measured; a smaller picture is measured as it is."""
 
+MOST_PIXELS = 16 * SIDE * SIDE
+"""Of the picture that is measured: one that is more than 16 times as long as wide may have a shorter side below."""
+
 _DARK, _BRIGHT = 8, 247  # gray levels up to and from which a pixel counts as clipped; JPEG blurs the ends
 _LEVELS = 32  # of each color, of which 256 are too many to tell a drawing's from its JPEG's noise
 
@@ -31,12 +34,20 @@ MEASURES = {
 
 
 def at_scale(image: Pixels) -> Pixels:
-    """Return an image, (H, W, 3) uint8 RGB, shrunk so that its shorter side is `SIDE`; a smaller one as it is."""
+    """Return an image, (H, W, 3) uint8 RGB, shrunk so that its shorter side is `SIDE`; a smaller one as it is.
+
+    Either is shrunk further to at most `MOST_PIXELS`.
+    """
     height, width = image.shape[:2]
     short = min(height, width)
-    if short <= SIDE:
+    size = width, height
+    if short > SIDE:
+        size = max(SIDE, round(width * SIDE / short)), max(SIDE, round(height * SIDE / short))
+    if size[0] * size[1] > MOST_PIXELS:
+        factor = math.sqrt(MOST_PIXELS / (width * height))
+        size = max(1, int(width * factor)), max(1, int(height * factor))
+    if size == (width, height):
         return image
-    size = max(SIDE, round(width * SIDE / short)), max(SIDE, round(height * SIDE / short))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segmint.operators.curate.fitness import MEASURES, SIDE, at_scale, measure
+from segmint.operators.curate.fitness import MEASURES, MOST_PIXELS, SIDE, at_scale, measure
 
 
 def test_measures_of_a_flat_picture_and_of_two_halves() -> None:
@@ -43,3 +43,13 @@ def test_a_picture_is_measured_at_one_scale(astronaut: np.ndarray) -> None:
     wide = cv2.resize(astronaut, (2048, 1024), interpolation=cv2.INTER_CUBIC)
     assert at_scale(wide).shape == (SIDE, 2 * SIDE, 3)
     assert at_scale(wide.transpose(1, 0, 2)).shape == (2 * SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("shape", [(20, 500_000, 3), (500_000, 20, 3)])
+def test_a_very_long_picture_is_measured_at_a_bounded_size(shape: tuple[int, int, int]) -> None:
+    long = np.broadcast_to(np.uint8(128), shape)
+    found = at_scale(long)
+    assert MOST_PIXELS * 0.9 < found.shape[0] * found.shape[1] <= MOST_PIXELS
+    assert measure(found)["flat"] == 1
+    sixteenth = np.broadcast_to(np.uint8(0), (SIDE, 16 * SIDE, 3))
+    assert at_scale(sixteenth) is sixteenth
