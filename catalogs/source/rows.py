@@ -6,6 +6,7 @@ from datetime import date
 from itertools import accumulate, pairwise
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -66,14 +67,20 @@ class NormalizedRows:
             table = _readable(self._file.read_row_groups(groups))
         return table.slice(low - self._starts[groups[0]], high - low)
 
-    def take(self, ordinals: Sequence[int]) -> pa.Table:
-        """Return the rows with these ordinals, which must be ascending; absent ones are left out."""
-        pieces = [self._schema.empty_table()]
-        for group, (begin, end) in enumerate(pairwise(self._starts)):
-            inside = [ordinal - begin for ordinal in ordinals if begin <= ordinal < end]
-            if inside:
+    def take(self, ordinals: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows with these ordinals, which must be ascending; absent ones are left out.
+
+        With `columns` only these are read.
+        """
+        names = self._schema.names if columns is None else list(columns)
+        pieces = [self._schema.empty_table().select(names)]
+        wanted = np.asarray(ordinals, np.int64)
+        borders = np.searchsorted(wanted, self._starts)
+        for group, (low, high) in enumerate(pairwise(borders.tolist())):
+            if low < high:
                 with self._damage():
-                    pieces.append(_readable(self._file.read_row_group(group)).take(inside))
+                    rows = _readable(self._file.read_row_group(group, columns=names))
+                    pieces.append(rows.take(wanted[low:high] - self._starts[group]))
         return pa.concat_tables(pieces)
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
@@ -133,6 +140,8 @@ def _readable(table: pa.Table) -> pa.Table:
 
     Older versions of segmint pinned any date, and databases write infinity as one far outside.
     """
+    if "valid_until" not in table.column_names:
+        return table
     days = table.column("valid_until").cast(pa.int32())
     if len(days) == days.null_count:
         return table

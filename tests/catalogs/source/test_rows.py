@@ -55,6 +55,7 @@ def test_single_rows_are_taken_from_anywhere(part: tuple[str, int]) -> None:
         assert taken.column("ordinal").to_pylist() == wanted[1:-1]
         assert taken.slice(2, 1).equals(rows.read(first + 64, first + 65))
         assert rows.take([]).equals(NORMALIZED.empty_table())
+        assert rows.take(wanted, ["uri"]).equals(taken.select(["uri"]))
 
 
 def test_ordinals_outside_the_part_give_nothing(part: tuple[str, int]) -> None:
