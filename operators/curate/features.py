@@ -1,7 +1,8 @@
 """The features of a catalog's images: what a curation decides by, in parts of fixed ranges of rows.
 
 A part holds nothing of time, host or attempt, is put if absent, and is never changed: a run that was killed goes on
-with the parts that are missing.
+with the parts that are missing. An image on which the child dies, hangs or runs out of memory may be the machine's
+fault: the part with such a verdict has another name, by which only the run that put it reads it.
 """
 
 import functools
@@ -16,9 +17,9 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.child import Children, forbid_core_dumps
+from segmint.operators.child import Children, SuspectError, forbid_core_dumps
 from segmint.operators.curate.fitness import MEASURES
-from segmint.operators.curate.look import Look, LookConfig, build_looker
+from segmint.operators.curate.look import Look, LookConfig, UndecodedError, build_looker, build_opt_out_reader
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows
 
@@ -44,8 +45,15 @@ FEATURES = pa.schema(
 SKIPPED = "skipped"
 """In `unread`: the catalog alone decides that the image is refused, and it need not be read."""
 
-DONE = pa.schema([pa.field("first", pa.int64()), pa.field("bytes", pa.int64()), pa.field("fault", pa.string())])
-"""What the actor says of a part: its first ordinal, the bytes that it read, and why it was not written, or null."""
+DONE = pa.schema(
+    [
+        pa.field("first", pa.int64()),  # ordinal of the part
+        pa.field("bytes", pa.int64()),  # that were read
+        pa.field("fault", pa.string()),  # why it was not written, or null
+        pa.field("suspect", pa.bool_()),  # whether it is of this run alone
+    ]
+)
+"""What the actor says of a part."""
 
 MOST_READS = 4
 """Reads of an image that cannot be decoded, until two in a row give the same bytes."""
@@ -63,30 +71,31 @@ class CurateTask:
     folder: Location  # of the parts
     assets: str | None = None
     memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
+    again: bool = False  # whether the part was tried before: an image that its child dies on has no features then
 
 
-def part_name(first: int) -> str:
-    """Return the name of the part that begins with this ordinal."""
-    return f"{first:012d}.parquet"
+def part_name(first: int, suspect: bool = False) -> str:
+    """Return the name of the part that begins with this ordinal; one that is `suspect` is of one run alone."""
+    return f"{first:012d}{'.suspect' if suspect else ''}.parquet"
 
 
 def is_skipped(row: Row, opt_outs: bool) -> bool:
     """Whether a row's image is not read: the catalog refuses it, or its image_id is an earlier row's.
 
-    What the catalog says is opted out is read: its copies are opted out, too. If `opt_outs` count, so is what an
-    earlier curation refused: its metadata may forbid training, and its copies are in the catalog.
+    What the catalog says is opted out is read: its copies are opted out, too. If `opt_outs` count, all are read: the
+    metadata of any may forbid training, and its copies are in the catalog.
     """
     reason = row.get("refused_reason")
-    if row.get("opt_out") or reason == Reason.OPTED_OUT:
+    if opt_outs or row.get("opt_out") or reason == Reason.OPTED_OUT:
         return False
-    return row["duplicate_of"] is not None or (reason is not None and not opt_outs)
+    return row["duplicate_of"] is not None or reason is not None
 
 
 class LookAtImages:
     """The actor that Ray Data runs: the rows of one part in, the part put, and a row of `DONE` out.
 
     Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault is no verdict:
-    the part is not put, and the next run tries again.
+    the part is not put, and the next round tries again. So is the first death of the child on an image.
     """
 
     def __init__(self, task: CurateTask) -> None:
@@ -105,15 +114,18 @@ class LookAtImages:
         """Look at the images of a part's rows."""
         rows = list(self._threads.map(self._row, to_rows(table, "curate")))
         fault = next((f"{named(row)}: {row['fault']}" for row in rows if row["fault"] is not None), None)
-        first = rows[0]["ordinal"]
+        first, suspect = rows[0]["ordinal"], any(row.get("suspect", False) for row in rows)
         if fault is None:
             features = pa.Table.from_pylist(
                 [{name: row.get(name) for name in FEATURES.names} for row in rows], schema=FEATURES
             )
-            if not (self._task.folder / part_name(first)).put_if_absent(table_bytes(features, FEATURES)):
+            data = table_bytes(features, FEATURES)
+            if suspect:
+                (self._task.folder / part_name(first, suspect=True)).put(data)
+            elif not (self._task.folder / part_name(first)).put_if_absent(data):
                 fault = "the part is there with other bytes: another machine sees other pixels in an image"
-        done = {"first": [first], "bytes": [sum(row.get("bytes", 0) for row in rows)], "fault": [fault]}
-        return pa.table(done, schema=DONE)
+        size = sum(row.get("bytes", 0) for row in rows)
+        return pa.table({"first": [first], "bytes": [size], "fault": [fault], "suspect": [suspect]}, schema=DONE)
 
     def close(self) -> None:
         """End the child and the threads."""
@@ -132,6 +144,10 @@ class LookAtImages:
             return {**row, **_NOTHING, "unread": SKIPPED}
         try:
             return {**row, **_NOTHING, **self._features(row)}
+        except SuspectError as verdict:
+            return faulted(row, "curate", verdict)
+        except UndecodedError as verdict:
+            return {**row, **_NOTHING, "unread": str(verdict.reason), "opt_out": verdict.opt_out}
         except RejectedError as verdict:
             return {**row, **_NOTHING, "unread": str(verdict.reason)}
         except Exception as error:  # noqa: BLE001 - a fault costs its own part, not the others
@@ -153,7 +169,12 @@ class LookAtImages:
 
     def _look(self, data: bytes, row: Row) -> dict[str, Any]:
         digest = checked_digest(data, row["sha256"])
-        look = self._children.run(data)
+        try:
+            look = self._children.run(data)
+        except SuspectError as verdict:
+            if not self._task.again:
+                raise
+            return {"unread": str(verdict.reason), "suspect": True, "opt_out": self._opt_out(data)}
         return {
             **{name: value for name, value in asdict(look).items() if name in FEATURES.names},
             **look.measures,
@@ -163,6 +184,16 @@ class LookAtImages:
             "thumbnail": look.thumbnail.tobytes(),
             "bytes": len(data),
         }
+
+    def _opt_out(self, data: bytes) -> str | None:
+        """How the metadata of an image that the child dies on forbids training with it; read in another child."""
+        if not self._task.config.opt_outs:
+            return None
+        try:
+            with Children(build_opt_out_reader, timeout_s=self._task.config.ingest.timeout_s) as child:
+                return child.run(data)
+        except SuspectError:
+            return None
 
 
 _NOTHING: dict[str, Any] = {name: None for name in FEATURES.names if name != "ordinal"}

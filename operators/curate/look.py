@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Worker
 from segmint.operators.curate.fitness import SIDE, at_scale, measure
@@ -41,12 +42,27 @@ class Look:
     opt_out: str | None  # how its metadata forbids training with it, in a sentence
 
 
+class UndecodedError(RejectedError):
+    """A verdict on an image that cannot be decoded, and how its metadata forbids training with it, if it does."""
+
+    def __init__(self, reason: Reason, detail: str, opt_out: str | None) -> None:
+        super().__init__(reason, detail)
+        self.opt_out = opt_out
+
+    def __reduce__(self) -> tuple[type["UndecodedError"], tuple[Reason, str, str | None]]:  # type: ignore[override]
+        """Make the verdict picklable, to cross process borders."""
+        return type(self), (self.reason, self.detail, self.opt_out)
+
+
 def look_at(data: bytes, config: LookConfig, scorers: Sequence[Scorer] = ()) -> Look:
-    """Look at an image; raises `RejectedError` as `ingest` does for what cannot be decoded."""
-    source = ingest(data, config.ingest, SIDE)
+    """Look at an image; raises `UndecodedError` for what `ingest` refuses."""
+    reserved = read_opt_out(data) if config.opt_outs else None
+    try:
+        source = ingest(data, config.ingest, SIDE)
+    except RejectedError as verdict:
+        raise UndecodedError(verdict.reason, verdict.detail, reserved) from None
     image = at_scale(source.image)
     hashes = image_hashes(image, mirror=config.mirror)
-    reserved = opt_out(data) if config.opt_outs else None
     return Look(
         width=source.source_width,
         height=source.source_height,
@@ -54,8 +70,19 @@ def look_at(data: bytes, config: LookConfig, scorers: Sequence[Scorer] = ()) -> 
         thumbnail=hashes.thumbnail,
         measures=measure(image),
         scores=tuple(scorer.score(image) for scorer in scorers),
-        opt_out=None if reserved is None else reserved.detail,
+        opt_out=reserved,
     )
+
+
+def read_opt_out(data: bytes) -> str | None:
+    """Return how an image's metadata forbids training with it, in a sentence; None: it does not."""
+    found = opt_out(data)
+    return None if found is None else found.detail
+
+
+def build_opt_out_reader() -> Worker[str | None]:
+    """Build `read_opt_out` for a child process."""
+    return read_opt_out
 
 
 def build_looker(config: LookConfig, storage: Storage, assets: str | None) -> Worker[Look]:

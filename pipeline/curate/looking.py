@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray.data
 import ray.exceptions
@@ -37,12 +37,12 @@ class Looked:
     bytes: int = 0
     seconds: float = 0.0
     faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
+    suspects: set[int] = field(default_factory=set)  # parts that are of this run alone: the next one tries them again
 
-
-def missing_parts(folder: Location, rows: int) -> list[int]:
-    """Return the first ordinals of the parts that are not in the folder."""
-    there = {entry.name for entry in folder.list()}
-    return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
+    def missing(self, folder: Location, rows: int) -> list[int]:
+        """Return the first ordinals of the parts that are not in the folder."""
+        there = {entry.name for entry in folder.list()} | {part_name(first) for first in self.suspects}
+        return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
 
 
 def look_at_images(
@@ -50,10 +50,11 @@ def look_at_images(
 ) -> Looked:
     """Put the parts that are missing of the normalized catalog, a local file; return what was read.
 
-    Raises `UnfinishedError` if some cannot be: their stores have a fault, or Ray fails. Nothing is lost.
+    What failed is tried again, and so is an image that a child process died on: it has no features if that dies again.
+    Raises `UnfinishedError` if some parts cannot be put: their stores have a fault, or Ray fails. Nothing is lost.
     """
     looked = Looked()
-    missing = missing_parts(task.folder, rows)
+    missing = looked.missing(task.folder, rows)
     if not missing:
         return looked
     started, barren = time.monotonic(), 0
@@ -72,7 +73,8 @@ def look_at_images(
                     _look_at_window(task, source, window, cluster, progress, looked)
                 except ray.exceptions.RayError as error:
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
-            missing = missing_parts(task.folder, rows)
+            task = replace(task, again=True)
+            missing = looked.missing(task.folder, rows)
             barren = 0 if len(missing) < before else barren + 1
             if missing and barren < BARREN_ROUNDS:
                 time.sleep(retry_wait_s * 2**barren)
@@ -110,11 +112,13 @@ def _look_at_window(
     with watched(progress, len(tables), math.inf, stages=STAGES):
         for done in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             for each in done.to_pylist():
-                if each["fault"] is None:
-                    looked.parts += 1
-                    looked.bytes += each["bytes"]
-                else:
+                if each["fault"] is not None:
                     looked.faults[each["first"]] = each["fault"]
+                    continue
+                looked.parts += 1
+                looked.bytes += each["bytes"]
+                if each["suspect"]:
+                    looked.suspects.add(each["first"])
 
 
 def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:

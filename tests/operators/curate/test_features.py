@@ -1,6 +1,8 @@
 """Parts of features: the same bytes whatever wrote them, none for a fault, and rows that cannot be read are kept."""
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segmint.catalogs.schema import STAGED
 from segmint.infra.storage.errors import StorageFaultError
@@ -17,6 +20,7 @@ from segmint.operators.curate.features import FEATURES, CurateTask, LookAtImages
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from tests.support.locations import location_of
+from tests.support.signed_images import data_mining, image
 
 
 def rows(*columns: dict[str, Any], first: int = 0) -> pa.Table:
@@ -30,6 +34,7 @@ def actor(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Itera
     folder = tmp_path_factory.mktemp("catalog")
     Image.fromarray(coffee).save(folder / "coffee.jpg")
     (folder / "junk.jpg").write_bytes(b"junk")
+    (folder / "cut.jpg").write_bytes(image("JPEG", data_mining("DMI-PROHIBITED"))[:-1000])
     config = LookConfig(IngestConfig(), mirror=True, opt_outs=True, scorers=())
     looker = LookAtImages(CurateTask(config, Storage(), str(folder / "c.parquet"), location_of(folder / "parts")))
     yield looker
@@ -47,6 +52,7 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
         {"uri": "coffee.jpg", "sha256": "0" * 64},
         {"uri": "coffee.jpg", "refused_reason": "duplicate_image"},
         {"uri": "coffee.jpg", "duplicate_of": 0, "opt_out": True},
+        {"uri": "cut.jpg"},
     )
     (done,) = actor(table).to_pylist()
     file = actor._task.folder / part_name(0)
@@ -55,10 +61,11 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
     table_back = pq.read_table(pa.BufferReader(data))
     assert table_back.schema.equals(FEATURES)
     found = table_back.to_pylist()
-    unread = [None, "not_an_image", "not_found", None, "skipped", None, "hash_mismatch", None, None]
+    unread = [None, "not_an_image", "not_found", None, None, None, "hash_mismatch", None, None, "truncated"]
     assert [row["unread"] for row in found] == unread
     assert (found[0]["width"], found[0]["height"], len(found[0]["thumbnail"])) == (600, 400, 64 * 64)
     assert found[0]["sha256"] == found[5]["sha256"]
+    assert [row["opt_out"] is not None for row in found] == [False] * 9 + [True]
     assert all(found[0]["hashes"])
 
     actor(table)
@@ -66,9 +73,33 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.
 
 
 def test_what_an_earlier_curation_refused_is_read_only_for_opt_outs() -> None:
-    row = {"duplicate_of": None, "refused_reason": "unfit"}
-    assert (is_skipped(row, opt_outs=True), is_skipped(row, opt_outs=False)) == (False, True)
-    assert not is_skipped({**row, "opt_out": True}, opt_outs=False)
+    for row in ({"duplicate_of": None, "refused_reason": "unfit"}, {"duplicate_of": 3, "refused_reason": None}):
+        assert (is_skipped(row, opt_outs=True), is_skipped(row, opt_outs=False)) == (False, True)
+        assert not is_skipped({**row, "opt_out": True}, opt_outs=False)
+
+
+def test_an_image_that_the_child_dies_on_is_a_fault_and_at_the_second_time_one_of_this_run(
+    actor: LookAtImages, tmp_path: Path
+) -> None:
+    reserved = PngInfo()
+    reserved.add_itxt("XML:com.adobe.xmp", data_mining("DMI-PROHIBITED").decode())
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png", pnginfo=reserved)
+    (tmp_path / "junk.jpg").write_bytes(b"junk")
+    parts = location_of(tmp_path / "parts")
+    task = dataclasses.replace(actor._task, catalog_uri=str(tmp_path / "c.parquet"), folder=parts)
+    table = rows({"uri": "large.png"}, {"uri": "junk.jpg"}, first=256)
+    names = []
+    for again in (False, True):
+        starved = LookAtImages(dataclasses.replace(task, memory_limit=16 << 20, again=again))
+        (done,) = starved(table).to_pylist()
+        starved.close()
+        assert (done["fault"] is None, done["suspect"]) == (again, again)
+        assert again or "row 256 (image_id 'x', uri 'large.png'): curate: SuspectError: out_of_memory" in done["fault"]
+        names.append([entry.name for entry in parts.list()])
+    assert names == [[], [part_name(256, suspect=True)]]
+    found = pq.read_table(pa.BufferReader((parts / part_name(256, suspect=True)).read()))
+    assert found["unread"].to_pylist() == ["out_of_memory", "not_an_image"]
+    assert [sentence is not None for sentence in found["opt_out"].to_pylist()] == [True, False]
 
 
 def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(

@@ -1,6 +1,7 @@
 """What is seen in an image's bytes at a reduced scale, with scorers."""
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.operators.curate.look import LookConfig, build_looker
+from segmint.operators.curate.look import LookConfig, UndecodedError, build_looker, look_at
 from segmint.operators.curate.settings import ScorerConfig
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from tests.support.bad_images import encode
+from tests.support.signed_images import data_mining, image
 
 
 class Redness(torch.nn.Module):
@@ -44,6 +47,17 @@ def test_a_large_jpeg_is_looked_at_at_a_reduced_scale(tmp_path: Path, astronaut:
     assert reduced.image.shape == (750, 600, 3)
     whole = Image.fromarray(ingest(data, IngestConfig()).image).resize((600, 750), Image.Resampling.BOX)
     assert np.abs(np.asarray(whole, np.int16) - reduced.image).mean() < 3
+
+
+@pytest.mark.parametrize("opt_outs", [True, False])
+def test_metadata_of_what_cannot_be_decoded_is_read(opt_outs: bool) -> None:
+    data = image("JPEG", data_mining("DMI-PROHIBITED"))[:-1000]
+    with pytest.raises(UndecodedError) as caught:
+        look_at(data, LookConfig(IngestConfig(), False, opt_outs, ()))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.reason, again.detail) == (Reason.TRUNCATED, caught.value.detail)
+    expected = "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED"
+    assert again.opt_out == (expected if opt_outs else None)
 
 
 def test_a_scorer_that_gives_no_number_is_refused(tmp_path: Path) -> None:
