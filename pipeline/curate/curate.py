@@ -26,7 +26,8 @@ from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import MOST_WAITING, NormalizedCatalog, normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
-from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, local_path, parent, scheme
@@ -40,10 +41,12 @@ from segmint.pipeline.curate.decide import Decision, Features, decide, read_feat
 from segmint.pipeline.curate.looking import Looked, look_at_images
 from segmint.pipeline.execution.outages import resumable
 
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 """Of what is seen in which images: another version does not go on with the parts of this one."""
 
-_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python")
+_LIBRARIES = (
+    "numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python", "pyarrow",
+)  # fmt: skip
 _KEY = b"segmint.curate"
 _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that does not depend on its catalog's folder
 
@@ -110,6 +113,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     load_scorers(curate.scorers, storage, config.assets)  # an error in one ends the run here
     with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
         local = Path(name)
+        source_sha256 = source.sha256()
         normalized = normalize(source, local / "catalog.parquet")
         _check_rows(source, target, normalized)
         look = LookConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
@@ -124,16 +128,23 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         task = CurateTask(look, work.storage, catalog, folder, config.assets)
         rows_file = Location(Storage(), str(normalized.path))
         looked = look_at_images(task, rows_file, normalized.rows, config.resources, config.retry_wait_s)
-        features = read_features(folder, normalized.rows, curate)
-        if distributions is not None:
-            return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
-        with NormalizedRows(rows_file) as rows:
-            decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
+        try:
+            features = read_features(folder, normalized.rows, curate)
+            if distributions is not None:
+                return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
+            with NormalizedRows(rows_file) as rows:
+                decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
+        except NotFoundError as error:  # a run for the same output, which removes all parts when it has written it
+            if distributions is None and _is_written(target, whole):
+                return Curated(catalog, output, normalized.rows, written=False)
+            raise UnfinishedError(
+                f"{work} was removed meanwhile, as each run does that has written {target}: run one at a time"
+            ) from error
         result = local / "curated.parquet"
         write_curated(whole_catalog, result, decision, whole)
-        if normalize(source, local / "again.parquet").sha256 != normalized.sha256:
+        if source.sha256() != source_sha256:
             raise UsageError(f"{source} was changed while its images were looked at: run the same command again")
-        if not target.put_if_absent(result.read_bytes()):
+        if not target.put_file_if_absent(result):
             raise UsageError(_taken(target))
     _remove(work)
     return Curated(
@@ -204,7 +215,7 @@ def _look_identity(normalized: NormalizedCatalog, look: LookConfig) -> Any:
         "mirror": look.mirror,
         "opt_outs": look.opt_outs,
         "scorers": [[scorer.name, scorer.sha256] for scorer in look.scorers],
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {name: version(name) for name in (*_LIBRARIES, *(["torch"] if look.scorers else []))},
     }
 
 

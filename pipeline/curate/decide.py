@@ -16,6 +16,7 @@ from segmint.catalogs.attributions import asks_for_attribution
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.rows import NormalizedRows
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import number
@@ -33,6 +34,9 @@ Limits = Mapping[str, Limit]
 
 CATALOG_OPT_OUT = "the catalog says that the rights holder has opted this image out"
 """The detail of a row whose `opt_out` is true."""
+
+MOST_CREDITED = 8192
+"""Characters of copies' attributions that are added to that of the kept row; the others are counted."""
 
 _THREADS = 8
 _TERMS = ("license", "redistributable", "valid_until")
@@ -207,19 +211,30 @@ def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterato
 def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
     """Return the attributions of kept rows to which their copies' licenses add."""
     wanted = sorted({*copies, *(row for rows in copies.values() for row in rows)})
-    rows = {row["ordinal"]: row for row in catalog.take(wanted).select(_CREDITED).to_pylist()}
+    rows = catalog.take(wanted, ["license", "attribution"])
+    asks = {license: asks_for_attribution(license) for license in rows["license"].unique().to_pylist()}
+    columns = (rows[name].to_pylist() for name in ("license", "attribution"))
+    credited = dict(zip(wanted, zip(*columns, strict=True), strict=True))
     found: dict[int, str] = {}
     for kept, others in copies.items():
-        own = rows[kept]["attribution"]
-        credits = [own] if own else []
-        credits += [rows[o]["attribution"] for o in others if asks_for_attribution(rows[o]["license"])]
-        joined = "; ".join(dict.fromkeys(each for each in credits if each))
+        own = credited[kept][1]
+        credits = [text for license, text in (credited[other] for other in others) if asks[license]]
+        joined = _joined(own, list(dict.fromkeys(text for text in credits if text and text != own)), kept)
         if joined and joined != own:
             found[kept] = joined
     return found
 
 
-_CREDITED = ["ordinal", "license", "attribution"]
+def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
+    """Join credits; behind those that have room, say where the catalog has the others."""
+    lengths = np.cumsum([len(text) for text in others])
+    number = int(np.searchsorted(lengths, MOST_CREDITED, "right"))
+    credits = [own] if own else []
+    credits += others[:number]
+    if number < len(others):
+        left = f"{len(others) - number:,} more"
+        credits.append(f"and {left}, in the catalog's rows that are refused as copies of row {kept + 1}")
+    return "; ".join(credits)
 
 
 def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -237,7 +252,11 @@ def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np
 
 def _parts(folder: Location, firsts: Iterable[int], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
     def read(first: int) -> tuple[int, pa.Table]:
-        with (folder / part_name(first)).open() as stream:
+        try:
+            stream = (folder / part_name(first)).open()
+        except NotFoundError:
+            stream = (folder / part_name(first, suspect=True)).open()
+        with stream:
             return first, pq.read_table(stream, columns=columns)
 
     yield from map_ahead(read, firsts, _THREADS, 2 * _THREADS, "features")

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image, ImageFilter
 
 from segmint.catalogs.source.whole import WholeCatalog
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
+from segmint.infra.storage.location import Location
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.curate.curate import run_curate, write_curated
-from segmint.pipeline.curate.decide import Decision
+from segmint.pipeline.curate.decide import Decision, Features, read_features
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
@@ -81,7 +82,7 @@ def test_a_planted_catalog_ends_as_planted(
     figure = tmp_path / "measures.png"
     drawn = run_curate(config, str(catalog), str(output), distributions=str(figure))
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert (drawn.rows, drawn.unread) == (14, {"not_an_image": 1, "not_found": 1, "skipped": 2})
+    assert (drawn.rows, drawn.unread) == (14, {"not_an_image": 1, "not_found": 1})
     assert not output.exists()
 
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
@@ -117,6 +118,37 @@ def test_a_planted_catalog_ends_as_planted(
     shutil.copytree(tmp_path / "parts", parts[0].parent)
     run_curate(config, str(catalog), str(output))
     assert output.read_bytes() == whole
+
+    # Another run for this output ends, and removes the parts, before they are read.
+    output.unlink()
+    shutil.copytree(tmp_path / "parts", parts[0].parent)
+
+    def beaten(parts_folder: Location, *arguments: Any) -> Features:
+        with monkeypatch.context() as other:
+            other.setattr("segmint.pipeline.curate.curate.read_features", read_features)
+            run_curate(config, str(catalog), str(output))
+        return read_features(parts_folder, *arguments)
+
+    monkeypatch.setattr("segmint.pipeline.curate.curate.read_features", beaten)
+    assert not run_curate(config, str(catalog), str(output)).written
+    assert output.read_bytes() == whole
+    output.unlink()
+    shutil.copytree(tmp_path / "parts", parts[0].parent)
+    with pytest.raises(UnfinishedError, match=r"curated\.parquet\.curate was removed meanwhile, as each run does that"):
+        run_curate(config, str(catalog), str(output), distributions=str(figure))
+    assert output.read_bytes() == whole
+
+    output.unlink()
+    shutil.copytree(tmp_path / "parts", parts[0].parent)
+
+    def meanwhile(*arguments: Any) -> Features:
+        catalog.write_text(catalog.read_text().replace("Ann", "Eve"))
+        return read_features(*arguments)
+
+    monkeypatch.setattr("segmint.pipeline.curate.curate.read_features", meanwhile)
+    with pytest.raises(UsageError, match=r"catalog\.jsonl was changed while its images were looked at"):
+        run_curate(config, str(catalog), str(output))
+    assert not output.exists()
 
 
 def test_a_build_commits_what_the_catalog_refuses(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.storage.storage import Storage
-from segmint.operators.curate.features import CurateTask, LookAtImages
+from segmint.operators.curate.features import CurateTask, LookAtImages, part_name
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.ingest import IngestConfig
-from segmint.pipeline.curate.decide import decide, read_features
+from segmint.pipeline.curate.decide import _attributions, decide, read_features
+from segmint.pipeline.curate.looking import Looked
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining
@@ -31,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Path
     picture.resize((900, 600)).save(folder / "large.jpg")
     picture.save(folder / "reserved.jpg", quality=70, xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
     picture.rotate(180).save(folder / "other.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "reserved.jpg").read_bytes()[:-1000])
     return folder
 
 
@@ -73,6 +75,43 @@ def test_an_opt_out_goes_along_an_image_id(folder: Path, tmp_path: Path) -> None
     same = ("opted_out", "it has the image_id of row 2, which is opted out")
     assert found[0] == found[2] == same
     assert found[3] == ("opted_out", "it looks like row 2, which is opted out")
+
+
+def test_so_does_one_in_the_metadata_of_a_row_with_an_earlier_image_id(folder: Path, tmp_path: Path) -> None:
+    rows = {"uri": "other.jpg", "image_id": "x"}, {"uri": "reserved.jpg", "image_id": "x"}, {"uri": "one.jpg"}
+    found = decided(folder, tmp_path, *rows)
+    assert found[0] == ("opted_out", "it has the image_id of row 2, which is opted out")
+    assert found[1][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
+    assert found[2] == ("opted_out", "it looks like row 2, which is opted out")
+
+
+def test_an_opt_out_of_a_picture_that_cannot_be_decoded_counts(folder: Path, tmp_path: Path) -> None:
+    found = decided(folder, tmp_path, {"uri": "cut.jpg", "image_id": "x"}, {"uri": "other.jpg", "image_id": "x"})
+    assert found[0][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
+    assert found[1] == ("opted_out", "it has the image_id of row 1, which is opted out")
+
+
+def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"license": "CC-BY-4.0", "uri": f"{n}.jpg", "attribution": who} for n, who in enumerate(("A", "Bo", "Cy"))]
+    rows += [{**rows[2], "uri": "3.jpg"}, {**rows[2], "uri": "4.jpg", "attribution": "Di", "license": "CC0-1.0"}]
+    catalog = normalize(location_of(write_catalog(tmp_path / "c.jsonl", rows)), tmp_path / "catalog.parquet")
+    copies = {0: [1, 2, 3, 4]}
+    with NormalizedRows(location_of(catalog.path)) as source:
+        assert _attributions(source, copies) == {0: "A; Bo; Cy"}
+        assert _attributions(source, {2: [3, 4]}) == {}
+        monkeypatch.setattr("segmint.pipeline.curate.decide.MOST_CREDITED", 3)
+        more = "and 1 more, in the catalog's rows that are refused as copies of row 1"
+        assert _attributions(source, copies) == {0: f"A; Bo; {more}"}
+
+
+def test_a_part_of_one_run_is_read_by_it_where_there_is_no_other(folder: Path, tmp_path: Path) -> None:
+    parts = location_of(tmp_path / "parts")
+    decided(folder, tmp_path, {"uri": "one.jpg"})
+    (parts / part_name(0, suspect=True)).put((parts / part_name(0)).read())
+    (parts / part_name(0)).delete()
+    assert read_features(parts, 1, CurateConfig()).pixels.tolist() == [600 * 400]
+    assert Looked().missing(parts, 1) == [0]
+    assert Looked(suspects={0}).missing(parts, 1) == []
 
 
 def test_an_unread_row_protects_the_bytes_that_the_catalog_gives(folder: Path, tmp_path: Path) -> None:
