@@ -134,11 +134,18 @@ def _folder(catalog: Location) -> str:
 def refuse_existing(file: Location) -> None:
     """Raise `UsageError` if the file is there: a catalog may hold work that was done by hand."""
     if file.exists():
-        raise UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")
+        raise UsageError(_taken(file))
+
+
+def _taken(file: Location) -> str:
+    return f"{file} exists already, and is not overwritten: name another file, or delete it first"
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
-    """Write rows of `schema` as a catalog, in the format of `file`'s ending; return their number."""
+    """Write rows of `schema` as a catalog, in the format of `file`'s ending; return their number.
+
+    Raises `UsageError` if another file was put there meanwhile.
+    """
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
         raise UsageError(f"{file}: catalogs are written uncompressed; leave out .gz")
@@ -147,7 +154,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
             rows, path, schema
         )
-        file.put_file(path)
+        if not file.put_if_absent(path.read_bytes()):
+            raise UsageError(_taken(file))
     return count
 
 

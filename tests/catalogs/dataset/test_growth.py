@@ -27,6 +27,7 @@ def compare(folder: Path, *catalogs: list[dict[str, Any]]) -> CatalogGrowth:
     parts: list[Location] = []
     for number, rows in enumerate(catalogs):
         source = folder / f"source-{number}.parquet"
+        source.unlink(missing_ok=True)
         write_catalog(iter(rows), location_of(source))
         growth = (
             compare_catalog(
@@ -113,6 +114,7 @@ def test_a_license_that_an_earlier_segmint_pinned_as_it_was_is_unchanged(tmp_pat
     source = tmp_path / "source.parquet"
 
     def grow(*rows: dict[str, Any]) -> CatalogGrowth:
+        source.unlink()
         write_catalog(iter(rows), location_of(source))
         parts = [location_of(pinned)]
         return compare_catalog(location_of(source), tmp_path / "new.parquet", parts=parts, first_ordinal=100)

@@ -23,6 +23,7 @@ ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b",
 
 
 def catalog_of(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.unlink(missing_ok=True)
     write_catalog(iter(rows), location_of(path))
     return str(path)
 

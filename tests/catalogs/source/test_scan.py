@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,18 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
         {"uri": f"{base}/x/2.jpg", "license": "CC-BY-4.0", "image_id": "x/2.jpg"},
         {"uri": f"{base}/x/å 1.jpg", "license": "CC0-1.0", "image_id": "x/å 1.jpg"},
     ]
+
+
+def test_a_catalog_that_is_put_while_another_is_written_stays(tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+
+    def rows() -> Iterator[dict[str, Any]]:
+        file.write_text("the other one\n")
+        yield {"uri": "a.jpg"}
+
+    with pytest.raises(UsageError, match="exists already"):
+        write_catalog(rows(), location_of(file))
+    assert file.read_text() == "the other one\n"
 
 
 def test_a_compressed_catalog_is_not_written(tmp_path: Path) -> None:
