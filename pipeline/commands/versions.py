@@ -26,6 +26,12 @@ def verify(
         str | None,
         typer.Option("--dataset", metavar="DATASET", help="Of evidence: read this dataset, too, which it must be of."),
     ] = None,
+    sums: Annotated[
+        str | None,
+        typer.Option(
+            "--sums", metavar="SHA256", help="Of evidence: the SHA-256 of SHA256SUMS, as the auditor says it."
+        ),
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,9 +51,9 @@ def verify(
     if is_evidence(folder):
         if version is not None:
             raise UsageError(f"{dataset} is evidence of one version: leave out --version")
-        verified = verify_evidence(folder, public, audited)
-    elif audited is not None:
-        raise UsageError(f"{dataset} is no evidence of an audit: leave out --dataset")
+        verified = verify_evidence(folder, public, audited, sums)
+    elif audited is not None or sums is not None:
+        raise UsageError(f"{dataset} is no evidence of an audit: leave out --dataset and --sums")
     else:
         verified = verify_dataset(folder, version, public)
     answer_with(verified, as_json)

@@ -5,10 +5,10 @@ It imports nothing of segmint, only Python's standard library (3.9 or newer):
     python3 check.py [FOLDER] [--sums SHA256] [--key PUBLIC.pem] [--dataset DATASET]
 
 It says whether all files are those that SHA256SUMS names, whether the digest of the dataset is that of the files listed
-in leaves.txt, and whether the summary in evidence.json says what audit.json and manifest.json say. With --sums it also
-checks that SHA256SUMS is the one that somebody else wrote down, with --key that the key's owner signed the digest, and
-with --dataset that a local dataset has exactly these bytes. Exit code 0: all is as it should be; 1: it is not; 2: wrong
-usage.
+in leaves.txt, and whether evidence.json says what audit.json, manifest.json and leaves.txt say. With --key it checks
+that the key's owner signed the digest, which covers leaves.txt and manifest.json, but nothing that the audit says; with
+--sums that SHA256SUMS, and so every file, is what the auditor published; with --dataset that a local dataset has the
+files of the digest. Exit code 0: all is so; 1: it is not; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -18,59 +18,96 @@ import base64
 import hashlib
 import json
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 SUMS = "SHA256SUMS"
 EVIDENCE = "evidence.json"
 AUDIT = "audit.json"
 MANIFEST = "manifest.json"
 LEAVES = "leaves.txt"
+STUDY = "study.json"
+PAGE = "index.html"
+CHECK = "check.py"
 SCHEMA_VERSION = 1
-
-_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
-_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
-_ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # what precedes the 32 bytes of such a key (RFC 8410)
-SAME = (
+SAME = (  # what the summary repeats of the audit
     *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
     *("not_looked_at", "not_built", "not_compared", "unusable_commits"),
 )
-"""What the summary repeats of the audit."""
+ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a malformed file raises."""
 
-Read = Callable[[str], bytes]
-"""Returns a file of the evidence by its path below the folder; raises an exception if it cannot."""
+_TYPES = (  # of what is in evidence.json
+    (str, ("when", "verdict")),
+    (int, ("schema_version", "findings_total")),
+    (list, ("signatures", "notes", "not_looked_at", "not_built", "not_compared", "unusable_commits", "searched_by")),
+    (dict, ("dataset", "findings_by_code", "checked", "options", "detector_files", "built_with", "software")),
+)
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+_MANIFEST_NAME = re.compile(r"dataset(?:\.g([2-9]|[1-9][0-9]+))?\.json")
+COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones)/[^/.][^/]*\.json")
+_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
+_ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # what precedes the 32 bytes of such a key (RFC 8410)
+Read = Callable[[str], bytes]  # of a file by its path
 
-IsSigned = Callable[[bytes, bytes, bytes], bool]
-"""Whether, for a raw public key and a message, these 64 bytes are the Ed25519 signature."""
+
+@dataclass
+class Checked:
+    """What is wrong with a folder, and what it says."""
+
+    problems: list[str]
+    sums: str | None = None  # SHA-256 of SHA256SUMS
+    leaves: dict[str, str] = field(default_factory=dict)
+    evidence: Any = None
+    study: Any = None
+    later: list[str] | None = None  # files of the dataset that are `COVERED`, but no leaves; if it was read
 
 
-def problems_of(
-    files: Iterable[str], read: Read, key: bytes | None = None, is_signed: IsSigned | None = None
-) -> list[str]:
-    """Return what is wrong with a folder that has files of these names; nothing if all is as it should be.
-
-    Only these are read. `key` is a raw public key (32 bytes) that must have signed the digest.
-    """
-    names = set(files)
-
-    def read_known(name: str) -> bytes:
-        if name not in names:
-            raise ValueError(f"{name}: no such file")
-        return read(name)
-
+def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> Checked:
+    """Check files by their names; `sums` is the SHA-256 of SHA256SUMS, `key` the raw key that signed the digest."""
+    names, needed = set(files), (SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES)
+    done = Checked([f"{name}: no such file" for name in needed if name not in names])
+    if done.problems:
+        return done
     try:
-        wrong = list(_wrong_files(names, read_known))
-        return wrong or list(_contradictions(read_known, key, is_signed or is_ed25519_signature))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return [f"the evidence cannot be read: {type(error).__name__}: {error}"]
+        listed = read(SUMS)
+        done.sums = hashlib.sha256(listed).hexdigest()
+        if sums is not None and sums.lower().replace("sha256:", "") != done.sums:
+            done.problems.append(f"{SUMS}: its SHA-256 is {done.sums}, expected {sums}")
+        done.problems += _wrong_files(names, lines_of(listed, SUMS), read)
+        if not done.problems:
+            done.leaves = lines_of(read(LEAVES), LEAVES)
+            done.evidence = parse(read(EVIDENCE), EVIDENCE)
+            done.study = parse(read(STUDY), STUDY) if STUDY in names else None
+            done.problems += _contradictions(done, names, read, key)
+    except ERRORS as error:
+        done.problems.append(f"the evidence cannot be read: {getattr(error, 'strerror', None) or repr(error)}")
+    return done
+
+
+def parse(data: bytes, name: str) -> Any:
+    """Return a JSON value; raises `ValueError` where parsers differ: a key twice, NaN, or anything but plain UTF-8."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{name}: has a key twice, of {sorted(keys)}")
+        return dict(pairs)
+
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{name}: {text} is not JSON")
+
+    return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
 
 
 def lines_of(data: bytes, name: str) -> dict[str, str]:
     """Return the SHA-256 of each file by its path, from lines as `sha256sum` prints them; raises `ValueError`."""
     found: dict[str, str] = {}
-    for number, line in enumerate(data.decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
         match = _LINE.fullmatch(line)
         if match is None or match[2] in found:
             raise ValueError(f"{name}, line {number}: expected a SHA-256, two spaces and a path, each path once")
@@ -102,92 +139,137 @@ def key_id(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:16]
 
 
-def _wrong_files(names: set[str], read: Read) -> Iterator[str]:
-    sums = lines_of(read(SUMS), SUMS)
-    for name in sorted(sums.keys() - names):
-        yield f"{name}: no such file, and {SUMS} names it"
-    for name in sorted(names - sums.keys() - {SUMS}):
-        yield f"{name}: {SUMS} does not name it"
+def _wrong_files(names: set[str], sums: dict[str, str], read: Read) -> Iterator[str]:
+    for name in sorted(names ^ sums.keys() ^ {SUMS}):
+        yield f"{name}: {f'{SUMS} does not name it' if name in names else f'no such file, and {SUMS} names it'}"
     for name in sorted(sums.keys() & names):
         found = hashlib.sha256(read(name)).hexdigest()
         if found != sums[name]:
             yield f"{name}: other bytes than {SUMS} says: expected SHA-256 {sums[name]}; found {found}"
-    for name in (EVIDENCE, AUDIT, MANIFEST, LEAVES):
-        if name not in sums:
-            yield f"{name}: {SUMS} does not name it, and evidence has it"
 
 
-def _contradictions(read: Read, key: bytes | None, is_signed: IsSigned) -> Iterator[str]:
-    evidence, audit, manifest = (json.loads(read(name)) for name in (EVIDENCE, AUDIT, MANIFEST))
+def _contradictions(done: Checked, names: set[str], read: Read, key: bytes | None) -> Iterator[str]:
+    evidence, audit, manifest = done.evidence, parse(read(AUDIT), AUDIT), parse(read(MANIFEST), MANIFEST)
     if evidence["schema_version"] != SCHEMA_VERSION:
         yield f"{EVIDENCE}: its schema_version is {evidence['schema_version']!r}, expected {SCHEMA_VERSION}"
         return
-    dataset = evidence["dataset"]
-    leaves = lines_of(read(LEAVES), LEAVES)
-    digest = digest_of(leaves)
-    for where, stated in ((EVIDENCE, dataset["digest"]), (AUDIT, audit["version"]["digest"])):
-        if stated != digest:
-            yield f"{where}: names the digest {stated}; that of {LEAVES} is {digest}"
-    if leaves.get(dataset["manifest"]) != hashlib.sha256(read(MANIFEST)).hexdigest():
-        yield f"{MANIFEST}: is not the {dataset['manifest']} of {LEAVES}"
-    if audit["version"]["number"] != dataset["version"]:
-        yield f"{EVIDENCE}: names version {dataset['version']}, {AUDIT} {audit['version']['number']}"
-    for name in SAME:
-        if evidence[name] != audit[name]:
-            yield f"{EVIDENCE}: {name} is not that of {AUDIT}"
-    if evidence["searched_by"] != (audit["privacy"] or {}).get("detectors", []):
-        yield f"{EVIDENCE}: searched_by is not privacy.detectors of {AUDIT}"
-    built = evidence["built_with"]
-    for name in ("numerics", "weights", "code_version"):
-        if built[name] != manifest[name]:
-            yield f"{EVIDENCE}: built_with.{name} is not that of {MANIFEST}"
-    if built["deidentify"] != manifest["config"].get("deidentify"):
-        yield f"{EVIDENCE}: built_with.deidentify is not config.deidentify of {MANIFEST}"
+    types: dict[str, type] = {name: kind for kind, keys in _TYPES for name in keys}
+    for name in sorted(evidence.keys() ^ types.keys() ^ {"study"}):
+        yield f"{EVIDENCE}: {name}: {'evidence has no such key' if name in evidence else 'is missing'}"
+    for name in sorted(evidence.keys() & types.keys()):
+        if type(evidence[name]) is not types[name]:  # a bool is an int
+            yield f"{EVIDENCE}: {name} is a {type(evidence[name]).__name__}, expected a {types[name].__name__}"
+    number = audit["version"]["number"]
+    if type(number) not in (int, type(None)):
+        yield f"{AUDIT}: version.number is {number!r}, expected a whole number or null"
+    matches = (_MANIFEST_NAME.fullmatch(path) for path in done.leaves)
+    manifests = {int(match[1] or 1): match[0] for match in matches if match}
+    latest = manifests[max(manifests)] if manifests else "dataset.json"
+    if done.leaves.get(latest) != hashlib.sha256(read(MANIFEST)).hexdigest():
+        yield f"{MANIFEST}: is not the {latest} of {LEAVES}"
+    name, digest, study = manifest["name"], digest_of(done.leaves), done.study
+    last = manifest["catalog"][-1] if manifest["catalog"] else {"first_shard": 0, "rows": 0}
+    shards = last["first_shard"] - -last["rows"] // manifest["images_per_shard"]
+    dataset = {"name": name, "digest": digest, "version": number, "manifest": latest, "shards": shards}
+    built = {key: manifest[key] for key in ("code_version", "numerics", "weights")}
+    built["deidentify"] = manifest["config"].get("deidentify")
+    ids = [each["key_id"] for each in evidence["signatures"]]
+    signatures = [{"key_id": each, "file": f"versions/{number}.{each}.sig"} for each in ids]
+    said: list[tuple[str, str, Any, Any, str]] = [
+        (EVIDENCE, "dataset", evidence["dataset"], dataset, f"{AUDIT}, {LEAVES} and {MANIFEST}"),
+        (EVIDENCE, "built_with", evidence["built_with"], built, MANIFEST),
+        (EVIDENCE, "signatures", evidence["signatures"], signatures, "their keys and the version"),
+        (EVIDENCE, "options.sample", evidence["options"]["sample"], audit["sample"], AUDIT),
+        (EVIDENCE, "searched_by", evidence["searched_by"], (audit["privacy"] or {}).get("detectors", []), AUDIT),
+        (EVIDENCE, "study", evidence["study"], None if study is None else STUDY, "the folder"),
+        *((EVIDENCE, key, evidence[key], audit[key], AUDIT) for key in SAME),
+        (AUDIT, "version.digest", audit["version"]["digest"], digest, LEAVES),
+        (AUDIT, "dataset", audit["dataset"], name, MANIFEST),
+        (AUDIT, "kind and scope", [audit["kind"], audit["scope"]], ["segmint", "all"], "a whole audit of a dataset"),
+        (AUDIT, "shards", audit["shards"], shards, MANIFEST),
+        *((STUDY, key, study[key], manifest[key], MANIFEST) for key in ("name", "config_sha256") if study is not None),
+    ]
+    if study is not None and study["version"]["number"] == number and number is not None:
+        said.append((STUDY, "version.digest", study["version"]["digest"], digest, LEAVES))
+    for where, what, *values, source in said:
+        found, expected = (json.dumps(value, sort_keys=True) for value in values)  # 1, 1.0 and true are not equal
+        if found != expected:
+            yield f"{where}: {what} is not that of {source}: expected {expected[:400]}; found {found[:400]}"
+    known = {SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES, PAGE, CHECK, *(each["file"] for each in signatures)}
+    for file in sorted(names - {STUDY} ^ known):
+        yield f"{file}: {'evidence has no such file' if file in names else 'no such file'}"
     if key is not None:
-        yield from _unsigned(read, dataset, evidence["signatures"], key, is_signed)
+        file, message = f"versions/{number}.{key_id(key)}.sig", f"segmint dataset sha256:{digest}\n".encode()
+        if key_id(key) not in ids:
+            yield f"the key {key_id(key)} did not sign the digest: signed by {ids}"
+        elif file in names and not is_ed25519_signature(key, message, read(file)):
+            yield f"{file}: not the signature of sha256:{digest}, by the key {key_id(key)}"
 
 
-def _unsigned(read: Read, dataset: Any, signatures: Any, key: bytes, is_signed: IsSigned) -> Iterator[str]:
-    files = [each["file"] for each in signatures if each["key_id"] == key_id(key)]
-    if not files:
-        yield f"the key {key_id(key)} did not sign the digest: signed by {[each['key_id'] for each in signatures]}"
-    for file in files:
-        if not is_signed(key, f"segmint dataset sha256:{dataset['digest']}\n".encode(), read(file)):
-            yield f"{file}: not the signature of sha256:{dataset['digest']}, by the key {key_id(key)}"
-
-
-def dataset_problems(leaves: dict[str, str], dataset: Path) -> Iterator[str]:
-    """Yield what a local dataset lacks or has otherwise: the files of its digest, and those that its commits name."""
-    for path, expected in leaves.items():
-        yield from _wrong_bytes(dataset, path, expected)
-        if path.startswith("commits/") and (dataset / path).is_file():
-            for file in json.loads((dataset / path).read_bytes())["files"]:
-                yield from _wrong_bytes(dataset, file["path"], file["sha256"])
-
-
-def _wrong_bytes(dataset: Path, path: str, expected: str) -> Iterator[str]:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        yield f"{path}: leads out of the dataset"
-        return
+def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], BinaryIO]) -> Iterator[str]:
+    """Yield what a dataset lacks or has otherwise of a file of its digest; for a commit, also of the files it names."""
     try:
-        found = _sha256_of(dataset / path)
-    except OSError as error:
-        yield f"{dataset / path}: {error.strerror or error}"
-        return
-    if found != expected:
-        yield f"{dataset / path}: other bytes: expected SHA-256 {expected}; found {found}"
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError("leads out of the dataset")
+        files: list[Any] = []
+        digest = hashlib.sha256()
+        with open_file(path) as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+            if digest.hexdigest() != expected:
+                yield f"{path}: other bytes: expected SHA-256 {expected}; found {digest.hexdigest()}"
+            elif path.startswith("commits/"):
+                stream.seek(0)
+                files = parse(stream.read(), path)["files"]
+        for file in files:
+            yield from wrong_in_dataset(file["path"], file["sha256"], open_file)
+    except ERRORS as error:
+        yield f"{path}: {getattr(error, 'strerror', None) or repr(error)}"
 
 
-def _sha256_of(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+def lines_about(done: Checked, published: bool, key: bytes | None) -> list[str]:
+    """Return what was found and what was not checked, for people; `published`: the SHA-256 of SHA256SUMS was given."""
+    sums, later = f"{SUMS}: {f'sha256:{done.sums}' if done.sums else 'not read'}", done.later or []
+    names = ", ".join([*later[:10], *([f"{len(later) - 10} more"] if len(later) > 10 else [])])
+    why = "the dataset has grown or was corrected since (or has left-overs): neither digest nor audit covers"
+    note = [f"{why} {names}"] if later else []
+    if done.problems:
+        return [*(f"problem: {problem}" for problem in done.problems), *note, f"{sums}; NOT verified"]
+    dataset, mine = done.evidence["dataset"], None if key is None else key_id(key)
+    others = ", ".join(each["key_id"] for each in done.evidence["signatures"] if each["key_id"] != mine)
+    version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
+    lines = [
+        f"dataset {dataset['name']}, {dataset['shards']} shards, digest sha256:{dataset['digest']}",
+        *([f"signed by the key {mine}: the digest, and so {LEAVES} and {MANIFEST}"] if mine else []),
+        *([f"signatures that were not checked, by the keys {others}: give --key"] if others else []),
+        *([] if mine or others else ["nobody signed the digest"]),
+        f"the dataset {'was not read: give --dataset' if done.later is None else 'has all files of this digest'}",
+        *note,
+        f"the audit says: {version}, {done.evidence['when']}: {done.evidence['verdict']}",
+    ]
+    if done.study is not None:
+        lines.append(f"{STUDY} says: its images were drawn from sha256:{done.study['version'].get('digest')}")
+    if published:
+        return [*lines, f"{sums}; verified"]
+    page = f"{PAGE} and {STUDY}" if done.study is not None else f"and {PAGE}"
+    return [
+        *lines,
+        f"not covered by a signature: version number, verdict and all else in {AUDIT} and {EVIDENCE}, {page}; the "
+        "writer of the folder can have changed these: give --sums with the SHA-256 that the auditor published",
+        f"{sums}; {'the digest is verified, the audit is not' if mine else 'nobody vouches for it: not verified'}",
+    ]
 
 
-# Ed25519 (RFC 8032, section 5.1), since the standard library has no signatures. Points are (X, Y, Z, T) with x = X / Z,
-# y = Y / Z, x * y = T / Z. Slow and not of constant time, which is no harm where only public values are used.
+def files_in(folder: Path) -> tuple[set[str], list[str]]:
+    """Return the names of the files in a local folder, and what is wrong with what else is there; follows no link."""
+    below = [path for each in (folder, folder / "versions") if each.is_dir() for path in each.iterdir()]
+    modes = {path.relative_to(folder).as_posix(): path.lstat().st_mode for path in below}
+    files = {name for name, mode in modes.items() if stat.S_ISREG(mode)}
+    others = sorted(name for name in modes.keys() - files if name != "versions" or not stat.S_ISDIR(modes[name]))
+    return files, [f"{name}: a link, folder or special file, which evidence does not have" for name in others]
+
+
+# Ed25519 (RFC 8032, section 5.1): the standard library has none. Not of constant time: all values here are public.
 _P = 2**255 - 19
 _Q = 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, _P) % _P
@@ -202,31 +284,22 @@ def is_ed25519_signature(key: bytes, message: bytes, signature: bytes) -> bool:
         return False
     challenge = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % _Q
     base = _decoded((4 * pow(5, -1, _P) % _P).to_bytes(32, "little"))
-    minus = (_P - owner[0], owner[1], owner[2], _P - owner[3])
-    return _encoded(_added(_times(scalar, base), _times(challenge, minus))) == signature[:32]
+    x, y = _added(_times(scalar, base), _times(challenge, (_P - owner[0], owner[1])))
+    return int.from_bytes(signature[:32], "little") == int(y | (x & 1) << 255)
 
 
 def _added(a: Any, b: Any) -> Any:
-    low, high = (a[1] - a[0]) * (b[1] - b[0]) % _P, (a[1] + a[0]) * (b[1] + b[0]) % _P
-    c, d = 2 * _D * a[3] * b[3] % _P, 2 * a[2] * b[2] % _P
-    e, f, g, h = high - low, d - c, d + c, high + low
-    return e * f % _P, g * h % _P, f * g % _P, e * h % _P
+    both = _D * a[0] * b[0] * a[1] * b[1] % _P
+    x, y = a[0] * b[1] + b[0] * a[1], a[1] * b[1] + a[0] * b[0]
+    return x * pow(1 + both, -1, _P) % _P, y * pow(1 - both, -1, _P) % _P
 
 
 def _times(scalar: int, point: Any) -> Any:
-    total = (0, 1, 1, 0)
-    while scalar:
-        if scalar & 1:
-            total = _added(total, point)
-        point, scalar = _added(point, point), scalar >> 1
+    total: Any = (0, 1)
+    for bit in f"{scalar:b}":
+        total = _added(total, total)
+        total = _added(total, point) if bit == "1" else total
     return total
-
-
-def _encoded(point: Any) -> bytes:
-    inverse = pow(point[2], -1, _P)
-    x: int = point[0] * inverse % _P
-    y: int = point[1] * inverse % _P
-    return (y | (x & 1) << 255).to_bytes(32, "little")
 
 
 def _decoded(data: bytes) -> Any:
@@ -239,44 +312,36 @@ def _decoded(data: bytes) -> Any:
         x = x * _ROOT % _P
     if len(data) != 32 or y >= _P or (x * x - square) % _P or (x == 0 and odd):
         return None
-    x = _P - x if x & 1 != odd else x
-    return x, y, 1, x * y % _P
+    return (_P - x if x & 1 != odd else x), y
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check a folder as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(description="Check a folder of evidence about a segmint dataset.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 that {SUMS} must have")
+    parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 of {SUMS}, as the auditor published it")
     parser.add_argument("--key", metavar="PUBLIC.pem", type=Path, help="the key that must have signed the digest")
-    parser.add_argument("--dataset", metavar="DATASET", type=Path, help="a local dataset that must have these bytes")
+    parser.add_argument("--dataset", metavar="DATASET", type=Path, help="a local dataset that must have these files")
     options = parser.parse_args(arguments)
-    folder: Path = options.folder
+    folder, dataset = options.folder, options.dataset
     try:
         key = key_of(options.key.read_bytes()) if options.key else None
-        sums = hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()  # without it there is nothing to check
+        next((dataset or folder).iterdir(), None)  # else there is no such folder
+        names, others = files_in(folder)
     except (OSError, ValueError) as error:
         parser.error(f"{error}")
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-    problems = problems_of(names, lambda name: (folder / name).read_bytes(), key)
-    if options.sums is not None and options.sums.lower().replace("sha256:", "") != sums:
-        problems.insert(0, f"{SUMS}: its SHA-256 is {sums}, expected {options.sums}")
-    if options.dataset and not problems:
-        problems += dataset_problems(lines_of((folder / LEAVES).read_bytes(), LEAVES), options.dataset)
-    out = [f"problem: {problem}" for problem in problems]
-    if not problems:
-        evidence = json.loads((folder / EVIDENCE).read_bytes())
-        dataset, ids = evidence["dataset"], [each["key_id"] for each in evidence["signatures"]]
-        version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
-        out += [
-            f"dataset {dataset['name']}, {version}, digest sha256:{dataset['digest']}",
-            f"verdict of {evidence['when']}: {evidence['verdict']}",
-            f"signed by: {', '.join(ids) or 'nobody'}{'' if key or not ids else ' (not checked: give --key)'}",
-        ]
-        out += [] if options.dataset else ["the dataset itself was not read: give --dataset"]
-    out.append(f"{SUMS}: sha256:{sums}; {'NOT verified' if problems else 'verified'}")
-    sys.stdout.write("\n".join(out) + "\n")
-    return 1 if problems else 0
+    done = Checked(others) if others else check_files(names, lambda at: (folder / at).read_bytes(), options.sums, key)
+    if dataset and not done.problems:
+        for path, sha256 in done.leaves.items():
+            wrong = wrong_in_dataset(path, sha256, lambda name: (dataset / name).open("rb"))
+            done.problems += [f"{dataset}/{problem}" for problem in wrong]
+        paths = (path for each in ("dataset*.json", "commits/*", "tombstones/*") for path in dataset.glob(each))
+        found = {path.relative_to(dataset).as_posix() for path in paths} - done.leaves.keys()
+        done.later = sorted(filter(COVERED.fullmatch, found))
+    for line in lines_about(done, options.sums is not None, key):
+        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+        sys.stdout.buffer.write(f"{shown}\n".encode(sys.stdout.encoding, "backslashreplace"))
+    return 1 if done.problems else 0
 
 
 if __name__ == "__main__":

@@ -36,10 +36,6 @@ from segmint.pipeline.evidence.page import render_evidence
 from segmint.pipeline.study.privacy.score import PrivacyScore
 from segmint.pipeline.versions.signatures import signature_path, signers
 
-PAGE = "index.html"
-CHECK = "check.py"
-STUDY = "study.json"
-
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),
     *("facenet-pytorch", "onnxruntime", "agentclpr", "duckdb", "imagehash", "scipy", "cryptography", "ray"),
@@ -76,7 +72,7 @@ def write_evidence(
 ) -> Evidence:
     """Write the evidence of an audit of the whole dataset, and of a privacy study of it, into the folder `folder`.
 
-    Raises `UsageError` if the dataset has changed since it was audited.
+    Raises `UsageError` if the dataset has changed since it was audited, and if another run writes into the folder.
     """
     pinned = load_latest_manifest(dataset)
     snapshot = take_snapshot(dataset, use_cache=False)
@@ -93,7 +89,7 @@ def write_evidence(
             "digest": snapshot.digest,
             "version": number,
             "manifest": name,
-            "shards": report.shards,
+            "shards": pinned.manifest.shards,
         },
         "signatures": [{"key_id": key, "file": path} for key, path in signatures],
         "when": (options.now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -114,7 +110,7 @@ def write_evidence(
         },
         "software": {"segmint": VERSION, "python": platform.python_version(), "platform": platform.platform()}
         | dict(_installed()),
-        "study": None if study is None else STUDY,
+        "study": None if study is None else check.STUDY,
     }
     files = {
         check.EVIDENCE: _json(value),
@@ -122,12 +118,14 @@ def write_evidence(
         check.MANIFEST: (dataset / name).read(),
         check.LEAVES: "".join(f"{leaf.line()}\n" for leaf in snapshot.leaves).encode(),
         **{path: (dataset / path).read() for _, path in signatures},
-        **({} if study is None else {STUDY: _json(study.to_dict())}),
-        CHECK: Path(check.__file__).read_bytes(),
+        **({} if study is None else {check.STUDY: _json(study.to_dict())}),
+        check.CHECK: Path(check.__file__).read_bytes(),
     }
-    files[PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()
+    files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()
     sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
     sha256 = hashlib.sha256(sums).hexdigest()
+    if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # of several runs one goes on
+        raise UsageError(f"{folder} has files already: another run put {check.EVIDENCE} there; name an empty folder")
     note_output(dataset, "audit --evidence", folder, {check.SUMS: sha256})
     for path, data in {**files, check.SUMS: sums}.items():
         (folder / path).put(data)

@@ -1,50 +1,53 @@
 """`segmint verify` of a folder of evidence: the checks of its `check.py`, by this segmint's own copy of them."""
 
-import hashlib
-import json
+import errno
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from typing import Any, BinaryIO, TypeVar
 
 from segmint.catalogs.dataset.manifest import manifest_generations
-from segmint.catalogs.dataset.versions.record import VersionName, read_version, version_numbers
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.versions.digest import short_digest
+from segmint.catalogs.layout import COMMITS, MANIFEST
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.pipeline.evidence import check
-from segmint.pipeline.versions.signatures import key_id, read_public_key
-from segmint.pipeline.versions.verify import verify_dataset
+from segmint.pipeline.versions.signatures import read_public_key
+
+T = TypeVar("T")
+
+_THREADS = 8
+_AHEAD = 64
 
 
 @dataclass(frozen=True)
 class VerifiedEvidence:
-    """The result of checking a folder of evidence."""
+    """The result of checking a folder of evidence.
+
+    `digest` and `audit_says` are None if there are problems. No signature covers what the audit says. `verified` is
+    whether it is what the auditor published: there is no problem, and the SHA-256 of SHA256SUMS was given.
+    """
 
     evidence: str
     sha256: str | None  # of SHA256SUMS
-    files: int
     problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    checked_key: str | None
-    verdict: str | None  # the audit's; None if it cannot be believed, and so is the version
-    version: VersionName | None
+    verified: bool
+    checked_key: str | None  # id of the key that signed the digest
+    not_covered: tuple[str, ...] | None  # what the dataset has besides the files of the digest; None: it was not read
+    digest: str | None  # of the dataset
+    audit_says: dict[str, Any] | None  # version, when, verdict
+    text: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
-        return {**asdict(self), "verified": not self.problems}
+        return {name: value for name, value in asdict(self).items() if name != "text"}
 
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
-        result = f"{counted(len(self.problems), 'problem')}: not verified" if self.problems else "verified"
-        return [
-            *(f"problem: {problem}" for problem in self.problems),
-            *(f"note: {note}" for note in self.notes),
-            *([] if self.verdict is None else [f"the audit's verdict: {self.verdict}"]),
-            f"read {counted(self.files, 'file')} of evidence; {result}",
-            *([] if self.sha256 is None else [f"{check.SUMS}: sha256:{self.sha256}"]),
-            *([] if self.version is None else [self.version.line()]),
-        ]
+        return [*self.text, *([] if self.digest is None else [f"dataset digest: {short_digest(self.digest)}"])]
 
 
 def is_evidence(folder: Location) -> bool:
@@ -53,52 +56,69 @@ def is_evidence(folder: Location) -> bool:
     return bool(names & {check.SUMS, check.EVIDENCE}) and not manifest_generations(folder)
 
 
-def verify_evidence(folder: Location, key: Location | None = None, dataset: Location | None = None) -> VerifiedEvidence:
-    """Check a folder of evidence, with a public key the signature of the digest, and that a dataset is the one audited.
+def verify_evidence(
+    folder: Location, key: Location | None = None, dataset: Location | None = None, sums: str | None = None
+) -> VerifiedEvidence:
+    """Check a folder of evidence, as far as it is given with the key that signed the digest, dataset and SHA-256.
 
     Raises `UsageError` for a key that cannot be used, and if there is no dataset there.
     """
-    public_key = None if key is None else read_public_key(key)
-    names = [entry.name for entry in folder.walk(include_temporary=True)]
-    raw = None if public_key is None else public_key.public_bytes_raw()
-    problems = check.problems_of(names, lambda name: (folder / name).read(), raw, _is_signed)
-    notes, verdict, version = [], None, None
-    if not problems:
-        value = json.loads((folder / check.EVIDENCE).read())
-        version = VersionName(value["dataset"]["digest"], value["dataset"]["version"])
-        verdict = value["verdict"]
-        signed = ", ".join(each["key_id"] for each in value["signatures"])
-        if public_key is None:
-            notes.append(f"signed by the keys {signed}, not checked: name one with --key" if signed else "not signed")
-        if dataset is None:
-            notes.append("the dataset itself was not read: name it with --dataset")
-        else:
-            problems += _dataset_problems(dataset, version)
+    raw = None if key is None else read_public_key(key).public_bytes_raw()
+    if dataset is not None and not manifest_generations(dataset):
+        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path of --dataset")
+    others: list[str] = []
+    if scheme(folder.uri) == LOCAL:
+        names, others = _files_in(folder)
+    else:
+        names = {entry.name for entry in folder.walk(include_temporary=True)}
+
+    def read(name: str) -> bytes:
+        return _found(name, (folder / name).read)
+
+    done = check.Checked(others) if others else check.check_files(names, read, sums, raw)
+    if dataset is not None and not done.problems:
+        _check_dataset(dataset, done)
+    evidence = None if done.problems else done.evidence
     return VerifiedEvidence(
         evidence=str(folder),
-        sha256=hashlib.sha256((folder / check.SUMS).read()).hexdigest() if check.SUMS in names else None,
-        files=len(names),
-        problems=tuple(problems),
-        notes=tuple(notes),
-        checked_key=None if public_key is None else key_id(public_key),
-        verdict=verdict,
-        version=version,
+        sha256=done.sums,
+        problems=tuple(done.problems),
+        verified=not done.problems and sums is not None,
+        checked_key=None if raw is None else check.key_id(raw),
+        not_covered=None if done.later is None else tuple(done.later),
+        digest=evidence and evidence["dataset"]["digest"],
+        audit_says=evidence
+        and {"version": evidence["dataset"]["version"], "when": evidence["when"], "verdict": evidence["verdict"]},
+        text=tuple(check.lines_about(done, sums is not None, raw)),
     )
 
 
-def _dataset_problems(dataset: Location, version: VersionName) -> list[str]:
-    """Read every byte of a dataset, as it was at the version audited."""
-    recorded = [n for n in version_numbers(dataset) if read_version(dataset, n).digest == version.digest]
-    found = verify_dataset(dataset, recorded[-1] if recorded else None)
-    problems = [f"{dataset}: {problem}" for problem in found.problems]
-    if found.version.digest != version.digest:
-        problems.append(f"{dataset}: its digest is sha256:{found.version.digest}, audited was sha256:{version.digest}")
-    return problems
-
-
-def _is_signed(key: bytes, message: bytes, signature: bytes) -> bool:
+def _files_in(folder: Location) -> tuple[set[str], list[str]]:
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
+        return check.files_in(local_path(folder.uri))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _check_dataset(dataset: Location, done: check.Checked) -> None:
+    """Read the files of the digest, and look for those that it does not cover."""
+
+    def open_file(path: str) -> BinaryIO:
+        return _found(path, (dataset / path).open)
+
+    def problems(leaf: tuple[str, str]) -> list[str]:
+        return list(check.wrong_in_dataset(*leaf, open_file))
+
+    for found in map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves"):
+        done.problems += [f"{dataset}/{problem}" for problem in found]
+    listed = [("", dataset), *((f"{name}/", dataset / name) for name in (COMMITS, TOMBSTONES))]
+    names = {f"{prefix}{entry.name}" for prefix, folder in listed for entry in folder.list()} - done.leaves.keys()
+    done.later = sorted(filter(check.COVERED.fullmatch, names))
+
+
+def _found(path: str, read: Callable[[], T]) -> T:
+    """Return what `read` returns; an absent file is an `OSError`, as `check` expects."""
+    try:
+        return read()
+    except NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error

@@ -174,12 +174,15 @@ def test_evidence_is_written_and_verified(dataset: str, copy: Path, tmp_path: Pa
     done = run(str(copy), "--privacy-sample", "0", "--sample", "1", "--evidence", folder)
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith(f"evidence: {folder}; SHA256SUMS sha256:")
-    done = CliRunner().invoke(app, ["verify", folder, "--dataset", str(copy), "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["verified"]
+    sums = done.stderr.splitlines()[0].rpartition("sha256:")[2]
+    for given in ([], ["--sums", sums]):
+        done = CliRunner().invoke(app, ["verify", folder, "--dataset", str(copy), "--json", *given])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["verified"] is bool(given)
     done = CliRunner().invoke(app, ["verify", folder, "--dataset", dataset])
     assert done.exit_code == 1
-    assert "audited was sha256:" in done.stdout
+    assert f"problem: {dataset}/" in done.stdout
+    assert "; NOT verified\n" in done.stdout
     again = run(str(copy), "--evidence", folder)
     assert (again.exit_code, "has files already" in again.stderr) == (2, True)
     done = CliRunner().invoke(app, ["verify", str(copy), "--dataset", dataset])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf
-from segmint.pipeline.evidence.check import digest_of, is_ed25519_signature, key_of
+from segmint.pipeline.evidence.check import check_files, digest_of, is_ed25519_signature, key_id, key_of, lines_about
 
 SHA256 = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
@@ -37,6 +37,10 @@ def sum_again(folder: Path) -> None:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names if n != "SHA256SUMS"]
     (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def key_id_of(base: Path) -> str:
+    return key_id(key_of((base / "key.public.pem").read_bytes()))
 
 
 def edit(folder: Path, name: str, old: str, new: str) -> None:
@@ -77,12 +81,27 @@ def test_a_folder_with_its_dataset_and_signature_is_verified(evidence_folder: Pa
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[-1] == f"SHA256SUMS: sha256:{sums}; verified"
-    assert len(lines) == 4
-    assert not lines[2].endswith("(not checked: give --key)")
+    assert [line.split(":")[0].split(",")[0] for line in lines[:-1]] == [
+        *("dataset small", f"signed by the key {key_id_of(base)}", "the dataset has all files of this digest"),
+        *("the audit says", "study.json says"),
+    ]
+
+
+def test_what_nothing_vouches_for_is_not_said_to_be_verified(evidence_folder: Path) -> None:
     done = run(evidence_folder)
     assert done.returncode == 0
-    assert "(not checked: give --key)" in done.stdout
-    assert "the dataset itself was not read" in done.stdout
+    assert (
+        f"signatures that were not checked, by the keys {key_id_of(evidence_folder.parent)}: give --key" in done.stdout
+    )
+    assert "the dataset was not read: give --dataset" in done.stdout
+    assert done.stdout.endswith("; nobody vouches for it: not verified\n")
+    done = run(evidence_folder, "--key", evidence_folder.parent / "key.public.pem")
+    assert done.returncode == 0
+    assert (
+        "not covered by a signature: version number, verdict and all else in audit.json and evidence.json"
+        in done.stdout
+    )
+    assert done.stdout.endswith("; the digest is verified, the audit is not\n")
 
 
 @pytest.mark.parametrize("name", ["audit.json", "evidence.json", "leaves.txt", "manifest.json", "index.html"])
@@ -103,18 +122,78 @@ def test_files_that_are_missing_or_added_are_found(copy: Path) -> None:
     assert "problem: more.txt: SHA256SUMS does not name it" in out
     assert "problem: index.html: no such file, and SHA256SUMS names it" in out
     (copy / "SHA256SUMS").unlink()
-    assert run(copy).returncode == 2
+    done = run(copy)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "problem: SHA256SUMS: no such file")
+    assert run(copy, copy / "nothing").returncode == 2
+
+
+def test_links_and_folders_are_refused_and_not_followed(copy: Path) -> None:
+    (copy / "more").symlink_to("/etc")
+    (copy / "page.html").symlink_to("index.html")
+    (copy / "empty").mkdir()
+    os.mkfifo(copy / "pipe")
+    done = run(copy)
+    assert done.returncode == 1
+    found = [
+        line.split(":")[1].strip() for line in done.stdout.splitlines() if "a link, folder or special file" in line
+    ]
+    assert found == ["empty", "more", "page.html", "pipe"]
+
+
+@pytest.mark.parametrize(
+    "name", ["evidence.json", "audit.json", "manifest.json", "study.json", "leaves.txt", "SHA256SUMS"]
+)
+def test_a_malformed_file_is_a_problem_and_no_traceback(evidence_folder: Path, name: str) -> None:
+    paths = [path for path in evidence_folder.rglob("*") if path.is_file()]
+    files = {path.relative_to(evidence_folder).as_posix(): path.read_bytes() for path in paths}
+
+    def problems(data: bytes | None) -> list[str]:
+        changed = {path: value for path, value in {**files, name: data}.items() if value is not None}
+        if name != "SHA256SUMS":
+            sums = [f"{hashlib.sha256(changed[n]).hexdigest()}  {n}\n" for n in sorted(changed) if n != "SHA256SUMS"]
+            changed["SHA256SUMS"] = "".join(sums).encode()
+        done = check_files(changed, changed.__getitem__, None, None)
+        assert lines_about(done, False, None)
+        return done.problems
+
+    assert not problems(files[name])
+    for data in (None, b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000, files[name][: len(files[name]) // 2]):
+        assert problems(data), data
+    if not name.endswith(".json"):
+        return
+    value = json.loads(files[name])
+    text = files[name].decode().strip()
+    assert any("has a key twice" in each for each in problems(f"{text[:-1]}, {text[1:]}".encode()))
+    assert any("not JSON" in each for each in problems(f'{text[:-1]}, "x": NaN}}'.encode()))
+    used = ("name", "config_sha256", "version") if name == "study.json" else tuple(value)
+    unseen = {"findings", "files_of_writers", "licenses", "duplicates", "statistics"} if name == "audit.json" else set()
+    for key in set(used) - unseen:
+        assert problems(json.dumps({each: value[each] for each in value if each != key}).encode()), key
+        for other in (True, 1.5, "\ud800", [1], {"a": 1}):
+            found = problems(json.dumps({**value, key: other}).encode())
+            assert found or type(other) is type(value[key]), (key, other)
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "problem"),
     [
         ("evidence.json", '"findings_total": 0', '"findings_total": 1', "findings_total is not that of audit.json"),
-        ("evidence.json", '"weights": {', '"weights": {"x": 1,', "built_with.weights is not that of manifest.json"),
+        ("evidence.json", '"weights": {', '"weights": {"x": 1,', "built_with is not that of manifest.json"),
+        ("evidence.json", '"name": "small"', '"name": "large"', "dataset is not that of audit.json, leaves.txt and"),
+        ("evidence.json", '"shards": 3', '"shards": 9', "dataset is not that of audit.json, leaves.txt and"),
+        ("evidence.json", '"version": 1', '"version": true', "dataset is not that of audit.json, leaves.txt and"),
+        ("audit.json", '"number": 1', '"number": "1, certified"', "version.number is '1, certified'"),
+        ("audit.json", '"scope": "all"', '"scope": "integrity"', "kind and scope is not that of a whole audit"),
+        ("evidence.json", '"schema_version": 1', '"schema_version": true', "schema_version is a bool, expected a int"),
+        ("evidence.json", '"sample": 4', '"sample": 6', "options.sample is not that of audit.json"),
+        ("evidence.json", '"study": "study.json"', '"study": null', "study is not that of the folder"),
+        ("evidence.json", '"when":', '"checked_by": "us", "when":', "checked_by: evidence has no such key"),
+        ("study.json", '"name": "small"', '"name": "large"', "study.json: name is not that of manifest.json"),
+        ("study.json", '"digest": "', '"digest": "0', "study.json: version.digest is not that of leaves.txt"),
         ("manifest.json", '"name":', '"name" :', "manifest.json: is not the dataset.json of leaves.txt"),
-        ("leaves.txt", "  commits/000001", "  commits/000009", "that of leaves.txt is"),
+        ("leaves.txt", "  commits/000001", "  commits/000009", "dataset is not that of audit.json, leaves.txt and"),
         ("evidence.json", '"schema_version": 1', '"schema_version": 2', "its schema_version is 2, expected 1"),
-        ("evidence.json", '"dataset": {', '"dataset": [], "y": {', "the evidence cannot be read: TypeError"),
+        ("evidence.json", '"dataset": {', '"dataset": [], "y": {', "dataset is a list, expected a dict"),
     ],
 )
 def test_what_contradicts_itself_is_found_though_its_sums_are_right(
@@ -125,6 +204,16 @@ def test_what_contradicts_itself_is_found_though_its_sums_are_right(
     done = run(copy)
     assert done.returncode == 1
     assert problem in done.stdout
+
+
+def test_what_the_folder_says_cannot_write_a_line_of_the_answer(copy: Path) -> None:
+    for name in ("evidence.json", "audit.json"):
+        edit(copy, name, '"verdict": "', '"verdict": "fine\\n\\u001b[2K; verified\\n')
+    sum_again(copy)
+    done = run(copy)
+    assert done.returncode == 0
+    assert r": fine\n\x1b[2K; verified\n" in done.stdout
+    assert len(done.stdout.splitlines()) == len(run(copy).stdout.splitlines())
 
 
 def test_sums_that_somebody_wrote_down_find_a_folder_that_was_made_again(copy: Path) -> None:
@@ -148,7 +237,7 @@ def test_a_key_that_did_not_sign_and_a_wrong_signature_are_found(copy: Path, evi
     entry = json.loads((copy / "evidence.json").read_text())["signatures"][0]["file"]
     edit(copy, "evidence.json", entry, "../key.sig")
     sum_again(copy)
-    assert "../key.sig: no such file" in run(copy, "--key", public).stdout
+    assert "signatures is not that of their keys and the version" in run(copy, "--key", public).stdout
     assert run(copy, "--key", signature).returncode == 2
 
 
@@ -162,3 +251,23 @@ def test_a_dataset_with_a_changed_byte_is_found(evidence_folder: Path, tmp_path:
     out = run(evidence_folder, "--dataset", dataset).stdout
     assert f"{tar}: other bytes" in out
     assert f"{dataset}/dataset.json: No such file" in out
+
+
+def test_a_dataset_that_has_grown_since_is_said_to_have_and_damaged_commits_are_no_traceback(
+    evidence_folder: Path, tmp_path: Path
+) -> None:
+    dataset = Path(shutil.copytree(evidence_folder.parent / "dataset", tmp_path / "dataset"))
+    shutil.copy(dataset / "dataset.json", dataset / "dataset.g2.json")
+    commit = min((dataset / "commits").glob("*.json"))
+    shutil.copy(commit, dataset / "commits" / "000003.g1.json")
+    (dataset / "commits" / ".tmp-1").write_text("x")
+    done = run(evidence_folder, "--dataset", dataset)
+    assert (done.returncode, done.stderr) == (0, "")
+    later = [
+        line for line in done.stdout.splitlines() if line.startswith("the dataset has grown or was corrected since")
+    ]
+    assert [line.rpartition("covers ")[2] for line in later] == ["commits/000003.g1.json, dataset.g2.json"]
+    commit.write_bytes(commit.read_bytes()[:100])
+    done = run(evidence_folder, "--dataset", dataset)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"{commit}: other bytes" in done.stdout

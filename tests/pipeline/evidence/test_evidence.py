@@ -59,3 +59,12 @@ def test_a_dataset_that_changed_meanwhile_has_no_evidence(evidence_folder: Path,
     with pytest.raises(UsageError, match="was changed while it was audited"):
         write_evidence(dataset, before, QUICK, location_of(tmp_path / "evidence"))
     assert not (tmp_path / "evidence").exists()
+
+
+def test_of_two_runs_into_one_folder_the_second_writes_nothing(evidence_folder: Path, tmp_path: Path) -> None:
+    dataset = location_of(evidence_folder.parent / "dataset")
+    report = read_audit(location_of(evidence_folder / "audit.json"))
+    (tmp_path / "evidence.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"another run put evidence\.json there"):
+        write_evidence(dataset, report, QUICK, location_of(tmp_path))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("evidence.json", "{}")]
