@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
+from segmint.infra.storage.stores import NO_TIME, ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, redact
 
 
@@ -118,13 +118,14 @@ class FsspecStore:
 
 
 def _modified(info: dict[str, Any]) -> datetime:
+    """Return an object's time in UTC, which a time without a zone is taken for; `NO_TIME` if it has none."""
     for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = info.get(key)
-        if isinstance(value, datetime):
-            return value if value.tzinfo else value.replace(tzinfo=UTC)
-        if isinstance(value, int | float):
-            return datetime.fromtimestamp(value, UTC)
-        if isinstance(value, str):
-            with suppress(ValueError):
-                return datetime.fromisoformat(value)
-    return datetime.fromtimestamp(0, UTC)
+        with suppress(ValueError, OverflowError, OSError):
+            if isinstance(value, str):
+                value = datetime.fromisoformat(value)
+            if isinstance(value, datetime):
+                return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+            if isinstance(value, int | float):
+                return datetime.fromtimestamp(value, UTC)
+    return NO_TIME

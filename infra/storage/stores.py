@@ -22,9 +22,13 @@ TEMPORARY_PREFIX = ".tmp-"
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
+NO_TIME = datetime.fromtimestamp(0, UTC)
+"""The time of an object in a listing whose store says none: unknown, and older than any age."""
+
+
 @dataclass(frozen=True, order=True)
 class ObjectInfo:
-    """An object in a listing: name relative to what was listed, size in bytes, time of the last write."""
+    """An object in a listing: name relative to what was listed, size in bytes, time of the last write in UTC."""
 
     name: str
     size: int

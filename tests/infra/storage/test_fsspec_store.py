@@ -1,8 +1,12 @@
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
 import fsspec
 import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.fsspec_store import FsspecStore
+from segmint.infra.storage.stores import NO_TIME
 
 
 @pytest.fixture
@@ -40,3 +44,27 @@ def test_another_fsspec_store_reads_lists_and_deletes(memory_store, tmp_path) ->
         memory_store.purge("/d/a")
     with pytest.raises(UsageError, match="older versions"):
         memory_store.versioned("/d")
+
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("info", "time"),
+    [
+        ({"mtime": NOON.timestamp()}, NOON),
+        ({"created": datetime(2026, 5, 1, 12)}, NOON),
+        ({"updated": "2026-05-01T12:00:00"}, NOON),
+        ({"updated": "2026-05-01T12:00:00.000Z"}, NOON),
+        ({"last_modified": NOON.astimezone(timezone(timedelta(hours=2)))}, NOON),
+        ({"mtime": NOON.timestamp() * 10**6, "created": NOON}, NOON),  # of another unit
+        ({"LastModified": "Fri, 01 May 2026"}, NO_TIME),
+        ({"mtime": date(2026, 5, 1)}, NO_TIME),
+        ({}, NO_TIME),
+    ],
+)
+def test_times_of_a_listing_are_in_utc_or_unknown(memory_store, info: dict[str, Any], time: datetime) -> None:
+    memory_store.put("/d/a", b"a")
+    memory_store._fs.find = lambda *_, **__: {"/d/a": {"name": "/d/a", "size": 1, "type": "file", **info}}
+    (entry,) = memory_store.walk("/d", recursive=False)
+    assert (entry.modified, entry.modified.utcoffset()) == (time, timedelta(0))
