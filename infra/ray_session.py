@@ -29,6 +29,9 @@ _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
 _KIND = "accelerator_type:"
 """Begins the name of the resource by which Ray says the kind of a node's GPUs: `accelerator_type:H100`."""
 
+NAME_GPUS = f"""GPUs that Ray does not name get a name with their nodes: ray start --resources='{{"{_KIND}NAME": 1}}'"""
+"""What to do where a kind is asked for by its name, and there are GPUs without one."""
+
 
 @dataclass(frozen=True)
 class GpuNodes:
@@ -56,6 +59,16 @@ class Cluster:
     def most_workers(self) -> int:
         """How many workers of one CPU can work at once: a local Ray is given more logical CPUs than there are cores."""
         return max(1, self.cores if self.local else int(self.cpus))
+
+    @property
+    def names_gpus(self) -> bool:
+        """Whether Ray names the kind of any GPU: it can only be asked for by that name."""
+        return any(self.gpu_kinds)
+
+    @property
+    def has_unnamed_gpus(self) -> bool:
+        """Whether there are GPUs whose kind Ray does not name."""
+        return "" in self.gpu_kinds
 
 
 def cores_here() -> int:

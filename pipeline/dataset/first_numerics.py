@@ -6,7 +6,7 @@ Ray is imported only when it is needed: a plan runs without it.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute, resolve_compute
@@ -16,6 +16,9 @@ from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.cpu_actors import threads_of_an_actor
+
+if TYPE_CHECKING:
+    from segmint.infra.ray_session import Cluster
 
 
 def first_numerics(config: Config, weights: Path) -> Numerics:
@@ -50,9 +53,9 @@ def _of_detectors(config: Config) -> str:
     device = config.deidentify.device
     if _sees_cuda() or not joins_cluster(config.resources.address):
         return detector_numerics(device)
-    kind_of_gpu = _kind_of_gpu(config)
-    asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", kind_of_gpu)
     with ray_session(config.resources.address) as cluster:
+        of_kind = _kind_of_gpu(config, cluster)
+        asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", of_kind)
         kind: str = _ask(asked, config.stall_timeout, cluster.gpus, detector_numerics, device)
     return kind
 
@@ -86,7 +89,7 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
     with ray_session(config.resources.address) as cluster:
         if config.model.device == "cuda" or _counts_on_gpus(config, cluster.gpus):
             model = config.model.model_copy(update={"device": "cuda"})
-            return _ask_gpu_node(config, model, weights_sha256, cluster.gpus)
+            return _ask_gpu_node(config, model, weights_sha256, cluster)
     return _resolve(config.model.model_copy(update={"device": "cpu"}), config.masks, weights_sha256)
 
 
@@ -95,8 +98,8 @@ def _counts_on_gpus(config: Config, gpus: float) -> bool:
     return gpus > 0 if wanted == "auto" else wanted > 0
 
 
-def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, gpus: float) -> Numerics:
-    """Resolve `model` in a task on a GPU node of the connected cluster, which has so many GPUs."""
+def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, cluster: "Cluster") -> Numerics:
+    """Resolve `model` in a task on a GPU node of the connected cluster."""
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
     asked = _Asked(
@@ -105,15 +108,30 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, gpus:
         num_gpus,
         config.resources.segment.num_cpus,
         "resources.segment.*",
-        _kind_of_gpu(config),
+        _kind_of_gpu(config, cluster),
     )
-    numerics: Numerics = _ask(asked, config.stall_timeout, gpus, _resolve, model, config.masks, weights_sha256)
+    numerics: Numerics = _ask(asked, config.stall_timeout, cluster.gpus, _resolve, model, config.masks, weights_sha256)
     return numerics
 
 
-def _kind_of_gpu(config: Config) -> str | None:
+def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
+    """Return the kind to ask Ray for; None: any, and also where Ray names none.
+
+    Raises `UsageError` where any would mean that chance decides between a kind that has a name and one without: a
+    dataset that is begun on GPUs without a name could not ask for them.
+    """
+    from segmint.infra.ray_session import NAME_GPUS
+
     wanted = config.resources.segment.accelerator_type
-    return None if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted if cluster.names_gpus or not cluster.has_unnamed_gpus else None
+    if cluster.names_gpus and cluster.has_unnamed_gpus and not config.allow_mixed_numerics:
+        names = ", ".join(sorted(filter(None, cluster.gpu_kinds)))
+        raise UsageError(
+            f"the cluster has GPUs of the kinds {names} and others that Ray does not name: set "
+            f"resources.segment.accelerator_type to the kind that the dataset is to be begun with. {NAME_GPUS}"
+        )
+    return None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from segmint.infra.errors import UsageError
-from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types
+from segmint.infra.ray_session import NAME_GPUS, Cluster, GpuNodes, accelerator_types
 from segmint.infra.wording import counted
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.config.config import Config
@@ -32,13 +32,15 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenKind:
     """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
 
-    None where no GPU is used, where the cluster has one kind and none is set, or with `allow_mixed_numerics`. Raises
-    `UsageError`, with the kinds that the cluster has, if it has several and none is that of the dataset.
+    None where no GPU is used, where the cluster has one kind and none is set, where Ray names no kind, so that none can
+    be asked for, or with `allow_mixed_numerics`. Raises `UsageError`, with the kinds that the cluster has, if it has
+    several and none is that of the dataset.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds
-    if not gpu or config.allow_mixed_numerics:
+    if not gpu or config.allow_mixed_numerics or (kinds and not cluster.names_gpus):
         return ChosenKind()
+    unnamed = f". {NAME_GPUS}" if cluster.has_unnamed_gpus else ""
     if wanted == "auto":
         if len(kinds) < 2:  # autoscalers do not know what nodes to add for a kind; each actor checks its own GPU
             return ChosenKind()
@@ -47,13 +49,13 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenK
             raise UsageError(
                 f"the dataset's numerics are of a GPU {gpu!r}, and the cluster has {in_words(kinds)}: add nodes of "
                 "that kind; if Ray names it otherwise, set resources.segment.accelerator_type to that name; or set "
-                "allow_mixed_numerics: true"
+                f"allow_mixed_numerics: true{unnamed}"
             )
         wanted = fitting[0]
     elif wanted not in kinds:
         raise UsageError(
             f"resources.segment.accelerator_type is {wanted!r}, and the cluster has "
-            f"{in_words(kinds) or 'no GPUs'}: name one of these, or add nodes of that kind"
+            f"{in_words(kinds) or 'no GPUs'}: set it to the name of one of these, or add nodes of that kind{unnamed}"
         )
     return ChosenKind(wanted, {name: of for name, of in kinds.items() if name != wanted})
 

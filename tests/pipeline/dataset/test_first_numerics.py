@@ -1,6 +1,7 @@
 """Where a dataset's numerics are resolved: here, or on a GPU node. The GPUs are slots of a local Ray."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ import torch
 
 from segmint.infra.device import physical_cores
 from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import GpuNodes, observe
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.first_numerics import _ask_gpu_node, _counts_on_gpus, _resolve, first_numerics
+from segmint.pipeline.dataset.first_numerics import (
+    _ask_gpu_node,
+    _counts_on_gpus,
+    _kind_of_gpu,
+    _resolve,
+    first_numerics,
+)
 from tests.support.builds import write_config
 
 pytestmark = [
@@ -57,7 +65,7 @@ def test_a_gpu_node_of_the_cluster_answers(tmp_path: Path, one_gpu_slot: None, m
 
 def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
     wanted = config(tmp_path, model={"device": "cpu", "threads": 3})
-    answer = _ask_gpu_node(wanted, wanted.model, SHA, gpus=1)
+    answer = _ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
     assert answer == _resolve(wanted.model, wanted.masks, SHA)
     assert answer.threads == 3
 
@@ -81,6 +89,21 @@ def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path:
     for wanted, gpus, expected in (("auto", 0, False), ("auto", 2, True), (0, 2, False), (1, 0, True)):
         asked = config(tmp_path, resources={"segment": {"num_gpus": wanted}})
         assert _counts_on_gpus(asked, gpus) == expected, (wanted, gpus)
+
+
+def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot: None) -> None:
+    wanted = config(tmp_path, model={"device": "cpu"}, resources={"segment": {"accelerator_type": "H100"}})
+    cluster = observe(local=False)
+    assert _ask_gpu_node(wanted, wanted.model, SHA, cluster) == _resolve(wanted.model, wanted.masks, SHA)
+    named = replace(cluster, gpu_kinds={"H100": GpuNodes(8, 1, 64)})
+    both = replace(cluster, gpu_kinds={**cluster.gpu_kinds, **named.gpu_kinds})
+    for of, kind in ((cluster, None), (named, "H100"), (both, "H100"), (replace(cluster, gpu_kinds={}), "H100")):
+        assert _kind_of_gpu(wanted, of) == kind
+    for of in (cluster, named):
+        assert _kind_of_gpu(config(tmp_path), of) is None
+    with pytest.raises(UsageError, match=r"kinds H100 and others that Ray does not name: set resources\.segment\.acc"):
+        _kind_of_gpu(config(tmp_path), both)
+    assert _kind_of_gpu(config(tmp_path, allow_mixed_numerics=True), both) is None
 
 
 def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(

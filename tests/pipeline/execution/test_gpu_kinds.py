@@ -75,9 +75,20 @@ def test_one_kind_is_asked_for_only_if_that_is_set(tmp_path: Path) -> None:
     """An autoscaler that knows only GPUs and CPUs would add no node for a kind."""
     one = replace(MIXED, gpus=8, gpu_kinds={"H100": GpuNodes(8, 1, 64)}, gpu_nodes=1)
     unnamed = replace(one, gpu_kinds={"": GpuNodes(8, 1, 64)})
-    for cluster, chosen, asked in ((one, "auto", None), (unnamed, "auto", None), (one, "H100", "H100")):
+    alone = ((one, "auto", None), (unnamed, "auto", None), (one, "H100", "H100"), (unnamed, "H100", None))
+    for cluster, chosen, asked in alone:
         stages = laid_out(tmp_path, cluster, segment={"accelerator_type": chosen})
         assert (stages.gpus.name, stages.gpus.idle, stages.segment_pool.largest) == (asked, {}, 8)
+
+
+def test_beside_other_kinds_gpus_without_a_name_need_one(tmp_path: Path) -> None:
+    cluster = replace(MIXED, gpu_kinds={"A100": KINDS["A100"], "": KINDS["H100"]})
+    name_it = r"""4 x A100 on 2 nodes.* ray start --resources='{"accelerator_type:NAME": 1}'$"""
+    with pytest.raises(UsageError, match=f"numerics are of a GPU 'H100 .*{name_it}"):
+        laid_out(tmp_path, cluster)
+    with pytest.raises(UsageError, match=f"accelerator_type is 'H100', .*{name_it}"):
+        laid_out(tmp_path, cluster, segment={"accelerator_type": "H100"})
+    assert laid_out(tmp_path, cluster, segment={"accelerator_type": "A100"}).gpus.idle_text == "8 x unnamed on 1 node"
 
 
 def test_a_dataset_of_cpus_asks_for_no_kind(tmp_path: Path) -> None:
