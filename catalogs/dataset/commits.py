@@ -125,6 +125,28 @@ class _ClaimFile(_Strict):
     paths: list[str]
 
 
+class ListedCommit(NamedTuple):
+    """A commit's file in a listing.
+
+    The commit itself holds nothing of time, and in a copy of a dataset the time is that of the copying.
+    """
+
+    shard: int
+    generation: int
+    size: int  # bytes
+    modified: datetime  # when the store got it; `NO_TIME` where the store does not say
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The shard and the generation."""
+        return self.shard, self.generation
+
+
+def held_of(listed: Iterable[ListedCommit]) -> list[ListedCommit]:
+    """Return those that hold of the files of all commits, which are in order."""
+    return list({commit.shard: commit for commit in listed}.values())
+
+
 class CommitLog:
     """The commits of one dataset. Cheap to make, and may be used by several threads."""
 
@@ -140,13 +162,16 @@ class CommitLog:
         """Return each committed shard with its generations, ascending; files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
 
-    def written(self) -> dict[tuple[int, int], datetime]:
-        """Return when the store got each commit's file, by shard and generation, from one listing.
+    def listed(self) -> list[ListedCommit]:
+        """Return the files of all commits, in order of shards and generations, from one listing."""
+        entries = ((parse_commit_name(entry.name), entry) for entry in self._folder.list())
+        return sorted(
+            ListedCommit(*parsed, entry.size, entry.modified) for parsed, entry in entries if parsed is not None
+        )
 
-        A commit holds nothing of time: in a copy of a dataset these are the times of the copying.
-        """
-        listed = ((parse_commit_name(entry.name), entry.modified) for entry in self._folder.list())
-        return {parsed: modified for parsed, modified in listed if parsed is not None}
+    def held(self) -> list[ListedCommit]:
+        """Return the files of the commits that hold, in order of shards, from one listing."""
+        return held_of(self.listed())
 
     def location(self, shard: int, generation: int) -> Location:
         """Return the location of a commit's file."""
@@ -187,6 +212,10 @@ class CommitLog:
         """
         return self._read_ahead(self.read, wanted, threads)
 
+    def read_held(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
+        """Yield the commits of (shard, generation) pairs, in that order; if one is replaced meanwhile, the newer."""
+        return self._read_ahead(self._read_latest, wanted, threads)
+
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
         """Yield the commits that hold, in order of shards; if one is replaced meanwhile, the newer one.
 
@@ -194,7 +223,7 @@ class CommitLog:
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
-        return self._read_ahead(self._read_latest, wanted, threads)
+        return self.read_held(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
         """Put a commit if there is none of its shard and generation.

@@ -2,22 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from itertools import chain, groupby
 from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit
 from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, canonical_json, fingerprint, shard_name
-from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError, StorageFaultError
+from segmint.infra.errors import SegmintError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 1000
 """The number of shards that a summary covers."""
+
+TOLD_FROM = 2000
+"""More commits than these to read one by one take a while: the log says so."""
 
 
 @dataclass(frozen=True)
@@ -64,84 +68,114 @@ def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
 
 def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
     """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
-    committed = CommitLog(dataset).committed().items()
-    return sum_listed(dataset, [pair for pair in committed if wanted is None or pair[0] in wanted], threads=threads)
+    held = CommitLog(dataset).held()
+    return sum_listed(dataset, [commit for commit in held if wanted is None or commit.shard in wanted], threads=threads)
 
 
 def sum_listed(
     dataset: Location,
-    committed: Iterable[tuple[int, int]],
+    held: Iterable[ListedCommit],
     known: Mapping[str, CommitSums] = MappingProxyType({}),
     threads: int = 16,
-    *,
-    must_save: bool = True,
 ) -> CommitSums:
-    """Sum these commits, as pairs of shard and generation in order of shards.
+    """Sum the commits of these shards; `held` are the files of those that hold, in order of shards.
 
-    `known` has sums of each thousand of shards that were read already, by the name of their summary.
+    A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of each thousand of shards
+    that were read already, by the name of their summary.
 
-    The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the generations
-    they were made from: an outdated summary is not found, and is made again, as is one that is damaged. Without
-    `must_save` the answer is the same where the dataset cannot be written to.
+    The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the commits'
+    files: an outdated summary is not found, and is made again, as is one that is damaged. Where they cannot be saved,
+    that is logged, and the answer is the same.
     """
-    log = CommitLog(dataset)
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    blocks = _blocks(committed)
+    blocks = {summary_name(members): members for members in _blocks(held)}
 
-    def saved(members: list[tuple[int, int]]) -> CommitSums | None:
-        name = summary_name(members) if len(members) == SUMMARY_SHARDS else None
+    def saved(name: str) -> CommitSums | None:
         return _saved(folder / name) if name in existing else None
 
-    total = NOTHING
-    for members, sums in zip(blocks, map_ahead(saved, blocks, threads, threads, "summaries"), strict=True):
-        if sums is not None:
-            total += sums
-            continue
-        name, full = summary_name(members), len(members) == SUMMARY_SHARDS
-        part = known.get(name, NOTHING)
-        if name not in known:
-            for commit in log.read_many(members, threads):
-                part += sums_of(commit)
-        if full and part.shards == SUMMARY_SHARDS:
-            try:
-                _save(folder, name, part, existing)
-            except (StorageFaultError, UsageError, OSError):
-                if must_save:
-                    raise
-        total += part
+    found = dict(zip(blocks, map_ahead(saved, blocks, threads, threads, "summaries"), strict=True))
+    unread = sum(len(blocks[name]) for name, sums in found.items() if sums is None and name not in known)
+    if unread > TOLD_FROM:
+        get_logger("summaries").info("commits without saved sums are read one by one", commits=unread)
+    total, saving = NOTHING, True
+    for name, members in blocks.items():
+        sums = found[name]
+        if sums is None:
+            sums, as_listed = (known[name], True) if name in known else _sum(dataset, members, threads)
+            if saving and as_listed and len(members) == SUMMARY_SHARDS:
+                saving = save_block(folder, name.partition("-")[0] + "-", name, canonical_json(vars(sums)), existing)
+        total += sums
     return total
 
 
-def save_full_blocks(dataset: Location, committed: Iterable[tuple[int, int]]) -> None:
+def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     """Save the sums of each full thousand of these commits that has none yet: a long build does so as it goes.
 
-    Then a status meanwhile reads few commits one by one. What cannot be saved is left for the next time.
+    Then a status meanwhile reads few commits one by one. Raises nothing: what cannot be read or saved is logged, and
+    left for the next time.
     """
-    full = [pair for members in _blocks(committed) if len(members) == SUMMARY_SHARDS for pair in members]
-    if full:
-        with suppress(StorageFaultError, DamagedDatasetError):
-            sum_listed(dataset, full, must_save=False)
+    full = [members for members in _blocks(held) if len(members) == SUMMARY_SHARDS]
+    if not full:
+        return
+    try:
+        existing = {entry.name for entry in (dataset / SUMMARIES).list()}
+        new = [members for members in full if summary_name(members) not in existing]
+        sum_listed(dataset, chain.from_iterable(new))
+    except (SegmintError, OSError) as error:
+        _log_once(f"{dataset / SUMMARIES}", str(error))
 
 
-def _blocks(committed: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Cut pairs of shard and generation, in order of shards, at each thousand of shards."""
-    return [list(members) for _, members in groupby(committed, key=lambda pair: pair[0] // SUMMARY_SHARDS)]
+def save_block(folder: Location, block: str, name: str, data: bytes, existing: Iterable[str]) -> bool:
+    """Save what is known of a full block of commits in `summaries/`, and delete what was saved of it before.
+
+    `block` is what the names of the block's files begin with. Returns whether it was saved: it can be made again, so
+    that a fault is logged, and stops nothing.
+    """
+    try:
+        (folder / name).put(data)
+        for old in existing:
+            if old.startswith(block) and old != name:
+                (folder / old).delete()
+    except (SegmintError, OSError) as error:
+        _log_once(str(folder), str(error))
+        return False
+    return True
 
 
-def _save(folder: Location, name: str, sums: CommitSums, existing: Iterable[str]) -> None:
-    """Save the sums of a full thousand, and delete those that it had before."""
-    (folder / name).put(canonical_json(vars(sums)))
-    prefix = name.partition("-")[0]
-    for old in existing:
-        if old.startswith(f"{prefix}-") and old != name:
-            (folder / old).delete()
+@cache
+def _log_once(folder: str, problem: str) -> None:
+    """Log why sums are not saved; once, as a build tries it with each window."""
+    get_logger("summaries").warning("sums of commits are not saved", folder=folder, problem=problem)
 
 
-def summary_name(members: Sequence[tuple[int, int]]) -> str:
-    """Return the name of the summary of a full thousand of shards, as pairs of shard and generation, in order."""
-    first = members[0][0] // SUMMARY_SHARDS * SUMMARY_SHARDS
-    return f"{shard_name(first)}-{fingerprint(members)}.json"
+def _sum(dataset: Location, members: Sequence[ListedCommit], threads: int) -> tuple[CommitSums, bool]:
+    """Read commits and sum them; also return whether they are all as listed, and none was replaced meanwhile."""
+    listed = {member.key for member in members}
+    sums, as_listed = NOTHING, 0
+    for commit in CommitLog(dataset).read_held((member.key for member in members), threads):
+        sums += sums_of(commit)
+        as_listed += (commit.shard, commit.generation) in listed
+    return sums, as_listed == len(members)
+
+
+def _blocks(held: Iterable[ListedCommit]) -> list[list[ListedCommit]]:
+    """Cut commits, in order of shards, at each thousand of shards."""
+    return [list(members) for _, members in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
+
+
+def summary_name(members: Sequence[ListedCommit]) -> str:
+    """Return the name of the summary of a full thousand of shards, from their commits' files in order."""
+    first = members[0].shard // SUMMARY_SHARDS * SUMMARY_SHARDS
+    return f"{shard_name(first)}-{files_fingerprint(members)}.json"
+
+
+def files_fingerprint(members: Sequence[ListedCommit]) -> str:
+    """Return a hash of commits' files as listed.
+
+    By their sizes and times, to the second, too: a dataset that is deleted and begun again has the same generations.
+    """
+    return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 
 
 def _saved(file: Location) -> CommitSums | None:

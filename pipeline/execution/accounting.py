@@ -170,7 +170,7 @@ def account(
     stages: Sequence[StageLoad] = (),
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).committed(), wanted)
+    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).held(), wanted)
     return Accounting(
         dataset=str(dataset.location),
         **vars(totals),

@@ -72,8 +72,9 @@ class MissingShards:
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Check the commits: another build may write them too."""
-        committed = self._commits.committed()
-        save_full_blocks(self._dataset.location, committed.items())
+        held = self._commits.held()
+        save_full_blocks(self._dataset.location, held)
+        committed = {commit.shard for commit in held}
         unfinished = [shard for shard in window if shard not in committed]
         self.left = [shard for shard in self.left[len(window) :] if shard not in committed] + unfinished
         self._metrics.set(SHARDS_MISSING, len(self.left))

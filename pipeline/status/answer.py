@@ -45,7 +45,7 @@ class Status:
     name: str
     time: datetime  # when it was read
     totals: Totals
-    last_commit: datetime | None  # of a build or a correction
+    last_commit: datetime | None  # of a build or a correction; None: there is none, or its time is not known
     pace: Pace | None  # None: too few commits to say, or all of one moment
     prices: Prices
     gaps: Sequence[Gap]
@@ -100,7 +100,9 @@ class Status:
             "price": self.prices.price,
             "devices": self.prices.devices,
             "cost_left": self.cost_left,
-            "held_back": [{**asdict(gap), "since": gap.since.isoformat()} for gap in self.gaps],
+            "held_back": [
+                {**asdict(gap), "since": None if gap.since is None else gap.since.isoformat()} for gap in self.gaps
+            ],
             "drift": None
             if drift is None
             else {**asdict(drift), "compared": [{**asdict(one), "unusual": one.unusual} for one in drift.compared]},
@@ -128,8 +130,9 @@ class Status:
         if not self.complete:
             lines.append(f"left       {counted(totals.missing_rows, 'row')} in {counted(len(totals.missing), 'shard')}")
         if self.last_commit is not None:
-            ago = (self.time - self.last_commit).total_seconds()
-            lines.append(f"last       a commit {duration(max(0.0, ago))} ago")
+            lines.append(f"last       a commit {self._ago(self.last_commit)}")
+        elif totals.shards:
+            lines.append("last       a commit at a time that is unknown: the store gives no times")
         if pace is not None:
             lines.append(
                 f"pace       {number(pace.images_per_s)} images/s, {number(pace.masks_per_s)} masks/s: the last "
@@ -152,7 +155,7 @@ class Status:
         if not self.gaps:
             return []
         shards, rows = sum(gap.shards for gap in self.gaps), sum(gap.rows for gap in self.gaps)
-        names = [f"{gap.name} ({duration(self._age(gap))} ago)" for gap in self.gaps[:SHOWN]]
+        names = [f"{gap.name} ({self._age(gap)})" for gap in self.gaps[:SHOWN]]
         more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
         return [
             f"held back  {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
@@ -161,8 +164,11 @@ class Status:
             "are being written, or in another --shards range",
         ]
 
-    def _age(self, gap: Gap) -> float:
-        return max(0.0, (self.time - gap.since).total_seconds())
+    def _age(self, gap: Gap) -> str:
+        return "time unknown" if gap.since is None else self._ago(gap.since)
+
+    def _ago(self, when: datetime) -> str:
+        return f"{duration(max(0.0, (self.time - when).total_seconds()))} ago"
 
     def _drift_lines(self) -> list[str]:
         drift = self.drift

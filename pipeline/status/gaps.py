@@ -3,7 +3,7 @@
 Why a shard is held back is not stored in a dataset: a run keeps it in memory and in its log. The gaps say which.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
@@ -19,7 +19,7 @@ class Gap:
     first: int
     last: int
     rows: int
-    since: datetime  # when the shard after them was committed
+    since: datetime | None  # when the shard after them was first committed; None: not known
 
     @property
     def shards(self) -> int:
@@ -35,10 +35,13 @@ class Gap:
 def find_gaps(
     manifest: DatasetManifest,
     missing: Sequence[int],
-    committed: Mapping[int, int],
-    written: Mapping[tuple[int, int], datetime],
+    committed: Container[int],
+    first_commits: Mapping[int, datetime],
 ) -> list[Gap]:
-    """Return the runs of missing shards that a committed one follows, in order; `missing` is ascending."""
+    """Return the runs of missing shards that a committed one follows, in order; `missing` is ascending.
+
+    `first_commits` has the time of each shard's first commit, as far as it is known.
+    """
     gaps = []
     first = None
     for shard, following in zip_longest(missing, missing[1:]):
@@ -46,7 +49,7 @@ def find_gaps(
         if following == shard + 1:
             continue
         if shard + 1 in committed:
-            since = written[shard + 1, committed[shard + 1]]
-            gaps.append(Gap(first, shard, rows_of(manifest, range(first, shard + 1)), since))
+            rows = rows_of(manifest, range(first, shard + 1))
+            gaps.append(Gap(first, shard, rows, first_commits.get(shard + 1)))
         first = None
     return gaps

@@ -1,10 +1,13 @@
 """How fast a dataset grows, by the times at which the store got its commits: they hold nothing of time themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 
+from segmint.catalogs.dataset.commits import ListedCommit
 from segmint.catalogs.dataset.summaries import CommitSums
+from segmint.infra.storage.stores import NO_TIME
 
 LAST_HOUR = timedelta(hours=1)
 
@@ -56,23 +59,40 @@ class LastCommits:
     last: datetime
 
 
-def first_commits(written: Mapping[tuple[int, int], datetime], committed: Mapping[int, int]) -> list[int]:
-    """Return the shards as builds committed them, in order of time; without those that a correction has changed since.
+def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
+    """Return when builds first committed each shard, in order of time; without those whose time is not known.
 
-    `written` are the times of the commits' files, `committed` is each shard with the generation that holds.
+    `listed` are the files of all commits, in order. A correction removes the commit before its own, and with it that
+    one's time. But builds commit in order: where the nearest shards on both sides were not corrected, and one was
+    committed after the other, those between them are taken as spread evenly over that time.
     """
-    built = [(written[shard, 1], shard) for shard, generation in committed.items() if generation == 1]
-    return [shard for _, shard in sorted(built)]
+    times: dict[int, datetime] = {}
+    before: ListedCommit | None = None  # the last one that was not corrected
+    corrected: list[ListedCommit] = []  # since that one
+    for _, generations in groupby(listed, key=lambda commit: commit.shard):
+        first = next(generations)
+        if first.generation > 1 or first.modified == NO_TIME:
+            corrected.append(first)
+            continue
+        if before is not None and before.modified <= first.modified:
+            each = (first.modified - before.modified) / (first.shard - before.shard)
+            for commit in corrected:
+                if before.modified <= commit.modified:
+                    evenly = before.modified + each * (commit.shard - before.shard)
+                    times[commit.shard] = min(evenly, commit.modified)
+        times[first.shard], before, corrected = first.modified, first, []
+    return dict(sorted(times.items(), key=lambda item: (item[1], item[0])))
 
 
-def last_commits(shards: Sequence[int], written: Mapping[tuple[int, int], datetime]) -> LastCommits | None:
-    """Choose the commits of the hour before the last one; `shards` are in order of time.
+def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
+    """Choose the commits of the hour before the last one; `first` has the time of each shard's, in order of time.
 
     At least `LEAST_COMMITS`, at most `MOST_COMMITS`. None where no time lies between them.
     """
-    times = [written[shard, 1] for shard in shards[-MOST_COMMITS - 1 :]]
-    if not times:
+    shards = list(first)[-MOST_COMMITS - 1 :]
+    if not shards:
         return None
+    times = [first[shard] for shard in shards]
     recent = sum(time >= times[-1] - LAST_HOUR for time in times)
     taken = min(max(recent, LEAST_COMMITS + 1), len(times))
     since, last = times[-taken], times[-1]

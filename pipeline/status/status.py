@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit, held_of
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.summaries import NOTHING, sums_of
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
 from segmint.pipeline.status.answer import Prices, Status
 from segmint.pipeline.status.drift import Counted, Drift, compare, last_and_sample
@@ -18,9 +19,6 @@ from segmint.pipeline.status.pace import Pace, first_commits, last_commits, pace
 from segmint.pipeline.status.totals import Totals, total
 
 _THREADS = 16
-
-Held = tuple[int, int]
-"""A shard and the generation that holds."""
 
 
 class StatusReader:
@@ -32,8 +30,8 @@ class StatusReader:
     def __init__(self, dataset: Location, prices: Prices) -> None:
         self._dataset = dataset
         self._prices = prices
-        self._commits: dict[Held, Commit] = {}
-        self._counted: dict[Held, Counted] = {}
+        self._commits: dict[ListedCommit, Commit] = {}
+        self._counted: dict[ListedCommit, Counted] = {}
 
     def read(self) -> Status:
         """Return the status now.
@@ -41,65 +39,55 @@ class StatusReader:
         Raises `UsageError` if there is no dataset, and `DamagedDatasetError` for a commit that cannot be read.
         """
         now = datetime.now(UTC)
-        written = CommitLog(self._dataset).written()
+        listed = CommitLog(self._dataset).listed()
         manifest = load_manifest(self._dataset)  # after the listing: it then knows of every shard in it
-        committed: dict[int, int] = {}
-        for shard, generation in sorted(written):
-            if shard < manifest.shards:
-                committed[shard] = generation
-        totals = total(self._dataset, manifest, committed, range(manifest.shards), must_save=False)
-        built = first_commits(written, committed)
+        listed = [commit for commit in listed if commit.shard < manifest.shards]
+        held = {commit.shard: commit for commit in held_of(listed)}
+        first = first_commits(listed)
+        times = [commit.modified for commit in listed if commit.modified != NO_TIME]
+        totals = total(self._dataset, manifest, list(held.values()), range(manifest.shards))
         return Status(
             dataset=str(self._dataset),
             name=manifest.name,
             time=now,
             totals=totals,
-            last_commit=max(written.values(), default=None),
-            pace=self._pace(built, written),
+            last_commit=max(times, default=None),
+            pace=self._pace(first, held),
             prices=self._prices,
-            gaps=find_gaps(manifest, totals.missing, committed, written),
-            drift=self._drift(manifest, totals, built, committed),
+            gaps=find_gaps(manifest, totals.missing, held, first),
+            drift=self._drift(manifest, totals, list(first), held),
         )
 
-    def _pace(self, built: Sequence[int], written: Mapping[Held, datetime]) -> Pace | None:
-        chosen = last_commits(built, written)
+    def _pace(self, first: Mapping[int, datetime], held: Mapping[int, ListedCommit]) -> Pace | None:
+        chosen = last_commits(first)
         if chosen is None:
             return None
-        commits = self._read((shard, 1) for shard in chosen.shards)
-        return pace_of(chosen, sum(map(sums_of, commits), NOTHING))
+        commits = self._read(held[shard] for shard in chosen.shards)
+        return pace_of(chosen, sum(map(sums_of, commits.values()), NOTHING))
 
     def _drift(
-        self, manifest: DatasetManifest, totals: Totals, built: Sequence[int], committed: Mapping[int, int]
+        self, manifest: DatasetManifest, totals: Totals, built: Sequence[int], held: Mapping[int, ListedCommit]
     ) -> Drift | None:
-        chosen = last_and_sample(built, list(committed))
+        chosen = last_and_sample(built, list(held))
         if chosen is None:
             return None
         last, sample = chosen
-        commits = self._read((shard, committed[shard]) for shard in (*last, *sample))
+        commits = self._read(held[shard] for shard in (*last, *sample))
         dataset = Dataset(self._dataset, manifest)
-        unknown = [commit for commit in commits if _key(commit) not in self._counted]
-        for commit, counted in zip(
-            unknown,
-            map_ahead(lambda commit: _count(dataset, commit), unknown, _THREADS, _THREADS, "tables"),
-            strict=True,
-        ):
-            self._counted[_key(commit)] = counted
-        of_last = [self._counted[_key(commit)] for commit in commits if commit.shard in set(last)]
-        of_sample = [self._counted[_key(commit)] for commit in commits if commit.shard not in set(last)]
+        new = [listed for listed in commits if listed not in self._counted]
+        counted = map_ahead(lambda listed: _count(dataset, commits[listed]), new, _THREADS, _THREADS, "tables")
+        self._counted.update(zip(new, counted, strict=True))
+        of_last = [self._counted[listed] for listed in commits if listed.shard in set(last)]
+        of_sample = [self._counted[listed] for listed in commits if listed.shard not in set(last)]
         return compare(totals, of_last, of_sample)
 
-    def _read(self, wanted: Iterable[Held]) -> list[Commit]:
-        """Read these commits; one that a correction removes meanwhile is left out."""
-        pairs = list(wanted)
-        for commit in CommitLog(self._dataset).read_many(
-            [pair for pair in pairs if pair not in self._commits], _THREADS
-        ):
-            self._commits[_key(commit)] = commit
-        return [self._commits[pair] for pair in pairs if pair in self._commits]
-
-
-def _key(commit: Commit) -> Held:
-    return commit.shard, commit.generation
+    def _read(self, wanted: Iterable[ListedCommit]) -> dict[ListedCommit, Commit]:
+        """Read these commits, in that order; if a correction replaces one meanwhile, the newer one."""
+        listed = list(wanted)
+        new = {commit.shard: commit for commit in listed if commit not in self._commits}
+        for commit in CommitLog(self._dataset).read_held((each.key for each in new.values()), _THREADS):
+            self._commits[new[commit.shard]] = commit
+        return {commit: self._commits[commit] for commit in listed if commit in self._commits}
 
 
 def _count(dataset: Dataset, commit: Commit) -> Counted:

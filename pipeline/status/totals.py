@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.dataset.commits import REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
 from segmint.infra.storage.location import Location
@@ -22,20 +22,10 @@ class Totals:
     missing_rows: int
 
 
-def total(
-    dataset: Location,
-    manifest: DatasetManifest,
-    committed: Mapping[int, int],
-    wanted: Sequence[int],
-    *,
-    must_save: bool = True,
-) -> Totals:
-    """Sum the commits of the shards in `wanted`; `committed` is each committed shard with its generation.
-
-    `must_save` as in `sum_listed`.
-    """
-    held = [(shard, committed[shard]) for shard in wanted if shard in committed]
-    sums = sum_listed(dataset, held, must_save=must_save)
+def total(dataset: Location, manifest: DatasetManifest, held: Sequence[ListedCommit], wanted: range) -> Totals:
+    """Sum the commits of the shards in `wanted` (step 1); `held` are the files of those that hold."""
+    sums = sum_listed(dataset, [commit for commit in held if commit.shard in wanted])
+    committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]
     return Totals(
         rows=rows_of(manifest, wanted),

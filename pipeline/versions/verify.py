@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, summary_name, sums_of
@@ -145,7 +145,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
 def _read_all(reading: _Reading, version: Version | None) -> None:
     """Read what the dataset is now: all that the manifest and the commits that hold name."""
     dataset = reading.dataset
-    pairs = list(CommitLog(dataset).committed().items())
+    held = CommitLog(dataset).held()
     manifests, latest = manifest_leaves(dataset)
     tombstones = tombstone_leaves(dataset)
     for leaf in (*manifests, *tombstones):
@@ -157,13 +157,13 @@ def _read_all(reading: _Reading, version: Version | None) -> None:
         reading.problems.append(str(error))
     for part in manifest.catalog if manifest is not None else ():
         _read_part(reading, part.path, part.sha256)
-    _read_shards(reading, pairs)
+    _read_shards(reading, [commit.key for commit in held])
     if manifest is not None:
         same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
-        finished = same and len(pairs) == manifest.shards
+        finished = same and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
         reading.problems += [] if problem is None else [f"{SHARDS_INDEX}: {problem}"]
-    _check_summaries(reading, pairs)
+    _check_summaries(reading, held)
 
 
 def _read_version(reading: _Reading, version: Version) -> None:
@@ -292,11 +292,11 @@ def _takedowns_without_version(dataset: Location) -> Iterator[str]:
         )
 
 
-def _check_summaries(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> None:
+def _check_summaries(reading: _Reading, held: Sequence[ListedCommit]) -> None:
     """Compare saved sums with those of the commits that were read."""
     folder = reading.dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    for block, members in groupby(pairs, key=lambda pair: pair[0] // SUMMARY_SHARDS):
+    for block, members in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS):
         name = summary_name(list(members))
         sums = reading.sums.get(block)
         if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):

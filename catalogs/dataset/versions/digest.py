@@ -5,28 +5,32 @@ it, sorted by path. A commit names its data files with their hashes, so that no 
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 from pydantic import TypeAdapter, ValidationError
 
-from segmint.catalogs.dataset.commits import generations_of
+from segmint.catalogs.dataset.commits import CommitLog, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name, parse_manifest_name
-from segmint.catalogs.dataset.summaries import NOTHING, CommitSums, summary_name, sums_in
+from segmint.catalogs.dataset.summaries import (
+    NOTHING,
+    CommitSums,
+    files_fingerprint,
+    save_block,
+    summary_name,
+    sums_in,
+)
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
 from segmint.catalogs.layout import (
-    COMMITS,
     MANIFEST,
     SUMMARIES,
     DamagedDatasetError,
     canonical_json,
-    commit_name,
     commit_path,
     fingerprint,
-    parse_commit_name,
     shard_name,
 )
 from segmint.infra.errors import UsageError
@@ -77,6 +81,14 @@ class Snapshot:
         return cls(tuple(sorted(leaves)))
 
 
+@dataclass
+class ReadCommits:
+    """What taking a snapshot found out about the commits that hold."""
+
+    held: Sequence[ListedCommit] = ()  # their files, in order of shards
+    sums: dict[str, CommitSums] = field(default_factory=dict)  # of each thousand that was read, by its summary's name
+
+
 def short_digest(digest: str) -> str:
     """Return the form of a version digest for people: `sha256:` and its first twelve digits."""
     return f"sha256:{digest[:_SHORT_DIGITS]}"
@@ -93,13 +105,13 @@ def take_snapshot(
     use_cache: bool = True,
     save_cache: bool = False,
     threads: int = 16,
-    sums: MutableMapping[str, CommitSums] | None = None,
+    read: ReadCommits | None = None,
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
     Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
     the hashes of each full thousand of shards' commits may come from `summaries/`, with `save_cache` they are saved
-    there. `sums`, if given, gets the sums of each thousand whose commits were read, by the name of its summary. Raises
+    there if they can be. `read`, if given, gets the commits that hold, and sums of those that were read. Raises
     `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if commits keep
     disappearing while they are read.
     """
@@ -108,7 +120,7 @@ def take_snapshot(
         # Commits are listed once. If no manifest and no tombstone was put meanwhile, that is what the dataset was then.
         before = _manifests_and_tombstones(dataset)
         try:
-            snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
+            snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
         except NotFoundError as error:
             why = str(error)  # a correction removed what was listed: list again
             continue
@@ -169,9 +181,9 @@ def _take(
     use_cache: bool,
     save_cache: bool,
     threads: int,
-    sums: MutableMapping[str, CommitSums] | None,
+    read: ReadCommits | None,
 ) -> Snapshot:
-    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, sums=sums)
+    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
     manifests, latest = manifest_leaves(dataset)
     manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
     parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
@@ -179,46 +191,41 @@ def _take(
 
 
 def _commit_leaves(
-    dataset: Location,
-    *,
-    use_cache: bool,
-    save_cache: bool,
-    threads: int,
-    sums: MutableMapping[str, CommitSums] | None,
+    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: ReadCommits | None
 ) -> list[VersionLeaf]:
     """Return a leaf for the commit that holds of each shard."""
 
-    def read(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
+    def read_leaf(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
         data = (dataset / commit_path(*pair)).read()
-        return leaf_of(commit_path(*pair), data), None if sums is None else sums_in(data, *pair)
+        return leaf_of(commit_path(*pair), data), None if read is None else sums_in(data, *pair)
 
-    sizes = {entry.name: entry.size for entry in (dataset / COMMITS).list() if parse_commit_name(entry.name)}
-    held = [
-        (shard, numbers[-1], sizes[commit_name(shard, numbers[-1])])
-        for shard, numbers in sorted(generations_of(sizes).items())
-    ]
+    held = CommitLog(dataset).held()
+    if read is not None:
+        read.held = held
     existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []
     leaves: list[VersionLeaf] = []
     for block, members in _blocks(held):
-        pairs = [(shard, generation) for shard, generation, _ in members]
+        pairs = [member.key for member in members]
         full = len(members) == CACHED_SHARDS
-        prefix = f"{_cache_prefix(block)}{fingerprint(members)}-"
+        prefix = f"{_cache_prefix(block)}{files_fingerprint(members)}-"
         hashes = _cached(dataset, existing, prefix, len(members)) if full and use_cache else None
         if hashes is not None:
             leaves += [VersionLeaf(commit_path(*pair), sha256) for pair, sha256 in zip(pairs, hashes, strict=True)]
             continue
-        found = list(map_ahead(read, pairs, threads, _READ_AHEAD, "leaves"))
+        found = list(map_ahead(read_leaf, pairs, threads, _READ_AHEAD, "leaves"))
         leaves += [leaf for leaf, _ in found]
         if full and save_cache:
-            _save(dataset, existing, block, prefix, [leaf.sha256 for leaf, _ in found])
+            hashes = [leaf.sha256 for leaf, _ in found]
+            name = f"{prefix}{fingerprint(hashes)}.json"
+            save_cache = save_block(dataset / SUMMARIES, _cache_prefix(block), name, canonical_json(hashes), existing)
         of_each = [one for _, one in found if one is not None]
-        if sums is not None and len(of_each) == len(pairs):  # else one is damaged, as summing it says
-            sums[summary_name(pairs)] = sum(of_each, NOTHING)
+        if read is not None and len(of_each) == len(pairs):  # else one is damaged, as summing it says
+            read.sums[summary_name(members)] = sum(of_each, NOTHING)
     return leaves
 
 
-def _blocks(held: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    for block, members in groupby(held, key=lambda member: member[0] // CACHED_SHARDS):
+def _blocks(held: Iterable[ListedCommit]) -> Iterator[tuple[int, list[ListedCommit]]]:
+    for block, members in groupby(held, key=lambda member: member.shard // CACHED_SHARDS):
         yield block, list(members)
 
 
@@ -238,12 +245,3 @@ def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int)
         if len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
             return hashes
     return None
-
-
-def _save(dataset: Location, existing: Sequence[str], block: int, prefix: str, hashes: Sequence[str]) -> None:
-    """Cache the hashes of a block, and delete those that it had before."""
-    name = f"{prefix}{fingerprint(hashes)}.json"
-    (dataset / SUMMARIES / name).put(canonical_json(hashes))
-    for old in existing:
-        if old.startswith(_cache_prefix(block)) and old != name:
-            (dataset / SUMMARIES / old).delete()

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
+    ReadCommits,
     Snapshot,
     VersionLeaf,
     short_digest,
@@ -202,8 +203,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         except DamagedDatasetError as error:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
-        sums: dict[str, CommitSums] = {}
-        snapshot = take_snapshot(dataset, save_cache=True, sums=sums)
+        read = ReadCommits()
+        snapshot = take_snapshot(dataset, save_cache=True, read=read)
         if latest is not None:
             if latest.digest == snapshot.digest:
                 return latest.name
@@ -212,7 +213,6 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
                 paths = some([*difference.changed, *difference.missing])
                 get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
                 return VersionName(snapshot.digest, None)
-        listed = _listed(snapshot)
         version = Version(
             number=1 + (numbers[-1] if numbers else 0),
             digest=snapshot.digest,
@@ -221,8 +221,8 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
             reason=reason,
             when=when,
             code_version=VERSION,
-            counts=_counts(sum_listed(dataset, [commit[:2] for commit in listed["commits"]], sums)),
-            **listed,
+            counts=_counts(sum_listed(dataset, read.held, read.sums)),
+            **_listed(snapshot),
         )
         if (dataset / version.path).put_if_absent(version.to_json()):
             return version.name

@@ -1,12 +1,18 @@
 """Sums over commits, and the summaries that save them."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits
+from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits, sum_listed
+from segmint.catalogs.dataset.versions import digest
+from segmint.catalogs.dataset.versions.record import put_version
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
@@ -59,15 +65,99 @@ def test_a_build_saves_full_blocks_as_it_goes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=1)
-    save_full_blocks(location, CommitLog(location).committed().items())
+    save_full_blocks(location, CommitLog(location).held())
     assert not (tmp_path / "dataset/summaries").exists()
     write_dataset(location, shards=5)
-    save_full_blocks(location, CommitLog(location).committed().items())
+    save_full_blocks(location, CommitLog(location).held())
     assert [path.name[:7] for path in sorted((tmp_path / "dataset/summaries").iterdir())] == ["000000-", "000002-"]
     (tmp_path / "dataset/commits/000001.g1.json").write_bytes(b"junk")
     for path in (tmp_path / "dataset/summaries").iterdir():
         path.unlink()
-    save_full_blocks(location, CommitLog(location).committed().items())  # what is damaged is for the end of the run
+    save_full_blocks(location, CommitLog(location).held())  # what is damaged is for the end of the run
+
+
+def test_a_dataset_that_is_begun_again_does_not_get_the_old_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    commits = []
+    for time, images in ((10**9, 2), (10**9 + 1, 1)):
+        write_dataset(location, shards=2)
+        for file in (tmp_path / "dataset/commits").iterdir():
+            file.write_bytes(file.read_bytes().replace(b'"images":2', b'"images":%d' % images))
+            os.utime(file, (time, time))
+        commits.append(sorted(path.read_bytes() for path in (tmp_path / "dataset/commits").iterdir()))
+        assert sum_commits(location).counts["images"] == 2 * images
+        assert digest.take_snapshot(location, save_cache=True) == digest.take_snapshot(location, use_cache=False)
+        for folder in ("commits", "shards", "images", "masks", "rejects"):
+            shutil.rmtree(tmp_path / "dataset" / folder)
+    assert [len(data) for data in commits[0]] == [len(data) for data in commits[1]], "only times and content differ"
+    assert len(list((tmp_path / "dataset/summaries").iterdir())) == 2, "the old ones are gone"
+
+
+@pytest.mark.parametrize("fault", [StorageFaultError("denied"), UsageError("no such profile"), OSError("disk full")])
+def test_sums_that_cannot_be_saved_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Exception
+) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=4)
+    put = Location.put
+    tried: list[str] = []
+
+    def refused(self: Location, data: bytes) -> None:
+        if "/summaries/" in self.uri:
+            tried.append(self.name)
+            raise fault
+        put(self, data)
+
+    monkeypatch.setattr(Location, "put", refused)
+    held = CommitLog(location).held()
+    assert sum_commits(location).shards == 4
+    save_full_blocks(location, held)
+    assert len(tried) == 2, "one try each"
+    assert put_version(location, "build").number == 1
+    assert not (tmp_path / "dataset/summaries").exists()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "sums of commits are not saved" in line]
+    assert str(fault) in line, "once"
+
+    def unlisted(self: Location, include_temporary: bool = False, beginning: str = "") -> list[object]:
+        raise fault
+
+    monkeypatch.setattr(Location, "list", unlisted)
+    save_full_blocks(location, held)
+
+
+def test_a_commit_that_is_replaced_after_the_listing_is_counted_as_the_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=3)
+    held = CommitLog(location).held()
+    for shard in (1, 2):
+        write_generation(location, shard=shard, generation=2, refuse=3)
+        CommitLog(location).location(shard, 1).delete()
+    sums = sum_listed(location, held)
+    assert (sums.shards, sums.counts["rows"], sums.counts["images"]) == (3, 9, 2)
+    assert not (tmp_path / "dataset/summaries").exists(), "a thousand that changed meanwhile is not saved"
+    assert sum_commits(location) == sums
+
+
+def test_many_commits_to_be_read_are_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    monkeypatch.setattr(summaries, "TOLD_FROM", 3)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=4)
+    sum_commits(location)
+    assert "commits without saved sums are read one by one" in capsys.readouterr().err
+    sum_commits(location)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 100_000, b'{"shards":"2","files":8,"bytes":1,"counts":{}}'])

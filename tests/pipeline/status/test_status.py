@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.accounting import account
 from segmint.pipeline.status.answer import Prices, Status
@@ -59,15 +61,15 @@ def test_what_is_left_and_held_back_and_when_it_ends(dataset: Location) -> None:
     status = StatusReader(dataset, Prices(price=3.0, devices=2)).read()
     assert [gap.name for gap in status.gaps] == ["3", "7-8"]
     assert status.pace is not None
-    # Shards 2, 4, 6, 9 and 10 since shard 1: too few are of the last hour, and 5 was corrected.
-    assert (status.pace.shards, status.pace.rows, status.pace.seconds) == (5, 15, 5400.0)
-    assert status.seconds_left == pytest.approx(12 / 15 * 5400)
-    assert status.cost_left == pytest.approx(12 / 15 * 5400 / 3600 * 6)
+    # Shards 4, 5, which was corrected, 6, 9 and 10 since shard 2: too few are of the last hour.
+    assert (status.pace.shards, status.pace.rows, status.pace.seconds) == (5, 15, 4800.0)
+    assert status.seconds_left == pytest.approx(12 / 15 * 4800)
+    assert status.cost_left == pytest.approx(12 / 15 * 4800 / 3600 * 6)
     text = "\n".join(status.lines())
     assert "8 of 12 shards (66.7 %): 14 images with 28 masks" in text
     assert "rejected   10 rows (41.7 %)" in text
     assert "held back  3 shards with 9 rows, passed over by a later commit: 3 (" in text
-    assert "cost left  7.2, at 3 an hour for each of 2 devices" in text
+    assert "cost left  6.4, at 3 an hour for each of 2 devices" in text
     json.dumps(status.to_dict(), allow_nan=False)
 
 
@@ -136,6 +138,56 @@ def test_a_damaged_table_is_counted_and_not_fatal(dataset: Location) -> None:
     assert drift is not None
     assert drift.unread == 1
     assert "1 table could not be read: run segmint audit" in "\n".join(status_of(dataset).lines())
+
+
+def test_a_correction_that_lands_after_the_listing_leaves_no_shard_out(
+    dataset: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = status_of(dataset)
+    original = CommitLog.listed
+
+    def listed(self: CommitLog) -> object:
+        found = original(self)
+        for shard in (4, 6):
+            if CommitLog(dataset).read(shard, 1) is not None:
+                write_generation(dataset, shard=shard, generation=2, refuse=2)
+                CommitLog(dataset).location(shard, 1).delete()
+        return found
+
+    monkeypatch.setattr(CommitLog, "listed", listed)
+    now = status_of(dataset)
+    assert (now.totals.shards, now.totals.written) == (before.totals.shards, before.totals.written - 2)
+    assert sum(now.totals.rejected.values()) == sum(before.totals.rejected.values()) + 2
+    assert now.pace is not None
+    assert before.pace is not None
+    assert (now.pace.shards, now.pace.rows) == (before.pace.shards, before.pace.rows)
+
+
+def test_what_is_held_back_keeps_its_time_when_the_next_shard_is_corrected(dataset: Location) -> None:
+    before = status_of(dataset).gaps
+    for shard in (4, 9, 10):
+        write_generation(dataset, shard=shard, generation=2)
+        CommitLog(dataset).location(shard, 1).delete()
+    status = status_of(dataset)
+    assert [gap.since for gap in status.gaps] == [before[0].since, None]  # evenly between the shards 2 and 6
+    assert "7-8 (time unknown)" in "\n".join(status.lines())
+    assert status.to_dict()["held_back"][1]["since"] is None
+
+
+def test_a_store_without_times_has_a_status_without_pace(dataset: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = status_of(dataset).totals
+    original = Location.list
+
+    def timeless(self: Location, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
+        return [replace(entry, modified=NO_TIME) for entry in original(self, include_temporary, beginning)]
+
+    monkeypatch.setattr(Location, "list", timeless)
+    status = status_of(dataset)
+    assert (status.totals, status.pace, status.last_commit, status.seconds_left) == (counts, None, None, None)
+    text = "\n".join(status.lines())
+    assert "last       a commit at a time that is unknown: the store gives no times" in text
+    assert "3 (time unknown), 7-8 (time unknown)" in text
+    json.dumps(status.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(("prices", "said"), [((-1.0, 1), "--price is -1"), ((1.0, 0), "--gpus is 0")])
