@@ -27,11 +27,13 @@ from segmint.catalogs.layout import (
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
+from segmint.infra.uris import scheme
 
 REJECTED = "rejected:"
 """The prefix of a commit's counts of refused rows by reason; the reason follows."""
 
 _READ_AHEAD = 512
+_LISTED_DIGITS = 3  # of a shard's number: a listing has a thousand shards, as a page of it does
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,6 @@ class ListedCommit(NamedTuple):
         return self.shard, self.generation
 
 
-def held_of(listed: Iterable[ListedCommit]) -> list[ListedCommit]:
-    """Return those that hold of the files of all commits, which are in order."""
-    return list({commit.shard: commit for commit in listed}.values())
-
-
 class CommitLog:
     """The commits of one dataset. Cheap to make, and may be used by several threads."""
 
@@ -162,16 +159,26 @@ class CommitLog:
         """Return each committed shard with its generations, ascending; files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
 
-    def listed(self) -> list[ListedCommit]:
-        """Return the files of all commits, in order of shards and generations, from one listing."""
-        entries = ((parse_commit_name(entry.name), entry) for entry in self._folder.list())
+    def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
+        """Return the files of all commits, in order of shards and generations.
+
+        With `shards` only those of the shards before it: in a bucket by listings side by side, which is faster.
+        """
+        names = [""]
+        if shards is not None and scheme(self._folder.uri) == "s3":
+            names = [shard_name(first)[:-_LISTED_DIGITS] for first in range(0, shards, 10**_LISTED_DIGITS)]
+        listed = map_ahead(lambda name: self._folder.list(beginning=name), names, threads, threads, "commits")
+        entries = {entry.name: entry for entries in listed for entry in entries}  # 1000 begins 100000 and 1000000, too
+        found = ((parse_commit_name(name), entry) for name, entry in entries.items())
         return sorted(
-            ListedCommit(*parsed, entry.size, entry.modified) for parsed, entry in entries if parsed is not None
+            ListedCommit(*parsed, entry.size, entry.modified)
+            for parsed, entry in found
+            if parsed is not None and (shards is None or parsed[0] < shards)
         )
 
     def held(self) -> list[ListedCommit]:
         """Return the files of the commits that hold, in order of shards, from one listing."""
-        return held_of(self.listed())
+        return list({commit.shard: commit for commit in self.listed()}.values())
 
     def location(self, shard: int, generation: int) -> Location:
         """Return the location of a commit's file."""

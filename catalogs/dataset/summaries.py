@@ -1,7 +1,7 @@
 """Sums over a dataset's commits, saved by the thousand so that summing again stays cheap."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, groupby
@@ -22,6 +22,10 @@ SUMMARY_SHARDS = 1000
 
 TOLD_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
+
+
+ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
+"""Reads these commits, in that order; if one is replaced meanwhile, the newer one."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,12 @@ def sum_listed(
     held: Iterable[ListedCommit],
     known: Mapping[str, CommitSums] = MappingProxyType({}),
     threads: int = 16,
+    read: ReadCommits | None = None,
 ) -> CommitSums:
     """Sum the commits of these shards; `held` are the files of those that hold, in order of shards.
 
     A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of each thousand of shards
-    that were read already, by the name of their summary.
+    that were read already, by the name of their summary. `read` reads the others, by default from the dataset.
 
     The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the commits'
     files: an outdated summary is not found, and is made again, as is one that is damaged. Where they cannot be saved,
@@ -90,6 +95,9 @@ def sum_listed(
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
     blocks = {summary_name(members): members for members in _blocks(held)}
+
+    def from_dataset(members: Sequence[ListedCommit]) -> Iterable[Commit]:
+        return CommitLog(dataset).read_held((member.key for member in members), threads)
 
     def saved(name: str) -> CommitSums | None:
         return _saved(folder / name) if name in existing else None
@@ -102,7 +110,7 @@ def sum_listed(
     for name, members in blocks.items():
         sums = found[name]
         if sums is None:
-            sums, as_listed = (known[name], True) if name in known else _sum(dataset, members, threads)
+            sums, as_listed = (known[name], True) if name in known else _sum(members, read or from_dataset)
             if saving and as_listed and len(members) == SUMMARY_SHARDS:
                 saving = save_block(folder, name.partition("-")[0] + "-", name, canonical_json(vars(sums)), existing)
         total += sums
@@ -149,11 +157,11 @@ def _log_once(folder: str, problem: str) -> None:
     get_logger("summaries").warning("sums of commits are not saved", folder=folder, problem=problem)
 
 
-def _sum(dataset: Location, members: Sequence[ListedCommit], threads: int) -> tuple[CommitSums, bool]:
+def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums, bool]:
     """Read commits and sum them; also return whether they are all as listed, and none was replaced meanwhile."""
     listed = {member.key for member in members}
     sums, as_listed = NOTHING, 0
-    for commit in CommitLog(dataset).read_held((member.key for member in members), threads):
+    for commit in read(members):
         sums += sums_of(commit)
         as_listed += (commit.shard, commit.generation) in listed
     return sums, as_listed == len(members)

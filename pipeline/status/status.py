@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit, held_of
+from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.summaries import NOTHING, sums_of
+from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, sums_of
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -19,6 +19,9 @@ from segmint.pipeline.status.pace import Pace, first_commits, last_commits, pace
 from segmint.pipeline.status.totals import Totals, total
 
 _THREADS = 16
+
+_KEPT = 4 * SUMMARY_SHARDS
+"""Commits that are kept for the next look: more than a look reads where the sums of full thousands are saved."""
 
 
 class StatusReader:
@@ -39,13 +42,12 @@ class StatusReader:
         Raises `UsageError` if there is no dataset, and `DamagedDatasetError` for a commit that cannot be read.
         """
         now = datetime.now(UTC)
-        listed = CommitLog(self._dataset).listed()
-        manifest = load_manifest(self._dataset)  # after the listing: it then knows of every shard in it
-        listed = [commit for commit in listed if commit.shard < manifest.shards]
-        held = {commit.shard: commit for commit in held_of(listed)}
+        manifest = load_manifest(self._dataset)
+        listed = CommitLog(self._dataset).listed(manifest.shards)
+        held = {commit.shard: commit for commit in listed}  # the last generation of each
         first = first_commits(listed)
         times = [commit.modified for commit in listed if commit.modified != NO_TIME]
-        totals = total(self._dataset, manifest, list(held.values()), range(manifest.shards))
+        totals = total(self._dataset, manifest, list(held.values()), range(manifest.shards), self._read_list)
         return Status(
             dataset=str(self._dataset),
             name=manifest.name,
@@ -87,7 +89,13 @@ class StatusReader:
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
         for commit in CommitLog(self._dataset).read_held((each.key for each in new.values()), _THREADS):
             self._commits[new[commit.shard]] = commit
-        return {commit: self._commits[commit] for commit in listed if commit in self._commits}
+        found = {commit: self._commits[commit] for commit in listed if commit in self._commits}
+        for old in list(self._commits)[:-_KEPT]:
+            del self._commits[old]
+        return found
+
+    def _read_list(self, wanted: Iterable[ListedCommit]) -> list[Commit]:
+        return list(self._read(wanted).values())
 
 
 def _count(dataset: Dataset, commit: Commit) -> Counted:

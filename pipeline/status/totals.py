@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
+from segmint.catalogs.dataset.summaries import CommitSums, ReadCommits, sum_listed
 from segmint.infra.storage.location import Location
 
 
@@ -22,9 +22,18 @@ class Totals:
     missing_rows: int
 
 
-def total(dataset: Location, manifest: DatasetManifest, held: Sequence[ListedCommit], wanted: range) -> Totals:
-    """Sum the commits of the shards in `wanted` (step 1); `held` are the files of those that hold."""
-    sums = sum_listed(dataset, [commit for commit in held if commit.shard in wanted])
+def total(
+    dataset: Location,
+    manifest: DatasetManifest,
+    held: Sequence[ListedCommit],
+    wanted: range,
+    read: ReadCommits | None = None,
+) -> Totals:
+    """Sum the commits of the shards in `wanted` (step 1); `held` are the files of those that hold.
+
+    `read` as in `sum_listed`.
+    """
+    sums = sum_listed(dataset, [commit for commit in held if commit.shard in wanted], read=read)
     committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]
     return Totals(

@@ -82,7 +82,7 @@ class Snapshot:
 
 
 @dataclass
-class ReadCommits:
+class CommitsFound:
     """What taking a snapshot found out about the commits that hold."""
 
     held: Sequence[ListedCommit] = ()  # their files, in order of shards
@@ -105,7 +105,7 @@ def take_snapshot(
     use_cache: bool = True,
     save_cache: bool = False,
     threads: int = 16,
-    read: ReadCommits | None = None,
+    read: CommitsFound | None = None,
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
@@ -181,7 +181,7 @@ def _take(
     use_cache: bool,
     save_cache: bool,
     threads: int,
-    read: ReadCommits | None,
+    read: CommitsFound | None,
 ) -> Snapshot:
     commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
     manifests, latest = manifest_leaves(dataset)
@@ -191,7 +191,7 @@ def _take(
 
 
 def _commit_leaves(
-    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: ReadCommits | None
+    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: CommitsFound | None
 ) -> list[VersionLeaf]:
     """Return a leaf for the commit that holds of each shard."""
 

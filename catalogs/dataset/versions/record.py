@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
-    ReadCommits,
+    CommitsFound,
     Snapshot,
     VersionLeaf,
     short_digest,
@@ -203,7 +203,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         except DamagedDatasetError as error:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
-        read = ReadCommits()
+        read = CommitsFound()
         snapshot = take_snapshot(dataset, save_cache=True, read=read)
         if latest is not None:
             if latest.digest == snapshot.digest:

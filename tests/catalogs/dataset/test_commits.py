@@ -66,6 +66,11 @@ def check_log(dataset: Location) -> None:
 
     assert list(log.committed().items()) == [(0, 10), (2, 1), (1_000_000, 1)]
     assert log.generations()[0] == [1, 2, 10]
+    assert [commit.key for commit in log.held()] == [(0, 10), (2, 1), (1_000_000, 1)]
+    assert log.put(commit_of(100_099))  # its name begins as that of shard 1,000,000
+    for shards, expected in ((1_000_001, [0, 0, 0, 2, 100_099, 1_000_000]), (2, [0, 0, 0]), (0, [])):
+        assert [commit.shard for commit in log.listed(shards)] == expected
+    log.location(100_099, 1).delete()
     assert [(c.shard, c.generation) for c in log.read_all(threads=3)] == [(0, 10), (2, 1), (1_000_000, 1)]
     assert log.read(0, 1) == Commit.from_json(commit_of(0).to_json())
     assert log.latest(0) == Commit.from_json(commit_of(0, 10).to_json())
