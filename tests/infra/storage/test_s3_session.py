@@ -1,9 +1,12 @@
 """Times in answers of S3 are read alike, quickly or by botocore, and a session knows its profile."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from aiobotocore.session import AioSession
+from botocore.model import ServiceModel
 
 from segmint.infra.storage.s3_session import make_session, parse_time
 
@@ -28,6 +31,30 @@ def test_what_is_no_time_is_refused() -> None:
 def test_clients_of_a_session_read_times_so() -> None:
     parser = make_session(None).get_component("response_parser_factory").create_parser("rest-xml")
     assert parser._timestamp_parser is parse_time
+
+
+PAGE = b"""<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name>
+<IsTruncated>true</IsTruncated><NextContinuationToken>next</NextContinuationToken><Contents><Key>a%20&amp;</Key>
+<LastModified>2026-02-03T04:05:06.000Z</LastModified><ETag>"1"</ETag><Size>9</Size><StorageClass>STANDARD</StorageClass>
+</Contents><Contents><Key>b</Key><Size>0</Size><LastModified>Tue, 03 Feb 2026 04:05:06 GMT</LastModified><Owner><ID>1
+</ID></Owner></Contents><Contents><Key>c</Key></Contents><CommonPrefixes><Prefix>d/</Prefix></CommonPrefixes>
+</ListBucketResult>"""
+
+
+def test_a_page_of_a_listing_is_read_as_botocore_reads_it() -> None:
+    answer = {"body": PAGE, "headers": {}, "status_code": 200}
+    used = ("Key", "Size", "LastModified")
+    found, read = [], []
+    for session in (make_session(None), AioSession()):
+        service = ServiceModel(session.get_component("data_loader").load_service_model("s3", "service-2"), "s3")
+        parser = session.get_component("response_parser_factory").create_parser("rest-xml")
+        page = asyncio.run(parser.parse(answer, service.operation_model("ListObjectsV2").output_shape))
+        read.append(list(page["Contents"][0]))
+        page["Contents"] = [{name: entry[name] for name in used if name in entry} for entry in page["Contents"]]
+        found.append(page)
+    assert found[0] == found[1]
+    assert sorted(read[0]) == sorted(used) != sorted(read[1])
+    assert [entry["Key"] for entry in found[0]["Contents"]] == ["a%20&", "b", "c"]
 
 
 def test_a_profile_is_taken_from_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
