@@ -7,14 +7,15 @@ from typing import BinaryIO
 
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
-from segmint.infra.uris import base_name, join
+from segmint.infra.uris import absolute, base_name, join
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
     """A folder or an object of a store: `location / "name"` is one below it, `str(location)` its URI.
 
-    Every method is the one of that name of `Storage`, and raises what that raises. Picklable, as `Storage` is.
+    Every method is the one of that name of `Storage`, and raises what that raises. Picklable, as `Storage` is: a local
+    path is absolute then, since other processes have other current folders.
     """
 
     storage: Storage
@@ -26,6 +27,9 @@ class Location:
 
     def __str__(self) -> str:
         return self.uri
+
+    def __reduce__(self) -> tuple[type["Location"], tuple[Storage, str]]:
+        return Location, (self.storage, absolute(self.uri))
 
     @property
     def name(self) -> str:

@@ -27,6 +27,12 @@ def test_locations_join_to_uris(folder: Location) -> None:
         bucket / "../other"
 
 
+def test_a_location_is_pickled_with_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri, there in (("set/a", f"{tmp_path}/set/a"), ("s3://bucket/set", "s3://bucket/set")):
+        assert pickle.loads(pickle.dumps(Location(Storage(), uri))).uri == there
+
+
 def test_a_location_reads_and_writes_its_object(folder: Location, tmp_path: Path) -> None:
     file = folder / "deep" / "a"
     assert not file.exists()
