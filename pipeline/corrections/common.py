@@ -1,12 +1,21 @@
 """Shared by the corrections of a built dataset: `segmint takedown`, `redact`, `amend` and `repair`."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, manifest_generations, parts_in_use
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    LatestManifest,
+    load_latest_manifest,
+    load_manifest,
+    manifest_generations,
+    parts_in_use,
+    put_with_parts,
+)
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import (
     CATALOG,
@@ -15,7 +24,9 @@ from segmint.catalogs.layout import (
     DamagedDatasetError,
     is_part_path,
     part_number,
+    part_path,
 )
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -78,6 +89,28 @@ def while_unchanged(dataset: Location, read: Callable[[], Result]) -> Result:
         except (DamagedDatasetError, NotFoundError):
             if state() == before:
                 raise
+
+
+def put_parts(
+    dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
+) -> LatestManifest | None:
+    """Put changed parts of the catalog, local files by number, and the manifest's next generation that names them.
+
+    `fields` of the manifest change, too. None if another command has put this generation or a later one meanwhile.
+    """
+    parts = list(latest.manifest.catalog)
+    files = {}  # by path below the dataset
+    for number, file in changed.items():
+        digest = sha256_of(file)
+        path = part_path(number, digest)
+        files[path] = file
+        parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
+    manifest = latest.manifest.model_copy(update={"catalog": tuple(parts), **fields})
+    generation = latest.generation + 1
+    won = put_with_parts(dataset, manifest, generation, files)
+    if not won or load_latest_manifest(dataset).generation != generation:
+        return None
+    return LatestManifest(manifest, generation)
 
 
 def remove_parts(dataset: Location) -> None:

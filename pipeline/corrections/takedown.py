@@ -10,13 +10,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import (
-    CatalogPart,
-    DatasetManifest,
-    load_latest_manifest,
-    load_manifest,
-    put_with_parts,
-)
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
@@ -30,7 +24,6 @@ from segmint.catalogs.dataset.tombstones import (
 )
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
-from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
@@ -39,7 +32,13 @@ from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import names_taken
 from segmint.operators.shards.taken_rows import without_taken
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import latest_commits, release_config, remove_parts, while_unchanged
+from segmint.pipeline.corrections.common import (
+    latest_commits,
+    put_parts,
+    release_config,
+    remove_parts,
+    while_unchanged,
+)
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
@@ -179,10 +178,10 @@ def _check_readable(dataset: Location, shards: Collection[int]) -> None:
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
     """Blank these rows in the catalog, and in what others make of it meanwhile; return the manifest that holds then."""
-    manifest, generation = load_latest_manifest(dataset)
+    latest = load_latest_manifest(dataset)
+    manifest = latest.manifest
     licenses = Counter(manifest.licenses)
-    parts: list[CatalogPart] = []
-    new: dict[str, Path] = {}  # files of parts that are put here, by path
+    new: dict[int, Path] = {}  # files of parts that change, by number
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         for number, part in enumerate(manifest.catalog):
             first = part.first_shard * manifest.images_per_shard
@@ -192,17 +191,12 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
                 (dataset / part.path).get_file(before)
                 blanked = blank_part(before, own, Path(folder) / f"blank-{number}.parquet")
                 if blanked.sha256 != part.sha256:
-                    path = part_path(number, blanked.sha256)
-                    new[path] = blanked.path
-                    part = part.model_copy(update={"path": path, "sha256": blanked.sha256})
+                    new[number] = blanked.path
                     licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
                     licenses["taken_down"] += blanked.licenses.total()
-            parts.append(part)
-        if tuple(parts) == manifest.catalog:
+        if not new:
             return manifest
         counted = {name: count for name, count in sorted(licenses.items()) if count}
-        blank = manifest.model_copy(update={"catalog": tuple(parts), "licenses": counted})
-        won = put_with_parts(dataset, blank, generation + 1, new)
-        if won and load_latest_manifest(dataset).generation == generation + 1:
-            return blank
-    return _blank_catalog(dataset, ordinals)  # a build that grows, or another takedown, was faster: blank its parts
+        blank = put_parts(dataset, latest, new, licenses=counted)
+    # None: a build that grows, or another correction, was faster: its parts are blanked.
+    return _blank_catalog(dataset, ordinals) if blank is None else blank.manifest
