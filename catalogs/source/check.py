@@ -1,6 +1,7 @@
 """Check a catalog before a build spends anything on it: licenses, duplicates, invalid values."""
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -111,11 +112,15 @@ def check(
     today: date | None = None,
     temporary: Path | None = None,
     most_rows: int | None = None,
+    *,
+    ignored: Collection[str] = (),
+    own: Collection[str] = (),
 ) -> CatalogFindings:
     """Read the whole catalog, or its first `most_rows`, and report what is in it; images are not read.
 
     An invalid value is a finding here and does not stop the check; a file that is not a catalog raises `UsageError`.
-    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired.
+    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired. `ignored` and
+    `own` columns are as in `stage_catalog`.
     """
     now = today or datetime.now(UTC).date()
     policy_date = policy.policy_date if policy else now
@@ -133,7 +138,7 @@ def check(
 
     outlook = Outlook(policy, now)
     with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
-        staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows)
+        staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored, own=own)
         with SameFiles(staged, Path(name)) as same:
             judge = _Judge(findings, policy, policy_date, outlook, same)
             for batch in marked_batches(staged, Path(name)):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -87,10 +87,14 @@ def require_columns(catalog: str, names: list[str]) -> None:
             raise UsageError(f"{catalog}: the column {name!r} is missing; it has: {there}")
 
 
-def require_types(catalog: str, schema: pa.Schema) -> None:
-    """Raise `UsageError` if a column of a typed file (Parquet) has a type that `conform` does not take."""
+def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:
+    """Return the columns of a typed file (Parquet) that `conform` takes, by their types.
+
+    Raises `UsageError` for a column of `SOURCE` that has another type, unless it is in `own`.
+    """
+    fitting = []
     for field in schema:
-        if field.name not in SOURCE.names or pa.types.is_null(field.type):
+        if field.name not in SOURCE.names:
             continue
         wanted = SOURCE.field(field.name).type
         if pa.types.is_boolean(wanted):
@@ -100,10 +104,13 @@ def require_types(catalog: str, schema: pa.Schema) -> None:
             expected = "date32, or text as YYYY-MM-DD"
         else:
             fits, expected = is_text(field.type), "string"
-        if not fits:
+        if fits or pa.types.is_null(field.type):
+            fitting.append(field.name)
+        elif field.name not in own:
             raise UsageError(
                 f"{catalog}, column {field.name}, from row 1: its type is {field.type}; expected {expected}"
             )
+    return fitting
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -97,20 +97,16 @@ def stage_catalog(
     most_rows: int | None = None,
     *,
     ignored: Collection[str] = (),
+    own: Collection[str] = (),
 ) -> tuple[Path, int]:
     """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
-    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent. Returns the file and
-    its number of rows.
+    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent, and `own` ones where
+    they do not fit, as in `read_catalog`. Returns the file and its number of rows.
     """
-
-    def report(problem: Problem) -> None:
-        if problem.column not in ignored:
-            on_problem(problem)
-
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:
-        for batch in read_catalog(catalog, report):
+        for batch in read_catalog(catalog, on_problem, {*ignored, *own}):
             if most_rows is not None and writer.rows + batch.num_rows > most_rows:
                 batch = batch.slice(0, most_rows - writer.rows)
                 if not batch.num_rows:

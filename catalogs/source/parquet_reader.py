@@ -1,6 +1,6 @@
 """Read Parquet catalogs piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,11 +19,13 @@ BATCH_ROWS = 131_072
 _PIECE_BYTES = 64 << 20
 
 
-def read_parquet(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+def read_parquet(
+    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a Parquet catalog in order; see `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
     with open_parquet(catalog) as file:
-        for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem):
+        for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem, own=own):
             rows += batch.num_rows
             yield batch
         if rows != file.metadata.num_rows:
@@ -47,7 +49,6 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, and {sum(groups)} in its row groups")
         require_columns(catalog.uri, list(schema.names))
-        require_types(catalog.uri, schema)
         # Read as dictionaries, so that a long text repeated by a few bytes is in memory once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
@@ -69,11 +70,19 @@ def _damage(what: str) -> Iterator[None]:
 
 
 def parquet_batches(
-    uri: str, file: pq.ParquetFile, groups: Sequence[int], on_problem: OnProblem = refuse, first_row: int = 1
+    uri: str,
+    file: pq.ParquetFile,
+    groups: Sequence[int],
+    on_problem: OnProblem = refuse,
+    first_row: int = 1,
+    own: Collection[str] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some row groups in order, as batches of `SOURCE`; `first_row` is the number of the first."""
+    """Yield the rows of some row groups in order, as batches of `SOURCE`; `first_row` is the number of the first.
+
+    Raises `UsageError` for a column of a wrong type; one that is in `own` is read as absent.
+    """
     row = first_row
-    names = [name for name in file.schema_arrow.names if name in SOURCE.names]
+    names = require_types(uri, file.schema_arrow, own)
     batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
     while True:
         with _damage(f"{uri}: the file is damaged after row {row - 1}"):

@@ -4,11 +4,11 @@ At most one block of the file is in memory at a time. A row number in a message 
 without blank lines.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 
-from segmint.catalogs.source.conform import OnProblem, refuse
+from segmint.catalogs.source.conform import OnProblem, Problem, refuse
 from segmint.catalogs.source.csv_reader import read_csv
 from segmint.catalogs.source.json_lines_reader import read_json_lines
 from segmint.catalogs.source.parquet_reader import read_parquet
@@ -22,8 +22,7 @@ FORMATS = {
 }
 """The formats of a catalog, with their file endings."""
 
-_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
-    "Parquet": read_parquet,
+_TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "JSON Lines": read_json_lines,
     "CSV": read_csv,
 }
@@ -38,11 +37,20 @@ def catalog_format(uri: str) -> str:
     raise UsageError(f"{uri}: a catalog's name must end in one of {known}")
 
 
-def read_catalog(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+def read_catalog(
+    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
     Raises `UsageError`, which names file, column and row, for a missing required column, a column of the wrong type, an
     invalid value, or a file that does not match its ending. An invalid value is passed to `on_problem` first: if that
-    returns, the value is read as absent.
+    returns, the value is read as absent. In the columns `own`, which may be the user's own, whatever does not fit is
+    read as absent and is no problem.
     """
-    return _READERS[catalog_format(catalog.uri)](catalog, on_problem)
+
+    def report(problem: Problem) -> None:
+        if problem.column not in own:
+            on_problem(problem)
+
+    kind = catalog_format(catalog.uri)
+    return read_parquet(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
