@@ -27,6 +27,9 @@ SOURCE = pa.schema(
 REQUIRED = ("uri", "license")
 """The columns that a source catalog must have. A row's license may be empty (its image is then refused)."""
 
+AMENDABLE = ("attribution", "provider", "source_url", "country")
+"""The columns of an image that may be corrected after it was built."""
+
 NORMALIZED = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the dataset, from 0

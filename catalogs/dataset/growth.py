@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.tombstones import BLANK, TakenImage, TakenNames
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import STAGED
+from segmint.catalogs.schema import AMENDABLE, STAGED
+from segmint.catalogs.source.amendments import given
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     Ascending,
@@ -36,7 +37,9 @@ PINNED = tuple(
 """The columns that a dataset pins of an image besides its id: for a known image they must not change."""
 
 # Whether a row has changed is decided by its id and a hash of its other columns: 8 bytes instead of some hundred.
-_CONTENT = f"hash({', '.join(PINNED)})"
+# Only spaces in a column that may be amended are no value: an amendment does not take them over.
+_COMPARED = {name: given(name) if name in AMENDABLE else name for name in PINNED}
+_CONTENT = f"hash({', '.join(_COMPARED.values())})"
 
 _ALL = ", ".join(STAGED.names)
 
@@ -66,8 +69,9 @@ _CHANGED = f"""
      after AS (SELECT * FROM read_parquet($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
 SELECT count(*), arg_min(before.image_id, before.ordinal),
        arg_min(coalesce(before.{{column}}::VARCHAR, ''), before.ordinal),
-       arg_min(coalesce(after.{{column}}::VARCHAR, ''), before.ordinal)
-FROM before JOIN after USING (image_id) WHERE before.{{column}} IS DISTINCT FROM after.{{column}}
+       arg_min(coalesce(after.{{column}}::VARCHAR, ''), before.ordinal),
+       count(*) FILTER (WHERE {{amendable}} AND {{now}} IS NULL)
+FROM before JOIN after USING (image_id) WHERE {{was}} IS DISTINCT FROM {{now}}
 """
 
 _KNOWN = """
@@ -85,6 +89,7 @@ class Change:
     image_id: str
     before: str
     now: str
+    without: int = 0  # of these rows, those that have no value now, in a column of `AMENDABLE`
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def compare_catalog(
     first_ordinal: int,
     taken: Iterable[TakenImage] = (),
     ignored: Collection[str] = (),
+    own: Collection[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> CatalogGrowth:
@@ -120,13 +126,13 @@ def compare_catalog(
     they were pinned or as they would be pinned now, without credentials and whole license texts. New
     rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
     that name an image that was taken down, by image_id, uri (in any form of it) or sha256, are known, and may be
-    missing from the source. `ignored` columns of the source are read as absent.
+    missing from the source. `ignored` and `own` columns of the source are as in `stage_catalog`.
     `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
     `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
-        staged, _ = stage_catalog(catalog, folder, ignored=ignored)
+        staged, _ = stage_catalog(catalog, folder, ignored=ignored, own=own)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
@@ -162,7 +168,12 @@ def _fitted(known: Sequence[Path], folder: Path) -> Path:
 
 
 def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, Change]:
-    found = {column: Change(*_one_row(database, _CHANGED.format(column=column), parameters)) for column in PINNED}
+    found = {}
+    for column in PINNED:
+        amendable = column in AMENDABLE
+        was, now = (given(f"{table}.{column}") if amendable else f"{table}.{column}" for table in ("before", "after"))
+        query = _CHANGED.format(column=column, was=was, now=now, amendable=amendable)
+        found[column] = Change(*_one_row(database, query, parameters))
     return {column: change for column, change in found.items() if change.rows}
 
 

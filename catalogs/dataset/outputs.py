@@ -27,6 +27,7 @@ from segmint.catalogs.layout import (
     canonical_json,
     fingerprint,
     is_part_path,
+    parse_amended_name,
     parse_claim_name,
     parse_commit_name,
     parse_data_path,
@@ -153,7 +154,8 @@ def _is_known(path: str) -> bool:
     elif folder == COMMITS:
         known = parse_commit_name(name) is not None
     elif folder == CLAIMS:
-        known = parse_claim_name(name) is not None or parse_part_claim_name(name) is not None
+        parsed = (parse(name) for parse in (parse_claim_name, parse_part_claim_name, parse_amended_name))
+        known = any(each is not None for each in parsed)
     else:
         known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

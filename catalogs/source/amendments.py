@@ -14,12 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import normalized_schema
+from segmint.catalogs.schema import AMENDABLE, normalized_schema
 from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
-
-AMENDABLE = ("attribution", "provider", "source_url", "country")
-"""The columns of an image that may be corrected after it was built."""
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
 """The columns in which a source catalog must agree with what the dataset has pinned, where it gives a value."""
@@ -27,17 +24,35 @@ FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out"
 SHOWN = 20
 """How many changes are named; all are counted."""
 
-# An image is matched with the first row of its image_id, as in a build. A row that was refused as a duplicate is
-# matched with one of the same uri, so that the corrected catalog has it too.
-_CHOSEN = """
-CREATE TEMP TABLE chosen AS
+# An image is matched with the rows of its image_id. A row that was refused as a duplicate is matched with those of the
+# same uri, so that the corrected catalog has it too, and the image is not matched with these.
+_NAMED = """
+CREATE TEMP TABLE named AS
+WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),
+     asked AS (SELECT ordinal, image_id, uri FROM read_parquet($asked))
 SELECT pinned.ordinal AS place, asked.ordinal AS row
-FROM read_parquet($part) pinned JOIN read_parquet($asked) asked USING (image_id)
-WHERE pinned.duplicate_of IS NULL AND asked.duplicate_of IS NULL
+FROM pinned JOIN asked USING (image_id)
+LEFT JOIN pinned other ON other.duplicate_of IS NOT NULL AND other.image_id = asked.image_id AND other.uri = asked.uri
+WHERE pinned.duplicate_of IS NULL AND (asked.uri = pinned.uri OR other.ordinal IS NULL)
 UNION ALL
-SELECT pinned.ordinal, min(asked.ordinal)
-FROM read_parquet($part) pinned JOIN read_parquet($asked) asked USING (image_id)
-WHERE pinned.duplicate_of IS NOT NULL AND asked.uri = pinned.uri GROUP BY pinned.ordinal
+SELECT pinned.ordinal, asked.ordinal
+FROM pinned JOIN asked USING (image_id)
+WHERE pinned.duplicate_of IS NOT NULL AND asked.uri = pinned.uri
+"""
+
+# The first of them is taken, as in a build; the others must say the same.
+_CHOSEN = "CREATE TEMP TABLE chosen AS SELECT place, min(row) AS row FROM named GROUP BY place"
+
+_OTHERS = """
+CREATE TEMP TABLE others AS
+SELECT DISTINCT chosen.row AS first, named.row FROM named JOIN chosen USING (place) WHERE named.row <> chosen.row
+"""
+
+_CONTRADICTING = """
+SELECT first.ordinal + 1, other.ordinal + 1, first.image_id, {one}, {another}
+FROM others JOIN read_parquet($asked) first ON first.ordinal = others.first
+JOIN read_parquet($asked) other ON other.ordinal = others.row
+WHERE {one} IS DISTINCT FROM {another} ORDER BY others.row LIMIT 1
 """
 
 _PAIRS = """read_parquet($part) pinned JOIN chosen ON pinned.ordinal = chosen.place
@@ -80,6 +95,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Contradiction:
+    """Two rows of one image with different values in an amendable column; rows are counted from 1, None is no value."""
+
+    column: str
+    rows: tuple[int, int]
+    image_id: str
+    values: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
 class AmendedValue:
     """One value that is corrected; None is no value."""
 
@@ -97,16 +122,22 @@ class Amendments:
     values: dict[str, int] = field(default_factory=dict)  # how many, by column
     examples: list[AmendedValue] = field(default_factory=list)  # the first `SHOWN`
     matched: int = 0  # rows of the dataset that the source catalog names
-    shards: set[int] = field(default_factory=set)  # that have a row of these
+    shards: set[int] = field(default_factory=set)  # that have a row with another value
     unknown: int = 0  # rows of the source catalog that name no row of the dataset
     first_unknown: str | None = None  # the image_id of the first of them
     different: dict[str, Difference] = field(default_factory=dict)  # by column of `FIXED`
+    contradiction: Contradiction | None = None  # the first one
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
 
 
-def stage_amendments(catalog: Location, folder: Path) -> Path:
-    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises as `normalize` does."""
-    staged, _ = stage_catalog(catalog, folder)
+def stage_amendments(
+    catalog: Location, folder: Path, *, ignored: Collection[str] = (), own: Collection[str] = ()
+) -> Path:
+    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises as `normalize` does.
+
+    `ignored` and `own` columns are as in `stage_catalog`.
+    """
+    staged, _ = stage_catalog(catalog, folder, ignored=ignored, own=own)
     return write_marked(staged, folder / "asked.parquet", folder).path
 
 
@@ -121,25 +152,42 @@ def amend_parts(
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write those that change.
 
-    A value that `asked` does not give stays as it is; in the columns `clear` it is removed. The bytes of an
-    amended part depend on its rows alone: amending it again in the same way gives no other file.
+    A value that `asked` does not give, or in which there are only spaces, stays as it is; in the columns `clear` it is
+    removed. The bytes of an amended part depend on its rows alone: amending it again in the same way gives no other
+    file.
     """
     found = Amendments()
     with open_database(folder, memory_limit) as database:
         for number, part in enumerate(parts):
             parameters = {"part": str(part), "asked": str(asked)}
-            database.execute("DROP TABLE IF EXISTS chosen")
-            database.execute(_CHOSEN, parameters)
-            shards = database.execute(f"SELECT DISTINCT place // {images_per_shard} FROM chosen").fetchall()
-            found.shards |= {shard for (shard,) in shards}
+            for table in ("named", "chosen", "others"):
+                database.execute(f"DROP TABLE IF EXISTS {table}")
+            database.execute(_NAMED, parameters)
+            database.execute(_CHOSEN)
+            database.execute(_OTHERS)
+            if found.contradiction is None and _one_row(database, "SELECT count(*) FROM others", {})[0]:
+                found.contradiction = _contradiction(database, str(asked))
             found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
             _compare_fixed(database, parameters, found)
             destination = folder / f"amended-{number}.parquet"
-            if _write_amended(database, part, parameters, destination, clear, found):
+            if _write_amended(database, part, parameters, destination, clear, images_per_shard, found):
                 found.parts[number] = destination
         known = {"asked": str(asked), "parts": [str(part) for part in parts]}
         found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
     return found
+
+
+def given(column: str) -> str:
+    """Return the SQL of a text in which there is more than spaces; else of null."""
+    return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
+
+
+def _contradiction(database: duckdb.DuckDBPyConnection, asked: str) -> Contradiction | None:
+    for name in AMENDABLE:
+        query = _CONTRADICTING.format(one=given(f"first.{name}"), another=given(f"other.{name}"))
+        for one, other, image_id, *values in database.execute(query, {"asked": asked}).fetchall():
+            return Contradiction(name, (one, other), image_id, (values[0], values[1]))
+    return None
 
 
 def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str, Any], found: Amendments) -> None:
@@ -162,6 +210,7 @@ def _write_amended(
     parameters: Mapping[str, Any],
     destination: Path,
     clear: Collection[str],
+    images_per_shard: int,
     found: Amendments,
 ) -> bool:
     """Write a part with its corrected values; return whether there are any."""
@@ -169,7 +218,9 @@ def _write_amended(
         name: f"CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if name in clear else f"pinned.{name}"
         for name in AMENDABLE
     }
-    columns = ", ".join(f"coalesce(asked.{name}, {otherwise}) AS {name}" for name, otherwise in pinned.items())
+    columns = ", ".join(
+        f"coalesce({given(f'asked.{name}')}, {otherwise}) AS {name}" for name, otherwise in pinned.items()
+    )
     reader = database.sql(_VALUES.format(columns=columns), params=dict(parameters)).to_arrow_reader(MARK_ROWS)
     values = _Pieces(reader)
     before = found.rows
@@ -177,7 +228,7 @@ def _write_amended(
     with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             amended = values.take(batch.num_rows)
-            _count(batch, amended, found)
+            _count(batch, amended, images_per_shard, found)
             arrays = [
                 (amended if name in AMENDABLE else batch).column(name).cast(schema.field(name).type)
                 for name in schema.names
@@ -186,7 +237,7 @@ def _write_amended(
     return found.rows > before
 
 
-def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, found: Amendments) -> None:
+def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, images_per_shard: int, found: Amendments) -> None:
     changed = pa.array([False] * batch.num_rows)
     for name in AMENDABLE:
         one, other = batch.column(name), amended.column(name)
@@ -200,6 +251,7 @@ def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, found: Amendments) ->
             values = (column[index].as_py() for column in (one, other))
             found.examples.append(AmendedValue(batch.column("image_id")[index].as_py(), name, *values))
     found.rows += pc.sum(changed).as_py() or 0
+    found.shards |= set(pc.divide(batch.column("ordinal").filter(changed), images_per_shard).unique().to_pylist())
 
 
 class _Pieces:

@@ -13,13 +13,14 @@ from segmint.catalogs.dataset.commits import REJECTED
 from segmint.catalogs.dataset.tombstones import TakenNames
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.reasons import Reason
+from segmint.catalogs.schema import AMENDABLE
 from segmint.operators.audit.origins import annotated_images
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 
 Ints = NDArray[np.int64]
 
-_SAME_IN_IMAGES = ("image_id", "uri", "license", "attribution", "provider", "source_url", "country")
+_SAME_IN_IMAGES = ("image_id", "uri", "license", *AMENDABLE)
 _SAME_IN_REJECTS = ("image_id", "uri")
 
 
@@ -212,7 +213,8 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             place, where = tables.places[kind].of_image(row["id"]), f"id {row['id']}"
             if different:
                 wanted = {name: expected[name] for name in different}
-                yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog", different, where)
+                mend = "; `segmint repair` puts in what was amended" if wanted.keys() <= set(AMENDABLE) else ""
+                yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog{mend}", different, where)
             if kind == "images" and source["duplicate_of"] is not None:
                 expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"
                 yield place.finding(Code.DUPLICATE_IMAGE, expected_verdict, "accepted", where)

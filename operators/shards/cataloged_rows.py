@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, load_manifest
+from segmint.catalogs.dataset.manifest import CatalogPart, load_manifest
 from segmint.catalogs.parquet import ROW_GROUP_ROWS
-from segmint.catalogs.source.amendments import AMENDABLE
+from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -89,11 +89,3 @@ class CatalogRows:
 
     def __reduce__(self) -> tuple[type["CatalogRows"], tuple[Location]]:
         return CatalogRows, (self._dataset,)
-
-
-def part_of(manifest: DatasetManifest, shard: int) -> str | None:
-    """Return the path of the part of the catalog that a shard's rows are in; None if the dataset has no such shard."""
-    for part in manifest.catalog:
-        if part.first_shard <= shard < part.first_shard - (-part.rows // manifest.images_per_shard):
-            return part.path
-    return None

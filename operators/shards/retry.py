@@ -31,7 +31,7 @@ class RetryTask:
     with_images: bool
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
     schema_version: int = OLDEST  # of the dataset; a shard of a newer one keeps its own
-    part: str | None = None  # path of the part of the catalog that the rows were read from, if it is known
+    cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:

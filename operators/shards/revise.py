@@ -9,6 +9,7 @@ whether that was amended meanwhile.
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
@@ -16,7 +17,6 @@ from segmint.catalogs.dataset.manifest import (
     forget_part_claims,
     load_latest_manifest,
     manifest_generations,
-    read_generation,
 )
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
 from segmint.catalogs.layout import (
@@ -30,7 +30,7 @@ from segmint.catalogs.parquet import table_bytes
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS_OF
-from segmint.operators.shards.cataloged_rows import cataloged, part_of
+from segmint.operators.shards.cataloged_rows import cataloged
 from segmint.operators.shards.committed_rows import read_committed, read_file
 from segmint.operators.shards.files import ROW_GROUP_ROWS
 from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_images, replace_shard
@@ -190,18 +190,19 @@ def heed_tombstones(
     return revised
 
 
-def heed_catalog(dataset: Location, shard: int, part: str | None = None) -> Revised | None:
+def heed_catalog(dataset: Location, shard: int, generation: int = 1) -> Revised | None:
     """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
 
-    An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other.
-    `part` is the path of the part that the shard's rows were read from, if it is known. None if the catalog has never
-    changed, or this part has not. Repeating it after a crash completes it.
+    An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
+    is put here is heeded in the same way, so of several amendments the last one holds in the end. `generation` is that
+    of the manifest that held before the shard's rows were read. None if there is no newer one. Repeating it after a
+    crash completes it.
     """
-    generations = manifest_generations(dataset)
-    manifest = read_generation(dataset, generations[-1]) if generations[-1:] > [1] else None
-    if manifest is None or part == part_of(manifest, shard):
+    now = max(manifest_generations(dataset), default=1)
+    if now <= generation:
         return None
-    revised = revise_shard(dataset, shard, cataloged(dataset), with_images=False, images_only=True)
+    again = partial(heed_catalog, dataset, shard, now)
+    revised = revise_shard(dataset, shard, cataloged(dataset), with_images=False, images_only=True, heed=again)
     if revised is not None and revised.changed:
         remove_replaced(dataset, [shard])
     return revised
@@ -231,8 +232,8 @@ class ShardWork(Protocol):
         """The source catalog's, if it is known."""
 
     @property
-    def part(self) -> str | None:
-        """The path of the part of the catalog that its rows were read from, if it is known."""
+    def cataloged(self) -> int:
+        """The generation of the manifest that held before its rows were read from the catalog."""
 
 
 def heed_after(task: ShardWork) -> bool:
@@ -247,7 +248,7 @@ def heed_after(task: ShardWork) -> bool:
         schema_version=task.schema_version,
         catalog_uri=task.catalog_uri,
     )
-    amended = heed_catalog(task.dataset, task.shard, task.part)
+    amended = heed_catalog(task.dataset, task.shard, task.cataloged)
     return any(revised is not None and revised.changed for revised in (heeded, amended))
 
 

@@ -44,7 +44,7 @@ class ShardTask:
     generation: int = 1
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
     schema_version: int = SCHEMA_VERSION  # of the dataset
-    part: str | None = None  # path of the part of the catalog that the rows were read from, if it is known
+    cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
 
 
 @dataclass(frozen=True)

@@ -7,34 +7,36 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, put_with_parts
+from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest, load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
-from segmint.catalogs.layout import part_path
+from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
+from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.amendments import (
-    AMENDABLE,
     SHOWN,
     AmendedValue,
     Amendments,
+    Contradiction,
     Difference,
     amend_parts,
     stage_amendments,
 )
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.whole import WholeCatalog
-from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
-from segmint.operators.shards.cataloged_rows import cataloged
-from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.replace import check_purge
-from segmint.operators.shards.revise import Change
-from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import release_config, remove_parts, while_unchanged
-from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
+from segmint.pipeline.corrections.common import put_parts, remove_parts, while_unchanged
+from segmint.pipeline.corrections.credits import (
+    begin_amendment,
+    credit,
+    end_amendments,
+    shards_of,
+    unfinished_amendments,
+)
+from segmint.pipeline.corrections.revision import LOCAL
+from segmint.pipeline.dataset.growth import ignored_columns, own_columns
 
 _WHY_FIXED = (
     "Only attribution, provider, source_url and country are amended: the others say which image was taken in, and on "
@@ -56,7 +58,8 @@ class AmendmentList:
     matched: int  # rows of the dataset that the catalog names
     unknown: int  # rows of the catalog that name no row of the dataset
     first_unknown: str | None
-    shards: tuple[int, ...]  # with a row that the catalog names, committed or not
+    shards: tuple[int, ...]  # with such a row, committed or not
+    unfinished: tuple[int, ...]  # shards of amendments that died or are at work, which are completed
     outputs: tuple[str, ...]  # made from the dataset and noted in it
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,8 +78,14 @@ class AmendmentList:
             ),
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
             *self._unknown_lines(),
+            *self._unfinished_lines(),
             *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
         ]
+
+    def _unfinished_lines(self) -> list[str]:
+        if not self.unfinished:
+            return []
+        return [f"an earlier amendment did not end, and is completed: {counted(len(self.unfinished), 'shard')}"]
 
     def _unknown_lines(self) -> list[str]:
         if not self.unknown:
@@ -106,11 +115,14 @@ class Amended:
 
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
+        unknown = [f"{counted(self.unknown, 'row')} not in the dataset, and left out"] if self.unknown else []
+        if not self.rows and not self.changed_shards:
+            return [f"nothing to amend: {self.dataset} has these values", *unknown, self.version.line()]
         values = f": {listed(f'{name} of {count:,}' for name, count in self.values.items())}" if self.values else ""
         return [
             f"{counted(self.rows, 'row')} of the catalog amended{values}; {counted(self.images, 'image')} changed in "
             f"{counted(len(self.changed_shards), 'shard')}",
-            *([f"{counted(self.unknown, 'row')} not in the dataset, and left out"] if self.unknown else []),
+            *unknown,
             "what was there before is gone, older versions included",
             *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
@@ -142,9 +154,10 @@ def amend(
 
     First the amended parts of the catalog are put, with the manifest's generation that names them, so that builds,
     growth and repairs take the values from there; then each shard's next generation. After an interruption at any
-    point, the same call completes the work. Before anything is changed, raises `UsageError` for a catalog that cannot
-    be read, names no row of the dataset, or says otherwise in a column of `FIXED`, and for a store whose older versions
-    cannot be removed.
+    point, the same call completes the work, and so does any other amendment. Where there is nothing to amend or to
+    complete, nothing is touched, and `confirm` is not called. Before anything is changed, raises `UsageError` for a
+    catalog that cannot be read, names no row of the dataset, contradicts itself, or says otherwise in a column of
+    `FIXED`, and for a store whose older versions cannot be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty: say why, or leave it away")
@@ -152,25 +165,18 @@ def amend(
     with tempfile.TemporaryDirectory(prefix="segmint-") as name:
         look = _looks(dataset, catalog, clear, Path(name))
         looked = look()
+        if not looked.found.parts and not looked.listed.unfinished:
+            return Amended(str(dataset), 0, {}, looked.found.unknown, 0, (), name_now(dataset))
         check_purge(dataset)
         if confirm is not None:
             confirm(looked.listed)
         looked = _amend_catalog(dataset, looked, look)
-    manifest, found = looked.manifest, looked.found
-    change = cataloged(dataset)
-    outcome = revise(
-        dataset,
-        manifest,
-        Revision(
-            shards=frozenset(found.shards),
-            change=change,
-            with_images=release_config(manifest).format == "images",
-            needed=lambda commit: _differs(dataset, commit, change),
-            images_only=True,
-        ),
-        resources,
-    )
+    latest, found = looked.latest, looked.found
+    begun = unfinished_amendments(dataset, latest.generation)  # this one, and those that died
+    outcome = credit(dataset, latest, found.shards | shards_of(begun), resources)
     remove_parts(dataset)
+    version = put_version(dataset, "amend", reason, now)
+    end_amendments(dataset, begun)
     return Amended(
         dataset=str(dataset),
         rows=found.rows,
@@ -178,7 +184,7 @@ def amend(
         unknown=found.unknown,
         images=sum(each.rows for each in outcome.changed.values()),
         changed_shards=tuple(outcome.changed),
-        version=put_version(dataset, "amend", reason, now),
+        version=version,
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
         removed_links=outcome.removed_links,
     )
@@ -188,24 +194,24 @@ def amend(
 class _Look:
     """What a catalog corrects in the generation of the manifest that held."""
 
-    manifest: DatasetManifest
-    generation: int
+    latest: LatestManifest
     found: Amendments
     listed: AmendmentList
 
 
 def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> Callable[[], _Look]:
     """Read the catalog; return a function that compares it with the dataset. Both write into `folder`."""
-    asked = stage_amendments(catalog, folder)
+    begun = load_manifest(dataset)
+    asked = stage_amendments(catalog, folder, ignored=ignored_columns(begun.identity), own=own_columns(begun))
 
     def look() -> _Look:
-        manifest, generation = load_latest_manifest(dataset)
+        latest = load_latest_manifest(dataset)
         own = Path(tempfile.mkdtemp(dir=folder))
-        found = _compare(dataset, catalog, manifest, asked, own, clear)
+        found = _compare(dataset, catalog, latest.manifest, asked, own, clear)
         listed = AmendmentList(
             dataset=str(dataset),
             catalog=str(catalog),
-            name=manifest.name,
+            name=latest.manifest.name,
             rows=found.rows,
             values=found.values,
             examples=tuple(found.examples),
@@ -213,9 +219,10 @@ def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> C
             unknown=found.unknown,
             first_unknown=found.first_unknown,
             shards=tuple(sorted(found.shards)),
+            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset, latest.generation)))),
             outputs=tuple(line_of(note) for note in read_notes(dataset)),
         )
-        return _Look(manifest, generation, found, listed)
+        return _Look(latest, found, listed)
 
     return lambda: while_unchanged(dataset, look)
 
@@ -226,17 +233,10 @@ def _amend_catalog(dataset: Location, looked: _Look, look: Callable[[], _Look]) 
     If a build that grows, or another correction, is faster, its parts are amended.
     """
     while looked.found.parts:
-        parts = list(looked.manifest.catalog)
-        new = {}  # files of parts that are put here, by path
-        for number, file in looked.found.parts.items():
-            digest = sha256_of(file)
-            path = part_path(number, digest)
-            new[path] = file
-            parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
-        amended = looked.manifest.model_copy(update={"catalog": tuple(parts)})
-        won = put_with_parts(dataset, amended, looked.generation + 1, new)
-        if won and load_latest_manifest(dataset).generation == looked.generation + 1:
-            return replace(looked, manifest=amended)
+        begin_amendment(dataset, looked.latest.generation + 1, looked.found.shards)
+        latest = put_parts(dataset, looked.latest, looked.found.parts)
+        if latest is not None:
+            return replace(looked, latest=latest)
         looked = look()
     return looked
 
@@ -258,6 +258,8 @@ def _compare(
             if found.unknown
             else f"{catalog} has no rows: nothing was changed"
         )
+    if found.contradiction is not None:
+        raise UsageError(_contradiction_text(catalog, found.contradiction))
     if found.different:
         lines = [_difference_line(column, difference) for column, difference in found.different.items()]
         raise UsageError(
@@ -266,18 +268,19 @@ def _compare(
     return found
 
 
+def _contradiction_text(catalog: Location, found: Contradiction) -> str:
+    (one, other), values = found.rows, [_said(value) for value in found.values]
+    return (
+        f"{catalog} contradicts itself, so nothing was changed: rows {one} and {other} are of the image_id "
+        f"{shown(found.image_id)}, with {found.column} {values[0]} and {values[1]}. Keep the right one of them"
+    )
+
+
 def _difference_line(column: str, difference: Difference) -> str:
     return (
         f"{counted(difference.rows, 'row')} with another {column}, the first is row {difference.row}, image_id "
         f"{shown(difference.image_id)}: {shown(difference.pinned)} in the dataset, {shown(difference.found)} there"
     )
-
-
-def _differs(dataset: Location, commit: Commit, change: Change) -> bool:
-    """Return whether a shard has an image with other values than the catalog that holds."""
-    table = read_table(read_file(dataset, commit.file("images")), "images")
-    rows = table.select(["ordinal", "image_id", *AMENDABLE]).to_pylist()
-    return any(one is not other for one, other in zip(rows, change(commit, rows), strict=True))
 
 
 def _said(value: str | None) -> str:

@@ -36,8 +36,8 @@ def correct_by_ray(
 ) -> Iterator[Result]:
     """Yield `correct_one(shard)` of each shard, in order, by Ray, which is joined or started and ended.
 
-    The function goes to other processes and machines, so it must name the dataset by an absolute path or a URI. Raises
-    `UnfinishedError` if a shard cannot be corrected, or Ray fails: the same correction completes the work.
+    The function goes to other processes and machines. Raises `UnfinishedError` if a shard cannot be corrected, or Ray
+    fails: the same correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):

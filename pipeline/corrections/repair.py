@@ -1,15 +1,17 @@
 """`segmint repair`: restores damaged files of a dataset to exactly the bytes that its commits name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
@@ -19,6 +21,7 @@ from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.credits import credit, end_amendments, otherwise_credited, unfinished_amendments
 from segmint.pipeline.corrections.repair_shard import RepairTask, look_at, repair_shard
 from segmint.pipeline.corrections.revision import LOCAL, RAY_FROM_SHARDS
 
@@ -40,6 +43,7 @@ class Repaired:
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
     left: dict[int, str] = field(default_factory=dict)  # why, by shard
+    credited: int = 0  # images that got the credits that the catalog has
     version: VersionName | None = None  # None if something could not be repaired
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +56,7 @@ class Repaired:
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.left.items())),
+            *([f"{counted(self.credited, 'image')} amended as the catalog says"] if self.credited else []),
             f"{counted(self.shards, 'shard')} looked at: {counted(len(self.damages), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
             *([] if self.version is None else [self.version.line()]),
@@ -64,8 +69,9 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     Data files are restored from the rest of the shard if that is enough, else from the catalog if `config`, the
     build's configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit
     is made again where its shard's data files are whole and prove it. What tombstones name of a restored shard is taken
-    down. With `ray_from` shards or more Ray looks at them, and so it repairs them. Raises `UsageError` if there is no
-    dataset, or the configuration is of another one.
+    down. Where the catalog was ever changed, images get the credits that it has: an amendment may have died. With
+    `ray_from` shards or more Ray looks at them, and so it repairs them. Raises `UsageError` if there is no dataset, or
+    the configuration is of another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, which so has all of these shards
     manifest = load_manifest(dataset)
@@ -76,8 +82,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     with_images = release_config(manifest).format == "images"
     resources = LOCAL if config is None else config.resources
     result = Repaired(str(dataset), shards=len(committed))
-    # Ray's tasks have other current folders.
-    task = RepairTask(replace(dataset, uri=absolute(dataset.uri)), manifest, with_images)
+    task = RepairTask(dataset, manifest, with_images)
     numerics: set[str] = set()
     damaged: list[int] = []
     for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
@@ -98,6 +103,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         _build_again(config, dataset.storage, sorted(again), result)
         result.repaired += [path for shard in sorted(again) if shard not in result.left for path in again[shard]]
     _complete(dataset, manifest, {shard: committed[shard] for shard in damaged}, result, config)
+    _credit(dataset, committed.keys() - result.left.keys(), result, resources)
     if not result.left:
         result.version = put_version(dataset, "repair")
     return result
@@ -120,6 +126,24 @@ def _complete(
     if changed or any(now.get(shard) != generation for shard, generation in repaired.items()):
         remove_report(dataset)
         rewrite_index(dataset, manifest)
+
+
+def _credit(dataset: Location, shards: Iterable[int], result: Repaired, resources: ResourcesConfig) -> None:
+    """Complete amendments, in these shards."""
+    latest = load_latest_manifest(dataset)
+    if latest.generation == 1:
+        return
+    begun = unfinished_amendments(dataset, latest.generation)
+    try:
+        wrong = otherwise_credited(dataset, shards)
+    except (UsageError, NotFoundError) as error:
+        get_logger("repair").warning("the catalog cannot be read", problem=str(error))
+        return
+    if wrong:
+        outcome = credit(dataset, latest, wrong, resources)
+        result.credited = sum(each.rows for each in outcome.changed.values())
+    if not result.left:
+        end_amendments(dataset, begun)
 
 
 def _each(

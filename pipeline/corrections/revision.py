@@ -14,9 +14,16 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import absolute
 from segmint.operators.shards.replace import remove_replaced
-from segmint.operators.shards.revise import Change, Revised, heed_all, heed_tombstones, revise_shard, with_holding
+from segmint.operators.shards.revise import (
+    Change,
+    Revised,
+    heed_all,
+    heed_catalog,
+    heed_tombstones,
+    revise_shard,
+    with_holding,
+)
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import remove_report, rewrite_index
 
@@ -38,6 +45,7 @@ class Revision:
     with_images: bool  # whether the dataset's tars hold JPEGs
     needed: Callable[[Commit], bool] = lambda _: True  # a cheaper look than at all rows
     images_only: bool = False  # whether it changes nothing but the tables of images, and reads nothing else
+    cataloged: int | None = None  # generation of the manifest whose catalog, or a later one, the change reads
 
 
 @dataclass(frozen=True)
@@ -75,17 +83,18 @@ def revise(
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
-        there = replace(dataset, uri=absolute(dataset.uri))  # Ray's tasks have other current folders
         alone = replace(revision, shards=frozenset(shards))
         results = correct_by_ray(
-            partial(revise_one, there, revision=alone, schema_version=manifest.schema_version), shards, resources
+            partial(revise_one, dataset, revision=alone, schema_version=manifest.schema_version), shards, resources
         )
     changed = {
         shard: revised
         for shard, revised in zip(shards, results, strict=True)
         if revised is not None and revised.changed
     }
-    heed_all(dataset, revision.shards, with_images=revision.with_images, schema_version=manifest.schema_version)
+    # An amendment that died may have left a shard that this one does not change.
+    heeded = revision.shards if revision.cataloged is None else range(manifest.shards)
+    heed_all(dataset, heeded, with_images=revision.with_images, schema_version=manifest.schema_version)
     building = remove_replaced(dataset, revision.shards)
     links = remove_report(dataset)
     rewrite_index(dataset, manifest)
@@ -94,7 +103,12 @@ def revise(
 
 def revise_one(dataset: Location, shard: int, revision: Revision, schema_version: int) -> Revised | None:
     """Apply a revision to one shard; see `revise_shard`."""
-    heed = partial(heed_tombstones, dataset, shard, with_images=revision.with_images, schema_version=schema_version)
+
+    def heed() -> None:
+        heed_tombstones(dataset, shard, with_images=revision.with_images, schema_version=schema_version)
+        if revision.cataloged is not None:
+            heed_catalog(dataset, shard, revision.cataloged)
+
     return revise_shard(
         dataset,
         shard,

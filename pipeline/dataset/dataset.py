@@ -32,7 +32,6 @@ from segmint.infra.storage.probe import probe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.segment.numerics import Numerics
-from segmint.operators.shards.cataloged_rows import part_of
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.first_numerics import first_numerics
@@ -47,6 +46,7 @@ class OpenDataset:
     location: Location
     manifest: DatasetManifest
     weights: Path  # this machine's copy of the model's checkpoint
+    generation: int = 1  # of the manifest, or an earlier one
 
     @property
     def numerics(self) -> Numerics:
@@ -103,7 +103,7 @@ class OpenDataset:
             max_reject_ratio=config.max_reject_ratio,
             catalog_uri=config.catalog,
             schema_version=self.manifest.schema_version,
-            part=part_of(self.manifest, span.shard),
+            cataloged=self.generation,
         )
 
     def write_index(self) -> None:
@@ -126,7 +126,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)
-    return OpenDataset(output, fit_catalog(config, storage, latest, grow=grow), weights)
+    manifest, generation = fit_catalog(config, storage, latest, grow=grow)
+    return OpenDataset(output, manifest, weights, generation)
 
 
 def require_catalog(config: Config, storage: Storage) -> None:

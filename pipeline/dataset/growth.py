@@ -18,7 +18,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import part_path
-from segmint.catalogs.source.amendments import AMENDABLE
+from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import NormalizedCatalog
 from segmint.infra.errors import UsageError
@@ -28,7 +28,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config
 
 
-def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> DatasetManifest:
+def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> LatestManifest:
     """Return the manifest of a dataset with the catalog `config.catalog`, grown if that has new rows and `grow` is set.
 
     The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part. If
@@ -40,7 +40,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
     source = Location(storage, config.catalog)
     digest = source.sha256()
     if digest == manifest.catalog[-1].source_sha256:
-        return manifest
+        return latest
     first_shard = manifest.shards
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         growth = compare_catalog(
@@ -50,11 +50,12 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
             first_ordinal=first_shard * manifest.images_per_shard,
             taken=taken_images(read_tombstones(output)).values(),
             ignored=ignored_columns(manifest.identity),
+            own=own_columns(manifest),
         )
         if not growth.keeps_all:
             raise UsageError(_why_another(config, manifest, growth))
         if growth.new.rows == 0:
-            return manifest
+            return latest
         if not grow:
             raise UsageError(
                 f"the catalog {config.catalog} has {growth.new.rows} new rows that {config.output} does not have: "
@@ -69,7 +70,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
         won = put_with_parts(output, grown, generation + 1, {path: growth.new.path})
     if won:
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
-        return grown
+        return LatestManifest(grown, generation + 1)
     winner = load_latest_manifest(output)
     if len(winner.manifest.catalog) == len(manifest.catalog):  # a part was corrected, nothing has grown
         return fit_catalog(config, storage, winner, grow=grow)
@@ -85,6 +86,15 @@ def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
     A dataset that was begun before `opt_out` had a meaning may have a catalog with another column of that name.
     """
     return () if identity["license"]["respect_opt_out"] else ("opt_out",)
+
+
+def own_columns(manifest: DatasetManifest) -> tuple[str, ...]:
+    """Return the columns of a source catalog that may be the user's own, of any type: see `stage_catalog`.
+
+    A dataset that was begun before catalogs were curated may have a catalog with other columns of these names.
+    """
+    old = "respect_opt_out" not in manifest.config.get("license", {})
+    return ("refused_reason", "refused_detail") if old else ()
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:
@@ -120,13 +130,18 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
     return (
         f"the catalog {config.catalog} is not the one that {config.output} was built from:\n  "
         + "\n  ".join(differences)
-        + "\nA dataset keeps the rows that it has pinned: put these back as they were, or name another output"
-        + _or_amend(config, growth)
+        + "\n"
+        + _what_to_do(config, growth)
     )
 
 
-def _or_amend(config: Config, growth: CatalogGrowth) -> str:
-    """Return the command that takes over what has changed, where it may be amended; else an empty string."""
+def _what_to_do(config: Config, growth: CatalogGrowth) -> str:
     if growth.gone or not growth.changed.keys() <= set(AMENDABLE):
-        return ""
-    return f". `segmint amend {config.output} --from {config.catalog}` takes them over as they are now"
+        return "A dataset keeps the rows that it has pinned: put these back as they were, or name another output"
+    clear = ""
+    if any(change.without for change in growth.changed.values()):
+        clear = " (with --clear also that there is none, in the columns that the catalog has)"
+    return (
+        "Where the dataset's values are right, as after an amendment, write them into the catalog. Where the catalog's "
+        f"are, `segmint amend {config.output} --from {config.catalog}` takes them over{clear}"
+    )

@@ -116,6 +116,7 @@ class RejectedRows:
                 with_images=self._config.release.format == "images",
                 catalog_uri=self._config.catalog,
                 schema_version=self._dataset.manifest.schema_version,
+                cataloged=self._dataset.generation,
             )
         if not spans:
             return WindowRows(NORMALIZED.empty_table(), (), {})

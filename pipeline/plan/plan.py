@@ -24,8 +24,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
-from segmint.pipeline.config.config import Config, as_begun
+from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
+from segmint.pipeline.dataset.growth import ignored_columns, own_columns
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.answer import Plan
 from segmint.pipeline.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
@@ -73,7 +74,13 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     version = None if manifest is None else name_now(Location(storage, config.output))
     checked = None
     if remaining.rows:
-        checked = check(Location(storage, config.catalog), _policy(config, manifest), most_rows=CHECKED_ROWS)
+        checked = check(
+            Location(storage, config.catalog),
+            _policy(config, manifest),
+            most_rows=CHECKED_ROWS,
+            ignored=ignored_columns(identity(config) if manifest is None else manifest.identity),
+            own=() if manifest is None else own_columns(manifest),
+        )
     return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version, checked)
 
 

@@ -279,8 +279,15 @@ DATASET_MUTANTS = (
     Mutant(
         "a build forgets what was amended meanwhile",
         "operators/shards/revise.py",
-        "amended = heed_catalog(task.dataset, task.shard, task.part)",
+        "amended = heed_catalog(task.dataset, task.shard, task.cataloged)",
         "amended = None",
+        "tests/pipeline/corrections/test_amend.py",
+    ),
+    Mutant(
+        "an amendment does not look whether another one came meanwhile",
+        "pipeline/corrections/revision.py",
+        "            heed_catalog(dataset, shard, revision.cataloged)",
+        "            pass",
         "tests/pipeline/corrections/test_amend.py",
     ),
     Mutant(

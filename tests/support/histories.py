@@ -22,13 +22,14 @@ from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
-from segmint.catalogs.layout import CLAIMS, DamagedDatasetError
+from segmint.catalogs.layout import CLAIMS, DamagedDatasetError, parse_amended_name
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.credits import otherwise_credited
 from segmint.pipeline.corrections.repair import repair
 from tests.support.everything import mentions
 from tests.support.history_commands import NOW, amend_row, grow, mark, marks_of, resume, state_of, take_down
@@ -175,7 +176,7 @@ class History:
 
     def _repeat(self, actor: Actor) -> None:
         """Remember to repeat at the end what did not end."""
-        if not actor.name.startswith(("sweep", "resume")):
+        if not actor.name.startswith(("sweep", "resume", "amend")):  # another amendment completes one
             self.repeat.append(actor.work)
 
     def _acknowledge(self, name: str, result: Any) -> None:
@@ -310,6 +311,8 @@ class History:
         while self.actors:
             self._tell(self._advance(0, 10_000))
             self._check()
+        if self.seed % 3 == 0 and not self.damaged:
+            self._check_amendments()
         left = repair(self.place.location).left
         _must(not left, f"not repaired: {left}")
         for work in self.repeat:
@@ -334,6 +337,7 @@ class History:
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
         left = contents(self.place).keys() ^ (expected | self._named() | commits)
+        left = {path for path in left if not self._may_be_left(path, generation)}
         _must(not left, f"too many files or too few: {sorted(left)}")
         taken = taken_images(tombstones)
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
@@ -349,6 +353,18 @@ class History:
         _must(ids == accepted, f"I4: readers see {ids} of {accepted}")
         report = audit_integrity(location)
         _must(not report.findings.total and not report.not_built, f"{[each.line() for each in report.findings]}")
+
+    def _may_be_left(self, path: str, generation: int) -> bool:
+        """Whether a file is the list of an amendment that was killed before it changed the catalog."""
+        return (parse_amended_name(path.removeprefix(f"{CLAIMS}/")) or 0) > generation
+
+    def _check_amendments(self) -> None:
+        """Amend a row: that completes all amendments that were killed, and of those that crossed the last one holds."""
+        rows = load_manifest(self.place.location).shards * ROWS
+        if any(amend_row(self.place, ordinal, self.next_mark + 1) for ordinal in range(rows)):
+            self._check()
+            stale = otherwise_credited(self.place.location, self.held)
+            _must(not stale, f"I11: shards {stale} have other credits than the catalog")
 
     def _named(self) -> set[str]:
         return {entry.path for commit, _ in holding(self.place) for entry in commit.files}

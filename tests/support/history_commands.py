@@ -74,7 +74,7 @@ def _marked(row: Row, x: int) -> Row:
 
 
 def amend_row(place: Place, ordinal: int, x: int) -> bool:
-    """Amend the provider of a row, and return whether the dataset still had it."""
+    """Amend the provider of a row to one of two, so that amendments are reverted; return whether the row was there."""
     folder = Path(f"{place.uri}-amendment-{x}")
     folder.mkdir(exist_ok=True)
     try:
@@ -82,7 +82,7 @@ def amend_row(place: Place, ordinal: int, x: int) -> bool:
             "uri": f"photo_{ordinal}.jpg",
             "license": "",
             "image_id": f"image-{ordinal}",
-            "provider": f"provider {x}",
+            "provider": f"provider {x % 2}",
         }
         (folder / "c.jsonl").write_text(json.dumps(row))
         amend(place.location, location_of(folder / "c.jsonl"), "asked", now=NOW)

@@ -1,24 +1,27 @@
 """A small real dataset in seconds: the stages that a build runs, with real weights, one after another without Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.reasons import Reason
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment
+from segmint.operators.shards.retry import retry_shard
 from segmint.operators.shards.write import write_shard
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.dataset.dataset import open_or_create
 from segmint.pipeline.execution.stages import lay_out
+from segmint.pipeline.execution.work import RejectedRows
 
 
-def mint(config_path: Path, only: Sequence[int] | None = None) -> str:
+def mint(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:
     """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI.
 
-    `only` are the shards to build, if not all.
+    `only` are the shards to build, if not all. Rows that were refused for the reasons `retry` are tried again.
     """
     config = load_config(str(config_path))
     storage = Storage(config.storage)
@@ -34,6 +37,11 @@ def mint(config_path: Path, only: Sequence[int] | None = None) -> str:
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
                 raise AssertionError(result.detail)
+        refused = RejectedRows(config, dataset, dataset.shards(), retry)
+        for shard in refused.left:
+            window = refused.read([shard])
+            rows = describe_table(segment(prepare(window.rows)), stages.segment.artifacts.rule)
+            retry_shard(window.tasks[shard], [(0, rows.num_rows)], rows)
     finally:
         prepare.close()
     dataset.write_index()

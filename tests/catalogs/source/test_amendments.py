@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.source.amendments import Amendments, amend_parts, stage_amendments
+from segmint.catalogs.source.amendments import Amendments, Contradiction, amend_parts, stage_amendments
 from segmint.catalogs.source.normalize import normalize
 from tests.support.locations import location_of
 
@@ -48,6 +48,26 @@ def test_a_duplicate_is_matched_with_the_row_of_its_uri(tmp_path: Path) -> None:
     found = compare(tmp_path, pinned, asked)
     assert column(found, "attribution") == ["A", "B"]
     assert found.different == {}
+    assert column(compare(tmp_path, pinned, asked[::-1]), "attribution") == ["A", "B"]
+
+
+def test_rows_of_one_image_must_say_the_same(tmp_path: Path) -> None:
+    pinned = [{"uri": "a.jpg", "image_id": "x"}, {"uri": "b.jpg", "image_id": "x"}, {"uri": "c.jpg"}]
+    right = {"uri": "a.jpg", "image_id": "x", "provider": "P", "country": "NO"}
+    assert compare(tmp_path, pinned, [right, {"uri": "c.jpg"}, right]).contradiction is None
+    found = compare(tmp_path, pinned, [{"uri": "c.jpg"}, right, {**right, "country": None}]).contradiction
+    assert found == Contradiction("country", (2, 3), "x", ("NO", None))
+    duplicate = {"uri": "b.jpg", "image_id": "x", "attribution": "B"}
+    found = compare(tmp_path, pinned, [duplicate, right, {**duplicate, "attribution": "C"}]).contradiction
+    assert found == Contradiction("attribution", (1, 3), "x", ("B", "C"))
+
+
+def test_only_spaces_are_no_value(tmp_path: Path) -> None:
+    pinned = [{"uri": "a.jpg", "attribution": "Ann", "provider": "P"}]
+    asked = [{"uri": "a.jpg", "attribution": " \t\u00a0", "provider": ""}]
+    assert compare(tmp_path, pinned, asked).values == {}
+    cleared = compare(tmp_path, pinned, asked, clear={"attribution"})
+    assert (column(cleared, "attribution"), column(cleared, "provider")) == ([None], ["P"])
 
 
 def test_a_spelling_of_a_license_is_no_other_license_and_what_is_not_said_is_no_difference(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import latest_version
-from segmint.catalogs.source.amendments import AMENDABLE
+from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
+from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark
@@ -40,6 +45,12 @@ def catalog(place: Place, *rows: dict[str, Any]) -> Path:
 
 def amended(place: Place, *rows: dict[str, Any], **options: Any) -> Amended:
     return amend(place.location, location_of(catalog(place, *rows)), **options)
+
+
+def until(actor: Stepped, call: str) -> Stepped:
+    while not actor.next_call.startswith(call):
+        actor.step()
+    return actor
 
 
 def credits(place: Place, shard: int = 0) -> dict[int, tuple[Any, ...]]:
@@ -75,7 +86,7 @@ def test_values_are_corrected_in_the_catalog_and_in_shards_and_all_else_stays(pl
     assert credits(place, 1)[5] == (None, "P", None, None)  # its rows were made of the catalog as it was
     assert audit_integrity(place.location).findings.total == 0
     again = amended(place, {"image_id": "image-0", **ANN})
-    assert (again.rows, again.changed_shards, again.version.digest) == (0, (), latest_version(place.location).digest)
+    assert (again.rows, again.changed_shards, again.version.digest) == (0, (), current_digest(place.location))
 
 
 def test_an_absent_value_is_kept_or_cleared(place: Place) -> None:
@@ -118,9 +129,7 @@ def test_a_list_changes_nothing(place: Place) -> None:
 @pytest.mark.parametrize("call", ["put shards", "create commits", "walk dataset/tombstones"])
 def test_a_build_that_read_the_catalog_before_puts_in_what_was_amended_since(place: Place, call: str) -> None:
     with stepping():
-        build = Stepped(lambda: write(place, 1))
-        while not build.next_call.startswith(call):
-            build.step()
+        build = until(Stepped(lambda: write(place, 1)), call)
         amended(place, {"image_id": "image-3", **ANN})
         build.finish()
     assert build.error is None
@@ -131,9 +140,8 @@ def test_a_build_that_read_the_catalog_before_puts_in_what_was_amended_since(pla
 @pytest.mark.parametrize("call", ["create dataset/dataset.g2", "create commits"])
 def test_an_amendment_beside_a_takedown_growth_and_a_redaction_loses_nothing(place: Place, call: str) -> None:
     with stepping():
-        late = Stepped(lambda: amended(place, {"image_id": "image-0", **ANN}, {"image_id": "image-1", **ANN}))
-        while not late.next_call.startswith(call):
-            late.step()
+        corrected = [{"image_id": f"image-{n}", **ANN} for n in (0, 1)]
+        late = until(Stepped(lambda: amended(place, *corrected)), call)
         takedown(place.location, Asked(ids=("image-0",)), "asked for")
         grow(place)
         mark(place, 1, x=5)
@@ -145,3 +153,86 @@ def test_an_amendment_beside_a_takedown_growth_and_a_redaction_loses_nothing(pla
     write(place, 2)
     assert len(load_manifest(place.location).catalog) == 2
     assert audit_integrity(place.location).findings.total == 0
+
+
+@pytest.mark.parametrize("late", ["build", "amendment"])
+def test_of_amendments_that_cross_the_last_one_holds(place: Place, late: str) -> None:
+    """One has read the values that another one takes back meanwhile, and commits them afterwards."""
+    corrected = [{"image_id": f"image-{n}", "provider": "P"} for n in (0, 3)]
+    with stepping():
+        if late == "build":
+            actor = until(Stepped(lambda: write(place, 1)), "create commits/000001.g1")
+            amended(place, *corrected)
+            until(actor, "create commits/000001.g2")
+        else:
+            actor = until(Stepped(lambda: amended(place, *corrected)), "create commits/000000.g2")
+        amended(place, *({**row, "provider": None} for row in corrected), clear=True)
+        actor.finish()
+    assert actor.error is None
+    shard = 1 if late == "build" else 0
+    assert credits(place, shard)[shard * 3] == (None, None, None, None)
+    assert audit_integrity(place.location).findings.total == 0
+    assert not [path for path in contents(place) if path.startswith("claims/")]
+
+
+@pytest.mark.parametrize("mend", ["another amendment", "repair"])
+def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
+    write(place, 1)
+    with stepping():
+        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed.kill()
+    (finding,) = audit_integrity(place.location).findings
+    assert "as in the catalog; `segmint repair` puts in what was amended" in finding.line()
+    other = {"image_id": "image-3", "provider": "P"}
+    listed = list_amendment(place.location, location_of(catalog(place, other)))
+    assert "an earlier amendment did not end, and is completed: 1 shard" in listed.lines()
+    if mend == "repair":
+        assert "1 image amended as the catalog says" in repair(place.location).lines()
+        assert repair(place.location).credited == 0
+    else:
+        assert amended(place, other).changed_shards == (0, 1)
+    assert credits(place)[0] == ("Ann", None, None, "NO")
+    assert audit_integrity(place.location).findings.total == 0
+    assert not [path for path in contents(place) if path.startswith("claims/")]
+
+
+def test_where_there_is_nothing_to_amend_nothing_is_touched(place: Place) -> None:
+    amended(place, {"image_id": "image-0", **ANN})
+    report = Path(place.uri) / "report" / "index.html"
+    report.parent.mkdir()
+    report.write_text("a report")
+    before = contents(place)
+
+    def confirm(_: object) -> None:
+        raise AssertionError
+
+    done = amended(place, {"image_id": "image-0", **ANN}, {"image_id": "x"}, confirm=confirm)
+    assert done.lines() == [
+        f"nothing to amend: {place.uri} has these values",
+        "1 row not in the dataset, and left out",
+        f"dataset digest: {done.version}",
+    ]
+    assert done.version.number == 1
+    assert contents(place) == before
+
+
+def test_a_catalog_that_contradicts_itself_is_refused(place: Place) -> None:
+    rows = [{"image_id": "image-0", **ANN}, {"image_id": "image-0", "attribution": "Bo", "country": "NO"}]
+    with pytest.raises(UsageError, match="rows 1 and 2 are of the image_id 'image-0', with attribution 'Ann' and 'Bo'"):
+        amended(place, *rows)
+
+
+def test_columns_that_meant_nothing_when_the_dataset_was_begun_are_not_read(place: Place) -> None:
+    row = {"image_id": "image-0", **ANN, "opt_out": True, "refused_reason": 7}
+    assert amended(place, row).rows == 1
+
+
+@pytest.mark.ray
+def test_ray_amends_the_shards_of_a_large_dataset(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(place, 1)
+    monkeypatch.setattr("segmint.pipeline.corrections.credits.revise", partial(revise, ray_from=2))
+    monkeypatch.chdir(Path(place.uri).parent)
+    there = replace(place, uri=Path(place.uri).name)  # Ray's tasks have other current folders
+    corrected = catalog(place, {"image_id": "image-0", **ANN}, {"image_id": "image-3", **ANN})
+    assert amend(there.location, location_of(corrected)).changed_shards == (0, 1)
+    assert credits(place)[0] == credits(place, 1)[3] == ("Ann", None, None, "NO")

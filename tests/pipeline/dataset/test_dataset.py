@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from segmint.pipeline.dataset.dataset import _begin, open_or_create
+from segmint.pipeline.plan.options import PlanOptions
+from segmint.pipeline.plan.plan import make_plan
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
@@ -181,8 +185,18 @@ def test_a_dataset_that_is_older_than_opt_outs_goes_on_without_them(tmp_path: Pa
 
     # A column of this name had no meaning then, and must not change rows that the dataset has pinned.
     rows = [json.loads(line) for line in catalog.read_text().splitlines()]
-    write_catalog(catalog, [{**row, "opt_out": "by post"} for row in rows])
+    write_catalog(catalog, [{**row, "opt_out": "by post", "refused_reason": "by Ann"} for row in rows])
     manifest = open_or_create(given, Storage()).manifest
+    typed = tmp_path / "catalog.parquet"
+    own = {"opt_out": 7, "refused_reason": 1.5, "refused_detail": [3]}
+    pq.write_table(pa.Table.from_pylist([{**row, **own} for row in rows]), typed)
+    with_types = config(tmp_path, typed)
+    assert open_or_create(with_types, Storage()).manifest == manifest
+    checked = make_plan(with_types, PlanOptions()).checked
+    assert checked is not None
+    assert (checked.problems, checked.refused) == ([], {})
+    pq.write_table(pa.Table.from_pylist([{**row, **own} for row in [*rows, {**rows[0], "uri": "new.jpg"}]]), typed)
+    assert len(open_or_create(with_types, Storage(), grow=True).manifest.catalog) == 2
     assert not prepare_config(given, manifest).respect_opt_out
     with pytest.raises(UsageError, match=r"license\.respect_opt_out: False before, True now"):
         open_or_create(config(tmp_path, catalog, license={"allow": ["CC0-1.0"], "respect_opt_out": True}), Storage())

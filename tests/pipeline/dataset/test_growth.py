@@ -17,6 +17,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config, load_config
+from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from tests.support.builds import digests, write_catalog, write_config
@@ -212,3 +213,24 @@ def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
     assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}
+
+
+def test_after_an_amendment_the_advice_is_to_write_its_values_or_to_take_the_catalog_s(
+    tmp_path: Path, begun: Path
+) -> None:
+    """Either ends: the next build goes on."""
+    corrected = [row(0, attribution="Ann"), *FIRST[1:]]
+
+    def amended(rows: list[dict[str, Any]], **options: bool) -> None:
+        amend(location_of(begun), location_of(write_catalog(tmp_path / "corrected.jsonl", rows)), **options)
+
+    amended(corrected)
+    with pytest.raises(UsageError) as caught:
+        grown(tmp_path, [row(0, attribution=" "), *FIRST[1:], row(8)])
+    assert "Where the dataset's values are right, as after an amendment, write them into the catalog" in str(
+        caught.value
+    )
+    assert "takes them over (with --clear also that there is none" in str(caught.value)
+    assert len(grown(tmp_path, [*corrected, row(8)]).manifest.catalog) == 2
+    amended([row(0, attribution=" ")], clear=True)
+    assert len(grown(tmp_path, [row(0, attribution=" "), *FIRST[1:], row(8), row(9)]).manifest.catalog) == 3

@@ -4,14 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.reasons import Reason, reasons_to_retry
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.work import MissingShards, RejectedRows
+from tests.support.builds import write_catalog, write_config
+from tests.support.locations import location_of
+from tests.support.minted import mint
+from tests.support.photographs import photograph
+from tests.support.signed_images import data_mining
 
 
 @pytest.fixture
@@ -106,3 +112,23 @@ def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, OpenD
     assert (taken.rows.num_rows, list(taken.spans), dict(taken.tasks)) == (0, [], {})
     assert work.settle([2], done=()) == 0
     assert rejected(opened, Reason.NOT_FOUND).left == [2], "a next run takes it from the generation that holds"
+
+
+def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_catalog_forbids_stays_out(
+    tmp_path: Path,
+) -> None:
+    picture = photograph("coffee", (240, 180))
+    Image.fromarray(picture).save(tmp_path / "a.jpg", xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
+    rows = [{"uri": "a.jpg", "license": "CC0-1.0"}, {"uri": "b.jpg", "license": "CC0-1.0", "opt_out": True}]
+    config = write_config(tmp_path / "build.yaml", write_catalog(tmp_path / "c.jsonl", rows), tmp_path / "dataset")
+    log = CommitLog(location_of(mint(config)))
+    before = log.latest(0)
+    assert before is not None
+    assert before.counts["rejected:opted_out"] == 2
+    mint(config, retry=[Reason.OPTED_OUT])
+    assert log.latest(0) == before
+    Image.fromarray(picture).save(tmp_path / "a.jpg")
+    mint(config, retry=reasons_to_retry(["opted_out"]))
+    after = log.latest(0)
+    assert after is not None
+    assert (after.generation, after.counts["images"], after.counts["rejected:opted_out"]) == (2, 1, 1)

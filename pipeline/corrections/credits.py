@@ -1,0 +1,112 @@
+"""Gives committed images the credits that the catalog has by now; shared by `segmint amend` and `repair`.
+
+An amendment lists the shards that it has to change in a file in `claims/`, before it changes the catalog, and deletes
+that at its end. So the next one completes one that died, and one that changes nothing knows that nothing is left to do.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from pydantic import ValidationError
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import LatestManifest
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import (
+    CLAIMS,
+    DamagedDatasetError,
+    amended_name,
+    canonical_json,
+    fingerprint,
+    parse_amended_name,
+    wrong_fields,
+)
+from segmint.catalogs.schema import AMENDABLE
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.operators.shards.cataloged_rows import cataloged
+from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.revise import Change, with_holding
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.corrections.common import release_config
+from segmint.pipeline.corrections.revision import LOCAL, Outcome, Revision, revise
+
+_THREADS = 16
+
+
+class _Shards(Frozen):
+    """The shards that an amendment has to change."""
+
+    shards: tuple[int, ...]
+
+
+def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -> None:
+    """List the shards of an amendment that is about to put this generation of the manifest."""
+    data = canonical_json({"shards": sorted(shards)})
+    (dataset / CLAIMS / amended_name(generation, fingerprint(data.decode()))).put_if_absent(data)
+
+
+def unfinished_amendments(dataset: Location, generation: int) -> dict[str, frozenset[int]]:
+    """Return the shards of amendments that died or are at work, by the names of their lists.
+
+    Only those that were to put this generation of the manifest, which holds, or an earlier one: a later one has not
+    changed the catalog yet. Raises `DamagedDatasetError` for a list that cannot be read.
+    """
+    found = {}
+    for entry in (dataset / CLAIMS).list():
+        number = parse_amended_name(entry.name)
+        if number is None or number > generation:
+            continue
+        file = dataset / CLAIMS / entry.name
+        try:
+            found[entry.name] = frozenset(_Shards.model_validate_json(file.read()).shards)
+        except NotFoundError:
+            pass  # it has ended
+        except ValidationError as error:
+            raise DamagedDatasetError(f"{file} is no list of an amendment's shards: {wrong_fields(error)}") from error
+    return found
+
+
+def end_amendments(dataset: Location, names: Iterable[str]) -> None:
+    """Delete the lists of amendments whose shards have the credits that the catalog has."""
+    for name in names:
+        (dataset / CLAIMS / name).delete()
+
+
+def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
+    """Return all shards of unfinished amendments."""
+    return frozenset[int]().union(*amendments.values())
+
+
+def credit(
+    dataset: Location, latest: LatestManifest, shards: Collection[int], resources: ResourcesConfig = LOCAL
+) -> Outcome:
+    """Give the images of committed shards what the catalog that holds, `latest` or a later one, says of them."""
+    change = cataloged(dataset)
+    revision = Revision(
+        shards=frozenset(shards),
+        change=change,
+        with_images=release_config(latest.manifest).format == "images",
+        needed=lambda commit: _differs(dataset, commit, change),
+        images_only=True,
+        cataloged=latest.generation,
+    )
+    return revise(dataset, latest.manifest, revision, resources)
+
+
+def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
+    """Return those of the committed shards that have an image with other credits than the catalog."""
+    change = cataloged(dataset)
+
+    def look(shard: int) -> tuple[int, bool]:
+        return shard, bool(with_holding(dataset, shard, lambda commit: _differs(dataset, commit, change)))
+
+    looks = map_ahead(look, sorted(shards), _THREADS, 2 * _THREADS, "credits")
+    return [shard for shard, differs in looks if differs]
+
+
+def _differs(dataset: Location, commit: Commit, change: Change) -> bool:
+    table = read_table(read_file(dataset, commit.file("images")), "images")
+    rows = table.select(["ordinal", "image_id", *AMENDABLE]).to_pylist()
+    return any(one is not other for one, other in zip(rows, change(commit, rows), strict=True))
