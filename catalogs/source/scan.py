@@ -154,7 +154,7 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
             rows, path, schema
         )
-        if not file.put_if_absent(path.read_bytes()):
+        if not file.put_file_if_absent(path):
             raise UsageError(_taken(file))
     return count
 

@@ -117,6 +117,10 @@ def _regular(path: Path) -> os.stat_result:
     return status
 
 
+class _NoLinksError(UsageError):
+    """A local file system has no hard links."""
+
+
 class LocalStore:
     """Local files, written so that a crash leaves either the whole file or none."""
 
@@ -148,13 +152,18 @@ class LocalStore:
         _unless_swept(lambda: self._link(path, data))
 
     def create_file(self, uri: str, path: Path) -> None:
-        """`create` of a local file, copied in pieces."""
+        """`create` of a local file, copied in pieces; where there are no hard links, a crash may leave an empty one."""
+        target = local_path(uri)
 
         def copy() -> None:
             with path.open("rb") as stream:
-                self._link(local_path(uri), stream)
+                self._link(target, stream)
 
-        _unless_swept(copy)
+        try:
+            _unless_swept(copy)
+        except _NoLinksError:
+            target.open("xb").close()  # of several writers one gets past this
+            self.put_file(uri, path)
 
     def _link(self, path: Path, source: bytes | BinaryIO) -> None:
         temporary = _write_temporary(path, source)
@@ -162,7 +171,7 @@ class LocalStore:
             os.link(temporary, path)
         except OSError as error:
             if error.errno in _NO_LINK:
-                raise UsageError(
+                raise _NoLinksError(
                     f"the file system of {path.parent} has no hard links ({error.strerror}), so nothing can "
                     "be put there exactly once: choose a local disk, NFS, or an S3 bucket"
                 ) from error

@@ -99,7 +99,11 @@ def refuse_existing(dataset: Location, output: Location, file: Location) -> None
     if is_below(output.uri, dataset.uri):
         raise UsageError(f"{output} is inside the dataset {dataset}: choose another folder")
     if file.exists():
-        raise UsageError(f"{file} already exists and is not overwritten: choose another folder, or delete it")
+        raise UsageError(_taken(file))
+
+
+def _taken(file: Location) -> str:
+    return f"{file} already exists and is not overwritten: choose another folder, or delete it"
 
 
 def write_samples(
@@ -115,7 +119,7 @@ def write_samples(
 
     `version` is the dataset that the samples are of. Each file appears only when it is complete, so that an export that
     was killed has no main file. `note` is called with the SHA-256 of the last file, by its path below `output`, before
-    it is put.
+    it is put. Raises `UsageError` if another run put one of the files meanwhile.
     """
     images = masks = pictures = 0
     for sample in samples:
@@ -130,5 +134,6 @@ def write_samples(
     for number, (name, path) in enumerate(files, 1):
         if number == len(files):
             note({name: sha256_of(path)})
-        (output / name).put_file(path)
+        if not (output / name).put_file_if_absent(path):
+            raise UsageError(_taken(output / name))
     return Exported(str(output), str(file), images, masks, pictures, version)

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -34,6 +35,22 @@ def test_a_failed_write_leaves_no_temporary_file(tmp_path) -> None:
     with pytest.raises(IsADirectoryError):
         LocalStore().put(str(tmp_path / "taken"), b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_without_hard_links_a_file_is_put_once_and_bytes_are_refused(tmp_path, monkeypatch) -> None:
+    def no_links(*of: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("segmint.infra.storage.stores.os.link", no_links)
+    (tmp_path / "mine").write_bytes(b"mine")
+    LocalStore().create_file(str(tmp_path / "a"), tmp_path / "mine")
+    (tmp_path / "other").write_bytes(b"other")
+    with pytest.raises(FileExistsError):
+        LocalStore().create_file(str(tmp_path / "a"), tmp_path / "other")
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="has no hard links"):
+        LocalStore().create(str(tmp_path / "b"), b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine", "other"]
 
 
 def test_local_listing_is_in_the_order_of_whole_names(tmp_path) -> None:

@@ -1,17 +1,19 @@
 """Exports as a whole: what stands where, what a killed one leaves, and that nothing is written over."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.committed import masks, write_dataset
@@ -19,6 +21,7 @@ from tests.support.killed_writes import KilledError, dying_after
 from tests.support.locations import location_of
 
 ALL = [1, 2, 4, 5, 7, 8]
+VERSION = VersionName("0" * 64, 1)
 
 
 @pytest.fixture
@@ -48,6 +51,19 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         assert done.file == str(output / MAIN_FILES[format])
         for sample in Dataset.open(location_of(small)):
             assert (output / f"images/sa_{sample.id}.jpg").read_bytes() == sample.jpeg
+
+
+def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def samples() -> Iterator[Sample]:
+        yield from Dataset.open(location_of(small))
+        location_of(output / "instances.json").put(b"{}")
+
+    writer = make_writer(Format.COCO, tmp_path, Dataset.open(location_of(small)).manifest, VERSION, str(output))
+    with pytest.raises(UsageError, match=r"instances\.json already exists"):
+        write_samples(samples(), [writer], location_of(output), location_of(output / "instances.json"), VERSION)
+    assert (output / "instances.json").read_bytes() == b"{}"
 
 
 def test_without_images(small: str, tmp_path: Path) -> None:
