@@ -1,7 +1,6 @@
 """The kernels of decoding points compute their plain formulas, and compile for two GPUs without one, without spills."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from segmint.model.kernels import factored_image, factored_plainly
 from segmint.model.kernels.layout import CONSTANT, ROWS
+from tests.support.compiled_kernels import stack_bytes
 
 pytest.importorskip("triton")
 
@@ -124,7 +124,6 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(
     architecture: int, more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia import driver
     from triton.compiler import ASTSource, compile
 
     from segmint.model.kernels import factored_triton as kernels
@@ -149,12 +148,7 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(
         source = ASTSource(kernel, signature=signature, constexprs=known, attrs=aligned)
         compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
-        cubin = tmp_path / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        tool = Path(driver.__file__).parent / "bin" / "cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
-        print(architecture, more, kernel.__name__, usage.splitlines()[-1], compiled.metadata.shared)
-        assert re.findall(r"STACK:(\d+)", usage) == ["0"]
+        assert stack_bytes(compiled, tmp_path) == 0
         assert compiled.metadata.shared <= (227 if architecture == 90 else 163) * 1024
         assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
 

@@ -1,7 +1,6 @@
 """The attention kernels compute the encoder's plain formula, and compile for two GPUs without one, without spills."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segmint.model.sam.image_encoder_vit import Attention
+from tests.support.compiled_kernels import stack_bytes
 
 pytest.importorskip("triton")
 
@@ -76,7 +76,6 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(
     architecture: int, heads: int, rest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia import driver
     from triton.compiler import ASTSource, compile
 
     from segmint.model.kernels import relative_attention as kernels
@@ -99,11 +98,7 @@ def test_the_kernels_compile_for_gpus_without_spilling_registers(
         source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
         compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
-        cubin = tmp_path / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        tool = Path(driver.__file__).parent / "bin" / "cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
-        assert re.findall(r"STACK:(\d+)", usage) == ["0"]
+        assert stack_bytes(compiled, tmp_path) == 0
         # The tensor cores multiply, and keys are copied while others are multiplied.
         assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in compiled.asm["ptx"]
         assert "cp.async" in compiled.asm["ptx"]
