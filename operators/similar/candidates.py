@@ -17,7 +17,7 @@ _MANY = 64
 
 _MOST_WAITING = 1 << 24  # pairs of near values that are not sorted yet into listed ones and crowds
 _LEAST_LISTED = 1 << 24  # pairs of entries that may be listed in any case, however few values there are
-_JOINED = 1 << 22  # pairs of values that are joined to crowds at a time
+_JOINED = 1 << 20  # pairs of values that are joined to crowds at a time
 _LISTED = 1 << 20  # pairs of entries in one chunk
 NO_CROWD = -1
 
@@ -173,7 +173,11 @@ class _Sorter:
 
     def _join(self, pairs: Positions) -> None:
         self._crowded[pairs] = True
-        roots, places = np.unique(self._roots(pairs), return_inverse=True)
+        pairs = self._roots(pairs)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        if not len(pairs):
+            return
+        roots, places = np.unique(pairs, return_inverse=True)
         graph = coo_array((np.ones(len(pairs), bool), tuple(places.reshape(-1, 2).T)), shape=(len(roots), len(roots)))
         number, crowds = connected_components(graph, directed=False)
         lowest = np.full(number, roots[-1])
@@ -187,5 +191,6 @@ class _Sorter:
 
     def _numbers(self, pairs: Positions) -> Positions:
         """How many pairs of entries each of some pairs of values has."""
-        found: Positions = (self._starts[pairs + 1] - self._starts[pairs]).prod(axis=1)
+        one, other = pairs.T
+        found: Positions = (self._starts[one + 1] - self._starts[one]) * (self._starts[other + 1] - self._starts[other])
         return found

@@ -54,18 +54,22 @@ def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
         keyed = _reordered(values, order)
         keyed.sort()
         # A pair may have more than two bands in common: it counts for the first two.
-        earlier = [_mask(band) for place, band in enumerate(bands[:second]) if place != first]
-        for one, other in _of_one_key(keyed, _BITS - sum(high - low for low, high in key), distance, depth):
-            one, other = _restored(one, order), _restored(other, order)
+        places = _places(order)
+        earlier = [places[band] for place, band in enumerate(bands[:second]) if place != first]
+        shift = _BITS - sum(high - low for low, high in key)
+        for one, other in _of_one_key(keyed, shift, distance, depth, earlier):
             differ = one ^ other
             here = np.ones(len(one), bool)
             for mask in earlier:
                 here &= (differ & mask) != 0
-            yield one[here], other[here]
+            yield _restored(one[here], order), _restored(other[here], order)
 
 
-def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int) -> Pairs:
-    """Near pairs of sorted hashes whose bits from `shift` on are the same."""
+def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Sequence[np.uint64]) -> Pairs:
+    """Near pairs of sorted hashes whose bits from `shift` on are the same.
+
+    Many of one key are left out if they do not differ in all of the masks `differ`.
+    """
     start = 0
     while start < len(keyed):
         end = min(start + _CHUNK, len(keyed))
@@ -78,7 +82,10 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int) -> Pairs:
         ends = np.append(begins[1:], len(chunk))
         long = ends - begins > _SHORT
         for low, high in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
-            yield from _near_values(chunk[low:high], distance, depth - 1)
+            block = chunk[low:high]
+            varying = np.bitwise_or.reduce(block ^ block[0])
+            if all(varying & mask for mask in differ):
+                yield from _near_values(block, distance, depth - 1)
         last = np.repeat(np.where(long, 0, ends), ends - begins)  # the end of each one's key; 0: compared above
         places = np.arange(len(chunk))
         for step in range(1, _SHORT):
@@ -96,7 +103,7 @@ def _all_with_all(values: Hashes, distance: int) -> Pairs:
     for low in range(0, len(values), rows):
         block, others = values[low : low + rows], values[low:]
         near = np.bitwise_count(block[:, None] ^ others[None]) <= distance
-        one, other = np.nonzero(near)
+        one, other = np.divmod(np.flatnonzero(near), len(others))  # far faster than `nonzero` of two dimensions
         later = other > one
         if later.any():
             yield block[one[later]], others[other[later]]
@@ -125,6 +132,15 @@ def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
             at -= high - low
             part = values[chunk] & _mask((low, high))
             found[chunk] |= part << np.uint64(at - low) if at >= low else part >> np.uint64(low - at)
+    return found
+
+
+def _places(order: Sequence[Band]) -> dict[Band, np.uint64]:
+    """The bits of each band in what `_reordered` gives."""
+    found, at = {}, _BITS
+    for low, high in order:
+        at -= high - low
+        found[low, high] = _mask((at, at + high - low))
     return found
 
 
