@@ -1,12 +1,13 @@
 """What the finder of copies finds and confuses, by what was done to a picture, and its time and memory.
 
-    python benchmarks/duplicates.py [--photos FOLDER] [--photographs-only] [--rows N] [--crowd N] [--output FILE]
+    python benchmarks/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
 
 Copies are found among photographs and changed versions of them: see `duplicates_photographs.py`. Then the finder of
 near hashes is compared with a comparison of all with all, over 100,000 hashes, and copies are planted among `--rows`
-rows, among `--crowd` rows with near-equal hashes, and among ten times as many like frames of a video. Their thumbnails
-are in memory. Everything runs in one process on as many cores as numpy takes. The result goes to
-`benchmarks/results/duplicates.json`. With `--photographs-only` the other parts of that file are kept as they are.
+rows, among `--crowd` rows with near-equal hashes, and among as many like frames of a video. Their thumbnails are in
+memory. Everything runs in one process on as many cores as numpy takes. The result goes to
+`benchmarks/results/duplicates.json`. With `--only` the other parts of that file are kept as they are; the machine is
+that of the last parts that were timed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ from segmint.operators.similar.confirm import SIMILAR, SIMILAR_MIDDLE  # noqa: E
 from segmint.operators.similar.hashes import KEPT, MIRROR, VIEWS  # noqa: E402
 from segmint.operators.similar.near import near_pairs  # noqa: E402
 
+PARTS = ("photographs", "rows", "crowds")
+
 
 def main() -> None:
-    """Measure all or the photographs, print the figures and write the result."""
+    """Measure all parts or some, print the figures and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="photographs besides scikit-image's and scikit-learn's")
-    parser.add_argument("--photographs-only", action="store_true", help="keep the other parts of the result")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="keep the other parts of the result")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--crowd", type=int, default=100_000, help="rows with near-equal hashes")
     parser.add_argument("--output", type=Path, default=RESULTS / "duplicates.json")
@@ -48,39 +52,49 @@ def main() -> None:
         "views": list(KEPT),
         "tile": TILE,
     }
-    kept = kept_result(arguments.output, settings) if arguments.photographs_only else {}
+    wanted = set(arguments.only)
+    kept = kept_result(arguments.output, settings) if wanted < set(PARTS) else {}
     machine = describe_machine(os.cpu_count() or 1, "none", packages=("numpy", "pillow", "imagehash", "scipy"))
-    photographs = measure_photographs(arguments.photos)
-    for name, group in photographs["groups"].items():
-        print(
-            name, {change: each["found"] for change, each in group["changes"].items()}, group["different"], flush=True
-        )
-    print("set by the first half:", photographs["set_by_first_half"], flush=True)
-    if kept:
-        arguments.output.write_text(json.dumps(kept | photographs, indent=2) + "\n")
-        return
-    exact = in_process(compare_with_brute_force, 100_000)
-    print("100,000 hashes:", exact, flush=True)
-    rows = in_process(measure_rows, arguments.rows)
-    print("rows:", rows, flush=True)
-    crowds = {
-        "copies": in_process(measure_crowd, arguments.crowd, True),
-        "different": in_process(measure_crowd, arguments.crowd, False),
-        "frames": in_process(measure_frames, 10 * arguments.crowd),
-    }
-    print("crowds:", crowds)
-    settings |= {"rows": arguments.rows, "crowd": arguments.crowd}
-    parts = {"settings": settings, **photographs, "all_with_all": exact, "rows": rows, "crowds": crowds}
-    write_result(arguments.output, "duplicates", machine, parts)
+    parts: dict[str, Any] = {"settings": kept.get("settings", {}) | settings}
+    if "photographs" in wanted:
+        parts |= measure_photographs(arguments.photos)
+        for name, group in parts["groups"].items():
+            found = {change: each["found"] for change, each in group["changes"].items()}
+            print(name, found, group["different"], flush=True)
+        print("set by the first half:", parts["set_by_first_half"], flush=True)
+    if "rows" in wanted:
+        parts["settings"]["rows"] = arguments.rows
+        parts["all_with_all"] = timed(compare_with_brute_force, 100_000)
+        parts["rows"] = timed(measure_rows, arguments.rows)
+    if "crowds" in wanted:
+        parts["settings"]["crowd"] = arguments.crowd
+        parts["crowds"] = {
+            "copies": timed(measure_crowd, arguments.crowd, True),
+            "different": timed(measure_crowd, arguments.crowd, False),
+            "frames": timed(measure_frames, arguments.crowd),
+        }
+    if wanted == {"photographs"}:  # nothing was timed
+        arguments.output.write_text(json.dumps(kept | parts, indent=2) + "\n")
+    else:
+        kept = {name: kept[name] for name in kept.keys() - {"benchmark", "date", "machine"}}
+        write_result(arguments.output, "duplicates", machine, {**kept, **parts})
+
+
+def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What the function gives in a new process, with the machine's load before; it is printed, too."""
+    load = round(os.getloadavg()[0], 2)
+    found = {**in_process(function, *arguments), "load_before": load}
+    print(function.__name__, *arguments, found, flush=True)
+    return found
 
 
 def kept_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The recorded result. Raises SystemExit if there is none, or it was measured with other settings."""
     if not path.exists():
-        raise SystemExit(f"{path} does not exist: there is no result to keep parts of, run without --photographs-only")
+        raise SystemExit(f"{path} does not exist: there is no result to keep parts of, run without --only")
     result: dict[str, Any] = json.loads(path.read_text())
     if other := [name for name, value in settings.items() if result["settings"].get(name) != value]:
-        raise SystemExit(f"{path} was measured with another {', '.join(other)}: run without --photographs-only")
+        raise SystemExit(f"{path} was measured with another {', '.join(other)}: run without --only")
     return result
 
 
