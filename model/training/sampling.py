@@ -1,0 +1,152 @@
+"""The prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
+
+N masks of one image. Coordinates are pixels of the image encoder's 1024 x 1024 input, as the prompt encoder takes
+them. Every random number is keyed by (seed, step, mask, iteration): see `noise.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEmbedding, PromptEncoder
+from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
+from segmint.model.training.settings import SamplingSettings
+from segmint.model.training.targets import target_boxes
+
+# Iterations whose keys are drawn for something else than that iteration's click.
+_KIND, _NOISE, _SCHEDULE = -1, -2, -3
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """The prompts of N masks so far.
+
+    `boxed` (N,) bool: the masks whose first prompt is a box, `boxes` (N, 4) float64; the others' is the first of
+    `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64: 1 foreground, 0
+    background, -1 where the error region was empty, so that there is no point. A mask has a box and a first point,
+    and `boxed` chooses.
+    """
+
+    boxed: Tensor
+    boxes: Tensor
+    points: Tensor
+    labels: Tensor
+
+    def __getitem__(self, masks: slice) -> "Clicks":
+        """The prompts of some of the masks."""
+        return Clicks(self.boxed[masks], self.boxes[masks], self.points[masks], self.labels[masks])
+
+    def first(self, points: int) -> "Clicks":
+        """The prompts with the first so many points."""
+        return replace(self, points=self.points[:, :points], labels=self.labels[:, :points])
+
+    def with_point(self, point: Tensor, label: Tensor) -> "Clicks":
+        """The prompts with one more point (N, 2), labeled (N,)."""
+        return replace(
+            self,
+            points=torch.cat([self.points, point[:, None]], dim=1),
+            labels=torch.cat([self.labels, label[:, None]], dim=1),
+        )
+
+    def to(self, device: torch.device) -> "Clicks":
+        """The prompts on a device."""
+        return Clicks(*(part.to(device) for part in (self.boxed, self.boxes, self.points, self.labels)))
+
+    @staticmethod
+    def join(parts: Sequence["Clicks"]) -> "Clicks":
+        """The prompts of several groups of masks, with the same number of points, in order."""
+        return Clicks(
+            torch.cat([part.boxed for part in parts]),
+            torch.cat([part.boxes for part in parts]),
+            torch.cat([part.points for part in parts]),
+            torch.cat([part.labels for part in parts]),
+        )
+
+
+def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[bool]:
+    """Which iterations after the first add a click; the same for all masks of a step.
+
+    Two do not: one before a random one of the clicks, and the last.
+    """
+    draw = uniforms(draw_keys(seed, step, [0], _SCHEDULE), 1).item()
+    pause = int(draw * settings.clicks)
+    return [True] * pause + [False] + [True] * (settings.clicks - pause) + [False]
+
+
+def first_prompts(
+    targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
+) -> Clicks:
+    """Draw each mask's first prompt: a point, uniform in the mask, or its box with noise.
+
+    `targets` (N, R, R) bool, none of them empty; `masks` are their N numbers in the step's global batch. The noise on
+    each coordinate is normal, with `box_noise` of the box's side as standard deviation, and cut off at
+    `box_noise_limit` pixels. Noisy boxes end at the image's border.
+    """
+    device = targets.device
+    boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
+    normal = torch.special.ndtri(uniforms(draw_keys(seed, step, masks, _NOISE), 4)).to(device)
+    boxes = target_boxes(targets)
+    sides = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
+    limit = settings.box_noise_limit
+    boxes = boxes + (normal * settings.box_noise * sides).clamp(-limit, limit)
+    x, y = (boxes[:, axis::2].clamp(0, input_size[1 - axis] - 1).sort(dim=1).values for axis in (0, 1))
+    boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+    pixels = highest_pixels(targets, draw_keys(seed, step, masks, 0))
+    points = _pixel_centers(pixels, targets.shape[-1], input_size)
+    labels = torch.ones(len(targets), 1, dtype=torch.int64, device=device)
+    return Clicks(boxed.to(device), boxes, points[:, None], labels)
+
+
+def next_click(
+    predicted: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    input_size: tuple[int, int],
+    seed: int,
+    step: int,
+    masks: Sequence[int],
+    iteration: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw a point uniform in the error region between predicted masks and targets, labeled as the target is there.
+
+    `predicted` and `targets` (N, R, R) bool, `valid` (R, R) bool: padding is no error. Returns points (N, 2) float64
+    and labels (N,) int64: 1 for a false negative, 0 for a false positive, and -1, with a point at (0, 0), where the
+    prediction has no error.
+    """
+    pixels = highest_pixels((predicted ^ targets) & valid, draw_keys(seed, step, masks, iteration))
+    truth = targets.flatten(1).gather(1, pixels.clamp(min=0)[:, None])[:, 0]
+    labels = torch.where(pixels < 0, -1, truth.to(torch.int64))
+    return _pixel_centers(pixels.clamp(min=0), targets.shape[-1], input_size), labels
+
+
+def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -> PromptEmbedding:
+    """Embed N masks' prompts, and `masks` (N, 1, 256, 256) logits if given, each as the prompt encoder does alone.
+
+    A first point with its padding token and a box with its two corners are two tokens, so that both kinds are decoded
+    together.
+    """
+    pointed, boxed = (~clicks.boxed).nonzero()[:, 0], clicks.boxed.nonzero()[:, 0]
+    tokens = []
+    if len(pointed):
+        tokens.append(encoder(clicks.points[pointed], clicks.labels[pointed], None, None).sparse)
+    if len(boxed):
+        follow = clicks.points.shape[1] > 1
+        points, labels = (clicks.points[boxed, 1:], clicks.labels[boxed, 1:]) if follow else (None, None)
+        tokens.append(encoder(points, labels, clicks.boxes[boxed], None).sparse)
+    order = torch.cat([pointed, boxed]).argsort()
+    dense = encoder.dense_without_mask() if masks is None else encoder.mask_downscaling(masks)
+    return PromptEmbedding(torch.cat(tokens)[order], dense)
+
+
+def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int]) -> Tensor:
+    """The centers of pixels (N,) of the flattened square, inside the image: (N, 2) float64 as (x, y).
+
+    The prompt encoder counts from the center of the input's first pixel.
+    """
+    scale = IMAGE_SIZE / resolution
+    height, width = input_size
+    x = ((pixels % resolution + 0.5) * scale - 0.5).clamp(max=width - 1)
+    y = ((pixels // resolution + 0.5) * scale - 0.5).clamp(max=height - 1)
+    return torch.stack([x, y], dim=1).to(torch.float64)

@@ -1,0 +1,92 @@
+"""The recorded choices of training: how a prediction is scored, and how the prompts of a mask are drawn.
+
+docs/decisions/0019-losses-and-sampling.md says which values are the SAM paper's and which are choices.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+FocalNormalization = Literal["pixels", "foreground"]
+IouSupervision = Literal["lowest", "all"]
+Resolution = Literal[256, 512, 1024]
+
+PAUSES = 2
+"""Iterations without a new point: one among the clicks, one at the end (SAM paper, Appendix A)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """How predicted masks are scored. Raises ValueError, naming the key, for a value that cannot be used.
+
+    Attributes:
+        focal_weight: weight of the focal loss (SAM paper: focal to dice 20:1).
+        dice_weight: weight of the dice loss.
+        iou_weight: weight of the squared error of predicted IoU (SAM paper: 1).
+        focal_alpha: weight of foreground pixels in the focal loss, background has 1 - alpha; None for no weights.
+        focal_gamma: exponent that discounts pixels that are predicted well: 0, or 1 or more. Between them a
+            saturated pixel has no finite gradient.
+        focal_normalization: a mask's focal loss is summed over its pixels and divided by their number
+            ("pixels") or by the number of the target's ("foreground").
+        iou_supervision: of three masks, score the predicted IoU of the one with the lowest mask loss, or of all.
+        resolution: side of the square in which losses, IoU and clicks are computed, 256, 512 or 1024. The
+            decoder's logits are 256 x 256 and are interpolated to a larger one.
+    """
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    focal_alpha: float | None = 0.25
+    focal_gamma: float = 2.0
+    focal_normalization: FocalNormalization = "pixels"
+    iou_supervision: IouSupervision = "lowest"
+    resolution: Resolution = 256
+
+    def __post_init__(self) -> None:
+        for name in ("focal_weight", "dice_weight", "iou_weight"):
+            value = getattr(self, name)
+            _expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+        alpha, gamma = self.focal_alpha, self.focal_gamma
+        _expect("focal_gamma", gamma, gamma == 0 or (math.isfinite(gamma) and gamma >= 1), "0, or 1 or more")
+        _expect("focal_alpha", alpha, alpha is None or 0 <= alpha <= 1, "a number from 0 to 1, or None")
+        for name, kind in (
+            ("focal_normalization", FocalNormalization),
+            ("iou_supervision", IouSupervision),
+            ("resolution", Resolution),
+        ):
+            value, known = getattr(self, name), get_args(kind)
+            _expect(name, value, value in known, "one of " + ", ".join(map(repr, known)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How the prompts of a mask are drawn (SAM paper, Appendix A). Raises ValueError as `LossSettings` does.
+
+    Attributes:
+        clicks: points drawn in the error region, one an iteration.
+        box_share: share of masks whose first prompt is a box; the others' is a point.
+        box_noise: standard deviation of the noise on a box's coordinates, as a share of the box's side.
+        box_noise_limit: the most that noise moves a coordinate, in pixels of the 1024 x 1024 input.
+    """
+
+    clicks: int = 8
+    box_share: float = 0.5
+    box_noise: float = 0.1
+    box_noise_limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        _expect("clicks", self.clicks, self.clicks >= 1, "1 or more")
+        _expect("box_share", self.box_share, 0 <= self.box_share <= 1, "a number from 0 to 1")
+        for name in ("box_noise", "box_noise_limit"):
+            value = getattr(self, name)
+            _expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+
+    @property
+    def iterations(self) -> int:
+        """Predictions for each mask and step: the first prompt's, one a click, and two without a new point."""
+        return 1 + self.clicks + PAUSES
+
+
+def _expect(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}: expected {expected}")

@@ -1,0 +1,189 @@
+"""One training step: the interactive iterations of a batch of masks, and their gradients.
+
+The path that is differentiated is the plain one: `Sam.prompt_encoder` and `Sam.mask_decoder` as modules, and an image
+encoder's `forward`. `Predictor`, `BatchEncoder` and `point_decoder.py` compute in inference mode or for it. The model
+stays in evaluation mode: MobileSAM's batch norms keep their statistics, so that an image's embedding does not depend
+on its batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmint.model.sam.sam import Sam
+from segmint.model.training.losses import PromptLosses, prompt_losses
+from segmint.model.training.sampling import Clicks, click_schedule, embed_clicks, first_prompts, next_click
+from segmint.model.training.settings import LossSettings, SamplingSettings
+from segmint.model.training.targets import valid_pixels
+
+
+@dataclass(frozen=True)
+class ImageMasks:
+    """The N masks of one image that a step trains on; N is 1 or more.
+
+    `targets` (N, R, R) bool, none of them empty, R the losses' resolution: see `fit_targets`. `input_size` is the
+    (height, width) that the image fills of the encoder's input. `numbers` has a number under 2^63 for each mask, unique
+    in the step's global batch: its random numbers depend on it, and so must not on how the batch is split.
+    """
+
+    targets: Tensor
+    input_size: tuple[int, int]
+    numbers: Sequence[int]
+
+    def __getitem__(self, masks: slice) -> "ImageMasks":
+        """Some of the masks."""
+        return ImageMasks(self.targets[masks], self.input_size, self.numbers[masks])
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What decides the losses of a step, apart from its data: recorded with the weights.
+
+    `seed` and `step` are the keys of its random numbers, with the mask's number and the iteration.
+    """
+
+    losses: LossSettings
+    sampling: SamplingSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The losses of a step by iteration: float64 on the CPU, (iterations,), summed over masks as in `PromptLosses`.
+
+    Those of all workers add up to the whole batch's; `mask_iou` is then the mean IoU of the masks that the losses are
+    of. `clicks` are the prompts of each image's masks.
+    """
+
+    total: Tensor
+    focal: Tensor
+    dice: Tensor
+    iou_error: Tensor
+    mask_iou: Tensor
+    clicks: list[Clicks]
+
+
+def train_step(
+    sam: Sam,
+    embeddings: Tensor,
+    images: Sequence[ImageMasks],
+    settings: StepSettings,
+    step: int,
+    total_masks: int,
+    masks_at_once: int = 64,
+    recorded: Sequence[Clicks] | None = None,
+) -> StepLosses:
+    """Add the gradients of the summed losses of all iterations to `.grad` of the weights, and return the losses.
+
+    `embeddings` (I, 256, 64, 64) are those of I `images`: of a frozen encoder (from a cache, or `Predictor.embed`'s
+    features), or with gradients, which then go on into the encoder in one backward pass at the end. `total_masks` is
+    the number of masks in the global batch of all workers, so that their gradients are to be summed, not averaged.
+    `masks_at_once` bounds memory; it changes the last bits. With the `recorded` clicks of an earlier step these are
+    used instead of drawn ones. Call it under autocast for reduced precision. Raises ValueError where shapes do not
+    match.
+    """
+    _check(embeddings, images, settings, recorded)
+    # Tensors that were made in inference mode cannot be saved for a backward pass.
+    features = embeddings.clone() if embeddings.is_inference() else embeddings.detach()
+    features.requires_grad_(embeddings.requires_grad)
+    figures = torch.zeros(5, settings.sampling.iterations, dtype=torch.float64)
+    clicks = []
+    for index, image in enumerate(images):
+        drawn = []
+        for start in range(0, len(image.targets), masks_at_once):
+            part = slice(start, start + masks_at_once)
+            before = None if recorded is None else recorded[index][part]
+            turns = interact(sam, features[index : index + 1], image[part], settings, step, total_masks, before)
+            for iteration, (losses, prompts) in enumerate(turns):
+                losses.total.backward()  # type: ignore[no-untyped-call]
+                figures[:, iteration] += _figures(losses, total_masks)
+                last = prompts
+            drawn.append(last)
+        clicks.append(Clicks.join(drawn))
+    if features.grad is not None:
+        embeddings.backward(features.grad)  # type: ignore[no-untyped-call]
+    total, focal, dice, iou_error, mask_iou = figures
+    return StepLosses(total, focal, dice, iou_error, mask_iou, clicks)
+
+
+def interact(
+    sam: Sam,
+    features: Tensor,
+    masks: ImageMasks,
+    settings: StepSettings,
+    step: int,
+    total_masks: int,
+    recorded: Clicks | None = None,
+) -> Iterator[tuple[PromptLosses, Clicks]]:
+    """Predict the masks of one image again and again, with more prompts each time (SAM paper, Appendix A).
+
+    `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. Its
+    graph is separate from the next one's, since a mask that was predicted is a prompt like a click, without gradients:
+    call `backward` on the losses at once, and only one iteration is in memory.
+
+    The first iteration predicts three masks for the single prompt. All others predict one mask, by the fourth token:
+    their prompts are several, counting the previous logits of the mask with the highest predicted IoU.
+    """
+    losses, sampling, device = settings.losses, settings.sampling, features.device
+    valid = valid_pixels(masks.input_size, losses.resolution).to(device)
+    targets = masks.targets.to(device) & valid
+    keys = (settings.seed, step, masks.numbers)
+    drawn = first_prompts(targets, masks.input_size, *keys, sampling) if recorded is None else recorded.to(device)
+    clicks = drawn.first(1)
+    positions = sam.prompt_encoder.dense_positions()
+    rows = torch.arange(len(targets), device=device)
+    previous: Tensor | None = None
+    predicted = targets
+    for iteration, clicked in enumerate([False, *click_schedule(settings.seed, step, sampling)]):
+        if clicked and recorded is not None:
+            clicks = drawn.first(1 + clicks.points.shape[1])
+        elif clicked:
+            clicks = clicks.with_point(*next_click(predicted, targets, valid, masks.input_size, *keys, iteration))
+        prompt = embed_clicks(sam.prompt_encoder, clicks, previous)
+        logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
+        square = _at_resolution(logits.float(), losses.resolution)
+        yield prompt_losses(square, ious, targets, valid, losses, total_masks), clicks
+        with torch.no_grad():
+            best = ious.argmax(dim=1)
+            previous = logits[rows, best][:, None].to(sam.dtype)
+            predicted = square[rows, best] > 0
+
+
+def _at_resolution(logits: Tensor, resolution: int) -> Tensor:
+    if logits.shape[-1] == resolution:
+        return logits
+    return F.interpolate(logits, (resolution, resolution), mode="bilinear", align_corners=False)
+
+
+def _figures(losses: PromptLosses, total_masks: int) -> Tensor:
+    """(5,) float64 on the CPU, in the order of `StepLosses`."""
+    mean_iou = losses.mask_iou.sum() / total_masks
+    figures = torch.stack([losses.total.detach(), losses.focal, losses.dice, losses.iou_error, mean_iou])
+    return figures.to("cpu", torch.float64)
+
+
+def _check(
+    embeddings: Tensor, images: Sequence[ImageMasks], settings: StepSettings, recorded: Sequence[Clicks] | None
+) -> None:
+    found = tuple(embeddings.shape)
+    if len(found) != 4 or found[0] != len(images):
+        raise ValueError(f"embeddings have the shape {found}: expected ({len(images)}, 256, 64, 64), one an image")
+    side = settings.losses.resolution
+    for index, image in enumerate(images):
+        shape, masks = tuple(image.targets.shape), len(image.numbers)
+        if shape != (masks, side, side) or masks == 0:
+            raise ValueError(
+                f"the targets of image {index} have the shape {shape}, with {masks} numbers of masks: "
+                f"expected (N, {side}, {side}) with N numbers, N 1 or more"
+            )
+    numbers = [number for image in images for number in image.numbers]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("two masks of the step have the same number: they would get the same random numbers")
+    if recorded is not None:
+        points = [tuple(clicks.points.shape) for clicks in recorded]
+        expected = [(len(image.numbers), 1 + settings.sampling.clicks, 2) for image in images]
+        if points != expected:
+            raise ValueError(f"the points of the recorded clicks have the shapes {points}: expected {expected}")
