@@ -176,7 +176,7 @@ class History:
 
     def _repeat(self, actor: Actor) -> None:
         """Remember to repeat at the end what did not end."""
-        if not actor.name.startswith(("sweep", "resume", "amend")):  # another amendment completes one
+        if not actor.name.startswith(("sweep", "resume")):
             self.repeat.append(actor.work)
 
     def _acknowledge(self, name: str, result: Any) -> None:
@@ -337,7 +337,8 @@ class History:
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
         left = contents(self.place).keys() ^ (expected | self._named() | commits)
-        left = {path for path in left if not self._may_be_left(path, generation)}
+        # Of an amendment that was killed, and whose image was taken down before it was repeated.
+        left = {path for path in left if parse_amended_name(path.removeprefix(f"{CLAIMS}/")) is None}
         _must(not left, f"too many files or too few: {sorted(left)}")
         taken = taken_images(tombstones)
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
@@ -353,10 +354,6 @@ class History:
         _must(ids == accepted, f"I4: readers see {ids} of {accepted}")
         report = audit_integrity(location)
         _must(not report.findings.total and not report.not_built, f"{[each.line() for each in report.findings]}")
-
-    def _may_be_left(self, path: str, generation: int) -> bool:
-        """Whether a file is the list of an amendment that was killed before it changed the catalog."""
-        return (parse_amended_name(path.removeprefix(f"{CLAIMS}/")) or 0) > generation
 
     def _check_amendments(self) -> None:
         """Amend a row: that completes all amendments that were killed, and of those that crossed the last one holds."""
