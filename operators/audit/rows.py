@@ -213,7 +213,7 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             place, where = tables.places[kind].of_image(row["id"]), f"id {row['id']}"
             if different:
                 wanted = {name: expected[name] for name in different}
-                mend = "; `segmint repair` puts in what was amended" if wanted.keys() <= set(AMENDABLE) else ""
+                mend = " (`segmint repair` puts in what was amended)" if wanted.keys() <= set(AMENDABLE) else ""
                 yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog{mend}", different, where)
             if kind == "images" and source["duplicate_of"] is not None:
                 expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"

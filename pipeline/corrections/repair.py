@@ -17,10 +17,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
+from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import release_config, remove_report, rewrite_index
+from segmint.pipeline.corrections.common import release_config, remove_parts, remove_report, rewrite_index
 from segmint.pipeline.corrections.credits import credit, end_amendments, otherwise_credited, unfinished_amendments
 from segmint.pipeline.corrections.repair_shard import RepairTask, look_at, repair_shard
 from segmint.pipeline.corrections.revision import LOCAL, RAY_FROM_SHARDS
@@ -136,12 +137,16 @@ def _credit(dataset: Location, shards: Iterable[int], result: Repaired, resource
     begun = unfinished_amendments(dataset, latest.generation)
     try:
         wrong = otherwise_credited(dataset, shards)
+        if not wrong and not begun:
+            return
+        check_purge(dataset)
     except (UsageError, NotFoundError) as error:
-        get_logger("repair").warning("the catalog cannot be read", problem=str(error))
+        get_logger("repair").warning("credits are left as they are", problem=str(error))
         return
     if wrong:
         outcome = credit(dataset, latest, wrong, resources)
         result.credited = sum(each.rows for each in outcome.changed.values())
+    remove_parts(dataset)
     if not result.left:
         end_amendments(dataset, begun)
 

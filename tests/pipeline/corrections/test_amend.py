@@ -182,7 +182,7 @@ def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
         killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
         killed.kill()
     (finding,) = audit_integrity(place.location).findings
-    assert "as in the catalog; `segmint repair` puts in what was amended" in finding.line()
+    assert "as in the catalog (`segmint repair` puts in what was amended); found" in finding.line()
     other = {"image_id": "image-3", "provider": "P"}
     listed = list_amendment(place.location, location_of(catalog(place, other)))
     assert "an earlier amendment did not end, and is completed: 1 shard" in listed.lines()
@@ -191,6 +191,8 @@ def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
         assert repair(place.location).credited == 0
     else:
         assert amended(place, other).changed_shards == (0, 1)
+    (part,) = load_manifest(place.location).catalog
+    assert [path for path in contents(place) if path.startswith("catalog/")] == [part.path]
     assert credits(place)[0] == ("Ann", None, None, "NO")
     assert audit_integrity(place.location).findings.total == 0
     assert not [path for path in contents(place) if path.startswith("claims/")]
