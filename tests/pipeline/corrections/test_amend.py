@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
@@ -230,11 +231,13 @@ def test_columns_that_meant_nothing_when_the_dataset_was_begun_are_not_read(plac
 
 
 @pytest.mark.ray
-def test_ray_amends_the_shards_of_a_large_dataset(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_amends_the_shards_of_a_large_dataset(
+    place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(place, 1)
     monkeypatch.setattr("segmint.pipeline.corrections.credits.revise", partial(revise, ray_from=2))
     monkeypatch.chdir(Path(place.uri).parent)
-    there = replace(place, uri=Path(place.uri).name)  # Ray's tasks have other current folders
+    there = replace(place, uri=Path(place.uri).name)  # not the current folder of the tasks
     corrected = catalog(place, {"image_id": "image-0", **ANN}, {"image_id": "image-3", **ANN})
     assert amend(there.location, location_of(corrected)).changed_shards == (0, 1)
     assert credits(place)[0] == credits(place, 1)[3] == ("Ann", None, None, "NO")
