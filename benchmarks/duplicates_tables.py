@@ -32,9 +32,16 @@ def duplicates_part(results: dict[str, Result]) -> str:
         ),
     )
     cost = table(
-        ["rows", "hashes", "copies", "s", "most MiB"],
+        ["rows", "hashes", "copies", "s", "most MiB", "load before"],
         (
-            [f"{each['rows']:,}", hashes, f"{copies:,}", seconds(each["seconds"]), f"{each['peak_mib']:,}"]
+            [
+                f"{each['rows']:,}",
+                hashes,
+                f"{copies:,}",
+                seconds(each["seconds"]),
+                f"{each['peak_mib']:,}",
+                each["load_before"],
+            ]
             for each, hashes, copies in (
                 (rows, "of different pictures", rows["found"] + rows["others"]),
                 (result["crowds"]["copies"], "near-equal, one picture", result["crowds"]["copies"]["copies"]),
@@ -42,6 +49,11 @@ def duplicates_part(results: dict[str, Result]) -> str:
                     result["crowds"]["different"],
                     "near-equal, different pictures",
                     result["crowds"]["different"]["copies"],
+                ),
+                (
+                    result["crowds"]["frames"],
+                    "that vary in 16 bits, 100 pictures",
+                    result["crowds"]["frames"]["copies"],
                 ),
             )
         ),

@@ -148,7 +148,7 @@ def duplicates() -> dict[str, Any]:
     different = {"pairs": 3_007_350, "near": 14, "copies": 1}
     group = {"photographs": ["dog", "truck"], "pictures": 81, "changes": changes, "found": 80, "different": different}
     chosen = {"whole": 0.85, "middle": 0.7, "second_half": {"found": 78, "copies": 2}}
-    crowd = {"rows": 100_000, "copies": 99_985, "seconds": 60.0, "peak_mib": 1500}
+    crowd = {"rows": 100_000, "copies": 99_985, "seconds": 60.0, "peak_mib": 1500, "load_before": 0.5}
     rows = {"rows": 10_000_000, "hashes": 60_000_000, "planted": {"near": 500_000, "same": 200_000}, "found": 699_000}
     return {
         **NOTHING,
@@ -162,8 +162,8 @@ def duplicates() -> dict[str, Any]:
             "seconds": 0.12,
             "seconds_all_with_all": 30.0,
         },
-        "rows": {**rows, "others": 3, "seconds": 300.0, "input_mib": 2000, "peak_mib": 5000},
-        "crowds": {"copies": crowd, "different": crowd},
+        "rows": {**rows, "others": 3, "seconds": 300.0, "input_mib": 2000, "peak_mib": 5000, "load_before": 0.4},
+        "crowds": {"copies": crowd, "different": crowd, "frames": crowd},
     }
 
 
@@ -259,7 +259,7 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| alone | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
     assert "| mirrored | 98.8 % | 98.8 % |" in part(page, "duplicates")
     assert "| second half | 2 | 81 | 3,007,350 | 14 | 1 |" in part(page, "duplicates")
-    assert "| 10,000,000 | of different pictures | 699,003 | 300 | 5,000 |" in part(page, "duplicates")
+    assert "| 10,000,000 | of different pictures | 699,003 | 300 | 5,000 | 0.4 |" in part(page, "duplicates")
     halves = " ".join(part(page, "duplicates"))
     assert "sets 0.85 as the threshold of the whole and 0.70 of the middle: with them 78 of 81 changed" in halves
     assert "and 2 taken for copies of another. The finder's are 0.90 and 0.80, as in the tables: 80 and 1." in halves
