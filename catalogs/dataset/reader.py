@@ -1,10 +1,11 @@
 """Reads a dataset: its committed shards, image by image; masks are decoded when they are used."""
 
+import io
 import json
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,12 @@ from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, 
 from segmint.catalogs.dataset.versions.record import Version, find_version
 from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
+from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
+
+_WHOLE_BYTES = 4 << 20
+"""Bytes of the largest table that is read as a whole: one request, not one for its size and several for its parts."""
 
 
 class NoPixelsError(SegmintError):
@@ -161,9 +166,10 @@ class Dataset:
 
     def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
         """Return the shard's table `kind` (images, masks or rejects), with all columns or only these `columns`."""
-        file = self.location / commit.file(kind).path
+        entry = commit.file(kind)
+        file = self.location / entry.path
         try:
-            with file.open() as stream:
+            with _open(file, entry.size) as stream:
                 return pq.read_table(stream, columns=columns)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -233,3 +239,13 @@ class Dataset:
                         jpeg = None
         except BadTarError as error:
             raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
+
+
+def _open(file: Location, size: int) -> BinaryIO:
+    """Open a file that has so many bytes by its commit."""
+    if size <= _WHOLE_BYTES:
+        try:
+            return io.BytesIO(file.read(max_bytes=_WHOLE_BYTES))
+        except ObjectTooLargeError:
+            pass  # it is not what the commit says; it may still be read
+    return file.open()
