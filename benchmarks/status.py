@@ -4,11 +4,13 @@
 
 `--dataset` must not exist yet. Commits are as a build writes them, but the files that they name are only put where the
 status reads them: the `images` tables of the last shards and of its sample. Measured are the first status, which sums
-every commit, the next one, which reads the sums of each thousand, and one after more commits.
+every commit, the next one, which reads the sums of each block, and one after more commits.
 """
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -34,7 +36,10 @@ from segmint.pipeline.status.drift import last_and_sample  # noqa: E402
 ROWS = 500
 KINDS = ("shards", "images", "masks", "rejects")
 LEFT = 1000
-"""Shards that stay missing: there is a time left."""
+"""Shards that are missing at first: there is a time left."""
+
+MORE = 375
+"""Shards that are committed later: the last block of summed commits is then half full."""
 
 
 def begin(dataset: Location, shards: int) -> None:
@@ -68,9 +73,13 @@ def commit(dataset: Location, shard: int) -> None:
     CommitLog(dataset).put(Commit(shard, 1, (shard * ROWS, (shard + 1) * ROWS), "0" * 12, counts, files))
 
 
-def put_table(dataset: Location, shard: int, data: bytes) -> None:
-    """Put the `images` table of a shard."""
-    (dataset / data_path("images", shard, f"{shard:064x}")).put(data)
+def put_commits(dataset: Location, shards: range, table: bytes) -> None:
+    """Put the commits of these shards, which follow those that are there, and the tables that a status reads then."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda shard: commit(dataset, shard), shards))
+        last, sample = last_and_sample(range(shards.stop), range(shards.stop)) or ([], [])
+        paths = [data_path("images", shard, f"{shard:064x}") for shard in (*last, *sample)]
+        list(pool.map(lambda path: (dataset / path).put(table), paths))
 
 
 def images_table() -> bytes:
@@ -89,7 +98,7 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 def measure(dataset: str) -> dict[str, Any]:
     """Run the command as a user does; return its seconds and what it said."""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(
         [sys.executable, "-m", "segmint", "status", dataset, "--json"],
         check=True,
@@ -101,8 +110,15 @@ def measure(dataset: str) -> dict[str, Any]:
     told = json.loads(done.stdout)
     return {
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(_cpu_of_children() - cpu, 2),
+        "load": round(os.getloadavg()[0], 1),
         **{name: told[name] for name in ("shards", "written", "masks", "missing_rows")},
     }
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -118,11 +134,7 @@ def main() -> None:
     begin(dataset, arguments.shards + LEFT)
     table = images_table()
     started = time.perf_counter()
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda shard: commit(dataset, shard), range(arguments.shards)))
-        chosen = last_and_sample(range(arguments.shards), range(arguments.shards))
-        for shard in (shard for shards in chosen or () for shard in shards):
-            put_table(dataset, shard, table)
+    put_commits(dataset, range(arguments.shards), table)
     made = time.perf_counter() - started
     results = {
         "shards": arguments.shards,
@@ -130,11 +142,8 @@ def main() -> None:
         "first": measure(arguments.dataset),
         "next": [measure(arguments.dataset) for _ in range(3)],
     }
-    with ThreadPoolExecutor(16) as pool:
-        for shard in range(arguments.shards, arguments.shards + LEFT // 2):
-            pool.submit(commit, dataset, shard)
-            pool.submit(put_table, dataset, shard, table)
-    results["after_500_more"] = [measure(arguments.dataset) for _ in range(2)]
+    put_commits(dataset, range(arguments.shards, arguments.shards + MORE), table)
+    results["after_more"] = [measure(arguments.dataset) for _ in range(2)]
     print(json.dumps(results, indent=2))
 
 

@@ -9,7 +9,7 @@ commits/000000.g1.json           lists the files of one generation of one shard;
 claims/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
 claims/dataset.g2-<digest>.json  lists the parts that a manifest's next generation will name; deleted after that
 claims/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
-summaries/000000-<digest>.json   sums over a thousand commits; can be rebuilt
+summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 ```
 """

@@ -1,4 +1,4 @@
-"""Sums over a dataset's commits, saved by the thousand so that summing again stays cheap."""
+"""Sums over a dataset's commits, saved by blocks of shards so that summing again stays cheap."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
-SUMMARY_SHARDS = 1000
-"""The number of shards that a summary covers."""
+SUMMARY_SHARDS = 250
+"""The number of shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read."""
 
 TOLD_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
@@ -85,10 +85,10 @@ def sum_listed(
 ) -> CommitSums:
     """Sum the commits of these shards; `held` are the files of those that hold, in order of shards.
 
-    A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of each thousand of shards
-    that were read already, by the name of their summary. `read` reads the others, by default from the dataset.
+    A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of blocks of shards that
+    were read already, by the name of their summary. `read` reads the others, by default from the dataset.
 
-    The sums of each full thousand of shards are saved in `summaries/`, under a name that is a hash of the commits'
+    The sums of each full block of shards are saved in `summaries/`, under a name that is a hash of the commits'
     files: an outdated summary is not found, and is made again, as is one that is damaged. Where they cannot be saved,
     that is logged, and the answer is the same.
     """
@@ -118,7 +118,7 @@ def sum_listed(
 
 
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
-    """Save the sums of each full thousand of these commits that has none yet: a long build does so as it goes.
+    """Save the sums of each full block of these commits that has none yet: a long build does so as it goes.
 
     Then a status meanwhile reads few commits one by one. Raises nothing: what cannot be read or saved is logged, and
     left for the next time.
@@ -168,12 +168,12 @@ def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums
 
 
 def _blocks(held: Iterable[ListedCommit]) -> list[list[ListedCommit]]:
-    """Cut commits, in order of shards, at each thousand of shards."""
+    """Cut commits, in order of shards, into blocks of shards."""
     return [list(members) for _, members in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
 
 
 def summary_name(members: Sequence[ListedCommit]) -> str:
-    """Return the name of the summary of a full thousand of shards, from their commits' files in order."""
+    """Return the name of the summary of a full block of shards, from their commits' files in order."""
     first = members[0].shard // SUMMARY_SHARDS * SUMMARY_SHARDS
     return f"{shard_name(first)}-{files_fingerprint(members)}.json"
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, sums_of
+from segmint.catalogs.dataset.summaries import NOTHING, sums_of
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -20,14 +20,14 @@ from segmint.pipeline.status.totals import Totals, total
 
 _THREADS = 16
 
-_KEPT = 4 * SUMMARY_SHARDS
-"""Commits that are kept for the next look: more than a look reads where the sums of full thousands are saved."""
+_KEPT = 4000
+"""Commits that are kept for the next look: more than a look reads where the sums of full blocks are saved."""
 
 
 class StatusReader:
     """Reads a dataset's status, again and again; what cannot change is read once.
 
-    It writes nothing but the sums of full thousands of commits (`summaries/`), where it may, as a build does.
+    It writes nothing but the sums of full blocks of commits (`summaries/`), where it may, as a build does.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:

@@ -77,7 +77,7 @@ class _Reading:
     problems: list[str] = field(default_factory=list)
     leaves: list[VersionLeaf] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)  # with their tars alone
-    sums: dict[int, CommitSums] = field(default_factory=dict)  # by thousand of shards
+    sums: dict[int, CommitSums] = field(default_factory=dict)  # by block of shards
     files: int = 0
     bytes: int = 0
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.status import ROWS, begin, commit, images_table, put_table
+from benchmarks.status import ROWS, begin, images_table, put_commits
 from segmint.pipeline.status.answer import Prices
 from segmint.pipeline.status.status import StatusReader
 from tests.support.locations import location_of
@@ -11,9 +11,8 @@ from tests.support.locations import location_of
 def test_its_commits_and_tables_are_read(tmp_path: Path) -> None:
     dataset = location_of(tmp_path)
     begin(dataset, 12)
-    for shard in range(9):
-        commit(dataset, shard)
-        put_table(dataset, shard, images_table())
+    for shards in (range(4), range(4, 9)):
+        put_commits(dataset, shards, images_table())
     status = StatusReader(dataset, Prices()).read()
     refused = sum(shard % 7 for shard in range(9))
     assert (status.totals.shards, status.totals.missing_rows) == (9, 3 * ROWS)

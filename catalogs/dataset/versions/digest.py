@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.commits import CommitLog, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations, manifest_name, parse_manifest_name
 from segmint.catalogs.dataset.summaries import (
     NOTHING,
+    SUMMARY_SHARDS,
     CommitSums,
     files_fingerprint,
     save_block,
@@ -38,7 +39,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
-CACHED_SHARDS = 1000
+CACHED_SHARDS = SUMMARY_SHARDS
 """The number of shards whose leaves are cached together."""
 
 _HASHES = TypeAdapter(list[str])
@@ -86,7 +87,7 @@ class CommitsFound:
     """What taking a snapshot found out about the commits that hold."""
 
     held: Sequence[ListedCommit] = ()  # their files, in order of shards
-    sums: dict[str, CommitSums] = field(default_factory=dict)  # of each thousand that was read, by its summary's name
+    sums: dict[str, CommitSums] = field(default_factory=dict)  # of each block that was read, by its summary's name
 
 
 def short_digest(digest: str) -> str:
@@ -110,7 +111,7 @@ def take_snapshot(
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
     Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
-    the hashes of each full thousand of shards' commits may come from `summaries/`, with `save_cache` they are saved
+    the hashes of each full block of shards' commits may come from `summaries/`, with `save_cache` they are saved
     there if they can be. `read`, if given, gets the commits that hold, and sums of those that were read. Raises
     `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if commits keep
     disappearing while they are read.
