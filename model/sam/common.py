@@ -81,16 +81,21 @@ def partition_windows(x: Tensor, size: int) -> Tensor:
     Returns (B * rows * columns, size, size, C), windows of one image together, row by row.
     """
     batch, height, width, channels = x.shape
-    x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-    rows, columns = x.shape[1] // size, x.shape[2] // size
+    rows, columns = windows_along(height, size), windows_along(width, size)
+    x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
     x = x.reshape(batch, rows, size, columns, size, channels)
     return x.transpose(2, 3).reshape(batch * rows * columns, size, size, channels)
+
+
+def windows_along(length: int, size: int) -> int:
+    """How many windows cover a side. Without negative numbers, whose quotients torch's ONNX exporter rounds wrongly."""
+    return (length + size - 1) // size
 
 
 def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
     """Undo `partition_windows`: (B, height, width, C), without the padding."""
     size, channels = windows.shape[1], windows.shape[3]
-    rows, columns = -(-height // size), -(-width // size)
+    rows, columns = windows_along(height, size), windows_along(width, size)
     x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)
     return x.reshape(-1, rows * size, columns * size, channels)[:, :height, :width]
 

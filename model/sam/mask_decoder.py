@@ -51,6 +51,12 @@ class MaskDecoder(nn.Module):
         `features` (1, 256, 64, 64) is the image embedding, `positions` (1, 256, 64, 64) its positional
         encoding.
         """
+        return self.decode(features, positions, prompt, range(1, MASK_TOKENS) if multimask else range(1))
+
+    def decode(
+        self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, chosen: range
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` for the mask tokens `chosen`: logits (B, C, 256, 256) and predicted IoUs (B, C), C of them."""
         prompts, grid = prompt.sparse.shape[0], features.shape[-2:]
         own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)
@@ -58,7 +64,6 @@ class MaskDecoder(nn.Module):
 
         tokens, image = self.transformer(image.flatten(2).transpose(1, 2), positions.flatten(2).transpose(1, 2), tokens)
 
-        chosen = range(1, MASK_TOKENS) if multimask else range(1)
         ious = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
         filters = torch.stack([self.hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))

@@ -34,8 +34,13 @@ def normalize_into(place: Tensor, pixels: Tensor) -> None:
 
     Zeros on the right and at the bottom are the mean color.
     """
+    place[:, : pixels.shape[0], : pixels.shape[1]].copy_(normalized(pixels))
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    """Normalize (h, w, 3) RGB of 0 to 255 to (3, h, w) float32, without padding."""
     mean, std = _mean_and_std(pixels.device)
-    place[:, : pixels.shape[0], : pixels.shape[1]].copy_(((pixels - mean) / std).permute(2, 0, 1))
+    return ((pixels - mean) / std).permute(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=64)

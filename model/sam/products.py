@@ -44,7 +44,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """Map (..., in) to (..., out), with the exact GELU of that with `gelu`."""
-        return torch.unflatten(linear(x.flatten(0, -2), self.weight, self.bias, gelu), 0, x.shape[:-1])
+        result = linear(x.flatten(0, -2), self.weight, self.bias, gelu)
+        return result.reshape(*x.shape[:-1], self.out_features)
 
 
 class GeluConv2d(nn.Module):

@@ -84,6 +84,15 @@ class PromptEncoder(nn.Module):
         positions: Tensor = encoding.permute(2, 0, 1)[None].to(self.no_mask_embed.weight.dtype)
         return positions
 
+    def embed_labeled(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Tokens (B, N, 256) of points and boxes' corners in one list, with nothing added for padding.
+
+        `points` (B, N, 2) as (x, y); `labels` (B, N): 1 foreground, 0 background, 2 a box's top left corner, 3 its
+        bottom right one, -1 padding. It is how ONNX files of SAM are asked.
+        """
+        known = self._encode(points) + self._kinds()[labels.clamp(0, 3).long()]
+        return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
+
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """(B, N, 256) from (B, N, 2) and (B, N)."""
         background, foreground = self._kinds()[:2]
