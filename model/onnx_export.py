@@ -1,0 +1,150 @@
+"""SAM as ONNX graphs: the decoder together with the prompt encoder, and the image encoder.
+
+The decoder's inputs and outputs have the names, shapes and meanings of the `segment-anything` package's export, so that
+programs written for its files take ours.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmint.model.sam.common import EMBEDDING_CHANNELS
+from segmint.model.sam.mask_decoder import MASK_TOKENS
+from segmint.model.sam.preprocess import normalized
+from segmint.model.sam.prompt_encoder import GRID, PromptEmbedding
+from segmint.model.sam.sam import Sam
+
+OPSET = 17
+"""The `segment-anything` package's default, too."""
+
+
+class DecoderGraph(nn.Module):
+    """The prompt encoder, the mask decoder, and masks at the image's size, for one prompt of any number of points."""
+
+    def __init__(self, sam: Sam, single_mask: bool) -> None:
+        super().__init__()
+        self.sam = sam
+        self.single_mask = single_mask
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        orig_im_size: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mask logits (1, C, H, W), predicted IoUs (1, C) and low-resolution logits (1, C, 256, 256).
+
+        C is 4: the mask for several prompts, then whole, part and subpart. With `single_mask` it is 1: the first of
+        them for three points or more, and else the one of the others with the highest predicted IoU.
+
+        All inputs are float32. `image_embeddings` (1, 256, 64, 64); `point_coords` (1, N, 2) as (x, y) in pixels of the
+        encoder's 1024x1024 input, and `point_labels` (1, N), as for `PromptEncoder.embed_labeled`: corners of a box
+        are points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) are logits of an
+        earlier prediction, left out where `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
+        """
+        encoder = self.sam.prompt_encoder
+        dense = torch.where(has_mask_input != 0, encoder.mask_downscaling(mask_input), encoder.dense_without_mask())
+        prompt = PromptEmbedding(encoder.embed_labeled(point_coords, point_labels), dense)
+        positions = encoder.dense_positions()
+        logits, ious = self.sam.mask_decoder.decode(image_embeddings, positions, prompt, range(MASK_TOKENS))
+        if self.single_mask:
+            # Far more or far less than any predicted IoU.
+            lead = (point_coords.shape[1] - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
+            best = (ious + lead)[0].argmax(keepdim=True)
+            logits, ious = logits.index_select(1, best), ious.index_select(1, best)
+        side, frame = self.sam.image_size, orig_im_size.long()
+        filled = _resized_size(frame, side)
+        masks = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+        masks = _stretch(_stretch(masks, 2, filled[0], frame[0]), 3, filled[1], frame[1])
+        return masks, ious, logits
+
+
+class EncoderGraph(nn.Module):
+    """Normalization, padding and the image encoder: what `Predictor.embed` does after resizing."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        self.side = sam.image_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode an image, (h, w, 3) uint8 RGB whose longer side is 1024 pixels, as (1, 256, 64, 64).
+
+        A side over 1024 pixels is an error, in the graph too: no tensor has a negative size.
+        """
+        pixels = normalized(image.float())
+        pixels = torch.cat([pixels, pixels.new_zeros(3, pixels.shape[1], self.side - pixels.shape[2])], dim=2)
+        pixels = torch.cat([pixels, pixels.new_zeros(3, self.side - pixels.shape[1], self.side)], dim=1)
+        embedding: Tensor = self.image_encoder(pixels.reshape(1, 3, self.side, self.side))
+        return embedding
+
+
+def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
+    """Write the graph of `DecoderGraph` to `path`; `sam` is in float32 on a CPU. torch needs the package `onnx`."""
+    side = 4 * GRID
+    inputs = {
+        "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, GRID, GRID),
+        "point_coords": torch.zeros(1, 3, 2),
+        "point_labels": torch.ones(1, 3),
+        "mask_input": torch.zeros(1, 1, side, side),
+        "has_mask_input": torch.ones(1),
+        "orig_im_size": torch.tensor([60.0, 80.0]),
+    }
+    dynamic = {"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}, "masks": {2: "height", 3: "width"}}
+    _export(DecoderGraph(sam, single_mask), path, inputs, ["masks", "iou_predictions", "low_res_masks"], dynamic)
+
+
+def export_encoder(sam: Sam, path: Path) -> None:
+    """Write the graph of `EncoderGraph` to `path`, as `export_decoder` does.
+
+    Weights of over 2 GiB, which a file of ONNX cannot hold, become files beside it.
+    """
+    inputs = {"image": torch.zeros(sam.image_size, sam.image_size // 2, 3, dtype=torch.uint8)}
+    _export(EncoderGraph(sam), path, inputs, ["image_embeddings"], {"image": {0: "height", 1: "width"}})
+
+
+def _export(
+    graph: nn.Module,
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+) -> None:
+    # Without gradients products are oneDNN's operators, which ONNX lacks (`products.py`).
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes that a trace fixes are meant, and this exporter is meant, see below
+        torch.onnx.export(
+            graph.eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,  # the newer exporter fails on masks whose size is an input
+        )
+
+
+def _resized_size(frame: Tensor, side: int) -> Tensor:
+    """`resized_size` in whole numbers: (2,) int64 from (2,) int64 as (height, width)."""
+    longer = frame.max()
+    return torch.div(2 * side * frame + longer, 2 * longer, rounding_mode="trunc").clamp(min=1)
+
+
+def _stretch(x: Tensor, axis: int, length: Tensor, size: Tensor) -> Tensor:
+    """Make `size` elements of the first `length` along an axis, as `F.interpolate` does in its bilinear mode.
+
+    onnxruntime's operator for it rounds places to 1e-4 pixels, which moves logits by up to 4e-4.
+    """
+    places = ((torch.arange(size) + 0.5) * (length.float() / size.float()) - 0.5).clamp(min=0)  # type: ignore[call-overload]
+    first = places.long()
+    second = torch.minimum(first + 1, length - 1)
+    weights = (places - first).reshape([-1 if each == axis else 1 for each in range(x.ndim)])
+    return torch.lerp(x.index_select(axis, first), x.index_select(axis, second), weights)

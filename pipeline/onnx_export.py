@@ -1,0 +1,102 @@
+"""SAM's weights as an ONNX file for programs without torch, with the source's hash in its metadata."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.device import resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.uris import LOCAL, local_path, scheme
+from segmint.infra.version import VERSION
+from segmint.model.onnx_export import export_decoder, export_encoder
+from segmint.model.sam.load import inspect_checkpoint
+from segmint.operators.segment.models import load_model
+
+DATA_ENDING = ".data"
+
+MAX_FILE_BYTES = 2_000_000_000
+"""Of a file of ONNX; the format's limit is 2 GiB. Only a ViT-H's image encoder is larger."""
+
+
+Part = Literal["decoder", "encoder"]
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written: `data` names the file of weights beside `output`, None where `output` holds them."""
+
+    output: str
+    data: str | None
+    bytes: int
+    part: Part
+    model_type: str
+    weights_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The answer as text."""
+        files = self.output if self.data is None else f"{self.output} and {self.data}"
+        size = f"{self.bytes / 1e6:,.1f} MB"
+        return [f"{self.part} of {self.model_type} (SHA-256 {self.weights_sha256[:12]}…) → {files}, {size}"]
+
+
+def export(weights: str, output: Location, part: Part, single_mask: bool = False) -> OnnxExport:
+    """Write a part of the SAM of `weights`, a known name, a path or a URI, as ONNX.
+
+    With `single_mask` the decoder gives one mask. Raises `UsageError` if `output` exists or is a folder, and if the
+    weights are not a SAM's.
+    """
+    if output.uri.endswith("/") or (scheme(output.uri) == LOCAL and local_path(output.uri).is_dir()):
+        raise UsageError(f"-o {output} is a folder: expected the name of a file, as in {output / 'decoder.onnx'}")
+    data = Location(output.storage, output.uri + DATA_ENDING)
+    for file in (output, data):
+        if file.exists():
+            raise _exists(file)
+    path = resolve(weights, storage=output.storage)
+    # A trace of parameters with gradients keeps all activations.
+    sam = load_model(path, resolve_compute("cpu", "fp32")).requires_grad_(False)
+    architecture, depth = inspect_checkpoint(path)
+    metadata = {
+        "part": part,
+        "model_type": architecture,
+        "decoder_layers": str(depth),
+        "weights_sha256": sha256_of(path),
+        "segmint_version": VERSION,
+    }
+    with tempfile.TemporaryDirectory(prefix="segmint-onnx-") as folder:
+        exported, described = Path(folder, "exported.onnx"), Path(folder, "described", output.name)
+        if part == "decoder":
+            export_decoder(sam, exported, single_mask)
+        else:
+            export_encoder(sam, exported)
+        described.parent.mkdir()
+        beside = _describe(exported, described, data.name, metadata)
+        size = 0
+        for file in (data, output) if beside else (output,):
+            content = (described.parent / file.name).read_bytes()
+            if not file.put_if_absent(content):
+                raise _exists(file)
+            size += len(content)
+    return OnnxExport(str(output), str(data) if beside else None, size, part, architecture, metadata["weights_sha256"])
+
+
+def _describe(exported: Path, described: Path, data_name: str, metadata: dict[str, str]) -> bool:
+    """Copy a graph with metadata added; return whether its weights are in a separate file, `data_name`."""
+    import onnx
+
+    model = onnx.load(exported)
+    onnx.helper.set_model_props(model, metadata)
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_FILE_BYTES
+    onnx.save_model(model, described, save_as_external_data=large, location=data_name)
+    return large
+
+
+def _exists(file: Location) -> UsageError:
+    return UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")
