@@ -82,7 +82,7 @@ def first_prompts(
 
     `targets` (N, R, R) bool, none of them empty; `masks` are their N numbers in the step's global batch. The noise on
     each coordinate is normal, with `box_noise` of the box's side as standard deviation, and cut off at
-    `box_noise_limit` pixels. Noisy boxes end at the image's border.
+    `box_noise_limit` pixels. Noisy boxes end at the image's border. Raises ValueError for an empty target.
     """
     device = targets.device
     boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
@@ -94,6 +94,9 @@ def first_prompts(
     x, y = (boxes[:, axis::2].clamp(0, input_size[1 - axis] - 1).sort(dim=1).values for axis in (0, 1))
     boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
     pixels = highest_pixels(targets, draw_keys(seed, step, masks, 0))
+    if (pixels < 0).any():
+        number = masks[int((pixels < 0).nonzero()[0])]
+        raise ValueError(f"the target of mask {number} is empty: expected a pixel or more inside the image")
     points = _pixel_centers(pixels, targets.shape[-1], input_size)
     labels = torch.ones(len(targets), 1, dtype=torch.int64, device=device)
     return Clicks(boxed.to(device), boxes, points[:, None], labels)

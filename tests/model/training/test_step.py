@@ -42,17 +42,17 @@ def small_sam(depth: int = 1) -> Sam:
     return Sam(scale, randomize(PromptEncoder()), randomize(MaskDecoder(depth)))
 
 
-def one_click(seed: int = 0, resolution: Resolution = 256) -> StepSettings:
-    return StepSettings(
-        losses=LossSettings(resolution=resolution), sampling=SamplingSettings(clicks=1, box_share=0.5), seed=seed
-    )
+def few_clicks(clicks: int, seed: int = 0, resolution: Resolution = 256) -> StepSettings:
+    return StepSettings(losses=LossSettings(resolution=resolution), sampling=SamplingSettings(clicks=clicks), seed=seed)
 
 
 def rectangles(numbers: Sequence[int], side: int = 256) -> ImageMasks:
-    """The masks of one image, a rectangle for each number."""
+    """The masks of one image, a rectangle for each number, and a strip in the padding, which is to be ignored."""
     targets = torch.zeros(len(numbers), side, side, dtype=torch.bool)
     for target, number in zip(targets, numbers, strict=True):
-        target[20 + number : 90 + 5 * number, 10 + 7 * number : 100 + number] = True
+        scale = side // 256
+        target[scale * (20 + number) : scale * (90 + 5 * number), scale * (10 + 7 * number) : scale * 100] = True
+        target[:, scale * 200 :] = True
     return ImageMasks(targets, SIZE, numbers)
 
 
@@ -85,12 +85,19 @@ class Reference(nn.Module):
 def reference_losses(
     reference: Reference, features: Tensor, masks: ImageMasks, clicks: Clicks, shown: Sequence[int], side: int
 ) -> list[Tensor]:
-    """The paper's loop, mask by mask: the total loss of each iteration, over the number of masks."""
+    """The paper's loop, mask by mask: the total loss of each iteration, over the number of masks.
+
+    `shown` says how many points each iteration has; each new one is to lie in the error of the mask that was passed on.
+    """
     totals = [features.new_zeros(()) for _ in shown]
     valid = valid_pixels(SIZE, side)
     for mask, target in enumerate(masks.targets):
-        truth, previous = target[valid].float(), None
+        truth, previous, passed_on = target[valid].float(), None, target
         for iteration, points in enumerate(shown):
+            if iteration and points > shown[iteration - 1]:
+                column, row = ((clicks.points[mask, points - 1] + 0.5) / (1024 / side)).long().tolist()
+                assert valid[row, column]
+                assert passed_on[row, column] != target[row, column] == bool(clicks.labels[mask, points - 1])
             logits, ious = reference.predict(features, clicks, mask, points, previous)
             square = F.interpolate(logits[None], (side, side), mode="bilinear", align_corners=False)[0]
             scored = []
@@ -105,6 +112,7 @@ def reference_losses(
             mask_loss, error = min(scored, key=lambda losses: losses[0].item())
             totals[iteration] = totals[iteration] + (mask_loss + error) / len(masks.targets)
             previous = logits[ious.argmax()].detach()[None, None]
+            passed_on = square[ious.argmax()] > 0
     return totals
 
 
@@ -113,10 +121,11 @@ def test_a_step_has_the_losses_and_gradients_of_a_plain_loop_over_the_reference(
     reference = Reference(sam)
     masks = rectangles([0, 3], side=512)
     features = embedded(1)
-    found = train_step(sam, features, [masks], one_click(resolution=512), step=1, total_masks=2)
+    found = train_step(sam, features, [masks], few_clicks(2, resolution=512), step=1, total_masks=2)
     (clicks,) = found.clicks
     assert sorted(clicks.boxed.tolist()) == [False, True], "one mask is to begin with a point and one with a box"
-    totals = reference_losses(reference, features, masks, clicks, shown=[1, 1, 2, 2], side=512)
+    assert clicks.boxes[:, 2].max() < 500, "padding is no part of a mask"
+    totals = reference_losses(reference, features, masks, clicks, shown=[1, 2, 2, 3, 3], side=512)
     torch.stack(totals).sum().backward()
     np.testing.assert_allclose(found.total, [float(total.detach()) for total in totals], atol=1e-4)
     compared = 0
@@ -135,7 +144,7 @@ def test_tokens_of_masks_that_are_not_chosen_get_no_gradients() -> None:
     sam = small_sam()
     decoder = sam.mask_decoder
     chosen = []
-    for losses, _ in interact(sam, embedded(1), rectangles([2]), one_click(), step=0, total_masks=1):
+    for losses, _ in interact(sam, embedded(1), rectangles([2]), few_clicks(1), step=0, total_masks=1):
         sam.zero_grad()
         losses.total.backward()
         chosen.append(0 if len(chosen) else 1 + losses.chosen.item())
@@ -153,18 +162,18 @@ def test_two_workers_add_up_to_one_and_the_encoder_gets_its_gradients() -> None:
     half.load_state_dict(whole.state_dict())
     base, images = embedded(2), [rectangles([5]), rectangles([1])]
     embeddings = whole.image_encoder(base)
-    expected = train_step(whole, embeddings, images, one_click(), step=3, total_masks=2)
-    leaves = embeddings.detach()
-    parts = []
-    for index in (1, 0):
+    expected = train_step(whole, embeddings, images, few_clicks(1), step=3, total_masks=2)
+    leaves = embeddings.detach().clone()
+    totals = torch.zeros_like(expected.total)
+    for index, masks in enumerate(images):
         leaf = leaves[index : index + 1].clone().requires_grad_()
-        parts.append(train_step(half, leaf, [images[index]], one_click(), step=3, total_masks=2))
+        for turn, (losses, clicks) in enumerate(interact(half, leaf, masks, few_clicks(1), step=3, total_masks=2)):
+            losses.total.backward()
+            totals[turn] += losses.total.item()
+            assert torch.equal(clicks.points, expected.clicks[index].first(clicks.points.shape[1]).points)
         assert leaf.grad is not None
         leaves[index] = leaf.grad[0]
-    for name in ("total", "focal", "dice", "iou_error", "mask_iou"):
-        torch.testing.assert_close(getattr(parts[0], name) + getattr(parts[1], name), getattr(expected, name))
-    for part, index in zip(parts, (1, 0), strict=True):
-        assert torch.equal(part.clicks[0].points, expected.clicks[index].points)
+    torch.testing.assert_close(totals, expected.total, atol=1e-5, rtol=1e-5)
     for name, parameter in half.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, whole.get_parameter(name).grad, atol=1e-4, rtol=1e-4)
@@ -179,17 +188,17 @@ def test_recorded_clicks_are_used_again_on_embeddings_of_an_inference_and_under_
     with torch.inference_mode():
         features = embedded(1)
     masks = rectangles([5, 1])
-    first = train_step(sam, features, [masks], one_click(seed=0), step=0, total_masks=2)
-    other = first_points(train_step(sam, features, [masks], one_click(seed=1), step=0, total_masks=2))
+    first = train_step(sam, features, [masks], few_clicks(1, seed=0), step=0, total_masks=2)
+    other = first_points(train_step(sam, features, [masks], few_clicks(1, seed=1), step=0, total_masks=2))
     assert not torch.equal(other, first_points(first))
     again = train_step(
-        sam, features, [masks], one_click(seed=1), step=0, total_masks=2, masks_at_once=1, recorded=first.clicks
+        sam, features, [masks], few_clicks(1, seed=1), step=0, total_masks=2, masks_at_once=1, recorded=first.clicks
     )
     torch.testing.assert_close(again.total, first.total, atol=1e-5, rtol=1e-5)
     assert torch.equal(first_points(again), first_points(first))
     sam.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = train_step(sam, features, [masks], one_click(), step=0, total_masks=2, recorded=first.clicks)
+        rounded = train_step(sam, features, [masks], few_clicks(1), step=0, total_masks=2, recorded=first.clicks)
     torch.testing.assert_close(rounded.total[0], first.total[0], rtol=0.05, atol=0)
     assert all(p.grad is None or p.grad.isfinite().all() for p in sam.parameters())
     assert sam.mask_decoder.mask_tokens.weight.grad is not None
@@ -202,6 +211,7 @@ def first_points(losses: object) -> Tensor:
 def test_steps_whose_parts_do_not_match_are_errors() -> None:
     sam, masks, features = small_sam(), rectangles([0, 1]), embedded(1)
     clicks = Clicks(torch.ones(2, dtype=torch.bool), torch.zeros(2, 4), torch.zeros(2, 5, 2), torch.ones(2, 5))
+    empty = ImageMasks(masks.targets & (torch.tensor([1, 0]) > 0)[:, None, None], SIZE, [0, 1])
     twice = ImageMasks(masks.targets, SIZE, [4, 4])
     for embeddings, images, recorded, message in (
         (features, [masks, masks], None, r"embeddings have the shape \(1, 256, 16, 16\): expected \(2, 256"),
@@ -212,8 +222,9 @@ def test_steps_whose_parts_do_not_match_are_errors() -> None:
             r"image 0 have the shape \(1, 512, 512\).*expected \(N, 256, 256",
         ),
         (features, [rectangles([])], None, "with 0 numbers of masks.*N 1 or more"),
+        (features, [empty], None, "the target of mask 1 is empty"),
         (features, [twice], None, "two masks of the step have the same number"),
         (features, [masks], [clicks], r"recorded clicks have the shapes \[\(2, 5, 2\)\]: expected \[\(2, 2, 2\)\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            train_step(sam, embeddings, images, one_click(), 0, total_masks=4, recorded=recorded)
+            train_step(sam, embeddings, images, few_clicks(1), 0, total_masks=4, recorded=recorded)
