@@ -16,7 +16,7 @@ class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
 
     Exclusive creation is the implementation's `pipe_file(mode="create")`. fsspec's default first checks and
-    then writes, which is a race: such a store is refused here, and one with an override is tested with
+    then writes, which is a race: such a store takes no dataset, and one with an override is tested with
     concurrent writers by `segmint.infra.storage.probe`.
     """
 
@@ -47,8 +47,22 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """`create` of a local file, which is in memory meanwhile: few implementations have a condition for files."""
-        self.create(uri, path.read_bytes())
+        """`create` of a local file, which is in memory as a whole: few implementations have a condition for files.
+
+        A store that has no condition at all, such as HDFS, is asked first and then written to in pieces: of two writers
+        at the same moment the later one wins.
+        """
+        if self._claims_exclusive_create():
+            self.create(uri, path.read_bytes())
+            return
+        if self._fs.exists(self._path(uri)):
+            raise FileExistsError(errno.EEXIST, "an object is already there", uri)
+        try:
+            self.put_file(uri, path)
+        except BaseException:
+            with suppress(Exception):
+                self.delete(uri)  # half of it would refuse the next attempt
+            raise
 
     def put(self, uri: str, data: bytes) -> None:
         """Write the whole object."""

@@ -1,5 +1,6 @@
 """Multipart upload of a large file to S3: each part is retried separately, and a failure leaves nothing behind."""
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,8 +30,9 @@ def put_parts(
 ) -> None:
     """Upload the file at `path`; `call` makes one request of S3, `stands` gives the size of the object at `uri`.
 
-    The upload is completed under `conditions`. Raises what `with_retries` raises for the part that failed, after the
-    upload was aborted.
+    The upload is completed under `conditions`; with some, `FileExistsError` if it is gone by then: an earlier try may
+    have completed it, or another writer's object ended it, which only the bytes can tell. Raises what `with_retries`
+    raises for the part that failed, after the upload was aborted.
     """
     size = path.stat().st_size
     step = max(PART_BYTES, -(-size // _MOST_PARTS))
@@ -56,7 +58,7 @@ def put_parts(
             parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
         finally:
             pool.shutdown(cancel_futures=True)  # and wait: a part that arrives after the abort would stay
-        with_retries(_POLICY, "put", uri, lambda: _complete(call, upload | conditions, parts, size, stands))
+        with_retries(_POLICY, "put", uri, lambda: _complete(call, upload, parts, lambda: stands() == size, conditions))
     except BaseException:
         with suppress(SegmintError):
             with_retries(_POLICY, "abort the upload of", uri, lambda: call("abort_multipart_upload", **upload))
@@ -64,11 +66,21 @@ def put_parts(
 
 
 def _complete(
-    call: Callable[..., Any], upload: dict[str, Any], parts: list[dict[str, Any]], size: int, stands: Callable[[], int]
+    call: Callable[..., Any],
+    upload: dict[str, Any],
+    parts: list[dict[str, Any]],
+    is_there: Callable[[], bool],
+    conditions: dict[str, str],
 ) -> None:
     try:
-        call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+        call("complete_multipart_upload", **upload, **conditions, MultipartUpload={"Parts": parts})
     except OSError as error:
-        # The upload is gone: an earlier try may have completed it, and its answer was lost.
-        if (service_code(error) or ("",))[0] != "NoSuchUpload" or stands() != size:
+        if (service_code(error) or ("",))[0] != "NoSuchUpload":
             raise
+        # The upload is gone: an earlier try may have completed it, and its answer was lost.
+        if not conditions and not is_there():
+            raise
+    else:
+        return
+    if conditions:  # raised here, as the store's answer would be read for its cause
+        raise FileExistsError(errno.EEXIST, "the upload is gone: an object may be there", upload["Key"])

@@ -99,7 +99,11 @@ class Storage:
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
 
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
-        """`put_if_absent` of a local file of any size: it appears whole or not at all."""
+        """`put_if_absent` of a local file of any size: it appears whole or not at all.
+
+        Also where there are neither hard links nor conditional puts: there the store may be asked first and then
+        written to, and a kill may leave an empty or a short file.
+        """
         store = self._store(uri)
 
         def is_there() -> bool:

@@ -152,7 +152,7 @@ class LocalStore:
         _unless_swept(lambda: self._link(path, data))
 
     def create_file(self, uri: str, path: Path) -> None:
-        """`create` of a local file, copied in pieces; where there are no hard links, a crash may leave an empty one."""
+        """`create` of a local file, copied in pieces; where there are no hard links, a kill may leave an empty one."""
         target = local_path(uri)
 
         def copy() -> None:
@@ -163,7 +163,12 @@ class LocalStore:
             _unless_swept(copy)
         except _NoLinksError:
             target.open("xb").close()  # of several writers one gets past this
-            self.put_file(uri, path)
+            try:
+                self.put_file(uri, path)
+            except BaseException:
+                with suppress(OSError):
+                    target.unlink()  # it would refuse the next attempt
+                raise
 
     def _link(self, path: Path, source: bytes | BinaryIO) -> None:
         temporary = _write_temporary(path, source)

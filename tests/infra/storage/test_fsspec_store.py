@@ -1,8 +1,11 @@
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import LocalFileSystem
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.fsspec_store import FsspecStore
@@ -21,6 +24,26 @@ def test_a_file_system_that_only_looks_first_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="only if it is absent"):
         store.create(str(tmp_path / "x"), b"1")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_file_goes_to_a_file_system_that_only_looks_first(tmp_path, monkeypatch) -> None:
+    filesystem = ArrowFSWrapper(LocalFileSystem())  # what serves hdfs://
+    store = FsspecStore(filesystem)
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "other").write_bytes(b"other")
+
+    def cut(source: str, target: str) -> None:
+        Path(target).write_bytes(b"mi")
+        raise OSError("connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "put_file", cut)
+        with pytest.raises(OSError, match="connection lost"):
+            store.create_file(str(tmp_path / "sub/a"), tmp_path / "mine")
+    store.create_file(str(tmp_path / "sub/a"), tmp_path / "mine")
+    with pytest.raises(FileExistsError):
+        store.create_file(str(tmp_path / "sub/a"), tmp_path / "other")
+    assert (tmp_path / "sub/a").read_bytes() == b"mine"
 
 
 def test_another_fsspec_store_reads_lists_and_deletes(memory_store, tmp_path) -> None:

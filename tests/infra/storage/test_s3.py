@@ -260,6 +260,16 @@ def test_a_large_file_is_not_put_over_one_that_comes_meanwhile(
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_large_file_is_not_taken_for_another_of_its_size(
+    proxy: FaultyProxy, storage: Storage, uri: str, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put(uri, bytes(big.stat().st_size))
+    monkeypatch.setattr(s3.S3Store, "_is_there", lambda *of: False)
+    proxy.policy = lambda method, target: answer(404, "NoSuchUpload") * (method == "POST" and "uploadId=" in target)
+    assert not storage.put_file_if_absent(uri, big)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_large_file_that_cannot_be_put_leaves_nothing(
     proxy: FaultyProxy, storage: Storage, uri: str, big: Path, s3_server: S3Server
 ) -> None:

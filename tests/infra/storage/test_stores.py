@@ -41,8 +41,16 @@ def test_without_hard_links_a_file_is_put_once_and_bytes_are_refused(tmp_path, m
     def no_links(*of: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
+    def disk_full(*of: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr("segmint.infra.storage.stores.os.link", no_links)
     (tmp_path / "mine").write_bytes(b"mine")
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr("segmint.infra.storage.stores.Path.replace", disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            LocalStore().create_file(str(tmp_path / "a"), tmp_path / "mine")
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     LocalStore().create_file(str(tmp_path / "a"), tmp_path / "mine")
     (tmp_path / "other").write_bytes(b"other")
     with pytest.raises(FileExistsError):
