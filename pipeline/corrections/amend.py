@@ -172,7 +172,7 @@ def amend(
             confirm(looked.listed)
         looked = _amend_catalog(dataset, looked, look)
     latest, found = looked.latest, looked.found
-    begun = unfinished_amendments(dataset, latest.generation)  # this one, and those that died
+    begun = unfinished_amendments(dataset, latest)  # this one, and those that died
     outcome = credit(dataset, latest, found.shards | shards_of(begun), resources)
     remove_parts(dataset)
     version = put_version(dataset, "amend", reason, now)
@@ -219,7 +219,7 @@ def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> C
             unknown=found.unknown,
             first_unknown=found.first_unknown,
             shards=tuple(sorted(found.shards)),
-            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset, latest.generation)))),
+            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset, latest)))),
             outputs=tuple(line_of(note) for note in read_notes(dataset)),
         )
         return _Look(latest, found, listed)

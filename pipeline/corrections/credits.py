@@ -13,12 +13,10 @@ from segmint.catalogs.dataset.manifest import LatestManifest
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     CLAIMS,
-    DamagedDatasetError,
     amended_name,
     canonical_json,
     fingerprint,
     parse_amended_name,
-    wrong_fields,
 )
 from segmint.catalogs.schema import AMENDABLE
 from segmint.infra.storage.errors import NotFoundError
@@ -47,24 +45,24 @@ def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -
     (dataset / CLAIMS / amended_name(generation, fingerprint(data.decode()))).put_if_absent(data)
 
 
-def unfinished_amendments(dataset: Location, generation: int) -> dict[str, frozenset[int]]:
+def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
     """Return the shards of amendments that died or are at work, by the names of their lists.
 
-    Only those that were to put this generation of the manifest, which holds, or an earlier one: a later one has not
-    changed the catalog yet. Raises `DamagedDatasetError` for a list that cannot be read.
+    Only those that were to put the manifest that holds, `latest`, or an earlier one: a later one has not changed the
+    catalog yet. A list that cannot be read may be of any shard, so it has all of them.
     """
     found = {}
     for entry in (dataset / CLAIMS).list():
         number = parse_amended_name(entry.name)
-        if number is None or number > generation:
+        if number is None or number > latest.generation:
             continue
-        file = dataset / CLAIMS / entry.name
         try:
-            found[entry.name] = frozenset(_Shards.model_validate_json(file.read()).shards)
+            shards = _Shards.model_validate_json((dataset / CLAIMS / entry.name).read()).shards
+            found[entry.name] = frozenset(shards)
         except NotFoundError:
             pass  # it has ended
-        except ValidationError as error:
-            raise DamagedDatasetError(f"{file} is no list of an amendment's shards: {wrong_fields(error)}") from error
+        except ValidationError:
+            found[entry.name] = frozenset(range(latest.manifest.shards))
     return found
 
 

@@ -22,7 +22,13 @@ from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import release_config, remove_parts, remove_report, rewrite_index
-from segmint.pipeline.corrections.credits import credit, end_amendments, otherwise_credited, unfinished_amendments
+from segmint.pipeline.corrections.credits import (
+    credit,
+    end_amendments,
+    otherwise_credited,
+    shards_of,
+    unfinished_amendments,
+)
 from segmint.pipeline.corrections.repair_shard import RepairTask, look_at, repair_shard
 from segmint.pipeline.corrections.revision import LOCAL, RAY_FROM_SHARDS
 
@@ -70,9 +76,9 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     Data files are restored from the rest of the shard if that is enough, else from the catalog if `config`, the
     build's configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit
     is made again where its shard's data files are whole and prove it. What tombstones name of a restored shard is taken
-    down. Where the catalog was ever changed, images get the credits that it has: an amendment may have died. With
-    `ray_from` shards or more Ray looks at them, and so it repairs them. Raises `UsageError` if there is no dataset, or
-    the configuration is of another one.
+    down. Images get the credits that the catalog has: an amendment may have died. With `ray_from` shards or more Ray
+    looks at them, and so it repairs them. Raises `UsageError` if there is no dataset, or the configuration is of
+    another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, which so has all of these shards
     manifest = load_manifest(dataset)
@@ -132,9 +138,7 @@ def _complete(
 def _credit(dataset: Location, shards: Iterable[int], result: Repaired, resources: ResourcesConfig) -> None:
     """Complete amendments, in these shards."""
     latest = load_latest_manifest(dataset)
-    if latest.generation == 1:
-        return
-    begun = unfinished_amendments(dataset, latest.generation)
+    begun = unfinished_amendments(dataset, latest)
     try:
         wrong = otherwise_credited(dataset, shards)
         if not wrong and not begun:
@@ -143,8 +147,10 @@ def _credit(dataset: Location, shards: Iterable[int], result: Repaired, resource
     except (UsageError, NotFoundError) as error:
         get_logger("repair").warning("credits are left as they are", problem=str(error))
         return
-    if wrong:
-        outcome = credit(dataset, latest, wrong, resources)
+    # One that died after its commits has left what was there before.
+    unfinished = frozenset[int]() if result.left else shards_of(begun)
+    if wrong or unfinished:
+        outcome = credit(dataset, latest, {*wrong, *unfinished}, resources)
         result.credited = sum(each.rows for each in outcome.changed.values())
     remove_parts(dataset)
     if not result.left:

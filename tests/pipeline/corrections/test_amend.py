@@ -23,6 +23,7 @@ from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
+from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark
 from tests.support.locations import location_of
@@ -197,6 +198,47 @@ def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
     assert credits(place)[0] == ("Ann", None, None, "NO")
     assert audit_integrity(place.location).findings.total == 0
     assert not [path for path in contents(place) if path.startswith("claims/")]
+
+
+def test_a_repair_removes_what_an_amendment_replaced_that_died_after_its_commit(place: Place) -> None:
+    amended(place, {"image_id": "image-0", "attribution": "Former Name"})
+    with stepping():
+        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits/000000.g3")
+        killed.step()
+        killed.kill()
+    report = Path(place.uri) / "report" / "index.html"
+    report.parent.mkdir()
+    report.write_text("by Former Name")
+    repair(place.location)
+    paths = [path.partition("-")[0] for path in contents(place) if path.startswith(("claims", "commits", "images"))]
+    assert sorted(paths) == ["commits/000000.g3.json", "images/sa_000000"]
+    assert mentions(Path(place.uri), ["Former Name"]) == []
+    assert credits(place)[0] == ("Ann", None, None, "NO")
+
+
+@pytest.mark.parametrize("mend", ["another amendment", "repair"])
+def test_a_damaged_list_of_an_amendment_counts_as_one_of_all_shards(place: Place, mend: str) -> None:
+    with stepping():
+        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed.kill()
+    (listed,) = (Path(place.uri) / "claims").glob("amended.*")
+    listed.write_bytes(b"")
+    if mend == "repair":
+        repair(place.location)
+    else:
+        amended(place, {"image_id": "image-3", "provider": "P"})
+    assert credits(place)[0] == ("Ann", None, None, "NO")
+    assert not [path for path in contents(place) if path.startswith("claims/")]
+
+
+def test_a_repair_mends_what_the_audit_says_that_it_mends_also_of_the_first_catalog() -> None:
+    with two_shards(committed=0) as place:
+        other = {**accepted_row(0), "attribution": "Ann"}
+        write(place, 0, rows=described([other, accepted_row(1), rejected_row(2)]))
+        (finding,) = audit_integrity(place.location).findings
+        assert "`segmint repair` puts in what was amended" in finding.line()
+        assert repair(place.location).credited == 1
+        assert audit_integrity(place.location).findings.total == 0
 
 
 def test_where_there_is_nothing_to_amend_nothing_is_touched(place: Place) -> None:
