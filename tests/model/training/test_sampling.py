@@ -130,3 +130,13 @@ def test_points_and_boxes_together_are_embedded_as_each_alone(boxed: list[bool],
             torch.testing.assert_close(found.sparse[one], expected.sparse)
             dense = found.dense[one] if masked else found.dense
             torch.testing.assert_close(dense, expected.dense)
+
+
+def test_a_click_is_the_center_of_its_pixel_of_the_input() -> None:
+    """The prompt encoder adds the half pixel: pixel (x, y) of 1024 is (x, y), and of 256 the middle of four by four."""
+    for side, center in ((1024, 5.0), (256, 21.5)):
+        targets = torch.zeros(1, side, side, dtype=torch.bool)
+        targets[0, 7, 5] = True
+        row = center + 2 * 1024 / side
+        clicks = first_prompts(targets, (1024, 1024), 0, 0, [0], SamplingSettings())
+        assert clicks.points[0].tolist() == [[center, row]]
