@@ -16,7 +16,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, listed
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import TasksWriter
@@ -102,8 +102,10 @@ def refuse_existing(dataset: Location, output: Location, file: Location) -> None
         raise UsageError(_taken(file))
 
 
-def _taken(file: Location) -> str:
-    return f"{file} already exists and is not overwritten: choose another folder, or delete it"
+def _taken(*files: Location) -> str:
+    if len(files) == 1:
+        return f"{files[0]} already exists and is not overwritten: choose another folder, or delete it"
+    return f"{listed(files)} already exist and are not overwritten: choose another folder, or delete them"
 
 
 def write_samples(
@@ -119,21 +121,39 @@ def write_samples(
 
     `version` is the dataset that the samples are of. Each file appears only when it is complete, so that an export that
     was killed has no main file. `note` is called with the SHA-256 of the last file, by its path below `output`, before
-    it is put. Raises `UsageError` if another run put one of the files meanwhile.
+    it is put. Pictures and files that are there with the same bytes stay, of a run that was killed. Raises `UsageError`
+    at the first picture that is there with other bytes, and names all such files before it puts any.
     """
     images = masks = pictures = 0
-    for sample in samples:
-        if with_images and sample.jpeg is not None:
-            (output / "images" / image_name(sample.id)).put(sample.jpeg)
-            pictures += 1
-        for writer in writers:
-            writer.add(sample)
-        images += 1
-        masks += len(sample.masks)
+    with TemporaryDirectory(prefix="segmint-") as scratch:
+        for sample in samples:
+            if with_images and sample.jpeg is not None:
+                _put_picture(sample.jpeg, Path(scratch), output / "images", image_name(sample.id))
+                pictures += 1
+            for writer in writers:
+                writer.add(sample)
+            images += 1
+            masks += len(sample.masks)
     files = [pair for writer in writers for pair in writer.finish().items()]
+    if others := [output / name for name, path in files if _is_other(output / name, path)]:
+        raise UsageError(_taken(*others))
     for number, (name, path) in enumerate(files, 1):
         if number == len(files):
             note({name: sha256_of(path)})
         if not (output / name).put_file_if_absent(path):
             raise UsageError(_taken(output / name))
     return Exported(str(output), str(file), images, masks, pictures, version)
+
+
+def _put_picture(jpeg: bytes, scratch: Path, folder: Location, name: str) -> None:
+    local = scratch / "picture.jpg"
+    local.write_bytes(jpeg)  # fewer stores can put bytes if absent than can put a file
+    if not (folder / name).put_file_if_absent(local):
+        raise UsageError(
+            f"{folder / name} already exists with other bytes, from another run or the dataset as it was, and is not "
+            f"overwritten: choose another folder, or delete {folder}"
+        )
+
+
+def _is_other(there: Location, path: Path) -> bool:
+    return there.exists() and there.sha256() != sha256_of(path)

@@ -66,6 +66,42 @@ def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Pa
     assert (output / "instances.json").read_bytes() == b"{}"
 
 
+def test_a_picture_of_another_run_stays(small: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    location_of(output / "images/sa_2.jpg").put(b"of another run")
+    with pytest.raises(UsageError, match=r"images/sa_2\.jpg already exists"):
+        export_dataset(location_of(small), ExportOptions(Format.COCO), location_of(output))
+    assert (output / "images/sa_2.jpg").read_bytes() == b"of another run"
+    assert not (output / "instances.json").exists()
+
+
+def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: Path) -> None:
+    class Writer:
+        def add(self, sample: Sample) -> None: ...
+
+        def finish(self) -> dict[str, Path]:
+            paths = {name: tmp_path / name for name in ("a", "b", "same", "new", "main")}
+            for name, path in paths.items():
+                path.write_text(name)
+            return paths
+
+    output = tmp_path / "out"
+    for name, text in (("a", "older"), ("b", "older"), ("same", "same")):
+        location_of(output / name).put(text.encode())
+
+    def export() -> None:
+        samples = iter(Dataset.open(location_of(small)))
+        write_samples(samples, [Writer()], location_of(output), location_of(output / "main"), VERSION)
+
+    with pytest.raises(UsageError, match=r"out/a and .*out/b already exist and .* delete them$"):
+        export()
+    assert {path.name for path in output.iterdir()} == {"a", "b", "same", "images"}
+    (output / "a").unlink()
+    (output / "b").unlink()
+    export()
+    assert (output / "main").read_text() == "main"
+
+
 def test_without_images(small: str, tmp_path: Path) -> None:
     assert exported_ids(small, tmp_path / "out") == ALL
     assert not (tmp_path / "out" / "images").exists()
