@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import AMENDABLE, normalized_schema
-from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
+from segmint.catalogs.source.normalize import MARK_ROWS, fit_to_publish, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
@@ -24,28 +24,37 @@ FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out"
 SHOWN = 20
 """How many changes are named; all are counted."""
 
+# Rows of the same image_id and uri are joined once, as the first of them: a catalog may repeat a row many times.
+_HEADS = """
+CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM read_parquet($asked) GROUP BY image_id, uri
+"""
+
 # An image is matched with the rows of its image_id. A row that was refused as a duplicate is matched with those of the
 # same uri, so that the corrected catalog has it too, and the image is not matched with these.
 _NAMED = """
 CREATE TEMP TABLE named AS
 WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),
-     asked AS (SELECT ordinal, image_id, uri FROM read_parquet($asked))
-SELECT pinned.ordinal AS place, asked.ordinal AS row
-FROM pinned JOIN asked USING (image_id)
-LEFT JOIN pinned other ON other.duplicate_of IS NOT NULL AND other.image_id = asked.image_id AND other.uri = asked.uri
-WHERE pinned.duplicate_of IS NULL AND (asked.uri = pinned.uri OR other.ordinal IS NULL)
+     other AS (SELECT DISTINCT image_id, uri FROM pinned WHERE duplicate_of IS NOT NULL)
+SELECT pinned.ordinal AS place, heads.row
+FROM pinned JOIN heads USING (image_id) LEFT JOIN other ON other.image_id = heads.image_id AND other.uri = heads.uri
+WHERE pinned.duplicate_of IS NULL AND (heads.uri = pinned.uri OR other.uri IS NULL)
 UNION ALL
-SELECT pinned.ordinal, asked.ordinal
-FROM pinned JOIN asked USING (image_id)
-WHERE pinned.duplicate_of IS NOT NULL AND asked.uri = pinned.uri
+SELECT pinned.ordinal, heads.row
+FROM pinned JOIN heads USING (image_id, uri)
+WHERE pinned.duplicate_of IS NOT NULL
 """
 
 # The first of them is taken, as in a build; the others must say the same.
 _CHOSEN = "CREATE TEMP TABLE chosen AS SELECT place, min(row) AS row FROM named GROUP BY place"
 
+# All rows but the first of an image_id are marked as its duplicates.
 _OTHERS = """
 CREATE TEMP TABLE others AS
-SELECT DISTINCT chosen.row AS first, named.row FROM named JOIN chosen USING (place) WHERE named.row <> chosen.row
+WITH matched AS (SELECT DISTINCT chosen.row AS first, named.row AS head FROM named JOIN chosen USING (place)),
+     again AS (SELECT ordinal, image_id, uri FROM read_parquet($asked) WHERE duplicate_of IS NOT NULL)
+SELECT matched.first, again.ordinal AS row
+FROM again JOIN heads USING (image_id, uri) JOIN matched ON matched.head = heads.row
+WHERE again.ordinal <> matched.first
 """
 
 _CONTRADICTING = """
@@ -157,22 +166,27 @@ def amend_parts(
     file.
     """
     found = Amendments()
+    fitted: list[Path] = []
     with open_database(folder, memory_limit) as database:
+        database.execute(_HEADS, {"asked": str(asked)})
         for number, part in enumerate(parts):
-            parameters = {"part": str(part), "asked": str(asked)}
+            fitted.append(_fitted(part, folder / f"fitted-{number}.parquet"))
+            parameters = {"part": str(fitted[-1]), "asked": str(asked)}
             for table in ("named", "chosen", "others"):
                 database.execute(f"DROP TABLE IF EXISTS {table}")
-            database.execute(_NAMED, parameters)
+            database.execute(_NAMED, {"part": parameters["part"]})
             database.execute(_CHOSEN)
-            database.execute(_OTHERS)
+            database.execute(_OTHERS, {"asked": str(asked)})
             if found.contradiction is None and _one_row(database, "SELECT count(*) FROM others", {})[0]:
                 found.contradiction = _contradiction(database, str(asked))
             found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
             _compare_fixed(database, parameters, found)
             destination = folder / f"amended-{number}.parquet"
-            if _write_amended(database, part, parameters, destination, clear, images_per_shard, found):
+            if _write_amended(
+                database, part, {**parameters, "part": str(part)}, destination, clear, images_per_shard, found
+            ):
                 found.parts[number] = destination
-        known = {"asked": str(asked), "parts": [str(part) for part in parts]}
+        known = {"asked": str(asked), "parts": [str(part) for part in fitted]}
         found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
     return found
 
@@ -180,6 +194,20 @@ def amend_parts(
 def given(column: str) -> str:
     """Return the SQL of a text in which there is more than spaces; else of null."""
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
+
+
+def _fitted(part: Path, destination: Path) -> Path:
+    """Write the columns of a part that are compared, as they would be pinned now; return the file.
+
+    An earlier segmint pinned a license's whole text, and credentials.
+    """
+    with pq.ParquetFile(part) as file:
+        columns = [name for name in ("ordinal", "image_id", "duplicate_of", *FIXED) if name in file.schema_arrow.names]
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        with RowGroupWriter(destination, schema) as writer:
+            for batch in file.iter_batches(batch_size=MARK_ROWS, columns=columns):
+                writer.add([fit_to_publish(batch.select(columns))])
+    return destination
 
 
 def _contradiction(database: duckdb.DuckDBPyConnection, asked: str) -> Contradiction | None:

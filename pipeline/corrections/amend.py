@@ -40,8 +40,8 @@ from segmint.pipeline.dataset.growth import ignored_columns, own_columns
 
 _WHY_FIXED = (
     "Only attribution, provider, source_url and country are amended: the others say which image was taken in, and on "
-    "which terms. Put these values back or leave them empty; an image whose license is another one by now is taken "
-    "down, and added again under a new image_id"
+    "which terms. Put these values back; all but a uri may be left empty instead. An image whose license is another "
+    "one by now is taken down, and added again under a new image_id"
 )
 
 
