@@ -18,7 +18,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 250
-"""The number of shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read."""
+"""The most shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read."""
 
 TOLD_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
@@ -72,8 +72,7 @@ def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
 
 def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
     """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
-    held = CommitLog(dataset).held()
-    return sum_listed(dataset, [commit for commit in held if wanted is None or commit.shard in wanted], threads=threads)
+    return sum_listed(dataset, CommitLog(dataset).held(), wanted=wanted, threads=threads)
 
 
 def sum_listed(
@@ -82,19 +81,32 @@ def sum_listed(
     known: Mapping[str, CommitSums] = MappingProxyType({}),
     threads: int = 16,
     read: ReadCommits | None = None,
+    wanted: range | None = None,
 ) -> CommitSums:
-    """Sum the commits of these shards; `held` are the files of those that hold, in order of shards.
+    """Sum commits, only those of the shards in `wanted` (step 1) if it is given.
+
+    `held` are the files of all that hold, in order of shards.
 
     A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of blocks of shards that
     were read already, by the name of their summary. `read` reads the others, by default from the dataset.
 
-    The sums of each full block of shards are saved in `summaries/`, under a name that is a hash of the commits'
-    files: an outdated summary is not found, and is made again, as is one that is damaged. Where they cannot be saved,
-    that is logged, and the answer is the same.
+    The sums of each block of shards are saved in `summaries/` if it is full, or if a later block has begun: one with a
+    shard that is held back may never be full. The name is a hash of the commits' files: an outdated summary is not
+    found, and is made again, as is one that is damaged. Where they cannot be saved, that is logged, and the answer is
+    the same.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    blocks = {summary_name(members): members for members in _blocks(held)}
+    blocks: dict[str, list[ListedCommit]] = {}
+    settled = set()
+    listed = _blocks(held)
+    for block in listed:
+        members = [commit for commit in block if wanted is None or commit.shard in wanted]
+        if members:
+            name = summary_name(members)
+            blocks[name] = members
+            if len(members) == len(block) and (len(block) == SUMMARY_SHARDS or block is not listed[-1]):
+                settled.add(name)
 
     def from_dataset(members: Sequence[ListedCommit]) -> Iterable[Commit]:
         return CommitLog(dataset).read_held((member.key for member in members), threads)
@@ -111,7 +123,7 @@ def sum_listed(
         sums = found[name]
         if sums is None:
             sums, as_listed = (known[name], True) if name in known else _sum(members, read or from_dataset)
-            if saving and as_listed and len(members) == SUMMARY_SHARDS:
+            if saving and as_listed and name in settled:
                 saving = save_block(folder, name.partition("-")[0] + "-", name, canonical_json(vars(sums)), existing)
         total += sums
     return total
@@ -135,7 +147,7 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
 
 
 def save_block(folder: Location, block: str, name: str, data: bytes, existing: Iterable[str]) -> bool:
-    """Save what is known of a full block of commits in `summaries/`, and delete what was saved of it before.
+    """Save what is known of a block of commits in `summaries/`, and delete what was saved of it before.
 
     `block` is what the names of the block's files begin with. Returns whether it was saved: it can be made again, so
     that a fault is logged, and stops nothing.
@@ -173,7 +185,7 @@ def _blocks(held: Iterable[ListedCommit]) -> list[list[ListedCommit]]:
 
 
 def summary_name(members: Sequence[ListedCommit]) -> str:
-    """Return the name of the summary of a full block of shards, from their commits' files in order."""
+    """Return the name of the summary of a block of shards, from their commits' files in order."""
     first = members[0].shard // SUMMARY_SHARDS * SUMMARY_SHARDS
     return f"{shard_name(first)}-{files_fingerprint(members)}.json"
 

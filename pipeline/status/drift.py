@@ -23,6 +23,9 @@ SAMPLED_SHARDS = 100
 LEAST_SHARDS = 8
 """Fewer shards are not compared."""
 
+LEAST_SAMPLED = LEAST_SHARDS - LEAST_SHARDS // 4
+"""By fewer shards before the last ones no number is called unusual: how much they vary is not known."""
+
 UNUSUAL = 3.0
 """Standard errors."""
 
@@ -51,7 +54,9 @@ class Compared:
     name: str
     last: float | None
     before: float | None
-    error: float | None  # the standard error of their difference, by how the number varies from shard to shard
+    error: (
+        float | None
+    )  # the standard error of their difference, by how the number varies from shard to shard, if known
 
     @property
     def unusual(self) -> bool:
@@ -119,7 +124,7 @@ def _compare(
     last, sampled = (_ratio(sum(top or 0 for top, _ in some), sum(below for _, below in some)) for some in pairs)
     each = [(top or 0) / below for top, below in pairs[1]]
     error = None
-    if len(each) > 1 and pairs[0]:
+    if len(each) >= LEAST_SAMPLED and pairs[0]:
         error = statistics.stdev(each) * sqrt(1 / len(pairs[0]) + 1 / len(each))
     return Compared(name, last, sampled if before is None else before, error)
 

@@ -21,13 +21,13 @@ from segmint.pipeline.status.totals import Totals, total
 _THREADS = 16
 
 _KEPT = 4000
-"""Commits that are kept for the next look: more than a look reads where the sums of full blocks are saved."""
+"""Commits that are kept for the next look: more than a look reads where the sums of blocks are saved."""
 
 
 class StatusReader:
     """Reads a dataset's status, again and again; what cannot change is read once.
 
-    It writes nothing but the sums of full blocks of commits (`summaries/`), where it may, as a build does.
+    It writes nothing but the sums of blocks of commits (`summaries/`), where it may, as a build does.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:

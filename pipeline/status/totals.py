@@ -33,7 +33,7 @@ def total(
 
     `read` as in `sum_listed`.
     """
-    sums = sum_listed(dataset, [commit for commit in held if commit.shard in wanted], read=read)
+    sums = sum_listed(dataset, held, read=read, wanted=wanted)
     committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]
     return Totals(

@@ -61,6 +61,32 @@ def test_full_blocks_are_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names == ["000000-", "000002-"], "the summary that no longer fits is gone"
 
 
+def test_a_block_with_a_shard_that_is_held_back_is_summed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+    write_dataset(location, shards=7)
+    for shard in (0, 5):
+        (tmp_path / f"dataset/commits/{shard:06d}.g1.json").unlink()
+    first = sum_commits(location)
+    names = sorted(path.name for path in (tmp_path / "dataset/summaries").iterdir())
+    assert [name[:7] for name in names] == ["000000-", "000002-", "000004-"], "the last block may still grow"
+
+    read: list[int] = []
+    original = CommitLog.read
+
+    def counted(self: CommitLog, shard: int, generation: int) -> object:
+        read.append(shard)
+        return original(self, shard, generation)
+
+    monkeypatch.setattr(CommitLog, "read", counted)
+    assert sum_commits(location) == first
+    assert read == [6]
+    read.clear()
+    assert sum_commits(location, wanted=range(3, 6)).shards == 2
+    assert sorted(read) == [3], "a block that is wanted in part is read"
+    assert sorted(path.name for path in (tmp_path / "dataset/summaries").iterdir()) == names, "and saved as a whole"
+
+
 def test_a_build_saves_full_blocks_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")

@@ -62,6 +62,13 @@ def test_tables_that_cannot_be_read_are_left_out() -> None:
     assert drift["masks an image"].last == 830 / 8
 
 
+def test_a_spread_of_few_tables_calls_nothing_unusual() -> None:
+    unread = [Counted(shard.rows, shard.images, shard.masks, faces=None, plates=None) for shard in EARLY]
+    late = [Counted(rows=10, images=8, masks=830, faces=80, plates=0)] * 2
+    for read, said in ((2, False), (5, False), (6, True)):
+        assert compared(late, [*EARLY[:read], *unread[read:]])["faces an image"].unusual is said
+
+
 def test_the_last_shards_are_by_time_and_the_others_are_sampled_evenly() -> None:
     assert last_and_sample(range(7), range(7)) is None, "too few"
     assert last_and_sample([5, 2], range(8)) == ([2, 5], [0, 1, 3, 4, 6, 7])
