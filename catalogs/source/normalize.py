@@ -112,10 +112,7 @@ def stage_catalog(
                 if not batch.num_rows:
                     break
             _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
-            numbered = number_rows(batch, writer.rows)
-            for name in ignored:
-                numbered = with_column(numbered, name, pa.nulls(numbered.num_rows, STAGED.field(name).type))
-            writer.add([numbered])
+            writer.add([number_rows(batch, writer.rows, ignored)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
                     f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
@@ -193,12 +190,12 @@ class Ascending:
         return taken
 
 
-def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:
     """Convert a batch of `SOURCE` to `STAGED`, with ordinals from `first` on; duplicates are not marked.
 
-    Credentials in URLs are redacted, since these columns are published with the dataset. No image is lost: a `uri` with
-    credentials is one that a catalog may not name anyway. A `license` that is a license's whole text is shortened: it
-    is no identifier anyway.
+    `ignored` columns are null. Credentials in URLs are redacted, since these columns are published with the
+    dataset. No image is lost: a `uri` with credentials is one that a catalog may not name anyway. A `license` that is a
+    license's whole text is shortened: it is no identifier anyway.
     """
     rows = batch.num_rows
     batch = fit_to_publish(batch)
@@ -209,6 +206,7 @@ def number_rows(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         "image_id": pc.coalesce(batch.column("image_id"), batch.column("uri")),
         "duplicate_of": pa.nulls(rows, pa.int64()),
     }
+    columns |= {name: pa.nulls(rows, STAGED.field(name).type) for name in ignored}
     arrays = [columns[field.name] if field.name in columns else batch.column(field.name) for field in STAGED]
     return pa.RecordBatch.from_arrays(arrays, schema=STAGED)
 

@@ -48,9 +48,16 @@ def read_catalog(
     read as absent and is no problem.
     """
 
+    report = except_in(own, on_problem)
+    kind = catalog_format(catalog.uri)
+    return read_parquet(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
+
+
+def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:
+    """Pass problems to `on_problem`, but those in the columns `own`: what does not fit there is read as absent."""
+
     def report(problem: Problem) -> None:
         if problem.column not in own:
             on_problem(problem)
 
-    kind = catalog_format(catalog.uri)
-    return read_parquet(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
+    return report

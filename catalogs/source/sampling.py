@@ -3,7 +3,7 @@
 Rows are counted as in `segmint.catalogs.source.readers`, so the number is what a build will see.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from segmint.catalogs.source.csv_reader import csv_batches
 from segmint.catalogs.source.json_lines_reader import json_blocks
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
-from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.catalogs.source.readers import catalog_format, except_in, read_catalog
 from segmint.infra.storage.location import Location
 
 COUNTED_BY = {
@@ -50,21 +50,24 @@ def spread_evenly(rows: int, wanted: int) -> list[int]:
     return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
 
 
-def read_rows_at(catalog: Location, ordinals: Sequence[int]) -> pa.Table:
+def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collection[str] = ()) -> pa.Table:
     """Return the rows of the source catalog with these ordinals (from 0, ascending), as a normalized catalog has them.
 
     Of a Parquet file only the row groups with such rows are read; text is parsed up to the last one. Duplicates are not
-    marked: that needs all rows. Raises `UsageError` if a row that is read is invalid.
+    marked: that needs all rows. `ignored` columns are read as absent, as in `stage_catalog`.
+    Raises `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
-        return _pinned(_pick(_numbered(read_catalog(catalog), 0), ordinals))
+        return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
     with open_parquet(catalog) as file:
         pieces = []
         for group, (start, stop) in enumerate(pairwise(_starts(file))):
             inside = [ordinal for ordinal in ordinals if start <= ordinal < stop]
             if inside:
-                batches = parquet_batches(catalog.uri, file, [group], first_row=start + 1)
-                pieces.append(_pick(_numbered(batches, start), inside))
+                batches = parquet_batches(
+                    catalog.uri, file, [group], except_in(ignored), first_row=start + 1, own=ignored
+                )
+                pieces.append(_pick(_numbered(batches, start, ignored), inside))
         return _pinned(pa.concat_tables([STAGED.empty_table(), *pieces]))
 
 
@@ -81,9 +84,11 @@ def _starts(file: pq.ParquetFile) -> list[int]:
     return starts
 
 
-def _numbered(batches: Iterator[pa.RecordBatch], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _numbered(
+    batches: Iterator[pa.RecordBatch], first: int, ignored: Collection[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in batches:
-        yield first, number_rows(batch, first)
+        yield first, number_rows(batch, first, ignored)
         first += batch.num_rows
 
 

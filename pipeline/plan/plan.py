@@ -111,7 +111,7 @@ def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:
     """The rows with these ordinals: of the catalog, or of the dataset's copy where there is a dataset."""
     if manifest is None:
-        return read_rows_at(Location(storage, config.catalog), ordinals)
+        return read_rows_at(Location(storage, config.catalog), ordinals, ignored=ignored_columns(identity(config)))
     tables = []
     for part in manifest.catalog:
         with NormalizedRows(Location(storage, config.output) / part.path) as rows:

@@ -122,6 +122,21 @@ def test_rows_are_those_that_a_normalized_catalog_has(name: str, tmp_path: Path)
     assert read_rows_at(location_of(path), []).num_rows == 0
 
 
+@pytest.mark.parametrize("name", ["c.csv", "c.parquet"])
+def test_a_column_that_a_build_ignores_may_hold_anything(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    row = {"uri": "a.jpg", "license": "CC0-1.0", "opt_out": "maybe"}
+    if name == "c.csv":
+        path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(UsageError, match="opt_out"):
+        read_rows_at(location_of(path), [0])
+    normalize(location_of(path), tmp_path / "part.parquet", ignored=["opt_out"])
+    part = read_rows(location_of(tmp_path / "part.parquet"), 0, 1)
+    assert read_rows_at(location_of(path), [0], ignored=["opt_out"]).equals(part.combine_chunks())
+
+
 def test_only_the_row_groups_with_wanted_rows_are_read(tmp_path: Path) -> None:
     path = parquet(tmp_path / "c.parquet", 100, 10)
     group = pq.ParquetFile(path).metadata.row_group(5).column(0)
