@@ -50,7 +50,7 @@ DONE = pa.schema(
         pa.field("first", pa.int64()),  # ordinal of the part
         pa.field("bytes", pa.int64()),  # that were read
         pa.field("fault", pa.string()),  # why it was not written, or null
-        pa.field("suspect", pa.bool_()),  # whether it is of this run alone
+        pa.field("suspect", pa.bool_()),  # whether the child died on an image: it is a fault, or is of this run alone
     ]
 )
 """What the actor says of a part."""
@@ -71,7 +71,7 @@ class CurateTask:
     folder: Location  # of the parts
     assets: str | None = None
     memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
-    again: bool = False  # whether the part was tried before: an image that its child dies on has no features then
+    again: frozenset[int] = frozenset()  # ordinals of parts that the child died on; at the next death no features
 
 
 def part_name(first: int, suspect: bool = False) -> str:
@@ -112,9 +112,11 @@ class LookAtImages:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Look at the images of a part's rows."""
-        rows = list(self._threads.map(self._row, to_rows(table, "curate")))
+        first = table.column("ordinal")[0].as_py()
+        row = functools.partial(self._row, again=first in self._task.again)
+        rows = list(self._threads.map(row, to_rows(table, "curate")))
         fault = next((f"{named(row)}: {row['fault']}" for row in rows if row["fault"] is not None), None)
-        first, suspect = rows[0]["ordinal"], any(row.get("suspect", False) for row in rows)
+        suspect = any(row.get("suspect", False) for row in rows)
         if fault is None:
             features = pa.Table.from_pylist(
                 [{name: row.get(name) for name in FEATURES.names} for row in rows], schema=FEATURES
@@ -137,15 +139,15 @@ class LookAtImages:
         if hasattr(self, "_children"):
             self.close()
 
-    def _row(self, row: Row) -> Row:
+    def _row(self, row: Row, *, again: bool) -> Row:
         if row["fault"] is not None:
             return row
         if is_skipped(row, self._task.config.opt_outs):
             return {**row, **_NOTHING, "unread": SKIPPED}
         try:
-            return {**row, **_NOTHING, **self._features(row)}
+            return {**row, **_NOTHING, **self._features(row, again)}
         except SuspectError as verdict:
-            return faulted(row, "curate", verdict)
+            return {**faulted(row, "curate", verdict), "suspect": True}
         except UndecodedError as verdict:
             return {**row, **_NOTHING, "unread": str(verdict.reason), "opt_out": verdict.opt_out}
         except RejectedError as verdict:
@@ -153,26 +155,26 @@ class LookAtImages:
         except Exception as error:  # noqa: BLE001 - a fault costs its own part, not the others
             return faulted(row, "curate", error)
 
-    def _features(self, row: Row) -> dict[str, Any]:
+    def _features(self, row: Row, again: bool) -> dict[str, Any]:
         data = self._reader.read(row)
         for _ in range(MOST_READS - 1):
             try:
-                return self._look(data, row)
+                return self._look(data, row, again)
             except RejectedError:
                 if self._reader.is_sure_of(data, row):
                     raise
-                again = self._reader.read(row)
-                if again == data:
+                other = self._reader.read(row)
+                if other == data:
                     raise
-                data = again
+                data = other
         raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
-    def _look(self, data: bytes, row: Row) -> dict[str, Any]:
+    def _look(self, data: bytes, row: Row, again: bool) -> dict[str, Any]:
         digest = checked_digest(data, row["sha256"])
         try:
             look = self._children.run(data)
         except SuspectError as verdict:
-            if not self._task.again:
+            if not again:
                 raise
             return {"unread": str(verdict.reason), "suspect": True, "opt_out": self._opt_out(data)}
         return {

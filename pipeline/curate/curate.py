@@ -118,7 +118,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         _check_rows(source, target, normalized)
         look = LookConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
         seen = _digest(_look_identity(normalized, look))
-        whole = _digest([seen, _decision_identity(config, curate)])
+        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # other columns are copied, too
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
         if distributions is None and _is_written(target, whole):
             _remove(work)

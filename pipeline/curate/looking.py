@@ -38,6 +38,7 @@ class Looked:
     seconds: float = 0.0
     faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
     suspects: set[int] = field(default_factory=set)  # parts that are of this run alone: the next one tries them again
+    died: set[int] = field(default_factory=set)  # parts that were not put because the child died on an image
 
     def missing(self, folder: Location, rows: int) -> list[int]:
         """Return the first ordinals of the parts that are not in the folder."""
@@ -73,7 +74,7 @@ def look_at_images(
                     _look_at_window(task, source, window, cluster, progress, looked)
                 except ray.exceptions.RayError as error:
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
-            task = replace(task, again=True)
+            task = replace(task, again=frozenset(looked.died))
             missing = looked.missing(task.folder, rows)
             barren = 0 if len(missing) < before else barren + 1
             if missing and barren < BARREN_ROUNDS:
@@ -114,6 +115,8 @@ def _look_at_window(
             for each in done.to_pylist():
                 if each["fault"] is not None:
                     looked.faults[each["first"]] = each["fault"]
+                    if each["suspect"]:
+                        looked.died.add(each["first"])
                     continue
                 looked.parts += 1
                 looked.bytes += each["bytes"]

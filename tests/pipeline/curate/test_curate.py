@@ -114,6 +114,15 @@ def test_a_planted_catalog_ends_as_planted(
     assert not run_curate(config, str(catalog), str(output)).written
     with pytest.raises(UsageError, match=r"curated\.parquet is there already, and is not what this catalog"):
         run_curate(configured(folder, duplicates={"enabled": False}), str(catalog), str(output))
+    text = catalog.read_text()
+    catalog.write_text(text.replace('"day": 3', '"day": 4'))
+    with pytest.raises(UsageError, match=r"curated\.parquet is there already, and is not what this catalog"):
+        run_curate(config, str(catalog), str(output))
+    output.unlink()
+    shutil.copytree(tmp_path / "parts", parts[0].parent)
+    assert run_curate(config, str(catalog), str(output)).written, "a column that is only copied is in no feature"
+    assert pq.read_table(output)["shoot"][1].as_py() == '{"day": 4}'
+    catalog.write_text(text)
     output.unlink()
     shutil.copytree(tmp_path / "parts", parts[0].parent)
     run_curate(config, str(catalog), str(output))
