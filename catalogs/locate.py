@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from segmint.catalogs.places import country_in
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.scan import refuse_existing, write_catalog
+from segmint.catalogs.source.scan import write_catalog
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.new_file import refuse_existing
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, some
 

@@ -10,6 +10,7 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.new_file import put_new_file, refuse_existing
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.model.onnx_export import export_decoder, export_encoder
@@ -57,8 +58,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
         raise UsageError(f"-o {output} is a folder: expected the name of a file, as in {output / 'decoder.onnx'}")
     data = Location(output.storage, output.uri + DATA_ENDING)
     for file in (output, data):
-        if file.exists():
-            raise _exists(file)
+        refuse_existing(file)
     path = resolve(weights, storage=output.storage)
     # A trace of parameters with gradients keeps all activations.
     sam = load_model(path, resolve_compute("cpu", "fp32")).requires_grad_(False)
@@ -80,10 +80,9 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
         beside = _describe(exported, described, data.name, metadata)
         size = 0
         for file in (data, output) if beside else (output,):
-            content = (described.parent / file.name).read_bytes()
-            if not file.put_if_absent(content):
-                raise _exists(file)
-            size += len(content)
+            local = described.parent / file.name
+            put_new_file(file, local)
+            size += local.stat().st_size
     return OnnxExport(str(output), str(data) if beside else None, size, part, architecture, metadata["weights_sha256"])
 
 
@@ -96,7 +95,3 @@ def _describe(exported: Path, described: Path, data_name: str, metadata: dict[st
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_FILE_BYTES
     onnx.save_model(model, described, save_as_external_data=large, location=data_name)
     return large
-
-
-def _exists(file: Location) -> UsageError:
-    return UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")

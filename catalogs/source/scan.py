@@ -25,6 +25,7 @@ from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.new_file import put_new_file
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, is_below, local_path, parent, relative_to, scheme
@@ -131,16 +132,6 @@ def _folder(catalog: Location) -> str:
     return str(local_path(catalog.uri).absolute().parent.resolve())
 
 
-def refuse_existing(file: Location) -> None:
-    """Raise `UsageError` if the file is there: a catalog may hold work that was done by hand."""
-    if file.exists():
-        raise UsageError(_taken(file))
-
-
-def _taken(file: Location) -> str:
-    return f"{file} exists already, and is not overwritten: name another file, or delete it first"
-
-
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
     """Write rows of `schema` as a catalog, in the format of `file`'s ending; return their number.
 
@@ -154,8 +145,7 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
             rows, path, schema
         )
-        if not file.put_file_if_absent(path):
-            raise UsageError(_taken(file))
+        put_new_file(file, path)
     return count
 
 

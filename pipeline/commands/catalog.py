@@ -45,10 +45,11 @@ def scan(
 ) -> None:
     """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
     from segmint.catalogs.source.check import check as check_catalog
-    from segmint.catalogs.source.scan import check_relative, refuse_existing, relative_rows, write_catalog
+    from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
     from segmint.catalogs.source.scan import scan as scan_images
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.infra.storage.new_file import refuse_existing
     from segmint.infra.storage.stores import warn_of_skipped
     from segmint.infra.wording import counted
 
