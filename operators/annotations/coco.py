@@ -1,0 +1,156 @@
+"""Reads the masks of a COCO file: run lengths, compressed or not, or polygons."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from segmint.infra.errors import UsageError
+from segmint.operators.annotations.image import (
+    LONGEST_SIDE,
+    AnnotatedFile,
+    AnnotatedImage,
+    AnnotatedMask,
+    CocoRle,
+    Size,
+    UnreadableMaskError,
+    check_size,
+    checked_rle,
+    encode_mask,
+    mask_name,
+)
+
+_CONVERTER = "Label Studio Converter"
+_FARTHEST = 2 * LONGEST_SIDE
+"""Pixels: pycocotools follows the edge from a point that is farther away step by step, in 32 bits."""
+
+
+def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
+    """Return the document of a COCO file; `name` is the file's in errors.
+
+    Raises `UsageError` if it is no JSON, or has no lists of images and annotations.
+    """
+    expected = "expected COCO's JSON, with the lists `images` and `annotations`"
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is not JSON ({error}): {expected}") from error
+    if not isinstance(document, dict):
+        kind = "a list" if isinstance(document, list) else "a single value"
+        hint = "; COCO results have no images, name the file of annotations" if isinstance(document, list) else ""
+        raise UsageError(f"{name} is {kind}: {expected}{hint}")
+    for key in ("images", "annotations"):
+        if not isinstance(document.get(key), list):
+            found = f"its `{key}` is no list" if key in document else f"it has no `{key}`"
+            raise UsageError(f"{name} is no COCO file, {found}: {expected}")
+    return document
+
+
+def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:
+    """Read the images and masks of a document that `parse_coco` returned, in its order.
+
+    `size_of` returns the (height, width) of an image by its file name where that is known; it comes before the size in
+    the document. A mask that cannot be read, or has another size than its image, is listed and left out. Labels are
+    the names of categories. Two images of one name are two images here.
+    """
+    # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
+    info = document.get("info")
+    contours = isinstance(info, dict) and info.get("contributor") == _CONVERTER
+    labels = _labels(document.get("categories"))
+    images: list[AnnotatedImage] = []
+    by_id: dict[Any, AnnotatedImage] = {}
+    unreadable: list[str] = []
+    for index, entry in enumerate(document["images"]):
+        image = _image(entry, size_of)
+        if image is None:
+            unreadable.append(f"image number {index + 1} has no file_name")
+            continue
+        images.append(image)
+        id = _key(entry.get("id"))
+        if id is None or id in by_id:
+            found = "no id" if id is None else f"the id {id} of another image"
+            image.unreadable.append(f"it has {found}: its masks are not known")
+        else:
+            by_id[id] = image
+    for index, entry in enumerate(document["annotations"]):
+        home = by_id.get(_key(entry.get("image_id"))) if isinstance(entry, dict) else None
+        if home is None:
+            unreadable.append(f"annotation number {index + 1} has no image in the file")
+            continue
+        _add(home, entry, labels, contours)
+    return AnnotatedFile(images, unreadable)
+
+
+def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name:
+        return None
+    height, width = (entry.get(key) for key in ("height", "width"))
+    written = all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width))
+    return AnnotatedImage(name, _number(entry.get("id")), size_of(name) or ((height, width) if written else None))
+
+
+def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str], contours: bool) -> None:
+    id = _number(entry.get("id"))
+    segmentation = entry.get("segmentation")
+    try:
+        rle = _rle(segmentation, image.size, contours)
+        if image.size is not None:
+            check_size(rle, image.size)
+    except UnreadableMaskError as error:
+        image.unreadable.append(f"{mask_name(id)}: {error}")
+        if id is not None:
+            image.unreadable_ids.append(id)
+        return
+    label = labels.get(_key(entry.get("category_id")))
+    crowd = entry.get("iscrowd") in (1, True)
+    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon=isinstance(segmentation, list)))
+
+
+def _rle(segmentation: Any, size: Size | None, contours: bool) -> CocoRle:
+    if isinstance(segmentation, dict):
+        return checked_rle(segmentation)
+    if not segmentation:
+        raise UnreadableMaskError("it has a box but no mask")
+    if not isinstance(segmentation, list):
+        raise UnreadableMaskError("its segmentation is neither run lengths nor polygons")
+    if size is None:
+        raise UnreadableMaskError("it is a polygon, and its image has no height and width in the file")
+    for polygon in segmentation:
+        _check_polygon(polygon)
+    if contours:
+        import cv2
+
+        mask = np.zeros(size, np.uint8)
+        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in segmentation], 1)
+        return encode_mask(mask)
+    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in segmentation], *size))
+    return {"size": list(size), "counts": merged["counts"]}
+
+
+def _check_polygon(polygon: Any) -> None:
+    """Check the points before pycocotools follows them: it checks nothing, and takes four numbers for a box."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise UnreadableMaskError("a polygon of it is not a list x, y, x, y, … of three points or more")
+    for value in polygon:
+        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > _FARTHEST:
+            raise UnreadableMaskError(f"a polygon of it has the coordinate {str(value)[:40]}: expected pixels")
+
+
+def _labels(categories: Any) -> dict[Any, str]:
+    if not isinstance(categories, list):
+        return {}
+    named = [each for each in categories if isinstance(each, dict) and isinstance(each.get("name"), str)]
+    return {_key(each.get("id")): each["name"] for each in named if _key(each.get("id")) is not None}
+
+
+def _key(value: Any) -> int | str | None:
+    """An id as files write it; None for anything else."""
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _number(value: Any) -> int | None:
+    return value if type(value) is int else None

@@ -1,0 +1,125 @@
+"""Masks of images that others made: what the readers of all formats return."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from segmint.model.automatic import rle as runs
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+LONGEST_SIDE = 65_535
+"""Pixels of the longest side that an image or mask may have: no JPEG is longer."""
+
+
+class UnreadableMaskError(ValueError):
+    """A mask cannot be read; the message says why, without its image's name and its id."""
+
+
+class CocoRle(TypedDict):
+    """A mask as pycocotools takes it: `size` [height, width], and compressed `counts`, which fill it."""
+
+    size: list[int]
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class AnnotatedMask:
+    """One mask of an image: its run lengths, checked; its id and label, if it has any.
+
+    `crowd`: it covers a group of objects (COCO's `iscrowd`). `polygon`: it was drawn as polygons, which have no holes.
+    """
+
+    rle: CocoRle
+    id: int | None = None
+    label: str | None = None
+    crowd: bool = False
+    polygon: bool = False
+
+    @property
+    def area(self) -> int:
+        """The mask's pixels; 0 for an empty one."""
+        return int(coco.area(self.rle))
+
+    def pixels(self) -> NDArray[np.bool_]:
+        """Decode the mask: (height, width) bool."""
+        return np.asarray(coco.decode(self.rle)).astype(bool)
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """The masks of one image. `name` is its file name as it was written, `id` the number that its file gives it.
+
+    `size` is None if neither the file nor a mask has it. `unreadable` has a line for each mask that was left out, and
+    `unreadable_ids` the ids of those that have one.
+    """
+
+    name: str
+    id: int | None
+    size: Size | None
+    masks: list[AnnotatedMask] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    unreadable_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AnnotatedFile:
+    """The images of a file, in its order. `unreadable` has a line for each entry that belongs to no image."""
+
+    images: list[AnnotatedImage]
+    unreadable: list[str] = field(default_factory=list)
+
+
+def mask_name(id: object) -> str:
+    """Return a mask's name in messages: `mask 7`, or `mask without an id`."""
+    return "mask without an id" if id is None else f"mask {id}"
+
+
+def encode_mask(mask: NDArray[Any]) -> CocoRle:
+    """Encode a mask: (height, width) bool or uint8."""
+    encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"]}
+
+
+def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
+    """Return COCO's run lengths, compressed or not, as compressed ones that are safe to decode.
+
+    pycocotools does not check that the runs fill the size, and reads out of bounds if they do not. Raises
+    `UnreadableMaskError`.
+    """
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
+        raise UnreadableMaskError(f"its size is {str(size)[:40]}: expected [height, width] in pixels")
+    if isinstance(counts, list):
+        counts = _compressed(counts)
+    if not isinstance(counts, str) or not counts.isascii():
+        raise UnreadableMaskError("its counts are neither a list of numbers nor text in ascii")
+    try:
+        runs.area(runs.Rle((size[0], size[1]), counts))
+    except ValueError as error:
+        raise UnreadableMaskError(str(error)) from error
+    return {"size": size, "counts": counts.encode("ascii")}
+
+
+def check_size(rle: CocoRle, size: Size) -> None:
+    """Raise `UnreadableMaskError` if a mask has another size than its image."""
+    height, width = rle["size"]
+    if (height, width) != size:
+        raise UnreadableMaskError(f"it is {width} x {height} pixels, its image {size[1]} x {size[0]}")
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 0 < value <= LONGEST_SIDE
+
+
+def _compressed(counts: list[Any]) -> str:
+    if not all(type(run) is int for run in counts):
+        raise UnreadableMaskError("its counts are not whole numbers")
+    if any(not 0 <= run <= LONGEST_SIDE**2 for run in counts):
+        raise UnreadableMaskError("its counts have a number that is negative or larger than any image")
+    return runs.compress(np.array(counts, dtype=np.int64))

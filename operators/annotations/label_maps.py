@@ -1,0 +1,125 @@
+"""Reads label maps: pictures with a number a pixel, 0 for the background, one number for each mask."""
+
+import io
+import warnings
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segmint.catalogs.layout import MOST_PIXELS
+from segmint.model.automatic.rle import encode_runs
+from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask
+
+ENDINGS = (".png", ".tif", ".tiff", ".npy")
+"""The endings of label maps' files."""
+
+BACKGROUND = 0
+
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes with one whole number a pixel; of a palette, its indices."""
+
+
+class UnreadableMapError(ValueError):
+    """A label map cannot be read; the message says why, without its file's name."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Images and label maps of one stem, by name, in order of the images; and what has no or no single partner."""
+
+    pairs: list[tuple[str, str]]
+    images_alone: list[str] = field(default_factory=list)
+    maps_alone: list[str] = field(default_factory=list)
+    ambiguous: list[str] = field(default_factory=list)  # a line for each stem that several images or maps have
+
+
+def read_label_map(data: bytes, name: str) -> NDArray[np.int64]:
+    """Decode a label map, (H, W) int64, from PNG, TIFF or NumPy's format, by the ending of its `name`.
+
+    Raises `UnreadableMapError` for another ending, a damaged file, pictures of colors, fractions, several pages.
+    """
+    ending = PurePosixPath(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise UnreadableMapError(f"it ends in {ending or 'nothing'}: expected one of {', '.join(ENDINGS)}")
+    labels = _of_array(data) if ending == ".npy" else _of_picture(data)
+    if labels.ndim != 2 or 0 in labels.shape or max(labels.shape) > LONGEST_SIDE:
+        raise UnreadableMapError(f"its shape is {labels.shape}: expected (height, width), one number a pixel")
+    return labels
+
+
+def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
+    """Return a mask for each number of a label map, (H, W) int64, in ascending order; its id and label are the number.
+
+    The background and the numbers to `ignore` are no masks.
+    """
+    columns = labels.T.reshape(-1)
+    changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    starts = np.concatenate(([0], changes))
+    ends = np.concatenate((changes, [columns.size]))
+    values = columns[starts]
+    order = np.argsort(values, kind="stable")
+    numbers, first = np.unique(values[order], return_index=True)
+    size = (labels.shape[0], labels.shape[1])
+    masks = []
+    for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+        if number == BACKGROUND or number in ignore:
+            continue
+        counts = encode_runs(starts[runs], ends[runs], size).counts
+        masks.append(AnnotatedMask({"size": list(size), "counts": counts.encode("ascii")}, number, str(number)))
+    return masks
+
+
+def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> Paired:
+    """Pair files by their names without folders and endings; never two for one."""
+    by_stem: dict[str, tuple[list[str], list[str]]] = {}
+    for side, names in enumerate((images, maps)):
+        for name in names:
+            by_stem.setdefault(PurePosixPath(name).stem, ([], []))[side].append(name)
+    paired = Paired([])
+    for stem, (pictures, labels) in by_stem.items():
+        if not labels:
+            paired.images_alone.extend(pictures)
+        elif not pictures:
+            paired.maps_alone.extend(labels)
+        elif len(pictures) > 1 or len(labels) > 1:
+            paired.ambiguous.append(f"{stem}: {', '.join(pictures)} and {', '.join(labels)}")
+        else:
+            paired.pairs.append((pictures[0], labels[0]))
+    return paired
+
+
+def _of_array(data: bytes) -> NDArray[np.int64]:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:
+        raise UnreadableMapError(f"it is no array of NumPy: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise UnreadableMapError("it holds several arrays: expected one")
+    if array.dtype.kind not in "iub":
+        raise UnreadableMapError(f"its numbers are of type {array.dtype}: expected whole numbers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise UnreadableMapError("it has a number over 2^63")
+    return array.astype(np.int64)
+
+
+def _of_picture(data: bytes) -> NDArray[np.int64]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a large picture is checked below, and what fails is an error
+            with Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise UnreadableMapError(f"it has {width * height:,} pixels: at most {MOST_PIXELS:,} are decoded")
+                if getattr(picture, "n_frames", 1) > 1:
+                    raise UnreadableMapError("it has several pages: expected one")
+                if picture.mode not in _MODES:
+                    raise UnreadableMapError(f"its pixels are {picture.mode}, a color: expected one number a pixel")
+                return np.asarray(picture).astype(np.int64)
+    except UnreadableMapError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
+        raise UnreadableMapError(f"it cannot be decoded: {error}") from error

@@ -1,0 +1,145 @@
+"""COCO files of other tools: every form of mask is read, and what cannot be read costs nothing else."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from segmint.infra.errors import UsageError
+from segmint.operators.annotations.coco import parse_coco, read_coco
+from segmint.operators.annotations.image import AnnotatedFile
+
+RING = np.zeros((30, 40), bool)
+RING[5:25, 10:30] = True
+RING[10:15, 15:20] = False
+# Columns of 30 rows: 10 empty ones, then 5 of rows 5 to 24, and so on.
+RUNS = [305, *[20, 10] * 5, *[5, 5, 10, 10] * 5, *[20, 10] * 9, 20, 305]
+
+
+def compressed(mask: np.ndarray) -> dict[str, Any]:
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def read(*annotations: Any, sized: bool = True, **more: Any) -> AnnotatedFile:
+    size = {"height": 30, "width": 40} if sized else {}
+    images = [{"id": 5, "file_name": "a/one.jpg", **size}, {"id": "x", "file_name": "two.jpg", **size}]
+    document = {"images": images, "annotations": list(annotations), **more}
+    return read_coco(parse_coco(json.dumps(document).encode(), "masks.json"))
+
+
+def mask(segmentation: Any, id: Any = 7, image_id: Any = 5, **more: Any) -> dict[str, Any]:
+    return {"id": id, "image_id": image_id, "segmentation": segmentation, **more}
+
+
+def test_run_lengths_of_both_kinds_with_labels_and_crowds() -> None:
+    found = read(
+        mask(compressed(RING), category_id=3),
+        mask({"size": [30, 40], "counts": RUNS}, 8, iscrowd=1, category_id=99),
+        mask(compressed(RING), "text", "x"),
+        categories=[{"id": 3, "name": "cup"}, {"id": 4}, "junk"],
+    )
+    one, two = found.images
+    assert (one.name, one.id, one.size, two.name, two.id) == ("a/one.jpg", 5, (30, 40), "two.jpg", None)
+    assert [(each.id, each.label, each.crowd, each.area) for each in one.masks] == [
+        (7, "cup", False, 375),
+        (8, None, True, 375),
+    ]
+    for each in [*one.masks, *two.masks]:
+        np.testing.assert_array_equal(each.pixels(), RING)
+    assert two.masks[0].id is None
+    assert one.unreadable == two.unreadable == found.unreadable == []
+
+
+def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() -> None:
+    filled = np.zeros((30, 40), bool)
+    filled[5:25, 10:30] = True
+    (around,) = read(mask([[10, 5, 30, 5, 30, 25, 10, 25]])).images[0].masks
+    converter = {"contributor": "Label Studio Converter"}
+    (through,) = read(mask([[10, 5, 29, 5, 29, 24, 10, 24]]), info=converter).images[0].masks
+    for each in (around, through):
+        np.testing.assert_array_equal(each.pixels(), filled)
+        assert each.polygon
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "why"),
+    [
+        (compressed(np.ones((20, 25), bool)), "it is 25 x 20 pixels, its image 40 x 30"),
+        ({"size": [30, 40], "counts": "PPPP"}, "RLE counts"),
+        ({"size": [30, 40], "counts": "ünü"}, "ascii"),
+        ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels"),
+        ({"size": [30, 40], "counts": [-5, 1205]}, "negative"),
+        ({"size": [30, 40], "counts": [1.5]}, "whole numbers"),
+        ({"size": [30, 1 << 40], "counts": [5]}, "its size is"),
+        ({"size": [30, 40]}, "counts"),
+        ([], "no mask"),
+        (None, "no mask"),
+        ("text", "neither run lengths nor polygons"),
+        ([[1, 2]], "three points"),
+        ([[1, 2, 3, 4]], "three points"),
+        ([{"a": 1}], "three points"),
+        ([[1, 2, 3, "x", 5, 6]], "coordinate x"),
+        ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_listed_and_costs_no_other(segmentation: Any, why: str) -> None:
+    found = read(mask(segmentation, 3), mask(compressed(RING), 4))
+    image = found.images[0]
+    assert [each.id for each in image.masks] == [4]
+    (line,) = image.unreadable
+    assert line.startswith("mask 3: ")
+    assert why in line
+    assert image.unreadable_ids == [3]
+
+
+def test_odd_entries_are_listed() -> None:
+    images = [
+        {"id": 1, "file_name": "same.jpg"},
+        {"id": 2, "file_name": "same.jpg"},
+        {"id": 1, "file_name": "other.jpg"},
+        {"id": 3},
+    ]
+    annotations = [
+        mask(compressed(RING), image_id=1),
+        mask([[1, 1, 9, 1, 9, 9]], image_id=2),
+        mask(None, image_id=9),
+        5,
+    ]
+    found = read_coco({"images": images, "annotations": annotations})
+    assert [(each.name, each.id, len(each.masks)) for each in found.images] == [
+        ("same.jpg", 1, 1),
+        ("same.jpg", 2, 0),
+        ("other.jpg", 1, 0),
+    ]
+    assert found.images[1].unreadable == ["mask 7: it is a polygon, and its image has no height and width in the file"]
+    assert found.images[2].unreadable == ["it has the id 1 of another image: its masks are not known"]
+    assert found.unreadable == [
+        "image number 4 has no file_name",
+        "annotation number 3 has no image in the file",
+        "annotation number 4 has no image in the file",
+    ]
+
+
+def test_a_known_size_comes_before_the_files() -> None:
+    document = {"images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 9}], "annotations": []}
+    document["annotations"] = [mask(compressed(RING), image_id=1)]
+    assert len(read_coco(document, {"a.jpg": (30, 40)}.get).images[0].masks) == 1
+    assert not read_coco(document).images[0].masks
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\x89PNG", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "a list.*expected.*COCO results"),
+        (b"{}", "it has no `images`"),
+        (b'{"images": [], "annotations": {}}', "its `annotations` is no list"),
+    ],
+)
+def test_a_file_that_is_no_coco_is_an_error_that_says_so(data: bytes, why: str) -> None:
+    with pytest.raises(UsageError, match=f"masks.json is.*{why}"):
+        parse_coco(data, "masks.json")
