@@ -17,9 +17,9 @@ from segmint.pipeline.report.findings import FoundGroup, groups_of
 from segmint.pipeline.report.samples import Picture
 from segmint.pipeline.report.templates import ASSETS, FILTERS
 from segmint.pipeline.statistics.masks import LARGE, SMALL
-from segmint.pipeline.statistics.paper import PAPER, PaperDataset
+from segmint.pipeline.statistics.paper import PAPER, PaperDataset, PaperGroup
 from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
-from segmint.pipeline.statistics.values import Cleanup, Statistics
+from segmint.pipeline.statistics.values import Cleanup, Geography, GroupImages, Statistics
 
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
@@ -83,6 +83,7 @@ def render_page(audit: AuditReport, statistics: Statistics, facts: Facts, charts
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
         masks_sentence=_masks_sentence(statistics),
         datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
+        groups_and_paper=groups_and_paper(statistics.geography),
         paper=PAPER,
         sizes=(SMALL, LARGE),
         least_images=LEAST_IMAGES,
@@ -116,7 +117,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
     remarks = [
         f"{counted(statistics.without_masks, 'image')} without masks.",
         f"{counted(tiny.masks, 'mask')} under {count(tiny.below_px)} pixels.",
-        f"{counted(huge.masks, 'mask')} larger than {share(huge.above_share)} of the image.",
+        f"{counted(huge.masks, 'mask')} of {share(huge.above_share)} of the image or more.",
     ]
     if cleanup is not None:
         remarks.append(
@@ -145,6 +146,12 @@ def _cleaned(cleanup: Cleanup) -> str:
         f"{share(paper.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
         f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(paper.islands_share)})"
     )
+
+
+def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup]]:
+    """Return the regions, then the income levels, each with what table 1 of the paper says of it."""
+    paper = {group.name: group for group in (*PAPER.geography.regions, *PAPER.geography.income)}
+    return [(group, paper[group.name]) for group in (*geography.regions, *geography.income)]
 
 
 def digest_of(version: VersionName) -> str:

@@ -34,6 +34,9 @@ TINY_PX = 100
 HUGE_SHARE = 0.95
 """Of the image: the paper removes what is not smaller (Appendix B)."""
 
+_ROUNDING = 1e-12
+"""The square of a rounded root can be this much under the share. One pixel of any image is a larger share."""
+
 SIZES = ("small", "medium", "large")
 
 _NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stability_score", "center_x", "center_y")
@@ -90,7 +93,7 @@ def _means() -> str:
         SELECT
             count(*) AS masks,
             count(*) FILTER (WHERE area < {TINY_PX}) AS tiny,
-            count(*) FILTER (WHERE relative_size * relative_size > {HUGE_SHARE}) AS huge,
+            count(*) FILTER (WHERE relative_size * relative_size >= {HUGE_SHARE - _ROUNDING}) AS huge,
             avg(relative_size) AS mean_relative_size,
             avg(concavity) AS mean_concavity,
             {by_size},

@@ -113,12 +113,12 @@ def _by_group(
 ) -> tuple[GroupImages, ...]:
     shares = {group.name: group.share for group in paper}
     unlisted = Country("", "", None, None)
-    sums = dict.fromkeys(names, (0, 0))
+    sums = dict.fromkeys(names, (0, 0, 0))
     for code, (images, masks) in known.items():
         name = getattr(countries().get(code, unlisted), kind)
         if name is not None:
-            sums[name] = sums[name][0] + images, sums[name][1] + masks
-    total = sum(images for images, _ in sums.values())
+            sums[name] = sums[name][0] + images, sums[name][1] + masks, sums[name][2] + 1
+    total = sum(images for images, _, _ in sums.values())
     return tuple(
         GroupImages(
             name=name,
@@ -126,8 +126,10 @@ def _by_group(
             share=rounded(images / total) if total else None,
             masks_per_image=rounded(masks / images) if images else None,
             paper_share=shares[name],
+            masks=masks,
+            countries=many,
         )
-        for name, (images, masks) in sums.items()
+        for name, (images, masks, many) in sums.items()
     )
 
 

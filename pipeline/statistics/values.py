@@ -52,7 +52,7 @@ class TinyMasks:
 
 @dataclass(frozen=True)
 class HugeMasks:
-    """Masks that cover a larger share of their image than `above_share`, 0 to 1."""
+    """Masks that cover the share `above_share` (0 to 1) of their image, or more."""
 
     above_share: float
     masks: int
@@ -149,13 +149,18 @@ class CountryImages:
 
 @dataclass(frozen=True)
 class GroupImages:
-    """The images of a region or an income level, with the share that the paper gives; shares are 0 to 1."""
+    """The images of a region or an income level, with the share that the paper gives; shares are 0 to 1.
+
+    `masks` and `countries`, those with images, are None in audits of earlier versions.
+    """
 
     name: str
     images: int
     share: float | None
     masks_per_image: float | None
     paper_share: float
+    masks: int | None = None
+    countries: int | None = None
 
 
 @dataclass(frozen=True)

@@ -111,15 +111,15 @@ DATASET_MUTANTS = (
     Mutant(
         "shares of all countries",
         "pipeline/statistics/statistics.py",
-        "total = sum(images for images, _ in sums.values())",
+        "total = sum(images for images, _, _ in sums.values())",
         "total = sum(images for images, _ in known.values())",
         "tests/pipeline/statistics/test_statistics.py",
     ),
     Mutant(
         "huge by the square root of the area",
         "pipeline/statistics/masks.py",
-        "relative_size * relative_size > {HUGE_SHARE}",
-        "relative_size > {HUGE_SHARE}",
+        "relative_size * relative_size >= {HUGE_SHARE - _ROUNDING}",
+        "relative_size >= {HUGE_SHARE - _ROUNDING}",
         "tests/pipeline/statistics/test_statistics.py",
     ),
     Mutant(
