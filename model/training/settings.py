@@ -45,17 +45,17 @@ class LossSettings:
     def __post_init__(self) -> None:
         for name in ("focal_weight", "dice_weight", "iou_weight"):
             value = getattr(self, name)
-            _expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+            expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
         alpha, gamma = self.focal_alpha, self.focal_gamma
-        _expect("focal_gamma", gamma, gamma == 0 or (math.isfinite(gamma) and gamma >= 1), "0, or 1 or more")
-        _expect("focal_alpha", alpha, alpha is None or 0 <= alpha <= 1, "a number from 0 to 1, or None")
+        expect("focal_gamma", gamma, gamma == 0 or (math.isfinite(gamma) and gamma >= 1), "0, or 1 or more")
+        expect("focal_alpha", alpha, alpha is None or 0 <= alpha <= 1, "a number from 0 to 1, or None")
         for name, kind in (
             ("focal_normalization", FocalNormalization),
             ("iou_supervision", IouSupervision),
             ("resolution", Resolution),
         ):
             value, known = getattr(self, name), get_args(kind)
-            _expect(name, value, value in known, "one of " + ", ".join(map(repr, known)))
+            expect(name, value, value in known, "one of " + ", ".join(map(repr, known)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class SamplingSettings:
     box_noise_limit: float = 20.0
 
     def __post_init__(self) -> None:
-        _expect("clicks", self.clicks, self.clicks >= 1, "1 or more")
-        _expect("box_share", self.box_share, 0 <= self.box_share <= 1, "a number from 0 to 1")
+        expect("clicks", self.clicks, self.clicks >= 1, "1 or more")
+        expect("box_share", self.box_share, 0 <= self.box_share <= 1, "a number from 0 to 1")
         for name in ("box_noise", "box_noise_limit"):
             value = getattr(self, name)
-            _expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+            expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
 
     @property
     def iterations(self) -> int:
@@ -87,6 +87,7 @@ class SamplingSettings:
         return 1 + self.clicks + PAUSES
 
 
-def _expect(name: str, value: object, holds: bool, expected: str) -> None:
+def expect(name: str, value: object, holds: bool, expected: str) -> None:
+    """Raise ValueError, naming the key and its value, unless it `holds` what is `expected`."""
     if not holds:
         raise ValueError(f"{name} is {value!r}: expected {expected}")

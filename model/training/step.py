@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.sam.sam import Sam
+from segmint.model.training.dropping import dropout
 from segmint.model.training.losses import PromptLosses, prompt_losses
+from segmint.model.training.noise import draw_keys
 from segmint.model.training.sampling import Clicks, click_schedule, embed_clicks, first_prompts, next_click
 from segmint.model.training.settings import LossSettings, SamplingSettings
 from segmint.model.training.targets import valid_pixels
@@ -42,12 +44,14 @@ class ImageMasks:
 class StepSettings:
     """What decides the losses of a step, apart from its data: recorded with the weights.
 
-    `seed` and `step` are the keys of its random numbers, with the mask's number and the iteration.
+    `seed` and `step` are the keys of its random numbers, with the mask's number and the iteration. `dropout` is the
+    decoder's: see `dropping.py`.
     """
 
     losses: LossSettings
     sampling: SamplingSettings
     seed: int
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ def interact(
         elif clicked:
             clicks = clicks.with_point(*next_click(predicted, targets, valid, masks.input_size, *keys, iteration))
         prompt = embed_clicks(sam.prompt_encoder, clicks, previous)
-        logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
+        with dropout(sam.mask_decoder, settings.dropout, draw_keys(*keys, iteration)):
+            logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
         square = _at_resolution(logits.float(), losses.resolution)
         yield prompt_losses(square, ious, targets, valid, losses, total_masks), clicks
         with torch.no_grad():

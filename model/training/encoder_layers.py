@@ -1,0 +1,67 @@
+"""The layers of an image encoder, from the pixels to the embedding: for rates by layer and for dropped branches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from segmint.model.sam import image_encoder_tinyvit as tinyvit
+from segmint.model.sam.image_encoder_vit import Block, ImageEncoderViT
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """A block of an image encoder.
+
+    `branches` are the modules whose outputs are added to their inputs. `modules` are the block and what belongs to it,
+    such as the step to the next stage.
+    """
+
+    block: nn.Module
+    branches: tuple[nn.Module, ...]
+    modules: tuple[nn.Module, ...]
+
+
+def encoder_layers(encoder: nn.Module) -> list[EncoderLayer]:
+    """The blocks of a ViT or of MobileSAM's TinyViT, first to last. Raises ValueError for another encoder."""
+    if isinstance(encoder, ImageEncoderViT):
+        blocks = [cast(Block, block) for block in encoder.blocks]
+        return [EncoderLayer(block, (block.attn, block.mlp), (block,)) for block in blocks]
+    if isinstance(encoder, tinyvit.ImageEncoderTinyViT):
+        return [layer for stage in encoder.layers for layer in _stage_layers(stage)]
+    raise ValueError(f"the image encoder is a {type(encoder).__name__}: expected SAM's ViT or MobileSAM's TinyViT")
+
+
+def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
+    stage = cast(tinyvit.ConvStage | tinyvit.AttentionStage, stage)
+    last = len(stage.blocks) - 1
+    for index, block in enumerate(stage.blocks):
+        if isinstance(block, tinyvit.MBConv):
+            branches: tuple[nn.Module, ...] = (block.conv3,)
+        else:
+            attending = cast(tinyvit.Block, block)
+            branches = (attending.attn, attending.mlp)
+        follows = index == last and stage.downsample is not None
+        yield EncoderLayer(block, branches, (block, cast(nn.Module, stage.downsample)) if follows else (block,))
+
+
+@contextmanager
+def recomputed_blocks(encoder: nn.Module) -> Iterator[None]:
+    """Keep only the blocks' inputs for the backward pass, which computes each block again: less memory, a third slower.
+
+    Leave the context, and that of `drop_path`, after the backward pass: the blocks are to be computed as before.
+    """
+    blocks = [layer.block for layer in encoder_layers(encoder)]
+    for block in blocks:
+        # The instance's attribute hides the class's method; names of weights do not change.
+        again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.__dict__["forward"] = again
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.__dict__["forward"]

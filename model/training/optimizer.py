@@ -1,0 +1,92 @@
+"""AdamW by a recipe: which weights it moves, how fast, and which of them decay."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.sam import Sam
+from segmint.model.training.encoder_layers import encoder_layers
+from segmint.model.training.recipe import ALL_PARTS, Recipe
+
+_BETAS = (0.9, 0.999)
+
+_MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rates of each step: a function of the step alone, so that resumed training has no state to restore.
+
+    A group's rate after warm-up is its `initial_lr`.
+    """
+
+    recipe: Recipe
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set the rates of a step, counted from 0, before the optimizer takes it; returns their factor."""
+        factor = self.recipe.rate_factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return factor
+
+
+def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedule]:
+    """The optimizer of the recipe's parts, and its schedule; all other weights no longer require gradients.
+
+    Call `Schedule.set_rates` before each step. Batch norms, and the ImageNet classifier in MobileSAM's checkpoints,
+    are never trained. Raises ValueError if the image encoder is to be trained and is neither a ViT nor TinyViT.
+    """
+    rates = _rates(sam, recipe)
+    for weight in sam.parameters():
+        weight.requires_grad_(id(weight) in rates)
+    decaying = {id(part.weight) for part in sam.modules() if isinstance(part, _MATRICES)}
+    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    for weight in sam.parameters():
+        if weight.requires_grad:
+            decay = recipe.weight_decay if id(weight) in decaying else 0.0
+            groups[rates[id(weight)], decay].append(weight)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": weights, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+            for (rate, decay), weights in groups.items()
+        ],
+        betas=_BETAS,
+    )
+    return optimizer, Schedule(recipe)
+
+
+def _rates(sam: Sam, recipe: Recipe) -> dict[int, float]:
+    """The learning rates of the weights that are trained, by the weights' `id`."""
+    rates = {id(weight): recipe.learning_rate for part in recipe.parts for weight in _part(sam, part).parameters()}
+    encoder = sam.image_encoder
+    if "image_encoder" in recipe.parts:
+        layers = encoder_layers(encoder)
+        neck = cast(nn.Module, encoder.neck)
+        blocks = {id(weight) for layer in layers for module in layer.modules for weight in module.parameters()}
+        ends = {id(weight) for weight in neck.parameters()}
+        stem = [weight for weight in encoder.parameters() if id(weight) not in blocks | ends]
+        for weight in stem:  # one layer before the first block, as in ViTDet
+            rates[id(weight)] = recipe.learning_rate * recipe.layer_decay ** (len(layers) + 1)
+        for index, layer in enumerate(layers):
+            for module in layer.modules:
+                for weight in module.parameters():
+                    rates[id(weight)] = recipe.learning_rate * recipe.layer_decay ** (len(layers) - index)
+    for module in _never_trained(sam):
+        for weight in module.parameters():
+            rates.pop(id(weight), None)
+    return rates
+
+
+def _part(sam: Sam, name: str) -> nn.Module:
+    assert name in ALL_PARTS
+    return cast(nn.Module, getattr(sam, name))
+
+
+def _never_trained(sam: Sam) -> list[nn.Module]:
+    idle = [part for part in sam.modules() if isinstance(part, nn.BatchNorm2d)]
+    encoder = sam.image_encoder
+    return [*idle, encoder.norm_head, encoder.head] if isinstance(encoder, ImageEncoderTinyViT) else [*idle]

@@ -1,0 +1,113 @@
+"""Recipes: what is trained, how fast and how long, and how it is regularized (SAM paper, Appendix A).
+
+docs/decisions/0023-recipes.md says which values are the paper's and which are choices.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from segmint.model.sam.load import Architecture
+from segmint.model.training.settings import LossSettings, SamplingSettings, expect
+
+Part = Literal["image_encoder", "prompt_encoder", "mask_decoder"]
+
+ALL_PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a SAM is trained. Raises ValueError, naming the key, for a value that cannot be used.
+
+    Attributes:
+        parts: the parts that are trained; the others stay as they are.
+        learning_rate: of the prompt encoder, the decoder and the image encoder's neck, after warm-up.
+        steps: length of training.
+        warmup_steps: steps over which the rate rises linearly; 0 for none.
+        decay_steps: steps from which on the rate is a tenth of the one before, ascending.
+        batch_images: images of a step, of all workers.
+        masks_per_image: the most masks of an image in a step.
+        largest_mask: masks that cover more than this share of the image are left out.
+        weight_decay: AdamW's, on the weights of linear maps and convolutions alone.
+        layer_decay: factor on the learning rate from one block of the image encoder to the block before.
+        drop_path: chance that an image skips a branch of the encoder's last block; it rises linearly from 0 in
+            the first block.
+        dropout: chance that a number that the decoder's attention or perceptrons put out becomes 0.
+        losses: how predicted masks are scored.
+        sampling: how the prompts of a mask are drawn.
+    """
+
+    parts: tuple[Part, ...]
+    learning_rate: float
+    steps: int
+    warmup_steps: int
+    decay_steps: tuple[int, ...]
+    batch_images: int
+    masks_per_image: int = 64
+    largest_mask: float = 0.9
+    weight_decay: float = 0.1
+    layer_decay: float = 1.0
+    drop_path: float = 0.0
+    dropout: float = 0.1
+    losses: LossSettings = field(default_factory=LossSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    def __post_init__(self) -> None:
+        parts = self.parts
+        known = len(set(parts)) == len(parts) > 0 and set(parts) <= set(ALL_PARTS)
+        expect("parts", parts, known, "one or more, without repetition, of " + ", ".join(ALL_PARTS))
+        rate = self.learning_rate
+        expect("learning_rate", rate, math.isfinite(rate) and rate > 0, "a number over 0")
+        for name in ("steps", "batch_images", "masks_per_image"):
+            expect(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        expect("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        decays = self.decay_steps
+        ascending = list(decays) == sorted(set(decays)) and all(step >= 1 for step in decays)
+        expect("decay_steps", decays, ascending, "ascending steps of 1 or more")
+        expect("largest_mask", self.largest_mask, 0 < self.largest_mask <= 1, "a number over 0, up to 1")
+        decay = self.weight_decay
+        expect("weight_decay", decay, math.isfinite(decay) and decay >= 0, "a number of 0 or more")
+        expect("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a number over 0, up to 1")
+        for name in ("drop_path", "dropout"):
+            expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+
+    def rate_factor(self, step: int) -> float:
+        """What the learning rates are multiplied by in a step, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warm * 0.1 ** sum(step >= decay for decay in self.decay_steps)
+
+
+_VIT_H = Recipe(
+    parts=ALL_PARTS,
+    learning_rate=8e-4,
+    steps=90_000,
+    warmup_steps=250,
+    decay_steps=(60_000, 86_666),
+    batch_images=256,
+    layer_decay=0.8,
+    drop_path=0.4,
+)
+_VIT_L = replace(_VIT_H, learning_rate=4e-4, steps=180_000, decay_steps=(120_000, 173_332), batch_images=128)
+_VIT_B = replace(_VIT_L, learning_rate=8e-4, layer_decay=0.6, drop_path=0.6)
+
+PAPER: Mapping[Architecture, Recipe] = {"vit_b": _VIT_B, "vit_l": _VIT_L, "vit_h": _VIT_H}
+"""The paper's training on SA-1B, from an encoder pretrained by MAE."""
+
+FINETUNE = Recipe(
+    parts=("prompt_encoder", "mask_decoder"),
+    learning_rate=1e-4,
+    steps=240,
+    warmup_steps=20,
+    decay_steps=(160, 220),
+    batch_images=4,
+    masks_per_image=8,
+    weight_decay=0.1,
+    layer_decay=0.8,
+    drop_path=0.1,
+    dropout=0.0,
+)
+"""For tens or hundreds of images of a new domain, with the image encoder frozen; chosen by trial."""
+
+MASK_MAKING_SAMPLING = SamplingSettings(clicks=3, box_share=0.0)
+"""The prompts of the model that made SA-1B: four points, no boxes (SAM paper, Appendix B)."""
