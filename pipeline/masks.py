@@ -23,8 +23,10 @@ from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.images import decode_jpeg
 from segmint.operators.overlay import draw_overlay, draw_prompts, encode_png
 from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.release import ReleaseConfig, encode_original, largest_size, release, resized
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import check_count, mask_row
@@ -36,6 +38,9 @@ Point = tuple[float, float, int]
 """x, y in pixels of the upright photograph, and 1 for foreground or 0 for background."""
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the upright photograph."""
+
+RELEASE = "release."
+"""What the overrides of the released frame begin with, as in a build's configuration."""
 
 # A photograph given by name may have any size that fits into memory.
 _INGEST = IngestConfig(min_short_side=1)
@@ -63,11 +68,27 @@ class MasksOptions:
     device: str = "auto"
     precision: str = "fp32"
     overlay: bool = False
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of profile sa1b's masks
+    full_frame: bool = False  # masks in the photograph's own frame, and crops from its own pixels
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What masks are made from, both (H, W, 3) uint8 RGB.
+
+    `image` is the frame of all coordinates and limits; crops are cut from `original`, if there is one.
+    """
+
+    image: Pixels
+    original: Pixels | None = None
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result for one photograph: where its masks were written, or the error."""
+    """The result for one photograph: where its masks were written, or the error.
+
+    `frame` and `source` are widths and heights in pixels: of the frame of the masks, and of the upright photograph.
+    """
 
     image: str
     output: str | None = None
@@ -75,6 +96,8 @@ class ImageResult:
     masks: int = 0
     seconds: float = 0.0
     error: str | None = None
+    frame: tuple[int, int] | None = None
+    source: tuple[int, int] | None = None
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
@@ -90,6 +113,22 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
         raise UsageError(
             f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}: expected nothing, since it is for "
             "builds alone: no redacted regions are known of these images"
+        )
+    return settings
+
+
+def release_config(overrides: Sequence[str]) -> ReleaseConfig:
+    """Return the released frame with overrides "release.K=V" of `short_side` and `jpeg_quality`.
+
+    Raises one `UsageError` that lists every wrong key and value.
+    """
+    document = Document({}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix(RELEASE))
+    settings = check(document, ReleaseConfig)
+    if settings.format != "images":
+        raise UsageError(
+            f"release.format is {settings.format}: expected nothing, since it is for builds alone: no image is written"
         )
     return settings
 
@@ -156,20 +195,40 @@ def _one_image(
             f"{name} is a folder: expected an image; name its files, as in {name.rstrip('/')}/*.jpg"
         )
     pixels = ingest(storage.read(name, max_bytes=_INGEST.max_bytes), _INGEST).image
-    prompts = options.prompts
+    prompts, frame = options.prompts, Frame(pixels)
     if prompts:
         check_prompts(prompts, name, pixels.shape[0], pixels.shape[1])
         found = prompted_masks(predictor, pixels, prompts, options)
     else:
-        found = automatic_masks(predictor, pixels, options.masks)
-    document = sa1b_document(number, PurePosixPath(name).name, (pixels.shape[0], pixels.shape[1]), found)
+        frame = frame_of(pixels, options)
+        found = automatic_masks(predictor, frame, options.masks)
+    height, width = frame.image.shape[:2]
+    document = sa1b_document(number, PurePosixPath(name).name, (height, width), found)
     _write(Location(storage, target), document + b"\n")
     picture = None
     if options.overlay:
         picture = f"{target.removesuffix('.json')}.overlay.png"
-        drawn = draw_overlay(pixels, [mask.record for mask in found])
+        drawn = draw_overlay(frame.image, [mask.record for mask in found])
         _write(Location(storage, picture), encode_png(draw_prompts(drawn, prompts.points, prompts.boxes)))
-    return ImageResult(name, output=target, overlay=picture, masks=len(found))
+    source = (pixels.shape[1], pixels.shape[0])
+    return ImageResult(name, target, overlay=picture, masks=len(found), frame=(width, height), source=source)
+
+
+def frame_of(image: Pixels, options: MasksOptions) -> Frame:
+    """Return what automatic masks of an upright photograph, (H, W, 3) uint8 RGB, are made from.
+
+    Of a photograph larger than `release.short_side`, profile sa1b takes what a build without redactions takes: the
+    pixels of the released JPEG and, where the crops need more of them, of the original's. Raises `RejectedError`
+    (`too_large`) for a side that a JPEG cannot have.
+    """
+    crops, settings = options.masks.original_crops, options.release
+    height, width = image.shape[:2]
+    if options.full_frame or options.masks.profile != "sa1b" or min(width, height) <= settings.short_side:
+        return Frame(image)
+    finest = resized(image, largest_size(width, height, settings.short_side, crops))
+    released = release(finest, settings)
+    is_larger = (finest.shape[1], finest.shape[0]) != (released.width, released.height)
+    return Frame(decode_jpeg(released.jpeg), decode_jpeg(encode_original(finest)) if is_larger else None)
 
 
 def _write(file: Location, data: bytes) -> None:
@@ -186,9 +245,9 @@ class Found:
     points: tuple[tuple[float, float], ...]
 
 
-def automatic_masks(predictor: Predictor, image: Pixels, config: MasksConfig) -> list[Found]:
-    """Return all masks of an image, (H, W, 3) uint8 RGB, in its frame."""
-    records = MaskGenerator(predictor, config.settings()).generate(image).records
+def automatic_masks(predictor: Predictor, frame: Frame, config: MasksConfig) -> list[Found]:
+    """Return all masks of an image, in its frame."""
+    records = MaskGenerator(predictor, config.settings()).generate(frame.image, frame.original).records
     return [Found(record, (record.point_coords,)) for record in records]
 
 

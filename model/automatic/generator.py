@@ -42,7 +42,11 @@ class Found:
 
 
 class MaskGenerator:
-    """Finds all masks of an image (SAM paper, Section 4 and Appendix B)."""
+    """Finds all masks of an image (SAM paper, Section 4 and Appendix B).
+
+    It resizes no image: masks are in the frame of the one it is given, and crops of the `sa1b` profile may come from a
+    larger `original` of it. A build, and `segmint masks`, give it the released image and its original.
+    """
 
     def __init__(
         self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int | None = None

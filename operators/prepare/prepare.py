@@ -44,7 +44,7 @@ from segmint.operators.prepare.release import (
     CropLayers,
     ReleaseConfig,
     encode_original,
-    original_size,
+    largest_size,
     release,
     released_size,
     resized,
@@ -153,9 +153,7 @@ def redacted_size(width: int, height: int, config: PrepareConfig) -> tuple[int, 
     """Return the width and height of the largest image that leaves; under rule 1 those of the source."""
     if config.deidentify.rule_number == 1:
         return width, height
-    released = released_size(width, height, config.release.short_side)
-    original = None if config.crops is None else original_size(width, height, released, config.crops)
-    return released if original is None else original
+    return largest_size(width, height, config.release.short_side, config.crops)
 
 
 def build_worker(

@@ -80,6 +80,16 @@ def original_size(width: int, height: int, released: tuple[int, int], crops: Cro
     return min(wide, width), min(high, height)
 
 
+def largest_size(width: int, height: int, short_side: int, crops: CropLayers | None) -> tuple[int, int]:
+    """Return the width and height of the largest image made of one: the original for crops, or the released image.
+
+    `crops` is None where none are cut from an original.
+    """
+    released = released_size(width, height, short_side)
+    original = None if crops is None else original_size(width, height, released, crops)
+    return released if original is None else original
+
+
 def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Downscale (H, W, 3) uint8 RGB to `size` (width, height) as `release` does; the same array if it has that size."""
     if (image.shape[1], image.shape[0]) == size:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
 """IoU with a redacted region from which on profile `sa1b` drops a mask in new datasets: as far as a mask along either
@@ -100,6 +101,13 @@ class MasksConfig(BaseModel):
         except ValueError as error:
             raise ValueError(str(error).removeprefix("masks.")) from error
         return self
+
+    @property
+    def original_crops(self) -> CropLayers | None:
+        """The crops that are cut from an original larger than the released image; None: there are none."""
+        if self.profile != "sa1b" or self.crop_n_layers == 0:
+            return None
+        return CropLayers(self.crop_n_layers, self.crop_overlap_ratio)
 
     @property
     def artifacts(self) -> float | Literal["off"]:

@@ -68,23 +68,42 @@ def masks(
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="For prompts: write whole, part and subpart, not only the best.")
     ] = False,
+    full_frame: Annotated[
+        bool,
+        typer.Option(
+            "--full-frame", help="For sa1b: keep the frame of a large photograph, where a build's is the released one."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
     """Make masks for photographs: all masks, or those for points and boxes in pixels."""
-    from segmint.pipeline.masks import MasksOptions, Prompts, make_masks, masks_config
+    from segmint.pipeline.masks import RELEASE, MasksOptions, Prompts, make_masks, masks_config, release_config
 
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     prompts = Prompts(tuple(map(parse_point, points or [])), tuple(map(parse_box, boxes or [])))
     if all_masks and not prompts:
         raise UsageError("--all-masks belongs to --point and --box: without them all masks are written anyway")
+    if full_frame and (prompts or profile is not Profile.SA1B):
+        raise UsageError(
+            "--full-frame belongs to automatic masks of profile sa1b: --point, --box and profile official always work "
+            "in the photograph's own frame"
+        )
+    released = [override for override in overrides or [] if override.strip().startswith(RELEASE)]
+    if released and (prompts or full_frame or profile is not Profile.SA1B):
+        raise UsageError(
+            f"--set {released[0]}: expected automatic masks of profile sa1b, without --full-frame: no others are in "
+            "the released frame"
+        )
     wanted = MasksOptions(
-        masks=masks_config(profile.value, [*(overrides or []), *layers]),
+        masks=masks_config(profile.value, [*(each for each in overrides or [] if each not in released), *layers]),
         prompts=prompts,
         all_masks=all_masks,
         weights=weights,
         device=device,
         precision=precision.value,
         overlay=overlay,
+        release=release_config(released),
+        full_frame=full_frame,
     )
     results = make_masks(images, output, wanted, _tell)
     if as_json:
@@ -99,7 +118,13 @@ def _tell(result: "ImageResult") -> None:
     if result.error is not None:
         say(f"error: {result.image}: {result.error}")
     else:
-        say(f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {result.output}")
+        frame = "" if result.frame == result.source else f" ({_sizes(result)})"
+        say(f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {result.output}{frame}")
+
+
+def _sizes(result: "ImageResult") -> str:
+    (width, height), (source_width, source_height) = result.frame or (0, 0), result.source or (0, 0)
+    return f"as in a build, {width} x {height} of {source_width} x {source_height} pixels; --full-frame keeps all"
 
 
 def parse_point(text: str) -> "Point":

@@ -2,7 +2,6 @@
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.operators.prepare.prepare import PrepareConfig
-from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
@@ -22,13 +21,11 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
     config = config if manifest is None else as_begun(config, manifest.identity)
-    masks = config.masks
-    keeps_original = masks.profile == "sa1b" and masks.crop_n_layers > 0
     return PrepareConfig(
         ingest=config.ingest,
         deidentify=config.deidentify,
         release=config.release,
-        crops=CropLayers(masks.crop_n_layers, masks.crop_overlap_ratio) if keeps_original else None,
+        crops=config.masks.original_crops,
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
         respect_opt_out=config.license.respects_opt_out,

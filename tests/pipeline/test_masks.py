@@ -13,20 +13,31 @@ from pycocotools import mask as coco
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
+from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.sam.predictor import Predictor
+from segmint.operators.images import decode_jpeg
+from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from segmint.operators.prepare.ingest import IngestConfig
+from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
+from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
+from segmint.operators.segment.segment import segment_image
 from segmint.pipeline.masks import (
+    Frame,
     ImageResult,
     MasksOptions,
     Prompts,
     check_prompts,
+    frame_of,
     make_masks,
     masks_config,
     plan_outputs,
     prompted_masks,
+    release_config,
     sa1b_document,
 )
+from tests.support.bad_images import encode
 
 QUICK = MasksConfig(profile="official", points_per_side=4, pred_iou_thresh=0.7, stability_score_thresh=0.8)
 CUP = (285.0, 200.0, 1)  # inside the cup of scikit-image's coffee photograph, 600 x 400 pixels
@@ -115,6 +126,70 @@ def test_bad_images_are_told_and_the_others_are_made(tmp_path, coffee):
     assert not errors[3]
     assert "is a folder" in errors[4]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.json"]
+
+
+def in_a_build(data: bytes, release: ReleaseConfig, masks: MasksConfig) -> Frame:
+    """The pixels that a build segments of a photograph in which it redacts nothing."""
+    nothing = DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none"))
+    config = PrepareConfig(IngestConfig(), nothing, release, masks.original_crops)
+    prepared = prepare_image(data, config, [])
+    return Frame(decode_jpeg(prepared.release), None if prepared.original is None else decode_jpeg(prepared.original))
+
+
+@pytest.mark.parametrize("short_side", [399, 100])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_sa1b_takes_the_pixels_of_a_build_for_a_large_photograph(coffee, layers, short_side):
+    release, masks = ReleaseConfig(short_side=short_side), MasksConfig(crop_n_layers=layers)
+    found = frame_of(coffee, MasksOptions(masks, release=release))
+    built = in_a_build(encode(Image.fromarray(coffee), "PNG"), release, masks)
+    assert (found.image == built.image).all()
+    assert (found.original is None) == (built.original is None) == (layers == 0)
+    assert found.original is None or (found.original == built.original).all()
+
+
+def test_a_small_photograph_and_the_other_ways_keep_its_frame(coffee):
+    small = ReleaseConfig(short_side=100)
+    for options in (
+        MasksOptions(),
+        MasksOptions(release=small, full_frame=True),
+        MasksOptions(QUICK, release=small),
+    ):
+        found = frame_of(coffee, options)
+        assert found.image is coffee
+        assert found.original is None
+
+
+@pytest.mark.parametrize("layers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_sa1b_masks_of_a_large_photograph_are_those_of_a_build(tmp_path, predictor, coffee, layers):
+    points = 4 if not layers else 8
+    masks = MasksConfig(points_per_side=points, crop_n_layers=layers, pred_iou_thresh=0.7, stability_score_thresh=0.8)
+    options = MasksOptions(masks, device="cpu", overlay=True, release=ReleaseConfig(short_side=200))
+    Image.fromarray(coffee).save(tmp_path / "cup.png")
+    (result,) = make_masks([str(tmp_path / "cup.png")], str(tmp_path / "cup.json"), options, lambda _: None)
+    assert (result.frame, result.source) == ((300, 200), (600, 400))
+    assert Image.open(result.overlay).size == (300, 200)
+
+    document = json.loads((tmp_path / "cup.json").read_text())
+    assert (document["image"]["width"], document["image"]["height"]) == (300, 200)
+    frame = in_a_build((tmp_path / "cup.png").read_bytes(), options.release, masks)
+    built = segment_image(MaskGenerator(predictor, masks.settings()), frame.image, frame.original)["masks"]
+    found = [{key: value for key, value in each.items() if key != "id"} for each in document["annotations"]]
+    wanted = [json.loads(json.dumps({**row, "segmentation": as_text(row["segmentation"])})) for row in built]
+    assert found == wanted
+    assert len({tuple(each["crop_box"]) for each in found}) >= 1 + layers
+
+
+def as_text(segmentation: dict) -> dict:
+    counts = segmentation["counts"]
+    return {**segmentation, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def test_settings_of_the_released_frame_are_a_build_s():
+    assert release_config(["release.short_side=1000"]) == ReleaseConfig(short_side=1000)
+    with pytest.raises(UsageError, match="did you mean short_side"):
+        release_config(["release.short_sid=1000"])
+    with pytest.raises(UsageError, match=r"release\.format is annotations: expected nothing"):
+        release_config(["release.format=annotations"])
 
 
 def test_exif_orientation_is_applied(tmp_path, coffee):
