@@ -274,6 +274,9 @@ def _describe(model: type[BaseModel], key: Key) -> str:
         "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
         "license.allow": "a list of SPDX identifiers or LicenseRef-…",
     }.get(dotted(key))
+    owner = _owner(model, key[:-1])
+    field = owner.model_fields.get(str(key[-1])) if owner else None
+    example = (field.description if field else None) or example
     return f": expected {example}" if example else ""
 
 
@@ -314,10 +317,17 @@ def _fields(model: type[BaseModel], key: Key) -> list[str]:
 def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     owner: type[BaseModel] | None = model
     for part in key:
-        field = owner.model_fields.get(str(part)) if owner else None
-        members = _members(field.annotation) if field else []
+        if isinstance(part, int):  # an item of a list, whose key has led to what it holds
+            continue
+        field = owner.model_fields.get(part) if owner else None
+        members = _members(_item(field.annotation)) if field else []
         owner = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
     return owner
+
+
+def _item(annotation: Any) -> Any:
+    """What a list holds; any other annotation is returned as it is."""
+    return get_args(annotation)[0] if get_origin(annotation) in (list, tuple) else annotation
 
 
 def _members(annotation: Any) -> list[Any]:

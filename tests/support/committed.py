@@ -1,6 +1,7 @@
 """Small committed datasets, written by the real writer from made-up rows: photographs, two masks each, no model."""
 
 import io
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -57,11 +58,17 @@ def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
         "plates": 0,
         "regions": [],
         "release": encoded.getvalue(),
-        "masks": [_mask(mask) for mask in masks(ordinal)],
+        "masks": [mask_row(mask) for mask in masks(ordinal)],
     }
 
 
-def write_dataset(dataset: Location, shards: int, with_images: bool = True) -> DatasetManifest:
+RowMaker = Callable[[int, bool], dict[str, Any]]
+"""Makes the row of an ordinal, refused or not."""
+
+
+def write_dataset(
+    dataset: Location, shards: int, with_images: bool = True, make_row: RowMaker | None = None, refuse: int = 1
+) -> DatasetManifest:
     """Writes `dataset.json` and commits each shard."""
     manifest = DatasetManifest(
         name="small",
@@ -84,16 +91,21 @@ def write_dataset(dataset: Location, shards: int, with_images: bool = True) -> D
     )
     (dataset / MANIFEST).put(manifest.to_json())
     for shard in range(shards):
-        write_generation(dataset, shard, with_images=with_images)
+        write_generation(dataset, shard, refuse=refuse, with_images=with_images, make_row=make_row or row_of)
     return manifest
 
 
 def write_generation(
-    dataset: Location, shard: int, generation: int = 1, refuse: int = 1, with_images: bool = True
+    dataset: Location,
+    shard: int,
+    generation: int = 1,
+    refuse: int = 1,
+    with_images: bool = True,
+    make_row: RowMaker = row_of,
 ) -> None:
     """Write and commit one generation of a shard, its last `refuse` rows refused."""
     start, stop = shard * ROWS, (shard + 1) * ROWS
-    rows = [row_of(ordinal, refused=ordinal >= stop - refuse) for ordinal in range(start, stop)]
+    rows = [make_row(ordinal, ordinal >= stop - refuse) for ordinal in range(start, stop)]
     complete = [{name: row.get(name) for name in DESCRIBED.names} for row in rows]
     table = pa.Table.from_pylist(complete, schema=DESCRIBED)
     task = ShardTask(
@@ -111,7 +123,8 @@ def write_generation(
         raise AssertionError(result.detail)
 
 
-def _mask(mask: np.ndarray) -> dict[str, Any]:
+def mask_row(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) bool as a row carries it."""
     encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     ys, xs = np.nonzero(mask)
     return {
@@ -120,6 +133,6 @@ def _mask(mask: np.ndarray) -> dict[str, Any]:
         "area": int(mask.sum()),
         "predicted_iou": 0.91,
         "stability_score": 0.97,
-        "crop_box": [0.0, 0.0, 80.0, 60.0],
+        "crop_box": [0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])],
         "point_coords": [[30.0, 20.0]],
     }

@@ -1,0 +1,122 @@
+"""What each step trains on: draws of (image, masks), by keys alone.
+
+Any step's draws can be computed without those before it, in any process: they depend on the seed, the step, the images
+and the settings. Images of one dataset are drawn in the order of a random permutation, another one each time round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.model.training.noise import random_bits, uniforms
+from segmint.pipeline.train.images import TrainingImages, entries_of
+from segmint.pipeline.train.settings import BatchKeys
+
+_ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An image of a step: its row in `TrainingImages`, annotation ids of its masks, and their numbers in the step."""
+
+    image: int
+    masks: NDArray[np.int64]
+    numbers: Sequence[int]
+
+
+class Draws:
+    """The draws of a run over the images that are `trained` on, (N,) bool."""
+
+    def __init__(
+        self, images: TrainingImages, trained: NDArray[np.bool_], weights: Sequence[float], batch: BatchKeys, seed: int
+    ) -> None:
+        """`weights` are those of the configuration's datasets. Raises ValueError if no image is trained on."""
+        self._images = images
+        self._batch = batch
+        self._seed = seed
+        self._rows = dict(entries_of(images, trained))
+        self._rows = {entry: rows for entry, rows in self._rows.items() if len(rows)}
+        if not self._rows:
+            raise ValueError("no image is trained on")
+        shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
+        self._borders = np.cumsum(shares) / shares.sum()
+        self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
+
+    def step(self, step: int) -> list[Draw]:
+        """The draws of a step, from 1, for all workers: images in order, each with one mask or more."""
+        chosen = [self._image(place) for place in range((step - 1) * self._batch.images, step * self._batch.images)]
+        wanted = [min(len(self._images.masks_of(image)), self._batch.masks_per_image) for image in chosen]
+        draws = []
+        for slot, (image, count) in enumerate(zip(chosen, capped(wanted, self._batch.masks), strict=True)):
+            place = (step - 1) * self._batch.images + slot
+            first = slot * self._batch.masks_per_image
+            draws.append(Draw(image, self._masks(image, place, count), range(first, first + count)))
+        return draws
+
+    def _image(self, place: int) -> int:
+        """The image that has this place among all that the run draws."""
+        uniform = float(uniforms(_key(self._seed, _ENTRY, place), 1))
+        which = min(int(np.searchsorted(self._borders, uniform, "right")), len(self._borders) - 1)
+        entry, rows = list(self._rows.items())[which]
+        turn, index = divmod(place, len(rows))
+        return int(rows[self._permutation(entry, turn)[index]])
+
+    def _permute(self, entry: int, turn: int) -> NDArray[np.int64]:
+        bits = random_bits(_key(self._seed, _ORDER, entry, turn), torch.arange(len(self._rows[entry])))
+        return np.argsort(bits.numpy(), kind="stable")
+
+    def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
+        return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))
+
+
+def fixed_draws(images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int) -> list[Draw]:
+    """At most so many of the chosen images (N,) bool, with at most so many masks each: the same in every run.
+
+    They are chosen by the images' sources, whatever the seed and the order of the datasets are.
+    """
+    rows = np.flatnonzero(chosen)
+    _, first = np.unique(images.source_sha256[rows], axis=0, return_index=True)
+    rows = rows[first]  # in the order of the sources' hashes, which are random
+    found = []
+    for row in rows[:most].tolist():
+        chosen_masks = choose_masks(images.masks_of(row), masks, _key(0, _FIXED))
+        found.append(Draw(row, chosen_masks, range(len(chosen_masks))))
+    return found
+
+
+def choose_masks(annotations: NDArray[np.int64], count: int, key: Tensor) -> NDArray[np.int64]:
+    """So many of the annotation ids, or all, at random by a key (1,) int64; in ascending order."""
+    order = np.argsort(random_bits(key, torch.from_numpy(annotations)).numpy(), kind="stable")
+    return np.sort(annotations[order[:count]])
+
+
+def capped(wanted: Sequence[int], most: int) -> list[int]:
+    """Lower the largest of the counts so that they sum up to at most `most`; each stays 1 or more."""
+    counts = sorted(wanted)
+    left, level = most, max(wanted, default=0)
+    for place, count in enumerate(counts):
+        share = left // (len(counts) - place)
+        if count > share:
+            level = max(1, share)
+            break
+        left -= count
+    lowered = [min(count, level) for count in wanted]
+    spare = most - sum(lowered)
+    for place, count in enumerate(wanted):
+        if spare > 0 and count > lowered[place]:
+            lowered[place] += 1
+            spare -= 1
+    return lowered
+
+
+def _key(*numbers: int) -> Tensor:
+    """A key (1,) int64 of several numbers."""
+    key = torch.zeros(1, dtype=torch.int64)
+    for number in numbers:
+        key = random_bits(key, number)
+    return key

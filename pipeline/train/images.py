@@ -1,0 +1,314 @@
+"""The images of the datasets that a run trains on, and which of their masks it may use: a table in memory.
+
+An image takes about 5 kB, nearly all of it a thumbnail that is dropped once the split is made, and 8 bytes a mask.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.layout import DamagedDatasetError, fingerprint
+from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.progress import Progress
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute
+from segmint.operators.decoding import JpegDecoder
+from segmint.pipeline.train.looks import Looks, look_at_shard
+from segmint.pipeline.train.settings import DatasetKeys, MaskChoice, TrainConfig
+
+HUMAN = frozenset({"assisted", "corrected", "manual", "imported"})
+"""Values of `source` of masks that people made; those of the model have `automatic` or null."""
+
+LISTED = 100
+"""What is left out for one reason is listed up to this number, and counted beyond it."""
+
+_IMAGES = ["id", "width", "height", "source_sha256"]
+_MASKS = ["id", "annotation_id", "area"]
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """A dataset as a run found it; `digest` is its version's."""
+
+    location: Location
+    manifest: DatasetManifest
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in a cache: twelve hexadecimal digits, by its place."""
+        return fingerprint(absolute(self.location.uri))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that images are read from."""
+
+    dataset: OpenedDataset
+    number: int
+    tar: FileEntry
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.dataset.location}"
+
+
+@dataclass
+class LeftOut:
+    """What a run does not train on: counts by reason, and the first ones by name."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    listed: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, reason: str, dataset: OpenedDataset, **where: int | str) -> None:
+        """Count one more; `where` is such as `image=7`, `mask=70001`, `detail="..."`."""
+        self.counts[reason] += 1
+        if self.counts[reason] <= LISTED:
+            self.listed.append({"reason": reason, "dataset": str(dataset.location), **where})
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """N images with masks to train on. An image of a dataset that is named twice is there twice.
+
+    `entry` (N,) is the place of its dataset in the configuration, `shard` (N,) that of its shard in `shards`. `sizes`
+    (N, 2) are heights and widths of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32), `hashes` and
+    `thumbnails` are as in `Looks`; `source_sha256` (N, 32) uint8 is that of the source, of the JPEG where it is not
+    known. The annotation ids of image i are `annotations[starts[i] : starts[i + 1]]`.
+    """
+
+    shards: Sequence[Shard]
+    entry: NDArray[np.int64]
+    shard: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    places: NDArray[np.int64]
+    jpeg_sha256: NDArray[np.uint8]
+    source_sha256: NDArray[np.uint8]
+    hashes: NDArray[np.uint64]
+    thumbnails: NDArray[np.uint8]
+    annotations: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def masks_of(self, image: int) -> NDArray[np.int64]:
+        """The annotation ids of an image's masks."""
+        return self.annotations[self.starts[image] : self.starts[image + 1]]
+
+    def name(self, image: int) -> str:
+        """An image as messages name it."""
+        return f"image {self.ids[image]} of {self.shards[int(self.shard[image])].dataset.location}"
+
+
+_COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "shards"]
+
+
+def open_datasets(config: TrainConfig, storage: Storage) -> list[OpenedDataset]:
+    """Open the configuration's datasets, each once; raises `UsageError` for one without images or without commits."""
+    opened = []
+    for uri in dict.fromkeys(entry.uri for entry in config.datasets):
+        location = Location(storage, uri)
+        manifest = load_manifest(location)
+        release = manifest.identity.get("release", {})
+        if release.get("format", "images") != "images":
+            raise UsageError(f"{location} holds only annotations: training needs a dataset with release.format: images")
+        opened.append(OpenedDataset(location, manifest, current_digest(location)))
+    return opened
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a dataset holds: the SHA-256 of its tars, in hexadecimal, and of its JPEGs, (J, 32) uint8.
+
+    `whole` is False if shards could not be read.
+    """
+
+    tars: frozenset[str]
+    jpegs: NDArray[np.uint8]
+    whole: bool
+
+
+def find_images(
+    config: TrainConfig, datasets: Sequence[OpenedDataset], kept: Location | None, left_out: LeftOut
+) -> tuple[TrainingImages, dict[str, Held]]:
+    """Look at every image of the datasets' committed shards, and choose the masks that may be trained on.
+
+    `kept` is the folder of looks of earlier runs. Returns the images, and what each dataset holds by its key. What
+    cannot be used is added to `left_out`. A shard that cannot be read raises `DamagedDatasetError`, or is left out, as
+    `bad_shards` says. Raises `UsageError` if nothing is left.
+    """
+    shards: list[Shard] = []
+    parts: list[tuple[Any, ...]] = []
+    held: dict[str, Held] = {}
+    with JpegDecoder(own=True) as decoder, Progress() as progress:
+        for dataset in datasets:
+            stage = f"look at {dataset.manifest.name}"
+            commits = list(CommitLog(dataset.location).read_all())
+            progress.stage(stage, len(commits))
+            folder = None if kept is None else kept / dataset.key
+            jpegs: list[NDArray[np.uint8]] = [np.empty((0, 32), np.uint8)]
+            first = len(shards)
+            for done, commit in enumerate(commits, start=1):
+                shard = Shard(dataset, commit.shard, commit.file("shards"))
+                try:
+                    looks = look_at_shard(dataset.location, shard.tar, folder, decoder)
+                    tables = _tables(dataset.location, commit)
+                except DamagedDatasetError as error:
+                    _refuse_shard(shard, error, config, left_out)
+                    continue
+                shards.append(shard)
+                jpegs.append(looks.sha256)
+                for entry, keys in enumerate(config.datasets):
+                    if keys.uri == dataset.location.uri:
+                        chosen = _choose(tables, looks, shard, keys, config.max_mask_area_ratio, left_out)
+                        count = len(chosen[0])
+                        parts.append((np.full(count, entry), np.full(count, len(shards) - 1), *chosen))
+                progress.update(stage, done)
+            tars = frozenset(commit.file("shards").sha256 for commit in commits)
+            held[dataset.key] = Held(tars, np.concatenate(jpegs), len(shards) - first == len(commits))
+    if not sum(len(part[0]) for part in parts):
+        kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)
+        reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(left_out.counts.items()))
+        raise UsageError(f"there is no image with a mask to train on in {kinds}{reasons}")
+    columns = dict(zip(_COLUMNS, (np.concatenate(column) for column in zip(*parts, strict=True)), strict=True))
+    columns["starts"] = np.concatenate([[0], np.cumsum(columns["starts"])])
+    return TrainingImages(shards=shards, **columns), held
+
+
+def _refuse_shard(shard: Shard, error: DamagedDatasetError, config: TrainConfig, left_out: LeftOut) -> None:
+    if config.bad_shards == "stop":
+        raise DamagedDatasetError(
+            f"{shard} cannot be read, and nothing was trained: {error}. Repair it with `segmint repair "
+            f"{shard.dataset.location}`, or leave such shards out with bad_shards: skip"
+        ) from error
+    left_out.add("shards that cannot be read", shard.dataset, shard=shard.number, detail=str(error))
+    get_logger("train").warning(
+        "shard_left_out", shard=shard.number, dataset=str(shard.dataset.location), error=str(error)
+    )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    images: pa.Table
+    masks: pa.Table
+
+
+def _tables(dataset: Location, commit: Commit) -> _Tables:
+    images = _read_columns(dataset / commit.file("images").path, _IMAGES)
+    return _Tables(images, _read_columns(dataset / commit.file("masks").path, _MASKS, "source"))
+
+
+def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
+    """Read columns of a table; `added` is null where the table is of a format without it."""
+    try:
+        with file.open() as stream:
+            table = pq.ParquetFile(stream)
+            missing = [name for name in columns if name not in table.schema_arrow.names]
+            if missing:
+                raise DamagedDatasetError(f"{file} does not have the column {missing[0]}")
+            known = added is not None and added in table.schema_arrow.names
+            read = table.read([*columns, *([added] if known and added else [])])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
+    if added is not None and not known:
+        read = read.append_column(added, pa.nulls(len(read), pa.string()))
+    return read
+
+
+def _choose(
+    tables: _Tables, looks: Looks, shard: Shard, keys: DatasetKeys, most_area: float, left_out: LeftOut
+) -> tuple[NDArray[Any], ...]:
+    """Choose a shard's images and masks: the columns of `TrainingImages` from `ids` on, with masks counted by image."""
+    ids = tables.images["id"].to_numpy()
+    heights, widths = (tables.images[name].cast(pa.int64()).to_numpy() for name in ("height", "width"))
+    sources = tables.images["source_sha256"].to_pylist()
+    order = np.argsort(ids, kind="stable")
+    owner, areas = tables.masks["id"].to_numpy(), tables.masks["area"].to_numpy()
+    annotation = tables.masks["annotation_id"].to_numpy()
+    image = order[np.clip(np.searchsorted(ids[order], owner), 0, max(0, len(ids) - 1))] if len(ids) else owner
+    wanted = _of_choice(tables.masks["source"], keys.masks)
+    wanted &= (ids[image] == owner) if len(ids) else False
+    empty = wanted & (areas <= 0)
+    large = wanted & (areas > most_area * heights[image] * widths[image]) if len(ids) else empty
+    for which, reason in ((empty, "empty masks"), (large, "masks over max_mask_area_ratio")):
+        for row in np.flatnonzero(which):
+            left_out.add(reason, shard.dataset, image=int(owner[row]), mask=int(annotation[row]))
+    usable = wanted & ~empty & ~large
+    rows = np.flatnonzero(usable)
+    rows = rows[np.argsort(image[rows], kind="stable")]
+    counts = np.bincount(image[rows], minlength=len(ids))
+    seen = {int(number): place for place, number in enumerate(looks.ids)}
+    chosen = []
+    for number in np.flatnonzero(counts):
+        place = seen.get(int(ids[number]))
+        damage = "its JPEG is not in the tar" if place is None else str(looks.damage[place])
+        if not damage and looks.places[place, 3] == 0:
+            damage = "its JSON is not in the tar"
+        if damage:
+            left_out.add("damaged images", shard.dataset, image=int(ids[number]), detail=damage)
+        else:
+            chosen.append((int(number), place))
+    picked, places = (np.array([pair[side] for pair in chosen], np.int64) for side in (0, 1))
+    source = [_digest(sources[number]) for number in picked]
+    digests = np.array(
+        [looks.sha256[place] if own is None else own for own, place in zip(source, places, strict=True)], np.uint8
+    )
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    taken = [annotation[rows[begins[number] : begins[number + 1]]] for number in picked]
+    return (
+        ids[picked].astype(np.int64),
+        np.stack([heights[picked], widths[picked]], axis=1),
+        looks.places[places],
+        looks.sha256[places],
+        digests.reshape(-1, 32),
+        looks.hashes[places],
+        looks.thumbnails[places],
+        np.concatenate([np.empty(0, np.int64), *taken]),
+        counts[picked],
+    )
+
+
+def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> NDArray[np.bool_]:
+    human = np.asarray(pc.fill_null(pc.is_in(source, value_set=pa.array(sorted(HUMAN))), False))
+    return np.ones(len(human), bool) if masks == "all" else human if masks == "human" else ~human
+
+
+def _digest(text: str | None) -> NDArray[np.uint8] | None:
+    """The bytes of a SHA-256 in hexadecimal; None for anything else."""
+    try:
+        data = bytes.fromhex(text or "")
+    except ValueError:
+        return None
+    return np.frombuffer(data, np.uint8) if len(data) == 32 else None
+
+
+def read_range(file: Location, start: int, stop: int) -> bytes:
+    """Read the bytes [start, stop) of a file, in one request."""
+    with file.open_ranges(stop) as stream:
+        stream.seek(start)
+        pieces = io.BytesIO()
+        while pieces.tell() < stop - start and (piece := stream.read(stop - start - pieces.tell())):
+            pieces.write(piece)
+    return pieces.getvalue()
+
+
+def entries_of(images: TrainingImages, chosen: NDArray[np.bool_]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each of the configuration's datasets with its images, of those that are chosen (N,) bool."""
+    for entry in np.unique(images.entry):
+        yield int(entry), np.flatnonzero(chosen & (images.entry == entry))

@@ -1,0 +1,134 @@
+"""Reads drawn images: their JPEG and their JSON, each by one range of the shard's tar, and their masks as targets."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.model.automatic import rle
+from segmint.model.sam.preprocess import resize, resized_size
+from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.training.step import ImageMasks
+from segmint.model.training.targets import fit_targets
+from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.pipeline.train.draws import Draw
+from segmint.pipeline.train.images import LeftOut, TrainingImages, read_range
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """A drawn image: its row, the resized pixels (h, w, 3) uint8 RGB where they were asked for, and its masks."""
+
+    image: int
+    pixels: NDArray[np.uint8] | None
+    masks: ImageMasks
+    annotations: NDArray[np.int64]
+
+
+class ImageReader:
+    """Reads the images of a run; masks and images that cannot be used are left out, and added to `left_out`."""
+
+    def __init__(self, images: TrainingImages, resolution: int, most_area: float, left_out: LeftOut) -> None:
+        """`resolution` is the losses'; masks over the share `most_area` of their image are left out."""
+        self._images = images
+        self._resolution = resolution
+        self._most_area = most_area
+        self._left_out = left_out
+        self._named: set[tuple[Any, ...]] = set()  # what is drawn again is left out once
+        self._decoder = JpegDecoder(own=True)
+
+    def close(self) -> None:
+        """End what decodes images."""
+        self._decoder.close()
+
+    def read(self, draw: Draw, with_pixels: Callable[[int], bool] | bool = True) -> ReadImage | None:
+        """Read a drawn image with the masks that can be used; None if there is nothing to train on.
+
+        `with_pixels` says, maybe by the row, whether its pixels are needed. Raises `StorageFaultError` if the store
+        fails: that is not the image's fault.
+        """
+        height, width = (int(side) for side in self._images.sizes[draw.image])
+        input_size = resized_size(height, width, IMAGE_SIZE)
+        needed = with_pixels(draw.image) if callable(with_pixels) else with_pixels
+        try:
+            pixels = self._pixels(draw.image, (height, width)) if needed else None
+            segmentations = self._segmentations(draw.image)
+        except DamagedDatasetError as error:
+            self._leave_out("damaged images", draw.image, detail=str(error))
+            return None
+        targets, numbers, annotations = [], [], []
+        for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
+            target = self._target(draw.image, annotation, segmentations.get(annotation), (height, width), input_size)
+            if target is not None:
+                targets.append(target)
+                numbers.append(number)
+                annotations.append(annotation)
+        if not targets:
+            return None
+        masks = ImageMasks(torch.cat(targets), input_size, numbers)
+        return ReadImage(draw.image, pixels, masks, np.array(annotations, np.int64))
+
+    def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        jpeg = self._range(image, 0)
+        if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():
+            raise DamagedDatasetError("its JPEG is not the one that was there at the start")
+        try:
+            pixels = self._decoder.run(_decode_resized, jpeg)
+        except UndecodableError as error:
+            raise DamagedDatasetError(f"its JPEG cannot be decoded: {error}") from error
+        if pixels.shape[:2] != resized_size(*size, IMAGE_SIZE):
+            raise DamagedDatasetError("its JPEG has another size than the tables say")
+        return pixels
+
+    def _segmentations(self, image: int) -> dict[int, Any]:
+        """The segmentations in an image's JSON, by annotation id."""
+        try:
+            document = json.loads(self._range(image, 2))
+            return {int(value["id"]): value["segmentation"] for value in document["annotations"]}
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise DamagedDatasetError(f"its JSON cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+
+    def _range(self, image: int, first: int) -> bytes:
+        shard = self._images.shards[int(self._images.shard[image])]
+        start, stop = (int(place) for place in self._images.places[image, first : first + 2])
+        return read_range(shard.dataset.location / shard.tar.path, start, stop)
+
+    def _target(
+        self, image: int, annotation: int, segmentation: Any, size: tuple[int, int], input_size: tuple[int, int]
+    ) -> Tensor | None:
+        """The mask as a target (1, R, R) bool; None if it cannot be used."""
+        try:
+            if list(segmentation["size"]) != list(size):
+                raise ValueError(f"its size is {segmentation['size']}, not the image's {list(size)}")
+            mask = rle.decode(rle.Rle(size, segmentation["counts"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._leave_out("masks that cannot be decoded", image, mask=annotation, detail=str(error)[:200])
+            return None
+        area = int(mask.sum())
+        if not area:
+            self._leave_out("empty masks", image, mask=annotation)
+            return None
+        if area > self._most_area * mask.size:
+            self._leave_out("masks over max_mask_area_ratio", image, mask=annotation)
+            return None
+        return fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution)
+
+    def _leave_out(self, reason: str, image: int, **where: int | str) -> None:
+        key = reason, image, where.get("mask")
+        if key not in self._named:
+            self._named.add(key)
+            dataset = self._images.shards[int(self._images.shard[image])].dataset
+            self._left_out.add(reason, dataset, image=int(self._images.ids[image]), **where)
+
+
+def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG and resize it to the image encoder's input, (h, w, 3) uint8 RGB."""
+    return resize(np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB")), IMAGE_SIZE)

@@ -1,0 +1,365 @@
+"""The configuration of a training run: one frozen, typed tree, read from YAML as a build's is.
+
+Keys decide what is learned, and are pinned by the run's first start, except those of `RUNTIME_KEYS`, which may differ
+each time it goes on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from segmint.infra.assets.names import absolute_name
+from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute
+from segmint.model.sam.load import Architecture
+from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
+from segmint.model.training.settings import (
+    FocalNormalization,
+    IouSupervision,
+    LossSettings,
+    Resolution,
+    SamplingSettings,
+)
+
+RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
+"""Keys that may differ when a run goes on: they decide nothing of what is learned."""
+
+_LONG, _SELDOM = 10_000, 1000
+"""Steps from which on a preset is a long one, which is evaluated, drawn and saved after so many steps."""
+
+Preset = Literal["finetune", "paper"]
+MaskChoice = Literal["all", "human", "automatic"]
+
+
+def _number(value: Any) -> Any:
+    """Refuse true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _uri(value: str) -> str:
+    try:
+        return absolute(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _weights(value: str) -> str:
+    try:
+        return absolute_name(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _auto_or_threads(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("expected auto or a whole number from 1")
+
+
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class DatasetKeys(_Part):
+    """A dataset to train on. One may be named twice, with other masks and another weight."""
+
+    uri: Uri
+    """Path or URI of the dataset's folder."""
+    masks: MaskChoice = "all"
+    """human: those that people made, corrected or imported; automatic: those that the model made."""
+    weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
+    """How often an image of it is drawn, against one of weight 1."""
+
+
+class BatchKeys(_Part):
+    """What one step trains on, over all workers."""
+
+    images: Positive = FINETUNE.batch_images
+    """Images of a step."""
+    masks: Positive = FINETUNE.batch_images * FINETUNE.masks_per_image
+    """Masks of a step at most; each of its images keeps one or more."""
+    masks_per_image: Positive = FINETUNE.masks_per_image
+    """Masks of one image in a step at most."""
+    images_at_once: Positive = 1
+    """Images whose embeddings are in memory together. Gradients add up over a step, so this bounds memory alone; it
+    changes the last bits."""
+    masks_at_once: Positive = 64
+    """Masks that the decoder takes together; it bounds memory and changes the last bits."""
+
+
+class OptimizerKeys(_Part):
+    """AdamW, its learning rate over the steps, and what regularizes (docs/decisions/0023-recipes.md)."""
+
+    learning_rate: float = Field(default=FINETUNE.learning_rate, gt=0, le=1)
+    warmup: int = Field(default=FINETUNE.warmup_steps, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    decay_steps: tuple[Positive, ...] = FINETUNE.decay_steps
+    """Steps from which on the learning rate is a tenth of the one before."""
+    weight_decay: float = Field(default=FINETUNE.weight_decay, ge=0, le=1)
+    """Of the weights of linear maps and convolutions."""
+    layer_decay: float = Field(default=FINETUNE.layer_decay, gt=0, le=1)
+    """Factor on the learning rate from one block of the image encoder to the block before; 1: the same for all."""
+    drop_path: Share = FINETUNE.drop_path
+    """Chance that an image skips a branch of the encoder's last block, rising from 0 in the first."""
+    dropout: Share = FINETUNE.dropout
+    """Chance that a number in the mask decoder becomes 0."""
+    max_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients of a larger norm are scaled down to this; null: never."""
+
+
+class LossKeys(_Part):
+    """How predicted masks are scored; docs/decisions/0019-losses-and-sampling.md says what each one does."""
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    focal_alpha: float | None = 0.25
+    focal_gamma: float = 2.0
+    focal_normalization: FocalNormalization = "pixels"
+    iou_supervision: IouSupervision = "lowest"
+    resolution: Resolution = 256
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.settings()
+        return self
+
+    def settings(self) -> LossSettings:
+        """Convert to what `train_step` takes."""
+        return LossSettings(**self.model_dump())
+
+
+class SamplingKeys(_Part):
+    """How the prompts of a mask are drawn."""
+
+    clicks: int = 8
+    box_share: float = 0.5
+    box_noise: float = 0.1
+    box_noise_limit: float = 20.0
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.settings()
+        return self
+
+    def settings(self) -> SamplingSettings:
+        """Convert to what `train_step` takes."""
+        return SamplingSettings(**self.model_dump())
+
+
+class HeldOutKeys(_Part):
+    """Images that are never trained on, and when the model is evaluated on them."""
+
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    """Share of images, by a hash of their source: the same ones in every run, whatever else is in the datasets."""
+    images: Positive = 64
+    """Images of them at most that are evaluated, each with `masks_per_image` masks at most."""
+    every: Positive = 50
+    """Steps from one evaluation to the next; the last step is evaluated too."""
+    patience: Positive | None = 5
+    """Evaluations without a better mean IoU at one click after which training ends; null: never."""
+
+
+class OverlayKeys(_Part):
+    """Pictures of held-out images with predicted masks beside the target."""
+
+    every: int = Field(default=50, ge=0)
+    """Steps from one picture to the next; 0: none."""
+    images: int = Field(default=4, ge=1, le=64)
+
+
+class CheckpointKeys(_Part):
+    """What a killed run goes on from."""
+
+    every: Positive = 50
+    """Steps from one checkpoint to the next; an evaluation that is the best so far puts one too."""
+    keep: Positive = 2
+    """Checkpoints that are kept, with the best one."""
+
+
+class CacheKeys(_Part):
+    """Embeddings of a frozen encoder, and the looks at images that splits need, on this machine's disk."""
+
+    folder: str | None = None
+    """A local folder; null: `cache` in the output, or in the user's cache where the output is in a bucket."""
+    gb: Annotated[float, Field(ge=0)] = 10.0
+    """Gigabytes of embeddings, 4 MB an image, that are kept at most; 0: none."""
+
+
+class TrainResources(_Part):
+    """Where the run computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
+    """torch's threads; the same number gives the same bits. auto: the physical cores, 1 on a GPU."""
+
+
+class TrainConfig(_Part):
+    """The whole configuration of a training run; the defaults are those of the preset `finetune`."""
+
+    datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
+    output: Uri
+    """Path or URI of the run's folder: checkpoints, logs, and at the end the weights and `training.json`."""
+    weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
+    """The parent: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
+    preset: Preset = "finetune"
+    """Sets the defaults of the keys below; explicit keys override them."""
+    encoder: Literal["frozen", "trained"] = "frozen"
+    """Whether the image encoder learns, too."""
+    steps: Positive = FINETUNE.steps
+    batch: BatchKeys = BatchKeys()
+    optimizer: OptimizerKeys = OptimizerKeys()
+    losses: LossKeys = LossKeys()
+    sampling: SamplingKeys = SamplingKeys()
+    max_mask_area_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Masks over this share of their image are left out."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 under autocast on a GPU that supports it, else fp32."""
+    held_out: HeldOutKeys = HeldOutKeys()
+    overlays: OverlayKeys = OverlayKeys()
+    checkpoints: CheckpointKeys = CheckpointKeys()
+    cache: CacheKeys = CacheKeys()
+    bad_shards: Literal["stop", "skip"] = "stop"
+    """What a shard that cannot be read does: it ends the run before the first step, or is left out and listed."""
+    resources: TrainResources = TrainResources()
+    storage: dict[str, dict[str, Any]] = {}
+    """Options by URI prefix, as in a build's configuration."""
+    assets: str | None = None
+    """Path or URI of a folder that mirrors the weight files."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_takes_them(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        try:
+            Storage(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _each_once(cls, value: tuple[DatasetKeys, ...]) -> tuple[DatasetKeys, ...]:
+        if not value:
+            raise ValueError("expected one dataset or more, such as [{uri: out/street}]")
+        for number, entry in enumerate(value):
+            for other in value[:number]:
+                if entry.uri == other.uri and (entry.masks == other.masks or "all" in (entry.masks, other.masks)):
+                    raise ValueError(f"{entry.uri} is named twice with the same masks: expected human and automatic")
+        return value
+
+
+def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file and apply overrides such as "optimizer.learning_rate=3e-5", and check every key alone.
+
+    Raises one `UsageError` that lists every wrong key and value with its place.
+    """
+    from segmint.pipeline.config.yaml_file import load
+
+    return load(path_or_uri, overrides or [], TrainConfig)
+
+
+def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
+    """Fill in the preset's values for the parent's architecture; explicit keys stay.
+
+    Raises `UsageError` for values that do not fit together.
+    """
+    recipe = FINETUNE
+    if config.preset == "paper":
+        if architecture not in PAPER:
+            raise UsageError(
+                f"preset: paper is for {', '.join(PAPER)}, and the weights are of {architecture}: use preset: finetune"
+            )
+        recipe = PAPER[architecture]
+    filled = TrainConfig.model_validate(merged(_of_recipe(recipe), config.model_dump(exclude_unset=True)))
+    _check_together(filled)
+    return filled
+
+
+def recipe_of(config: TrainConfig) -> Recipe:
+    """Convert to what `build_optimizer` takes."""
+    keys = config.optimizer
+    return Recipe(
+        parts=ALL_PARTS if config.encoder == "trained" else FINETUNE.parts,
+        learning_rate=keys.learning_rate,
+        steps=config.steps,
+        warmup_steps=keys.warmup,
+        decay_steps=keys.decay_steps,
+        batch_images=config.batch.images,
+        masks_per_image=config.batch.masks_per_image,
+        largest_mask=config.max_mask_area_ratio,
+        weight_decay=keys.weight_decay,
+        layer_decay=keys.layer_decay,
+        drop_path=keys.drop_path,
+        dropout=keys.dropout,
+        losses=config.losses.settings(),
+        sampling=config.sampling.settings(),
+    )
+
+
+def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The keys that a recipe decides."""
+    tree: dict[str, Any] = {
+        "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
+        "steps": recipe.steps,
+        "batch": {
+            "images": recipe.batch_images,
+            "masks": recipe.batch_images * recipe.masks_per_image,
+            "masks_per_image": recipe.masks_per_image,
+        },
+        "optimizer": {
+            "learning_rate": recipe.learning_rate,
+            "warmup": recipe.warmup_steps,
+            "decay_steps": recipe.decay_steps,
+            "weight_decay": recipe.weight_decay,
+            "layer_decay": recipe.layer_decay,
+            "drop_path": recipe.drop_path,
+            "dropout": recipe.dropout,
+        },
+        "losses": asdict(recipe.losses),
+        "sampling": asdict(recipe.sampling),
+        "max_mask_area_ratio": recipe.largest_mask,
+    }
+    long = {name: {"every": _SELDOM} for name in ("held_out", "overlays", "checkpoints")}
+    return merged(tree, long) if recipe.steps >= _LONG else tree
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two trees as one; where both have a value, that of `over`."""
+    tree = dict(under)
+    for key, value in over.items():
+        below = tree.get(key)
+        tree[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return tree
+
+
+def identity_keys(config: TrainConfig) -> dict[str, Any]:
+    """Return the keys that decide what is learned, as plain JSON values."""
+    return config.model_dump(mode="json", exclude=set(RUNTIME_KEYS))
+
+
+def _check_together(config: TrainConfig) -> None:
+    batch, optimizer, problems = config.batch, config.optimizer, []
+    if batch.masks < batch.images:
+        problems.append(
+            f"batch.masks is {batch.masks} for {batch.images} images: expected batch.images or more, as each image "
+            "of a step has a mask"
+        )
+    if optimizer.warmup >= config.steps:
+        problems.append(f"optimizer.warmup is {optimizer.warmup}: expected fewer than the {config.steps} steps")
+    decays = list(optimizer.decay_steps)
+    if decays != sorted(set(decays)):
+        problems.append(f"optimizer.decay_steps are {decays}: expected ascending steps, each once")
+    if decays and decays[-1] >= config.steps:
+        problems.append(f"optimizer.decay_steps end at {decays[-1]}: expected steps before the last, {config.steps}")
+    raise_problems(problems)

@@ -1,0 +1,55 @@
+"""Which images are held out: a hash of the source decides, and images that show the same are on one side.
+
+A group of images that show the same is held out if the hash of *each* of them says so. So an image that is held out
+was held out in every earlier run over fewer images with the same share: no weights of its lineage have seen it or its
+like. docs/decisions/0022-splits.md says why.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.operators.similar.groups import find_groups
+from segmint.pipeline.train.images import TrainingImages
+
+_SALT = b"segmint held-out 1\0"
+_RANGE = 1 << 64
+
+
+def held_out(images: TrainingImages, share: float) -> NDArray[np.bool_]:
+    """Whether each of the N images is held out: (N,) bool."""
+    sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
+    alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
+    # Images of one source are one; so are those of one JPEG, whose sources two catalogs may have encoded in two ways.
+    groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
+    _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
+    groups = _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
+    trained = np.zeros(len(images) + 1, bool)
+    np.logical_or.at(trained, groups, ~alone[same.reshape(-1)])
+    held: NDArray[np.bool_] = ~trained[groups]
+    return held
+
+
+def is_held_out(source_sha256: bytes, share: float) -> bool:
+    """Whether an image alone is held out, by the SHA-256 of its source, 32 bytes."""
+    value = int.from_bytes(hashlib.sha256(_SALT + source_sha256).digest()[:8], "big")
+    return value < share * _RANGE
+
+
+def digest_of_sources(images: TrainingImages, chosen: NDArray[np.bool_]) -> tuple[int, str]:
+    """The number of different sources among the chosen images (N,) bool, and the SHA-256 of them in order."""
+    sources = np.unique(images.source_sha256[chosen], axis=0)
+    return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
+
+
+def _joined(groups: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups that are in one if they are in one of either."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = int(groups.max(initial=-1)) + 1
+    size = count + int(others.max(initial=-1)) + 1
+    links = coo_array((np.ones(len(groups), bool), (groups, count + others)), shape=(size, size))
+    labels: NDArray[np.int64] = connected_components(links, directed=False)[1].astype(np.int64)
+    return labels[groups]

@@ -1,0 +1,98 @@
+"""Cached embeddings: found again, bounded, never half written, and gone when their image is."""
+
+import resource
+import shutil
+
+import numpy as np
+import torch
+
+from segmint.pipeline.train.cache import BYTES, EmbeddingCache, purge_looks
+from tests.support.committed import write_generation
+from tests.support.locations import location_of
+from tests.support.trainable import row_of
+from tests.support.trained import find
+
+DATASET = "0123456789ab"
+
+
+def jpeg(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def features(number: int) -> torch.Tensor:
+    return torch.full((1, 256, 64, 64), float(number))
+
+
+def test_embeddings_are_found_by_weights_and_jpeg(tmp_path):
+    cache = EmbeddingCache(location_of(tmp_path), "w1", 3 * BYTES)
+    cache.put(DATASET, jpeg(1), features(1))
+    again = EmbeddingCache(location_of(tmp_path), "w1", 3 * BYTES)
+    assert torch.equal(again.get(DATASET, jpeg(1)), features(1))
+    assert again.has(DATASET, jpeg(1))
+    assert again.get(DATASET, jpeg(2)) is None
+    assert EmbeddingCache(location_of(tmp_path), "w2", 3 * BYTES).get(DATASET, jpeg(1)) is None
+
+
+def test_no_more_is_kept_than_the_bound_and_other_weights_give_way(tmp_path):
+    older = EmbeddingCache(location_of(tmp_path), "w1", 2.5 * BYTES)
+    for number in range(4):
+        older.put(DATASET, jpeg(number), features(number))
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+    assert size == older.used == 2 * BYTES
+    assert [older.has(DATASET, jpeg(number)) for number in range(4)] == [True, True, False, False]
+    newer = EmbeddingCache(location_of(tmp_path), "w2", 2.5 * BYTES)
+    newer.make_room(1)
+    newer.put(DATASET, jpeg(9), features(9))
+    assert newer.has(DATASET, jpeg(9))
+    assert newer.used == 2 * BYTES
+    newer = EmbeddingCache(location_of(tmp_path), "w2", 1.5 * BYTES)
+    newer.make_room(1)
+    assert newer.used == BYTES
+    assert newer.has(DATASET, jpeg(9))
+
+
+def test_damaged_files_are_not_used(tmp_path):
+    cache = EmbeddingCache(location_of(tmp_path), "w1", 9 * BYTES)
+    for number in range(3):
+        cache.put(DATASET, jpeg(number), features(number))
+    short, other, hostile = sorted(tmp_path.rglob("*.npy"))
+    short.write_bytes(short.read_bytes()[:-1])
+    np.save(other, np.zeros((1, 256, 64, 32), np.float32))
+    np.save(hostile, np.array([{"code": print}], dtype=object), allow_pickle=True)
+    assert [cache.get(DATASET, jpeg(number)) for number in range(3)] == [None] * 3
+    cache.put(DATASET, jpeg(0), features(0))
+    assert torch.equal(cache.get(DATASET, jpeg(0)), features(0))
+
+
+def test_a_full_disk_ends_the_caching_and_not_the_run(tmp_path):
+    cache = EmbeddingCache(location_of(tmp_path), "w1", 9 * BYTES)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        cache.put(DATASET, jpeg(1), features(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not cache.has(DATASET, jpeg(1))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):
+    dataset, kept = tmp_path / "dataset", location_of(tmp_path / "cache")
+    shutil.copytree(trainable, dataset)
+    found = find(tmp_path, dataset, kept / "looks")
+    key = found.datasets[0].key
+    cache = EmbeddingCache(kept, "w1", 1e9)
+    hashes = [row.tobytes() for row in found.images.jpeg_sha256]
+    for number in (0, 2):
+        cache.put(key, hashes[number], features(number))
+    cache.put("0" * 12, hashes[2], features(2))  # of another dataset
+    write_generation(location_of(dataset), 0, generation=2, make_row=row_of)  # without image 3, as a takedown leaves it
+    after = find(tmp_path, dataset, kept / "looks")
+    held = after.held[key]
+    assert cache.purge(key, {row.tobytes() for row in held.jpegs}) == 1
+    assert [cache.has(key, hashes[number]) for number in (0, 2)] == [True, False]
+    assert cache.has("0" * 12, hashes[2])
+    looks = tmp_path / "cache" / "looks" / key
+    assert len(list(looks.iterdir())) == 5
+    purge_looks(kept, key, held.tars)
+    assert sorted(path.stem for path in looks.iterdir()) == sorted(held.tars)

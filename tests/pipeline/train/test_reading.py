@@ -1,0 +1,77 @@
+"""Images as they are read for a step: pixels and targets of the drawn masks, without what cannot be used."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segmint.model.training.targets import fit_targets
+from segmint.pipeline.train.draws import Draw
+from segmint.pipeline.train.images import LeftOut
+from segmint.pipeline.train.reading import ImageReader
+from tests.support.committed_shard import CommittedShard
+from tests.support.trainable import scene
+from tests.support.trained import find
+
+
+def drawn(image: int, row: int, indices=(0, 1)) -> Draw:
+    return Draw(row, np.array([image * 10_000 + index for index in indices]), [7 + index for index in indices])
+
+
+def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
+    found = find(tmp_path, trainable)
+    reader = ImageReader(found.images, 256, 0.9, found.left_out)
+    picture, masks = scene(4)
+    read = reader.read(drawn(5, 4))
+    assert read.masks.input_size == (768, 1024)
+    assert read.masks.numbers == [7, 8]
+    expected = fit_targets(torch.from_numpy(np.stack(masks[:2])), (768, 1024), 256)
+    assert torch.equal(read.masks.targets, expected)
+    large = cv2.resize(picture, (1024, 768), interpolation=cv2.INTER_LINEAR).astype(int)
+    assert np.abs(read.pixels.astype(int) - large).mean() < 6  # JPEG at quality 92
+    assert reader.read(drawn(5, 4), with_pixels=False).pixels is None
+
+
+def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(trainable, dataset)
+    shard = CommittedShard(dataset, 0)
+    place = [name for name, _ in shard.members].index("sa_1.json")
+
+    def spoil(data: bytes) -> bytes:
+        document = json.loads(data)
+        document["annotations"][0]["segmentation"]["counts"] = "~~~"
+        document["annotations"][2]["segmentation"] = document["annotations"][1]["segmentation"]
+        return json.dumps(document).encode()
+
+    shard.edit_member(place, spoil)
+    shard.edit_member([name for name, _ in shard.members].index("sa_2.json"), lambda _: b"{}")
+    shard.write()
+    found = find(tmp_path, dataset)
+    left_out = LeftOut()
+    reader = ImageReader(found.images, 256, 0.5, left_out)
+    for _ in range(2):
+        read = reader.read(drawn(1, 0))
+        assert read.masks.numbers == [8]
+        assert read.annotations.tolist() == [10_001]
+        assert reader.read(drawn(1, 0, [0])) is None
+        assert reader.read(drawn(2, 1)) is None
+    assert dict(left_out.counts) == {"masks that cannot be decoded": 1, "damaged images": 1}
+    tar = dataset / found.images.shards[0].tar.path
+    data = bytearray(tar.read_bytes())
+    data[int(found.images.places[2, 0]) + 900] ^= 1
+    tar.write_bytes(data)
+    assert reader.read(drawn(3, 2)) is None
+    assert left_out.listed[-1]["detail"] == "its JPEG is not the one that was there at the start"
+
+
+def test_a_store_that_fails_is_not_the_images_fault(trainable, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(trainable, dataset)
+    found = find(tmp_path, dataset)
+    shutil.rmtree(dataset / "shards")
+    with pytest.raises(Exception, match="it is not there"):
+        ImageReader(found.images, 256, 0.9, found.left_out).read(drawn(1, 0))

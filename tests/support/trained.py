@@ -1,0 +1,32 @@
+"""The parts of a training run before its first step, put together as the run does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segmint.infra.storage.location import Location
+from segmint.pipeline.train.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images, open_datasets
+from segmint.pipeline.train.settings import TrainConfig, load_train_config, with_preset
+from tests.support.locations import location_of
+from tests.support.trainable import train_yaml
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run finds in its datasets."""
+
+    config: TrainConfig
+    datasets: list[OpenedDataset]
+    images: TrainingImages
+    held: dict[str, Held]
+    left_out: LeftOut
+
+
+def find(folder: Path, dataset: Path, kept: Location | None = None, **changes: Any) -> Found:
+    """Find the images of a dataset with a configuration of these keys, written to `folder`."""
+    config = load_train_config(str(train_yaml(folder / "train.yaml", [dataset], folder / "run", **changes)))
+    config = with_preset(config, "mobile_sam")
+    left_out = LeftOut()
+    datasets = open_datasets(config, location_of(dataset).storage)
+    images, held = find_images(config, datasets, kept, left_out)
+    return Found(config, datasets, images, held, left_out)
