@@ -1,6 +1,6 @@
 """One look at each image of a shard: where it is in the tar, its hashes, and whether it can be decoded.
 
-A shard's looks are kept in a file named by the tar's hash: a correction, which writes another tar, is looked at anew.
+A shard's looks are kept in a file named by the tar's hash: a correction, which writes another tar, is looked at again.
 The files hold thumbnails, so they are under the same rules as cached embeddings: see `cache.py`.
 """
 

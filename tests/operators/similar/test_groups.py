@@ -25,9 +25,7 @@ def test_a_chain_of_crops_is_one_group_and_other_photographs_are_not_in_it():
 
     def groups(rows: list[int], same: list[int] | None = None) -> list[int]:
         chosen = np.array(rows, int)
-        found = find_groups(
-            hashes[chosen], lambda places: thumbnails[chosen[places]], np.array(same or rows, int)
-        )
+        found = find_groups(hashes[chosen], lambda places: thumbnails[chosen[places]], np.array(same or rows, int))
         return np.unique(found, return_inverse=True)[1].tolist()
 
     ends = groups([1, 5])
