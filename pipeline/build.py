@@ -31,6 +31,7 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
 from segmint.operators.shards.revise import heed_all
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.accounting import Accounting, account, record_end
@@ -134,6 +135,10 @@ def run_build(
     missing = MissingShards(config, dataset, wanted, run.metrics)
     refused = RejectedRows(config, dataset, wanted, retry_rejected)
     log.info("opened", dataset=config.output, rows=dataset.rows, shards=len(wanted), missing=len(missing.left))
+    if missing.left:
+        begun = len(missing.left) < len(wanted)
+        for sentence in advice(config, dataset.rows, on_gpu=dataset.numerics.device == "cuda", begun=begun):
+            log.warning(sentence)
 
     ceiling = None
     retried: Counter[str] = Counter()

@@ -24,6 +24,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
+from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, as_begun, identity
 from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
 from segmint.pipeline.dataset.growth import ignored_columns, own_columns
@@ -39,9 +40,6 @@ from segmint.pipeline.plan.sample import Sample, run_sample
 
 DEFAULT_SHARE = 0.3
 """Share of the ceiling assumed where nothing is measured and no `--share` is given."""
-
-DETECTORS_WARNING_ROWS = 10_000
-"""A plan for more rows than this says that the bundled detectors are for trials."""
 
 CHECKED_ROWS = 100_000
 """So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
@@ -232,7 +230,5 @@ def _notes(
             "detectors run on the GPU (deidentify.device): what they take there, and of the CPUs, has not been "
             "measured and is not counted"
         )
-    bundled = len(config.deidentify.detectors) > len(config.deidentify.detector_files)
-    if remaining.rows > DETECTORS_WARNING_ROWS and bundled:
-        notes.append("the bundled detectors of faces and plates are for trials; their training data may restrict use")
-    return notes
+    on_gpu = ceiling.device == "cuda"
+    return [*notes, *advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)]

@@ -92,6 +92,13 @@ def test_a_plan_warns_of_what_is_refused_and_of_what_an_audit_will_find(
     assert plan.to_dict()["checked"]["audit"] == {}
 
 
+def test_a_large_plan_for_gpus_advises_against_what_is_for_trials(tmp_path: Path) -> None:
+    rows = [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(10_001)]
+    config = configured(tmp_path, write_catalog(tmp_path / "c.jsonl", rows), model={})
+    assert make_plan(config, PlanOptions(flops=1e15)).notes[-1].startswith("model.weights is not set")
+    assert "model.weights is not set" not in "\n".join(make_plan(config, PlanOptions()).notes)
+
+
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
     """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/architecture.md)."""
     config = configured(tmp_path, unread, masks={}, model=ANYWHERE)
