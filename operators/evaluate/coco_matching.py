@@ -1,0 +1,211 @@
+"""Matches of found masks with masks taken as truth: COCO's own evaluation, one image at a time.
+
+`COCOeval` reads whole datasets, and keeps the matches of all of them as arrays of float64. Here its functions for one
+image and for the sums over images run apart, so that of an image only counts, or one bit a match, are kept. The figures
+are the same.
+"""
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from pycocotools.cocoeval import COCOeval, Params
+
+from segmint.operators.annotations.image import CocoRle
+
+AREAS = ("all", "small", "medium", "large")
+"""COCO's ranges of size: a small mask has up to 32², a large one 96² pixels or more."""
+
+IOU_THRESHOLDS: tuple[float, ...] = tuple(Params().iouThrs.tolist())
+"""0.5, 0.55, … 0.95."""
+
+_KEY = (0, 0)  # the only image and the only category of an evaluation
+
+
+@dataclass(frozen=True)
+class TrueMask:
+    """A mask taken as truth. `area` decides its range of size; a `crowd` is neither found nor missed."""
+
+    rle: CocoRle
+    area: float
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class FoundMask:
+    """A mask that a model found; those with a higher score are matched first."""
+
+    rle: CocoRle
+    score: float
+
+
+@dataclass(frozen=True)
+class RecallCounts:
+    """How many true masks of one image or more are found; counts of several images add up.
+
+    Attributes:
+        found: (limits, areas, IoU thresholds) int64, among the first masks up to each limit.
+        truth: (areas,) int64, true masks without crowds.
+    """
+
+    found: NDArray[np.int64]
+    truth: NDArray[np.int64]
+
+    def __add__(self, other: "RecallCounts") -> "RecallCounts":
+        """The sum, count by count."""
+        return RecallCounts(self.found + other.found, self.truth + other.truth)
+
+    def average_recall(self) -> list[list[float | None]]:
+        """Recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without a true mask."""
+        return [
+            [float(np.mean(hits / total)) if total else None for hits, total in zip(areas, self.truth, strict=True)]
+            for areas in self.found
+        ]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The found masks of one image and category, best first, and what they match; at most 100.
+
+    Attributes:
+        scores: (D,) float64.
+        bits: matched and ignored, (2, areas, IoU thresholds, D) bool, packed.
+        truth: (areas,) int64, true masks that are not ignored.
+    """
+
+    scores: NDArray[np.float64]
+    bits: NDArray[np.uint8]
+    truth: NDArray[np.int64]
+
+    def unpacked(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Matched and ignored, each (areas, IoU thresholds, D) bool."""
+        shape = (2, len(AREAS), len(IOU_THRESHOLDS), len(self.scores))
+        matched, ignored = np.unpackbits(self.bits, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
+        return matched, ignored
+
+
+def recall_counts(truth: Sequence[TrueMask], found: Sequence[FoundMask], limits: Sequence[int]) -> RecallCounts:
+    """Count the true masks of an image that its best masks find, up to each of the ascending `limits` of their number.
+
+    As `COCOeval` with `useCats=0` and `maxDets=limits`. Masks that overlap no true mask enough for any threshold are
+    left out of the matching, which they do not change: it is a loop in Python over all pairs.
+    """
+    ranked = sorted(found, key=lambda mask: -mask.score)[: limits[-1]]
+    overlap = _overlaps(truth, ranked)
+    ranks = np.flatnonzero((overlap >= IOU_THRESHOLDS[0]).any(axis=1))
+    results = _evaluate(truth, [ranked[rank] for rank in ranks], overlap[ranks], limits[-1])
+    hits = results.matched & ~results.ignored
+    counts = [hits[..., ranks < limit].sum(axis=-1) for limit in limits]
+    return RecallCounts(np.array(counts, dtype=np.int64), results.truth)
+
+
+def match_masks(truth: Sequence[TrueMask], found: Sequence[FoundMask], most: int = 100) -> Matches:
+    """Match the masks of one image and one category, the `most` best of those found, as `COCOeval` does."""
+    ranked = sorted(found, key=lambda mask: -mask.score)[:most]
+    results = _evaluate(truth, ranked, _overlaps(truth, ranked), most)
+    scores = np.array([mask.score for mask in ranked], dtype=np.float64)
+    return Matches(scores, np.packbits(np.stack([results.matched, results.ignored])), results.truth)
+
+
+@dataclass
+class Precision:
+    """Precision and recall over categories, from `add`; the figures are those of `COCOeval.summarize`."""
+
+    _parts: list[Any] = field(default_factory=list)
+
+    def add(self, images: Sequence[Matches]) -> None:
+        """Add a category: its matches in each image that has any, in ascending order of the images' ids."""
+        evaluation = COCOeval(iouType="segm")
+        params = evaluation.params
+        params.imgIds, params.catIds = list(range(len(images))), [0]
+        unpacked = [image.unpacked() for image in images]
+        evaluation.evalImgs = [
+            {
+                "dtScores": image.scores,
+                "dtMatches": matched[area],
+                "dtIgnore": ignored[area],
+                "gtIgnore": np.zeros(image.truth[area]),
+            }
+            for area in range(len(AREAS))
+            for image, (matched, ignored) in zip(images, unpacked, strict=True)
+        ]
+        evaluation._paramsEval = copy.deepcopy(params)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.accumulate()
+        self._parts.append(evaluation.eval)
+
+    def figures(self) -> dict[str, float | None]:
+        """AP over thresholds, at 0.5 and 0.75, by size; and average recall; None where there is no truth."""
+        if not self._parts:
+            return dict.fromkeys(_FIGURES)
+        evaluation = COCOeval(iouType="segm")
+        evaluation.eval = {
+            "precision": np.concatenate([part["precision"] for part in self._parts], axis=2),
+            "recall": np.concatenate([part["recall"] for part in self._parts], axis=1),
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        values = (None if value < 0 else float(value) for value in evaluation.stats)
+        return dict(zip(_FIGURES, values, strict=True))
+
+
+_FIGURES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What `COCOeval.evaluateImg` answers for each range of size; arrays as in `Matches`."""
+
+    results: list[dict[str, Any]]
+
+    @cached_property
+    def matched(self) -> NDArray[np.bool_]:
+        return np.stack([result["dtMatches"] > 0 for result in self.results])
+
+    @cached_property
+    def ignored(self) -> NDArray[np.bool_]:
+        return np.stack([result["dtIgnore"].astype(bool) for result in self.results])
+
+    @cached_property
+    def truth(self) -> NDArray[np.int64]:
+        return np.array([np.count_nonzero(result["gtIgnore"] == 0) for result in self.results], dtype=np.int64)
+
+
+def _overlaps(truth: Sequence[TrueMask], found: Sequence[FoundMask]) -> NDArray[np.float64]:
+    """IoU of each pair, (found, truth); with a crowd, the share of the found mask that it covers."""
+    if not truth or not found:
+        return np.zeros((len(found), len(truth)))
+    crowds = [int(mask.crowd) for mask in truth]
+    return np.asarray(coco.iou([mask.rle for mask in found], [mask.rle for mask in truth], crowds), dtype=np.float64)
+
+
+def _evaluate(
+    truth: Sequence[TrueMask], found: Sequence[FoundMask], overlaps: NDArray[np.float64], most: int
+) -> _Evaluated:
+    evaluation = COCOeval(iouType="segm")
+    # What `evaluate` prepares from files; ids begin with 1, for 0 means no match.
+    evaluation._gts[_KEY] = [
+        {"id": id, "area": mask.area, "iscrowd": int(mask.crowd), "ignore": int(mask.crowd)}
+        for id, mask in enumerate(truth, start=1)
+    ]
+    evaluation._dts[_KEY] = [
+        {"id": id, "area": float(coco.area(mask.rle)), "score": mask.score} for id, mask in enumerate(found, start=1)
+    ]
+    evaluation.ious[_KEY] = overlaps if overlaps.size else []
+    nothing = {
+        "dtMatches": np.zeros((len(IOU_THRESHOLDS), 0)),
+        "dtIgnore": np.zeros((len(IOU_THRESHOLDS), 0)),
+        "gtIgnore": np.zeros(0),
+    }
+    ranges = evaluation.params.areaRng
+    return _Evaluated([evaluation.evaluateImg(*_KEY, area, most) or nothing for area in ranges])

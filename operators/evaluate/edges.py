@@ -1,0 +1,182 @@
+"""Edges of one image from the model's masks (SAM paper, Sections 7.2 and D.2), and how they match true boundaries."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from segmint.model.automatic.crops import Crop, crop_points
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.proposals import chunks_of, measure, propose
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import upscaling_of
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.evaluate.boundaries import Edges, count_matches, match_edges, thin
+
+TOLERANCE = 0.0075
+"""Of the image's diagonal: how far a found edge may be from a true one. The BSDS benchmark's."""
+
+THRESHOLDS = 99
+"""0.01 to 0.99, as in the BSDS benchmark."""
+
+_DRAWN = 4  # masks drawn at once, 4 bytes a pixel each
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
+
+EdgeMap = NDArray[np.float32]
+"""(height, width) float32 from 0 to 1, the strength of the edges."""
+
+
+def edge_settings(points_per_side: int = 16) -> MaskSettings:
+    """Return the paper's settings: no crops, no filter by predicted IoU or stability, NMS at the usual 0.7.
+
+    `points_per_side`: of the grid of points; the paper's is 16, which gives 768 masks before NMS.
+    """
+    return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+
+
+def thresholds(count: int = THRESHOLDS) -> NDArray[np.float64]:
+    """Return evenly spaced thresholds between 0 and 1, without both: (count,)."""
+    return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class EdgeCounts:
+    """Edge pixels of an image at each threshold, (K,) int64 each.
+
+    Attributes:
+        found_matched: found ones that match a true edge of at least one annotator.
+        found: all found ones.
+        true_matched: true ones that match a found edge, summed over annotators.
+        true: all true ones, summed over annotators.
+    """
+
+    found_matched: NDArray[np.int64]
+    found: NDArray[np.int64]
+    true_matched: NDArray[np.int64]
+    true: NDArray[np.int64]
+
+
+def count_edges(edges: EdgeMap, truths: Sequence[Edges], cuts: NDArray[np.float64], tolerance: float) -> EdgeCounts:
+    """Match an edge map at each threshold with the thinned boundaries of each annotator.
+
+    `cuts`: ascending thresholds, (K,). `tolerance`: as a share of the diagonal.
+    """
+    pixels = tolerance * math.hypot(*edges.shape)
+    counts = np.zeros((4, len(cuts)), dtype=np.int64)
+    counts[3] = sum(int(np.count_nonzero(truth)) for truth in truths)
+    last: Edges | None = None
+    for index, cut in enumerate(cuts):
+        found = edges >= cut
+        if last is not None and np.array_equal(found, last):
+            counts[:3, index] = counts[:3, index - 1]
+            continue
+        last = found
+        counts[:3, index] = _count_at(thin(found), truths, pixels)
+    return EdgeCounts(*counts)
+
+
+def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int, int, int]:
+    total = int(np.count_nonzero(found))
+    if len(truths) == 1:
+        pairs = count_matches(found, truths[0], pixels)
+        return pairs, total, pairs
+    # Which of the found pixels match matters only here: one that several annotators drew counts once.
+    matched, pairs = np.zeros(found.shape, dtype=np.bool_), 0
+    for truth in truths:
+        of_found, of_truth = match_edges(found, truth, pixels)
+        matched |= of_found
+        pairs += int(np.count_nonzero(of_truth))
+    return int(np.count_nonzero(matched)), total, pairs
+
+
+@torch.inference_mode()
+def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> EdgeMap:
+    """Return the edges of an image, in its frame.
+
+    Masks from a grid of points without filters go through NMS. Of each, the Sobel gradient of its probabilities (the
+    sigmoid of its logits) is taken on the pixels just outside it, and of all masks the largest. The result is
+    normalized and thinned by `suppress`.
+    """
+    strength = np.zeros(embedding.frame_size, dtype=np.float32)
+    across, down = np.zeros_like(strength), np.zeros_like(strength)
+    logits = _masks(predictor, embedding, settings)
+    for start in range(0, len(logits), _DRAWN):
+        drawn = predictor.upscale(logits[start : start + _DRAWN, None], embedding)[:, 0]
+        for one, probabilities in zip(drawn.gt(0).cpu().numpy(), drawn.sigmoid().cpu().numpy(), strict=True):
+            _draw_outline(one, probabilities, strength, across, down)
+    if (span := strength.max() - strength.min()) > 0:
+        strength = (strength - strength.min()) / span
+    return suppress(strength, across, down)
+
+
+def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> torch.Tensor:
+    """Low-resolution logits, (N, 256, 256), of the grid's masks that NMS leaves."""
+    height, width = embedding.frame_size
+    crop = Crop(0, (0, 0, width, height))
+    upscaling, plan = upscaling_of(predictor, embedding), predictor.plan_points(embedding)
+    points = crop_points(crop, settings.points_per_side)
+    found, boxes, scores = [], [], []
+    for chunk in chunks_of(points, settings.chunk_on("cpu")):
+        proposals, _ = propose(predictor, embedding, plan, chunk, settings)
+        # Without filters, all of them are measured, in their order.
+        measured, _ = measure(upscaling, proposals, crop, embedding.frame_size, settings)
+        found.append(proposals.low_res_logits)
+        boxes.append(measured.boxes)
+        scores.append(measured.predicted_iou)
+    kept = nms(np.concatenate(boxes), np.concatenate(scores), settings.box_nms_thresh)
+    logits = torch.cat(found)
+    return logits[torch.from_numpy(kept).to(logits.device)]
+
+
+def _draw_outline(
+    mask: NDArray[np.bool_],
+    probabilities: NDArray[np.float32],
+    strength: NDArray[np.float32],
+    across: NDArray[np.float32],
+    down: NDArray[np.float32],
+) -> None:
+    """Put a mask's gradient, where it is stronger than those before, into the three maps; all are (H, W).
+
+    Only in a window: the mask's box, its outer boundary, and the neighbors that the filter takes.
+    """
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return
+    window = slice(max(0, y - 2), y + height + 2), slice(max(0, x - 2), x + width + 2)
+    pixels = np.ascontiguousarray(mask[window]).view(np.uint8)
+    outside = (cv2.dilate(pixels, _CROSS) > pixels).astype(bool)
+    values = np.ascontiguousarray(probabilities[window])
+    gradient_x = cv2.Sobel(values, cv2.CV_32F, 1, 0, borderType=cv2.BORDER_REPLICATE)
+    gradient_y = cv2.Sobel(values, cv2.CV_32F, 0, 1, borderType=cv2.BORDER_REPLICATE)
+    size = np.hypot(gradient_x, gradient_y)
+    stronger = outside & (size > strength[window])
+    for whole, part in ((strength, size), (across, gradient_x), (down, gradient_y)):
+        whole[window][stronger] = part[stronger]
+
+
+def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.float32]) -> EdgeMap:
+    """Keep the pixels that are no weaker than their two neighbors along the gradient (Canny, PAMI 8(6), 1986).
+
+    `across` and `down` are the gradient in x and y at each pixel. Between pixels the strength is interpolated. Of two
+    equal neighbors one is kept.
+    """
+    y, x = np.nonzero(strength)
+    right, below = across[y, x].astype(np.float64), down[y, x].astype(np.float64)
+    length = np.maximum(np.abs(right), np.abs(below))
+    # The same way for both directions of a gradient, so that of two equal pixels the same one stays.
+    turned = (right < 0) | ((right == 0) & (below < 0))
+    step = np.where(turned, -1, 1) / np.where(length > 0, length, 1)
+    right, below = right * step, below * step
+    values = strength[y, x]
+    ahead, behind = (
+        map_coordinates(strength, (y + sign * below, x + sign * right), order=1, mode="constant") for sign in (1, -1)
+    )
+    kept = (values > ahead) & (values >= behind)
+    thinned = np.zeros_like(strength)
+    thinned[y[kept], x[kept]] = values[kept]
+    return thinned

@@ -1,0 +1,43 @@
+"""Object proposals of one image, and how many masks taken as truth they find (SAM paper, Section 7.3 and D.3)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.generator import Found, MaskGenerator
+from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.evaluate.coco_matching import FoundMask
+
+LIMITS = (10, 100, 1000)
+"""Average recall is reported for so many proposals an image."""
+
+
+def proposal_settings(points_per_side: int = 64) -> MaskSettings:
+    """Return the paper's settings: no crops, no filter by predicted IoU or stability, an NMS threshold of 0.9.
+
+    `points_per_side`: of the grid of points; the paper's is 64.
+    """
+    return MaskSettings.official(
+        points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
+    )
+
+
+def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[FoundMask]:
+    """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB; `generator` has `proposal_settings`."""
+    return rank(generator.find(image))
+
+
+def rank(found: Found) -> list[FoundMask]:
+    """Return the 1,000 best masks, best first, by the mean of predicted IoU and stability score.
+
+    Empty masks are left out: they have no stability, and no mask taken as truth matches them.
+    """
+    masks = found.candidates
+    scores = (masks.predicted_iou.astype(np.float64) + masks.stability) / 2
+    order = [index for index in np.argsort(-scores, kind="stable") if masks.patches[index].area]
+    return [_found_mask(masks, index, float(scores[index]), found.frame_size) for index in order[: LIMITS[-1]]]
+
+
+def _found_mask(masks: Candidates, index: int, score: float, frame_size: tuple[int, int]) -> FoundMask:
+    rle = masks.patches[index].encode(frame_size)
+    return FoundMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)
