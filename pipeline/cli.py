@@ -14,6 +14,7 @@ from segmint.pipeline.commands.build import build
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
+from segmint.pipeline.commands.engine import evaluate
 from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
@@ -38,7 +39,7 @@ for command in (
 ):
     app.command()(command)
 app.command()(version)
-for group in (catalog, assets, study):
+for group in (catalog, assets, study, evaluate):
     app.add_typer(group.app)
 
 

@@ -14,6 +14,7 @@ from segmint.model.device.resize import resize_on_device
 from segmint.model.device.transfers import upload
 from segmint.model.sam import point_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
+from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
 from segmint.model.sam.preprocess import resize, resized_size
 from segmint.model.sam.prompt_encoder import PromptEmbedding
@@ -120,15 +121,19 @@ class Predictor:
         subpart), else one. Raises ValueError without any prompt, and for wrong shapes or values, naming what
         was expected.
         """
-        prompts = check_prompts(points, labels, boxes, masks)
-        with torch.inference_mode():
-            logits, ious = self.sam.mask_decoder(
-                embedding.features,
-                self.sam.prompt_encoder.dense_positions(),
-                self._embed_prompts(prompts, embedding),
-                multimask,
-            )
-            return Masks(logits.float(), ious.float())
+        chosen = range(1, MASK_TOKENS) if multimask else range(1)
+        return self._decode(embedding, check_prompts(points, labels, boxes, masks), chosen)
+
+    def predict_all(
+        self,
+        embedding: Embedding,
+        points: Array | None = None,
+        labels: Array | None = None,
+        boxes: Array | None = None,
+        masks: Array | None = None,
+    ) -> Masks:
+        """Predict as `predict`, four masks a prompt: the one without `multimask`, then the three with it."""
+        return self._decode(embedding, check_prompts(points, labels, boxes, masks), range(MASK_TOKENS))
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """What all single points on one image share: computed once, for `decode_points`."""
@@ -175,6 +180,16 @@ class Predictor:
             return F.interpolate(
                 square[..., :height, :width], embedding.frame_size, mode="bilinear", align_corners=False
             )
+
+    def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> Masks:
+        with torch.inference_mode():
+            logits, ious = self.sam.mask_decoder.decode(
+                embedding.features,
+                self.sam.prompt_encoder.dense_positions(),
+                self._embed_prompts(prompts, embedding),
+                chosen,
+            )
+            return Masks(logits.float(), ious.float())
 
     def _embed_prompts(self, prompts: Prompts, embedding: Embedding) -> PromptEmbedding:
         prompts = prompts.to(self.sam.device, self.sam.dtype).scaled(

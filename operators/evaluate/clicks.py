@@ -1,0 +1,88 @@
+"""Where an annotator would click next: the points of the SAM paper's interactive evaluation (Appendix D).
+
+Regions are (H, W) bool. Image borders count as borders of a region: see docs/decisions/0020-clicks.md.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segmint.model.training.noise import draw_keys, highest_pixels
+
+Bools = NDArray[np.bool_]
+
+
+class Click(NamedTuple):
+    """A click on a pixel, counted from 0; `label` is 1 for foreground and 0 for background."""
+
+    x: int
+    y: int
+    label: int
+
+
+class Deepest(NamedTuple):
+    """The pixel of a region that is farthest from its boundary, with the distance in pixels."""
+
+    x: int
+    y: int
+    distance: float
+
+
+def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> Deepest | None:
+    """Return the pixel farthest from the region's boundary, the topmost, then leftmost of equal ones.
+
+    The distance is the Euclidean one to the nearest pixel outside the region, where all pixels outside the image are.
+    Pixels `without` are not returned, but belong to the region. None if no pixel is left.
+    """
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not rows.size:
+        return None
+    top, left = int(rows[0]), int(columns[0])
+    # Around a region's box no pixel is in it, so that none outside the box is nearer than those.
+    part = np.pad(region[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8), 1)
+    distances = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    for click in without:
+        x, y = click.x - left, click.y - top
+        if 0 <= y < distances.shape[0] and 0 <= x < distances.shape[1]:
+            distances[y, x] = 0
+    place = int(distances.argmax())
+    y, x = divmod(place, distances.shape[1])
+    distance = float(distances[y, x])
+    return Deepest(left + x, top + y, distance) if distance > 0 else None
+
+
+def center_click(mask: Bools) -> Click:
+    """Return the first click: the pixel farthest from the mask's boundary. Raises ValueError for an empty mask."""
+    found = deepest_pixel(mask)
+    if found is None:
+        raise ValueError("the mask has no pixels: expected one or more")
+    return Click(found.x, found.y, 1)
+
+
+def random_click(mask: Bools, seed: int, number: int) -> Click:
+    """Return a pixel drawn uniformly from the mask, keyed by a seed and the mask's number, each from 0 to 2^63 - 1.
+
+    Raises ValueError for an empty mask.
+    """
+    place = int(highest_pixels(torch.from_numpy(mask[None]), draw_keys(seed, 0, [number], 0))[0])
+    if place < 0:
+        raise ValueError("the mask has no pixels: expected one or more")
+    y, x = divmod(place, mask.shape[1])
+    return Click(x, y, 1)
+
+
+def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
+    """Return the pixel farthest from the boundary of the region that is missing, or of the one that is too much.
+
+    It is in the region whose pixel is farther, and in that which is too much if both are equal; a pixel is never
+    clicked `before` and again. None if there is no error to click on.
+    """
+    missing = deepest_pixel(truth & ~predicted, before)
+    too_much = deepest_pixel(predicted & ~truth, before)
+    if missing is not None and (too_much is None or missing.distance > too_much.distance):
+        return Click(missing.x, missing.y, 1)
+    return None if too_much is None else Click(too_much.x, too_much.y, 0)

@@ -1,0 +1,131 @@
+"""`segmint evaluate`: weights against masks that are taken as truth, without training on them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segmint.infra.errors import UsageError
+from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
+from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+from segmint.pipeline.evaluate.kinds import Chosen
+
+if TYPE_CHECKING:
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+
+app = typer.Typer(name="evaluate", help="Measure weights against masks that people made.", no_args_is_help=True)
+
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATASET|FILE", help="Datasets; COCO files or folders of label maps, with --images. Paths or URIs."
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--images", metavar="DIR", help="The images of the files: one folder for all, or one for each."),
+]
+ChosenMasks = Annotated[Chosen, typer.Option("--truth", help="Of datasets: which masks are the truth.")]
+Ignore = Annotated[
+    list[int] | None,
+    typer.Option("--ignore", metavar="N", help="Of label maps: a number that is no mask, besides 0; repeatable."),
+]
+WeightsNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME|PATH",
+        help="mobile_sam (default), vit_b, vit_l, vit_h, or a checkpoint; twice: the second minus the first.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="DIR", help="Write results.parquet, evaluation.json and index.html there."),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")]
+Precision = Annotated[str, typer.Option(metavar="fp32|bf16", help="bf16 is faster on GPUs that have it.")]
+OnRay = Annotated[
+    bool | None,
+    typer.Option(
+        "--ray/--no-ray", help="Compute in Ray's actors, or in this process; default: Ray from 500 images on."
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of random clicks, intervals and tests.")]
+
+
+@app.command()
+@guarded
+@needs("report")
+def points(
+    targets: Targets,
+    images: Images = None,
+    truth: ChosenMasks = Chosen.HUMAN,
+    ignore: Ignore = None,
+    weights: WeightsNames = None,
+    clicks: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Numbers of clicks after which masks are measured; from 1 on.")
+    ] = "1,2,3,5,9",
+    first_click: Annotated[
+        FirstClick | None,
+        typer.Option(help="center: farthest from the mask's boundary; random: default with --groups."),
+    ] = None,
+    several_clicks: Annotated[
+        SeveralClicks,
+        typer.Option(help="Output for two clicks or more: the single mask, or the best of three by predicted IoU."),
+    ] = SeveralClicks.SINGLE,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|FILE",
+            help="Compare groups: a column of the images, label or source of masks, or a .csv or .parquet of image_id "
+            "or annotation_id and a label.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Click on each mask as the SAM paper does: mIoU after 1, 2, 3, 5 and 9 clicks, and the best of three masks."""
+    from segmint.pipeline.evaluate.points.points import PointsOptions, evaluate_points
+
+    settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
+    model, storage = model_options(weights, device, precision, ray, config)
+    options = PointsOptions(truth_options(targets, images, truth, ignore), model, settings, first_click, groups, output)
+    answer_with(evaluate_points(options, storage), as_json)
+
+
+def parse_clicks(text: str) -> tuple[int, ...]:
+    """Parse "1,3,5"; raises `UsageError` for anything but ascending numbers that begin with 1."""
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 4]
+    if len(numbers) != len(parts) or numbers[:1] != [1] or sorted(set(numbers)) != numbers:
+        raise UsageError(f"--clicks {text!r}: expected ascending numbers that begin with 1, as in 1,2,3,5,9")
+    return tuple(numbers)
+
+
+def truth_options(
+    targets: list[str], images: list[str] | None, chosen: Chosen, ignore: list[int] | None
+) -> "TruthOptions":
+    """Return the options of every evaluation that say what the truth is."""
+    from segmint.pipeline.evaluate.setup import TruthOptions
+
+    return TruthOptions(tuple(targets), tuple(images or ()), chosen, tuple(ignore or ()))
+
+
+def model_options(
+    weights: list[str] | None, device: str, precision: str, ray: bool | None, config: str | None
+) -> "tuple[ModelOptions, Storage]":
+    """Return the options of every evaluation that say what is computed where, and access to stores."""
+    from segmint.pipeline.config.config import ResourcesConfig
+    from segmint.pipeline.evaluate.run import RunOptions
+    from segmint.pipeline.evaluate.setup import ModelOptions
+
+    build, storage = build_of(config)
+    run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)
+    return ModelOptions(tuple(weights or ["mobile_sam"]), device, precision, run), storage

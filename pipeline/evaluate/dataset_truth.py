@@ -1,0 +1,213 @@
+"""The masks of a segmint dataset as truth: a part is a shard, and pixels are the released ones."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation, Sample
+from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.infra.wording import listed
+from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
+from segmint.operators.decoding import UndecodableError
+from segmint.operators.images import decode_jpeg
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.pipeline.evaluate.kinds import DATASET, Chosen
+from segmint.pipeline.evaluate.truth import (
+    Decoders,
+    LeftOut,
+    PendingImage,
+    Truth,
+    TruthImage,
+    TruthMask,
+    UnreadableTruthError,
+    empty_lines,
+)
+
+_THREADS = 16
+_AHEAD = 64
+
+
+SOURCES_OF: Mapping[Chosen, tuple[str, ...]] = {
+    Chosen.HUMAN: tuple(source for source in SOURCES if source != AUTOMATIC),
+    Chosen.AUTOMATIC: (AUTOMATIC,),
+    Chosen.ALL: SOURCES,
+}
+"""The sources of these masks; a mask without a source is automatic."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the table of masks says of a mask."""
+
+    source: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """A shard's images that have masks of the wanted sources; `only` are ids of images, None for all of them."""
+
+    dataset: Location
+    truth: int
+    shard: int
+    images: int
+    sources: tuple[str, ...]
+    columns: tuple[str, ...]
+    only: frozenset[int] | None
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages."""
+        return f"shard {self.shard}"
+
+    def pending(self) -> Iterator[PendingImage]:
+        """The shard's images in order; raises `SegmintError` if a file of it cannot be read."""
+        dataset = Dataset.open(self.dataset)
+        commit = next(iter(dataset.commits(only=[self.shard])), None)
+        if commit is None:
+            raise DamagedDatasetError(f"shard {self.shard} is not committed any more")
+        told = _told(dataset, commit, self.sources, self.only)
+        for sample in dataset.shard(commit, ids=told.keys()):
+            yield PendingImage(
+                str(sample.row.get("image_id", sample.id)),
+                image_name(sample.id),
+                partial(self._load, sample, told[sample.id]),
+            )
+
+    def _load(self, sample: Sample, told: Mapping[int, _Told], decoders: Decoders) -> TruthImage:
+        if sample.jpeg is None:
+            raise UnreadableTruthError("the dataset holds only its annotations, not its pixels")
+        try:
+            pixels = decoders.own.run(decode_jpeg, sample.jpeg)
+            masks = [_mask(mask, told[mask.id]) for mask in sample.masks if mask.id in told]
+        except (UndecodableError, UnreadableMaskError) as error:
+            raise UnreadableTruthError(str(error)) from error
+        size = (sample.row["height"], sample.row["width"])
+        if pixels.shape[:2] != size:
+            raise UnreadableTruthError(
+                f"its JPEG is {pixels.shape[1]} x {pixels.shape[0]}, its row {size[1]} x {size[0]}"
+            )
+        return TruthImage(
+            self.truth,
+            str(sample.row.get("image_id", sample.id)),
+            image_name(sample.id),
+            pixels,
+            [mask for mask in masks if mask.area],
+            empty_lines(masks),
+            {name: sample.row.get(name) for name in self.columns},
+        )
+
+
+def open_dataset_truth(
+    location: Location,
+    number: int,
+    chosen: Chosen = Chosen.HUMAN,
+    columns: Sequence[str] = (),
+    only: Collection[int] | None = None,
+) -> Truth:
+    """Plan the evaluation of a dataset; `number` is its place among the truths, `columns` those of its images to keep.
+
+    Only shards with such masks become parts; the tables of masks are read for that, no image is. `only` are ids of
+    images. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
+    """
+    dataset = Dataset.open(location)
+    if dataset.manifest.identity.get("release", {}).get("format") == "annotations":
+        raise UsageError(f"{location} holds only annotations: an evaluation needs the pixels of its images")
+    ids = None if only is None else frozenset(only)
+    sources = SOURCES_OF[chosen]
+    parts: list[ShardPart] = []
+    left_out: list[LeftOut] = []
+    for commit, found in map_ahead(partial(_plan, dataset, sources, ids), dataset.commits(), _THREADS, _AHEAD, "truth"):
+        if isinstance(found, str):
+            left_out.append(LeftOut(str(location), f"shard {commit.shard}", found))
+        elif found:
+            parts.append(ShardPart(location, number, commit.shard, found, sources, tuple(columns), ids))
+    if not parts and not left_out:
+        raise UsageError(_no_masks(location, chosen, ids is not None))
+    if parts and columns:
+        _check_columns(dataset, parts[0].shard, columns)
+    version = name_now(location)
+    facts: dict[str, Any] = {
+        "truth": chosen.value,
+        "digest": version.digest,
+        "version": version.number,
+        "name": dataset.manifest.name,
+    }
+    return Truth(str(location), DATASET, parts, facts, left_out)
+
+
+def _no_masks(location: Location, chosen: Chosen, restricted: bool) -> str:
+    among = " among the images that were asked for" if restricted else ""
+    if chosen is not Chosen.HUMAN:
+        return (
+            f"{location} has no committed mask with source {listed(SOURCES_OF[chosen])}{among}: nothing to evaluate on"
+        )
+    return (
+        f"{location} has no masks that people made{among} (source {', '.join(SOURCES_OF[chosen])}): import some with "
+        "`segmint import`, or take the model's own masks as truth with --truth automatic, which shows how two weights "
+        "differ, not how good they are"
+    )
+
+
+def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None:
+    table = dataset.table(next(iter(dataset.commits(only=[shard]))), "images")
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise UsageError(
+            f"the images of {dataset.location} have no column {missing[0]!r}: expected one of "
+            f"{', '.join(table.column_names)}, or label or source of a mask, or a file of groups"
+        )
+
+
+def _plan(
+    dataset: Dataset, sources: tuple[str, ...], only: frozenset[int] | None, commit: Commit
+) -> tuple[Commit, int | str]:
+    """How many images of a shard have such masks; why it cannot be read."""
+    try:
+        return commit, len(_told(dataset, commit, sources, only))
+    except DamagedDatasetError as error:
+        return commit, str(error)
+
+
+def _told(
+    dataset: Dataset, commit: Commit, sources: tuple[str, ...], only: frozenset[int] | None
+) -> dict[int, dict[int, _Told]]:
+    """The masks of these sources by image id and annotation id."""
+    if not commit.counts.get("masks", 1):
+        return {}
+    table = dataset.table(commit, "masks")
+    missing = [name for name in ("id", "annotation_id") if name not in table.column_names]
+    if missing:
+        raise DamagedDatasetError(f"the table of masks of shard {commit.shard} has no column {missing[0]}")
+    count = table.num_rows
+    source = table["source"] if "source" in table.column_names else pa.nulls(count, pa.string())
+    label = table["label"] if "label" in table.column_names else pa.nulls(count, pa.string())
+    flat = pa.table(
+        {
+            "id": table["id"],
+            "annotation_id": table["annotation_id"],
+            "source": pc.fill_null(source, AUTOMATIC),
+            "label": label,
+        }
+    )
+    flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
+    if only is not None:
+        flat = flat.filter(pc.is_in(flat["id"], value_set=pa.array(sorted(only), pa.int64())))
+    told: dict[int, dict[int, _Told]] = {}
+    for row in flat.to_pylist():
+        told.setdefault(row["id"], {})[row["annotation_id"]] = _Told(row["source"], row["label"])
+    return told
+
+
+def _mask(mask: MaskAnnotation, told: _Told) -> TruthMask:
+    rle = checked_rle({"size": list(mask.size), "counts": mask.counts})
+    return TruthMask(mask.id, rle, mask.area, told.label, told.source)

@@ -1,0 +1,218 @@
+"""Masks in files of others as truth: a COCO file, or a folder of label maps, beside a folder of images."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
+from segmint.operators.annotations.coco import parse_coco, read_coco
+from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask
+from segmint.operators.annotations.label_maps import (
+    ENDINGS,
+    UnreadableMapError,
+    label_masks,
+    pair_by_stem,
+    read_label_map,
+)
+from segmint.operators.decoding import UndecodableError
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.pipeline.evaluate.kinds import COCO, LABEL_MAPS
+from segmint.pipeline.evaluate.truth import (
+    Decoders,
+    LeftOut,
+    PendingImage,
+    Pixels,
+    Truth,
+    TruthImage,
+    TruthMask,
+    UnreadableTruthError,
+    empty_lines,
+)
+
+PART_IMAGES = 16
+"""Images of a part of a file."""
+
+_ANY_SIZE = IngestConfig(min_short_side=1)
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_LARGEST_MAP = 1 << 30  # bytes
+
+
+def decode_upright(data: bytes) -> Pixels:
+    """Decode a picture of anybody as a build does: (H, W, 3) uint8 RGB, upright; raises `RejectedError`."""
+    return ingest(data, _ANY_SIZE).image
+
+
+@dataclass(frozen=True)
+class CocoPart:
+    """Some images of a COCO file."""
+
+    folder: Location
+    truth: int
+    annotated: tuple[AnnotatedImage, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages."""
+        return f"the images from {self.annotated[0].name} on"
+
+    @property
+    def images(self) -> int:
+        """How many images it has."""
+        return len(self.annotated)
+
+    def pending(self) -> Iterator[PendingImage]:
+        """The images in the file's order."""
+        for image in self.annotated:
+            yield PendingImage(_id_of(image), image.name, partial(self._load, image))
+
+    def _load(self, image: AnnotatedImage, decoders: Decoders) -> TruthImage:
+        pixels = _read_pixels(self.folder, image.name, decoders)
+        masks, left_out = _masks(image.masks, pixels)
+        return TruthImage(self.truth, _id_of(image), image.name, pixels, masks, [*image.unreadable, *left_out])
+
+
+@dataclass(frozen=True)
+class LabelMapsPart:
+    """Some pairs of images and label maps, by name below their folders."""
+
+    folder: Location
+    maps: Location
+    truth: int
+    pairs: tuple[tuple[str, str], ...]
+    ignore: frozenset[int]
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages."""
+        return f"the images from {self.pairs[0][0]} on"
+
+    @property
+    def images(self) -> int:
+        """How many images it has."""
+        return len(self.pairs)
+
+    def pending(self) -> Iterator[PendingImage]:
+        """The images in order of their names."""
+        for image, labels in self.pairs:
+            yield PendingImage(PurePosixPath(image).stem, image, partial(self._load, image, labels))
+
+    def _load(self, image: str, name: str, decoders: Decoders) -> TruthImage:
+        try:
+            labels = read_label_map((self.maps / name).read(max_bytes=_LARGEST_MAP), name)
+        except UnreadableMapError as error:
+            raise UnreadableTruthError(f"its label map {name}: {error}") from error
+        except (NotFoundError, StorageFaultError, OSError) as error:
+            raise UnreadableTruthError(f"its label map cannot be read: {error}") from error
+        pixels = _read_pixels(self.folder, image, decoders)
+        masks, left_out = _masks(label_masks(labels, self.ignore), pixels, labels)
+        stem = PurePosixPath(image).stem
+        return TruthImage(self.truth, stem, image, pixels, masks, left_out, label_map=labels, ignore=self.ignore)
+
+
+def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
+    """Plan the evaluation of a COCO file whose images lie in `folder`; `number` is its place among the truths.
+
+    Images without a mask are not evaluated. Raises `UsageError` if it is no COCO file, or has no mask at all.
+    """
+    try:
+        data = file.read()
+    except NotFoundError as error:
+        raise UsageError(f"{file}: no such file or dataset") from error
+    found = read_coco(parse_coco(data, str(file)))
+    names = [image.name for image in found.images]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    left_out = [LeftOut(str(file), "", why) for why in found.unreadable]
+    annotated = []
+    for image in found.images:
+        if image.name in twice:
+            left_out.append(LeftOut(str(file), image.name, "several images of the file have this name"))
+        elif image.masks:
+            annotated.append(image)
+        else:
+            left_out += [LeftOut(str(file), image.name, why) for why in image.unreadable]
+    if not annotated:
+        raise UsageError(
+            f"{file} has no mask to evaluate on, in {counted(len(names), 'image')}"
+            + "".join(f"\n  {each}" for each in left_out[:5])
+        )
+    parts = [
+        CocoPart(folder, number, tuple(annotated[start : start + PART_IMAGES]))
+        for start in range(0, len(annotated), PART_IMAGES)
+    ]
+    facts = {"sha256": hashlib.sha256(data).hexdigest(), "images": str(folder)}
+    return Truth(str(file), COCO, parts, facts, left_out)
+
+
+def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
+    """Plan the evaluation of label maps in a folder `maps`, each of the image of the same stem in `folder`.
+
+    `ignore` are numbers that are no masks, apart from 0. Raises `UsageError` if no map has an image.
+    """
+    labels = _names(maps, ENDINGS)
+    if not labels:
+        raise UsageError(
+            f"{maps} is neither a dataset, nor a COCO file (.json), nor a folder of label maps ({', '.join(ENDINGS)})"
+        )
+    paired = pair_by_stem(_names(folder, _PICTURES), labels)
+    left_out = [LeftOut(str(maps), name, f"no image of this name in {folder}") for name in paired.maps_alone]
+    left_out += [LeftOut(str(maps), "", f"several files of one name: {line}") for line in paired.ambiguous]
+    if not paired.pairs:
+        raise UsageError(
+            f"no label map in {maps} has an image of its name in {folder}: expected such as {labels[0]} beside "
+            f"{PurePosixPath(labels[0]).stem}.jpg"
+        )
+    parts = [
+        LabelMapsPart(folder, maps, number, tuple(paired.pairs[start : start + PART_IMAGES]), frozenset(ignore))
+        for start in range(0, len(paired.pairs), PART_IMAGES)
+    ]
+    facts = {"images": str(folder), "ignore": sorted(ignore)}
+    return Truth(str(maps), LABEL_MAPS, parts, facts, left_out)
+
+
+def _names(folder: Location, endings: Sequence[str]) -> list[str]:
+    return [entry.name for entry in folder.list() if PurePosixPath(entry.name).suffix.lower() in endings]
+
+
+def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
+    try:
+        data = (folder / name).read(max_bytes=_ANY_SIZE.max_bytes)
+    except NotFoundError:
+        raise UnreadableTruthError(f"there is no such image in {folder}") from None
+    except (SegmintError, OSError, ValueError) as error:
+        raise UnreadableTruthError(f"the image cannot be read: {error}") from error
+    try:
+        return decoders.foreign.run(decode_upright, data)
+    except UndecodableError as error:
+        raise UnreadableTruthError(f"the image cannot be decoded: {error}") from error
+
+
+def _masks(
+    masks: Sequence[AnnotatedMask], pixels: Pixels, labels: NDArray[np.int64] | None = None
+) -> tuple[list[TruthMask], list[str]]:
+    """The masks that are not empty, and a line for each that is; raises `UnreadableTruthError` for another size."""
+    height, width = pixels.shape[:2]
+    sizes = {(mask.rle["size"][0], mask.rle["size"][1]) for mask in masks}
+    if labels is not None:
+        sizes.add((labels.shape[0], labels.shape[1]))
+    for other in sorted(sizes - {(height, width)}):
+        raise UnreadableTruthError(
+            f"its masks are {other[1]} x {other[0]} pixels, the upright image {width} x {height}"
+        )
+    found = [
+        TruthMask(place if mask.id is None else mask.id, mask.rle, mask.area, mask.label, None, mask.crowd)
+        for place, mask in enumerate(masks)
+    ]
+    return [mask for mask in found if mask.area], empty_lines(found)
+
+
+def _id_of(image: AnnotatedImage) -> str:
+    return image.name if image.id is None else str(image.id)

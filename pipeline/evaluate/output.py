@@ -1,0 +1,77 @@
+"""The folder that an evaluation is written to: results.parquet, evaluation.json and index.html, none over another."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.new_file import put_new_file, refuse_existing
+from segmint.pipeline.evaluate.kinds import DATASET
+from segmint.pipeline.evaluate.truth import Truth
+
+RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
+
+
+class OutputFolder:
+    """Collects the rows of a run in a local file, and puts all files at the end; a context manager.
+
+    Without a `folder` nothing is written. Raises `UsageError` if one of the files is there, or if it is in a dataset
+    among the `truths`, where a takedown would not find it.
+    """
+
+    def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:
+        self._folder = folder
+        self._datasets: list[Location] = []
+        if folder is not None:
+            self._datasets = [Location(folder.storage, truth.name) for truth in truths if truth.kind == DATASET]
+            for dataset in self._datasets:
+                refuse_inside(dataset, folder, "-o")
+            for name in (RESULTS, ANSWER, PAGE):
+                refuse_existing(folder / name)
+        self._scratch = TemporaryDirectory(prefix="segmint-")
+        self._path = Path(self._scratch.name) / RESULTS
+        self._writer = RowGroupWriter(self._path, schema)
+        self._schema = schema
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a folder to write to."""
+        return self._folder is not None
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows of the schema."""
+        if self._folder is not None:
+            self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
+
+    def put(self, answer: Mapping[str, Any], page: str | None) -> None:
+        """Put the files, after noting in each dataset among the truths that they are there; the answer comes last."""
+        if self._folder is None:
+            return
+        self._writer.__exit__(None, None, None)
+        text = json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        files = {RESULTS: self._path}
+        for name, content in ((PAGE, page), (ANSWER, text)):
+            if content is not None:
+                files[name] = self._path.with_name(name)
+                files[name].write_text(content, encoding="utf-8")
+        hashes = {name: sha256_of(path) for name, path in files.items()}
+        for dataset in self._datasets:
+            note_output(dataset, "evaluate", self._folder, hashes)
+        for name, path in files.items():
+            put_new_file(self._folder / name, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scratch.cleanup()

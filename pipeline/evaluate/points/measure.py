@@ -1,0 +1,100 @@
+"""The interactive evaluation as a measure: a row for each mask and weights."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.evaluate.points import MaskScores, click_masks
+from segmint.operators.evaluate.settings import PointsSettings
+from segmint.operators.rows import Row
+from segmint.pipeline.evaluate.measure import HEAD
+from segmint.pipeline.evaluate.truth import Truth, TruthImage
+
+_RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
+
+DRAWN = ["truth_rle", "first_rle", "last_rle"]
+"""Columns that a page is drawn from, and that are not kept: the truth, and the model's first and last choice."""
+
+
+@dataclass(frozen=True)
+class PointsMeasure:
+    """Click on each mask that is no crowd. `group_by` names a column of the images, or `label` or `source` of masks."""
+
+    settings: PointsSettings = field(default_factory=PointsSettings)
+    group_by: str | None = None
+
+    name = "points"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`HEAD`, what the mask is, and its scores after each number of clicks."""
+        scores = [pa.field(f"{kind}_{count}", pa.float64()) for kind in SCORES for count in self.settings.clicks]
+        return pa.schema(
+            [
+                *HEAD,
+                pa.field("mask", pa.int64(), nullable=False),  # id of the annotation
+                pa.field("label", pa.string()),
+                pa.field("source", pa.string()),
+                pa.field("group", pa.string()),
+                pa.field("area", pa.int64(), nullable=False),  # pixels
+                pa.field("weights", pa.int32(), nullable=False),  # place of the weights in the command, from 0
+                *scores,
+                # in order; label is 1 for foreground and 0 for background
+                pa.field("clicks", pa.list_(pa.struct([("x", pa.int32()), ("y", pa.int32()), ("label", pa.int8())]))),
+                *(pa.field(name, _RLE) for name in DRAWN),
+            ]
+        )
+
+    def check(self, truths: Sequence[Truth]) -> None:
+        """Any truth will do."""
+
+    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+        """Click on the image's masks with each model; raises ValueError if it has none."""
+        masks = [mask for mask in image.masks if not mask.crowd]
+        if not masks:
+            raise ValueError("it has no mask to click on")
+        rles = [mask.rle for mask in masks]
+        numbers = [_number(image.name, mask.id) for mask in masks]
+        by_model = [click_masks(model, model.embed(image.pixels), rles, numbers, self.settings) for model in models]
+        group = [self._group(image, mask.label, mask.source) for mask in masks]
+        return [
+            {
+                "mask": mask.id,
+                "label": mask.label,
+                "source": mask.source,
+                "group": group[place],
+                "area": mask.area,
+                "weights": weights,
+                **self._scores(scores[place]),
+                "clicks": [click._asdict() for click in scores[place].clicks],
+                **dict(zip(DRAWN, (mask.rle, scores[place].first, scores[place].last), strict=True)),
+            }
+            for place, mask in enumerate(masks)
+            for weights, scores in enumerate(by_model)
+        ]
+
+    def _scores(self, scores: MaskScores) -> Row:
+        values = (scores.iou, scores.oracle, scores.predicted)
+        return {
+            f"{kind}_{count}": value
+            for kind, each in zip(SCORES, values, strict=True)
+            for count, value in zip(self.settings.clicks, each, strict=True)
+        }
+
+    def _group(self, image: TruthImage, label: str | None, source: str | None) -> str | None:
+        if self.group_by is None:
+            return None
+        value = {**image.columns, "label": label, "source": source}.get(self.group_by)
+        return None if value is None else str(value)
+
+
+SCORES = ("iou", "oracle", "predicted")
+"""What is measured: the model's choice, the best of its three masks, and its own estimate of its choice."""
+
+
+def _number(image: str, mask: int) -> int:
+    """A mask's number for random clicks: the same wherever its dataset lies."""
+    return int.from_bytes(hashlib.sha256(f"{image}\0{mask}".encode()).digest()[:8]) >> 1

@@ -1,0 +1,139 @@
+"""The scores of an evaluation by image: what means, intervals and tests are computed from."""
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from segmint.operators.rows import Row
+from segmint.pipeline.evaluate.measure import PartResult
+from segmint.pipeline.evaluate.points.measure import DRAWN
+from segmint.pipeline.evaluate.truth import LeftOut
+
+Floats = NDArray[np.float64]
+
+WORST = 12
+"""Masks that a page draws."""
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Sums of scores over the masks of each image, or of each image and group: U units.
+
+    `measures` are the M scores by name, such as `iou_1`; W weights. `counts` (U,) are masks, `sums` (U, W, M).
+    """
+
+    measures: tuple[str, ...]
+    truth: NDArray[np.int64]
+    image_id: tuple[str, ...]
+    group: tuple[str | None, ...]
+    counts: Floats
+    sums: Floats
+
+    @property
+    def masks(self) -> int:
+        """All masks."""
+        return int(self.counts.sum())
+
+    def column(self, measure: str) -> int:
+        """The place of a measure."""
+        return self.measures.index(measure)
+
+    def of(self, chosen: NDArray[np.bool_]) -> "ImageScores":
+        """Some of the units, (U,) bool."""
+        places = np.flatnonzero(chosen).tolist()
+        return ImageScores(
+            self.measures,
+            self.truth[places],
+            tuple(self.image_id[place] for place in places),
+            tuple(self.group[place] for place in places),
+            self.counts[places],
+            self.sums[places],
+        )
+
+    def by_image(self) -> "ImageScores":
+        """The units of each image together; the groups are None."""
+        keys: dict[tuple[int, str], int] = {}
+        for truth, image in zip(self.truth.tolist(), self.image_id, strict=True):
+            keys.setdefault((truth, image), len(keys))
+        unit = [keys[key] for key in zip(self.truth.tolist(), self.image_id, strict=True)]
+        counts, sums = np.zeros(len(keys)), np.zeros((len(keys), *self.sums.shape[1:]))
+        np.add.at(counts, unit, self.counts)
+        np.add.at(sums, unit, self.sums)
+        truths = np.array([truth for truth, _ in keys], np.int64)
+        return ImageScores(self.measures, truths, tuple(image for _, image in keys), (None,) * len(keys), counts, sums)
+
+    def differences(self, first: int = 0, second: int = 1) -> Floats:
+        """The second weights' sums minus the first's, (U, M): for means and tests with `counts`."""
+        difference: Floats = self.sums[:, second] - self.sums[:, first]
+        return difference
+
+
+@dataclass(frozen=True, order=True)
+class WorstMask:
+    """A mask with a low score; `part` is the place of its part in the run, `row` its row of results."""
+
+    badness: float
+    order: int
+    part: int = field(compare=False)
+    row: Row = field(compare=False)
+
+
+@dataclass
+class Collected:
+    """What a run returned: the scores by image and group, the worst masks of each weights, and what was left out."""
+
+    scores: ImageScores
+    worst: list[list[WorstMask]]
+    left_out: list[LeftOut]
+    seconds: float  # of all workers
+
+
+def collect(
+    results: Iterable[PartResult],
+    measures: tuple[str, ...],
+    weights: int,
+    group_of: Callable[[Row], str | None],
+    keep: Callable[[pa.Table], None] = lambda table: None,
+) -> Collected:
+    """Sum up the rows of a run, part by part; `keep` gets the rows of each part, without what only a page draws.
+
+    `group_of` returns the group of a row's mask. Rows of one mask follow one another, a row for each weights. The worst
+    masks are those with the lowest of the first measure.
+    """
+    units: dict[tuple[int, str, str | None], int] = {}
+    counts: list[float] = []
+    sums: list[Floats] = []
+    heaps: list[list[WorstMask]] = [[] for _ in range(weights)]
+    left_out: list[LeftOut] = []
+    seconds, order = 0.0, 0
+    for part, result in enumerate(results):
+        left_out += result.left_out
+        seconds += result.seconds
+        groups = []
+        for row in result.table.to_pylist():
+            group = group_of(row)
+            groups.append(group)
+            place = units.setdefault((row["truth"], row["image_id"], group), len(units))
+            if place == len(counts):
+                counts.append(0.0)
+                sums.append(np.zeros((weights, len(measures))))
+            counts[place] += row["weights"] == 0
+            sums[place][row["weights"]] += [row[name] for name in measures]
+            order -= 1  # of equal ones the first is kept
+            found = WorstMask(-row[measures[0]], order, part, row)
+            (heapq.heappush if len(heaps[row["weights"]]) < WORST else heapq.heappushpop)(heaps[row["weights"]], found)
+        table = result.table.drop_columns(DRAWN)
+        keep(table.set_column(table.schema.get_field_index("group"), "group", pa.array(groups, pa.string())))
+    scores = ImageScores(
+        measures,
+        np.array([truth for truth, _, _ in units], np.int64),
+        tuple(image for _, image, _ in units),
+        tuple(group for _, _, group in units),
+        np.array(counts),
+        np.array(sums).reshape(len(units), weights, len(measures)),
+    )
+    return Collected(scores, [sorted(heap, reverse=True) for heap in heaps], left_out, seconds)

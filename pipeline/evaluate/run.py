@@ -1,0 +1,160 @@
+"""Runs a measure over its truths: in this process, or in Ray's actors; results in the order of the truths."""
+
+import math
+import pickle
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import islice
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
+from segmint.infra.progress import Progress
+from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.evaluate.truth import Truth, TruthPart
+from segmint.pipeline.evaluate.worker import Evaluator
+
+RAY_IMAGES = 500
+"""From so many images on Ray's actors are used, unless the user says otherwise."""
+
+WINDOW_PARTS = 2_000
+"""Parts in one Ray Data execution: the driver holds this many at most."""
+
+STAGES = {"EvaluateParts": "evaluate"}
+"""Part of the operator's name in Ray Data, and the name that progress shows."""
+
+_PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run computes. `ray` None: Ray's actors from `RAY_IMAGES` images on."""
+
+    ray: bool | None = None
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+
+class _Numbered(NamedTuple):
+    """A part with its truth's number."""
+
+    truth: int
+    part: TruthPart
+
+
+def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions) -> Generator[PartResult, None, None]:
+    """Measure all parts; yield their results in order.
+
+    Raises `UsageError` if the measure does not fit the truths or the weights cannot be loaded, and `UnfinishedError`
+    if Ray fails.
+    """
+    task.measure.check(truths)
+    names = [truth.name for truth in truths]
+    parts = [_Numbered(number, part) for number, truth in enumerate(truths) for part in truth.parts]
+    images = sum(truth.images for truth in truths)
+    if options.ray or (options.ray is None and images >= RAY_IMAGES and len(parts) > 1):
+        yield from _by_ray(task, names, parts, options.resources)
+        return
+    with Progress() as progress, Evaluator(task, names) as evaluator:
+        progress.stage("evaluate", images)
+        before = 0
+        for truth, part in parts:
+            yield evaluator.measure(truth, part, partial(_show, progress, before))
+            before += part.images
+
+
+def _show(progress: Progress, before: int, done: int) -> None:
+    progress.update("evaluate", before + done)
+
+
+class EvaluateParts:
+    """The actor that Ray Data runs: pickled parts in, a pickled `PartResult` or error for each out."""
+
+    def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
+        self._task = task
+        self._names = names
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Measure the parts of a block."""
+        results = [self._measure(pickle.loads(part)) for part in parts.column("part").to_pylist()]
+        return pa.table([results], schema=_RESULT)
+
+    def _measure(self, part: _Numbered) -> bytes:
+        try:
+            return pickle.dumps(self._evaluator.measure(part.truth, part.part))
+        except SegmintError as error:  # the driver raises it, as if it had happened there
+            return pickle.dumps(error)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self._task, self._names)
+
+    def __del__(self) -> None:
+        if "_evaluator" in self.__dict__:
+            self._evaluator.close()
+
+
+def _by_ray(
+    task: EvaluateTask, names: Sequence[str], parts: Iterable[_Numbered], resources: ResourcesConfig
+) -> Iterator[PartResult]:
+    import ray.exceptions
+
+    from segmint.infra.ray_session import ray_session
+
+    waiting = iter(parts)
+    with (
+        ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
+        Progress() as progress,
+    ):
+        gpus = int(cluster.gpus) if task.device != "cpu" else 0
+        if task.device.startswith("cuda") and not gpus:
+            raise UsageError("--device cuda was requested, but Ray sees no GPU: use --device cpu")
+        workers = gpus or _cpu_workers(task, cluster.most_workers)
+        # The number of threads would follow from Ray's CPUs of an actor; a GPU's actor takes one GPU.
+        task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
+        while window := list(islice(waiting, WINDOW_PARTS)):
+            try:
+                yield from _window(task, names, window, workers, bool(gpus), progress)
+            except ray.exceptions.RayError as error:
+                raise UnfinishedError(
+                    f"the evaluation was not finished because Ray failed: {last_line(error)}"
+                ) from error
+
+
+def _cpu_workers(task: EvaluateTask, most: int) -> int:
+    from segmint.pipeline.dataset.cpu_actors import actors_that_fit
+
+    return actors_that_fit(most, sum(weights.find().stat().st_size for weights in task.weights))
+
+
+def _window(
+    task: EvaluateTask, names: Sequence[str], window: list[_Numbered], workers: int, on_gpu: bool, progress: Progress
+) -> Iterator[PartResult]:
+    import ray.data
+
+    from segmint.pipeline.execution.stage_watch import watched
+    from segmint.pipeline.execution.stages import RETRIES
+
+    blocks = [pa.table([[pickle.dumps(part)]], schema=_PART) for part in window]
+    workers = min(len(window), workers)
+    results = ray.data.from_arrow(blocks).map_batches(
+        EvaluateParts,
+        fn_constructor_args=(task, list(names)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        udf_modifying_row_count=False,
+        num_cpus=1,
+        num_gpus=1 if on_gpu else None,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    with watched(progress, len(window), math.inf, stages=STAGES):
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for data in table.column("result").to_pylist():
+                result = pickle.loads(data)
+                if isinstance(result, Exception):
+                    raise result
+                yield result
