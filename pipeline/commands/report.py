@@ -28,6 +28,10 @@ def report(
         str | None,
         typer.Option("--study", metavar="FILE.json", help="Show this score of a privacy study (`study score --json`)."),
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Compare masks with this dataset's, or this SA-1B-style folder's."),
+    ] = None,
     config: DetectorConfig = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +41,8 @@ def report(
     from segmint.pipeline.report.report import write_report
 
     build, storage = build_of(config)
-    folder, audited, people = (None if uri is None else Location(storage, uri) for uri in (output, audit, study))
+    given = (output, audit, study, beside)
+    folder, audited, people, other = (None if uri is None else Location(storage, uri) for uri in given)
     options = AuditOptions(sample, build=build)
-    written = write_report(Location(storage, dataset), folder, audited, options, people)
+    written = write_report(Location(storage, dataset), folder, audited, options, people, other)
     answer_with(written, as_json)

@@ -11,11 +11,13 @@ from segmint.catalogs.findings import INTEGRITY
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
 from segmint.pipeline.audit.answer import AuditReport, Checked, Privacy
+from segmint.pipeline.report.beside import beside_values
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
 from segmint.pipeline.report.findings import FoundGroup, groups_of
 from segmint.pipeline.report.samples import Picture
 from segmint.pipeline.report.templates import ASSETS, FILTERS
+from segmint.pipeline.statistics.beside import Beside
 from segmint.pipeline.statistics.masks import LARGE, SMALL
 from segmint.pipeline.statistics.paper import PAPER, PaperDataset, PaperGroup
 from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
@@ -59,8 +61,18 @@ class Verdict:
     areas: tuple[Area, ...]
 
 
-def render_page(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts, pictures: Pictures) -> str:
-    """Return the page as HTML: one file, without scripts, that loads nothing."""
+def render_page(
+    audit: AuditReport,
+    statistics: Statistics,
+    facts: Facts,
+    charts: Charts,
+    pictures: Pictures,
+    beside: Beside | None = None,
+) -> str:
+    """Return the page as HTML: one file, without scripts, that loads nothing.
+
+    `beside` is a comparison with another dataset, if there is one.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -94,6 +106,8 @@ def render_page(audit: AuditReport, statistics: Statistics, facts: Facts, charts
         pictures_why=pictures.why,
         shown=pictures.shown,
         made=made_of(facts),
+        beside=beside,
+        **({} if beside is None else beside_values(beside)),
     )
 
 

@@ -25,13 +25,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of one kind; the longest has the full width. With `has_paper`, rows also have the paper's bar."""
+    """Bars of one kind; the longest has the full width. With `has_paper`, rows also have the bar of `paper`."""
 
     label: str  # what a row is
     value: str  # what its text is
     rows: tuple[Bar, ...]
     has_paper: bool = False
     more: str = ""  # what `Bar.more` is; empty if unused
+    paper: str = "SA-1B"  # what the second bar is of: the paper's dataset, or another
 
     def width(self, share: float | None) -> float:
         """Return the length of a bar in percent of the frame."""
@@ -49,7 +50,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Steps:
-    """A histogram as steps: the share of each bin, 0 to 1, between two of the `edges`."""
+    """A histogram as steps: the share of each bin, 0 to 1, between two of the `edges`.
+
+    `other` are the shares of another dataset, with its name; empty if there is none.
+    """
 
     title: str
     x_label: str
@@ -57,11 +61,13 @@ class Steps:
     edges: tuple[float, ...]
     shares: tuple[float, ...]
     mean: float | None
+    other: tuple[float, ...] = ()
+    other_name: str = ""
 
     @property
     def top(self) -> float:
         """The share at the top of the axis."""
-        return _rounded_up(max(self.shares))
+        return _rounded_up(max(*self.shares, *self.other))
 
     @property
     def x_ticks(self) -> list[Tick]:
@@ -100,10 +106,11 @@ class Steps:
         """The position of each edge, in percent of the frame from the left."""
         return [self._at(index) for index in range(len(self.edges))]
 
-    def path(self, closed: bool = False) -> str:
+    def path(self, closed: bool = False, other: bool = False) -> str:
         """Return the steps as an SVG path in a 100 x 100 frame; `closed` adds the bottom edge."""
         points = []
-        for share, (left, right) in zip(self.shares, pairwise(self.positions), strict=True):
+        shares = self.other if other else self.shares
+        for share, (left, right) in zip(shares, pairwise(self.positions), strict=True):
             height = round(100 - 100 * share / self.top, 2)
             points += [(left, height), (right, height)]
         drawn = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from segmint.pipeline.audit.answer_json import read_audit
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.audit.foreign import audit_foreign
 from segmint.pipeline.audit.versions import check_same_version
+from segmint.pipeline.report.beside import beside_line, measure_beside
 from segmint.pipeline.report.card import card_markdown
 from segmint.pipeline.report.charts import charts_of
 from segmint.pipeline.report.croissant import croissant_json
@@ -33,9 +34,10 @@ from segmint.pipeline.report.findings import images_of
 from segmint.pipeline.report.numbers import numbers_parquet
 from segmint.pipeline.report.page import Pictures, render_page
 from segmint.pipeline.report.samples import choose_images, draw_pictures
+from segmint.pipeline.statistics.beside import Beside
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.statistics.values import Statistics, json_value
 from segmint.pipeline.study.privacy.score import check_sampled, read_score
 
 SAMPLES = 12
@@ -58,10 +60,12 @@ class Report:
     findings_total: int
     version: VersionName | None  # None: data that segmint did not write
     note: str | None = None
+    beside: Beside | None = None  # the comparison with another dataset
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
-        return asdict(self)
+        value: dict[str, Any] = json_value(self)
+        return value
 
     def lines(self) -> list[str]:
         """Return the answer as lines for a person."""
@@ -70,6 +74,7 @@ class Report:
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
             f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
+            *([] if self.beside is None else [beside_line(self.beside)]),
             *([] if self.version is None else [self.version.line()]),
         ]
 
@@ -80,10 +85,12 @@ def write_report(
     audited: Location | None = None,
     options: AuditOptions = AuditOptions(),  # noqa: B008 (a frozen value)
     study: Location | None = None,
+    other: Location | None = None,
 ) -> Report:
     """Audit a dataset, or take the audit in the file `audited`, and write its report.
 
-    `study` is a file with the score of a privacy study of the dataset, which is shown.
+    `study` is a file with the score of a privacy study of the dataset, which is shown. `other` is a dataset, or an
+    SA-1B-style folder, whose masks the report compares with this one's.
 
     It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
     same files. Raises `UsageError` where there is no dataset, where audit or study is of another dataset, for foreign
@@ -97,6 +104,8 @@ def write_report(
         )
     folder = output or dataset / REPORT
     refuse_inside(dataset, folder, "-o")
+    if other is not None:
+        refuse_inside(other, folder, "-o")
     score = None if study is None else check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
         note = None if audited is None else check_same_version(audit, str(audited), dataset)
@@ -104,14 +113,17 @@ def write_report(
         facts = gather_facts(tables, dataset.storage)
         facts = replace(facts, version=audit.version or facts.version, study=score)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
+        beside = None if other is None else measure_beside(tables, statistics, other)
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
         "statistics.json": _json(statistics.to_dict()),
         "statistics.parquet": numbers_parquet(statistics),
         "README.md": card_markdown(audit, statistics, facts, charts).encode(),
-        "index.html": render_page(audit, statistics, facts, charts, pictures).encode(),
+        "index.html": render_page(audit, statistics, facts, charts, pictures, beside).encode(),
     }
+    if beside is not None:
+        files["beside.json"] = _json(beside.to_dict())
     if facts.manifest is not None:
         files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
     for name, data in files.items():
@@ -128,6 +140,7 @@ def write_report(
         findings_total=audit.findings.total,
         version=facts.version,
         note=note,
+        beside=beside,
     )
 
 
