@@ -29,8 +29,6 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from segmint.operators.evaluate.points import PointsSettings, click_masks  # noqa: E402
-
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
@@ -47,6 +45,7 @@ from segmint.model.training.recipe import FINETUNE, Recipe  # noqa: E402
 from segmint.model.training.step import ImageMasks, StepSettings, train_step  # noqa: E402
 from segmint.model.training.targets import fit_targets  # noqa: E402
 from segmint.operators.annotations.image import encode_mask  # noqa: E402
+from segmint.operators.evaluate.points import PointsSettings, click_masks  # noqa: E402
 
 WEIGHTS = "mobile_sam"
 POINTS = PointsSettings(clicks=(1, 3))
