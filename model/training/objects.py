@@ -181,7 +181,7 @@ class _Exported(nn.Module):
 def export_objects_detector(detector: nn.Module, path: str | Path) -> None:
     """Write the detector as TorchScript, as detectors of faces and plates are delivered: see docs/model.md."""
     scripted = torch.jit.script(_Exported(detector).eval())
-    scripted.save(str(path))
+    scripted.save(str(path))  # type: ignore[no-untyped-call]
 
 
 def _group_norm(channels: int, eps: float = 1e-5, **_: Any) -> nn.GroupNorm:
