@@ -88,7 +88,7 @@ def replayed(photographs: Path) -> dict[str, NDArray[np.uint8]]:
 
 
 def coins() -> Scene:
-    """scikit-image's coins, told from the ground by brightness: by Otsu's threshold once the ground is even."""
+    """scikit-image's coins, separated from the ground by Otsu's threshold once the ground is even."""
     gray = np.asarray(data.coins())
     even = gray.astype(np.float64) - ndimage.gaussian_filter(gray.astype(np.float64), 60)
     scaled = cv2.normalize(even, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
