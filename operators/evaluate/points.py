@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as coco
+from torch import Tensor
 
-from segmint.model.sam.predictor import Embedding, Masks, Predictor
-from segmint.operators.annotations.image import CocoRle, encode_mask
+from segmint.model.automatic.boxes import Box, box_of
+from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.tiled_upscaling import upscaling_of
+from segmint.model.automatic.upscaling import Upscaling
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.annotations.image import CocoRle
 from segmint.operators.evaluate.clicks import Bools, Click, center_click, next_click, random_click
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
@@ -50,54 +56,73 @@ def click_masks(
     scores: list[MaskScores] = []
     for start in range(0, len(truths), MASKS_AT_ONCE):
         chosen = slice(start, start + MASKS_AT_ONCE)
-        masks = [
-            _Clicked(_decoded(rle), number, settings)
-            for rle, number in zip(truths[chosen], numbers[chosen], strict=True)
-        ]
+        masks = [_Clicked(rle, number, settings) for rle, number in zip(truths[chosen], numbers[chosen], strict=True)]
         _click(predictor, embedding, masks)
         scores += [mask.scores() for mask in masks]
     return scores
 
 
-def iou_of(mask: Bools, truth: Bools) -> float:
-    """The intersection over union of two masks of one size; 1 if both are empty."""
-    union = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / union if union else 1.0
+class _Truth:
+    """A mask taken as truth, with its inclusive box."""
+
+    def __init__(self, rle: CocoRle) -> None:
+        self.pixels: Bools = np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
+        self.area = np.count_nonzero(self.pixels)
+        self.box: Box = box_of(self.pixels)
+
+    def iou(self, mask: Patch) -> float:
+        """The intersection over union with a predicted mask."""
+        x0, y0, x1, y1 = mask.box
+        common = np.count_nonzero(mask.window() & self.pixels[y0 : y1 + 1, x0 : x1 + 1])
+        return common / (mask.area + self.area - common)
+
+    def next_click(self, mask: Patch, before: Sequence[Click]) -> Click | None:
+        """The next click on a predicted mask; only the pixels of both boxes are looked at."""
+        left, top, right, bottom = mask.box
+        x0, y0 = min(self.box[0], left), min(self.box[1], top)
+        x1, y1 = max(self.box[2], right), max(self.box[3], bottom)
+        truth = self.pixels[y0 : y1 + 1, x0 : x1 + 1]
+        predicted = np.zeros_like(truth)
+        predicted[top - y0 : bottom + 1 - y0, left - x0 : right + 1 - x0] = mask.window()
+        click = next_click(predicted, truth, [Click(x - x0, y - y0, label) for x, y, label in before])
+        return None if click is None else Click(click.x + x0, click.y + y0, click.label)
 
 
 class _Clicked:
     """A mask while it is clicked on."""
 
-    def __init__(self, truth: Bools, number: int, settings: PointsSettings) -> None:
-        self.truth = truth
+    def __init__(self, truth: CocoRle, number: int, settings: PointsSettings) -> None:
+        self._truth = _Truth(truth)
         self._settings = settings
+        pixels = self._truth.pixels
         center = settings.first is FirstClick.CENTER
-        self.clicks = [center_click(truth) if center else random_click(truth, settings.seed, number)]
-        self.logits: torch.Tensor | None = None  # (1, 256, 256) of the model's choice
+        self.clicks = [center_click(pixels) if center else random_click(pixels, settings.seed, number)]
+        self.logits: Tensor | None = None  # (1, 256, 256) of the model's choice
         self.done = False
         self._measured: list[tuple[float, float, float]] = []  # IoU, oracle and predicted IoU
         self._first: CocoRle | None = None
         self._last: CocoRle | None = None
 
-    def take(self, predictor: Predictor, embedding: Embedding, answer: Masks, row: int) -> None:
-        """Take the model's answer to the clicks so far, in a row of `answer`, and click again."""
+    def take(self, upscaling: Upscaling[Any], logits: Tensor, predicted: Tensor) -> None:
+        """Take the model's answer to the clicks so far, and click again.
+
+        `logits` (4, 256, 256) and `predicted` (4,) are the single mask's and the three's.
+        """
         settings, count = self._settings, len(self.clicks)
         place = _SINGLE
         if count == 1 or settings.several is SeveralClicks.THREE:
-            place = 1 + int(answer.predicted_iou[row, 1:].argmax())
-        self.logits = answer.low_res_logits[row, place : place + 1]
-        chosen = _drawn(predictor, embedding, self.logits)[0]
-        click = next_click(chosen, self.truth, self.clicks) if count < settings.clicks[-1] else None
+            place = 1 + int(predicted[1:].argmax())
+        self.logits = logits[place : place + 1]
+        (chosen,) = _draw(upscaling, self.logits)
+        click = self._truth.next_click(chosen, self.clicks) if count < settings.clicks[-1] else None
         if count in settings.clicks or click is None:
-            three = _drawn(predictor, embedding, answer.low_res_logits[row, 1:])
-            oracle = max(iou_of(mask, self.truth) for mask in three)
-            measured = iou_of(chosen, self.truth), oracle, float(answer.predicted_iou[row, place])
+            oracle = max(map(self._truth.iou, _draw(upscaling, logits[1:])))
             left = sum(each >= count for each in settings.clicks) if click is None else 1
-            self._measured += [measured] * left
+            self._measured += [(self._truth.iou(chosen), oracle, float(predicted[place]))] * left
         if count == 1:
-            self._first = encode_mask(chosen)
+            self._first = self._encoded(chosen)
         if click is None:
-            self._last = encode_mask(chosen)
+            self._last = self._encoded(chosen)
             self.done = True
         else:
             self.clicks.append(click)
@@ -109,9 +134,14 @@ class _Clicked:
         iou, oracle, predicted = zip(*self._measured, strict=True)
         return MaskScores(iou, oracle, predicted, tuple(self.clicks), self._first, self._last)
 
+    def _encoded(self, mask: Patch) -> CocoRle:
+        height, width = self._truth.pixels.shape
+        return {"size": [height, width], "counts": mask.encode((height, width)).counts.encode("ascii")}
+
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_Clicked]) -> None:
     """Click on masks together: all that are not done have the same number of clicks."""
+    upscaling = upscaling_of(predictor, embedding)
     while waiting := [mask for mask in masks if not mask.done]:
         logits = [mask.logits for mask in waiting if mask.logits is not None]
         answer = predictor.predict_all(
@@ -120,15 +150,11 @@ def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_Clicked]
             labels=np.array([[click.label for click in mask.clicks] for mask in waiting], np.int64),
             masks=torch.stack(logits) if logits else None,
         )
+        predicted = answer.predicted_iou.cpu()
         for row, mask in enumerate(waiting):
-            mask.take(predictor, embedding, answer, row)
+            mask.take(upscaling, answer.low_res_logits[row], predicted[row])
 
 
-def _drawn(predictor: Predictor, embedding: Embedding, logits: torch.Tensor) -> Bools:
-    """Masks in the embedding's frame, (C, H, W) bool, from logits (C, 256, 256)."""
-    masks: Bools = (predictor.upscale(logits[None], embedding)[0] > 0).cpu().numpy()
-    return masks
-
-
-def _decoded(rle: CocoRle) -> Bools:
-    return np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
+def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[Patch]:
+    """Masks in the embedding's frame from logits (C, 256, 256); none is left out, the empty ones neither."""
+    return upscaling.draw(upscaling.stable_masks(logits, 0.0, 0.0).sketches)

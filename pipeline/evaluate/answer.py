@@ -28,12 +28,11 @@ class Subject:
     evaluation: str
     truths: tuple[Truth, ...]
     weights: tuple[Weights, ...]
-    device: str
-    precision: str
+    computed_on: str  # such as "cpu, fp32"
     images: int
     masks: int
     left_out: tuple[LeftOut, ...]
-    seconds: float  # of all workers
+    seconds: float  # of all workers, in which they measured
 
     def to_dict(self) -> dict[str, Any]:
         """Return the first keys of an answer as JSON values."""
@@ -44,8 +43,7 @@ class Subject:
                 {"name": truth.name, "kind": truth.kind, "images": truth.images, **truth.facts} for truth in self.truths
             ],
             "weights": [weights.to_dict() for weights in self.weights],
-            "device": self.device,
-            "precision": self.precision,
+            "computed_on": self.computed_on,
             "images": self.images,
             "masks": self.masks,
             "left_out": {

@@ -15,6 +15,7 @@ from segmint.catalogs.layout import DamagedDatasetError, image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
+from segmint.infra.uris import redact
 from segmint.infra.wording import listed
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.decoding import UndecodableError
@@ -31,6 +32,9 @@ from segmint.pipeline.evaluate.truth import (
     UnreadableTruthError,
     empty_lines,
 )
+
+_CREDIT = ("attribution", "provider", "license")
+"""Columns of images that go with each picture that is drawn."""
 
 _THREADS = 16
 _AHEAD = 64
@@ -103,7 +107,7 @@ class ShardPart:
             pixels,
             [mask for mask in masks if mask.area],
             empty_lines(masks),
-            {name: sample.row.get(name) for name in self.columns},
+            {name: sample.row.get(name) for name in (*_CREDIT, *self.columns)},
         )
 
 
@@ -128,7 +132,7 @@ def open_dataset_truth(
     left_out: list[LeftOut] = []
     for commit, found in map_ahead(partial(_plan, dataset, sources, ids), dataset.commits(), _THREADS, _AHEAD, "truth"):
         if isinstance(found, str):
-            left_out.append(LeftOut(str(location), f"shard {commit.shard}", found))
+            left_out.append(LeftOut(redact(str(location)), f"shard {commit.shard}", found))
         elif found:
             parts.append(ShardPart(location, number, commit.shard, found, sources, tuple(columns), ids))
     if not parts and not left_out:
@@ -142,7 +146,7 @@ def open_dataset_truth(
         "version": version.number,
         "name": dataset.manifest.name,
     }
-    return Truth(str(location), DATASET, parts, facts, left_out)
+    return Truth(redact(str(location)), DATASET, parts, facts, left_out, location)
 
 
 def _no_masks(location: Location, chosen: Chosen, restricted: bool) -> str:

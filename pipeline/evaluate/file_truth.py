@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import redact
 from segmint.infra.wording import counted
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask
@@ -130,15 +131,15 @@ def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
     found = read_coco(parse_coco(data, str(file)))
     names = [image.name for image in found.images]
     twice = {name for name, count in Counter(names).items() if count > 1}
-    left_out = [LeftOut(str(file), "", why) for why in found.unreadable]
+    left_out = [LeftOut(redact(str(file)), "", why) for why in found.unreadable]
     annotated = []
     for image in found.images:
         if image.name in twice:
-            left_out.append(LeftOut(str(file), image.name, "several images of the file have this name"))
+            left_out.append(LeftOut(redact(str(file)), image.name, "several images of the file have this name"))
         elif image.masks:
             annotated.append(image)
         else:
-            left_out += [LeftOut(str(file), image.name, why) for why in image.unreadable]
+            left_out += [LeftOut(redact(str(file)), image.name, why) for why in image.unreadable]
     if not annotated:
         raise UsageError(
             f"{file} has no mask to evaluate on, in {counted(len(names), 'image')}"
@@ -148,8 +149,8 @@ def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
         CocoPart(folder, number, tuple(annotated[start : start + PART_IMAGES]))
         for start in range(0, len(annotated), PART_IMAGES)
     ]
-    facts = {"sha256": hashlib.sha256(data).hexdigest(), "images": str(folder)}
-    return Truth(str(file), COCO, parts, facts, left_out)
+    facts = {"sha256": hashlib.sha256(data).hexdigest(), "images": redact(str(folder))}
+    return Truth(redact(str(file)), COCO, parts, facts, left_out)
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
@@ -163,8 +164,8 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
             f"{maps} is neither a dataset, nor a COCO file (.json), nor a folder of label maps ({', '.join(ENDINGS)})"
         )
     paired = pair_by_stem(_names(folder, _PICTURES), labels)
-    left_out = [LeftOut(str(maps), name, f"no image of this name in {folder}") for name in paired.maps_alone]
-    left_out += [LeftOut(str(maps), "", f"several files of one name: {line}") for line in paired.ambiguous]
+    left_out = [LeftOut(redact(str(maps)), name, f"no image of this name in {folder}") for name in paired.maps_alone]
+    left_out += [LeftOut(redact(str(maps)), "", f"several files of one name: {line}") for line in paired.ambiguous]
     if not paired.pairs:
         raise UsageError(
             f"no label map in {maps} has an image of its name in {folder}: expected such as {labels[0]} beside "
@@ -174,8 +175,8 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
         LabelMapsPart(folder, maps, number, tuple(paired.pairs[start : start + PART_IMAGES]), frozenset(ignore))
         for start in range(0, len(paired.pairs), PART_IMAGES)
     ]
-    facts = {"images": str(folder), "ignore": sorted(ignore)}
-    return Truth(str(maps), LABEL_MAPS, parts, facts, left_out)
+    facts = {"images": redact(str(folder)), "ignore": sorted(ignore)}
+    return Truth(redact(str(maps)), LABEL_MAPS, parts, facts, left_out)
 
 
 def _names(folder: Location, endings: Sequence[str]) -> list[str]:

@@ -92,4 +92,5 @@ class PartResult:
     table: pa.Table
     left_out: list[LeftOut] = field(default_factory=list)
     images: int = 0  # that were measured
+    computed_on: str = ""  # such as "cpu, fp32"
     seconds: float = 0.0  # of one worker

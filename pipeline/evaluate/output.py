@@ -12,9 +12,9 @@ import pyarrow as pa
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.log import without_secrets
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.new_file import put_new_file, refuse_existing
-from segmint.pipeline.evaluate.kinds import DATASET
 from segmint.pipeline.evaluate.truth import Truth
 
 RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
@@ -31,7 +31,7 @@ class OutputFolder:
         self._folder = folder
         self._datasets: list[Location] = []
         if folder is not None:
-            self._datasets = [Location(folder.storage, truth.name) for truth in truths if truth.kind == DATASET]
+            self._datasets = [truth.dataset for truth in truths if truth.dataset is not None]
             for dataset in self._datasets:
                 refuse_inside(dataset, folder, "-o")
             for name in (RESULTS, ANSWER, PAGE):
@@ -51,17 +51,16 @@ class OutputFolder:
         if self._folder is not None:
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
-    def put(self, answer: Mapping[str, Any], page: str | None) -> None:
+    def put(self, answer: Mapping[str, Any], page: str) -> None:
         """Put the files, after noting in each dataset among the truths that they are there; the answer comes last."""
         if self._folder is None:
             return
         self._writer.__exit__(None, None, None)
-        text = json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        text = json.dumps(without_secrets(answer), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
         files = {RESULTS: self._path}
         for name, content in ((PAGE, page), (ANSWER, text)):
-            if content is not None:
-                files[name] = self._path.with_name(name)
-                files[name].write_text(content, encoding="utf-8")
+            files[name] = self._path.with_name(name)
+            files[name].write_text(content, encoding="utf-8")
         hashes = {name: sha256_of(path) for name, path in files.items()}
         for dataset in self._datasets:
             note_output(dataset, "evaluate", self._folder, hashes)

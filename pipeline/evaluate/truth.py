@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import CocoRle, Size, mask_name
 from segmint.operators.decoding import JpegDecoder
 
@@ -106,6 +107,7 @@ class Truth:
     """One dataset or file of an evaluation.
 
     `name` is what the user gave, without credentials; `kind` says what it is, `facts` which: digests and choices.
+    `dataset` is the place of a segmint dataset.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Truth:
     parts: Sequence[TruthPart]
     facts: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
+    dataset: Location | None = None
 
     @property
     def images(self) -> int:

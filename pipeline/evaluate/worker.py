@@ -44,6 +44,7 @@ class Evaluator:
         self._task = task
         self._names = names
         compute = resolve_compute(task.device, task.precision, task.threads)
+        self._computed_on = f"{compute.device}, {compute.precision}"
         self._models = [Predictor(load_model(weights.find(), compute)) for weights in task.weights]
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
@@ -72,7 +73,7 @@ class Evaluator:
             left_out += [LeftOut(self._names[truth], read.name, each) for each in why]
             done(count)
         table = pa.Table.from_pylist(rows, schema=self._task.measure.schema)
-        return PartResult(table, left_out, measured, time.monotonic() - started)
+        return PartResult(table, left_out, measured, self._computed_on, time.monotonic() - started)
 
     def _rows(self, image: TruthImage) -> list[Row]:
         head = {"truth": image.truth, "image_id": image.image_id, "image": image.name}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject, check_measured
@@ -14,6 +15,7 @@ from segmint.pipeline.evaluate.points.answer import PointsAnswer
 from segmint.pipeline.evaluate.points.figures import groups_of, means_of
 from segmint.pipeline.evaluate.points.groups import Groups, check_groups, read_groups
 from segmint.pipeline.evaluate.points.measure import DRAWN, PointsMeasure
+from segmint.pipeline.evaluate.points.page import render_page
 from segmint.pipeline.evaluate.points.scores import Collected, collect
 from segmint.pipeline.evaluate.run import run_measure
 from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions, open_truths
@@ -55,9 +57,10 @@ def evaluate_points(options: PointsOptions, storage: Storage) -> PointsAnswer:
         collected = collect(
             counted.results(), measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
         )
-        subject = _subject(task, truths, collected, counted.images)
+        subject = _subject(task, truths, collected, counted)
         answer = _answer(subject, settings, collected, groups)
-        output.put(answer.to_dict(), None)
+        if output.wanted:
+            output.put(answer.to_dict(), render_page(answer, collected.worst, truths))
     return answer
 
 
@@ -67,10 +70,12 @@ class _Counted:
 
     source: Generator[PartResult, None, None]
     images: int = 0
+    computed_on: set[str] = field(default_factory=set)
 
     def results(self) -> Generator[PartResult, None, None]:
         for result in self.source:
             self.images += result.images
+            self.computed_on.add(result.computed_on)
             yield result
 
 
@@ -84,16 +89,15 @@ def _ungrouped(row: Row) -> str | None:
     return None
 
 
-def _subject(task: EvaluateTask, truths: Sequence[Truth], collected: Collected, images: int) -> Subject:
+def _subject(task: EvaluateTask, truths: Sequence[Truth], collected: Collected, counted: "_Counted") -> Subject:
     left_out = [*(each for truth in truths for each in truth.left_out), *collected.left_out]
-    check_measured(images, left_out)
+    check_measured(counted.images, left_out)
     return Subject(
         task.measure.name,
         tuple(truths),
         task.weights,
-        task.device,
-        task.precision,
-        images,
+        listed(sorted(counted.computed_on)),
+        counted.images,
         collected.scores.masks,
         tuple(left_out),
         collected.seconds,
