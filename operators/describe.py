@@ -34,6 +34,9 @@ from segmint.operators.schemas import (
 
 Ints = NDArray[np.int64]
 
+_AVERAGED = ("predicted_iou", "stability_score", "relative_size", "concavity")
+"""The columns of masks of which an image has the mean."""
+
 
 @dataclass(frozen=True)
 class MaskStatistics:
@@ -184,22 +187,30 @@ def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str],
     return [pa.array(known.get(f.name, [None] * len(counts)), f.type) for f in (*MASK_ORIGIN, MASK_INDEX)]
 
 
+def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compute the statistics of an image of `size` (height, width) from its masks' rows (keys of `DESCRIBED_MASK`).
+
+    Masks without scores, as people make them, do not count in the means of scores.
+    """
+    counts = [mask["segmentation"]["counts"] for mask in masks]
+    return _statistics(size, counts, {name: [mask[name] for mask in masks] for name in _AVERAGED})
+
+
 def _image_statistics(structs: pa.StructArray) -> dict[str, Any]:
     codes = structs.field("segmentation")
     size = codes.field("size")[0].as_py() if len(structs) else (1, 1)
+    values = {name: structs.field(name).to_pylist() for name in _AVERAGED}
+    return _statistics((size[0], size[1]), codes.field("counts").to_pylist(), values)
 
-    def mean(name: str) -> float | None:
-        values = structs.field(name).to_numpy(zero_copy_only=False)
-        return math.fsum(values) / len(values) if len(values) else None
 
-    return {
-        "mask_count": len(structs),
-        "coverage": coverage((size[0], size[1]), codes.field("counts").to_pylist()),
-        "mean_predicted_iou": mean("predicted_iou"),
-        "mean_stability_score": mean("stability_score"),
-        "mean_relative_size": mean("relative_size"),
-        "mean_concavity": mean("concavity"),
-    }
+def _statistics(
+    size: tuple[int, int], counts: Sequence[str], values: Mapping[str, Sequence[float | None]]
+) -> dict[str, Any]:
+    means = {}
+    for name in _AVERAGED:
+        known = [value for value in values[name] if value is not None]
+        means[f"mean_{name}"] = math.fsum(known) / len(known) if known else None
+    return {"mask_count": len(counts), "coverage": coverage(size, counts), **means}
 
 
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,119 @@
+"""Reads the masks of a folder with a file an image: SA-1B's JSON, or label maps, named as the images are."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from segmint.catalogs.layout import MOST_MEMBER_BYTES
+from segmint.infra.storage.errors import ObjectTooLargeError
+from segmint.infra.storage.location import Location
+from segmint.operators.annotations.image import (
+    LONGEST_SIDE,
+    AnnotatedImage,
+    AnnotatedMask,
+    Size,
+    UnreadableMaskError,
+    check_size,
+    checked_rle,
+    mask_name,
+)
+from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
+
+JSON = ".json"
+
+
+class AnnotationFolder:
+    """A folder of SA-1B's JSON files and label maps; other files are not looked at.
+
+    `sha256`, once all images were read, is of the names and bytes of the files that were read, and `files` how many
+    these are.
+    """
+
+    def __init__(self, folder: Location, size_of: Callable[[str], Size | None] = lambda name: None) -> None:
+        """`size_of` returns the (height, width) of an image by its name where that is known."""
+        self._folder = folder
+        self._size_of = size_of
+        self._hash = hashlib.sha256()
+        self.files = 0
+
+    @property
+    def sha256(self) -> str:
+        """64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[AnnotatedImage]:
+        """Yield the images in the order of their files' names; what cannot be read is in their `unreadable`."""
+        names = sorted(found.name for found in self._folder.walk())
+        for name in names:
+            ending = PurePosixPath(name).suffix.lower()
+            if ending != JSON and ending not in ENDINGS:
+                continue
+            self.files += 1
+            try:
+                data = (self._folder / name).read(max_bytes=MOST_MEMBER_BYTES)
+            except ObjectTooLargeError as error:
+                yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
+                continue
+            self._hash.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+            size = self._size_of(name)
+            yield read_json(data, name, size) if ending == JSON else _read_map(data, name, size)
+
+
+def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
+    """Read SA-1B's JSON of one image; its name is the one of `image.file_name`, or else its own file's.
+
+    `size` (height, width) is the image's, if it is known. Masks that cannot be read are listed and left out.
+    """
+    try:
+        document = json.loads(data)
+        about, annotations = document["image"], document["annotations"]
+        if not isinstance(annotations, list):
+            raise ValueError("its `annotations` are no list")
+        written = about.get("file_name")
+        sides = about.get("height"), about.get("width")
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        why = f"the file is not SA-1B's JSON of an image, with `image` and `annotations` ({error!r:.200})"
+        return AnnotatedImage(name, None, size, unreadable=[why])
+    if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
+        size = (int(sides[0]), int(sides[1]))
+    image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
+    for annotation in annotations:
+        _add(image, annotation)
+    return image
+
+
+def _add(image: AnnotatedImage, annotation: Any) -> None:
+    id = annotation.get("id") if isinstance(annotation, dict) else None
+    id = id if type(id) is int else None
+    try:
+        segmentation = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        if not isinstance(segmentation, dict):
+            raise UnreadableMaskError("it has no run lengths")
+        rle = checked_rle(segmentation)
+        if image.size is not None:
+            check_size(rle, image.size)
+    except UnreadableMaskError as error:
+        image.unreadable.append(f"{mask_name(id)}: {error}")
+        if id is not None:
+            image.unreadable_ids.append(id)
+        return
+    image.masks.append(AnnotatedMask(rle, id))
+
+
+def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
+    """Read a label map; its numbers are neither ids of a dataset nor labels that mean anything."""
+    image = AnnotatedImage(name, None, size)
+    try:
+        labels = read_label_map(data, name)
+        if size is not None and labels.shape != size:
+            raise UnreadableMapError(
+                f"it is {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}"
+            )
+        image.masks.extend(replace(mask, id=None, label=None) for mask in label_masks(labels))
+        return image if size is not None else replace(image, size=(labels.shape[0], labels.shape[1]))
+    except UnreadableMapError as error:
+        image.unreadable.append(f"the label map: {error}")
+        return image

@@ -1,0 +1,19 @@
+"""Which image of a dataset a file name means."""
+
+import re
+from pathlib import PurePosixPath
+
+_IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
+_MOST_DIGITS = 18
+
+
+def image_number(path: str) -> int | None:
+    """Return the image's id in a path or URL that ends in `sa_<id>.jpg`, even if a tool added a prefix."""
+    match = _IMAGE.search(path)
+    return None if match is None or len(match[1]) > _MOST_DIGITS else int(match[1])
+
+
+def name_and_stem(path: str) -> tuple[str, str]:
+    """Return the last part of a path or URL, and the same without its ending."""
+    name = PurePosixPath(path.replace("\\", "/")).name
+    return name, PurePosixPath(name).stem
