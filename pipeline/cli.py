@@ -15,6 +15,7 @@ from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
 from segmint.pipeline.commands.engine import evaluate
+from segmint.pipeline.commands.engine.imports import import_
 from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
@@ -38,6 +39,7 @@ for command in (
     *(takedown, redact, amend, repair, verify, sign, diff),
 ):
     app.command()(command)
+app.command("import")(import_)
 app.command()(version)
 for group in (catalog, assets, study, evaluate):
     app.add_typer(group.app)

@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,15 @@ class MaskColumns:
     crop_box: Floats  # (N, 4)
     points: Floats  # (P, 2) of all, one mask after another
     points_ends: Ints  # (N,) where each one's end in it
+    by_people: Bools  # (N,) whether people made it: it may have no scores and no points
+    without_iou: Bools  # (N,) whether people made it, and the score is null
+    without_stability: Bools  # (N,) likewise
+    without_points: Bools  # (N,) whether people made it, and it has a list without points
 
     @classmethod
     def of(cls, table: pa.Table) -> "MaskColumns":
         """The columns of a table with the schema `MASKS`, or with the fields of `MASK`."""
+        people = of_people(table)
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
         inner, point_ends = _flat(_one_array(table, "point_coords"))
@@ -51,6 +58,10 @@ class MaskColumns:
             crop_box=_rows_of(_one_array(table, "crop_box"), 4, np.nan, np.float64),
             points=_rows_of(inner, 2, np.nan, np.float64),
             points_ends=point_ends,
+            by_people=people,
+            without_iou=people & _nulls(table, "predicted_iou"),
+            without_stability=people & _nulls(table, "stability_score"),
+            without_points=people & ~_nulls(table, "point_coords") & (np.diff(point_ends, prepend=0) == 0),
         )
 
     def __len__(self) -> int:
@@ -66,7 +77,8 @@ class MaskColumns:
     def rows(self, start: int, stop: int) -> Iterator[Row]:
         """The masks [start, stop) as rows with the keys of `MASK`, as `to_pylist` gives them.
 
-        They are right if no value is missing, as `segmint.operators.audit.sound_masks` finds.
+        They are right if no value is missing but the scores of people's masks, as
+        `segmint.operators.audit.sound_masks` finds.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()
@@ -76,8 +88,8 @@ class MaskColumns:
             self.text(start, stop),
             self.bbox[start:stop].tolist(),
             self.area[start:stop].tolist(),
-            self.predicted_iou[start:stop].tolist(),
-            self.stability_score[start:stop].tolist(),
+            _with_nulls(self.predicted_iou[start:stop], self.without_iou[start:stop]),
+            _with_nulls(self.stability_score[start:stop], self.without_stability[start:stop]),
             self.crop_box[start:stop].tolist(),
             pairwise([0, *ends]),
             strict=True,
@@ -92,6 +104,24 @@ class MaskColumns:
                 "crop_box": crop,
                 "point_coords": points[first_point:end],
             }
+
+
+def of_people(masks: pa.Table) -> Bools:
+    """Whether each row of a table of masks has another source than a build, (N,)."""
+    if "source" not in masks.column_names:
+        return np.zeros(masks.num_rows, bool)
+    return np.asarray(pc.fill_null(pc.not_equal(masks.column("source"), AUTOMATIC), False).to_numpy(), bool)
+
+
+def _nulls(table: pa.Table, name: str) -> Bools:
+    return np.asarray(table.column(name).is_null().to_numpy(), bool)
+
+
+def _with_nulls(scores: Floats, missing: Bools) -> list[float | None]:
+    found: list[float | None] = scores.tolist()
+    for place in np.flatnonzero(missing):
+        found[place] = None
+    return found
 
 
 def _one_array(table: pa.Table, name: str) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle
+from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.describe import redaction_columns
 from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
@@ -23,12 +24,6 @@ TOLERANCE = 1e-6
 
 _ANNOTATION = ("answer", "annotator", "stage", "seconds", "complete")
 _SIZES = ("source_height", "source_width", "height", "width")
-
-
-def of_people(masks: pa.Table) -> NDArray[np.bool_]:
-    """Whether each row of a table of masks has another source than a build, (N,)."""
-    source = masks.column("source")
-    return np.asarray(pc.fill_null(pc.not_equal(source, AUTOMATIC), False).to_numpy(), bool)
 
 
 def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
@@ -107,12 +102,30 @@ def audit_origins(
             yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}", f"mask {id}", mask=id)
 
 
-def audit_next_mask(row: Row, ids: Sequence[int], place: Place) -> Iterator[Finding]:
-    """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`."""
+def audit_next_mask(
+    row: Row, ids: Sequence[int], place: Place, sources: Sequence[str | None] | None = None
+) -> Iterator[Finding]:
+    """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`.
+
+    With their `sources`: those that the build wrote have the first `funnel.written` numbers, and all others later ones.
+    """
     end = None if row["next_mask"] is None else row["id"] * MASKS_PER_IMAGE_LIMIT + row["next_mask"]
     if ids and end is not None and ids[-1] >= end:
         expected = f"an annotation_id under {end}, as next_mask says"
         yield place.finding(Code.ROW_IDENTITY, expected, ids[-1], f"mask {ids[-1]}", mask=ids[-1])
+        return
+    written = (row["funnel"] or {}).get("written")
+    if sources is None or written is None:
+        return
+    first = row["id"] * MASKS_PER_IMAGE_LIMIT + written
+    for id, source in zip(ids, sources, strict=True):
+        built = source in (None, AUTOMATIC)
+        if built and id >= first:
+            expected = f"an annotation_id under {first}, as funnel.written says of masks that the build wrote"
+            yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)
+        elif not built and id < first:
+            expected = f"an annotation_id of {first} or over: the build wrote the masks under it"
+            yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)
 
 
 def codes_hold(masks: Sequence[Row], image: Row) -> bool:

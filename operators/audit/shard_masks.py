@@ -17,6 +17,7 @@ from segmint.operators.audit.origins import (
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.sound_masks import sound_masks
 from segmint.operators.rows import Row
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 
@@ -63,7 +64,7 @@ class ShardMasks:
             codes = None
         ids = self._ids[start:stop].tolist()
         if self.annotated(row["ordinal"]):
-            yield from audit_next_mask(row, ids, place)
+            yield from audit_next_mask(row, ids, place, self._origins.source[start:stop])
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def table_rows(self, ordinal: int) -> list[Row]:
@@ -74,4 +75,9 @@ class ShardMasks:
 
     def annotations(self, ordinal: int) -> Sequence[Row]:
         """The same with the keys that `annotations_json` takes, and for sound masks in a tenth of the time."""
-        return list(self._columns.rows(*self._spans[ordinal])) if self.sound(ordinal) else self.table_rows(ordinal)
+        span = self._spans[ordinal]
+        rows = list(self._columns.rows(*span)) if self.sound(ordinal) else self.table_rows(ordinal)
+        if not self.annotated(ordinal):
+            return rows
+        first = (ordinal + 1) * MASKS_PER_IMAGE_LIMIT
+        return [{**row, "index": id - first} for row, id in zip(rows, self._ids[slice(*span)].tolist(), strict=True)]

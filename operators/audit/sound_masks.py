@@ -40,12 +40,13 @@ def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) ->
 def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
     iou, stability = columns.predicted_iou, columns.stability_score
     low, high = PLAUSIBLE_IOU
-    hold: Bools = (iou >= low) & (iou <= high) & (stability >= 0) & (stability <= 1)
+    hold: Bools = ((iou >= low) & (iou <= high)) | columns.without_iou
+    hold &= ((stability >= 0) & (stability <= 1)) | columns.without_stability
     # Scores were held against the thresholds in float32.
     if limits is not None and limits.pred_iou_thresh > 0:
-        hold &= iou > float(np.float32(limits.pred_iou_thresh))
+        hold &= (iou > float(np.float32(limits.pred_iou_thresh))) | columns.by_people
     if limits is not None and limits.stability_score_thresh > 0:
-        hold &= stability >= float(np.float32(limits.stability_score_thresh))
+        hold &= (stability >= float(np.float32(limits.stability_score_thresh))) | columns.by_people
     return hold
 
 
@@ -53,7 +54,7 @@ def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
     """Crops in their images and with points in them, boxes in their images; NaN is in nothing."""
     crop = columns.crop_box
     points = np.diff(columns.points_ends, prepend=0)
-    hold: Bools = (points > 0) & (crop[:, 2:] > 0).all(axis=1)
+    hold: Bools = ((points > 0) | columns.without_points) & (crop[:, 2:] > 0).all(axis=1)
     hold &= _inside(crop, sizes) & _inside(columns.bbox + _LAST_PIXEL, sizes)
     crops = np.repeat(crop, points, axis=0)
     within = (columns.points >= crops[:, :2]) & (columns.points <= crops[:, :2] + crops[:, 2:])

@@ -6,6 +6,7 @@ from textwrap import wrap
 
 from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code
 from segmint.infra.wording import counted, number, some
+from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, NotLookedAt, Privacy
 from segmint.pipeline.statistics.values import Statistics
 
@@ -184,6 +185,7 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
     lines = [
         f"{statistics.masks:,} masks in {counted(statistics.images, 'image')}, {number(masks.mean)} an image "
         f"(median {number(masks.median)}), {statistics.without_masks:,} without",
+        *_sources_line(statistics),
         f"means: {', '.join(f'{name} {number(histogram.mean)}' for name, histogram in means.items())}",
         f"{counted(near.pairs, 'pair')} of nearly the same mask in {counted(near.images_sampled, 'image')} of a sample "
         f"(IoU over {near.threshold:g})",
@@ -194,6 +196,14 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
         if found
     ]
     return [*lines, *([f"to look at: {', '.join(to_look_at)}"] if to_look_at else [])]
+
+
+def _sources_line(statistics: Statistics) -> list[str]:
+    """How many masks people made or changed, if they did."""
+    sources = statistics.sources or {}
+    if not sources.keys() - {AUTOMATIC}:
+        return []
+    return [f"by source: {', '.join(f'{source} {masks:,}' for source, masks in sources.items())}"]
 
 
 def _area(name: str, lines: Sequence[str]) -> list[str]:

@@ -4,13 +4,14 @@ Masks are compared pixel for pixel first, so that importing the same masks again
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
@@ -72,7 +73,6 @@ class ImportSettings:
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
     by_id: bool = True  # whether the ids in the file are the dataset's
-    names_people: bool = True  # whether the masks keep what is said of them elsewhere
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     Masks that are the same pixel for pixel stay as they are; they get the file's label, if it has one. Under `REPLACE`
     the others are paired as in a correction study, by annotation id and then by IoU: the new mask takes the old one's
     place, and is `corrected` where a build made that. What is left of the old masks is deleted. Numbers are never given
-    again.
+    again. An image of format 1 that changes gets all columns of format 2. Raises `DamagedDatasetError` if the row's
+    masks are damaged.
     """
     if row["reason"] is not None:
         return Merged(row, Left.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else Left.REFUSED)
@@ -115,11 +116,12 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         return Merged(row, Left.OTHER_SIZE)
     if answer.unreadable and settings.mode is Mode.REPLACE:
         return Merged(row, Left.UNREADABLE)
+    _check(row)
     old = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
     solid = [mask for mask in answer.masks if runs.area(runs.Rle(size, mask.counts))]
     by_counts = {mask.counts: mask for mask in reversed(solid)}  # of several the first
     new = list(by_counts.values())[::-1]
-    tally = {"empty": len(answer.masks) - len(solid), "repeated": len(solid) - len(new)}
+    merged = Merged(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
     same = {mask["segmentation"]["counts"]: mask for mask in old if mask["segmentation"]["counts"] in by_counts}
     labels = {
@@ -136,15 +138,16 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     if first is None:
         first = 1 + max((mask["index"] for mask in old), default=-1)
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
-        return Merged(row, Left.TOO_MANY, **tally)
-    tally |= {"same": len(same), "corrected": sum(_corrects(mask) for mask in parents.values())}
-    tally |= {"added": len(new) - len(parents), "deleted": len(gone) - len(parents)}
+        return replace(merged, left=Left.TOO_MANY)
+    merged = replace(
+        merged, same=len(same), corrected=len(parents), added=len(new) - len(parents), deleted=len(gone) - len(parents)
+    )
     named = settings.annotator is not None and (settings.mode is Mode.REPLACE or bool(new))
     if not (new or gone or labels or (named and row["annotator"] != settings.annotator)):
-        return Merged(row, **tally)
+        return merged
     kept = [
         {**mask, "label": labels[counts]} if (counts := mask["segmentation"]["counts"]) in labels else mask
-        for mask in old
+        for mask in (old if row["next_mask"] is not None else _of_build(row, old, settings.rule))
         if mask["index"] not in gone
     ]
     made = _described(row, new, parents, first, settings)
@@ -154,7 +157,17 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         next_row |= _annotation(row, answer, settings)
     if new or gone:
         next_row["statistics"] = image_statistics(size, masks)
-    return Merged(next_row, **tally)
+    return replace(merged, row=next_row)
+
+
+def _check(row: Row) -> None:
+    """Check the run lengths of an image's masks, which pycocotools trusts."""
+    size = row["height"], row["width"]
+    for mask in row["masks"]:
+        try:
+            runs.area(runs.Rle(size, mask["segmentation"]["counts"]))
+        except ValueError as error:
+            raise DamagedDatasetError(f"image {row['id']}: the run lengths of a mask are damaged: {error}") from error
 
 
 def _corrects(parent: Row) -> bool:
@@ -188,6 +201,15 @@ def _gone(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettin
     """Return the indices of the masks that are not in the next row."""
     gone = old if settings.mode is Mode.REPLACE else parents.values()
     return frozenset(mask["index"] for mask in gone)
+
+
+def _of_build(row: Row, masks: Sequence[Row], rule: int) -> list[Row]:
+    """Return an image's masks of format 1, all of which a build made, as format 2 describes them."""
+    shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in masks], rule)
+    return [
+        {**mask, "source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
+        for mask, share, iou in zip(masks, shares, ious, strict=True)
+    ]
 
 
 def _described(

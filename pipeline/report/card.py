@@ -70,7 +70,7 @@ def front_matter(facts: Facts) -> str:
         "license": [*known, "other"] if others else known or ["unknown"],
         "size_categories": [size_category(facts.images)],
         "task_categories": ["image-segmentation", "mask-generation"],
-        "annotations_creators": ["machine-generated"],
+        "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
         "tags": ["segment-anything", "sa-1b", "class-agnostic", "webdataset"],
     }
     if others:

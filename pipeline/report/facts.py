@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
+from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
@@ -23,6 +24,16 @@ class Credit:
     license: str | None
     provider: str | None
     attribution: str | None
+    images: int
+
+
+@dataclass(frozen=True)
+class PeoplesMasks:
+    """Counts of masks of one source that people made or changed; `license` is that of the file they came from."""
+
+    source: str
+    license: str | None
+    masks: int
     images: int
 
 
@@ -89,6 +100,8 @@ class Facts:
     table_format: int  # the oldest of its tables: the columns that all of them have
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
+    people: tuple[PeoplesMasks, ...] = ()
+    labeled: int = 0  # masks with a label
     study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
 
     @property
@@ -129,6 +142,8 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         table_format=min(table_formats(tables.location)) if manifest is not None else SCHEMA_VERSION,
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
+        people=_people(tables) if manifest is not None else (),
+        labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
     )
 
 
@@ -183,6 +198,14 @@ def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:
         "FROM (SELECT id, unnest(regions) AS region FROM images) GROUP BY ALL ORDER BY kind, source"
     )
     return tuple(RedactedRegions(**row) for row in rows.to_pylist())
+
+
+def _people(tables: DatasetTables) -> tuple[PeoplesMasks, ...]:
+    rows = tables.query(
+        "SELECT source, origin.license AS license, count(*) AS masks, count(DISTINCT id) AS images FROM masks "
+        f"WHERE source <> '{AUTOMATIC}' GROUP BY ALL ORDER BY source, license NULLS FIRST"
+    )
+    return tuple(PeoplesMasks(**row) for row in rows.to_pylist())
 
 
 def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:

@@ -10,6 +10,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import INTEGRITY
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
+from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.audit.answer import AuditReport, Checked, Privacy
 from segmint.pipeline.report.beside import beside_values
 from segmint.pipeline.report.charts import Charts
@@ -133,6 +134,9 @@ def remarks_of(statistics: Statistics) -> list[str]:
         f"{counted(tiny.masks, 'mask')} under {count(tiny.below_px)} pixels.",
         f"{counted(huge.masks, 'mask')} of {share(huge.above_share)} of the image or more.",
     ]
+    sources = statistics.sources or {}
+    if sources.keys() - {AUTOMATIC}:
+        remarks.append(f"Masks by source: {listed(f'{masks:,} {source}' for source, masks in sources.items())}.")
     if cleanup is not None:
         remarks.append(
             f"Clean-up {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "

@@ -5,6 +5,7 @@ from typing import Any
 import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
+from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
 from segmint.pipeline.statistics.values import (
     Centers,
@@ -71,6 +72,14 @@ def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskStatistics:
         tiny=TinyMasks(TINY_PX, found["tiny"]),
         huge=HugeMasks(HUGE_SHARE, found["huge"]),
     )
+
+
+def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Return how many masks of the view `masks` have each source: those of a build first, then by name."""
+    query = f"SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks FROM masks GROUP BY ALL"
+    rows = read_query(connection, query).to_pylist()
+    found = {row["source"]: row["masks"] for row in rows}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != AUTOMATIC, item[0])))
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.tables import DatasetTables, damage_named, read_qu
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.statistics.duplicates import near_duplicate_statistics
 from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
-from segmint.pipeline.statistics.masks import mask_statistics
+from segmint.pipeline.statistics.masks import mask_statistics, masks_by_source
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
 from segmint.pipeline.statistics.shards import METRICS, drift, outliers
 from segmint.pipeline.statistics.values import (
@@ -54,6 +54,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
         return Statistics(
             images=whole["images"],
             masks=masks.masks,
+            sources=masks_by_source(connection) if tables.kind == "segmint" else None,
             relative_size=masks.relative_size,
             concavity=masks.concavity,
             aspect_ratio=masks.aspect_ratio,

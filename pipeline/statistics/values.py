@@ -215,10 +215,14 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All statistics of a dataset, in the order of their JSON."""
+    """All statistics of a dataset, in the order of their JSON.
+
+    Masks without scores, as people make them, do not count in the histograms of scores.
+    """
 
     images: int
     masks: int
+    sources: Mapping[str, int] | None  # masks by source, those of a build first
     relative_size: Histogram
     concavity: Concavity
     aspect_ratio: Histogram

@@ -118,6 +118,8 @@ export class ImagePage {
     const parts = [`mask ${this.#place(mask)}`, `${shareOf(mask)} of the image`];
     if (iou !== null) parts.push(`predicted IoU ${iou.toFixed(3)}`);
     if (stability !== null) parts.push(`stability ${stability.toFixed(3)}`);
+    if (mask.row.source && mask.row.source !== "automatic") parts.push(mask.row.source);
+    if (mask.row.label) parts.push(mask.row.label);
     return parts.join(" · ");
   }
 

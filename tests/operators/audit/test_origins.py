@@ -178,6 +178,35 @@ def test_their_numbers_rise_and_are_under_the_next_one(last: int, next_mask: int
     assert codes(findings(image, [*masks[:2], by_person(masks[2], last)])) == [Code.ROW_IDENTITY]
 
 
+@pytest.mark.parametrize(
+    ("source", "last", "expected"),
+    [
+        ("automatic", 3, "an annotation_id under 10003, as funnel.written says of masks that the build wrote"),
+        ("manual", 2, "an annotation_id of 10003 or over: the build wrote the masks under it"),
+    ],
+)
+def test_masks_of_a_build_have_the_first_numbers(source: str, last: int, expected: str) -> None:
+    """So `funnel.written` is the masks that a build wrote and those of them that were replaced or deleted."""
+    image, masks = committed()
+    image |= {"next_mask": 5, "complete": True}
+    last_mask = {**masks[2], "annotation_id": 10_000 + last, "source": source}
+    (finding,) = findings(image, [*masks[:2], last_mask])
+    assert (finding.code, finding.expected) == (Code.ROW_IDENTITY, expected)
+
+
+@pytest.mark.parametrize("values", [{}, {"predicted_iou": 0.1, "stability_score": 0.2, "point_coords": [[4.0, 5.0]]}])
+def test_masks_of_people_are_sound_at_once(values: Row) -> None:
+    """The audit of a dataset with many of them takes no longer, and compares their JSON with their own numbers."""
+    image, masks = committed()
+    image |= {"next_mask": 4, "masks": 2, "complete": True}
+    shard = ShardMasks(tables_of([image], [masks[0], by_person(masks[2], 3, **values)]), LIMITS, RULE_1)
+    assert shard.sound(0)
+    kept, drawn = shard.annotations(0)
+    assert (kept["index"], drawn["index"]) == (0, 3)
+    blank = {"predicted_iou": None, "stability_score": None, "point_coords": []}
+    assert {name: drawn[name] for name in blank} == blank | values
+
+
 def test_a_mask_that_is_gone_from_an_image_of_a_build_is_noticed() -> None:
     image, masks = committed()
     (finding,) = findings({**image, "masks": 2, "statistics": {**image["statistics"], "mask_count": 2}}, masks[:2])

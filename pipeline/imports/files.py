@@ -1,0 +1,116 @@
+"""Files with masks, in the formats that `segmint import` reads: each is read once into a `Stage`."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any, BinaryIO
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.operators.annotations.coco import parse_coco, read_coco
+from segmint.operators.annotations.folder import AnnotationFolder
+from segmint.operators.annotations.label_studio import read_tasks
+from segmint.pipeline.export.coco import CATEGORY
+from segmint.pipeline.export.label_studio import load_brush
+from segmint.pipeline.imports.staging import Stage
+
+_UNLABELED = str(CATEGORY["name"])
+"""What exports name all masks."""
+
+
+class ImportFormat(StrEnum):
+    """The formats."""
+
+    COCO = "coco"
+    LABEL_STUDIO = "label-studio"
+    FOLDER = "folder"
+
+
+SizeOf = Callable[[str], tuple[int, int] | None]
+"""The (height, width) of an image in the dataset, by its name in the file; None where that is not known."""
+
+
+def stage_file(where: Location, format: ImportFormat, stage: Stage, size_of: SizeOf) -> str:
+    """Read a file, or a folder, into a stage; return its SHA-256.
+
+    A folder and Label Studio's tasks are read image by image; COCO's document is in memory as a whole. Raises
+    `UsageError` if there is nothing of the format.
+    """
+    try:
+        if format is ImportFormat.FOLDER:
+            return _stage_folder(where, stage, size_of)
+        if format is ImportFormat.LABEL_STUDIO:
+            return _stage_tasks(where, stage, size_of)
+        return _stage_coco(where, stage, size_of)
+    except NotFoundError as error:
+        raise UsageError(f"{where} does not exist: name the file with the masks") from error
+
+
+def _stage_coco(where: Location, stage: Stage, size_of: SizeOf) -> str:
+    data = where.read()
+    digest = hashlib.sha256(data).hexdigest()
+    found = read_coco(parse_coco(data, str(where)), size_of)
+    del data
+    for problem in found.unreadable:
+        stage.leave_out(problem)
+    for image in found.images:
+        stage.add(image, unlabeled=_UNLABELED)
+    return digest
+
+
+def _stage_tasks(where: Location, stage: Stage, size_of: SizeOf) -> str:
+    brush = load_brush()
+    try:
+        with where.open() as stream:
+            hashed = _Hashed(stream)
+            for task in read_tasks(_items(hashed), brush, size_of):
+                stage.superseded += task.superseded
+                stage.add(task.image, unlabeled=_UNLABELED)
+            while hashed.read(1 << 20):
+                pass
+            return hashed.sha256
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{where} cannot be read as Label Studio's tasks ({type(error).__name__}: {error}): expected its JSON or "
+            "JSON_MIN"
+        ) from error
+
+
+def _stage_folder(where: Location, stage: Stage, size_of: SizeOf) -> str:
+    folder = AnnotationFolder(where, size_of)
+    for image in folder:
+        stage.add(image)
+    if not folder.files:
+        raise UsageError(
+            f"{where} has no masks: expected a folder with a file an image, SA-1B's JSON (.json) or label maps (.png, "
+            ".tif, .npy)"
+        )
+    return folder.sha256
+
+
+class _Hashed:
+    """A stream that is hashed as it is read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+
+def _items(stream: _Hashed) -> Iterator[Any]:
+    """Yield the items of a JSON array as a stream: a task has megabytes of numbers."""
+    import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
+
+    try:
+        yield from ijson.items(stream, "item", use_float=True)
+    except ijson.JSONError as error:
+        raise ValueError(str(error)) from error

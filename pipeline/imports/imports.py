@@ -1,0 +1,247 @@
+"""`segmint import`: brings masks that people made into a dataset, as the next generation of its shards."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.layout import SCHEMA_VERSION, image_stem
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.version import VERSION
+from segmint.operators.annotations.names import image_number
+from segmint.operators.prepare.deidentify import rule_of
+from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SOURCES
+from segmint.operators.shards.committed_rows import committed_rows, read_file
+from segmint.operators.shards.replace import check_purge
+from segmint.operators.shards.revise import with_holding
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.corrections.common import release_config
+from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
+from segmint.pipeline.imports.carry import carry_masks
+from segmint.pipeline.imports.files import ImportFormat, stage_file
+from segmint.pipeline.imports.merge import ImportSettings, Left, Mode, merge
+from segmint.pipeline.imports.staging import Match, Stage, Staged
+
+PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
+"""What `--source` may say; `corrected` is found by comparing masks."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is imported, and how: a file of a format, or the masks of people in another dataset."""
+
+    where: Location
+    format: ImportFormat | None  # None: another dataset
+    mode: Mode
+    source: str = "imported"
+    license: str | None = None
+    annotator: str | None = None
+    match: Match = Match.NUMBER
+
+
+@dataclass(frozen=True)
+class ImportChange:
+    """The next rows of a shard: those of the images that the file has are merged with its masks.
+
+    It goes to other processes of this machine; the staged masks are on its disk.
+    """
+
+    staged: Staged
+    settings: ImportSettings
+
+    def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, the same objects where nothing changes."""
+        answers = self.staged.answers(*commit.ordinals)
+        return [
+            merge(row, answers[row["ordinal"]], self.settings).row if row["ordinal"] in answers else row for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    manifest: DatasetManifest
+    settings: ImportSettings
+    staged: Staged
+    tally: Tally
+    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
+    listed: ImportList
+
+
+def list_import(dataset: Location, asked: Asked) -> ImportList:
+    """List what `import_masks` would change; raises what it raises before anything is changed."""
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        return _plan(dataset, asked, Path(folder)).listed
+
+
+def import_masks(
+    dataset: Location,
+    asked: Asked,
+    confirm: Callable[[ImportList], None] | None = None,
+    now: datetime | None = None,
+) -> Imported:
+    """Merge masks into the images of a dataset.
+
+    `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
+    next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
+    same call completes the work; where nothing is to be changed, nothing is touched, and `confirm` is not called.
+    Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older versions
+    cannot be removed.
+    """
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        plan = _plan(dataset, asked, Path(folder))
+        if not plan.tally.images:
+            return Imported(plan.listed, (), name_now(dataset))
+        check_purge(dataset)
+        if confirm is not None:
+            confirm(plan.listed)
+        manifest = _risen(dataset)
+        revision = Revision(
+            shards=frozenset(plan.staged.shards),
+            change=ImportChange(plan.staged, plan.settings),
+            with_images=release_config(manifest).format == "images",
+            needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
+        )
+        # The staged masks are on this machine's disk: where there are many shards, its cores share them.
+        outcome = revise(dataset, manifest, revision)
+        return Imported(
+            listed=plan.listed,
+            changed_shards=tuple(outcome.changed),
+            version=put_version(dataset, "import", plan.listed.reason(), now),
+            outputs=tuple(line_of(note) for note in read_notes(dataset)),
+            removed_links=outcome.removed_links,
+        )
+
+
+def _risen(dataset: Location) -> DatasetManifest:
+    """Return the manifest that holds, of the newest format: the next generation says so where it does not."""
+    while True:
+        manifest, generation = load_latest_manifest(dataset)
+        if manifest.schema_version == SCHEMA_VERSION:
+            return manifest
+        risen = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "code_version": VERSION})
+        put_manifest(dataset, risen, generation + 1)  # or another command's is there
+
+
+def _plan(dataset: Location, asked: Asked, folder: Path) -> _Plan:
+    _check(asked)
+    manifest = load_manifest(dataset)
+    with Stage(folder, manifest, asked.match) as stage:
+        if asked.format is None:
+            begun = load_manifest(asked.where)
+            if asked.where.uri == dataset.uri:
+                raise UsageError(f"--from {asked.where} is the dataset itself: name the one that has the masks")
+            left = carry_masks(asked.where, begun, dataset, stage)
+            digest, origin = name_now(asked.where).digest, None
+        else:
+            left = {}
+            digest = stage_file(asked.where, asked.format, stage, sizes_of(dataset, manifest, asked.match))
+            origin = {"sha256": digest, "license": asked.license}
+        staged = stage.finish(dataset, left)
+    if asked.format is not None and not staged.images:
+        raise UsageError(_nothing_found(dataset, asked, staged))
+    settings = ImportSettings(
+        mode=asked.mode,
+        rule=rule_of(manifest.identity),
+        source=asked.source,
+        origin=origin,
+        annotator=asked.annotator,
+        by_id=staged.by_id,
+    )
+    tally = Tally()
+    unchanged: dict[int, int] = {}
+    changing = []
+    for shard, span in zip(staged.shards, staged.ordinals, strict=True):
+        looked, generation = _look(dataset, shard, span, staged, settings)
+        if looked.images:
+            changing.append(shard)
+        elif generation is not None:
+            unchanged[shard] = generation
+        tally.add(looked)
+    rises = manifest.schema_version < SCHEMA_VERSION
+    names = str(dataset), manifest.name, str(asked.where)
+    listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing), rises)
+    return _Plan(manifest, settings, staged, tally, unchanged, listed)
+
+
+def _check(asked: Asked) -> None:
+    if asked.source not in PEOPLE:
+        raise UsageError(f"--source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
+    for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{option} is empty: name it, or leave it away")
+
+
+def _nothing_found(dataset: Location, asked: Asked, staged: Staged) -> str:
+    expected = {
+        Match.NUMBER: "its images are found by names such as sa_17.jpg (--match finds them by image_id or uri)",
+        Match.IMAGE_ID: "its images are found by names that are an image_id, with or without an ending",
+        Match.URI: "its images are found by names that are the last part of a uri",
+    }[asked.match]
+    first = staged.first_unknown or staged.first_ambiguous
+    problems = [f"the first is {first}"] if first else []
+    problems += [f"unreadable: {problem}" for problem in staged.unreadable[:3]]
+    why = f" ({'; '.join(problems)})" if problems else ""
+    return f"{asked.where} has no image of {dataset}{why}: {expected}. Nothing was changed"
+
+
+def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Callable[[str], tuple[int, int] | None]:
+    """Return a function from the name of an image to its (height, width) in the dataset; None if it is not there.
+
+    Only names with a number are looked up, and the sizes of one shard are kept.
+    """
+
+    @lru_cache(maxsize=8)
+    def of_shard(shard: int) -> dict[int, tuple[int, int]]:
+        def read(commit: Commit) -> dict[int, tuple[int, int]]:
+            table = read_table(read_file(dataset, commit.file("images")), "images")
+            rows = table.select(["id", "height", "width"]).to_pylist()
+            return {row["id"]: (row["height"], row["width"]) for row in rows}
+
+        return with_holding(dataset, shard, read) or {}
+
+    def size(name: str) -> tuple[int, int] | None:
+        number = image_number(name) if match is Match.NUMBER else None
+        if number is None or not 0 < number <= manifest.shards * manifest.images_per_shard:
+            return None
+        return of_shard((number - 1) // manifest.images_per_shard).get(number)
+
+    return size
+
+
+def _look(
+    dataset: Location, shard: int, span: tuple[int, int], staged: Staged, settings: ImportSettings
+) -> tuple[Tally, int | None]:
+    """Return what the import would do in a shard, from its tables; and the generation that was looked at."""
+    answers = staged.answers(*span)
+
+    def read(commit: Commit) -> tuple[Tally, int]:
+        tables = {kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS}
+        wanted = pa.array(sorted(answers), pa.int64())
+        rows = {
+            kind: table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
+            for kind, table in tables.items()
+        }
+        tally = Tally()
+        for row in committed_rows(rows["images"], rows["masks"], rows["rejects"], {}):
+            tally.count(row, merge(row, answers[row["ordinal"]], settings))
+        return tally, commit.generation
+
+    found = with_holding(dataset, shard, read)
+    if found is not None:
+        return found
+    tally = Tally()
+    for ordinal in answers:
+        tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT)
+    return tally, None

@@ -1,0 +1,106 @@
+"""Masks of people in one dataset for another one: what is carried, what is not and why."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.infra.errors import UsageError
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.imports.imports import Asked, import_masks, list_import
+from segmint.pipeline.imports.merge import Mode
+from tests.support.described_rows import accepted_row, described, rejected_row
+from tests.support.imported import import_coco, masks_of, write_coco
+from tests.support.locations import location_of
+from tests.support.protocol import Place, contents, two_shards, write
+
+NEAR = (2, 3, 12, 18)  # IoU 0.88 with the first mask of an image
+APART = (22, 5, 28, 30)
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[Place, Place]]:
+    """Two datasets of the same photographs; in the first one people changed masks of images 1, 2, 4 and 5."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(two_shards()) for _ in range(2))
+        images = {1: [(NEAR, 10_000), (APART, None)], 2: [(APART, None)], 4: [], 5: [(APART, None)]}
+        import_coco(first, write_coco(first, images), annotator="Ada", license="CC0-1.0")
+        yield first, second
+
+
+def carry(first: Place, second: Place, mode: Mode = Mode.CARRY) -> Asked:
+    return Asked(location_of(first.uri), None, mode)
+
+
+def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Place, Place]) -> None:
+    first, second = places
+    before = masks_of(first, 0)
+    listed = list_import(second.location, carry(first, second))
+    assert (listed.images, listed.masks["corrected"], listed.masks["added"], listed.left_masks) == (3, 1, 3, {})
+    done = import_masks(second.location, carry(first, second))
+    assert done.changed_shards == (0, 1)
+    _, near, apart = masks_of(second, 0)
+    assert (near["source"], near["parent"], near["annotator"]) == ("corrected", 10_000, "Ada")
+    assert (apart["source"], apart["parent"], apart["origin"]) == ("imported", None, before[1]["origin"])
+    assert [mask["segmentation"] for mask in (near, apart)] == [mask["segmentation"] for mask in before]
+    assert near["model"] == "0" * 64  # the weights of the first dataset: here, nothing would mean these
+    assert len(masks_of(second, 3)) == 2  # what was only deleted there stays: another model made it
+    assert audit_integrity(second.location).findings.total == 0
+    after = contents(second)
+    assert import_masks(second.location, carry(first, second)).changed_shards == ()
+    assert contents(second) == after
+
+
+def test_with_add_no_mask_gives_way(places: tuple[Place, Place]) -> None:
+    first, second = places
+    import_masks(second.location, carry(first, second, Mode.ADD))
+    assert [mask["source"] for mask in masks_of(second, 0)] == ["automatic", "automatic", "corrected", "imported"]
+    assert [mask["parent"] for mask in masks_of(second, 0)] == [None] * 4
+
+
+def test_what_is_not_carried_is_counted_with_the_reason(places: tuple[Place, Place], tmp_path: Path) -> None:
+    first, second = places
+    takedown(second.location, TakedownAsked(ids=("sa_5",)), "asked")
+    regions = tmp_path / "regions.jsonl"
+    regions.write_text('{"id": 1, "kind": "other", "x": 0, "y": 0, "w": 20, "h": 30}\n')
+    redact(second.location, location_of(regions))
+    small = accepted_row(1) | {"width": 39}
+    commit = second.log.latest(0)
+    assert commit is not None
+    row, *_ = read_committed_rows(second.location, commit)
+    write(second, 0, generation=commit.generation + 1, rows=described([row, small, rejected_row(2)]))
+    listed = list_import(second.location, carry(first, second))
+    assert listed.left_masks == {
+        "other redactions": 2,
+        "released in another size": 1,
+        "no image of the same source": 1,
+    }
+    assert "not carried: 2 masks: other redactions" in listed.lines()
+    before = contents(second)
+    assert import_masks(second.location, carry(first, second)).changed_shards == ()
+    assert contents(second) == before
+    redact(first.location, location_of(regions))
+    listed = list_import(second.location, carry(first, second))
+    assert listed.left_masks == {"released in another size": 1, "no image of the same source": 1}
+
+
+def test_a_dataset_cannot_be_carried_into_itself(places: tuple[Place, Place]) -> None:
+    first, _ = places
+    with pytest.raises(UsageError, match="is the dataset itself"):
+        list_import(first.location, carry(first, first))
+    with pytest.raises(UsageError, match="is not a segmint dataset"):
+        list_import(first.location, Asked(location_of("/nowhere"), None, Mode.ADD))
+
+
+def test_a_source_that_is_there_twice_gets_its_masks_twice(places: tuple[Place, Place]) -> None:
+    first, second = places
+    twin = accepted_row(1) | {"source_sha256": f"{0:064x}"}
+    write(second, 0, generation=2, rows=described([accepted_row(0), twin, rejected_row(2)]))
+    import_masks(second.location, carry(first, second, Mode.ADD))
+    assert [len(masks_of(second, n)) for n in (0, 1)] == [4, 4]
+    assert masks_of(second, 1)[0]["segmentation"] == masks_of(second, 0)[0]["segmentation"]

@@ -1,0 +1,309 @@
+"""Imports: what becomes of a dataset, beside builds and other corrections, of a tool's round trip, and of bad files."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.versions.record import latest_version
+from segmint.infra.errors import UsageError
+from segmint.operators.schemas import SCHEMAS_OF
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import Format
+from segmint.pipeline.imports.files import ImportFormat
+from segmint.pipeline.imports.imports import Asked, import_masks, list_import
+from segmint.pipeline.imports.merge import Mode
+from segmint.pipeline.imports.staging import Match
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.statistics.statistics import compute_statistics
+from tests.support.history_commands import grow
+from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
+from tests.support.locations import location_of
+from tests.support.protocol import Place, contents, retry, two_shards, write
+from tests.support.stepped import Stepped, stepping
+
+CUT = (3, 4, 11, 21)  # a part of SECOND
+APART = (22, 5, 28, 30)
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """Two shards of three rows: images 1, 2, 4 and 5 with two masks each, rows 3 and 6 refused."""
+    with two_shards() as place:
+        yield place
+
+
+def findings(place: Place) -> list[str]:
+    return [finding.line() for finding in audit_integrity(place.location).findings]
+
+
+def sources(place: Place, ordinal: int) -> list[tuple[int, str, int | None]]:
+    return [(mask["annotation_id"], mask["source"], mask["parent"]) for mask in masks_of(place, ordinal)]
+
+
+def test_the_masks_of_a_file_become_those_of_its_images(place: Place) -> None:
+    before = contents(place)
+    path = write_coco(place, {1: [(FIRST, 10_000), (CUT, 10_001), (APART, None)], 4: [(FIRST, 40_000)]})
+    done = import_coco(place, path, license="CC0-1.0", annotator="Ada")
+    assert (done.listed.images, done.changed_shards) == (2, (0, 1))
+    counted = {"same": 2, "corrected": 1, "added": 1, "deleted": 1, "empty": 0, "repeated": 0}
+    assert done.listed.masks == counted
+    automatic = (10_000, "automatic", None)
+    assert sources(place, 0) == [automatic, (10_002, "corrected", 10_001), (10_003, "imported", None)]
+    assert sources(place, 3) == [(40_000, "automatic", None)]
+    digest = location_of(path).sha256()
+    assert masks_of(place, 0)[2]["origin"] == {"sha256": digest, "license": "CC0-1.0"}
+    assert findings(place) == []
+    after = contents(place)
+    assert {path for path in before if path.startswith(("rejects/", "catalog/", "dataset"))} <= after.keys()
+    assert not [path for path in after if path.startswith("claims/")]
+    version = latest_version(place.location)
+    assert version is not None
+    said = f"{path.name}, SHA-256 {digest[:12]}, replace: 1 corrected, 1 added and 1 deleted in 2 images"
+    assert (version.command, version.reason) == ("import", said)
+
+    again = import_coco(place, path, license="CC0-1.0", annotator="Ada")
+    assert (again.listed.images, again.changed_shards, again.version) == (0, (), done.version)
+    assert contents(place) == after
+    assert again.lines()[0] == f"nothing to import: {place.uri} has it"
+
+
+def test_readers_take_masks_without_scores(place: Place, tmp_path: Path) -> None:
+    import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: []}))
+    samples = {sample.id: sample for sample in open_dataset(place.uri)}
+    assert [len(samples[id].masks) for id in (1, 2, 4, 5)] == [2, 1, 0, 2]
+    drawn = samples[1].masks[1]
+    assert (drawn.id, drawn.predicted_iou, drawn.stability_score, drawn.point_coords) == (10_002, None, None, ())
+    assert (drawn.crop_box, drawn.area) == ((0.0, 0.0, 40.0, 30.0), 150)
+    assert np.flatnonzero(drawn.mask.any(axis=0)).tolist() == list(range(5, 30))
+    assert samples[2].row["statistics"]["mean_predicted_iou"] is None
+    with open_tables(place.location) as tables:
+        statistics = compute_statistics(tables, sample=10)
+    assert statistics.sources == {"automatic": 3, "imported": 2}
+    assert statistics.predicted_iou.mean == 0.93
+    assert sum(statistics.predicted_iou.counts or ()) == 3
+    assert sum(statistics.relative_size.counts or ()) == statistics.masks == 5
+    options = ExportOptions(Format.COCO, with_images=False)
+    export_dataset(place.location, options, location_of(tmp_path / "coco"))
+    exported = json.loads((tmp_path / "coco" / "instances.json").read_text())
+    assert [each["predicted_iou"] for each in exported["annotations"] if each["image_id"] == 1] == [0.93, None]
+
+
+def test_an_export_imported_again_changes_nothing(place: Place, tmp_path: Path) -> None:
+    """Before and after people changed masks; ids are found by the exported numbers."""
+    for edited in (False, True):
+        if edited:
+            import_coco(place, write_coco(place, {1: [(CUT, 10_001), (APART, None)], 5: []}))
+        out = tmp_path / str(edited)
+        export_dataset(place.location, ExportOptions(Format.COCO, with_images=False), location_of(out))
+        before = contents(place)
+        done = import_coco(place, out / "instances.json")
+        assert (done.listed.images, done.listed.named) == (0, 4)
+        assert contents(place) == before
+
+
+def test_add_keeps_all_masks_and_says_what_the_user_says(place: Place) -> None:
+    path = write_coco(place, {1: [(FIRST, None), (CUT, None)]}, label="tile")
+    done = import_coco(place, path, Mode.ADD, source="manual")
+    assert sources(place, 0)[2:] == [(10_002, "manual", None)]
+    assert [mask["label"] for mask in masks_of(place, 0)] == ["tile", None, "tile"]
+    assert done.listed.mode == "add"
+    assert import_coco(place, path, Mode.ADD).changed_shards == ()
+    assert findings(place) == []
+
+
+def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
+    takedown(place.location, TakedownAsked(ids=("sa_5",)), "asked")
+    document = coco_of({1: [(FIRST, 10_000)], 2: [(CUT, 20_001)], 3: [], 5: [(FIRST, None)], 99: [(FIRST, None)]})
+    document["annotations"][0]["segmentation"]["counts"] = "zz"  # of image 1
+    document["images"].append({"id": "again", "file_name": "upload/sa_2.jpg", "height": 30, "width": 40})
+    document["images"].append({"id": "other", "file_name": "sa_4.jpg", "height": 31, "width": 40})
+    document["annotations"].append({"id": 5, "image_id": "other", "segmentation": {"size": [31, 40], "counts": [1240]}})
+    path = Path(f"{place.uri}.json")
+    path.write_text(json.dumps(document))
+    listed = list_import(place.location, Asked(location_of(path), ImportFormat.COCO, Mode.REPLACE))
+    assert (listed.images, listed.named, listed.unknown, listed.superseded) == (1, 5, 1, 1)
+    unreadable = "a mask that cannot be read, so nothing is replaced"
+    assert listed.left_images == {unreadable: 2, "refused by the build": 1, "taken down": 1}
+    assert listed.unreadable == 2
+    assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
+    assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
+    assert "left out: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
+    import_coco(place, path)
+    assert sources(place, 0) == [(10_000, "automatic", None), (10_001, "automatic", None)]
+    assert sources(place, 1) == [(20_002, "corrected", 20_001)]
+    assert findings(place) == []
+    assert import_coco(place, path).changed_shards == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "is a list: expected COCO's JSON"),
+        ("{", "is not JSON"),
+        (json.dumps(coco_of({77: []})), "has no image of .*the first is sa_77.jpg.*--match"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_file_that_names_nothing_is_refused(place: Place, text: str | None, message: str) -> None:
+    path = Path(f"{place.uri}.json")
+    if text is not None:
+        path.write_text(text)
+    before = contents(place)
+    with pytest.raises(UsageError, match=message):
+        import_coco(place, path)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    ("match", "name"), [(Match.IMAGE_ID, "masks/image-3.png"), (Match.URI, "file:///a/photo_3.jpg")]
+)
+def test_images_are_found_by_their_names_in_the_catalog(place: Place, match: Match, name: str) -> None:
+    document = coco_of({1: [(APART, None)], 2: []})
+    document["images"][0]["file_name"] = name
+    document["images"][1]["file_name"] = "nobody.jpg"
+    path = Path(f"{place.uri}.json")
+    path.write_text(json.dumps(document))
+    done = import_coco(place, path, Mode.ADD, match=match)
+    assert (done.listed.named, done.listed.unknown, done.changed_shards) == (1, 1, (1,))
+    assert sources(place, 3)[2:] == [(40_002, "imported", None)]
+
+
+def test_a_dataset_of_format_1_rises_and_only_changed_shards_change(place: Place) -> None:
+    manifest = load_manifest(place.location).model_copy(update={"schema_version": 1, "code_version": "0.1.0"})
+    place.storage.delete(f"{place.uri}/dataset.json")
+    assert put_manifest(place.location, manifest, 1)
+    for shard in (0, 1):  # as an earlier segmint wrote them
+        commit = place.log.latest(shard)
+        assert commit is not None
+        for file in commit.files:
+            place.storage.delete(f"{place.uri}/{file.path}")
+        place.log.location(shard, 1).delete()
+        write(place, shard, schema_version=1)
+    same = write_coco(place, {4: [(FIRST, 40_000), (SECOND, 40_001)]})
+    assert import_coco(place, same).changed_shards == ()
+    assert load_latest_manifest(place.location).generation == 1
+    before = contents(place)
+    done = import_coco(place, write_coco(place, {1: [(FIRST, 10_000)]}))
+    assert done.listed.rises
+    latest = load_latest_manifest(place.location)
+    assert (latest.generation, latest.manifest.schema_version) == (2, 2)
+    after = contents(place)
+    assert {path for path in before if "000001" in path} <= after.keys()
+    formats = {
+        path: next(
+            n for n, schemas in SCHEMAS_OF.items() if pq.read_schema(f"{place.uri}/{path}").equals(schemas["masks"])
+        )
+        for path in after
+        if path.startswith("masks/")
+    }
+    assert sorted(formats.values()) == [1, 2]
+    assert findings(place) == []
+
+
+def test_corrections_after_an_import(place: Place, tmp_path: Path) -> None:
+    path = write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: [], 5: [(CUT, 50_001)]})
+    import_coco(place, path, annotator="Ada")
+    assert retry(place, 0) == "committed"  # its third row is an image now
+    assert sources(place, 0) == [(10_000, "automatic", None), (10_002, "imported", None)]
+    assert [source for _, source, _ in sources(place, 2)] == ["automatic"] * 2
+    regions = tmp_path / "regions.jsonl"
+    regions.write_text('{"id": 1, "kind": "other", "x": 0, "y": 0, "w": 20, "h": 30}\n')
+    redact(place.location, location_of(regions))
+    share, iou = ([mask[name] for mask in masks_of(place, 0)] for name in ("redacted_share", "redaction_iou"))
+    assert share == [1.0, 0.6]
+    assert iou[1] == 90 / (600 + 150 - 90)
+    takedown(place.location, TakedownAsked(ids=("sa_2",)), "asked")
+    grow(place)
+    write(place, 2)
+    assert findings(place) == []
+    assert import_coco(place, path, annotator="Ada").changed_shards == ()
+
+
+def test_a_redaction_that_came_first_is_measured(place: Place, tmp_path: Path) -> None:
+    regions = tmp_path / "regions.jsonl"
+    regions.write_text('{"id": 1, "kind": "other", "x": 0, "y": 0, "w": 20, "h": 30}\n')
+    redact(place.location, location_of(regions))
+    import_coco(place, write_coco(place, {1: [(APART, None)]}), Mode.ADD)
+    assert masks_of(place, 0)[2]["redacted_share"] == 0.6
+    assert findings(place) == []
+
+
+def test_lost_files_after_an_import(place: Place) -> None:
+    """All but what people said is in another file, too."""
+    import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)]}))
+    names = [path for path in contents(place) if path.startswith("masks/")]
+    for name in names:
+        place.storage.delete(f"{place.uri}/{name}")
+    left = repair(place.location).left
+    assert list(left) == [0]
+    assert "what people said of the masks of 1 image" in left[0]
+
+
+def test_two_imports_at_once_are_both_done(place: Place) -> None:
+    one = write_coco(place, {1: [(FIRST, None), (SECOND, None), (APART, None)]})
+    other = write_coco(place, {2: [(FIRST, None)], 4: []})
+    with stepping():
+        late = Stepped(lambda: import_coco(place, one))
+        while not late.next_call.startswith("create commits"):
+            late.step()
+        import_coco(place, other)
+        late.finish()
+    assert late.error is None
+    assert [len(masks_of(place, n)) for n in (0, 1, 3)] == [3, 1, 0]
+    assert findings(place) == []
+
+
+def test_an_image_that_is_taken_down_meanwhile_does_not_come_back(place: Place) -> None:
+    path = write_coco(place, {1: [(APART, None)], 2: [(APART, None)]})
+    with stepping():
+        late = Stepped(lambda: import_coco(place, path))
+        while not late.next_call.startswith("create commits"):
+            late.step()
+        takedown(place.location, TakedownAsked(ids=("sa_1",)), "asked")
+        late.finish()
+    assert late.error is None
+    assert [sample.id for sample in open_dataset(place.uri)] == [2, 4, 5]
+    assert sources(place, 1) == [(20_002, "imported", None)]
+    assert findings(place) == []
+
+
+def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file's order, a shard's change reads its own masks alone."""
+    images: dict[int, Any] = {5: [(FIRST, None)], 1: [((0, 0, 2 + n, 3), None) for n in range(25)]}
+    path = write_coco(place, images)
+    from segmint.pipeline.imports import staging
+
+    monkeypatch.setattr(staging, "_BATCH", 4)
+    done = import_coco(place, path, Mode.ADD)
+    assert done.listed.masks["added"] == 25
+    assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]
+
+
+def test_nothing_is_changed_without_consent(place: Place) -> None:
+    before = contents(place)
+    asked = Asked(location_of(write_coco(place, {1: []})), ImportFormat.COCO, Mode.REPLACE)
+
+    def no(listed: Any) -> None:
+        assert listed.rows == 1
+        raise UsageError("not confirmed")
+
+    with pytest.raises(UsageError, match="not confirmed"):
+        import_masks(place.location, asked, confirm=no)
+    assert contents(place) == before
+    with pytest.raises(UsageError, match="--source 'robot': expected one of assisted, corrected, manual, imported"):
+        list_import(place.location, replace(asked, source="robot"))
+    with pytest.raises(UsageError, match="--annotator is empty"):
+        list_import(place.location, replace(asked, annotator=" "))
