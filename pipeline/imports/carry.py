@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.storage.location import Location
-from segmint.operators.audit.origins import of_people
+from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.revise import with_holding

@@ -14,7 +14,14 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest, put_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.versions.record import name_now, put_version
-from segmint.catalogs.layout import SCHEMA_VERSION, image_stem
+from segmint.catalogs.layout import (
+    CLAIMS,
+    COMMITS,
+    SCHEMA_VERSION,
+    image_stem,
+    parse_claim_name,
+    parse_commit_name,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
@@ -95,18 +102,18 @@ def import_masks(
 
     `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
     next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
-    same call completes the work; where nothing is to be changed, nothing is touched, and `confirm` is not called.
-    Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older versions
-    cannot be removed.
+    same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
+    called. Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older
+    versions cannot be removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         plan = _plan(dataset, asked, Path(folder))
-        if not plan.tally.images:
+        if not plan.tally.images and not _unfinished(dataset, plan.staged.shards):
             return Imported(plan.listed, (), name_now(dataset))
         check_purge(dataset)
         if confirm is not None:
             confirm(plan.listed)
-        manifest = _risen(dataset)
+        manifest = _risen(dataset) if plan.tally.images else plan.manifest
         revision = Revision(
             shards=frozenset(plan.staged.shards),
             change=ImportChange(plan.staged, plan.settings),
@@ -122,6 +129,19 @@ def import_masks(
             outputs=tuple(line_of(note) for note in read_notes(dataset)),
             removed_links=outcome.removed_links,
         )
+
+
+def _unfinished(dataset: Location, shards: Sequence[int]) -> bool:
+    """Whether a correction of these shards did not end: it has left claims, former commits, or no version."""
+    wanted = frozenset(shards)
+    claims = (parse_claim_name(entry.name) for entry in (dataset / CLAIMS).list())
+    if any(claim is not None and claim[0] in wanted for claim in claims):
+        return True
+    names = (parse_commit_name(name) for name in (dataset / COMMITS).walk_ever())
+    generations = [name for name in names if name is not None and name[0] in wanted]
+    if len(generations) > len({shard for shard, _ in generations}):
+        return True
+    return any(generation > 1 for _, generation in generations) and name_now(dataset).number is None
 
 
 def _risen(dataset: Location) -> DatasetManifest:

@@ -1,6 +1,5 @@
 """The score of a correction study: how far masks are from their corrections."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -10,10 +9,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
+from segmint.operators.annotations.coco import parse_coco
+from segmint.operators.annotations.image import Size
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.statistics.intervals import Interval
-from segmint.pipeline.study.corrections import Corrections, Size, read_coco, read_label_studio
+from segmint.pipeline.study.corrections import Corrections, read_coco, read_label_studio
 from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
 from segmint.pipeline.study.sample import SCHEMA_VERSION, mask_sha256
@@ -137,7 +138,7 @@ def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
             first = _first_byte(stream)
             if first == b"[":
                 return read_label_studio(_items(stream), sizes, load_brush())
-            return read_coco(json.load(stream), sizes)
+            return read_coco(_document(stream.read(), file), sizes)
     except NotFoundError as error:
         raise UsageError(f"{file} does not exist: name the file with the corrected masks with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -145,6 +146,13 @@ def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
             f"{file} cannot be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
             "Studio's JSON or JSON_MIN"
         ) from error
+
+
+def _document(data: bytes, file: Location) -> Mapping[str, Any]:
+    try:
+        return parse_coco(data, str(file))
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePairs]) -> StudyScore:

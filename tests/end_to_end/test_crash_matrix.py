@@ -83,6 +83,16 @@ def test_an_amendment_may_die_or_sleep_at_any_call() -> None:
     assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names)
 
 
+@pytest.mark.long
+def test_an_import_may_die_or_sleep_at_any_call() -> None:
+    """It sorts masks by DuckDB, in each of some 200 processes."""
+    names = ["import", "import beside a takedown"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(names, str(folder)))
+    assert [results[name]["wrong"] for name in names] == [{}, {}]
+    assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names)
+
+
 def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     """A matrix without points would find nothing."""
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]

@@ -37,6 +37,7 @@ from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
 from tests.support.everything import mentions
+from tests.support.imported import FIRST, import_coco, write_coco
 from tests.support.locations import location_of
 from tests.support.protocol import (
     ROWS,
@@ -133,6 +134,13 @@ def _amend_in_a_build(place: Place) -> None:
     write(place, 1)
 
 
+def _import(place: Place) -> None:
+    """Masks of both shards; image 4 loses one, and one that was corrected is not its own parent."""
+    import_coco(
+        place, write_coco(place, {1: [(FIRST, 10_000), ((22, 5, 28, 30), None)], 4: [((3, 4, 11, 21), 40_001)]})
+    )
+
+
 def _retry(place: Place) -> None:
     """As a build does, which first completes what dead writers left."""
     heed_all(place.location, range(SHARDS), with_images=True)
@@ -150,6 +158,7 @@ OPERATIONS = {
     "retry": Operation(_both_shards, _retry),
     "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
+    "import": Operation(_both_shards, _import, versioned=True),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
 """One line each: all are killed at every call."""
@@ -174,6 +183,7 @@ REVISIONS = {
     "redaction beside a takedown": Sleeper(_redact),
     "retry beside a takedown": Sleeper(lambda place: retry(place, 1)),
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
+    "import beside a takedown": Sleeper(_import),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.sweep import sweep
@@ -31,8 +33,21 @@ from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.credits import otherwise_credited
 from segmint.pipeline.corrections.repair import repair
+from tests.support.described_rows import rectangle_mask
 from tests.support.everything import mentions
-from tests.support.history_commands import NOW, amend_row, grow, mark, marks_of, resume, state_of, take_down
+from tests.support.history_commands import (
+    NOW,
+    amend_row,
+    grow,
+    import_mask,
+    imported,
+    mark,
+    marks_of,
+    rectangle_of,
+    resume,
+    state_of,
+    take_down,
+)
 from tests.support.protocol import (
     ROWS,
     VARIANTS,
@@ -87,6 +102,7 @@ class History:
         self.marks: set[tuple[int, int]] = set()  # ordinal and mark of corrections that ended
         self.retried: set[int] = set()  # shards whose retries ended with an image
         self.amended: set[int] = set()  # ordinals whose amendments ended
+        self.imports: set[tuple[int, str]] = set()  # ordinal and run lengths of masks whose imports ended
         self.next_mark = 0
 
     def run(self, steps: int = 40) -> None:
@@ -139,6 +155,8 @@ class History:
         ]
         if self.seed % 3 == 0:  # not in all, since it starts a database
             commands.append((f"amend {ordinal} {x}", lambda: amend_row(place, ordinal, x)))
+        if self.seed % 5 == 0:  # likewise
+            commands += [(f"import {ordinal} {x}", lambda: import_mask(place, ordinal, x))] * 2
         name, work = self.random.choice(commands)
         mended = self.damages - len(self.damaged)
         self.actors.append(Actor(name, work, Stepped(work), mended))
@@ -184,6 +202,9 @@ class History:
         what, *numbers = name.split()
         if what == "mark" and result:
             self.marks.add((int(numbers[0]), int(numbers[1])))
+        if what == "import" and result:
+            code = rectangle_mask(30, 40, *rectangle_of(int(numbers[1])))["segmentation"]
+            self.imports.add((int(numbers[0]), code["counts"]))
         if what == "amend" and result:
             self.amended.add(int(numbers[0]))
         if what == "retry" and result == "committed":
@@ -206,6 +227,8 @@ class History:
             return "nothing"
         commit = self.random.choice(whole)
         kind = self.random.choice(["masks", "shards"] + ["rejects"] * (commit.counts["rejected"] == 0))
+        if kind == "masks" and self._of_people(commit):
+            kind = "shards"  # what people said of masks is in no other file
         path = commit.file(kind).path
         data = bytearray((self.folder / path).read_bytes())
         # The JPEGs are in no other file: of a tar the zeros behind the last of them.
@@ -217,6 +240,10 @@ class History:
         self.damaged.add(path)
         self.damages += 1
         return f"damaged: {path}"
+
+    def _of_people(self, commit: Commit) -> bool:
+        rows = pq.read_table(self.folder / commit.file("masks").path, columns=["source"]).column("source").to_pylist()
+        return bool(set(rows) - {"automatic"})
 
     def _is_damaged(self, entry: FileEntry) -> bool:
         file = self.folder / entry.path
@@ -302,6 +329,8 @@ class History:
                 continue
             missing = {x for marked, x in self.marks if marked == ordinal} - marks_of(row)
             _must(not missing, f"I11: the marks {missing} of {ordinal} are lost")
+            lost = {counts for into, counts in self.imports if into == ordinal} - imported(row)
+            _must(not lost, f"I11: {len(lost)} imported masks of {ordinal} are lost")
             if commit.shard in self.retried and ordinal == commit.ordinals[1] - 1:
                 _must(row["reason"] is None, f"I11: the retried row {ordinal} is refused again")
         self.rows[commit.shard] = rows

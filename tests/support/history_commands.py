@@ -16,7 +16,8 @@ from segmint.catalogs.dataset.manifest import (
     parse_manifest_name,
     put_with_parts,
 )
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, Asked
+from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
@@ -28,6 +29,10 @@ from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.imports.files import ImportFormat
+from segmint.pipeline.imports.imports import Asked, import_masks
+from segmint.pipeline.imports.merge import Mode
+from tests.support.imported import coco_of
 from tests.support.locations import location_of
 from tests.support.protocol import ROWS, Place, catalog_rows
 
@@ -95,6 +100,31 @@ def amend_row(place: Place, ordinal: int, x: int) -> bool:
     return True
 
 
+def import_mask(place: Place, ordinal: int, x: int) -> bool:
+    """Import a rectangle of its own into an image, if that is there; return whether it has it."""
+    folder = Path(f"{place.uri}-import-{x}")
+    folder.mkdir(exist_ok=True)
+    try:
+        document = coco_of({ordinal + 1: [(rectangle_of(x), None)]})
+        (folder / "masks.json").write_text(json.dumps(document))
+        asked = Asked(location_of(folder / "masks.json"), ImportFormat.COCO, Mode.ADD)
+        masks = import_masks(place.location, asked, now=NOW).listed.masks
+    finally:
+        rmtree(folder)
+    return bool(masks["added"] or masks["same"])
+
+
+def rectangle_of(x: int) -> tuple[int, int, int, int]:
+    """The rectangle of an import: (top, left, bottom, right), another one for each `x` up to 800."""
+    top, left = x % 25, x // 25 % 32
+    return top, left, top + 3, left + 6
+
+
+def imported(row: Row) -> set[str]:
+    """The run lengths of masks that were imported into an image."""
+    return {mask["segmentation"]["counts"] for mask in row["masks"] if mask["source"] == "imported"}
+
+
 def marks_of(row: Row) -> set[int]:
     """The marks of an image."""
     return {region["x"] for region in row["regions"] or ()}
@@ -102,7 +132,7 @@ def marks_of(row: Row) -> set[int]:
 
 def take_down(place: Place, ordinal: int) -> None:
     """Take an image down, as its subject asks."""
-    takedown(place.location, Asked(ids=(f"sa_{ordinal + 1}",)), "asked", NOW)
+    takedown(place.location, TakedownAsked(ids=(f"sa_{ordinal + 1}",)), "asked", NOW)
 
 
 def resume(place: Place) -> None:

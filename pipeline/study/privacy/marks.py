@@ -10,7 +10,9 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.study.corrections import Size, answers_of, image_number
+from segmint.operators.annotations.image import Size
+from segmint.operators.annotations.label_studio import answers_of
+from segmint.operators.annotations.names import image_number
 from segmint.pipeline.study.privacy.sample import KINDS
 
 Box = tuple[float, float, float, float]

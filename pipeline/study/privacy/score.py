@@ -12,8 +12,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
+from segmint.operators.annotations.image import Size
 from segmint.pipeline.statistics.intervals import at_most
-from segmint.pipeline.study.corrections import Size
 from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.study.kind import Kind
 from segmint.pipeline.study.privacy.marks import Mark, Marks, read_marks
