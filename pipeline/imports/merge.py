@@ -85,7 +85,7 @@ class Merged:
     corrected: int = 0
     added: int = 0
     deleted: int = 0
-    empty: int = 0  # masks without a pixel, which are none
+    empty: int = 0  # masks without a pixel, which are left out
     repeated: int = 0  # masks that the file has twice
 
 
