@@ -34,6 +34,14 @@ class Subject:
     left_out: tuple[LeftOut, ...]
     seconds: float  # of all workers, in which they measured
 
+    @property
+    def names(self) -> list[str]:
+        """A name for each weights; of equal ones each with its hash."""
+        labels = [weights.label for weights in self.weights]
+        if len(set(labels)) == len(labels):
+            return labels
+        return [f"{weights.label} ({weights.sha256[:12]})" for weights in self.weights]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the first keys of an answer as JSON values."""
         return {

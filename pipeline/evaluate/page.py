@@ -28,7 +28,7 @@ def render(template: str, subject: Subject, eyebrow: str, tiles: Sequence[tuple[
         css=Markup((REPORT_ASSETS / "report.css").read_text(encoding="utf-8")),
         own_css=Markup((ASSETS / "evaluation.css").read_text(encoding="utf-8")),
         version=VERSION,
-        title=" and ".join(weights.label for weights in subject.weights),
+        title=" and ".join(subject.names),
         eyebrow=eyebrow,
         tiles=tiles,
         subject=subject,

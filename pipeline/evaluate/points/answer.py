@@ -10,6 +10,9 @@ from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
 from segmint.pipeline.statistics.intervals import Interval
 
+_PAIRS = 20
+"""Pairs of groups on a terminal."""
+
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 """The measures that are shown, and what they are."""
 
@@ -73,13 +76,19 @@ class PointsAnswer:
                 found.append(each.truth)
         return found
 
+    def nearest_pairs(self, most: int) -> list[GroupPair]:
+        """The pairs with the lowest p, at most so many; all of them, in their order, if they are no more."""
+        if len(self.pairs) <= most:
+            return list(self.pairs)
+        return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]
+
     def _tables(self) -> Iterator[str]:
         for truth in self.scopes():
-            for weights, each in enumerate(self.subject.weights):
+            for weights, label in enumerate(self.subject.names):
                 where = f", {self.subject.truths[truth].name}" if truth is not None else ""
                 cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
                 yield ""
-                yield _line(f"{each.label}{where}", cells)
+                yield _line(f"{label}{where}", cells)
                 for name, means in self.rows(weights, truth):
                     yield _line(f"  {name}", [value(mean.mean, mean.interval) for mean in means])
 
@@ -87,7 +96,7 @@ class PointsAnswer:
         if not self.means.differences:
             return
         yield ""
-        first, second = (each.label for each in self.subject.weights)
+        first, second = self.subject.names
         yield f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images"
         for each in self.means.differences:
             kind, _, count = each.measure.partition("_")
@@ -105,14 +114,16 @@ class PointsAnswer:
             yield (
                 f"  {self._where(mean.weights, mean.measure)}{mean.group}: {value(mean.mean, mean.interval)} ({size})"
             )
-        for pair in self.pairs:
+        for pair in self.nearest_pairs(_PAIRS):
             yield (
                 f"  {self._where(pair.weights, pair.measure)}{pair.first} minus {pair.second}: "
                 f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
             )
+        if len(self.pairs) > _PAIRS:
+            yield f"  and {len(self.pairs) - _PAIRS:,} more pairs, all with a higher p"
 
     def _where(self, weights: int, measure: str) -> str:
-        name = f"{self.subject.weights[weights].label}, " if len(self.subject.weights) > 1 else ""
+        name = f"{self.subject.names[weights]}, " if len(self.subject.weights) > 1 else ""
         return f"{name}{counted(int(measure.partition('_')[2]), 'click')}, "
 
 

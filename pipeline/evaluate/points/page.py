@@ -12,6 +12,9 @@ from segmint.pipeline.evaluate.points.worst import draw_worst
 from segmint.pipeline.evaluate.truth import Truth
 from segmint.pipeline.statistics.intervals import Interval
 
+_PAIRS = 60
+"""Pairs of groups on the page."""
+
 _FIRST = {
     "center": "The first click is on the pixel farthest from the mask's boundary.",
     "random": "The first click is on a random pixel of the mask.",
@@ -25,7 +28,7 @@ _SEVERAL = {
 def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
     """Return the page as HTML; `worst` are masks of each weights, whose images are read again to draw them."""
     subject, settings = answer.subject, answer.settings
-    names = [weights.label for weights in subject.weights]
+    names = subject.names
     ends = f"iou_{settings.clicks[0]}", f"iou_{settings.clicks[-1]}"
     return render(
         "points.html.j2",
@@ -47,6 +50,7 @@ def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], trut
         group_heads=_group_heads(answer),
         groups=list(_groups(answer)),
         pairs=list(_pairs(answer)),
+        more_pairs=max(0, len(answer.pairs) - _PAIRS),
         worst=[
             {"name": name, "pictures": draw_worst(masks, truths, ends)}
             for name, masks in zip(names, worst, strict=True)
@@ -57,8 +61,8 @@ def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], trut
 def _tiles(answer: PointsAnswer) -> list[tuple[str, str]]:
     tiles = [("Masks", count(answer.subject.masks)), ("Images", count(answer.subject.images))]
     one, last = answer.settings.clicks[0], answer.settings.clicks[-1]
-    for number, weights in enumerate(answer.subject.weights):
-        name = f"{weights.label}, " if len(answer.subject.weights) > 1 else ""
+    for number, label in enumerate(answer.subject.names):
+        name = f"{label}, " if len(answer.subject.weights) > 1 else ""
         for measure, text in (
             (f"iou_{one}", "1 click"),
             (f"oracle_{one}", "best of three"),
@@ -71,10 +75,10 @@ def _tiles(answer: PointsAnswer) -> list[tuple[str, str]]:
 def _chart(answer: PointsAnswer, truth: int | None) -> Curves:
     clicks = answer.settings.clicks
     curves = []
-    for number, weights in enumerate(answer.subject.weights):
+    for number, label in enumerate(answer.subject.names):
         for kind, name in KINDS.items():
             means = [answer.means.mean(f"{kind}_{each}", number, truth) for each in clicks]
-            text = f"{weights.label}: {name}" if len(answer.subject.weights) > 1 else name
+            text = f"{label}: {name}" if len(answer.subject.weights) > 1 else name
             values = tuple(mean.mean for mean in means)
             intervals = tuple(mean.interval for mean in means) if kind == "iou" else ()
             curves.append(Curve(text, values, intervals, number, kind != "iou"))
@@ -97,12 +101,12 @@ def _scope(answer: PointsAnswer, truth: int | None) -> str:
 
 def _tables(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
     for truth in answer.scopes():
-        for number, weights in enumerate(answer.subject.weights):
+        for number, label in enumerate(answer.subject.names):
             rows = [
                 (name, [_cell(mean.mean, mean.interval) for mean in means])
                 for name, means in answer.rows(number, truth)
             ]
-            yield {"title": f"{weights.label}, {_scope(answer, truth)}", "rows": rows}
+            yield {"title": f"{label}, {_scope(answer, truth)}", "rows": rows}
 
 
 def _differences(answer: PointsAnswer) -> Iterator[dict[str, str]]:
@@ -134,7 +138,7 @@ def _groups(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
 
 
 def _pairs(answer: PointsAnswer) -> Iterator[dict[str, str]]:
-    for pair in answer.pairs:
+    for pair in answer.nearest_pairs(_PAIRS):
         yield {
             "first": pair.first,
             "second": pair.second,
@@ -146,7 +150,7 @@ def _pairs(answer: PointsAnswer) -> Iterator[dict[str, str]]:
 
 
 def _measured(answer: PointsAnswer, weights: int, measure: str) -> str:
-    name = f"{answer.subject.weights[weights].label}, " if len(answer.subject.weights) > 1 else ""
+    name = f"{answer.subject.names[weights]}, " if len(answer.subject.weights) > 1 else ""
     return f"{name}{counted(int(measure.partition('_')[2]), 'click')}"
 
 
