@@ -46,6 +46,11 @@ class OutputFolder:
         """Whether there is a folder to write to."""
         return self._folder is not None
 
+    @property
+    def page(self) -> str:
+        """Where the page is written; empty without a folder."""
+        return "" if self._folder is None else str(self._folder / PAGE)
+
     def add(self, table: pa.Table) -> None:
         """Add rows of the schema."""
         if self._folder is not None:

@@ -27,6 +27,7 @@ class PointsAnswer:
     grouped_by: str = ""
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()
+    page: str = ""  # where it was written
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -56,6 +57,7 @@ class PointsAnswer:
             *self._differences(),
             *self._groups(),
             *self.subject.left_out_lines(),
+            *([f"written: open {self.page}"] if self.page else []),
         ]
 
     def rows(self, weights: int, truth: int | None) -> Iterator[tuple[str, list[MeanScore]]]:

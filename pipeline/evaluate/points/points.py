@@ -61,7 +61,7 @@ def evaluate_points(options: PointsOptions, storage: Storage) -> PointsAnswer:
         answer = _answer(subject, settings, collected, groups)
         if output.wanted:
             output.put(answer.to_dict(), render_page(answer, collected.worst, truths))
-    return answer
+    return replace(answer, page=output.page)
 
 
 @dataclass
