@@ -16,6 +16,7 @@ from segmint.pipeline.commands.corrections import amend, redact, repair, takedow
 from segmint.pipeline.commands.demo import demo
 from segmint.pipeline.commands.engine import evaluate
 from segmint.pipeline.commands.engine.imports import import_
+from segmint.pipeline.commands.engine.train import train
 from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(build, plan, status, demo, masks, audit, report, export, view),
+    *(build, plan, status, demo, masks, audit, report, export, view, train),
     *(takedown, redact, amend, repair, verify, sign, diff),
 ):
     app.command()(command)

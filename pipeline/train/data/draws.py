@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.training.noise import random_bits, uniforms
-from segmint.pipeline.train.images import TrainingImages, entries_of
+from segmint.pipeline.train.data.images import TrainingImages, entries_of
 from segmint.pipeline.train.settings import BatchKeys
 
 _ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
@@ -22,8 +22,12 @@ _ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
 
 @dataclass(frozen=True)
 class Draw:
-    """An image of a step: its row in `TrainingImages`, annotation ids of its masks, and their numbers in the step."""
+    """An image of a step: its row in `TrainingImages`, annotation ids of its masks, and their numbers in the step.
 
+    `slot` is the image's own number in the step, from 0.
+    """
+
+    slot: int
     image: int
     masks: NDArray[np.int64]
     numbers: Sequence[int]
@@ -55,7 +59,7 @@ class Draws:
         for slot, (image, count) in enumerate(zip(chosen, capped(wanted, self._batch.masks), strict=True)):
             place = (step - 1) * self._batch.images + slot
             first = slot * self._batch.masks_per_image
-            draws.append(Draw(image, self._masks(image, place, count), range(first, first + count)))
+            draws.append(Draw(slot, image, self._masks(image, place, count), range(first, first + count)))
         return draws
 
     def _image(self, place: int) -> int:
@@ -83,9 +87,9 @@ def fixed_draws(images: TrainingImages, chosen: NDArray[np.bool_], most: int, ma
     _, first = np.unique(images.source_sha256[rows], axis=0, return_index=True)
     rows = rows[first]  # in the order of the sources' hashes, which are random
     found = []
-    for row in rows[:most].tolist():
+    for slot, row in enumerate(rows[:most].tolist()):
         chosen_masks = choose_masks(images.masks_of(row), masks, _key(0, _FIXED))
-        found.append(Draw(row, chosen_masks, range(len(chosen_masks))))
+        found.append(Draw(slot, row, chosen_masks, range(len(chosen_masks))))
     return found
 
 

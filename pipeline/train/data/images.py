@@ -26,10 +26,11 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.train.looks import Looks, look_at_shard
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.pipeline.train.data.looks import Looks, look_at_shard
 from segmint.pipeline.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
-HUMAN = frozenset({"assisted", "corrected", "manual", "imported"})
+HUMAN = tuple(source for source in SOURCES if source != AUTOMATIC)
 """Values of `source` of masks that people made; those of the model have `automatic` or null."""
 
 LISTED = 100
@@ -76,7 +77,7 @@ class LeftOut:
         """Count one more; `where` is such as `image=7`, `mask=70001`, `detail="..."`."""
         self.counts[reason] += 1
         if self.counts[reason] <= LISTED:
-            self.listed.append({"reason": reason, "dataset": str(dataset.location), **where})
+            self.listed.append({"reason": reason, "dataset": dataset.manifest.name, **where})
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _choose(
 
 
 def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> NDArray[np.bool_]:
-    human = np.asarray(pc.fill_null(pc.is_in(source, value_set=pa.array(sorted(HUMAN))), False))
+    human = np.asarray(pc.fill_null(pc.is_in(source, value_set=pa.array(HUMAN)), False))
     return np.ones(len(human), bool) if masks == "all" else human if masks == "human" else ~human
 
 

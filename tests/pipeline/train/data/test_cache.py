@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import torch
 
-from segmint.pipeline.train.cache import BYTES, EmbeddingCache, purge_looks
+from segmint.pipeline.train.data.cache import BYTES, EmbeddingCache, purge_looks
 from tests.support.committed import write_generation
 from tests.support.locations import location_of
 from tests.support.trainable import row_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.pipeline.train.draws import Draws, capped, fixed_draws
+from segmint.pipeline.train.data.draws import Draws, capped, fixed_draws
 from segmint.pipeline.train.settings import BatchKeys
 from tests.support.trained import find
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,15 @@ from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 from segmint.model.training.step import ImageMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.train.draws import Draw
-from segmint.pipeline.train.images import LeftOut, TrainingImages, read_range
+from segmint.pipeline.train.data.draws import Draw
+from segmint.pipeline.train.data.images import LeftOut, TrainingImages, read_range
 
 
 @dataclass(frozen=True)
 class ReadImage:
-    """A drawn image: its row, the resized pixels (h, w, 3) uint8 RGB where they were asked for, and its masks."""
+    """A drawn image: its slot and row, its masks, and if asked for the resized pixels, (h, w, 3) uint8 RGB."""
 
+    slot: int
     image: int
     pixels: NDArray[np.uint8] | None
     masks: ImageMasks
@@ -74,7 +75,12 @@ class ImageReader:
         if not targets:
             return None
         masks = ImageMasks(torch.cat(targets), input_size, numbers)
-        return ReadImage(draw.image, pixels, masks, np.array(annotations, np.int64))
+        return ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64))
+
+    def with_pixels(self, read: ReadImage) -> ReadImage:
+        """An image that was read without its pixels, with them; raises `DamagedDatasetError` if they cannot be read."""
+        height, width = (int(side) for side in self._images.sizes[read.image])
+        return replace(read, pixels=self._pixels(read.image, (height, width)))
 
     def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         jpeg = self._range(image, 0)

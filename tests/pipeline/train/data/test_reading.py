@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from segmint.model.training.targets import fit_targets
-from segmint.pipeline.train.draws import Draw
-from segmint.pipeline.train.images import LeftOut
-from segmint.pipeline.train.reading import ImageReader
+from segmint.pipeline.train.data.draws import Draw
+from segmint.pipeline.train.data.images import LeftOut
+from segmint.pipeline.train.data.reading import ImageReader
 from tests.support.committed_shard import CommittedShard
 from tests.support.trainable import scene
 from tests.support.trained import find
 
 
 def drawn(image: int, row: int, indices=(0, 1)) -> Draw:
-    return Draw(row, np.array([image * 10_000 + index for index in indices]), [7 + index for index in indices])
+    return Draw(0, row, np.array([image * 10_000 + index for index in indices]), [7 + index for index in indices])
 
 
 def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):

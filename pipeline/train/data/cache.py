@@ -29,10 +29,10 @@ _NPY = ".npy"
 
 
 class EmbeddingCache:
-    """The embeddings of one set of weights and one precision, in a local folder of at most so many bytes."""
+    """The embeddings of one encoder and one precision, in a local folder of at most so many bytes."""
 
     def __init__(self, folder: Location, weights: str, most_bytes: float) -> None:
-        """`weights` names what embeds: the hash of weights and the precision."""
+        """`weights` names what embeds: a hash of the encoder's weights, device and precision."""
         self._folder = folder / _EMBEDDINGS
         self._weights = weights
         self._most = most_bytes

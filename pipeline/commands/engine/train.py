@@ -1,0 +1,25 @@
+"""`segmint train`: fine-tune SAM on the masks of datasets."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Overrides
+from segmint.pipeline.commands.common.console import answer_with, guarded, say
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("train")
+def train(
+    config: Annotated[str, typer.Argument(metavar="TRAIN", help="The YAML configuration of a run: a path or URI.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train SAM on datasets' masks, or go on with a run that was stopped."""
+    from segmint.pipeline.train.settings import load_train_config
+
+    loaded = load_train_config(config, overrides or [])
+    from segmint.pipeline.train.run import run_train
+
+    answer_with(run_train(loaded, say), as_json)

@@ -1,0 +1,134 @@
+"""What a killed run goes on from: a state by its content, and a small file that names it, put last.
+
+`checkpoints/step-000050-<hash>.pt` has the trained weights and the optimizer's state, `checkpoints/step-000050.json`
+its hash and what was measured so far. A `.pt` that no JSON names does not count.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.errors import SegmintError, UnfinishedError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.train.evaluation import Evaluation
+
+CHECKPOINTS = "checkpoints"
+
+_JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
+_STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
+
+
+class DamagedCheckpointError(SegmintError):
+    """A checkpoint does not have the content that its name and its JSON say."""
+
+
+class Measured(Frozen):
+    """An `Evaluation` in a file."""
+
+    step: int
+    images: int
+    masks: int
+    one_click: float
+    oracle: float
+
+    def evaluation(self) -> Evaluation:
+        """Convert to what the loop works with."""
+        return Evaluation(**self.model_dump())
+
+
+class Checkpoint(Frozen):
+    """The JSON of a checkpoint; `run` is the fingerprint of the run that it belongs to."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    step: int = Field(ge=0)
+    file: str = Field(pattern=r"\Astep-\d{6,}-[0-9a-f]{12}\.pt\z")
+    sha256: str
+    evaluations: tuple[Measured, ...]
+    left_out: dict[str, int]
+    listed: tuple[dict[str, int | str], ...]
+    numerics: tuple[dict[str, Any], ...]
+
+
+def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) -> Checkpoint:
+    """Put a state, then the JSON with these fields; returns what the JSON holds.
+
+    Raises `UnfinishedError` if there is another checkpoint of this step: another run writes to the same place.
+    """
+    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+        path = Path(name) / "checkpoint.pt"  # one name always: torch writes it into the file
+        try:
+            torch.save(dict(state), path)
+        except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+            raise SegmintError(
+                f"the checkpoint cannot be written to {name}: {error}. Free space there, or set TMPDIR, and run again: "
+                "it goes on from the checkpoint before"
+            ) from error
+        sha256 = sha256_of(path)
+        file = f"step-{fields['step']:06d}-{sha256[:12]}.pt"
+        there = (folder / file).put_file_if_absent(path)
+    checkpoint = Checkpoint(file=file, sha256=sha256, **fields)
+    data = canonical_json(checkpoint.model_dump(mode="json"))
+    if not there or not (folder / _json_name(checkpoint.step)).put_if_absent(data):
+        raise UnfinishedError(
+            f"{folder} already has another checkpoint of step {checkpoint.step}: another run writes to the same "
+            "output. Wait until it has ended, or choose another output"
+        )
+    return checkpoint
+
+
+def list_checkpoints(folder: Location) -> list[Checkpoint]:
+    """Read the JSONs of all checkpoints, by step; one that cannot be used is a warning."""
+    found = []
+    for entry in folder.list():
+        if _JSON.fullmatch(entry.name):
+            try:
+                found.append(Checkpoint.model_validate(json.loads((folder / entry.name).read())))
+            except (NotFoundError, ValidationError, ValueError, RecursionError) as error:
+                why = wrong_fields(error) if isinstance(error, ValidationError) else str(error)
+                get_logger("train").warning("checkpoint_unusable", file=str(folder / entry.name), error=why)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the state of a checkpoint, on the CPU. Only tensors and plain values are unpickled.
+
+    Raises `DamagedCheckpointError` if the file is gone or has another hash.
+    """
+    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+        path = Path(name) / "checkpoint.pt"
+        try:
+            (folder / checkpoint.file).get_file(path)
+        except NotFoundError as error:
+            raise DamagedCheckpointError(f"{folder / checkpoint.file} is gone") from error
+        if sha256_of(path) != checkpoint.sha256:
+            raise DamagedCheckpointError(f"{folder / checkpoint.file} does not have the SHA-256 that its JSON says")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def prune(folder: Location, kept: Collection[int]) -> None:
+    """Delete the checkpoints of other steps than these, and states that no JSON names."""
+    named = {checkpoint.file for checkpoint in list_checkpoints(folder) if checkpoint.step in kept}
+    for entry in folder.list():
+        match = _JSON.fullmatch(entry.name)
+        if match is not None and int(match[1]) not in kept:
+            (folder / entry.name).delete()
+    for entry in folder.list(include_temporary=True):
+        if _STATE.fullmatch(entry.name) and entry.name not in named:
+            (folder / entry.name).delete()
+
+
+def _json_name(step: int) -> str:
+    return f"step-{step:06d}.json"

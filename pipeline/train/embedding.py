@@ -1,0 +1,86 @@
+"""Image embeddings for training: of a frozen encoder from the cache, or out of one that is trained."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from segmint.infra.device import Compute
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.predictor import Predictor
+from segmint.model.sam.preprocess import normalize_into
+from segmint.model.sam.sam import Sam
+from segmint.model.training.dropping import drop_path
+from segmint.model.training.encoder_layers import recomputed_blocks
+from segmint.pipeline.train.data.cache import EmbeddingCache
+from segmint.pipeline.train.data.images import TrainingImages
+from segmint.pipeline.train.data.reading import ReadImage
+
+
+class FrozenEncoder:
+    """Embeds each image alone, in the precision of inference, and keeps what the cache has room for."""
+
+    def __init__(self, sam: Sam, images: TrainingImages, cache: EmbeddingCache | None, compute: Compute) -> None:
+        if compute.precision == "bf16" and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
+            sam.image_encoder.bfloat16()  # as in builds: see `load_model`
+        self._predictor = Predictor(sam)
+        self._images = images
+        self._cache = cache
+
+    def needs_pixels(self, image: int) -> bool:
+        """Whether an image's pixels must be read."""
+        return self._cache is None or not self._cache.has(*self._key(image))
+
+    def embed(self, read: ReadImage) -> Tensor | None:
+        """The embedding (1, 256, 64, 64) float32 on the model's device; None if the pixels are needed after all."""
+        key = self._key(read.image)
+        kept = None if self._cache is None else self._cache.get(*key)
+        if kept is not None:
+            return kept.to(self._predictor.sam.device)
+        if read.pixels is None:
+            return None
+        features = self._predictor.embed(read.pixels).features.float()
+        if self._cache is not None:
+            self._cache.put(*key, features)
+        return features.clone()  # made in inference mode
+
+    def _key(self, image: int) -> tuple[str, bytes]:
+        shard = self._images.shards[int(self._images.shard[image])]
+        return shard.dataset.key, self._images.jpeg_sha256[image].tobytes()
+
+
+def encoder_hash(sam: Sam) -> str:
+    """The first twelve digits of a hash of the image encoder's weights: what names its embeddings."""
+    digest = hashlib.sha256()
+    for name, tensor in sam.image_encoder.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
+    return digest.hexdigest()[:12]
+
+
+def encoder_input(sam: Sam, reads: Sequence[ReadImage]) -> Tensor:
+    """The image encoder's input (B, 3, 1024, 1024) float32 of images that were read with their pixels."""
+    side = sam.image_size
+    batch = torch.zeros(len(reads), 3, side, side, device=sam.device)
+    for place, read in zip(batch, reads, strict=True):
+        if read.pixels is None:
+            raise ValueError(f"image {read.image} was read without its pixels")
+        normalize_into(place, torch.from_numpy(read.pixels).to(sam.device))
+    return batch
+
+
+@contextmanager
+def encoder_in_training(
+    sam: Sam, reads: Sequence[ReadImage], chance: float, seed: int, step: int, recompute: bool
+) -> Iterator[Tensor]:
+    """The embeddings (B, 256, 64, 64) of an encoder in training, with drop path of this chance.
+
+    Leave the context after the backward pass.
+    """
+    with ExitStack() as contexts:
+        contexts.enter_context(drop_path(sam.image_encoder, chance, seed, step, [read.slot for read in reads]))
+        if recompute:
+            contexts.enter_context(recomputed_blocks(sam.image_encoder))
+        yield sam.image_encoder(encoder_input(sam, reads))

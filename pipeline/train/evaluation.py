@@ -1,0 +1,143 @@
+"""How good the model is on held-out images: mean IoU at one click, and of the best of the three masks.
+
+The click is the point farthest from the mask's border; masks and IoUs are those of the losses' square. `segmint
+evaluate` measures in the image's own frame, at more clicks, and with intervals.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.infra.wording import counted
+from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.sam.sam import Sam
+from segmint.model.training.losses import mask_iou
+from segmint.model.training.step import ImageMasks
+from segmint.model.training.targets import valid_pixels
+from segmint.operators.evaluate.clicks import center_click
+from segmint.operators.overlay import distinct_color, draw_prompts, encode_png
+from segmint.pipeline.train.data.reading import ReadImage
+from segmint.pipeline.train.world import World
+
+_AT_ONCE = 32  # masks that are predicted together
+_FILL = 0.5  # share of a mask's color in a pixel inside it
+_GAP = 8  # pixels between the two pictures of an overlay
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model after a step: means over masks of the IoU of its choice at one click, and of the best of three."""
+
+    step: int
+    images: int
+    masks: int
+    one_click: float
+    oracle: float
+
+    def line(self) -> str:
+        """The figures as a line for people."""
+        when = "before training" if self.step == 0 else f"after step {self.step}"
+        return (
+            f"held out, {when}: mean IoU at one click {self.one_click:.4f}, of the best of three masks "
+            f"{self.oracle:.4f}, on {counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions for N masks at one click: three each, (N, 3, 256, 256) logits and (N, 3) predicted IoUs.
+
+    `points` (N, 2) as (x, y) in pixels of the encoder's input.
+    """
+
+    logits: Tensor
+    predicted_iou: Tensor
+    points: Tensor
+
+
+def evaluate(
+    sam: Sam, reads: Sequence[ReadImage], embed: Callable[[ReadImage], Tensor], step: int, world: World
+) -> Evaluation:
+    """Evaluate the model on held-out images; every worker calls it with all of them, and takes its part."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    for read in world.part(reads):
+        targets = read.masks.targets
+        resolution = targets.shape[-1]
+        valid = valid_pixels(read.masks.input_size, resolution)
+        answers = one_click(sam, embed(read), read.masks)
+        for start in range(0, len(targets), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            square = F.interpolate(answers.logits[part], (resolution, resolution), mode="bilinear", align_corners=False)
+            ious = mask_iou(square.cpu() > 0, targets[part][:, None], valid)
+            chosen = answers.predicted_iou[part].cpu().argmax(dim=1, keepdim=True)
+            best = ious.max(dim=1).values.double().sum()
+            sums += torch.stack([torch.zeros(()), torch.tensor(len(ious)), ious.gather(1, chosen).double().sum(), best])
+        sums[0] += 1
+    images, masks, choice, oracle = world.add(sums).tolist()
+    return Evaluation(step, round(images), round(masks), choice / max(1, masks), oracle / max(1, masks))
+
+
+@torch.no_grad()
+def one_click(sam: Sam, features: Tensor, masks: ImageMasks) -> Answers:
+    """Predict three masks for the middle of each of an image's masks; `features` (1, 256, 64, 64)."""
+    device = features.device
+    clicks = [center_click(target.numpy()) for target in masks.targets]
+    centers = torch.tensor([(click.x + 0.5, click.y + 0.5) for click in clicks], dtype=torch.float64)
+    height, width = masks.input_size
+    border = torch.tensor([width - 1.0, height - 1.0], dtype=torch.float64)
+    points = torch.minimum(centers * (IMAGE_SIZE / masks.targets.shape[-1]) - 0.5, border)
+    positions = sam.prompt_encoder.dense_positions()
+    logits, ious = [], []
+    for part in torch.split(points, _AT_ONCE):
+        labels = torch.ones(len(part), 1, dtype=torch.int64, device=device)
+        prompt = sam.prompt_encoder(part[:, None].to(device), labels, None, None)
+        predicted = sam.mask_decoder(features.to(sam.dtype), positions, prompt, multimask=True)
+        logits.append(predicted[0].float())
+        ious.append(predicted[1].float())
+    return Answers(torch.cat(logits), torch.cat(ious), points)
+
+
+def draw_sample(sam: Sam, read: ReadImage, features: Tensor) -> bytes:
+    """A PNG of an image with its masks on the left, and on the right what one click on each of them gives."""
+    if read.pixels is None:
+        raise ValueError(f"image {read.image} was read without its pixels")
+    answers = one_click(sam, features, read.masks)
+    chosen = answers.predicted_iou.argmax(dim=1)
+    rows = torch.arange(len(chosen), device=chosen.device)
+    predicted = _in_frame(answers.logits[rows, chosen], read.masks.input_size) > 0
+    side = read.masks.targets.shape[-1]
+    targets = _in_frame(read.masks.targets.float() - 0.5, read.masks.input_size, side) > 0
+    points = [(x, y, 1) for x, y in answers.points.tolist()]
+    left = _tinted(read.pixels, targets.numpy())
+    right = draw_prompts(_tinted(read.pixels, predicted.cpu().numpy()), points)
+    gap = np.full((left.shape[0], _GAP, 3), 255, np.uint8)
+    return encode_png(np.concatenate([left, gap, right], axis=1))
+
+
+def _in_frame(squares: Tensor, input_size: tuple[int, int], side: int = 256) -> Tensor:
+    """Logits (N, side, side) at the encoder's input, without the padding."""
+    large = F.interpolate(squares[:, None], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
+    return large[:, 0, : input_size[0], : input_size[1]]
+
+
+def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture with each mask in its own color, the largest first."""
+    canvas = pixels.astype(np.float32)
+    for place in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():
+        canvas[masks[place]] = canvas[masks[place]] * (1 - _FILL) + np.array(distinct_color(place), np.float32) * _FILL
+    drawn = np.rint(canvas).astype(np.uint8)
+    for place, mask in enumerate(masks):
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, contours, -1, distinct_color(place), 2)
+    return drawn

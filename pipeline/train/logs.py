@@ -1,0 +1,75 @@
+"""What a run shows while it trains: a line a step, TensorBoard's files, and pictures of held-out images."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
+from segmint.infra.uris import LOCAL, absolute, local_path, scheme
+from segmint.pipeline.train.evaluation import Evaluation
+from segmint.pipeline.train.trainer import StepResult
+
+LOGS = "logs"
+OVERLAYS = "overlays"
+
+
+class RunLog:
+    """A context manager; TensorBoard's file is in the output's `logs/`, in a bucket once `save` was called."""
+
+    def __init__(self, output: Location, say: Callable[[str], None]) -> None:
+        """`say` prints a line for people."""
+        from tensorboardX import SummaryWriter
+
+        self._say = say
+        self._output = output
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if scheme(output.uri) == LOCAL:
+            self._folder = local_path(absolute(output.uri)) / LOGS
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="segmint-logs-")
+            self._folder = Path(self._scratch.name)
+        try:
+            self._writer = SummaryWriter(str(self._folder))
+        except OSError as error:
+            raise SegmintError(f"the logs cannot be written to {self._folder}: {error.strerror or error}") from error
+
+    def step(self, result: StepResult, steps: int) -> None:
+        """Show a step."""
+        self._say(result.line(steps))
+        if result.masks:
+            for name in ("loss", "focal", "dice", "iou_error", "first_iou", "last_iou", "gradient", "rate", "masks"):
+                self._writer.add_scalar(f"train/{name}", getattr(result, name), result.step)
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Show how good the model is on held-out images."""
+        self._say(evaluation.line())
+        self._writer.add_scalar("held_out/one_click", evaluation.one_click, evaluation.step)
+        self._writer.add_scalar("held_out/oracle", evaluation.oracle, evaluation.step)
+
+    def picture(self, step: int, number: int, png: bytes) -> None:
+        """Keep a picture of a held-out image."""
+        (self._output / OVERLAYS / f"step-{step:06d}-{number:02d}.png").put(png)
+
+    def save(self) -> None:
+        """Have all that was logged so far in the output."""
+        self._writer.flush()
+        if self._scratch is not None:
+            for path in sorted(self._folder.iterdir()):
+                (self._output / LOGS / path.name).put_file(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                self.save()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()

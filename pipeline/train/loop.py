@@ -1,0 +1,71 @@
+"""The order of a run: steps, evaluations, pictures and checkpoints, until the last step or an early stop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from segmint.pipeline.train.evaluation import Evaluation
+from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.train.trainer import StepResult
+
+Stop = Literal["steps", "patience"]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a run does at its steps. `evaluate` is None where no image is held out."""
+
+    step: Callable[[int], StepResult]
+    show: Callable[[StepResult], None]
+    evaluate: Callable[[int], Evaluation] | None
+    draw: Callable[[int], None]
+    save: Callable[[int, Sequence[Evaluation]], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last step that was taken, and why none followed."""
+
+    step: int
+    stopped: Stop
+
+
+def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: Hooks) -> Ended:
+    """Take the steps after `start`, 0 in a new run; adds to the evaluations of those before.
+
+    Each evaluation that is the best so far, the last step, and every `checkpoints.every`-th one has a checkpoint.
+    """
+    patience = config.held_out.patience
+    if start == 0:
+        if hooks.evaluate is not None and not evaluations:
+            evaluations.append(hooks.evaluate(0))
+        if config.overlays.every:
+            hooks.draw(0)
+    step = start
+    while step < config.steps and not is_over(evaluations, patience):
+        step += 1
+        hooks.show(hooks.step(step))
+        last = step == config.steps
+        improved = False
+        if hooks.evaluate is not None and (last or step % config.held_out.every == 0):
+            evaluations.append(hooks.evaluate(step))
+            improved = best_of(evaluations) is evaluations[-1]
+        if config.overlays.every and (last or step % config.overlays.every == 0):
+            hooks.draw(step)
+        due = step % config.checkpoints.every == 0
+        if last or improved or due or is_over(evaluations, patience):
+            hooks.save(step, evaluations)
+    return Ended(step, "steps" if step >= config.steps else "patience")
+
+
+def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation after training with the best mean IoU at one click, the first of equal ones; None without any."""
+    return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
+
+
+def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
+    """Whether so many evaluations after the best one were no better."""
+    best = best_of(evaluations)
+    if patience is None or best is None:
+        return False
+    return sum(each.step > best.step for each in evaluations) >= patience

@@ -1,0 +1,120 @@
+"""Presets: the recipes of `model/training/recipe.py` as keys of a configuration, and the other way."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from segmint.infra.errors import UsageError, raise_problems
+from segmint.model.sam.load import Architecture
+from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
+from segmint.pipeline.train.settings import TrainConfig
+
+_LONG, _SELDOM = 10_000, 1000
+"""Steps from which on a preset is a long one, which is evaluated, drawn and saved after so many steps."""
+
+
+def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
+    """Fill in the preset's values for the parent's architecture; explicit keys stay.
+
+    With other steps than the preset's, its warm-up and its decay steps are as much shorter or longer.
+    Raises `UsageError` for values that do not fit together.
+    """
+    recipe = FINETUNE
+    if config.preset == "paper":
+        if architecture not in PAPER:
+            raise UsageError(
+                f"preset: paper is for {', '.join(PAPER)}, and the weights are of {architecture}: use preset: finetune"
+            )
+        recipe = PAPER[architecture]
+    explicit = config.model_dump(exclude_unset=True)
+    recipe = _of_length(recipe, explicit.get("steps", recipe.steps))
+    filled = TrainConfig.model_validate(merged(_of_recipe(recipe), explicit))
+    _check_together(filled)
+    return filled
+
+
+def recipe_of(config: TrainConfig) -> Recipe:
+    """Convert to what `build_optimizer` takes."""
+    keys = config.optimizer
+    return Recipe(
+        parts=ALL_PARTS if config.encoder == "trained" else FINETUNE.parts,
+        learning_rate=keys.learning_rate,
+        steps=config.steps,
+        warmup_steps=keys.warmup,
+        decay_steps=keys.decay_steps,
+        batch_images=config.batch.images,
+        masks_per_image=config.batch.masks_per_image,
+        largest_mask=config.max_mask_area_ratio,
+        weight_decay=keys.weight_decay,
+        layer_decay=keys.layer_decay,
+        drop_path=keys.drop_path,
+        dropout=keys.dropout,
+        losses=config.losses.settings(),
+        sampling=config.sampling.settings(),
+    )
+
+
+def _of_length(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with its schedule stretched to so many steps."""
+    if steps == recipe.steps:
+        return recipe
+    decays = sorted({max(1, round(step * steps / recipe.steps)) for step in recipe.decay_steps})
+    return replace(
+        recipe,
+        steps=steps,
+        warmup_steps=min(steps - 1, round(recipe.warmup_steps * steps / recipe.steps)),
+        decay_steps=tuple(step for step in decays if step < steps),
+    )
+
+
+def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The keys that a recipe decides."""
+    tree: dict[str, Any] = {
+        "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
+        "steps": recipe.steps,
+        "batch": {
+            "images": recipe.batch_images,
+            "masks": recipe.batch_images * recipe.masks_per_image,
+            "masks_per_image": recipe.masks_per_image,
+        },
+        "optimizer": {
+            "learning_rate": recipe.learning_rate,
+            "warmup": recipe.warmup_steps,
+            "decay_steps": recipe.decay_steps,
+            "weight_decay": recipe.weight_decay,
+            "layer_decay": recipe.layer_decay,
+            "drop_path": recipe.drop_path,
+            "dropout": recipe.dropout,
+        },
+        "losses": asdict(recipe.losses),
+        "sampling": asdict(recipe.sampling),
+        "max_mask_area_ratio": recipe.largest_mask,
+    }
+    long = {name: {"every": _SELDOM} for name in ("held_out", "overlays", "checkpoints")}
+    return merged(tree, long) if recipe.steps >= _LONG else tree
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two trees as one; where both have a value, that of `over`."""
+    tree = dict(under)
+    for key, value in over.items():
+        below = tree.get(key)
+        tree[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return tree
+
+
+def _check_together(config: TrainConfig) -> None:
+    batch, optimizer, problems = config.batch, config.optimizer, []
+    if batch.masks < batch.images:
+        problems.append(
+            f"batch.masks is {batch.masks} for {batch.images} images: expected batch.images or more, as each image "
+            "of a step has a mask"
+        )
+    if optimizer.warmup >= config.steps:
+        problems.append(f"optimizer.warmup is {optimizer.warmup}: expected fewer than the {config.steps} steps")
+    decays = list(optimizer.decay_steps)
+    if decays != sorted(set(decays)):
+        problems.append(f"optimizer.decay_steps are {decays}: expected ascending steps, each once")
+    if decays and decays[-1] >= config.steps:
+        problems.append(f"optimizer.decay_steps end at {decays[-1]}: expected steps before the last, {config.steps}")
+    raise_problems(problems)

@@ -1,0 +1,190 @@
+"""The files that say what a run is and what came out of it: `run.json`, `sam-<hash>.pth` and `training.json`."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import ASSETS
+from segmint.infra.assets.names import is_web_address, plain_name
+from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, parent
+from segmint.infra.version import VERSION
+from segmint.model.sam.load import load_sam
+from segmint.pipeline.train.data.images import OpenedDataset
+from segmint.pipeline.train.settings import TrainConfig, identity_keys
+
+Record = TypeVar("Record", bound=Frozen)
+
+RUN = "run.json"
+TRAINING = "training.json"
+
+_MOST_BYTES = 64 << 20
+
+
+class Dataset(Frozen):
+    """A dataset that was trained on; `digest` is its version's, the first 64 digits of `segmint version`."""
+
+    name: str
+    digest: str
+
+
+class Round(Frozen):
+    """One link of a lineage: weights, and the datasets that they were trained on from the link before."""
+
+    weights: str  # SHA-256
+    name: str
+    datasets: tuple[Dataset, ...] = ()
+
+
+class RunRecord(Frozen):
+    """`run.json`: what a run is, fixed by its first start.
+
+    `config` has the keys that decide what is learned; the weights and datasets in it are named by their content.
+    """
+
+    schema_version: Literal[1] = 1
+    code_version: str
+    config: dict[str, Any]
+    parent: Round
+    lineage: tuple[Round, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """The bytes of the file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def fingerprint(self) -> str:
+        """What checkpoints name the run by."""
+        return fingerprint({"config": self.config, "parent": self.parent.weights})
+
+
+class TrainingRecord(Frozen):
+    """`training.json`, beside the weights: where they come from. `lineage` ends with themselves."""
+
+    schema_version: Literal[1] = 1
+    code_version: str
+    weights: str  # SHA-256
+    file: str
+    architecture: str
+    config: dict[str, Any]
+    parent: Round
+    datasets: tuple[Dataset, ...]
+    trained: dict[str, Any]  # images, masks, steps, best_step, stopped
+    held_out: dict[str, Any]
+    evaluations: tuple[dict[str, Any], ...]
+    left_out: dict[str, Any]
+    numerics: tuple[dict[str, Any], ...]
+    lineage: tuple[Round, ...]
+
+
+def describe_run(config: TrainConfig, datasets: Sequence[OpenedDataset], weights: Path, storage: Storage) -> RunRecord:
+    """Describe a run; `weights` is the parent's file on this machine."""
+    keys = identity_keys(config)
+    digests = {dataset.location.uri: dataset.digest for dataset in datasets}
+    for entry in keys["datasets"]:
+        entry["uri"] = digests[entry["uri"]]
+    begun = Round(weights=sha256_of(weights), name=plain_name(config.weights))
+    keys["weights"] = begun.weights
+    lineage = lineage_of(config.weights, begun.weights, storage) or (begun,)
+    return RunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
+
+
+def pin_run(output: Location, record: RunRecord) -> RunRecord:
+    """Put `run.json`, or check that the one there is of the same run; returns what it holds.
+
+    Raises `UsageError`, naming the keys, if another run was begun in the output.
+    """
+    file = output / RUN
+    if file.put_if_absent(record.to_json()):
+        return record
+    begun = read_record(file, RunRecord)
+    if begun is None:
+        raise UnfinishedError(f"{file} was there and is gone: something else writes to the output")
+    if begun.fingerprint != record.fingerprint:
+        keys = differing_keys(begun.config, record.config)
+        hints = {"datasets": "datasets (their masks and weights, or what is in them: a dataset has changed since)"}
+        raise UsageError(
+            f"{output} has a run that differs in {', '.join(hints.get(key, key) for key in keys)}: choose another "
+            "output to train again, or give the same configuration to go on"
+        )
+    return begun
+
+
+def read_record(file: Location, kind: type[Record]) -> Record | None:
+    """Read a record; None if it is not there. Raises `UsageError` for another file."""
+    try:
+        data = file.read(max_bytes=_MOST_BYTES)
+    except NotFoundError:
+        return None
+    try:
+        return kind.model_validate(json.loads(data))
+    except ValidationError as error:
+        raise UsageError(f"{file} is not what segmint train writes: {wrong_fields(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not what segmint train writes: {str(error)[:200]}") from error
+
+
+def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Write the parent's checkpoint with the trained weights as `sam-<hash>.pth`; return its name and its SHA-256.
+
+    It is an official checkpoint: a dict of float32 tensors by the names that SAM's own files use. It is loaded once,
+    strictly, before it is put.
+    """
+    state = {name: tensor.to(torch.float32).contiguous() for name, tensor in load_sam(parent).state_dict().items()}
+    unknown = trained.keys() - state.keys()
+    if unknown:
+        raise ValueError(f"the parent has no weights named {', '.join(sorted(unknown))}")
+    state |= {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in trained.items()}
+    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+        path = Path(name) / "sam.pth"  # one name always: torch writes it into the file
+        torch.save({key: tensor.clone() for key, tensor in state.items()}, path)
+        load_sam(path)
+        sha256 = sha256_of(path)
+        file = f"sam-{sha256[:12]}.pth"
+        if not (output / file).put_file_if_absent(path):
+            raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
+    return file, sha256
+
+
+def put_training(output: Location, record: TrainingRecord) -> TrainingRecord:
+    """Put `training.json`, last; raises `UnfinishedError` if another run has put its own."""
+    if not (output / TRAINING).put_if_absent(canonical_json(record.model_dump(mode="json"))):
+        raise UnfinishedError(
+            f"{output / TRAINING} is there with another content: another run ended in the same output"
+        )
+    return record
+
+
+def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+    """The lineage of weights, named as in a configuration, by the `training.json` beside them.
+
+    Empty if there is none, or if it is of other weights.
+    """
+    if weights in ASSETS or is_web_address(weights):
+        return ()
+    file = Location(storage, parent(absolute(weights))) / TRAINING
+    try:
+        record = read_record(file, TrainingRecord)
+    except (UsageError, StorageFaultError) as error:
+        get_logger("train").warning("lineage_unknown", file=str(file), error=str(error)[:200])
+        return ()
+    return record.lineage if record is not None and record.weights == sha256 else ()

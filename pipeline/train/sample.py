@@ -1,0 +1,65 @@
+"""The held-out images that a run is evaluated on, read once."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from segmint.model.sam.sam import Sam
+from segmint.pipeline.train.data.draws import Draw
+from segmint.pipeline.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.train.embedding import FrozenEncoder, encoder_input
+from segmint.pipeline.train.evaluation import Evaluation, draw_sample, evaluate
+from segmint.pipeline.train.logs import RunLog
+from segmint.pipeline.train.trainer import embedded
+from segmint.pipeline.train.world import World
+
+
+class HeldOutSample:
+    """The same images and masks at every evaluation; of a frozen encoder their embeddings stay in memory, 4 MB each."""
+
+    def __init__(
+        self,
+        sam: Sam,
+        draws: Sequence[Draw],
+        reader: ImageReader,
+        encoder: FrozenEncoder | None,
+        pictures: int,
+        world: World = World(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        """`pictures` is how many of the images are drawn."""
+        self._sam = sam
+        self._draws = draws
+        self._reader = reader
+        self._encoder = encoder
+        self._pictures = pictures
+        self._world = world
+        self._embeddings: dict[int, Tensor] = {}
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Evaluate the model as it is after a step."""
+        return evaluate(self._sam, self._reads, self._embed, step, self._world)
+
+    def draw(self, step: int, log: RunLog) -> None:
+        """Draw the first images as the model sees them after a step."""
+        for number, read in enumerate(self._reads[: self._pictures]):
+            pictured = read if read.pixels is not None else self._reader.with_pixels(read)
+            log.picture(step, number, draw_sample(self._sam, pictured, self._embed(read)))
+
+    @cached_property
+    def _reads(self) -> list[ReadImage]:
+        found = (self._reader.read(draw, self._needs_pixels) for draw in self._draws)
+        return [read for read in found if read is not None]
+
+    def _needs_pixels(self, image: int) -> bool:
+        return self._encoder is None or self._encoder.needs_pixels(image)
+
+    def _embed(self, read: ReadImage) -> Tensor:
+        if self._encoder is None:
+            with torch.no_grad():
+                features: Tensor = self._sam.image_encoder(encoder_input(self._sam, [read]))
+            return features
+        if read.image not in self._embeddings:
+            self._embeddings[read.image] = embedded(self._encoder, read, self._reader)
+        return self._embeddings[read.image]

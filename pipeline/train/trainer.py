@@ -1,0 +1,205 @@
+"""One step of training: reads its draws, adds up gradients over images and workers, and moves the weights."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmint.infra.device import Compute
+from segmint.infra.errors import SegmintError
+from segmint.infra.wording import counted, number, some
+from segmint.model.sam.sam import Sam
+from segmint.model.training.optimizer import build_optimizer
+from segmint.model.training.sampling import Clicks
+from segmint.model.training.step import StepLosses, StepSettings, train_step
+from segmint.pipeline.train.data.draws import Draws
+from segmint.pipeline.train.data.images import TrainingImages
+from segmint.pipeline.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.train.embedding import FrozenEncoder, encoder_in_training
+from segmint.pipeline.train.presets import recipe_of
+from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.train.world import World
+
+ALONE = World()
+
+
+class TrainingError(SegmintError):
+    """Training cannot go on: a loss or a gradient is no number."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all workers.
+
+    Losses are means over the masks and iterations, IoUs those of the predicted masks with the targets at the first and
+    the last iteration. `clicks` are those of this worker's images, by slot. Without masks nothing was done.
+    """
+
+    step: int
+    masks: int
+    loss: float = 0.0
+    focal: float = 0.0
+    dice: float = 0.0
+    iou_error: float = 0.0
+    first_iou: float = 0.0
+    last_iou: float = 0.0
+    gradient: float = 0.0  # norm, before it is scaled
+    rate: float = 0.0
+    clicks: Mapping[int, Clicks] | None = None
+
+    def line(self, steps: int) -> str:
+        """The step as a line for people."""
+        if not self.masks:
+            return f"step {self.step}/{steps}: none of its images can be used, so nothing was learned"
+        return (
+            f"step {self.step}/{steps}: loss {self.loss:.4f} (focal {self.focal:.5f}, dice {self.dice:.4f}, "
+            f"IoU error {self.iou_error:.4f}), IoU {self.first_iou:.3f} to {self.last_iou:.3f}, "
+            f"gradient {number(self.gradient)}, rate {self.rate:.2e}, {counted(self.masks, 'mask')}"
+        )
+
+
+class Trainer:
+    """A model in training; `step` is all that moves its weights."""
+
+    def __init__(
+        self,
+        sam: Sam,
+        config: TrainConfig,
+        images: TrainingImages,
+        draws: Draws,
+        reader: ImageReader,
+        encoder: FrozenEncoder | None,
+        compute: Compute,
+        world: World = ALONE,
+    ) -> None:
+        """`encoder` is the frozen one; None: it is trained."""
+        self.sam = sam
+        self._config = config
+        self._images = images
+        self._draws = draws
+        self._reader = reader
+        self._encoder = encoder
+        self._compute = compute
+        self._world = world
+        self._recipe = recipe_of(config)
+        self._optimizer, self._schedule = build_optimizer(sam, self._recipe)
+        self._settings = StepSettings(
+            losses=self._recipe.losses, sampling=self._recipe.sampling, seed=config.seed, dropout=self._recipe.dropout
+        )
+        self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
+
+    def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
+        """Take a step, from 1; with `recorded` clicks by slot these are used instead of drawn ones.
+
+        Raises `TrainingError` if the losses or the gradients are no numbers; the weights are then those before it.
+        """
+        reads = self._read(step)
+        masks = round(self._world.total(sum(len(read.masks.numbers) for read in reads)))
+        if not masks:
+            return StepResult(step, 0)
+        self._optimizer.zero_grad(set_to_none=True)
+        figures = torch.zeros(5, self._settings.sampling.iterations, dtype=torch.float64)
+        clicks: dict[int, Clicks] = {}
+        at_once = self._config.batch.images_at_once
+        for start in range(0, len(reads), at_once):
+            part = reads[start : start + at_once]
+            before = None if recorded is None else [recorded[read.slot] for read in part]
+            losses = self._backward(part, step - 1, masks, before)
+            figures += torch.stack([losses.total, losses.focal, losses.dice, losses.iou_error, losses.mask_iou])
+            clicks |= {read.slot: each for read, each in zip(part, losses.clicks, strict=True)}
+        if self._world.size > 1:
+            figures = self._world.add(figures)
+        weights = list(self._trained.values())
+        self._world.add_gradients(weights)
+        most = self._config.optimizer.max_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, math.inf if most is None else most))
+        self._check(step, figures, norm, reads)
+        factor = self._schedule.set_rates(self._optimizer, step - 1)
+        self._optimizer.step()
+        loss, focal, dice, iou_error, _ = figures.mean(dim=1).tolist()
+        return StepResult(
+            step,
+            masks,
+            loss,
+            focal,
+            dice,
+            iou_error,
+            first_iou=float(figures[4, 0]),
+            last_iou=float(figures[4, -1]),
+            gradient=norm,
+            rate=self._recipe.learning_rate * factor,
+            clicks=clicks,
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights by name, on the CPU."""
+        return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self._trained.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on: weights and the optimizer's state. Draws and rates depend on the step."""
+        return {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; raises `ValueError` or `KeyError` if it is not one of these weights."""
+        self.load_weights(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights by name; raises `ValueError` if they are not those that are trained."""
+        if weights.keys() != self._trained.keys():
+            raise ValueError("the state has the weights of another model")
+        with torch.no_grad():
+            for name, weight in self._trained.items():
+                weight.copy_(weights[name])
+
+    def _read(self, step: int) -> list[ReadImage]:
+        reads = []
+        for draw in self._world.part(self._draws.step(step)):
+            needed = self._encoder.needs_pixels if self._encoder is not None else True
+            read = self._reader.read(draw, needed)
+            if read is not None:
+                reads.append(read)
+        return reads
+
+    def _backward(
+        self, reads: Sequence[ReadImage], step: int, masks: int, recorded: Sequence[Clicks] | None
+    ) -> StepLosses:
+        """Add the gradients of some of a step's images; `step` is counted from 0 here."""
+        keys, recipe, batch = self._config, self._recipe, self._config.batch
+        images = [read.masks for read in reads]
+        reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")
+        if self._encoder is not None:
+            features = torch.cat([embedded(self._encoder, read, self._reader) for read in reads])
+            with reduced:
+                return train_step(
+                    self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded
+                )
+        with (
+            reduced,
+            encoder_in_training(self.sam, reads, recipe.drop_path, keys.seed, step, batch.recompute) as features,
+        ):
+            return train_step(self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded)
+
+    def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[ReadImage]) -> None:
+        if bool(figures.isfinite().all()) and math.isfinite(norm):
+            return
+        what = "the gradient" if bool(figures.isfinite().all()) else "the loss"
+        names = some([self._images.name(read.image) for read in reads])
+        raise TrainingError(
+            f"step {step}: {what} is no finite number, on {names}. The weights are still those before it, and the "
+            "last checkpoint is kept. Lower optimizer.learning_rate, set optimizer.max_norm, or set precision: fp32, "
+            "in another output"
+        )
+
+
+def embedded(encoder: FrozenEncoder, read: ReadImage, reader: ImageReader) -> Tensor:
+    """An image's embedding; its pixels are read now if the cache had promised them in vain."""
+    features = encoder.embed(read)
+    if features is None:
+        features = encoder.embed(reader.with_pixels(read))
+    if features is None:
+        raise TrainingError(f"image {read.image} has neither pixels nor an embedding")
+    return features

@@ -1,0 +1,141 @@
+"""A whole run of MobileSAM on photographs: its files, going on after a kill, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.infra.errors import UsageError
+from segmint.model.sam.load import load_sam
+from segmint.pipeline.train.record import TRAINING, TrainingRecord
+from segmint.pipeline.train.run import run_train
+from segmint.pipeline.train.settings import load_train_config
+from tests.support.builds import ROOT
+from tests.support.locations import location_of
+
+
+def record_of(output: Path) -> TrainingRecord:
+    return TrainingRecord.model_validate(json.loads((output / TRAINING).read_bytes()))
+
+
+def again(run, *overrides: str) -> list[str]:
+    """Run a configuration with overrides, and return the lines that it printed."""
+    printed: list[str] = []
+    run_train(load_train_config(str(run.config), list(overrides)), printed.append)
+    return printed
+
+
+def test_what_comes_out_is_a_checkpoint_of_sam_and_says_where_it_comes_from(ended, mobile_sam_path):
+    record = record_of(ended.output)
+    trained, parent = load_sam(ended.output / record.file).state_dict(), load_sam(mobile_sam_path).state_dict()
+    raw = torch.load(ended.output / record.file, weights_only=True)
+    assert raw.keys() == parent.keys()
+    changed = {name.split(".")[0] for name, tensor in trained.items() if not torch.equal(tensor, parent[name])}
+    assert changed == {"prompt_encoder", "mask_decoder"}
+    assert record.file == f"sam-{record.weights[:12]}.pth"
+    assert [(link.name, len(link.datasets)) for link in record.lineage] == [("mobile_sam", 0), (record.file, 1)]
+    assert record.datasets[0].name == "small"
+    assert record.trained["images"] == 2
+    assert record.held_out["images"] == 1
+    assert [each["step"] for each in record.evaluations] == [0, 2]
+    assert record.left_out["counts"] == {"masks over max_mask_area_ratio": 3}
+    assert str(ended.dataset) not in (ended.output / TRAINING).read_text()
+
+
+def test_each_step_and_evaluation_has_a_line_a_point_and_pictures(ended):
+    assert [line.split(":")[0] for line in ended.printed] == [
+        "2 images with 4 masks to train on, 1 image held out",
+        "held out, before training",
+        "step 1/2",
+        "step 2/2",
+        "held out, after step 2",
+    ]
+    points = dict(tensorboard_points(next((ended.output / "logs").iterdir())))
+    assert {name for name, _ in points} >= {"train/loss", "train/gradient", "held_out/one_click", "held_out/oracle"}
+    assert points["held_out/one_click", 2] == pytest.approx(record_of(ended.output).evaluations[-1]["one_click"])
+    assert f"loss {points['train/loss', 2]:.4f}" in ended.printed[3]
+    pictures = sorted(path.name for path in (ended.output / "overlays").iterdir())
+    assert pictures == ["step-000000-00.png", "step-000002-00.png"]
+    with Image.open(ended.output / "overlays" / pictures[1]) as image:
+        assert image.size == (2 * 1024 + 8, 768)
+        pixels = np.asarray(image).astype(int)
+    left, right = pixels[:, :1024], pixels[:, 1032:]
+    differ = (np.abs(left - right).max(axis=2) > 60).mean()
+    assert 0 < differ < 0.15  # the clicks, and where the masks differ
+
+
+def tensorboard_points(path: Path):
+    """The values in a file of TensorBoard's, by tag and step: records of length, two checksums, and an event."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            yield (value.tag, event.step), value.simple_value
+        data = data[16 + length :]
+
+
+def test_datasets_name_the_weights_for_a_takedown(ended):
+    record = record_of(ended.output)
+    lines = [line_of(note) for note in read_notes(location_of(ended.dataset))]
+    assert f"../run (segmint train: {record.file})" in lines
+    assert any("../cache" in line for line in lines)
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ended, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(ended.output, output, ignore=shutil.ignore_patterns("sam-*", TRAINING, "step-000002*"))
+    (output / "checkpoints" / "step-000002-000000000000.pt").write_bytes(b"half a checkpoint")
+    printed = again(ended, f"output={output}")
+    assert printed[1] == "goes on from the checkpoint of step 1"
+    assert [line.split(":")[0] for line in printed[2:]] == [line.split(":")[0] for line in ended.printed[3:]]
+    assert record_of(output) == record_of(ended.output)
+    names = [path.name for path in (output / "checkpoints").iterdir()]
+    assert sorted(names) == sorted(path.name for path in (ended.output / "checkpoints").iterdir())
+    assert (output / record_of(output).file).read_bytes() == (ended.output / record_of(output).file).read_bytes()
+
+
+def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
+    trained = run_train(load_train_config(str(ended.config)), print)
+    assert not trained.new
+    assert trained.record == record_of(ended.output)
+    assert "had ended before; nothing was trained now" in trained.lines()[0]
+    with pytest.raises(
+        UsageError, match=r"has a run that differs in optimizer\.learning_rate, seed: choose another output"
+    ):
+        again(ended, "seed=1", "optimizer.learning_rate=0.001")
+    with pytest.raises(UsageError, match=r"output: .* is inside the dataset"):
+        again(ended, f"output={ended.dataset}/run")
+    with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on this machine"):
+        again(ended, "cache.folder=s3://bucket/cache")
+    with pytest.raises(UsageError, match=r"all 3 images are held out"):
+        again(ended, "held_out.share=0.9", f"output={ended.output}-other")
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_at_any_step_ends_with_the_same_weights(ended, tmp_path):
+    for step in (1, 2):
+        output = tmp_path / f"killed-{step}"
+        command = [sys.executable, "-m", "segmint", "train", str(ended.config), "--set", f"output={output}"]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if line.startswith(f"step {step}/"):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (output / TRAINING).exists()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert record_of(output) == record_of(ended.output)

@@ -1,0 +1,147 @@
+"""Steps of MobileSAM: two workers are as one, a damaged embedding is made again, and what is no number is an error."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from segmint.infra.device import Compute
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.sam import Sam
+from segmint.pipeline.train.data.cache import EmbeddingCache
+from segmint.pipeline.train.data.draws import Draws
+from segmint.pipeline.train.data.reading import ImageReader
+from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
+from segmint.pipeline.train.trainer import Trainer, TrainingError
+from segmint.pipeline.train.world import World
+from tests.support.locations import location_of
+from tests.support.trained import Found, find
+
+CPU = Compute("cpu", "fp32", 1)
+FEW = {"batch": {"images": 2, "masks": 2, "masks_per_image": 1}, "sampling": {"clicks": 1}}
+
+
+@pytest.fixture
+def found(ended, tmp_path) -> Found:
+    return find(tmp_path, ended.dataset, **FEW)
+
+
+def trainer_of(found: Found, cache: Path, weights: Path, world: World | None = None) -> Trainer:
+    sam = load_sam(weights)
+    images = found.images
+    draws = Draws(images, images.ids != 2, [1.0], found.config.batch, seed=0)
+    kept = EmbeddingCache(location_of(cache), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
+    reader = ImageReader(images, 256, 0.9, found.left_out)
+    return Trainer(
+        sam, found.config, images, draws, reader, FrozenEncoder(sam, images, kept, CPU), CPU, world or World()
+    )
+
+
+def side_by_side(count: int, work: Callable[[World], object]) -> list[object]:
+    """Run workers as threads that add tensors up, in the order of their ranks."""
+    barrier = threading.Barrier(count)
+    given: list[Tensor] = [torch.empty(0)] * count
+    answers: list[object] = [None] * count
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)
+
+        def add(values: Tensor) -> Tensor:
+            given[rank] = values
+            barrier.wait()
+            total = torch.stack(list(given)).sum(dim=0)
+            barrier.wait()
+            return total
+
+        answers[rank] = work(World(rank, count, add))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_two_workers_take_the_step_of_one(one_thread, found, ended, mobile_sam_path):
+    cache = ended.output.parent / "cache"
+    one = trainer_of(found, cache, mobile_sam_path)
+    alone = one.step(1)
+    assert alone.masks == 2
+
+    def work(world: World) -> tuple[object, dict[str, Tensor]]:
+        trainer = trainer_of(found, cache, mobile_sam_path, world)
+        result = trainer.step(
+            1, {slot: clicks for slot, clicks in alone.clicks.items() if slot in range(world.rank, 9, 2)}
+        )
+        return result, trainer.weights()
+
+    (first, weights), (second, others) = side_by_side(2, work)
+    for result in (first, second):
+        assert result.masks == 2
+        assert set(result.clicks) < set(alone.clicks)
+        for name in ("loss", "focal", "dice", "iou_error", "last_iou", "gradient"):
+            assert getattr(result, name) == pytest.approx(getattr(alone, name), rel=1e-4, abs=1e-7)
+    moved = 0.0
+    before = load_sam(mobile_sam_path).state_dict()
+    for name, weight in one.weights().items():
+        assert torch.equal(weights[name], others[name])
+        # AdamW's first step moves each weight by the rate, whatever its gradient: where that is near zero, its sign
+        # may differ.
+        assert (weights[name] - weight).abs().mean() < 1e-7
+        moved = max(moved, float((weight - before[name]).abs().max()))
+    assert moved > 1e-6
+
+
+def test_what_is_no_number_is_an_error_with_the_step_and_the_images(one_thread, ended, mobile_sam_path, tmp_path):
+    found = find(tmp_path, ended.dataset, batch={"images": 1, "masks": 1, "masks_per_image": 1}, sampling={"clicks": 1})
+    trainer = trainer_of(found, ended.output.parent / "cache", mobile_sam_path)
+    with torch.no_grad():
+        trainer.sam.mask_decoder.iou_token.weight.fill_(float("nan"))
+    before = trainer.weights()
+    with pytest.raises(
+        TrainingError, match=r"step 3: the loss is no finite number, on image [13] of .*\. The weights are still"
+    ):
+        trainer.step(3)
+    assert all(torch.equal(weight, before[name]) or weight.isnan().any() for name, weight in trainer.weights().items())
+
+
+def test_pixels_are_read_only_for_embeddings_that_are_not_kept(one_thread, found, ended, mobile_sam_path, tmp_path):
+    sam = load_sam(mobile_sam_path)
+    cache = EmbeddingCache(location_of(ended.output.parent / "cache"), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
+    encoder = FrozenEncoder(sam, found.images, cache, CPU)
+    assert [encoder.needs_pixels(image) for image in range(3)] == [False] * 3
+    empty = EmbeddingCache(location_of(tmp_path / "cache"), "w", 1e9)
+    fresh = FrozenEncoder(sam, found.images, empty, CPU)
+    reader = ImageReader(found.images, 256, 0.9, found.left_out)
+    draw = Draws(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0).step(1)[0]
+    read = reader.read(draw, fresh.needs_pixels)
+    made = fresh.embed(read)
+    assert torch.equal(made, encoder.embed(read))
+    assert torch.equal(made, fresh.embed(reader.read(draw, fresh.needs_pixels)))
+    (file,) = (tmp_path / "cache").rglob("*.npy")
+    without = reader.read(draw, fresh.needs_pixels)
+    assert without.pixels is None
+    file.write_bytes(b"damaged")
+    assert fresh.embed(without) is None
+    assert np.array_equal(reader.with_pixels(without).pixels, read.pixels)
+
+
+@pytest.mark.long
+def test_an_encoder_that_is_trained_gets_gradients_and_moves(one_thread, ended, mobile_sam_path, tmp_path):
+    found = find(
+        tmp_path, ended.dataset, **FEW, encoder="trained", optimizer={"drop_path": 0.2, "warmup": 0, "decay_steps": []}
+    )
+    sam: Sam = load_sam(mobile_sam_path)
+    draws = Draws(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0)
+    reader = ImageReader(found.images, 256, 0.9, found.left_out)
+    trainer = Trainer(sam, found.config, found.images, draws, reader, None, CPU)
+    before = trainer.weights()
+    result = trainer.step(1)
+    assert result.masks == 2
+    moved = {name.split(".")[0] for name, weight in trainer.weights().items() if not torch.equal(weight, before[name])}
+    assert moved == {"image_encoder", "prompt_encoder", "mask_decoder"}
