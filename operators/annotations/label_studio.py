@@ -1,7 +1,7 @@
 """Reads masks as brush strokes from Label Studio's JSON or JSON_MIN."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,13 @@ from segmint.operators.annotations.image import (
 
 _CHANNELS = 4
 _LABELS = "brushlabels"
+
+
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
 
 
 class Task(NamedTuple):
@@ -48,6 +55,29 @@ def read_tasks(
         for region in regions:
             _add(image, region, brush)
         yield Task(image, superseded)
+
+
+def iter_tasks(stream: Readable) -> Iterator[Any]:
+    """Yield the items of a JSON array as a stream: a task has megabytes of numbers. Raises `ValueError` for others."""
+    import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
+
+    class Peeked:
+        """The stream, whose first byte that is not white space must begin a list."""
+
+        begun = False
+
+        def read(self, size: int = -1) -> bytes:
+            data = stream.read(size)
+            if not self.begun and data.strip():
+                if data.lstrip()[:1] != b"[":
+                    raise ValueError("it is no list of tasks")
+                self.begun = True
+            return data
+
+    try:
+        yield from ijson.items(Peeked(), "item", use_float=True)
+    except ijson.JSONError as error:
+        raise ValueError(str(error)) from error
 
 
 def answer_of(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:

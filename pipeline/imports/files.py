@@ -1,16 +1,16 @@
 """Files with masks, in the formats that `segmint import` reads: each is read once into a `Stage`."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import AnnotationFolder
-from segmint.operators.annotations.label_studio import read_tasks
+from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.imports.staging import Stage
@@ -64,7 +64,7 @@ def _stage_tasks(where: Location, stage: Stage, size_of: SizeOf) -> str:
     try:
         with where.open() as stream:
             hashed = _Hashed(stream)
-            for task in read_tasks(_items(hashed), brush, size_of):
+            for task in read_tasks(iter_tasks(hashed), brush, size_of):
                 stage.superseded += task.superseded
                 stage.add(task.image, unlabeled=_UNLABELED)
             while hashed.read(1 << 20):
@@ -104,13 +104,3 @@ class _Hashed:
         data = self._stream.read(size)
         self._hash.update(data)
         return data
-
-
-def _items(stream: _Hashed) -> Iterator[Any]:
-    """Yield the items of a JSON array as a stream: a task has megabytes of numbers."""
-    import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
-
-    try:
-        yield from ijson.items(stream, "item", use_float=True)
-    except ijson.JSONError as error:
-        raise ValueError(str(error)) from error

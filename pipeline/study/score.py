@@ -1,6 +1,6 @@
 """The score of a correction study: how far masks are from their corrections."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
@@ -11,6 +11,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.image import Size
+from segmint.operators.annotations.label_studio import iter_tasks
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.statistics.intervals import Interval
@@ -137,7 +138,7 @@ def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
         with file.open() as stream:
             first = _first_byte(stream)
             if first == b"[":
-                return read_label_studio(_items(stream), sizes, load_brush())
+                return read_label_studio(iter_tasks(stream), sizes, load_brush())
             return read_coco(_document(stream.read(), file), sizes)
     except NotFoundError as error:
         raise UsageError(f"{file} does not exist: name the file with the corrected masks with --corrected") from error
@@ -207,13 +208,3 @@ def _first_byte(stream: BinaryIO) -> bytes:
         byte = stream.read(1)
     stream.seek(0)
     return byte
-
-
-def _items(stream: BinaryIO) -> Iterator[Any]:
-    """Yield the items of a JSON array as a stream: a task has megabytes of numbers."""
-    import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
-
-    try:
-        yield from ijson.items(stream, "item", use_float=True)
-    except ijson.JSONError as error:
-        raise ValueError(str(error)) from error

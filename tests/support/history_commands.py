@@ -122,7 +122,7 @@ def rectangle_of(x: int) -> tuple[int, int, int, int]:
 
 def imported(row: Row) -> set[str]:
     """The run lengths of masks that were imported into an image."""
-    return {mask["segmentation"]["counts"] for mask in row["masks"] if mask["source"] == "imported"}
+    return {mask["segmentation"]["counts"] for mask in row["masks"] or () if mask["source"] == "imported"}
 
 
 def marks_of(row: Row) -> set[int]:

@@ -67,7 +67,7 @@ TEXT = st.text("0?@OPo/p~éÿ\x00", max_size=4)
 @st.composite
 def damages(draw: st.DrawFn, row: Row) -> Damage:
     """Another value in a row, near the right one or anything."""
-    key = draw(one_of("counts", "segmentation", "area", "bbox", "crop_box", "point_coords", *SCORES))
+    key = draw(one_of("counts", "segmentation", "area", "bbox", "crop_box", "point_coords", "source", *SCORES))
     if key == "counts":
         text = row["segmentation"]["counts"]
         start = draw(st.integers(0, len(text)))
@@ -76,6 +76,8 @@ def damages(draw: st.DrawFn, row: Row) -> Damage:
         return "segmentation", {**row["segmentation"], "counts": draw(one_of(counts, counts, counts, None))}
     if key == "segmentation":
         return key, draw(st.none() | SIZES.map(lambda size: {**row["segmentation"], "size": size}))
+    if key == "source":
+        return key, draw(one_of(None, "automatic", "manual"))
     if key == "area":
         return key, draw(one_of(None, 0, -1, row["area"] + 1, row["area"]))
     if key == "point_coords":
@@ -94,7 +96,7 @@ SCORES = ("predicted_iou", "stability_score")
 def test_damaged_masks_are_never_called_sound(rows: list[Row], data: st.DataObject) -> None:
     damaged = []
     for row in data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=6)):
-        changes = [data.draw(damages(row)) for _ in range(data.draw(st.integers(0, 2)))]
+        changes = [data.draw(damages(row)) for _ in range(data.draw(st.integers(0, 3)))]
         damaged.append({**row, **dict(changes)})
     limits = data.draw(st.sampled_from([LIMITS, MaskLimits(0.0, -1.0), None]))
     assert quickly(damaged, limits=limits) == slowly(damaged, limits=limits)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,31 @@ from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
+from segmint.infra.ray_session import Cluster
 from segmint.operators.schemas import SCHEMAS_OF
+from segmint.pipeline.audit.answer_text import answer_lines
+from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.imports.answer import Imported
 from segmint.pipeline.imports.files import ImportFormat
 from segmint.pipeline.imports.imports import Asked, import_masks, list_import
 from segmint.pipeline.imports.merge import Mode
 from segmint.pipeline.imports.staging import Match
+from segmint.pipeline.report.report import write_report
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
 from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
+from tests.support.label_studio import answered, decode, painted
 from tests.support.locations import location_of
 from tests.support.protocol import Place, contents, retry, two_shards, write
+from tests.support.reported import QUICK
 from tests.support.stepped import Stepped, stepping
 
 CUT = (3, 4, 11, 21)  # a part of SECOND
@@ -290,6 +299,61 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch
     done = import_coco(place, path, Mode.ADD)
     assert done.listed.masks["added"] == 25
     assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]
+
+
+@pytest.mark.ray
+def test_ray_imports_into_the_shards_of_a_large_dataset(
+    place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.imports.imports.revise", partial(revise, ray_from=2))
+    path = write_coco(place, {1: [(APART, None)], 4: [(APART, None)]})
+    assert import_coco(place, path, Mode.ADD).changed_shards == (0, 1)
+    assert sources(place, 0)[2:] == [(10_002, "imported", None)]
+    assert findings(place) == []
+
+
+def test_label_studio_s_answers_come_back(place: Place, tmp_path: Path) -> None:
+    """Taken over as they are, nothing changes; then one mask is painted and one deleted."""
+    out = tmp_path / "out"
+    export_dataset(place.location, ExportOptions(Format.LABEL_STUDIO, with_images=False), location_of(out))
+    tasks = json.loads((out / "tasks.json").read_text())
+
+    def import_tasks(tasks: list[dict[str, Any]]) -> Imported:
+        (tmp_path / "answers.json").write_text(json.dumps(tasks))
+        file = location_of(tmp_path / "answers.json")
+        return import_masks(place.location, Asked(file, ImportFormat.LABEL_STUDIO, Mode.REPLACE, annotator=None))
+
+    assert import_tasks(answered(tasks)).changed_shards == ()
+
+    def edit(image: int, region: dict[str, Any]) -> dict[str, Any] | None:
+        if region["id"] == "10000":
+            mask = decode(region)
+            mask[:, :6] = False
+            return painted(region, mask)
+        return None if region["id"] == "50001" else region
+
+    done = import_tasks(answered(tasks, edit))
+    assert (done.listed.masks["corrected"], done.listed.masks["deleted"]) == (1, 1)
+    assert sources(place, 0) == [(10_001, "automatic", None), (10_002, "corrected", 10_000)]
+    assert done.listed.sha256 == location_of(tmp_path / "answers.json").sha256()
+    assert findings(place) == []
+    with pytest.raises(UsageError, match="cannot be read as Label Studio's tasks"):
+        import_tasks({"images": []})  # type: ignore[arg-type]
+
+
+def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Place, tmp_path: Path) -> None:
+    import_coco(place, write_coco(place, {1: [(APART, None)], 2: [(CUT, 20_001)]}, label="<cup>"), license="a|b")
+    write_report(place.location, location_of(tmp_path), options=QUICK)
+    card = (tmp_path / "README.md").read_text()
+    assert "People made or changed the masks of the table below; all others were generated automatically" in card
+    assert "| corrected | a\\|b | 1 | 1 |" in card
+    assert "| imported | a\\|b | 1 | 1 |" in card
+    assert "2 masks with a label, which people gave" in card
+    assert "- machine-generated\n- other\n" in card
+    assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
+    text = "\n".join(answer_lines(audit_dataset(place.location, QUICK)))
+    assert "by source: automatic 4, corrected 1, imported 1" in text
+    assert json.loads((tmp_path / "statistics.json").read_text())["sources"]["imported"] == 1
 
 
 def test_nothing_is_changed_without_consent(place: Place) -> None:
