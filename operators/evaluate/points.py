@@ -51,7 +51,8 @@ def click_masks(
     """Click on each mask of an image until the largest number of clicks, and return its scores.
 
     `truths` are masks in the embedding's frame, none empty; `numbers` (each under 2^63) key their random clicks. Each
-    click is decoded with the logits of the model's choice before. Raises ValueError for an empty mask.
+    click is decoded with the logits of the model's choice before. Raises ValueError for an empty mask, and for weights
+    that answer with numbers that are not finite.
     """
     scores: list[MaskScores] = []
     for start in range(0, len(truths), MASKS_AT_ONCE):
@@ -108,6 +109,10 @@ class _Clicked:
 
         `logits` (4, 256, 256) and `predicted` (4,) are the single mask's and the three's.
         """
+        if not predicted.isfinite().all():
+            raise ValueError(
+                "the weights predict an IoU that is no finite number: they are damaged, or overflow in bf16"
+            )
         settings, count = self._settings, len(self.clicks)
         place = _SINGLE
         if count == 1 or settings.several is SeveralClicks.THREE:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
@@ -46,7 +47,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that are evaluated: what the user gave, and the file's hash, which decides in every process."""
+    """Weights that are evaluated: a known name or an absolute path, and the file's hash, which every process checks."""
 
     name: str
     sha256: str
@@ -54,7 +55,7 @@ class Weights:
     @classmethod
     def of(cls, name_or_path: str) -> "Weights":
         """Find weights on this machine, by a known name or a path; raises `AssetError` if they are not there."""
-        return cls(name_or_path, sha256_of(resolve(name_or_path)))
+        return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
     def find(self) -> Path:
         """Return the file in this process; raises `UsageError` if it has other bytes than on the first machine."""

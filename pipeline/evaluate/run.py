@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -23,7 +23,7 @@ RAY_IMAGES = 500
 WINDOW_PARTS = 2_000
 """Parts in one Ray Data execution: the driver holds this many at most."""
 
-STAGES = {"EvaluateParts": "evaluate"}
+STAGES = {"EvaluateParts": "parts"}
 """Part of the operator's name in Ray Data, and the name that progress shows."""
 
 _PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
@@ -97,8 +97,9 @@ class EvaluateParts:
 
 
 def _by_ray(
-    task: EvaluateTask, names: Sequence[str], parts: Iterable[_Numbered], resources: ResourcesConfig
+    task: EvaluateTask, names: Sequence[str], parts: Sequence[_Numbered], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
+    import ray.data  # before the session, which quietens the logger that this import sets up
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
@@ -114,9 +115,16 @@ def _by_ray(
         workers = gpus or _cpu_workers(task, cluster.most_workers)
         # The number of threads would follow from Ray's CPUs of an actor; a GPU's actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
+        progress.stage("evaluate", sum(part.images for _, part in parts))
+        done = 0
         while window := list(islice(waiting, WINDOW_PARTS)):
             try:
-                yield from _window(task, names, window, workers, bool(gpus), progress)
+                for numbered, result in zip(
+                    window, _window(task, names, window, workers, bool(gpus), progress), strict=True
+                ):
+                    done += numbered.part.images
+                    progress.update("evaluate", done)
+                    yield result
             except ray.exceptions.RayError as error:
                 raise UnfinishedError(
                     f"the evaluation was not finished because Ray failed: {last_line(error)}"

@@ -8,6 +8,7 @@ from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
+from segmint.pipeline.evaluate.points.scores import ImageScores
 from segmint.pipeline.statistics.intervals import Interval
 
 _PAIRS = 20
@@ -19,11 +20,15 @@ KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 
 @dataclass(frozen=True)
 class PointsAnswer:
-    """Means, differences and groups of one evaluation. `grouped_by` is empty without groups."""
+    """Means, differences and groups of one evaluation, and the scores by image that they are computed from.
+
+    `grouped_by` is empty without groups.
+    """
 
     subject: Subject
     settings: PointsSettings
     means: Means
+    scores: ImageScores
     grouped_by: str = ""
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()

@@ -108,8 +108,8 @@ def _answer(subject: Subject, settings: PointsSettings, collected: Collected, gr
     scores = collected.scores
     means = means_of(scores, len(subject.truths), settings.seed)
     if groups is None:
-        return PointsAnswer(subject, settings, means)
+        return PointsAnswer(subject, settings, means, scores)
     check_groups(groups, {group for group in scores.group if group is not None})
     compared = tuple(f"iou_{count}" for count in GROUP_CLICKS)
     by_group, pairs = groups_of(scores, compared, settings.seed)
-    return PointsAnswer(subject, settings, means, groups.by, by_group, pairs)
+    return PointsAnswer(subject, settings, means, scores, groups.by, by_group, pairs)
