@@ -30,6 +30,7 @@ from segmint.catalogs.layout import (
     part_claim_name,
     wrong_fields,
 )
+from segmint.catalogs.lineage import Lineage, trainings
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -70,7 +71,8 @@ class DatasetManifest(Frozen):
     """`dataset.json`: what a dataset is, fixed at its first start except for `catalog`, which grows by parts.
 
     `config` holds the identity keys of the configuration as a tree; `numerics` everything that decides the last bits
-    of the results; `policy_date` is the day for which licenses are judged.
+    of the results; `policy_date` is the day for which licenses are judged. `lineage` is that of `weights` if a training
+    of segmint made them; without one the file has no such field.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -84,6 +86,7 @@ class DatasetManifest(Frozen):
     catalog: tuple[CatalogPart, ...]
     images_per_shard: int = Field(gt=0, lt=1 << 53)
     policy_date: date
+    lineage: Lineage = ()
 
     @field_validator("config")
     @classmethod
@@ -101,6 +104,11 @@ class DatasetManifest(Frozen):
     def identity(self) -> dict[str, Any]:
         """`config` with the keys that versions after the one that wrote it have added."""
         return with_added_keys(self.config)
+
+    @property
+    def round(self) -> int:
+        """How many trainings led to the weights that made the masks."""
+        return trainings(self.lineage)
 
     @property
     def numerics_fingerprint(self) -> str:
@@ -126,7 +134,7 @@ class DatasetManifest(Frozen):
 
     def to_json(self) -> bytes:
         """Return the bytes of the manifest's file."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json", exclude=None if self.lineage else {"lineage"}))
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":

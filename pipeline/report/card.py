@@ -7,6 +7,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.wording import counted
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.report.charts import Charts
@@ -52,6 +53,7 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
         statistics=statistics,
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
         build=facts.build,
+        rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
         privacy=audit.privacy if is_searched(audit.privacy) else None,
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
         funnel=charts.funnel.rows if charts.funnel else (),

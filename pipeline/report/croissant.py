@@ -63,6 +63,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     manifest, version, schemas = facts.manifest, facts.version, SCHEMAS_OF[facts.table_format]
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
+    trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -70,7 +71,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name})."
+            f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name}{trained})."
         ),
         "license": [_license_url(license) for license, _ in facts.licenses if license] or ["unknown"],
         "identifier": f"sha256:{version.digest}",

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import INTEGRITY
+from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
 from segmint.operators.schemas import AUTOMATIC
@@ -187,6 +188,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     return [
         *([("Digest", digest_of(facts.version))] if facts.version is not None else []),
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
+        *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
         (
             "Masks",
             f"profile {build.profile}: {build.points_per_side} points per side, "

@@ -1,0 +1,188 @@
+"""Where weights come from: the trainings that led to them, as `training.json` beside them and `dataset.json` say.
+
+`segmint train` writes `training.json`; a build copies the lineage in it into the manifest of the dataset that it
+begins. What is read here is only what a build needs of that file, so that a later one may say more.
+"""
+
+import json
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import wrong_fields
+from segmint.infra.assets.known import ASSETS
+from segmint.infra.assets.names import is_web_address
+from segmint.infra.errors import SegmintError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import absolute, parent
+from segmint.infra.wording import counted, listed
+
+TRAINING = "training.json"
+"""The name of the file beside weights that says where they come from."""
+
+MOST_ROUNDS = 1000
+"""A longer lineage is not one that a training has written."""
+
+DIGITS = 12
+"""The digits of a hash that people are shown."""
+
+_MOST_BYTES = 64 << 20
+
+Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+Name = Annotated[str, Field(max_length=1000)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class TrainedOn(Frozen):
+    """A dataset that was trained on; `digest` is its version's, a SHA-256."""
+
+    name: Name
+    digest: Sha256
+
+
+class HeldOut(Frozen):
+    """How good weights were before and after a training, on images that it did not see: mean IoUs over `masks`.
+
+    `before` and `after` are of the model's choice at one click, the oracle's of the best of its three masks. `images`
+    are those that were held out; measured was on `measured` of them.
+    """
+
+    images: Annotated[int, Field(ge=0, lt=1 << 53)]
+    measured: Annotated[int, Field(ge=0, lt=1 << 53)]
+    masks: Annotated[int, Field(ge=0, lt=1 << 53)]
+    before: Share
+    after: Share
+    oracle_before: Share
+    oracle_after: Share
+
+    def __str__(self) -> str:
+        """What was measured, in words."""
+        return (
+            f"mean IoU at one click {self.before:.3f} before and {self.after:.3f} after, on "
+            f"{counted(self.masks, 'mask')} of {counted(self.measured, 'held-out image')}"
+        )
+
+
+class Round(Frozen):
+    """One link of a lineage: weights, and the datasets that they were trained on from the link before.
+
+    The first link of a lineage was not trained by segmint, or its `training.json` is not known: it has no datasets.
+    """
+
+    weights: Sha256
+    name: Name
+    datasets: tuple[TrainedOn, ...] = ()
+    held_out: HeldOut | None = None
+
+
+Lineage = Annotated[tuple[Round, ...], Field(max_length=MOST_ROUNDS)]
+"""The rounds up to some weights, which are the last; empty where nothing is known."""
+
+
+def trainings(lineage: tuple[Round, ...]) -> int:
+    """Return how many trainings a lineage has: the round of a dataset that its last weights made."""
+    return sum(bool(link.datasets) for link in lineage)
+
+
+def describe_rounds(lineage: tuple[Round, ...]) -> list[str]:
+    """Return each training of a lineage as a sentence without its full stop, in order."""
+    lines = []
+    number = 0
+    for place, link in enumerate(lineage):
+        if not link.datasets:
+            continue
+        number += 1
+        datasets = [f"{each.name} (digest {each.digest[:DIGITS]})" for each in link.datasets]
+        begun = f" from {lineage[place - 1].name}" if place else ""
+        weights = f"{link.name} (SHA-256 {link.weights[:DIGITS]})"
+        measured = "" if link.held_out is None else f"; {link.held_out}"
+        lines.append(f"round {number}: weights {weights}, trained on {listed(datasets)}{begun}{measured}")
+    return lines
+
+
+class _Part(BaseModel):
+    """A part of `training.json`; what is not named here is not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Evaluation(_Part):
+    step: int
+    images: int
+    masks: int
+    one_click: float
+    oracle: float
+
+
+class _Trained(_Part):
+    best_step: int
+
+
+class _Images(_Part):
+    images: int
+
+
+class _Training(_Part):
+    """What a build reads of `training.json`."""
+
+    weights: Sha256
+    lineage: Lineage
+    evaluations: tuple[_Evaluation, ...] = ()
+    trained: _Trained | None = None
+    held_out: _Images | None = None
+
+
+def read_lineage(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+    """Return the lineage of weights, named as in a configuration, by the `training.json` beside them.
+
+    Empty if there is none, and for known names and web addresses. A file that cannot be read, or that is of other
+    weights than those with this SHA-256, is a warning, and the answer is empty.
+    """
+    if weights in ASSETS or is_web_address(weights):
+        return ()
+    file = Location(storage, parent(absolute(weights))) / TRAINING
+    try:
+        return _lineage_in(file.read(_MOST_BYTES), sha256)
+    except NotFoundError:
+        return ()
+    except ValidationError as error:
+        problem = wrong_fields(error)
+    except (SegmintError, OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    note = "the dataset will not say where its weights come from"
+    get_logger("lineage").warning("lineage_unknown", file=str(file), problem=problem[:500], note=note)
+    return ()
+
+
+def _lineage_in(data: bytes, sha256: str) -> tuple[Round, ...]:
+    """Read `training.json`; raises `ValueError` for a file of other weights."""
+    training = _Training.model_validate(json.loads(data))
+    if training.weights != sha256:
+        raise ValueError(f"it is of the weights {training.weights[:12]}…, and these are {sha256[:12]}…")
+    if not training.lineage or training.lineage[-1].weights != sha256:
+        raise ValueError("its lineage does not end with its weights")
+    *before, last = training.lineage
+    return (*before, last.model_copy(update={"held_out": last.held_out or _held_out(training)}))
+
+
+def _held_out(training: _Training) -> HeldOut | None:
+    """Return what was measured before the training and of the weights that it chose; None if nothing was."""
+    if training.trained is None or training.held_out is None or not training.evaluations:
+        return None
+    before = training.evaluations[0]
+    after = next((each for each in training.evaluations if each.step == training.trained.best_step), None)
+    if after is None or not after.masks:
+        return None
+    return HeldOut(
+        images=training.held_out.images,
+        measured=after.images,
+        masks=after.masks,
+        before=before.one_click,
+        after=after.one_click,
+        oracle_before=before.oracle,
+        oracle_after=after.oracle,
+    )
