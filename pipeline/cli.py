@@ -15,6 +15,7 @@ from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
 from segmint.pipeline.commands.engine import evaluate
+from segmint.pipeline.commands.engine import status as engine
 from segmint.pipeline.commands.engine.imports import import_
 from segmint.pipeline.commands.engine.train import train
 from segmint.pipeline.commands.export import export
@@ -42,7 +43,7 @@ for command in (
     app.command()(command)
 app.command("import")(import_)
 app.command()(version)
-for group in (catalog, assets, study, evaluate):
+for group in (catalog, assets, study, evaluate, engine):
     app.add_typer(group.app)
 
 

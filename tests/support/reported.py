@@ -7,6 +7,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
+from segmint.catalogs.lineage import Round, TrainedOn
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.describe import describe_table
@@ -62,6 +63,10 @@ def write_reported(folder: Path) -> str:
         ),
         images_per_shard=4,
         policy_date=date(2026, 1, 1),
+        lineage=(
+            Round(weights="1" * 64, name="vit_b"),
+            Round(weights="0" * 64, name="mobile_sam", datasets=(TrainedOn(name=SCRIPT, digest="2" * 64),)),
+        ),
     )
     storage.put(join(uri, MANIFEST), manifest.to_json())
     for shard in range(2):

@@ -28,6 +28,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.infra.version import VERSION
+from tests.support.lineages import lineage_of
 from tests.support.locations import location_of
 
 DIGEST = "0123456789abcdef" * 4
@@ -107,6 +108,16 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     storage.put(join(uri, "dataset.json"), written.to_json())
     assert load_manifest(location) == written
     assert written.to_json() == load_manifest(location).to_json()
+    assert b"lineage" not in written.to_json()
+
+
+def test_the_round_of_a_dataset_follows_from_its_lineage() -> None:
+    """A manifest without a lineage has no such field, and is of round 0."""
+    plain = manifest((250, 0))
+    trained = plain.model_copy(update={"lineage": lineage_of(DIGEST, "1" * 64, "2" * 64)})
+    assert (plain.round, trained.round) == (0, 2)
+    assert DatasetManifest.from_json(trained.to_json()) == trained
+    assert DatasetManifest.from_json(plain.to_json().replace(b"{", b'{"lineage":[],', 1)) == plain
 
 
 @pytest.mark.parametrize(

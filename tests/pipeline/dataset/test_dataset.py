@@ -25,6 +25,7 @@ from segmint.pipeline.plan.plan import make_plan
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
+from tests.support.lineages import training_json
 from tests.support.locations import location_of
 
 
@@ -56,6 +57,26 @@ def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
     before = digests(tmp_path / "dataset")
     open_or_create(config(tmp_path, catalog, rows_per_block=7, max_reject_ratio=0.9), Storage())
+    assert digests(tmp_path / "dataset") == before
+
+
+def test_weights_that_were_trained_give_their_lineage_at_the_first_start(
+    tmp_path: Path, catalog: Path, mobile_sam_path: Path
+) -> None:
+    weights = tmp_path / "sam-retrained.pth"
+    weights.symlink_to(mobile_sam_path)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    training = training_json()
+    training["weights"] = training["lineage"][-1]["weights"] = digest
+    (tmp_path / "training.json").write_text(json.dumps(training))
+    given = config(tmp_path, catalog, model={"weights": str(weights), "threads": 1, "device": "cpu"})
+    begun = open_or_create(given, Storage()).manifest
+    assert begun.round == 1
+    assert [link.name for link in begun.lineage] == ["mobile_sam", "sam-1.pth"]
+    assert begun.lineage[-1].held_out is not None
+    before = digests(tmp_path / "dataset")
+    (tmp_path / "training.json").unlink()
+    assert open_or_create(given, Storage()).manifest == begun
     assert digests(tmp_path / "dataset") == before
 
 

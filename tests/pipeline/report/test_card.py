@@ -66,6 +66,10 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     assert "| face | mtcnn | 1 | 1 |" in processing
     assert "**The bundled detectors (mtcnn) are for trials**" in processing
     assert "1 face by mtcnn at score 0.9 or over" in processing
+    assert (
+        "The weights are of round 1:\n\n- round 1: weights mobile\\_sam (SHA-256 000000000000), trained on "
+        '&lt;script&gt;alert("x")&lt;/script&gt; (digest 222222222222) from vit\\_b.\n'
+    ) in processing
     gaps = section(card, "Known gaps")
     assert "2 catalog rows refused, and not in the dataset: not\\_an\\_image: 2." in gaps
     assert "1 image without masks." in gaps
