@@ -104,39 +104,16 @@ def describe_rounds(lineage: tuple[Round, ...]) -> list[str]:
     return lines
 
 
-class _Part(BaseModel):
-    """A part of `training.json`; what is not named here is not read."""
+class _Training(BaseModel):
+    """What is read of `training.json`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-
-class _Evaluation(_Part):
-    step: int
-    images: int
-    masks: int
-    one_click: float
-    oracle: float
-
-
-class _Trained(_Part):
-    best_step: int
-
-
-class _Images(_Part):
-    images: int
-
-
-class _Training(_Part):
-    """What a build reads of `training.json`."""
-
     weights: Sha256
     lineage: Lineage
-    evaluations: tuple[_Evaluation, ...] = ()
-    trained: _Trained | None = None
-    held_out: _Images | None = None
 
 
-def read_lineage(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
     """Return the lineage of weights, named as in a configuration, by the `training.json` beside them.
 
     Empty if there is none, and for known names and web addresses. A file that cannot be read, or that is of other
@@ -153,7 +130,7 @@ def read_lineage(weights: str, sha256: str, storage: Storage) -> tuple[Round, ..
         problem = wrong_fields(error)
     except (SegmintError, OSError, ValueError, RecursionError) as error:
         problem = str(error)
-    note = "the dataset will not say where its weights come from"
+    note = "it will not be said where the weights come from"
     get_logger("lineage").warning("lineage_unknown", file=str(file), problem=problem[:500], note=note)
     return ()
 
@@ -162,27 +139,7 @@ def _lineage_in(data: bytes, sha256: str) -> tuple[Round, ...]:
     """Read `training.json`; raises `ValueError` for a file of other weights."""
     training = _Training.model_validate(json.loads(data))
     if training.weights != sha256:
-        raise ValueError(f"it is of the weights {training.weights[:12]}…, and these are {sha256[:12]}…")
+        raise ValueError(f"it is of the weights {training.weights[:DIGITS]}…, and these are {sha256[:DIGITS]}…")
     if not training.lineage or training.lineage[-1].weights != sha256:
         raise ValueError("its lineage does not end with its weights")
-    *before, last = training.lineage
-    return (*before, last.model_copy(update={"held_out": last.held_out or _held_out(training)}))
-
-
-def _held_out(training: _Training) -> HeldOut | None:
-    """Return what was measured before the training and of the weights that it chose; None if nothing was."""
-    if training.trained is None or training.held_out is None or not training.evaluations:
-        return None
-    before = training.evaluations[0]
-    after = next((each for each in training.evaluations if each.step == training.trained.best_step), None)
-    if after is None or not after.masks:
-        return None
-    return HeldOut(
-        images=training.held_out.images,
-        measured=after.images,
-        masks=after.masks,
-        before=before.one_click,
-        after=after.one_click,
-        oracle_before=before.oracle,
-        oracle_after=after.oracle,
-    )
+    return training.lineage

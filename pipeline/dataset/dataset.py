@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
-from segmint.catalogs.lineage import read_lineage
+from segmint.catalogs.lineage import lineage_of
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import joined, read_rows
 from segmint.infra.assets.hashes import sha256_of
@@ -173,7 +173,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         catalog=(part,),
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
-        lineage=read_lineage(config.model.weights, digest, output.storage),
+        lineage=lineage_of(config.model.weights, digest, output.storage),
     )
     if put_manifest(output, manifest, 1):
         return LatestManifest(manifest, 1)

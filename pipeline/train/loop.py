@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from segmint.catalogs.lineage import HeldOut
 from segmint.pipeline.train.evaluation import Evaluation
 from segmint.pipeline.train.settings import TrainConfig
 from segmint.pipeline.train.trainer import StepResult
@@ -69,3 +70,20 @@ def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
     if patience is None or best is None:
         return False
     return sum(each.step > best.step for each in evaluations) >= patience
+
+
+def held_out_of(images: int, evaluations: Sequence[Evaluation]) -> HeldOut | None:
+    """Return what was measured before the training and of the weights that it chose, of so many held-out images."""
+    best = best_of(evaluations)
+    if best is None or not best.masks:
+        return None
+    before = evaluations[0]
+    return HeldOut(
+        images=images,
+        measured=best.images,
+        masks=best.masks,
+        before=before.one_click,
+        after=best.one_click,
+        oracle_before=before.oracle,
+        oracle_after=best.oracle,
+    )

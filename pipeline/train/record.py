@@ -13,15 +13,13 @@ from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
+from segmint.catalogs.lineage import TRAINING, Round, TrainedOn, lineage_of
 from segmint.infra.assets.hashes import sha256_of
-from segmint.infra.assets.known import ASSETS
-from segmint.infra.assets.names import is_web_address, plain_name
+from segmint.infra.assets.names import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.infra.log import get_logger
-from segmint.infra.storage.errors import NotFoundError, StorageFaultError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute, parent
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
 from segmint.pipeline.train.data.images import OpenedDataset
@@ -30,24 +28,8 @@ from segmint.pipeline.train.settings import TrainConfig, identity_keys
 Record = TypeVar("Record", bound=Frozen)
 
 RUN = "run.json"
-TRAINING = "training.json"
 
 _MOST_BYTES = 64 << 20
-
-
-class Dataset(Frozen):
-    """A dataset that was trained on; `digest` is its version's, the first 64 digits of `segmint version`."""
-
-    name: str
-    digest: str
-
-
-class Round(Frozen):
-    """One link of a lineage: weights, and the datasets that they were trained on from the link before."""
-
-    weights: str  # SHA-256
-    name: str
-    datasets: tuple[Dataset, ...] = ()
 
 
 class RunRecord(Frozen):
@@ -87,7 +69,7 @@ class TrainingRecord(Frozen):
     architecture: str
     config: dict[str, Any]
     parent: Round
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[TrainedOn, ...]
     trained: dict[str, Any]  # images, masks, steps, best_step, stopped
     held_out: dict[str, Any]
     evaluations: tuple[dict[str, Any], ...]
@@ -172,19 +154,3 @@ def put_training(output: Location, record: TrainingRecord) -> TrainingRecord:
             f"{output / TRAINING} is there with another content: another run ended in the same output"
         )
     return record
-
-
-def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
-    """The lineage of weights, named as in a configuration, by the `training.json` beside them.
-
-    Empty if there is none, or if it is of other weights.
-    """
-    if weights in ASSETS or is_web_address(weights):
-        return ()
-    file = Location(storage, parent(absolute(weights))) / TRAINING
-    try:
-        record = read_record(file, TrainingRecord)
-    except (UsageError, StorageFaultError) as error:
-        get_logger("train").warning("lineage_unknown", file=str(file), error=str(error)[:200])
-        return ()
-    return record.lineage if record is not None and record.weights == sha256 else ()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, apply_compute, cpu_bits, device_kind, resolve_compute
@@ -39,13 +40,10 @@ from segmint.pipeline.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
 from segmint.pipeline.train.evaluation import Evaluation
 from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.loop import Hooks, best_of, run_steps
+from segmint.pipeline.train.loop import Hooks, best_of, held_out_of, run_steps
 from segmint.pipeline.train.presets import with_preset
 from segmint.pipeline.train.record import (
     RUN,
-    TRAINING,
-    Dataset,
-    Round,
     RunRecord,
     TrainingRecord,
     describe_run,
@@ -234,8 +232,8 @@ class Session:
             trainer.load_weights(load_state(folder, chosen)["weights"])
         file, sha256 = put_weights(self.output, self.weights, trainer.weights())
         sources, digest = digest_of_sources(images, held)
-        datasets = tuple(Dataset(name=each.manifest.name, digest=each.digest) for each in self.datasets)
-        this = Round(weights=sha256, name=file, datasets=datasets)
+        datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
+        this = Round(weights=sha256, name=file, datasets=datasets, held_out=held_out_of(sources, evaluations))
         record = TrainingRecord(
             code_version=VERSION,
             weights=sha256,

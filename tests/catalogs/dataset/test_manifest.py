@@ -28,7 +28,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.infra.version import VERSION
-from tests.support.lineages import lineage_of
+from tests.support.lineages import chain_of
 from tests.support.locations import location_of
 
 DIGEST = "0123456789abcdef" * 4
@@ -114,7 +114,7 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
 def test_the_round_of_a_dataset_follows_from_its_lineage() -> None:
     """A manifest without a lineage has no such field, and is of round 0."""
     plain = manifest((250, 0))
-    trained = plain.model_copy(update={"lineage": lineage_of(DIGEST, "1" * 64, "2" * 64)})
+    trained = plain.model_copy(update={"lineage": chain_of(DIGEST, "1" * 64, "2" * 64)})
     assert (plain.round, trained.round) == (0, 2)
     assert DatasetManifest.from_json(trained.to_json()) == trained
     assert DatasetManifest.from_json(plain.to_json().replace(b"{", b'{"lineage":[],', 1)) == plain

@@ -4,13 +4,13 @@ from segmint.catalogs.dataset.manifest import Weights
 from segmint.catalogs.lineage import Round, trainings
 from segmint.pipeline.engine.answer import RoundStatus
 from segmint.pipeline.engine.lineages import in_order
-from tests.support.lineages import lineage_of
+from tests.support.lineages import chain_of
 
 A, B, C, D, X = (letter * 64 for letter in "abcdf")
 
 
 def row(name: str, *weights: str) -> RoundStatus:
-    lineage: tuple[Round, ...] = lineage_of(*weights) if len(weights) > 1 else ()
+    lineage: tuple[Round, ...] = chain_of(*weights) if len(weights) > 1 else ()
     made = Weights(name="sam.pth", sha256=weights[-1])
     return RoundStatus(name, name, trainings(lineage), 1, made, lineage, 1, 1, 1, 1, {"automatic": 1}, 0, 0.0)
 

@@ -10,14 +10,11 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, Weights
 from segmint.catalogs.layout import MANIFEST
-from segmint.catalogs.lineage import HeldOut
 from segmint.pipeline.engine.status import read_engine
 from tests.support.builds import segmint_here
 from tests.support.committed import row_of, write_dataset, write_generation
-from tests.support.lineages import BASE, TRAINED, lineage_of
+from tests.support.lineages import BASE, HELD_OUT, TRAINED, chain_of
 from tests.support.locations import location_of
-
-HELD_OUT = HeldOut(images=3, measured=3, masks=6, before=0.361, after=0.828, oracle_before=0.895, oracle_after=0.889)
 
 
 def of_people(ordinal: int, refused: bool) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     begun = write_dataset(location_of(first), shards=3)
     write_generation(location_of(first), 0, generation=2, make_row=of_people)
     write_dataset(location_of(second), shards=1)
-    lineage = lineage_of(BASE, TRAINED)
+    lineage = chain_of(BASE, TRAINED)
     lineage = (lineage[0], lineage[1].model_copy(update={"held_out": HELD_OUT}))
     (part,) = begun.catalog
     changes = {
@@ -77,9 +74,9 @@ def test_people_get_a_table(rounds: tuple[Path, Path]) -> None:
     assert segmint_here("engine", "status", *rounds).splitlines() == [
         "round  dataset  images  masks  automatic  corrected  imported  masks/image  s/mask  mIoU at 1 click  held out",
         "0      small         6     12          9          2         1            2    10.5                -         -",
-        "1      small-1       2      4          4          0         0            2       -    0.361 → 0.828         3",
+        "1      small-1       2      4          4          0         0            2       -    0.361 → 0.828         7",
         "round 1: weights sam-11.pth (SHA-256 111111111111), trained on small (digest dddddddddddd) from sam-00.pth; "
-        "mean IoU at one click 0.361 before and 0.828 after, on 6 masks of 3 held-out images",
+        "mean IoU at one click 0.361 before and 0.828 after, on 14 masks of 2 held-out images",
         "small-1 is not complete: 1 of 2 shards committed",
         "small: 2 of 3 masks of people have a time",
     ]

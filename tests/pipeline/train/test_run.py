@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.lineage import TRAINING, lineage_of
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.train.record import TRAINING, TrainingRecord
+from segmint.pipeline.train.record import TrainingRecord
 from segmint.pipeline.train.run import run_train
 from segmint.pipeline.train.settings import load_train_config
 from tests.support.builds import ROOT
@@ -45,6 +47,11 @@ def test_what_comes_out_is_a_checkpoint_of_sam_and_says_where_it_comes_from(ende
     assert record.file == f"sam-{record.weights[:12]}.pth"
     assert [(link.name, len(link.datasets)) for link in record.lineage] == [("mobile_sam", 0), (record.file, 1)]
     assert record.datasets[0].name == "small"
+    held_out = record.lineage[-1].held_out
+    assert held_out is not None
+    assert (held_out.images, held_out.measured, held_out.masks) == (1, 1, record.evaluations[0]["masks"])
+    assert [held_out.before, held_out.after] == [each["one_click"] for each in record.evaluations]
+    assert lineage_of(str(ended.output / record.file), record.weights, Storage()) == record.lineage
     assert record.trained["images"] == 2
     assert record.held_out["images"] == 1
     assert [each["step"] for each in record.evaluations] == [0, 2]
