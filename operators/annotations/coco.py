@@ -81,7 +81,7 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
             unreadable.append(f"annotation number {index + 1} has no image in the file")
             continue
         _add(home, entry, labels, contours)
-    return AnnotatedFile(images, unreadable)
+    return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")))
 
 
 def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
@@ -107,7 +107,9 @@ def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, s
         return
     label = labels.get(_key(entry.get("category_id")))
     crowd = entry.get("iscrowd") in (1, True)
-    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon=isinstance(segmentation, list)))
+    polygon = isinstance(segmentation, list)
+    category, area = _number(entry.get("category_id")), _size(entry.get("area"))
+    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area))
 
 
 def _rle(segmentation: Any, size: Size | None, contours: bool) -> CocoRle:
@@ -147,9 +149,20 @@ def _labels(categories: Any) -> dict[Any, str]:
     return {_key(each.get("id")): each["name"] for each in named if _key(each.get("id")) is not None}
 
 
+def _frequencies(categories: Any) -> dict[int, str]:
+    if not isinstance(categories, list):
+        return {}
+    known = [each for each in categories if isinstance(each, dict) and each.get("frequency") in ("r", "c", "f")]
+    return {each["id"]: each["frequency"] for each in known if type(each.get("id")) is int}
+
+
 def _key(value: Any) -> int | str | None:
     """An id as files write it; None for anything else."""
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _size(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
 
 
 def _number(value: Any) -> int | None:

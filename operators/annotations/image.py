@@ -33,6 +33,7 @@ class AnnotatedMask:
     """One mask of an image: its run lengths, checked; its id and label, if it has any.
 
     `crowd`: it covers a group of objects (COCO's `iscrowd`). `polygon`: it was drawn as polygons, which have no holes.
+    `category` and `stated_area` (pixels) are the category's id and the area that the file gives, if it does.
     """
 
     rle: CocoRle
@@ -40,6 +41,8 @@ class AnnotatedMask:
     label: str | None = None
     crowd: bool = False
     polygon: bool = False
+    category: int | None = None
+    stated_area: float | None = None
 
     @property
     def area(self) -> int:
@@ -69,10 +72,14 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """The images of a file, in its order. `unreadable` has a line for each entry that belongs to no image."""
+    """The images of a file, in its order. `unreadable` has a line for each entry that belongs to no image.
+
+    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f.
+    """
 
     images: list[AnnotatedImage]
     unreadable: list[str] = field(default_factory=list)
+    frequencies: dict[int, str] = field(default_factory=dict)
 
 
 def mask_name(id: object) -> str:

@@ -139,7 +139,11 @@ class Precision:
         evaluation._paramsEval = copy.deepcopy(params)
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
-        self._parts.append(evaluation.eval)
+        self._parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
+
+    def extend(self, other: "Precision") -> None:
+        """Add all categories of another."""
+        self._parts += other._parts
 
     def figures(self) -> dict[str, float | None]:
         """AP over thresholds, at 0.5 and 0.75, by size; and average recall; None where there is no truth."""

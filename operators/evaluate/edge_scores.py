@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ _STEPS = 100  # between two thresholds
 _RECALLS = np.linspace(0, 1, 101)
 _HALF = 0.5
 
-Curve = NDArray[np.float64]
+Curve = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,35 @@ class EdgeScores:
 
 def edge_scores(images: Sequence[EdgeCounts], cuts: NDArray[np.float64]) -> EdgeScores:
     """Compute the scores of one image or more; `cuts` are the thresholds of their counts, (K,), ascending."""
-    stacked = np.array([[each.found_matched, each.found, each.true_matched, each.true] for each in images])
-    precision, recall = _precision_recall(stacked.sum(axis=0))
+    stacked = stack(images)
+    return scores_of_sums(stacked.sum(axis=0), at_best_thresholds(stacked).sum(axis=0), cuts)
+
+
+def stack(images: Sequence[EdgeCounts]) -> NDArray[np.int64]:
+    """The counts of I images, (I, 4, K), in the order of `EdgeCounts`."""
+    return np.array([[each.found_matched, each.found, each.true_matched, each.true] for each in images])
+
+
+def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each image's counts at its own best threshold: (I, 4, K) to (I, 4)."""
+    best = np.array([np.argmax(_f_measure(*_precision_recall(each))) for each in counts], dtype=np.int64)
+    return counts[np.arange(len(counts)), :, best]
+
+
+def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
+    """Compute the scores from sums over images: of their counts, (4, K), and of those at their best thresholds, (4,).
+
+    The counts in the order of `EdgeCounts`.
+    """
+    precision, recall = _precision_recall(sums)
     ods, ods_threshold = _best(cuts, precision, recall)
-    best = [np.argmax(_f_measure(*_precision_recall(counts))) for counts in stacked]
-    chosen = np.array([counts[:, index] for counts, index in zip(stacked, best, strict=True)]).sum(axis=0)
-    ois = float(_f_measure(*_precision_recall(chosen)))
+    ois = float(_f_measure(*_precision_recall(at_best)))
     ap, r50 = _average_precision(precision, recall), _recall_at_half(precision, recall)
     return EdgeScores(ods, ods_threshold, ois, ap, r50, precision, recall)
 
 
-def _precision_recall(counts: NDArray[np.int64]) -> tuple[Curve, Curve]:
-    """From counts (4, …) in the order of `EdgeCounts`; 0 where there is nothing to divide by."""
+def _precision_recall(counts: NDArray[Any]) -> tuple[Curve, Curve]:
+    """From counts (4, …); 0 where there is nothing to divide by."""
     found_matched, found, true_matched, true = counts
     return found_matched / np.maximum(found, 1), true_matched / np.maximum(true, 1)
 

@@ -23,14 +23,14 @@ class NothingMeasuredError(SegmintError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What was evaluated on what."""
+    """What was evaluated on what; `masks` None: whole images were."""
 
     evaluation: str
     truths: tuple[Truth, ...]
     weights: tuple[Weights, ...]
     computed_on: str  # such as "cpu, fp32"
     images: int
-    masks: int
+    masks: int | None
     left_out: tuple[LeftOut, ...]
     seconds: float  # of all workers, in which they measured
 
@@ -63,7 +63,8 @@ class Subject:
     def head(self) -> str:
         """Return the first line of an answer."""
         names = listed(truth.name for truth in self.truths)
-        return f"{self.evaluation}: {counted(self.masks, 'mask')} of {counted(self.images, 'image')} of {names}"
+        masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
+        return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}"
 
     def left_out_lines(self) -> list[str]:
         """Return lines about what was left out."""

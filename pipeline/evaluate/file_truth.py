@@ -119,10 +119,11 @@ class LabelMapsPart:
         return TruthImage(self.truth, stem, image, pixels, masks, left_out, label_map=labels, ignore=self.ignore)
 
 
-def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
+def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
     """Plan the evaluation of a COCO file whose images lie in `folder`; `number` is its place among the truths.
 
-    Images without a mask are not evaluated. Raises `UsageError` if it is no COCO file, or has no mask at all.
+    Images without a mask are evaluated only if `empty`: what is found there is wrong. Raises `UsageError` if it is no
+    COCO file, or has no mask at all.
     """
     try:
         data = file.read()
@@ -136,11 +137,11 @@ def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
     for image in found.images:
         if image.name in twice:
             left_out.append(LeftOut(redact(str(file)), image.name, "several images of the file have this name"))
-        elif image.masks:
+        elif image.masks or (empty and not image.unreadable):
             annotated.append(image)
         else:
             left_out += [LeftOut(redact(str(file)), image.name, why) for why in image.unreadable]
-    if not annotated:
+    if not any(image.masks for image in annotated):
         raise UsageError(
             f"{file} has no mask to evaluate on, in {counted(len(names), 'image')}"
             + "".join(f"\n  {each}" for each in left_out[:5])
@@ -150,7 +151,7 @@ def open_coco_truth(file: Location, folder: Location, number: int) -> Truth:
         for start in range(0, len(annotated), PART_IMAGES)
     ]
     facts = {"sha256": hashlib.sha256(data).hexdigest(), "images": redact(str(folder))}
-    return Truth(redact(str(file)), COCO, parts, facts, left_out)
+    return Truth(redact(str(file)), COCO, parts, facts, left_out, frequencies=found.frequencies)
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
@@ -209,7 +210,16 @@ def _masks(
             f"its masks are {other[1]} x {other[0]} pixels, the upright image {width} x {height}"
         )
     found = [
-        TruthMask(place if mask.id is None else mask.id, mask.rle, mask.area, mask.label, None, mask.crowd)
+        TruthMask(
+            place if mask.id is None else mask.id,
+            mask.rle,
+            mask.area,
+            mask.label,
+            None,
+            mask.crowd,
+            mask.category,
+            mask.stated_area,
+        )
         for place, mask in enumerate(masks)
     ]
     return [mask for mask in found if mask.area], empty_lines(found)

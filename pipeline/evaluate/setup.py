@@ -24,7 +24,8 @@ class TruthOptions:
 
     `images` are folders of the images of files that are no datasets: one for all of them, or one for each in order.
     `chosen` is for datasets, `ignore` (numbers that are no masks) for label maps. `only` has ids of images by dataset,
-    as the user names it: of such a dataset no other image is evaluated.
+    as the user names it: of such a dataset no other image is evaluated. `empty`: also COCO files' images without a
+    mask.
     """
 
     targets: tuple[str, ...]
@@ -32,6 +33,7 @@ class TruthOptions:
     chosen: Chosen = Chosen.HUMAN
     ignore: tuple[int, ...] = ()
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
+    empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] 
             only = options.only.get(target)
             truths.append(open_dataset_truth(location, number, options.chosen, columns, only))
         elif target.lower().endswith(".json"):
-            truths.append(open_coco_truth(location, Location(storage, next(folders)), number))
+            truths.append(open_coco_truth(location, Location(storage, next(folders)), number, options.empty))
         else:
             truths.append(open_label_maps_truth(location, Location(storage, next(folders)), number, options.ignore))
     return truths

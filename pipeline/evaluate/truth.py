@@ -34,7 +34,8 @@ class TruthMask:
     """A mask that is taken as truth, in the frame of its image.
 
     `id` is the annotation's, or its place in the file if it has none. `source` is one of `segmint.operators.schemas`'
-    SOURCES, None outside datasets. A `crowd` covers a group of objects.
+    SOURCES, None outside datasets. A `crowd` covers a group of objects. `category` and `stated_area` are a COCO file's,
+    where it has them.
     """
 
     id: int
@@ -43,6 +44,8 @@ class TruthMask:
     label: str | None = None
     source: str | None = None
     crowd: bool = False
+    category: int | None = None
+    stated_area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Truth:
 
     `name` is what the user gave, without credentials; `kind` says what it is, `facts` which: digests and choices.
     `dataset` is the place of a segmint dataset.
+    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Truth:
     facts: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
     dataset: Location | None = None
+    frequencies: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

@@ -100,6 +100,102 @@ def points(
     answer_with(evaluate_points(options, storage), as_json)
 
 
+@app.command()
+@guarded
+@needs("report")
+def proposals(
+    targets: Targets,
+    images: Images = None,
+    truth: ChosenMasks = Chosen.HUMAN,
+    ignore: Ignore = None,
+    weights: WeightsNames = None,
+    points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 64,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Propose objects without prompts as the SAM paper does: average recall at 10, 100 and 1,000 masks, by size."""
+    from segmint.pipeline.evaluate.proposals.proposals import evaluate_proposals
+    from segmint.pipeline.evaluate.session import EvaluateOptions
+
+    model, storage = model_options(weights, device, precision, ray, config)
+    options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
+    answer_with(evaluate_proposals(options, points_per_side, storage), as_json)
+
+
+@app.command()
+@guarded
+@needs("report")
+def edges(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Folders of label maps, with --images. Paths or URIs.")
+    ],
+    images: Images = None,
+    annotators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--annotator", metavar="DIR", help="A folder of a further annotator's maps of these images; repeatable."
+        ),
+    ] = None,
+    weights: WeightsNames = None,
+    points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 16,
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far edges may be apart, as a share of the image's diagonal.")
+    ] = 0.0075,
+    thresholds: Annotated[int, typer.Option(metavar="N", help="Thresholds of the curve; fewer are faster.")] = 99,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find edges as the SAM paper does, and match them with the boundaries of label maps: ODS, OIS, AP and R50."""
+    from segmint.pipeline.evaluate.edges.edges import evaluate_edges
+    from segmint.pipeline.evaluate.edges.measure import EdgesMeasure
+    from segmint.pipeline.evaluate.session import EvaluateOptions
+
+    model, storage = model_options(weights, device, precision, ray, config)
+    options = EvaluateOptions(truth_options(targets, images, Chosen.HUMAN, None), model, output)
+    measure = EdgesMeasure(points_per_side, thresholds, tolerance)
+    answer_with(evaluate_edges(options, measure, annotators or (), storage), as_json)
+
+
+@app.command()
+@guarded
+@needs("report")
+def instances(
+    targets: Targets,
+    images: Images = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A detector's boxes: COCO results. Default: the boxes of the true masks."),
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine/--no-refine", help="Prompt again with the box and the mask's logits, or not.")
+    ] = True,
+    truth: ChosenMasks = Chosen.HUMAN,
+    ignore: Ignore = None,
+    weights: WeightsNames = None,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    ray: OnRay = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make masks of boxes as the SAM paper does: COCO's AP for a detector's boxes with scores, else the mean IoU."""
+    from segmint.pipeline.evaluate.instances.instances import evaluate_instances
+    from segmint.pipeline.evaluate.session import EvaluateOptions
+
+    model, storage = model_options(weights, device, precision, ray, config)
+    options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
+    answer_with(evaluate_instances(options, boxes, refine, storage), as_json)
+
+
 def parse_clicks(text: str) -> tuple[int, ...]:
     """Parse "1,3,5"; raises `UsageError` for anything but ascending numbers that begin with 1."""
     parts = [part.strip() for part in text.split(",")]

@@ -1,0 +1,123 @@
+"""Edges as a measure: a row for each image and weights, with counts at each threshold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, read_label_map
+from segmint.operators.evaluate.boundaries import Edges, label_boundaries
+from segmint.operators.evaluate.edge_scores import edge_scores
+from segmint.operators.evaluate.edges import (
+    THRESHOLDS,
+    TOLERANCE,
+    EdgeCounts,
+    count_edges,
+    edge_settings,
+    find_edges,
+    thresholds,
+)
+from segmint.operators.rows import Row
+from segmint.pipeline.evaluate.measure import HEAD
+from segmint.pipeline.evaluate.truth import Truth, TruthImage
+
+COUNTS = ("found_matched", "found", "true_matched", "true")
+_LARGEST_MAP = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """The label maps of a further annotator: a folder, and the name in it of each image's map, by stem."""
+
+    folder: Location
+    names: Mapping[str, str]
+
+    def boundaries(self, stem: str, size: tuple[int, int]) -> Edges | None:
+        """The boundaries of an image; None if this annotator did not draw it. Raises ValueError for a bad map."""
+        name = self.names.get(stem)
+        if name is None:
+            return None
+        try:
+            labels = read_label_map((self.folder / name).read(max_bytes=_LARGEST_MAP), name)
+        except (UnreadableMapError, SegmintError, OSError) as error:
+            raise ValueError(f"the label map {self.folder / name}: {error}") from error
+        if labels.shape != size:
+            raise ValueError(
+                f"the label map {self.folder / name} is {labels.shape[1]} x {labels.shape[0]} pixels, "
+                f"the image {size[1]} x {size[0]}"
+            )
+        return label_boundaries(labels)
+
+
+def open_annotator(folder: Location) -> Annotator:
+    """List a further annotator's label maps; raises `UsageError` without any, or for two of one stem."""
+    names: dict[str, str] = {}
+    for entry in folder.list():
+        path = PurePosixPath(entry.name)
+        if path.suffix.lower() in ENDINGS:
+            if path.stem in names:
+                raise UsageError(f"{folder} has two label maps of one image: {names[path.stem]} and {entry.name}")
+            names[path.stem] = entry.name
+    if not names:
+        raise UsageError(f"{folder} has no label maps: expected files that end in {', '.join(ENDINGS)}")
+    return Annotator(folder, names)
+
+
+@dataclass(frozen=True)
+class EdgesMeasure:
+    """Find edges in each image, and match them with the boundaries of its label maps, one for each annotator."""
+
+    points_per_side: int = 16
+    cuts: int = THRESHOLDS
+    tolerance: float = TOLERANCE
+    annotators: tuple[Annotator, ...] = field(default_factory=tuple)
+
+    name = "edges"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`HEAD`, the weights, how many annotators drew the image, its best F-measure, and counts by threshold."""
+        counts = pa.list_(pa.int64())
+        return pa.schema(
+            [
+                *HEAD,
+                pa.field("weights", pa.int32(), nullable=False),  # place of the weights in the command, from 0
+                pa.field("annotators", pa.int32(), nullable=False),
+                pa.field("f", pa.float64(), nullable=False),
+                *(pa.field(name, counts, nullable=False) for name in COUNTS),
+            ]
+        )
+
+    def check(self, truths: Sequence[Truth]) -> None:
+        """Raise `UsageError` for truths other than label maps."""
+        for truth in truths:
+            if truth.kind != "label maps":
+                raise UsageError(
+                    f"{truth.name} is a {truth.kind}: edges are measured on label maps, where every pixel has a number "
+                    "and a boundary is where it changes; masks leave open what else is a boundary"
+                )
+
+    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+        """Find edges with each model; raises ValueError for a bad map of a further annotator."""
+        assert image.label_map is not None, "checked before"
+        others = (each.boundaries(image.image_id, image.size) for each in self.annotators)
+        truths = [label_boundaries(image.label_map), *(each for each in others if each is not None)]
+        cuts = thresholds(self.cuts)
+        rows = []
+        for weights, model in enumerate(models):
+            edges = find_edges(model, model.embed(image.pixels), edge_settings(self.points_per_side))
+            counts = count_edges(edges, truths, cuts, self.tolerance)
+            best = edge_scores([counts], cuts).ois
+            lists = {name: getattr(counts, name).tolist() for name in COUNTS}
+            rows.append({"weights": weights, "annotators": len(truths), "f": best, **lists})
+        return rows
+
+
+def counts_of(row: Row) -> EdgeCounts:
+    """The counts of a row."""
+    return EdgeCounts(*(np.array(row[name], dtype=np.int64) for name in COUNTS))

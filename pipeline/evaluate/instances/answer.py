@@ -1,0 +1,231 @@
+"""AP of masks from a detector's boxes, or mIoU of masks from boxes without scores; as text and as JSON."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.infra.errors import UsageError
+from segmint.operators.evaluate.coco_matching import Matches, Precision
+from segmint.operators.rows import Row
+from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.instances.boxes import Boxes
+from segmint.pipeline.evaluate.instances.measure import matches_of
+from segmint.pipeline.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.statistics.intervals import Interval
+
+Floats = NDArray[np.float64]
+
+SHOWN = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar_100": "AR@100",
+}
+
+
+@dataclass(frozen=True)
+class InstancesSettings:
+    """How boxes were made into masks; `boxes` None: those of the truth."""
+
+    refine: bool
+    boxes: Boxes | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
+
+    def line(self) -> str:
+        """What was prompted with, in words."""
+        boxes = "the boxes of the true masks" if self.boxes is None else f"{self.boxes.facts['boxes']:,} boxes"
+        refined = ", then the box with the mask's logits" if self.refine else ""
+        return f"prompts: {boxes}, the mask of the highest predicted IoU{refined}"
+
+
+@dataclass(frozen=True)
+class PrecisionAnswer:
+    """COCO's twelve figures for each weights; AP of each category by its id."""
+
+    subject: Subject
+    settings: InstancesSettings
+    figures: tuple[Mapping[str, float | None], ...]
+    categories: tuple[Mapping[int, float | None], ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        answer: dict[str, Any] = {
+            **self.subject.to_dict(),
+            "settings": self.settings.to_dict(),
+            "figures": [dict(each) for each in self.figures],
+        }
+        if self.categories is not None:
+            answer["categories"] = [{str(id): ap for id, ap in each.items()} for each in self.categories]
+        if len(self.figures) == 2:
+            answer["differences"] = _minus(*self.figures)
+        return answer
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        over = "without categories" if self.categories is None else f"over {len(self.categories[0])} categories"
+        return [
+            self.subject.head(),
+            f"{self.settings.line()}; COCO's AP {over}, in percent",
+            "",
+            _line("", list(SHOWN.values())),
+            *self._rows(),
+            *self.subject.left_out_lines(),
+        ]
+
+    def _rows(self) -> Iterator[str]:
+        for weights, figures in zip(self.subject.weights, self.figures, strict=True):
+            yield _line(weights.label, [percent(figures[name], None) for name in SHOWN])
+        if len(self.figures) == 2:
+            first, second = (each.label for each in self.subject.weights)
+            difference = _minus(*self.figures)
+            yield _line(f"{second} minus {first}", [percent(difference[name], None, sign="+") for name in SHOWN])
+
+
+@dataclass(frozen=True)
+class OverlapAnswer:
+    """mIoU over masks and over images for each weights, with intervals, and the differences of two."""
+
+    subject: Subject
+    settings: InstancesSettings
+    means: tuple[Mapping[str, tuple[float | None, Interval | None]], ...]
+    differences: Mapping[str, tuple[float | None, Interval | None]] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        answer = {
+            **self.subject.to_dict(),
+            "settings": self.settings.to_dict(),
+            "means": [_named(each) for each in self.means],
+        }
+        if self.differences is not None:
+            answer["differences"] = _named(self.differences)
+        return answer
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        return [
+            self.subject.head(),
+            f"{self.settings.line()}; mIoU in percent, with 95 % intervals by resampling images; AP needs scores",
+            "",
+            _line("", ["over masks", "over images"], 26),
+            *(
+                _line(weights.label, [percent(*each) for each in means.values()], 26)
+                for weights, means in zip(self.subject.weights, self.means, strict=True)
+            ),
+            *self._difference(),
+            *self.subject.left_out_lines(),
+        ]
+
+    def _difference(self) -> Iterator[str]:
+        if self.differences is not None:
+            first, second = (each.label for each in self.subject.weights)
+            cells = [percent(*each, sign="+") for each in self.differences.values()]
+            yield _line(f"{second} minus {first}", cells, 26)
+
+
+class MatchesByCategory:
+    """The matches of a run for each weights and category, image by image; a few bytes a box."""
+
+    def __init__(self, tables: Iterable[Sequence[Row]], weights: int) -> None:
+        """Take rows as `PrecisionMeasure` returns them."""
+        self.by_category: list[dict[int, list[tuple[str, Matches]]]] = [{} for _ in range(weights)]
+        for rows in tables:
+            for row in rows:
+                home = self.by_category[row["weights"]].setdefault(row["category"], [])
+                home.append((row["image_id"], matches_of(row)))
+
+    @property
+    def masks(self) -> int:
+        """True masks without crowds."""
+        return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
+
+    def check(self, boxes: Boxes) -> None:
+        """Raise `UsageError` if no box is of an image, or of a category, that has true masks."""
+        images = self.by_category[0].values()
+        if not any(len(matches.scores) for category in images for _, matches in category):
+            expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
+            raise UsageError(
+                f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be "
+                f"{expected}"
+            )
+        both = (
+            any(len(matches.scores) for _, matches in category) and any(matches.truth[0] for _, matches in category)
+            for category in images
+        )
+        if not any(both):
+            raise UsageError(
+                f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
+                "categories' ids in the file of the truth"
+            )
+
+    def answer(self, subject: Subject, settings: InstancesSettings, categories: bool) -> PrecisionAnswer:
+        """Sum up, category by category in order of their ids, images in order of theirs, as COCO's evaluation does."""
+        figures, by_category = [], []
+        for home in self.by_category:
+            total, each = Precision(), dict[int, float | None]()
+            for category in sorted(home):
+                images = [matches for _, matches in sorted(home[category], key=lambda pair: _order(pair[0]))]
+                alone = Precision()
+                alone.add(images)
+                total.extend(alone)
+                each[category] = alone.figures()["ap"]
+            figures.append(total.figures())
+            by_category.append(each)
+        return PrecisionAnswer(subject, settings, tuple(figures), tuple(by_category) if categories else None)
+
+
+def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int) -> Floats:
+    """Each image's number of masks and sum of IoUs of each weights, (I, 1 + W), from `OverlapMeasure`'s rows."""
+    images: dict[tuple[int, str], list[float]] = {}
+    for rows in tables:
+        for row in rows:
+            sums = images.setdefault((row["truth"], row["image_id"]), [0.0] * (1 + weights))
+            sums[0] += row["weights"] == 0
+            sums[1 + row["weights"]] += row["iou"]
+    return np.array(list(images.values()), dtype=np.float64).reshape(-1, 1 + weights)
+
+
+def overlap_answer(subject: Subject, settings: InstancesSettings, sums: Floats, seed: int) -> OverlapAnswer:
+    """Sum up what `gather_overlaps` returns; images are resampled together for all weights."""
+    weights = sums.shape[1] - 1
+    of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
+
+    def means(drawn: Floats) -> Floats:
+        found = drawn[:, 1:] / drawn[:, :1]
+        return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
+
+    ways = {"masks": intervals_of(sums, means, [seed, 0]), "images": intervals_of(of_images, means, [seed, 1])}
+    by_weights = [
+        {over: (values[place], intervals[place]) for over, (values, intervals) in ways.items()}
+        for place in range(3 if weights == 2 else weights)
+    ]
+    return OverlapAnswer(subject, settings, tuple(by_weights[:weights]), by_weights[2] if weights == 2 else None)
+
+
+def _order(image_id: str) -> tuple[int, int, str]:
+    """Numbers by value, before names."""
+    return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
+
+
+def _minus(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {
+        name: None if value is None or first[name] is None else value - (first[name] or 0.0)
+        for name, value in second.items()
+    }
+
+
+def _named(means: Mapping[str, tuple[float | None, Interval | None]]) -> dict[str, Any]:
+    return {over: {"value": value, "interval": interval} for over, (value, interval) in means.items()}
+
+
+def _line(name: str, cells: list[str], width: int = 12) -> str:
+    return f"{name:<36}" + "".join(f"{cell:>{width}}" for cell in cells)

@@ -1,0 +1,147 @@
+"""Boxes of a detector, from a file of COCO results: what the model is prompted with."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.layout import image_name
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+
+_EXPECTED = "expected COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}"
+
+NO_CATEGORY = 0
+"""The category of all boxes and masks where they have none."""
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """The boxes of one image, in the file's order.
+
+    Attributes:
+        boxes: (N, 4) float64, x0, y0, x1, y1 in pixels of the image.
+        scores: (N,) float64; None without scores.
+        categories: (N,) int64.
+    """
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64] | None
+    categories: NDArray[np.int64]
+
+    def best(self, most: int) -> "ImageBoxes":
+        """The `most` boxes of each category with the highest scores: all that COCO's evaluation looks at."""
+        if self.scores is None:
+            return self
+        kept: list[int] = []
+        ranked = np.argsort(-self.scores, kind="stable")
+        for category in np.unique(self.categories):
+            kept.extend(ranked[self.categories[ranked] == category][:most].tolist())
+        kept.sort()
+        return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of a file, by image; `by_name`: the keys are file names, else ids as text."""
+
+    by_image: Mapping[str, ImageBoxes]
+    scored: bool
+    categories: bool
+    by_name: bool
+    facts: Mapping[str, Any]
+
+    def without_categories(self) -> "Boxes":
+        """The same boxes, all of one category."""
+        by_image = {
+            key: replace(each, categories=np.full_like(each.categories, NO_CATEGORY))
+            for key, each in self.by_image.items()
+        }
+        return replace(self, by_image=by_image, categories=False)
+
+    def of(self, image_id: str, name: str) -> ImageBoxes:
+        """The boxes of an image, none if the file has none for it."""
+        nothing = ImageBoxes(np.zeros((0, 4)), np.zeros(0) if self.scored else None, np.zeros(0, np.int64))
+        return self.by_image.get(name if self.by_name else image_id, nothing)
+
+
+def read_boxes(file: Location, of_dataset: bool) -> Boxes:
+    """Read a file of COCO results; `of_dataset`: its image ids are those of a segmint dataset, as exports have them.
+
+    Raises `UsageError`, naming the entry, for another file, boxes that are none, and scores or categories that only
+    some of the boxes have.
+    """
+    try:
+        data = file.read()
+    except NotFoundError as error:
+        raise UsageError(f"--boxes {file}: no such file") from error
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--boxes {file} is not JSON ({error}): {_EXPECTED}") from error
+    if not isinstance(entries, list) or not entries:
+        found = "an empty list" if entries == [] else "no list"
+        raise UsageError(f"--boxes {file} is {found}: {_EXPECTED}")
+    checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    scored, categories = (_all_or_none(file, key, checked) for key in ("score", "category_id"))
+    grouped: dict[str, list[_Entry]] = {}
+    for entry in checked:
+        key = image_name(entry.image_id) if of_dataset and isinstance(entry.image_id, int) else str(entry.image_id)
+        grouped.setdefault(key, []).append(entry)
+    facts = {"name": str(file), "sha256": hashlib.sha256(data).hexdigest(), "boxes": len(checked)}
+    by_image = {key: _image_boxes(found, scored) for key, found in grouped.items()}
+    return Boxes(by_image, scored, categories, of_dataset, facts)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    image_id: int | str
+    box: tuple[float, float, float, float]
+    score: float | None
+    category_id: int | None
+
+
+def _checked(entry: Any, where: str) -> _Entry:
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where} is {str(entry)[:40]}: {_EXPECTED}")
+    image_id, box = entry.get("image_id"), entry.get("bbox")
+    if not isinstance(image_id, int | str) or isinstance(image_id, bool):
+        raise UsageError(f"{where}: its image_id is {image_id!r}: expected an image's id")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
+        raise UsageError(f"{where}: its bbox is {str(box)[:60]}: expected [x, y, width, height] in pixels")
+    x, y, width, height = map(float, box)
+    if width <= 0 or height <= 0:
+        raise UsageError(f"{where}: its bbox is {width:g} wide and {height:g} high: expected more than 0")
+    score, category = entry.get("score"), entry.get("category_id")
+    if score is not None and not _is_number(score):
+        raise UsageError(f"{where}: its score is {score!r}: expected a number")
+    if category is not None and type(category) is not int:
+        raise UsageError(f"{where}: its category_id is {category!r}: expected a whole number")
+    return _Entry(image_id, (x, y, x + width, y + height), None if score is None else float(score), category)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _all_or_none(file: Location, key: str, entries: Sequence[_Entry]) -> bool:
+    there = [getattr(entry, key) is not None for entry in entries]
+    if any(there) and not all(there):
+        number = there.index(False) + 1
+        raise UsageError(f"--boxes {file}, entry {number} has no {key}, others have: expected one in all or in none")
+    return all(there)
+
+
+def _image_boxes(entries: Iterable[_Entry], scored: bool) -> ImageBoxes:
+    found = list(entries)
+    return ImageBoxes(
+        np.array([entry.box for entry in found], dtype=np.float64),
+        np.array([entry.score for entry in found], dtype=np.float64) if scored else None,
+        np.array([NO_CATEGORY if entry.category_id is None else entry.category_id for entry in found], dtype=np.int64),
+    )

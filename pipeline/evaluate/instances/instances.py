@@ -1,0 +1,65 @@
+"""`segmint evaluate instances`: from truths, weights and boxes to the answer."""
+
+from dataclasses import replace
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.evaluate.instances.answer import (
+    InstancesSettings,
+    MatchesByCategory,
+    OverlapAnswer,
+    PrecisionAnswer,
+    gather_overlaps,
+    overlap_answer,
+)
+from segmint.pipeline.evaluate.instances.boxes import Boxes, read_boxes
+from segmint.pipeline.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
+from segmint.pipeline.evaluate.kinds import COCO, DATASET
+from segmint.pipeline.evaluate.output import OutputFolder
+from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.evaluate.setup import open_truths
+from segmint.pipeline.evaluate.truth import Truth
+
+
+def evaluate_instances(
+    options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
+) -> PrecisionAnswer | OverlapAnswer:
+    """Make a mask of each box, and compare with the truth; with an output also write the results.
+
+    Boxes with scores give AP, others, and those of the truth without a file, mIoU. Raises `UsageError` for wrong
+    options, and `NothingMeasuredError` if no image can be evaluated.
+    """
+    # What a detector finds in an image without a mask is wrong, and counts.
+    truths = open_truths(replace(options.truth, empty=boxes_file is not None), storage)
+    boxes = None if boxes_file is None else _boxes_for(truths, Location(storage, boxes_file))
+    settings = InstancesSettings(refine, boxes)
+    measure: PrecisionMeasure | OverlapMeasure
+    if boxes is not None and boxes.scored:
+        measure = PrecisionMeasure(boxes, refine)
+    else:
+        measure = OverlapMeasure(boxes, refine)
+    task = options.model.task(measure)
+    folder = None if options.output is None else Location(storage, options.output)
+    with OutputFolder(folder, truths, measure.schema) as output:
+        session = Session(task, truths, options.model.run, output)
+        answer: PrecisionAnswer | OverlapAnswer
+        if isinstance(measure, PrecisionMeasure):
+            matches = MatchesByCategory(session.tables(), len(task.weights))
+            matches.check(measure.boxes)
+            answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
+        else:
+            sums = gather_overlaps(session.tables(), len(task.weights))
+            answer = overlap_answer(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
+        output.put(answer.to_dict(), None)
+    return answer
+
+
+def _boxes_for(truths: list[Truth], file: Location) -> Boxes:
+    if len(truths) > 1:
+        raise UsageError(
+            f"--boxes has boxes of the images of one dataset or file, and {len(truths)} were named: expected one"
+        )
+    boxes = read_boxes(file, truths[0].kind == DATASET)
+    # Only COCO files say which masks are of which category id.
+    return boxes if truths[0].kind == COCO else boxes.without_categories()

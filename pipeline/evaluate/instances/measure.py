@@ -1,0 +1,150 @@
+"""Masks of boxes as a measure: matches for AP where the boxes have scores, else a row with its IoU for each mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.evaluate.coco_matching import FoundMask, Matches, match_masks
+from segmint.operators.evaluate.instances import BoxMask, boxes_of, iou_assigned, iou_in_order, segment_boxes
+from segmint.operators.rows import Row
+from segmint.pipeline.evaluate.instances.boxes import NO_CATEGORY, Boxes
+from segmint.pipeline.evaluate.measure import HEAD
+from segmint.pipeline.evaluate.proposals.measure import true_masks
+from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
+
+MOST = 100
+"""Masks of one category in an image that COCO's evaluation looks at."""
+
+_WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # place of the weights in the command, from 0
+
+
+@dataclass(frozen=True)
+class PrecisionMeasure:
+    """Make a mask of each box of a detector, and match them with the truth: a row for each image and category."""
+
+    boxes: Boxes
+    refine: bool = True
+
+    name = "instances"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`HEAD`, the weights, the category, and `Matches`: scores, bits, and true masks by range of size."""
+        return pa.schema(
+            [
+                *HEAD,
+                _WEIGHTS,
+                pa.field("category", pa.int64(), nullable=False),
+                pa.field("scores", pa.list_(pa.float64()), nullable=False),
+                pa.field("bits", pa.binary(), nullable=False),
+                pa.field("true_masks", pa.list_(pa.int64()), nullable=False),
+            ]
+        )
+
+    def check(self, truths: Sequence[Truth]) -> None:
+        """Any one truth will do."""
+
+    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+        """Prompt each model with the image's boxes."""
+        wanted = self.boxes.of(image.image_id, image.name).best(MOST)
+        assert wanted.scores is not None, "a file without scores is another measure"
+        truth: dict[int, list[TruthMask]] = {}
+        for true in image.masks:
+            truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)
+        rows: list[Row] = []
+        for weights, model in enumerate(models):
+            found: dict[int, list[FoundMask]] = {}
+            masks = _segment(model, image, wanted.boxes, self.refine)
+            for mask, score, category in zip(masks, wanted.scores, wanted.categories, strict=True):
+                found.setdefault(int(category), []).append(FoundMask(mask.rle, float(score)))
+            for category in sorted({*truth, *found}):
+                matches = match_masks(true_masks(truth.get(category, [])), found.get(category, []), MOST)
+                rows.append(
+                    {
+                        "weights": weights,
+                        "category": category,
+                        "scores": matches.scores.tolist(),
+                        "bits": matches.bits.tobytes(),
+                        "true_masks": matches.truth.tolist(),
+                    }
+                )
+        return rows
+
+
+def matches_of(row: Row) -> Matches:
+    """The matches of a row of `PrecisionMeasure`."""
+    return Matches(
+        np.array(row["scores"], dtype=np.float64),
+        np.frombuffer(row["bits"], dtype=np.uint8),
+        np.array(row["true_masks"], dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class OverlapMeasure:
+    """Make a mask of each box, and take its IoU with the truth: a row for each true mask that is no crowd.
+
+    Without `boxes` those of the true masks, each for its own; else each true mask is paired with at most one of the
+    file's, of its category, so that the sum of IoUs is the largest.
+    """
+
+    boxes: Boxes | None = None
+    refine: bool = True
+
+    name = "instances"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`HEAD`, the weights, the mask's id, label and area, and its IoU."""
+        return pa.schema(
+            [
+                *HEAD,
+                _WEIGHTS,
+                pa.field("mask", pa.int64(), nullable=False),  # id of the annotation
+                pa.field("label", pa.string()),
+                pa.field("area", pa.int64(), nullable=False),  # pixels
+                pa.field("iou", pa.float64(), nullable=False),
+            ]
+        )
+
+    def check(self, truths: Sequence[Truth]) -> None:
+        """Any truth will do, but with a file of boxes only one."""
+
+    def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
+        """Prompt each model with the boxes; raises ValueError if the image has no mask but crowds."""
+        masks = [mask for mask in image.masks if not mask.crowd]
+        if not masks:
+            raise ValueError("it has no mask")
+        rows: list[Row] = []
+        for weights, model in enumerate(models):
+            for mask, iou in zip(masks, self._overlaps(model, image, masks), strict=True):
+                place = {"weights": weights, "mask": mask.id, "label": mask.label, "area": mask.area}
+                rows.append({**place, "iou": float(iou)})
+        return rows
+
+    def _overlaps(self, model: Predictor, image: TruthImage, masks: Sequence[TruthMask]) -> NDArray[np.float64]:
+        rles = [mask.rle for mask in masks]
+        if self.boxes is None:
+            found = _segment(model, image, boxes_of(rles), self.refine)
+            return iou_in_order(rles, [mask.rle for mask in found])
+        given = self.boxes.of(image.image_id, image.name)
+        found = _segment(model, image, given.boxes, self.refine)
+        overlaps = np.zeros(len(masks))
+        of_mask = [_category(mask) if self.boxes.categories else NO_CATEGORY for mask in masks]
+        for category in set(of_mask):
+            places = [place for place, each in enumerate(of_mask) if each == category]
+            among = [mask.rle for mask, each in zip(found, given.categories, strict=True) if each == category]
+            overlaps[places] = iou_assigned([rles[place] for place in places], among)
+        return overlaps
+
+
+def _segment(model: Predictor, image: TruthImage, boxes: NDArray[np.float64], refine: bool) -> list[BoxMask]:
+    return segment_boxes(model, model.embed(image.pixels), boxes, refine) if len(boxes) else []
+
+
+def _category(mask: TruthMask) -> int:
+    return NO_CATEGORY if mask.category is None else mask.category

@@ -1,0 +1,56 @@
+"""Intervals of figures that are computed from sums over images, by resampling images."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.pipeline.statistics.intervals import Interval
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 1000
+LEAST_IMAGES = 2
+"""Images from which on there is an interval."""
+
+_AT_ONCE = 50
+
+
+def intervals_of(
+    values: NDArray[np.int64] | Floats,
+    figures: Callable[[Floats], Floats],
+    seed: Sequence[int],
+    resamples: int = RESAMPLES,
+) -> tuple[list[float | None], list[Interval | None]]:
+    """Return K figures of sums over images, and their 95 % intervals: Efron's bootstrap, of whole images.
+
+    `values` (I, M) are each image's; `figures` computes them from sums, (R, M) to (R, K), with NaN for what cannot be
+    computed: such a figure is None. No interval with fewer than two images.
+    """
+    values = values.astype(np.float64)
+    found = figures(values.sum(axis=0, keepdims=True))[0]
+    none: list[Interval | None] = [None] * len(found)
+    means = [None if np.isnan(each) else float(each) for each in found]
+    images = len(values)
+    if images < LEAST_IMAGES:
+        return means, none
+    generator = np.random.default_rng(seed)
+    even = np.full(images, 1 / images)
+    drawn = []
+    for start in range(0, resamples, _AT_ONCE):
+        counts = generator.multinomial(images, even, size=min(_AT_ONCE, resamples - start))
+        drawn.append(figures(counts.astype(np.float64) @ values))
+    replicates = np.concatenate(drawn)
+    known = ~np.isnan(replicates).all(axis=0)
+    low, high = np.nanpercentile(np.where(known, replicates, 0), (2.5, 97.5), axis=0)
+    return means, [
+        (float(a), float(b)) if mean is not None else None for a, b, mean in zip(low, high, means, strict=True)
+    ]
+
+
+def percent(value: float | None, interval: Interval | None, sign: str = "") -> str:
+    """A figure in percent with its interval: `81.3 (79.0 to 83.4)`; a dash for none."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:{sign}.1f}"
+    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"

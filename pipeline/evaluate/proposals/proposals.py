@@ -1,0 +1,31 @@
+"""`segmint evaluate proposals`: from truths and weights to the answer."""
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.evaluate.output import OutputFolder
+from segmint.pipeline.evaluate.proposals.answer import ProposalsAnswer, answer_of, gather
+from segmint.pipeline.evaluate.proposals.measure import ALL, ProposalsMeasure
+from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.evaluate.setup import open_truths
+
+
+def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsAnswer:
+    """Propose objects in all images, and count the true masks found; with an output also write the results.
+
+    Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image can be evaluated.
+    """
+    if points_per_side < 1:
+        raise UsageError(f"--points-per-side is {points_per_side}: expected 1 or more")
+    truths = open_truths(options.truth, storage)
+    frequencies = {number: truth.frequencies for number, truth in enumerate(truths) if truth.frequencies}
+    measure = ProposalsMeasure(points_per_side, frequencies)
+    task = options.model.task(measure)
+    folder = None if options.output is None else Location(storage, options.output)
+    with OutputFolder(folder, truths, measure.schema) as output:
+        session = Session(task, truths, options.model.run, output)
+        counts = gather(session.tables(), len(task.weights))
+        subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
+        answer = answer_of(subject, points_per_side, counts, SEED)
+        output.put(answer.to_dict(), None)
+    return answer

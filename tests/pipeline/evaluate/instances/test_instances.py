@@ -1,0 +1,130 @@
+"""`segmint evaluate instances`: COCO's AP of a detector's boxes, mIoU of boxes without scores."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.evaluate.instances import segment_boxes
+from segmint.pipeline.evaluate.instances.answer import MatchesByCategory
+from segmint.pipeline.evaluate.instances.boxes import read_boxes
+from segmint.pipeline.evaluate.instances.instances import evaluate_instances
+from segmint.pipeline.evaluate.session import EvaluateOptions
+from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+from tests.support.truth_files import TruthFiles, results_of, write_truth_files
+
+# x, y, width, height; the third is in a place without a mask, the last in the image without any.
+BOXES = [
+    (1, 3, [12, 12, 46, 37], 0.9),
+    (1, 5, [65, 33, 50, 55], 0.8),
+    (1, 5, [90, 2, 30, 20], 0.85),
+    (1, 3, [13, 73, 14, 14], 0.3),
+    (2, 5, [64, 34, 52, 52], 0.7),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> TruthFiles:
+    return write_truth_files(tmp_path_factory.mktemp("truth") / "scene", coffee, 2)
+
+
+def options(files: TruthFiles, output: Path | None = None, weights: int = 1) -> EvaluateOptions:
+    truth = TruthOptions((str(files.coco),), (str(files.images),))
+    model = ModelOptions(("mobile_sam",) * weights, device="cpu")
+    return EvaluateOptions(truth, model, None if output is None else str(output))
+
+
+def write_boxes(path: Path, scored: bool = True) -> str:
+    entries = [
+        {"image_id": image, "category_id": category, "bbox": box, **({"score": score} if scored else {})}
+        for image, category, box, score in BOXES
+    ]
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_ap_is_coco_evals_on_files_of_the_same_masks(
+    files: TruthFiles, tmp_path: Path, mobile_sam_path: Path, one_thread: None
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json")
+    answer = evaluate_instances(options(files, tmp_path / "out"), boxes, True, Storage())
+    assert (answer.subject.images, answer.subject.masks) == (2, 3)
+
+    predictor = Predictor(load_sam(mobile_sam_path))
+    results = []
+    for number, pixels in files.pixels.items():
+        own = [(category, box, score) for image, category, box, score in BOXES if image == number]
+        corners = np.array([[x, y, x + width, y + height] for _, (x, y, width, height), _ in own], np.float64)
+        masks = segment_boxes(predictor, predictor.embed(pixels), corners)
+        results += [
+            results_of(number, category, mask.rle, score) for (category, _, score), mask in zip(own, masks, strict=True)
+        ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(files.coco)
+        evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), iouType="segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    expected = [None if value < 0 else value for value in evaluation.stats]
+    assert list(answer.figures[0].values()) == expected
+    assert 0.1 < answer.figures[0]["ap"] < 0.95  # neither all nor nothing is right
+    assert set(answer.categories[0]) == {3, 5}
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert [(row["image_id"], row["category"]) for row in rows] == [("1", 3), ("1", 5), ("2", 5)]
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(answer.to_dict()))
+
+
+def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
+    files: TruthFiles, tmp_path: Path, one_thread: None
+) -> None:
+    answer = evaluate_instances(options(files, tmp_path / "out", weights=2), None, False, Storage())
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert [(row["mask"], row["weights"]) for row in rows] == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)]
+    mean = np.mean([row["iou"] for row in rows[:3]])
+    assert mean > 0.7
+    assert answer.means[0]["masks"] == (pytest.approx(mean), None)  # of one image there is no interval
+    assert answer.differences["masks"] == (0.0, None)
+    assert answer.subject.masks == 3
+
+
+def test_boxes_without_scores_are_paired_within_their_category(
+    files: TruthFiles, tmp_path: Path, one_thread: None
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json", scored=False)
+    answer = evaluate_instances(options(files, tmp_path / "out"), boxes, False, Storage())
+    overlaps = [row["iou"] for row in pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()]
+    assert overlaps[0] > 0.7
+    assert overlaps[1] > 0.7
+    assert overlaps[2] < 0.1  # its box is of the other category
+    assert "AP needs scores" in answer.lines()[1]
+
+
+def test_boxes_of_other_images_or_categories_are_an_error(files: TruthFiles, tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps([{"image_id": 77, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 0.5}]))
+    with pytest.raises(UsageError, match="is of an image that was evaluated"):
+        evaluate_instances(options(files), str(path), False, Storage())
+    boxes = read_boxes(Location(Storage(), str(path)), False)
+    row = {"weights": 0, "image_id": "1", "bits": bytes(20), "category": 3, "scores": [], "true_masks": [1, 0, 1, 0]}
+    other = {**row, "category": 4, "scores": [0.5], "true_masks": [0, 0, 0, 0]}
+    with pytest.raises(UsageError, match="no category of the boxes"):
+        MatchesByCategory([[row, other]], 1).check(boxes)
+    MatchesByCategory([[row, {**other, "category": 3}]], 1).check(boxes)
+
+
+def test_boxes_are_of_one_truth(files: TruthFiles, tmp_path: Path) -> None:
+    twice = EvaluateOptions(TruthOptions((str(files.coco),) * 2, (str(files.images),)))
+    with pytest.raises(UsageError, match="2 were named: expected one"):
+        evaluate_instances(twice, write_boxes(tmp_path / "boxes.json"), True, Storage())
