@@ -1,10 +1,10 @@
 """A run of a measure: its rows as they come, and what was evaluated, once all have come."""
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
+from segmint.infra.wording import listed
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject, check_measured
 from segmint.pipeline.evaluate.measure import EvaluateTask
@@ -16,6 +16,9 @@ from segmint.pipeline.evaluate.truth import LeftOut, Truth
 SEED = 0
 """Of resampling: the same results always have the same intervals."""
 
+SHOWN = 12
+"""Lowest scores that a page lists, of each weights."""
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -26,29 +29,55 @@ class EvaluateOptions:
     output: str | None = None
 
 
-class Session:
-    """Runs a task over its truths."""
+@dataclass(frozen=True, order=True)
+class Lowest:
+    """One of the lowest scores, and the image or mask that has it."""
 
-    def __init__(self, task: EvaluateTask, truths: Sequence[Truth], options: RunOptions, output: OutputFolder) -> None:
+    score: float
+    where: str
+
+
+class Session:
+    """Runs a task over its truths; `score_of` returns a row's score, for `lowest`."""
+
+    def __init__(
+        self,
+        task: EvaluateTask,
+        truths: Sequence[Truth],
+        options: RunOptions,
+        output: OutputFolder,
+        score_of: Callable[[Row], float | None] = lambda row: None,
+    ) -> None:
         """Take where the rows are kept: they are put there as they come."""
         self._task = task
         self._truths = tuple(truths)
         self._options = options
         self._output = output
+        self._score_of = score_of
         self._left_out: list[LeftOut] = [each for truth in truths for each in truth.left_out]
         self._images = 0
         self._seconds = 0.0
+        self._computed_on: set[str] = set()
+        self._lowest: list[list[Lowest]] = [[] for _ in task.weights]
 
     def tables(self) -> Iterator[list[Row]]:
-        """The rows of each part, in order."""
+        """The rows of each part, in order; raises `NothingMeasuredError` at the end if no image was measured."""
         for result in run_measure(self._task, self._truths, self._options):
             self._left_out += result.left_out
             self._images += result.images
             self._seconds += result.seconds
-            table: pa.Table = result.table
-            self._output.add(table)
-            yield table.to_pylist()
+            self._computed_on.add(result.computed_on)
+            self._output.add(result.table)
+            rows: list[Row] = result.table.to_pylist()
+            for row in rows:
+                self._look_at(row)
+            yield rows
         check_measured(self._images, self._left_out)
+
+    @property
+    def lowest(self) -> list[list[Lowest]]:
+        """The lowest scores of each weights, once `tables` has ended."""
+        return self._lowest
 
     def subject(self, masks: int | None) -> Subject:
         """What was evaluated, once `tables` has ended; `masks` are those that counted, None for whole images."""
@@ -56,10 +85,16 @@ class Session:
             self._task.measure.name,
             self._truths,
             self._task.weights,
-            self._task.device,
-            self._task.precision,
+            listed(sorted(self._computed_on)),
             self._images,
             masks,
             tuple(self._left_out),
             self._seconds,
         )
+
+    def _look_at(self, row: Row) -> None:
+        score = self._score_of(row)
+        if score is not None:
+            where = f"{row['image']}, mask {row['mask']}" if "mask" in row else row["image"]
+            home = self._lowest[row["weights"]]
+            self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, Lowest(score, where)])

@@ -11,7 +11,9 @@ from segmint.operators.evaluate.edge_scores import EdgeScores, at_best_threshold
 from segmint.operators.evaluate.edges import thresholds
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.curves import Curve, Curves
 from segmint.pipeline.evaluate.edges.measure import EdgesMeasure, counts_of
+from segmint.pipeline.evaluate.figures_page import FiguresPage, Table, cell
 from segmint.pipeline.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.statistics.intervals import Interval
 
@@ -75,6 +77,53 @@ class EdgesAnswer:
             *self._rows(),
             *self.subject.left_out_lines(),
         ]
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [
+            (f"{name}, ODS at {scores.ods_threshold:.2f}", [cell(each.value, each.interval) for each in figures])
+            for name, scores, figures in zip(names, self.scores, self.figures, strict=True)
+        ]
+        if self.differences:
+            cells = [cell(each.value, each.interval, "+") for each in self.differences]
+            rows.append((f"{names[1]} minus {names[0]}", cells))
+        tiles = [
+            (f"{name}, {each.name.upper()}" if len(names) > 1 else each.name.upper(), cell(each.value)[0])
+            for name, figures in zip(names, self.figures, strict=True)
+            for each in figures
+        ]
+        tolerance = f"{100 * self.measure.tolerance:g} % of the diagonal"
+        side = self.measure.points_per_side
+        return FiguresPage(
+            "Weights evaluated by edges",
+            "Edges of the model's masks, matched with the boundaries of label maps; in percent.",
+            "Under each figure its 95 % interval, by drawing whole images with replacement.",
+            "F at the image's best threshold",
+            tiles,
+            [Table("All images", "Weights", [name.upper() for name in FIGURES], rows)],
+            [
+                ("Grid", f"{side} x {side} points"),
+                ("Matched within", tolerance),
+                ("Annotators", f"{1 + len(self.measure.annotators)}"),
+            ],
+            [self._chart(names)],
+        )
+
+    def _chart(self, names: Sequence[str]) -> Curves:
+        cuts = thresholds(self.measure.cuts)
+        curves = []
+        for number, (name, scores) in enumerate(zip(names, self.scores, strict=True)):
+            start = f"{name}: " if len(names) > 1 else ""
+            curves.append(Curve(f"{start}precision", tuple(scores.precision.tolist()), color=number))
+            curves.append(Curve(f"{start}recall", tuple(scores.recall.tolist()), color=number, dashed=True))
+        step = max(1, round(len(cuts) / 10))
+        x = tuple(f"{cut:.2g}" if place % step == step - 1 else "" for place, cut in enumerate(cuts))
+        summary = "; ".join(
+            f"{name}: best F {100 * each.ods:.1f} percent at {each.ods_threshold:.2f}"
+            for name, each in zip(names, self.scores, strict=True)
+        )
+        return Curves("Precision and recall", "threshold", "in percent", x, tuple(curves), summary)
 
     def _rows(self) -> Iterator[str]:
         for weights, scores, figures in zip(self.subject.weights, self.scores, self.figures, strict=True):

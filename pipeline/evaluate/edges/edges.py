@@ -27,10 +27,11 @@ def evaluate_edges(
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output)
+        session = Session(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
         answer = answer_of(session.subject(None), measure, counts, SEED)
-        output.put(answer.to_dict(), None)
+        if output.wanted:
+            output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
     return answer
 
 

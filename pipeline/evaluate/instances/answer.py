@@ -11,6 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.coco_matching import Matches, Precision
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.figures_page import FiguresPage, Table, cell
 from segmint.pipeline.evaluate.instances.boxes import Boxes
 from segmint.pipeline.evaluate.instances.measure import matches_of
 from segmint.pipeline.evaluate.intervals import intervals_of, percent
@@ -81,6 +82,29 @@ class PrecisionAnswer:
             *self.subject.left_out_lines(),
         ]
 
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [
+            (name, [cell(each[figure]) for figure in SHOWN]) for name, each in zip(names, self.figures, strict=True)
+        ]
+        if len(self.figures) == 2:
+            difference = _minus(*self.figures)
+            rows.append((f"{names[1]} minus {names[0]}", [cell(difference[name], sign="+") for name in SHOWN]))
+        tables = [Table("All images", "Weights", list(SHOWN.values()), rows)]
+        if self.categories is not None:
+            by_id = [(f"category {id}", [cell(each[id]) for each in self.categories]) for id in self.categories[0]]
+            tables.append(Table("AP by category", "Category", names, by_id))
+        return FiguresPage(
+            "Weights evaluated by boxes of a detector",
+            "COCO's average precision, in percent, of masks made of a detector's boxes, ranked by the boxes' scores.",
+            "AP has no interval here.",
+            "",
+            [(name, cell(each["ap"])[0]) for name, each in zip(names, self.figures, strict=True)],
+            tables,
+            [("Prompts", self.settings.line())],
+        )
+
     def _rows(self) -> Iterator[str]:
         for weights, figures in zip(self.subject.weights, self.figures, strict=True):
             yield _line(weights.label, [percent(figures[name], None) for name in SHOWN])
@@ -124,6 +148,23 @@ class OverlapAnswer:
             *self._difference(),
             *self.subject.left_out_lines(),
         ]
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [(name, [cell(*each) for each in means.values()]) for name, means in zip(names, self.means, strict=True)]
+        if self.differences is not None:
+            cells = [cell(*each, sign="+") for each in self.differences.values()]
+            rows.append((f"{names[1]} minus {names[0]}", cells))
+        return FiguresPage(
+            "Weights evaluated by boxes",
+            "Mean IoU with the truth, in percent, of masks made of boxes.",
+            "Under each mean its 95 % interval, by drawing whole images with replacement.",
+            "IoU",
+            [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
+            [Table("mIoU", "Weights", ["over masks", "over images"], rows)],
+            [("Prompts", self.settings.line())],
+        )
 
     def _difference(self) -> Iterator[str]:
         if self.differences is not None:

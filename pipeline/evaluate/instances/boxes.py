@@ -74,8 +74,8 @@ class Boxes:
 def read_boxes(file: Location, of_dataset: bool) -> Boxes:
     """Read a file of COCO results; `of_dataset`: its image ids are those of a segmint dataset, as exports have them.
 
-    Raises `UsageError`, naming the entry, for another file, boxes that are none, and scores or categories that only
-    some of the boxes have.
+    Raises `UsageError`, naming the entry, for another file, boxes without a width or height, and scores or categories
+    that only some of the boxes have.
     """
     try:
         data = file.read()

@@ -42,7 +42,7 @@ def evaluate_instances(
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output)
+        session = Session(task, truths, options.model.run, output, lambda row: row.get("iou"))
         answer: PrecisionAnswer | OverlapAnswer
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
@@ -51,7 +51,8 @@ def evaluate_instances(
         else:
             sums = gather_overlaps(session.tables(), len(task.weights))
             answer = overlap_answer(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
-        output.put(answer.to_dict(), None)
+        if output.wanted:
+            output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
     return answer
 
 

@@ -11,6 +11,7 @@ from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.figures_page import Cell, FiguresPage, Table, cell
 from segmint.pipeline.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.evaluate.proposals.measure import ALL, counts_of
 from segmint.pipeline.statistics.intervals import Interval
@@ -86,6 +87,39 @@ class ProposalsAnswer:
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
                 yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {kind}", cells
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        tables = [
+            Table(f"{name}, {proposals:.0f} proposals an image", "Average recall", heads, self._cells(recalls))
+            for name, proposals, recalls in zip(names, self.proposals, self.recalls, strict=True)
+        ]
+        if self.differences:
+            rows = self._cells(self.differences, sign="+")
+            tables.append(Table(f"{names[1]} minus {names[0]}", "Average recall", heads, rows))
+        tiles = [
+            (f"{name}, {row}" if len(names) > 1 else row, cells[0].value)
+            for name, recalls in zip(names, self.recalls, strict=True)
+            for row, cells in self.table(recalls)
+            if cells[0].kind == ALL
+        ]
+        return FiguresPage(
+            "Weights evaluated by object proposals",
+            "Average recall in percent of true masks among masks that the model proposes without prompts, "
+            "over IoU from 0.5 to 0.95.",
+            "In brackets the true masks. Under each figure its 95 % interval, by drawing images with replacement.",
+            "AR@1000",
+            [(name, cell(value)[0]) for name, value in tiles],
+            tables,
+            [("Grid", f"{self.points_per_side} x {self.points_per_side} points"), ("NMS", "0.9, no other filter")],
+        )
+
+    def _cells(self, recalls: Sequence[Recall], sign: str = "") -> list[tuple[str, list[Cell]]]:
+        return [
+            (name, [cell(each.value, each.interval, sign) for each in cells]) for name, cells in self.table(recalls)
+        ]
 
     def _tables(self) -> Iterator[str]:
         sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]

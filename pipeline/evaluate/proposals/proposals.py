@@ -3,6 +3,8 @@
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.evaluate.proposals import LIMITS
+from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.output import OutputFolder
 from segmint.pipeline.evaluate.proposals.answer import ProposalsAnswer, answer_of, gather
 from segmint.pipeline.evaluate.proposals.measure import ALL, ProposalsMeasure
@@ -23,9 +25,15 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output)
+        session = Session(task, truths, options.model.run, output, _score)
         counts = gather(session.tables(), len(task.weights))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = answer_of(subject, points_per_side, counts, SEED)
-        output.put(answer.to_dict(), None)
+        if output.wanted:
+            output.put(answer.to_dict(), answer.page().render(subject, session.lowest))
     return answer
+
+
+def _score(row: Row) -> float | None:
+    score: float | None = row[f"ar_{LIMITS[-1]}"] if row["kind"] == ALL else None
+    return score

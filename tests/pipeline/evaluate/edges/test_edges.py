@@ -84,7 +84,7 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
             lists = {name: getattr(counts, name).tolist() for name in COUNTS}
             pair.append({"weights": weights, **lists})
         rows.append(pair)
-    subject = Subject("edges", (), (Weights("a", ""), Weights("b", "")), "cpu", "fp32", 30, None, (), 0.0)
+    subject = Subject("edges", (), (Weights("a", ""), Weights("b", "")), "cpu, fp32", 30, None, (), 0.0)
     answer = answer_of(subject, EdgesMeasure(cuts=5), gather(rows, 2), 0)
     for scores, images in zip(answer.scores, by_weights, strict=True):
         expected = edge_scores(images, cuts)

@@ -88,7 +88,7 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
             totals[weights].append(RecallCounts(found, truth))
             row = {"weights": weights, "kind": "all", "proposals": 7 + weights, "true_masks": truth.tolist()}
             rows.append([{**row, "image_id": str(image), "found": found.reshape(-1).tolist()}])
-    subject = Subject("proposals", (), (Weights("a", ""), Weights("b", "")), "cpu", "fp32", 40, 9, (), 0.0)
+    subject = Subject("proposals", (), (Weights("a", ""), Weights("b", "")), "cpu, fp32", 40, 9, (), 0.0)
     answer = answer_of(
         subject, 64, gather([[*one, *two] for one, two in zip(rows[::2], rows[1::2], strict=True)], 2), 0
     )
