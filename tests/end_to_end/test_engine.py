@@ -1,0 +1,184 @@
+"""A whole turn of the engine by its commands: build, correct, train, evaluate, build again, and see both rounds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco
+
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.builds import segmint_here, write_catalog, write_config
+from tests.support.locations import location_of
+from tests.support.minted import mint
+from tests.support.parallel import made_once
+from tests.support.trainable import scene, train_yaml
+
+IMAGES = 4
+MASKS = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Both rounds, the weights between them, and what the commands answered."""
+
+    first: Path
+    second: Path
+    weights: Path
+    answers: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
+    folder = made_once(tmp_path_factory, "turn", make_turn)
+    answers = json.loads((folder / "answers.json").read_text())
+    return Turn(folder / "round-0", folder / "round-1", Path(answers["weights"]), answers)
+
+
+def make_turn(folder: Path) -> None:
+    """Make the turn with the commands. Both builds run the stages of a build in this process, without Ray."""
+    photos = folder / "photos"
+    photos.mkdir()
+    rows = []
+    for number in range(IMAGES):
+        Image.fromarray(scene(number)[0]).save(photos / f"{number}.bmp")  # the same bytes from any library: the splits
+        rows.append({"uri": f"{number}.bmp", "license": "CC0-1.0", "image_id": f"image-{number}"})
+    catalog = write_catalog(photos / "catalog.jsonl", rows)
+    deidentify = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
+    begun = {"masks": MASKS, "deidentify": deidentify}
+
+    mint(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
+    corrected = write_corrections(folder / "corrected.json")
+    answers: dict[str, Any] = {
+        "import": answer("import", "coco", corrected, "--into", folder / "round-0", "--replace", "--annotator", "Ada")
+    }
+    train = train_yaml(
+        folder / "train.yaml",
+        [folder / "round-0"],
+        folder / "trained",
+        steps=2,
+        batch={"images": 1, "masks": 2, "masks_per_image": 2},
+        optimizer={"warmup": 1},
+        sampling={"clicks": 1},
+        held_out={"share": 0.3, "images": 2, "every": 2},
+        overlays={"every": 0},
+    )
+    tree = yaml.safe_load(train.read_text())
+    tree["datasets"][0]["masks"] = "human"
+    train.write_text(yaml.safe_dump(tree))
+    answers["train"] = answer("train", train, yes=False)
+    weights = folder / "trained" / answers["train"]["file"]
+    answers["weights"] = str(weights)
+    compared = ("--weights", "mobile_sam", "--weights", weights, "--clicks", "1", "--device", "cpu", "--no-ray")
+    answers["evaluate"] = answer("evaluate", "points", folder / "round-0", *compared, yes=False)
+
+    model = {"weights": str(weights), "threads": 1, "device": "cpu"}
+    mint(write_config(folder / "round-1.yaml", catalog, folder / "round-1", name="round-1", model=model, **begun))
+    carry = ("--from", folder / "round-0", "--into", folder / "round-1", "--replace")
+    answers["carry"] = answer("import", *carry)
+    (folder / "answers.json").write_text(json.dumps(answers))
+
+
+def answer(*words: str | Path, yes: bool = True) -> dict[str, Any]:
+    """Run a command in this process; return its answer as JSON."""
+    printed = segmint_here(*words, "--json", *(["--yes"] if yes else []))
+    value: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+    return value
+
+
+def write_corrections(path: Path) -> Path:
+    """Write the exact masks of each scene as COCO, as a person would have drawn them over what the build found."""
+    images, annotations = [], []
+    for number in range(IMAGES):
+        picture, masks = scene(number)
+        height, width = picture.shape[:2]
+        images.append({"id": number + 1, "file_name": f"sa_{number + 1}.jpg", "height": height, "width": width})
+        for mask in masks[:2]:
+            code = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+            segmentation = {"size": code["size"], "counts": code["counts"].decode("ascii")}
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number + 1, "category_id": 1, "segmentation": segmentation}
+            )
+    categories = [{"id": 1, "name": "object"}]
+    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    return path
+
+
+def shapes(dataset: Path, condition: str) -> set[tuple[str, str]]:
+    """The masks of a dataset for which a condition in SQL is true: the image and the run lengths of each."""
+    with open_tables(location_of(dataset)) as tables:
+        rows = tables.query(f"SELECT image_id, segmentation.counts AS counts FROM masks WHERE {condition}").to_pylist()
+    found = {(row["image_id"], row["counts"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_the_corrections_are_masks_of_the_first_round(turn: Turn) -> None:
+    counts = turn.answers["import"]["masks"]
+    assert turn.answers["import"]["images"] == IMAGES
+    assert counts["same"] + counts["corrected"] + counts["added"] == 2 * IMAGES
+    assert len(shapes(turn.first, "source <> 'automatic'")) == counts["corrected"] + counts["added"]
+    assert len(shapes(turn.first, "true")) == 2 * IMAGES
+
+
+def test_the_weights_were_trained_on_these_and_are_compared_with_those_before(turn: Turn) -> None:
+    trained, measured = turn.answers["train"], turn.answers["evaluate"]
+    assert [link["name"] for link in trained["lineage"]] == ["mobile_sam", turn.weights.name]
+    assert trained["trained"]["masks"] < 2 * IMAGES
+    assert trained["held_out"]["images"] > 0
+    assert measured["weights"][1]["sha256"] == trained["weights"] != measured["weights"][0]["sha256"]
+    assert measured["masks"] == len(shapes(turn.first, "source <> 'automatic'"))
+    (difference,) = [each for each in measured["differences"] if each["measure"] == "iou_1" and each["over"] == "masks"]
+    assert -1 <= difference["mean"] <= 1
+    assert difference["mean"] != 0
+
+
+def test_the_masks_of_people_are_in_the_second_round_pixel_for_pixel(turn: Turn) -> None:
+    """One that the new weights make just so is theirs."""
+    first, second = shapes(turn.first, "source <> 'automatic'"), shapes(turn.second, "true")
+    assert first <= second
+    counts = turn.answers["carry"]["masks"]
+    assert counts["same"] + counts["corrected"] + counts["added"] == len(first)
+    assert len(shapes(turn.second, "source <> 'automatic'")) == counts["corrected"] + counts["added"] > 0
+
+
+def test_the_second_round_says_where_its_weights_come_from(turn: Turn) -> None:
+    first, second = (load_manifest(location_of(dataset)) for dataset in (turn.first, turn.second))
+    assert (first.round, second.round) == (0, 1)
+    assert second.weights.sha256 == second.lineage[-1].weights == turn.answers["train"]["weights"]
+    assert [each.name for each in second.lineage[-1].datasets] == ["round-0"]
+    assert second.lineage[0].weights == first.weights.sha256
+
+
+def test_both_rounds_are_shown(turn: Turn) -> None:
+    answer = json.loads(segmint_here("engine", "status", turn.second, turn.first, "--json"))
+    assert answer["lineages"] == 1
+    rows = answer["rounds"]
+    assert [(row["name"], row["round"], row["complete"], row["images"]) for row in rows] == [
+        ("round-0", 0, True, IMAGES),
+        ("round-1", 1, True, IMAGES),
+    ]
+    for row, dataset in zip(rows, (turn.first, turn.second), strict=True):
+        for source, masks in row["masks_by_source"].items():
+            assert masks == len(shapes(dataset, f"source = '{source}'"))
+    evaluations = turn.answers["train"]["evaluations"]
+    assert [rows[1]["held_out"]["before"], rows[1]["held_out"]["after"]] == [each["one_click"] for each in evaluations]
+    assert rows[1]["held_out"]["images"] == turn.answers["train"]["held_out"]["images"]
+    lines = segmint_here("engine", "status", turn.first, turn.second).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["0", "round-0"], ["1", "round-1"]]
+
+
+def test_the_report_and_the_card_name_the_round(turn: Turn, tmp_path: Path) -> None:
+    segmint_here("report", turn.second, "-o", tmp_path)
+    link = turn.answers["train"]["lineage"][-1]
+    digest = link["datasets"][0]["digest"][:12]
+    sentence = f"round 1: weights {link['name']} (SHA-256 {link['weights'][:12]}), trained on round-0 (digest {digest})"
+    assert sentence in (tmp_path / "index.html").read_text()
+    card = (tmp_path / "README.md").read_text().replace("\\_", "_")
+    assert f"- {sentence} from mobile_sam; mean IoU at one click" in card
+    assert f"({link['name']}, round 1)" in json.loads((tmp_path / "croissant.json").read_text())["description"]
