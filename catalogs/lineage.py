@@ -77,6 +77,7 @@ class Round(Frozen):
     name: Name
     datasets: tuple[TrainedOn, ...] = ()
     held_out: HeldOut | None = None
+    held_out_share: Share | None = None  # of the datasets' images, by the hash of their sources; None: not known
 
 
 Lineage = Annotated[tuple[Round, ...], Field(max_length=MOST_ROUNDS)]

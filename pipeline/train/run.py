@@ -233,7 +233,13 @@ class Session:
         file, sha256 = put_weights(self.output, self.weights, trainer.weights())
         sources, digest = digest_of_sources(images, held)
         datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
-        this = Round(weights=sha256, name=file, datasets=datasets, held_out=held_out_of(sources, evaluations))
+        this = Round(
+            weights=sha256,
+            name=file,
+            datasets=datasets,
+            held_out=held_out_of(sources, evaluations),
+            held_out_share=config.held_out.share,
+        )
         record = TrainingRecord(
             code_version=VERSION,
             weights=sha256,

@@ -17,8 +17,12 @@ _SALT = b"segmint held-out 1\0"
 _RANGE = 1 << 64
 
 
-def held_out(images: TrainingImages, share: float) -> NDArray[np.bool_]:
-    """Whether each of the N images is held out: (N,) bool."""
+def held_out(images: TrainingImages, share: float, seen: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Whether each of the N images is held out: (N,) bool.
+
+    `seen` (N,) bool are images of datasets that are trained on, None for all: the others are held out unless they show
+    the same as one of these that is not.
+    """
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
     # Images of one source are one; so are those of one JPEG, whose sources two catalogs may have encoded in two ways.
@@ -26,7 +30,7 @@ def held_out(images: TrainingImages, share: float) -> NDArray[np.bool_]:
     _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
     groups = _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
     trained = np.zeros(len(images) + 1, bool)
-    np.logical_or.at(trained, groups, ~alone[same.reshape(-1)])
+    np.logical_or.at(trained, groups, ~alone[same.reshape(-1)] & (True if seen is None else seen))
     held: NDArray[np.bool_] = ~trained[groups]
     return held
 
