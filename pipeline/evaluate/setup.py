@@ -34,6 +34,7 @@ class TruthOptions:
     ignore: tuple[int, ...] = ()
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
     empty: bool = False
+    images_option: str = "--images"  # as messages name it
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
     if not options.images:
         raise UsageError(
             f"{files[0]} is no segmint dataset (it has no {MANIFEST}): for a COCO file or a folder of label maps also "
-            "name the folder of its images with --images"
+            f"name the folder of its images with {options.images_option}"
         )
     if len(options.images) not in (1, len(files)):
         raise UsageError(
-            f"--images was given {len(options.images)} times for {len(files)} files that need it: expected once, or "
-            "once for each, in their order"
+            f"{options.images_option} was given {len(options.images)} times for {len(files)} files that need it: "
+            "expected once, or once for each, in their order"
         )
     return list(options.images) * (len(files) if len(options.images) == 1 else 1)

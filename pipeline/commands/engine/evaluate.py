@@ -1,5 +1,6 @@
 """`segmint evaluate`: weights against masks that are taken as truth, without training on them."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,9 +8,16 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.evaluate.kinds import Chosen
+
+
+class Required(StrEnum):
+    """Verdicts of the gate that a caller may require."""
+
+    BETTER = "better"
+
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
@@ -83,6 +91,27 @@ def points(
             "or annotation_id and a label.",
         ),
     ] = None,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate",
+            help="Say whether the second weights may replace the first, by held-out masks of people: better, worse, "
+            "no difference shown, or no independent truth.",
+        ),
+    ] = False,
+    require: Annotated[
+        Required | None, typer.Option(help="Any other verdict of the gate makes the exit code 1; implies --gate.")
+    ] = None,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATASET|FILE",
+            help="Ordinary photographs on which the second weights must not be worse; repeatable; implies --gate.",
+        ),
+    ] = None,
+    guard_images: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="As --images, for files of --guard.")
+    ] = None,
     seed: Seed = 0,
     output: Output = None,
     device: Device = "auto",
@@ -97,7 +126,17 @@ def points(
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
     model, storage = model_options(weights, device, precision, ray, config)
     options = PointsOptions(truth_options(targets, images, truth, ignore), model, settings, first_click, groups, output)
-    answer_with(evaluate_points(options, storage), as_json)
+    if guard_images and not guard:
+        raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
+    if not (gate or require or guard):
+        answer_with(evaluate_points(options, storage), as_json)
+        return
+    from segmint.pipeline.evaluate.gate.gate import GateOptions, evaluate_gate
+
+    judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
+    answer_with(judged, as_json)
+    if require is not None and judged.verdict.value != require.value:
+        raise typer.Exit(FINDINGS)
 
 
 @app.command()

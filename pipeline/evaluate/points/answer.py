@@ -7,6 +7,7 @@ from typing import Any
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.judge import Judgment
 from segmint.pipeline.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
 from segmint.pipeline.evaluate.points.scores import ImageScores
 from segmint.pipeline.statistics.intervals import Interval
@@ -22,7 +23,7 @@ KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 class PointsAnswer:
     """Means, differences and groups of one evaluation, and the scores by image that they are computed from.
 
-    `grouped_by` is empty without groups.
+    `grouped_by` is empty without groups. `judgment` says what follows from it, where that was asked for.
     """
 
     subject: Subject
@@ -33,6 +34,7 @@ class PointsAnswer:
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()
     page: str = ""  # where it was written
+    judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -50,6 +52,8 @@ class PointsAnswer:
         if self.grouped_by:
             groups, pairs = ([asdict(each) for each in part] for part in (self.groups, self.pairs))
             answer["groups"] = {"by": self.grouped_by, "means": groups, "pairs": pairs}
+        if self.judgment is not None:
+            answer["gate"] = self.judgment.to_dict()
         return answer
 
     def lines(self) -> list[str]:
@@ -62,6 +66,7 @@ class PointsAnswer:
             *self._differences(),
             *self._groups(),
             *self.subject.left_out_lines(),
+            *(["", *self.judgment.lines()] if self.judgment is not None else []),
             *([f"written: open {self.page}"] if self.page else []),
         ]
 

@@ -41,6 +41,7 @@ def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], trut
             ("Seed", str(settings.seed)),
         ],
         first_click=_FIRST[settings.first],
+        judged=None if answer.judgment is None else answer.judgment.values(),
         clicks=settings.clicks,
         names=names,
         charts=[_chart(answer, scope) for scope in answer.scopes()],

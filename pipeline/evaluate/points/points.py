@@ -3,12 +3,15 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject, check_measured
+from segmint.pipeline.evaluate.judge import Judge
 from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
 from segmint.pipeline.evaluate.output import OutputFolder
 from segmint.pipeline.evaluate.points.answer import PointsAnswer
@@ -37,9 +40,10 @@ class PointsOptions:
     output: str | None = None
 
 
-def evaluate_points(options: PointsOptions, storage: Storage) -> PointsAnswer:
+def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsAnswer:
     """Click on all masks with the weights, and sum up; with an output also write the results and a page.
 
+    A `judge` sees the results, and its judgment becomes part of the answer and the page.
     Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image can be evaluated.
     """
     groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
@@ -48,27 +52,35 @@ def evaluate_points(options: PointsOptions, storage: Storage) -> PointsAnswer:
     truths = open_truths(options.truth, storage, () if groups is None else groups.image_columns)
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
-    kept = measure.schema
-    for name in DRAWN:
-        kept = kept.remove(kept.get_field_index(name))
     measures = tuple(f"{kind}_{count}" for kind in ("iou", "oracle", "predicted") for count in settings.clicks)
-    with OutputFolder(folder, truths, kept) as output:
-        counted = _Counted(run_measure(task, truths, options.model.run))
+    with OutputFolder(folder, truths, kept_schema(measure)) as output:
+        counted = _Counted(run_measure(task, truths, options.model.run), judge)
         collected = collect(
             counted.results(), measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
         )
         subject = _subject(task, truths, collected, counted)
         answer = _answer(subject, settings, collected, groups)
+        if judge is not None:
+            answer = replace(answer, judgment=judge.judge())
         if output.wanted:
             output.put(answer.to_dict(), render_page(answer, collected.worst, truths))
     return replace(answer, page=output.page)
 
 
+def kept_schema(measure: PointsMeasure) -> pa.Schema:
+    """The schema of the results that are kept, without what only a page is drawn from."""
+    kept = measure.schema
+    for name in DRAWN:
+        kept = kept.remove(kept.get_field_index(name))
+    return kept
+
+
 @dataclass
 class _Counted:
-    """Counts the images of results as they pass."""
+    """Counts the images of results as they pass, and shows them to a judge."""
 
     source: Generator[PartResult, None, None]
+    judge: Judge | None = None
     images: int = 0
     computed_on: set[str] = field(default_factory=set)
 
@@ -76,6 +88,8 @@ class _Counted:
         for result in self.source:
             self.images += result.images
             self.computed_on.add(result.computed_on)
+            if self.judge is not None:
+                self.judge.see(result)
             yield result
 
 

@@ -1,0 +1,153 @@
+"""The judgment of a gate, as text, as JSON and for a page."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from segmint.infra.wording import counted
+from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.gate.lineage import Lineage
+from segmint.pipeline.evaluate.gate.verdict import (
+    DECIDES,
+    GUARDED,
+    NAMES,
+    Compared,
+    GuardCompared,
+    Verdict,
+    percent_points,
+)
+from segmint.pipeline.evaluate.points.answer import PointsAnswer
+
+TO_DO = (
+    "what to do: correct or draw masks of held-out images (`segmint import … --into DATASET`), or name a dataset or a "
+    "file that the weights were not trained on"
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images of a dataset or file were judged on; `trained` were left out as trained on, or like such a one."""
+
+    name: str
+    trained: int
+    why: str
+
+    def line(self) -> str:
+        """It as a line for a person."""
+        left_out = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
+        return f"{self.name}: {self.why}{left_out}"
+
+
+@dataclass(frozen=True)
+class GateJudgment:
+    """Whether the second weights may replace the first, and by what.
+
+    `assisted_by` counts assisted masks by the model: "first", "second", or "others".
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    lineages: tuple[Lineage, Lineage]
+    truths: tuple[Images, ...]
+    independent: tuple[Compared, ...] = ()
+    assisted: tuple[Compared, ...] = ()
+    assisted_by: Mapping[str, int] = field(default_factory=dict)
+    guards: tuple[GuardCompared, ...] = ()
+    guard_images: tuple[Images, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "verdict": self.verdict.value,
+            "reasons": list(self.reasons),
+            "decided_by": DECIDES,
+            "independent": [asdict(each) for each in self.independent],
+            "assisted": {
+                "masks_by_model": dict(self.assisted_by),
+                "compared": [asdict(each) for each in self.assisted],
+            },
+            "guards": [
+                {
+                    "name": guard.name,
+                    "worse": [each.measure for each in guard.worse],
+                    "compared": [asdict(each) for each in guard.compared],
+                }
+                for guard in self.guards
+            ],
+            "lineages": [each.to_dict() for each in self.lineages],
+            "images": [asdict(each) for each in self.truths],
+            "guard_images": [asdict(each) for each in self.guard_images],
+        }
+
+    def lines(self) -> list[str]:
+        """Return it as lines for a person; the first has the verdict."""
+        return [
+            f"gate: {self.question} {self.verdict.value}",
+            *(f"  {reason}" for reason in self.reasons),
+            *([f"  {TO_DO}"] if self.verdict is Verdict.NO_TRUTH else []),
+            *(f"  {' '.join(part for part in row if part)}" for row in self.table()),
+            *(f"  {each}" for each in self.notes()),
+        ]
+
+    @property
+    def question(self) -> str:
+        """What the verdict answers."""
+        first, second = (each.weights.label for each in self.lineages)
+        return f"may {second} replace {first}?"
+
+    def table(self) -> Iterator[tuple[str, str, str, str]]:
+        """Each comparison: on what, the measure, the difference in percent points, and whether it may decide."""
+        parts = [("independent masks", self.independent, (DECIDES,)), ("assisted masks", self.assisted, ())]
+        parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
+        for name, compared, deciding in parts:
+            for each in compared:
+                where = f"{name}, {counted(each.masks, 'mask')} of {counted(each.images, 'image')},"
+                decides = "" if each.measure in deciding else "(does not decide)"
+                yield where, f"{NAMES[each.measure]}:", percent_points(each), decides
+
+    def notes(self) -> Iterator[str]:
+        """What is known of the weights and the images."""
+        if self.assisted:
+            by = ", ".join(f"{count:,} by {model}" for model, count in self.assisted_by.items() if count)
+            yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
+        yield from (each.line() for each in self.lineages)
+        yield from (each.line() for each in self.truths)
+        yield from (f"guard set {each.line()}" for each in self.guard_images)
+
+    def values(self) -> Mapping[str, Any]:
+        """Return what the page's template shows."""
+        return {
+            "verdict": self.verdict.value,
+            "kind": {Verdict.BETTER: "good", Verdict.WORSE: "bad"}.get(self.verdict, ""),
+            "question": self.question,
+            "reasons": [*self.reasons, *([TO_DO] if self.verdict is Verdict.NO_TRUTH else [])],
+            "rows": list(self.table()),
+            "notes": list(self.notes()),
+        }
+
+
+@dataclass(frozen=True)
+class GateAnswer:
+    """An evaluation with its judgment; `points` None: there was nothing to evaluate on."""
+
+    subject: Subject
+    judgment: GateJudgment
+    points: PointsAnswer | None = None
+    page: str = ""  # where it was written, without `points`
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict."""
+        return self.judgment.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        if self.points is not None:
+            return self.points.to_dict()
+        return {**self.subject.to_dict(), "gate": self.judgment.to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        if self.points is not None:
+            return self.points.lines()
+        return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]

@@ -1,0 +1,166 @@
+"""Whether weights B may replace weights A, from their scores on the same masks: pure functions.
+
+docs/decisions/0027-the-gate.md says why it decides so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from segmint.infra.wording import counted
+from segmint.pipeline.evaluate.points.scores import Floats, ImageScores
+from segmint.pipeline.statistics.intervals import Interval
+from segmint.pipeline.statistics.resampling import RESAMPLES, mean_replicates
+
+DECIDES = "iou_1"
+"""The measure of the truth that decides: the mean IoU at one click."""
+
+GUARDED = ("oracle_1", "iou_3")
+"""The measures of a guard set that decide."""
+
+MEASURES = ("iou_1", "oracle_1", "iou_3")
+"""All that a gate compares."""
+
+NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
+
+GUARD_LIMIT = -0.01
+"""A guard set is worse where an interval lies below this."""
+
+LEAST_IMAGES = 10
+"""Images from which on there is an interval that may decide."""
+
+
+class Verdict(StrEnum):
+    """The answers of a gate."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE = "no difference shown"
+    NO_TRUTH = "no independent truth"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Means of a measure over the same masks, and the second's minus the first's; all are shares, not percent.
+
+    The 95 % interval is of the difference, None with fewer than `LEAST_IMAGES` images.
+    """
+
+    measure: str
+    images: int
+    masks: int
+    first: float
+    second: float
+    difference: float
+    interval: Interval | None
+
+    def below(self, limit: float) -> bool:
+        """Whether the whole interval is below a difference."""
+        return self.interval is not None and self.interval[1] < limit
+
+
+@dataclass(frozen=True)
+class GuardCompared:
+    """How two weights do on a guard set. Empty: nothing of it could be measured."""
+
+    name: str
+    compared: tuple[Compared, ...]
+
+    @property
+    def worse(self) -> tuple[Compared, ...]:
+        """The comparisons by which the second weights are worse here."""
+        return tuple(each for each in self.compared if each.measure in GUARDED and each.below(GUARD_LIMIT))
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are images enough."""
+        return any(each.interval is not None for each in self.compared)
+
+
+def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[Compared, ...]:
+    """Compare two weights by each of `MEASURES`; empty without any image."""
+    images = len(scores.counts)
+    if not images:
+        return ()
+    columns = [scores.column(measure) for measure in MEASURES]
+    means = scores.sums.sum(axis=0) / scores.counts.sum()
+    differences = scores.differences()[:, columns]
+    found = differences.sum(axis=0) / scores.counts.sum()
+    intervals: Sequence[Interval | None] = [None] * len(MEASURES)
+    if images >= LEAST_IMAGES:
+        intervals = expanded_interval(mean_replicates(differences, scores.counts, seed, resamples), images)
+    return tuple(
+        Compared(
+            measure,
+            images,
+            scores.masks,
+            float(means[0, column]),
+            float(means[1, column]),
+            float(found[place]),
+            intervals[place],
+        )
+        for place, (measure, column) in enumerate(zip(MEASURES, columns, strict=True))
+    )
+
+
+def expanded_interval(replicates: Floats, images: int) -> list[Interval]:
+    """The 95 % interval of each column of replicates (R, M) of a mean over few images.
+
+    The expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): wider than
+    the percentile interval by what the bootstrap of few images misses, by a factor of 1.21 for 10 images.
+    """
+    from scipy.stats import norm, t
+
+    tail = 100 * float(norm.cdf(math.sqrt(images / (images - 1)) * t.ppf(0.025, images - 1)))
+    low, high = np.percentile(replicates, (tail, 100 - tail), axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def decide(truth: Sequence[Compared], guards: Sequence[GuardCompared]) -> tuple[Verdict, tuple[str, ...]]:
+    """Return the verdict and its reasons; `truth` has the comparisons over independent masks, or none."""
+    worse = [
+        f"on the guard set {guard.name} the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: all "
+        f"of the interval is below {100 * GUARD_LIMIT:.1f}"
+        for guard in guards
+        for each in guard.worse
+    ]
+    by_truth, reason = _by_truth(truth)
+    verdict = Verdict.WORSE if worse else by_truth
+    unjudged = [
+        f"the guard set {guard.name} could not decide: it has {counted(_images(guard.compared), 'image')}, and "
+        f"{LEAST_IMAGES} are needed"
+        for guard in guards
+        if not guard.judged
+    ]
+    return verdict, (*worse, reason, *unjudged)
+
+
+def _by_truth(truth: Sequence[Compared]) -> tuple[Verdict, str]:
+    found = next((each for each in truth if each.measure == DECIDES), None)
+    if found is None:
+        return Verdict.NO_TRUTH, "no independent mask of a held-out image could be measured"
+    if found.interval is None:
+        return Verdict.NO_DIFFERENCE, (
+            f"only {counted(found.images, 'image')} with independent masks: an interval needs {LEAST_IMAGES}"
+        )
+    where = f"the mean IoU at one click changes by {percent_points(found)}"
+    if found.interval[0] > 0:
+        return Verdict.BETTER, f"{where}: all of the interval is above 0"
+    if found.below(0):
+        return Verdict.WORSE, f"{where}: all of the interval is below 0"
+    return Verdict.NO_DIFFERENCE, f"{where}: the interval has 0 in it"
+
+
+def percent_points(compared: Compared) -> str:
+    """A difference with its interval, in percent points: `+4.5 (+2.1 to +6.9)`."""
+    text = f"{100 * compared.difference:+.1f}"
+    if compared.interval is None:
+        return text
+    return f"{text} ({100 * compared.interval[0]:+.1f} to {100 * compared.interval[1]:+.1f})"
+
+
+def _images(compared: Sequence[Compared]) -> int:
+    return compared[0].images if compared else 0

@@ -1,0 +1,135 @@
+"""The gate as a user meets it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.lineage import TrainedOn
+from segmint.pipeline.cli import app
+from segmint.pipeline.evaluate.gate.people import find_people_masks
+from tests.pipeline.evaluate.gate.conftest import held_by_hash, put_lineage
+from tests.support.locations import location_of
+from tests.support.trainable import scene, write_trainable
+
+Make = Callable[[str], Path]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["evaluate", "points", *map(str, arguments), "--device", "cpu", "--no-ray"])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images with a manual mask each."""
+    path = tmp_path_factory.mktemp("gate") / "small"
+    write_trainable(location_of(path), 1)
+    return path
+
+
+def test_masks_of_people_are_found(dataset: Path) -> None:
+    found = find_people_masks(location_of(dataset))
+    assert (found.images, found.models([1, 2, 3])) == ({1, 2, 3}, {})
+
+
+@pytest.mark.parametrize("option", [["--gate"], ["--require", "better"]])
+def test_without_held_out_masks_there_is_no_verdict(
+    dataset: Path, weights_file: Make, tmp_path: Path, option: list[str]
+) -> None:
+    """All images were trained on; the weights are never loaded."""
+    old, new = weights_file("old"), weights_file("new")
+    put_lineage(new, [(TrainedOn(name="other", digest=current_digest(location_of(dataset))), 0.0)])
+    out = tmp_path / "out"
+    done = run(dataset, "--weights", old, "--weights", new, *option, "-o", out)
+    assert done.exit_code == (1 if "--require" in option else 0), done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "gate: may new.pth replace old.pth? no independent truth"
+    assert "3 images left out as trained on" in done.stdout
+    assert "what to do: correct or draw masks" in done.stdout
+    assert lines[-1] == f"written: open {out}/index.html"
+    answer = json.loads((out / "evaluation.json").read_bytes())
+    assert answer["gate"]["verdict"] == "no independent truth"
+    assert answer["gate"]["images"][0]["trained"] == 3
+    assert "no independent truth" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gate"], "--gate compares two weights: give --weights twice"),
+        (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "leave out --truth all"),
+        (["--guard-images", "x"], "--guard-images has no effect without --guard"),
+    ],
+)
+def test_wrong_options(dataset: Path, arguments: list[str], message: str) -> None:
+    done = run(dataset, *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_only_what_is_held_out_counts_and_label_maps_may_guard(
+    dataset: Path, mobile_sam_path: Path, tmp_path: Path
+) -> None:
+    """MobileSAM against the same weights in another file, which are said to be trained on two of the three images."""
+    again = tmp_path / "again" / "again.pth"
+    again.parent.mkdir()
+    torch.save(torch.load(mobile_sam_path, weights_only=True), again)
+    share = next(share / 20 for share in range(1, 20) if len(held_by_hash(3, share / 20)) == 1)
+    put_lineage(again, [(TrainedOn(name="other", digest=current_digest(location_of(dataset))), share)])
+    image, masks = scene(5)
+    for folder, pixels in (("images", image), ("maps", masks[0].astype(np.uint8))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "photo.png")
+    guard = ["--guard", tmp_path / "maps", "--guard-images", tmp_path / "images"]
+    done = run(dataset, "--weights", "mobile_sam", "--weights", again, "--clicks", "1", *guard, "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["clicks"] == [1, 3]
+    gate = answer["gate"]
+    assert gate["verdict"] == "no difference shown"
+    assert gate["reasons"] == [
+        "only 1 image with independent masks: an interval needs 10",
+        f"the guard set {tmp_path / 'maps'} could not decide: it has 1 image, and 10 are needed",
+    ]
+    assert (gate["images"][0]["trained"], answer["images"]) == (2, 1)
+    assert [each["difference"] for each in gate["independent"]] == [0.0, 0.0, 0.0]
+    assert [each["second"] > 0.5 for each in gate["guards"][0]["compared"]] == [True, True, True]
+    assert gate["guard_images"][0]["why"].startswith("a file: ")
+
+
+@pytest.mark.long
+def test_disturbed_weights_are_worse_and_equal_ones_no_different(tmp_path: Path, mobile_sam_path: Path) -> None:
+    path = tmp_path / "small"
+    write_trainable(location_of(path), 4)
+    weights = torch.load(mobile_sam_path, weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in weights.items():
+        if name.startswith("mask_decoder"):
+            weights[name] = value + 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator)
+    disturbed = tmp_path / "disturbed.pth"
+    torch.save(weights, disturbed)
+
+    done = run(path, "--weights", "mobile_sam", "--weights", disturbed, "--require", "better", "--json")
+    assert done.exit_code == 1, done.output
+    gate = json.loads(done.stdout)["gate"]
+    assert gate["verdict"] == "worse"
+    assert gate["independent"][0]["images"] == 12
+    assert gate["independent"][0]["interval"][1] < -0.5
+
+    done = run(path, "--weights", "mobile_sam", "--weights", mobile_sam_path, "--require", "better", "--json")
+    assert done.exit_code == 1, done.output
+    gate = json.loads(done.stdout)["gate"]
+    assert gate["verdict"] == "no difference shown"
+    assert [each["interval"] for each in gate["independent"]] == [[0.0, 0.0]] * 3
+
+    done = run(path, "--weights", disturbed, "--weights", "mobile_sam", "--require", "better", "--guard", path)
+    assert done.exit_code == 0, done.output
+    assert "gate: may mobile_sam replace disturbed.pth? better" in done.stdout
