@@ -18,7 +18,7 @@ def rectangle(x0: int, y0: int, x1: int, y1: int) -> CocoRle:
     return encode_mask(mask)
 
 
-@pytest.mark.parametrize("refine", [True, False])
+@pytest.mark.parametrize("refine", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_masks_of_boxes_are_the_packages(
     predictor: Predictor, embedding: Embedding, reference: SamPredictor, refine: bool
 ) -> None:

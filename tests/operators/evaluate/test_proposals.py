@@ -21,6 +21,7 @@ def test_settings_are_the_papers() -> None:
     assert LIMITS == (10, 100, 1000)
 
 
+@pytest.mark.long
 def test_proposals_are_the_packages_masks_ranked_by_the_mean_of_both_scores(
     predictor: Predictor, reference: SamPredictor, cup: np.ndarray
 ) -> None:

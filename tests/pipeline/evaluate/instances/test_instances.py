@@ -99,6 +99,7 @@ def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
     assert answer.subject.masks == 3
 
 
+@pytest.mark.long
 def test_boxes_without_scores_are_paired_within_their_category(
     files: TruthFiles, tmp_path: Path, one_thread: None
 ) -> None:
