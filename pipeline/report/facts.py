@@ -15,6 +15,7 @@ from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
+_ANNOTATED = "SELECT count(*) FROM images WHERE answer IS NOT NULL OR annotator IS NOT NULL"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     people: tuple[PeoplesMasks, ...] = ()
     labeled: int = 0  # masks with a label
+    annotated: int = 0  # images whose masks people looked at, changed or deleted
     study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
 
     @property
@@ -144,6 +146,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         sources=_median_size(tables, "source_width", "source_height"),
         people=_people(tables) if manifest is not None else (),
         labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
+        annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
     )
 
 

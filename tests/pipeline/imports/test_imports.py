@@ -348,6 +348,8 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Plac
     assert "People made or changed the masks of the table below; all others were generated automatically" in card
     assert "| corrected | a\\|b | 1 | 1 |" in card
     assert "| imported | a\\|b | 1 | 1 |" in card
+    assert "People looked at the masks of 2 images; those that they deleted are gone." in card
+    assert "not corrected by people" not in card
     assert "2 masks with a label, which people gave" in card
     assert "- machine-generated\n- other\n" in card
     assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
