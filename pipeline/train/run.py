@@ -202,7 +202,7 @@ class Session:
         trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute)
         drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image)
         sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images)
-        start, evaluations = self._restore(trainer)
+        start, evaluations = self._restore(trainer, reader)
         self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]
         folder = self.output / CHECKPOINTS
 
@@ -281,7 +281,7 @@ class Session:
         cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
         return cache
 
-    def _restore(self, trainer: Trainer) -> tuple[int, list[Evaluation]]:
+    def _restore(self, trainer: Trainer, reader: ImageReader) -> tuple[int, list[Evaluation]]:
         """Go on from the last checkpoint that can be used; returns its step and what was measured until then."""
         folder = self.output / CHECKPOINTS
         for checkpoint in reversed(list_checkpoints(folder)):
@@ -292,19 +292,18 @@ class Session:
             except (DamagedCheckpointError, ValueError, KeyError) as error:
                 get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
                 continue
-            self._recall(checkpoint)
+            self._recall(checkpoint, reader)
             self.say(f"goes on from the checkpoint of step {checkpoint.step}")
             prune(folder, {each.step for each in list_checkpoints(folder) if each.step <= checkpoint.step})
             return checkpoint.step, [each.evaluation() for each in checkpoint.evaluations]
         prune(folder, ())
         return 0, []
 
-    def _recall(self, checkpoint: Checkpoint) -> None:
-        """Take over what earlier starts left out as they read; this one counts what it has found so far itself."""
+    def _recall(self, checkpoint: Checkpoint, reader: ImageReader) -> None:
+        """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
+        reader.recall(checkpoint.listed)
         for reason, number in checkpoint.left_out.items():
             self.left_out.counts[reason] = max(self.left_out.counts[reason], number)
-        known = [dict(each) for each in self.left_out.listed]
-        self.left_out.listed += [dict(each) for each in checkpoint.listed if dict(each) not in known]
         self.numerics = [dict(each) for each in checkpoint.numerics]
         if self.numerics and self.numerics[-1] != self._numerics():
             get_logger("train").warning(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,12 +127,22 @@ class ImageReader:
             return None
         return fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution)
 
+    def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what an earlier start of the run has left out, so that it counts once."""
+        known = list(self._left_out.listed)
+        for line in listed:
+            self._named.add((line["reason"], line["dataset"], line.get("image"), line.get("mask")))
+            if dict(line) not in known:
+                self._left_out.counts[line["reason"]] += 1
+                self._left_out.listed.append(dict(line))
+
     def _leave_out(self, reason: str, image: int, **where: int | str) -> None:
-        key = reason, image, where.get("mask")
+        dataset = self._images.shards[int(self._images.shard[image])].dataset
+        number = int(self._images.ids[image])
+        key = reason, dataset.manifest.name, number, where.get("mask")
         if key not in self._named:
             self._named.add(key)
-            dataset = self._images.shards[int(self._images.shard[image])].dataset
-            self._left_out.add(reason, dataset, image=int(self._images.ids[image]), **where)
+            self._left_out.add(reason, dataset, image=number, **where)
 
 
 def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:

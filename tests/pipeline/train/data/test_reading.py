@@ -60,6 +60,12 @@ def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_p
         assert reader.read(drawn(1, 0, [0])) is None
         assert reader.read(drawn(2, 1)) is None
     assert dict(left_out.counts) == {"masks that cannot be decoded": 1, "damaged images": 1}
+    later = LeftOut()  # of the next start of the run
+    again = ImageReader(found.images, 256, 0.5, later)
+    again.recall(left_out.listed)
+    assert again.read(drawn(1, 0)).masks.numbers == [8]
+    assert again.read(drawn(2, 1)) is None
+    assert (later.counts, later.listed) == (left_out.counts, left_out.listed)
     tar = dataset / found.images.shards[0].tar.path
     data = bytearray(tar.read_bytes())
     data[int(found.images.places[2, 0]) + 900] ^= 1
