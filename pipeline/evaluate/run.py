@@ -23,9 +23,6 @@ RAY_IMAGES = 500
 WINDOW_PARTS = 2_000
 """Parts in one Ray Data execution: the driver holds this many at most."""
 
-STAGES = {"EvaluateParts": "parts"}
-"""Part of the operator's name in Ray Data, and the name that progress shows."""
-
 _PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
 
 
@@ -159,8 +156,9 @@ def _window(
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    with watched(progress, len(window), math.inf, stages=STAGES):
+    with watched(progress, len(window), math.inf, stages={}) as watch:  # images are counted as results come
         for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            watch.moved()
             for data in table.column("result").to_pylist():
                 result = pickle.loads(data)
                 if isinstance(result, Exception):

@@ -28,6 +28,8 @@ _FILL = 0.5
 _QUALITY = 85
 
 Pixels = NDArray[np.uint8]
+Crop = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels of the image, the last two not included."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tu
     return [_picture(each.row, images.get((each.part, each.row["image_id"]), "it is gone"), measures) for each in worst]
 
 
-def draw_mask(pixels: Pixels, truth: NDArray[np.bool_], choice: NDArray[np.bool_], clicks: Sequence[Row]) -> Pixels:
-    """Return a crop around both masks and the clicks, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
-    left, top, right, bottom = _crop(truth | choice, clicks)
+def draw_mask(
+    pixels: Pixels, truth: NDArray[np.bool_], choice: NDArray[np.bool_], clicks: Sequence[Row], crop: Crop
+) -> Pixels:
+    """Return a crop of the image with both masks and the clicks, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
+    left, top, right, bottom = crop
     scale = SIDE / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     sharp = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -92,8 +96,8 @@ def _draw_click(canvas: Pixels, place: tuple[int, int], number: int, foreground:
     cv2.putText(canvas, str(number), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, 1, cv2.LINE_AA)
 
 
-def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> tuple[int, int, int, int]:
-    """left, top, right, bottom around masks and clicks, with a margin, inside the image."""
+def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
+    """A crop around masks and clicks, with a margin, inside the image."""
     ys, xs = (np.flatnonzero(masks.any(axis=axis)) for axis in (1, 0))
     spans = []
     for found, key, limit in ((xs, "x", masks.shape[1]), (ys, "y", masks.shape[0])):
@@ -132,13 +136,14 @@ def _picture(row: Row, image: TruthImage | str, measures: tuple[str, str]) -> Wo
     if isinstance(image, str):
         return WorstPicture(**{**vars(shown), "problem": image})
     truth, first, last = (coco.decode(row[name]).astype(bool) for name in ("truth_rle", "first_rle", "last_rle"))
+    crop = _crop(truth | last, row["clicks"])
     credit = [image.columns.get(name) for name in ("attribution", "provider", "license")]
     return WorstPicture(
         **{
             **vars(shown),
             "credit": " · ".join(str(each) for each in credit if each),
-            "first": _uri(draw_mask(image.pixels, truth, first, row["clicks"][:1])),
-            "last": _uri(draw_mask(image.pixels, truth, last, row["clicks"])),
+            "first": _uri(draw_mask(image.pixels, truth, first, row["clicks"][:1], crop)),
+            "last": _uri(draw_mask(image.pixels, truth, last, row["clicks"], crop)),
         }
     )
 
