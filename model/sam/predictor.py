@@ -118,8 +118,9 @@ class Predictor:
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
         frame; `labels` (B, N): 1 foreground, 0 background, -1 to pad prompts of fewer points; `masks` (B,
         1, 256, 256) logits of an earlier prediction. With `multimask` three masks a prompt (whole, part,
-        subpart), else one. Raises ValueError without any prompt, and for wrong shapes or values, naming what
-        was expected.
+        subpart), else one, which is for prompts with the logits of the answer that they correct: several
+        points without them are answered better by the best of three. Raises ValueError without any prompt,
+        and for wrong shapes or values, naming what was expected.
         """
         chosen = range(1, MASK_TOKENS) if multimask else range(1)
         return self._decode(embedding, check_prompts(points, labels, boxes, masks), chosen)
