@@ -85,7 +85,10 @@ class GateJudgment:
             f"gate: {self.question} {self.verdict.value}",
             *(f"  {reason}" for reason in self.reasons),
             *([f"  {TO_DO}"] if self.verdict is Verdict.NO_TRUTH else []),
-            *(f"  {' '.join(part for part in row if part)}" for row in self.table()),
+            *(
+                f"  {where}, {measured}: {change} {decides}".rstrip()
+                for where, measured, change, decides in self.table()
+            ),
             *(f"  {each}" for each in self.notes()),
         ]
 
@@ -101,9 +104,9 @@ class GateJudgment:
         parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
         for name, compared, deciding in parts:
             for each in compared:
-                where = f"{name}, {counted(each.masks, 'mask')} of {counted(each.images, 'image')},"
+                where = f"{name}, {counted(each.masks, 'mask')} of {counted(each.images, 'image')}"
                 decides = "" if each.measure in deciding else "(does not decide)"
-                yield where, f"{NAMES[each.measure]}:", percent_points(each), decides
+                yield where, NAMES[each.measure], percent_points(each), decides
 
     def notes(self) -> Iterator[str]:
         """What is known of the weights and the images."""
