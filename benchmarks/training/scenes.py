@@ -21,6 +21,9 @@ MEAN, DEVIATION = 128, 45
 
 SHAPES = (2, 3)
 AREAS = (0.05, 0.25)
+PARTS = (1.0, 1.6)
+"""The side of the part that is shown of a texture, in sides of a scene: bricks and stones are small in a shape."""
+
 VISIBLE = 0.6
 HARMONICS = 4
 
@@ -79,7 +82,7 @@ def smooth_shape(rng: np.random.Generator) -> NDArray[np.bool_]:
 
 def _sheet(source: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """The scene's size of a texture: a random part, turned and mirrored, a little darker or brighter."""
-    part = int(SIDE * rng.uniform(0.6, 1.0))
+    part = int(SIDE * rng.uniform(*PARTS))
     y, x = (int(rng.integers(0, side - part + 1)) for side in source.shape)
     sheet = np.rot90(source[y : y + part, x : x + part], int(rng.integers(4)))
     sheet = sheet[:, ::-1] if rng.random() < 0.5 else sheet
@@ -88,9 +91,9 @@ def _sheet(source: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def _gray(name: str) -> NDArray[np.uint8]:
-    """A texture of at least SIDE x SIDE pixels; smaller ones are continued by their mirror images."""
+    """A texture, continued by its mirror images to the largest part that is shown of it."""
     pixels = np.asarray(getattr(data, name)())
     gray = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels).astype(np.float64)
     gray = ((gray - gray.mean()) / gray.std() * DEVIATION + MEAN).clip(0, 255).astype(np.uint8)
-    down, right = (max(0, SIDE - side) for side in gray.shape)
+    down, right = (max(0, int(SIDE * PARTS[1]) - side) for side in gray.shape)
     return np.pad(gray, ((0, down), (0, right)), mode="symmetric")

@@ -59,7 +59,7 @@ class Trial:
 
     recipe: Recipe = FINETUNE
     replay: float = 0.5
-    scenes: int = 24
+    scenes: int = 16
     held_out: int = 12
 
 

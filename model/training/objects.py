@@ -179,7 +179,7 @@ class _Exported(nn.Module):
 
 
 def export_objects_detector(detector: nn.Module, path: str | Path) -> None:
-    """Write the detector as TorchScript, as detectors of faces and plates are delivered: see docs/model.md."""
+    """Write the detector as TorchScript, as detectors of faces and plates are delivered: see docs/configuration.md."""
     scripted = torch.jit.script(_Exported(detector).eval())
     scripted.save(str(path))  # type: ignore[no-untyped-call]
 
