@@ -7,8 +7,8 @@ ordinary photographs with the model's own masks; then the same on the masks of o
 nothing to learn. Both are measured on other scenes of these textures, on scenes of textures that no training scene has,
 and on a guard set of ordinary photographs: mIoU of one click by the model's choice and by the best of its three masks,
 and of three clicks. `scenes.py` and `guard.py` make the pictures. `--set` changes keys of the recipe or of the trial.
-The image encoder is frozen, and each picture is encoded once; `--cache` keeps embeddings between runs. The result goes
-to `benchmarks/results/textures.json`.
+Scenes and photographs are written as datasets and trained on as `segmint train` does it. `--cache` keeps embeddings
+and the model's own masks between runs. The result goes to `benchmarks/results/textures.json`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
+from benchmarks.training.datasets import train, write_scenes  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
 from benchmarks.training.scenes import Scene, compose  # noqa: E402
 from segmint.infra.assets.resolve import resolve  # noqa: E402
@@ -40,10 +42,7 @@ from segmint.model.automatic.rle import decode  # noqa: E402
 from segmint.model.automatic.settings import MaskSettings  # noqa: E402
 from segmint.model.sam.load import load_sam  # noqa: E402
 from segmint.model.sam.predictor import Embedding, Predictor  # noqa: E402
-from segmint.model.training.optimizer import build_optimizer  # noqa: E402
 from segmint.model.training.recipe import FINETUNE, Recipe  # noqa: E402
-from segmint.model.training.step import ImageMasks, StepSettings, train_step  # noqa: E402
-from segmint.model.training.targets import fit_targets  # noqa: E402
 from segmint.operators.annotations.image import encode_mask  # noqa: E402
 from segmint.operators.evaluate.points import PointsSettings, click_masks  # noqa: E402
 
@@ -55,11 +54,11 @@ GRID = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried: the recipe, the share of images of a step that are photographs for replay, and the scenes."""
+    """What is tried: the recipe, the share of images drawn that are photographs for replay, and numbers of scenes."""
 
     recipe: Recipe = FINETUNE
     replay: float = 0.5
-    scenes: int = 16
+    scenes: int = 18
     held_out: int = 12
 
 
@@ -75,8 +74,8 @@ def main() -> None:
     """Train and measure, print the figures and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with truck.jpg, dog.jpg and the others")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shuffled", type=int, default=1, help="seeds that train on masks of other scenes, too")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shuffled", type=int, nargs="*", default=[0], help="seeds that train on other scenes' masks")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path)
@@ -86,12 +85,13 @@ def main() -> None:
     apply_compute(resolve_compute("cpu", "fp32", arguments.threads))
     machine = describe_machine(arguments.threads, "fp32", packages=("scikit-image", "scikit-learn"))
     begun = time.perf_counter()
-    lab = Lab(arguments.photos, arguments.cache)
-    rounds = []
-    for seed in range(arguments.seeds):
-        for shuffled in (False, True) if seed < arguments.shuffled else (False,):
-            rounds.append(lab.round(trial, seed, shuffled))
-            print(json.dumps(rounds[-1]), flush=True)
+    with TemporaryDirectory() as folder:
+        lab = Lab(arguments.photos, Path(folder), arguments.cache or Path(folder) / "cache", arguments.threads)
+        rounds = []
+        for seed in arguments.seeds:
+            for shuffled in (False, True) if seed in arguments.shuffled else (False,):
+                rounds.append(lab.round(trial, seed, shuffled))
+                print(json.dumps(rounds[-1]), flush=True)
     parts = {
         "settings": described(trial),
         "guard": {each.scene.name: len(each.scene.masks) for each in lab.guard},
@@ -105,45 +105,56 @@ def main() -> None:
 
 
 class Lab:
-    """The model, and the photographs with their embeddings."""
+    """The model, the photographs with their embeddings, and a folder for datasets."""
 
-    def __init__(self, photographs: Path, cache: Path | None = None) -> None:
-        self.cache = cache
-        self.before: dict[tuple[str, int | None], dict[str, float]] = {}
-        """What the base model reaches, by the set and the seed of its scenes."""
+    def __init__(self, photographs: Path, folder: Path, cache: Path, threads: int) -> None:
+        self.folder, self.cache, self.threads = folder, cache, threads
         self.base = Predictor(load_sam(resolve(WEIGHTS)))
         self.guard = [self.embedded(scene) for scene in guard(photographs)]
-        settings = MaskSettings.sa1b(points_per_side=GRID, crop_n_layers=0)
-        generator = MaskGenerator(self.base, settings)
-        self.replayed = [self.embedded(self._replayed(generator, *each)) for each in replayed(photographs).items()]
+        self.guard_before = measured(self.base, self.guard)
+        self.before: dict[int, dict[str, dict[str, float]]] = {}
+        """What the base model reaches, by the seed of the scenes."""
+        generator = MaskGenerator(self.base, MaskSettings.sa1b(points_per_side=GRID, crop_n_layers=0))
+        replay = [self._replayed(generator, *each) for each in replayed(photographs).items()]
+        write_scenes(self.folder / "replay", replay, "automatic")
+        self.replayed = len(replay)
 
     def round(self, trial: Trial, seed: int, shuffled: bool) -> dict[str, Any]:
         """Train with a seed and measure before and after; `shuffled`: on the masks of other scenes."""
-        known = [self.embedded(scene) for scene in compose("known", trial.scenes + trial.held_out, seed)]
-        train, held_out = known[: trial.scenes], known[trial.scenes :]
-        new = [self.embedded(scene) for scene in compose("new", trial.held_out, seed)]
+        known = compose("known", trial.scenes + trial.held_out, seed)
+        train_on, held_out = known[: trial.scenes], known[trial.scenes :]
+        sets = {"held_out_scenes": held_out, "new_textures": compose("new", trial.held_out, seed)}
+        measured_on = {name: [self.embedded(scene) for scene in scenes] for name, scenes in sets.items()}
+        if seed not in self.before:
+            found = {name: measured(self.base, those) for name, those in measured_on.items()}
+            self.before[seed] = found | {"guard": self.guard_before}
+        measured_on["guard"] = self.guard
         if shuffled:
-            others = [*train[1:], train[0]]
-            train = [
-                Embedded(replace(each.scene, masks=other.scene.masks), each.embedding)
-                for each, other in zip(train, others, strict=True)
-            ]
-        sets = {"held_out_scenes": held_out, "new_textures": new, "guard": self.guard}
-        for name, those in sets.items():
-            key = (name, None if name == "guard" else seed)
-            if key not in self.before:
-                self.before[key] = measured(self.base, those)
-        before = {name: self.before[name, None if name == "guard" else seed] for name in sets}
-        sam = load_sam(resolve(WEIGHTS))
+            others = [*train_on[1:], train_on[0]]
+            train_on = [replace(each, masks=other.masks) for each, other in zip(train_on, others, strict=True)]
+        name = f"{seed}-{'shuffled' if shuffled else 'true'}"
+        write_scenes(self.folder / f"scenes-{name}", train_on, "imported")
         started, cpu = time.perf_counter(), time.process_time()
-        losses = train_decoder(sam, train, self.replayed, trial, seed)
+        weights = train(
+            self.folder / f"run-{name}",
+            self.folder / f"scenes-{name}",
+            self.folder / "replay",
+            trial.replay / (1 - trial.replay) * len(train_on) / self.replayed,
+            trial.recipe,
+            seed,
+            self.threads,
+            self.cache / "train",
+            lambda line: print(line, file=sys.stderr, flush=True),
+        )
         seconds = {"seconds": round(time.perf_counter() - started), "cpu_seconds": round(time.process_time() - cpu)}
-        trained = Predictor(sam)
-        after = {name: measured(trained, those) for name, those in sets.items()}
-        counted = {"train_masks": sum(len(each.scene.masks) for each in train)}
-        return {"seed": seed, "shuffled": shuffled, **counted, **seconds, "losses": losses} | {
-            "before": before,
-            "after": after,
+        trained = Predictor(load_sam(weights))
+        return {
+            "seed": seed,
+            "shuffled": shuffled,
+            "train_masks": sum(len(scene.masks) for scene in train_on),
+            **seconds,
+            "before": self.before[seed],
+            "after": {name: measured(trained, those) for name, those in measured_on.items()},
         }
 
     def embedded(self, scene: Scene) -> Embedded:
@@ -160,49 +171,11 @@ class Lab:
         return Scene(name, pixels, masks.numpy())
 
     def _cached(self, pixels: NDArray[np.uint8], kind: str, make: Callable[[], Any]) -> Any:
-        if self.cache is None:
-            return make()
         path = self.cache / f"{hashlib.sha256(pixels.tobytes()).hexdigest()}-{kind}.pt"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             torch.save(make(), path)
         return torch.load(path, weights_only=True)
-
-
-def train_decoder(
-    sam: Any, train: Sequence[Embedded], replay: Sequence[Embedded], trial: Trial, seed: int
-) -> dict[str, float]:
-    """Train by the recipe on scenes and photographs for replay; returns the mean losses of a tenth of the steps."""
-    recipe = trial.recipe
-    optimizer, schedule = build_optimizer(sam, recipe)
-    settings = StepSettings(losses=recipe.losses, sampling=recipe.sampling, seed=seed, dropout=recipe.dropout)
-    targets: dict[str, torch.Tensor] = {}
-    totals = []
-    for step in range(recipe.steps):
-        rng = np.random.default_rng([seed, step])
-        from_replay = rng.binomial(recipe.batch_images, trial.replay) if replay else 0
-        drawn = [train[i] for i in rng.choice(len(train), recipe.batch_images - from_replay, replace=False)]
-        drawn += [replay[i] for i in rng.choice(len(replay), from_replay, replace=from_replay > len(replay))]
-        images, count = [], 0
-        for each in drawn:
-            scene, size = each.scene, each.embedding.input_size
-            if scene.name not in targets:
-                resolution = recipe.losses.resolution
-                targets[scene.name] = fit_targets(torch.from_numpy(scene.masks), size, resolution)
-            masks = targets[scene.name]
-            some = torch.from_numpy(rng.permutation(len(masks))[: recipe.masks_per_image])
-            images.append(ImageMasks(masks[some], size, range(count, count + len(some))))
-            count += len(some)
-        schedule.set_rates(optimizer, step)
-        features = torch.cat([each.embedding.features for each in drawn])
-        losses = train_step(sam, features, images, settings, step, total_masks=count)
-        optimizer.step()
-        optimizer.zero_grad()
-        totals.append(float(losses.total.mean()))
-        if step % 20 == 0:
-            print(f"step {step} of {recipe.steps}, loss {totals[-1]:.3f}", file=sys.stderr, flush=True)
-    part = max(1, recipe.steps // 10)
-    return {"first": round(float(np.mean(totals[:part])), 4), "last": round(float(np.mean(totals[-part:])), 4)}
 
 
 def measured(predictor: Predictor, those: Sequence[Embedded]) -> dict[str, float]:

@@ -1,0 +1,97 @@
+"""Scenes as segmint datasets, and their training by `segmint train`."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.training.scenes import Scene
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.model.training.recipe import Recipe
+from segmint.pipeline.train.run import run_train
+from segmint.pipeline.train.settings import TrainConfig
+from tests.support.committed import ROWS, mask_row, write_dataset
+
+QUALITY = 95  # of the JPEGs
+
+
+def write_scenes(folder: Path, scenes: Sequence[Scene], source: str) -> None:
+    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is that of their masks."""
+    if len(scenes) % ROWS:
+        raise SystemExit(f"{len(scenes)} scenes: expected a multiple of {ROWS}, the images of a shard")
+
+    def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
+        return _row(ordinal, scenes[ordinal], source)
+
+    write_dataset(Location(Storage(), str(folder)), len(scenes) // ROWS, make_row=row_of, refuse=0)
+
+
+def train(
+    folder: Path,
+    scenes: Path,
+    replay: Path,
+    replay_weight: float,
+    recipe: Recipe,
+    seed: int,
+    threads: int,
+    cache: Path,
+    say: Callable[[str], None],
+) -> Path:
+    """Train MobileSAM by the recipe on two datasets, all of whose images are trained on; returns the weights' file.
+
+    An image for replay is drawn `replay_weight` times as often as a scene.
+    """
+    config = TrainConfig.model_validate(
+        {
+            "datasets": [{"uri": str(scenes)}, {"uri": str(replay), "weight": replay_weight}],
+            "output": str(folder),
+            "steps": recipe.steps,
+            "batch": {
+                "images": recipe.batch_images,
+                "masks": recipe.batch_images * recipe.masks_per_image,
+                "masks_per_image": recipe.masks_per_image,
+            },
+            "optimizer": {
+                "learning_rate": recipe.learning_rate,
+                "warmup": recipe.warmup_steps,
+                "decay_steps": recipe.decay_steps,
+                "weight_decay": recipe.weight_decay,
+                "dropout": recipe.dropout,
+            },
+            "losses": asdict(recipe.losses),
+            "sampling": asdict(recipe.sampling),
+            "seed": seed,
+            "held_out": {"share": 0},
+            "overlays": {"every": 0},
+            "checkpoints": {"every": recipe.steps, "keep": 1},
+            "cache": {"folder": str(cache)},
+            "resources": {"device": "cpu", "threads": threads},
+        }
+    )
+    return folder / run_train(config, say).record.file
+
+
+def _row(ordinal: int, scene: Scene, source: str) -> dict[str, Any]:
+    encoded = io.BytesIO()
+    Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=QUALITY)
+    height, width = scene.pixels.shape[:2]
+    return {
+        "ordinal": ordinal,
+        "id": ordinal + 1,
+        "image_id": scene.name,
+        "uri": f"/scenes/{scene.name}.jpg",
+        "license": "CC0-1.0",
+        "source_sha256": hashlib.sha256(scene.pixels.tobytes()).hexdigest(),
+        "width": width,
+        "height": height,
+        "faces": 0,
+        "plates": 0,
+        "regions": [],
+        "release": encoded.getvalue(),
+        "masks": [{**mask_row(mask), "source": source} for mask in scene.masks],
+    }
