@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmint.model.training.noise import draw_keys
+from segmint.model.training.recipe import rate_factor
 from segmint.model.training.settings import expect
 
 Backbone = Literal["resnet50", "mobilenet_v3_large"]
@@ -60,6 +61,10 @@ class ObjectsRecipe:
         expect("backbone", self.backbone, self.backbone in known, "one of " + ", ".join(known))
         expect("short_side", self.short_side, self.short_side >= 64, "64 pixels or more")
         expect("long_side", self.long_side, self.long_side >= self.short_side, "the short side or more")
+
+    def rate_factor(self, step: int) -> float:
+        """What the learning rate is multiplied by in a step, counted from 0."""
+        return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 @dataclass(frozen=True)

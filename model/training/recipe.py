@@ -4,7 +4,7 @@ docs/decisions/0023-recipes.md says which values are the paper's and which are c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -74,8 +74,13 @@ class Recipe:
 
     def rate_factor(self, step: int) -> float:
         """What the learning rates are multiplied by in a step, counted from 0."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warm * 0.1 ** sum(step >= decay for decay in self.decay_steps)
+        return rate_factor(step, self.warmup_steps, self.decay_steps)
+
+
+def rate_factor(step: int, warmup_steps: int, decay_steps: Sequence[int]) -> float:
+    """The factor on learning rates that rise linearly and then fall to a tenth at each decay; steps count from 0."""
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return warm * 0.1 ** sum(step >= decay for decay in decay_steps)
 
 
 _VIT_H = Recipe(

@@ -12,6 +12,7 @@ from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
+from segmint.model.training.objects import Backbone, ObjectsRecipe
 from segmint.model.training.recipe import FINETUNE
 from segmint.model.training.settings import (
     FocalNormalization,
@@ -201,12 +202,46 @@ class TrainResources(_Part):
     """torch's threads; the same number gives the same bits. auto: the physical cores, 1 on a GPU."""
 
 
+_OBJECTS = ObjectsRecipe()
+
+
+class ObjectsKeys(_Part):
+    """The detector of objects, of `task: objects`."""
+
+    backbone: Backbone = _OBJECTS.backbone
+    weights: str | None = None
+    """A local file of torchvision's weights of the backbone for ImageNet; null: from scratch."""
+    short_side: int = _OBJECTS.short_side
+    """Of the image as the detector sees it, in pixels."""
+    long_side: int = _OBJECTS.long_side
+    learning_rate: float = Field(default=_OBJECTS.learning_rate, gt=0, le=1)
+    weight_decay: float = Field(default=_OBJECTS.weight_decay, ge=0, le=1)
+    steps: Positive = _OBJECTS.steps
+    warmup: int = Field(default=_OBJECTS.warmup_steps, ge=0)
+    decay_steps: tuple[Positive, ...] = _OBJECTS.decay_steps
+    images: Positive = _OBJECTS.batch_images
+    """Images of a step."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.recipe()
+        return self
+
+    def recipe(self) -> ObjectsRecipe:
+        """Convert to what `build_objects_detector` takes."""
+        keys = self.model_dump(exclude={"weights", "warmup", "images"})
+        return ObjectsRecipe(**keys, warmup_steps=self.warmup, batch_images=self.images)
+
+
 class TrainConfig(_Part):
     """The whole configuration of a training run; the defaults are those of the preset `finetune`."""
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
     output: Uri
     """Path or URI of the run's folder: checkpoints, logs, and at the end the weights and `training.json`."""
+    task: Literal["masks", "objects"] = "masks"
+    """masks: SAM. objects: a detector of one class, from the masks' boxes, by the keys of `objects`."""
+    objects: ObjectsKeys = ObjectsKeys()
     weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
     """The parent: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     preset: Preset = "finetune"

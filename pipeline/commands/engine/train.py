@@ -1,5 +1,6 @@
 """`segmint train`: fine-tune SAM on the masks of datasets."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -9,17 +10,35 @@ from segmint.pipeline.commands.common.console import answer_with, guarded, say
 from segmint.pipeline.commands.common.extras import needs
 
 
+class Task(StrEnum):
+    """What is trained."""
+
+    MASKS = "masks"
+    OBJECTS = "objects"
+
+
 @guarded
 @needs("train")
 def train(
     config: Annotated[str, typer.Argument(metavar="TRAIN", help="The YAML configuration of a run: a path or URI.")],
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="masks: SAM. objects: a detector of one class, from the masks' boxes. Default: the key `task`."
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Train SAM on datasets' masks, or go on with a run that was stopped."""
     from segmint.pipeline.train.settings import load_train_config
 
-    loaded = load_train_config(config, overrides or [])
+    loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])
+    if loaded.task == Task.OBJECTS:
+        from segmint.pipeline.train.objects import run_objects
+
+        answer_with(run_objects(loaded, say), as_json)
+        return
     from segmint.pipeline.train.run import run_train
 
     answer_with(run_train(loaded, say), as_json)

@@ -1,0 +1,219 @@
+"""`segmint train --task objects`: a detector of one class, trained on the boxes of a dataset's masks.
+
+Images and masks are chosen, drawn and read as for SAM, at the size of its input. A killed run goes on from its
+checkpoint. Out come `objects-<hash>.pt`, TorchScript by the detectors' contract, and `objects.json`.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import canonical_json
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.device import apply_compute, resolve_compute
+from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.version import VERSION
+from segmint.infra.wording import count, counted
+from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.model.training.objects import (
+    BackboneWeightsError,
+    ObjectImage,
+    build_objects_detector,
+    build_objects_optimizer,
+    export_objects_detector,
+    objects_step,
+)
+from segmint.model.training.targets import target_boxes
+from segmint.pipeline.train.checkpoints import CHECKPOINTS, list_checkpoints, load_state, prune, put_checkpoint
+from segmint.pipeline.train.data.cache import LOOKS
+from segmint.pipeline.train.data.draws import Draws
+from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
+from segmint.pipeline.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.train.data.splits import held_out
+from segmint.pipeline.train.record import RUN, Dataset, Round, RunRecord, pin_run, read_record
+from segmint.pipeline.train.run import Say, cache_location
+from segmint.pipeline.train.settings import BatchKeys, TrainConfig, identity_keys
+
+OBJECTS = "objects.json"
+
+_MOST_MASKS = 1 << 16
+"""All masks of an image are its objects: a box that is left out would be learned as ground."""
+
+_OF_SAM = ("weights", "preset", "encoder", "steps", "batch", "optimizer", "losses", "sampling", "precision", "overlays")
+
+
+class ObjectsRecord(Frozen):
+    """`objects.json`, beside the detector: where it comes from."""
+
+    schema_version: Literal[1] = 1
+    code_version: str
+    file: str
+    sha256: str
+    config: dict[str, Any]
+    datasets: tuple[Dataset, ...]
+    trained: dict[str, int]  # images, masks, steps
+    left_out: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedObjects:
+    """What a run made; `new` is False if it had ended before."""
+
+    output: str
+    record: ObjectsRecord
+    new: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer for JSON."""
+        return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
+
+    def lines(self) -> list[str]:
+        """The answer as text."""
+        trained = self.record.trained
+        lines = [
+            f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
+            f"{counted(trained['masks'], 'mask')}",
+            *(f"left out: {count(number)} {reason}" for reason, number in self.record.left_out["counts"].items()),
+            f"detector: {self.output}/{self.record.file}",
+            f"where it comes from: {OBJECTS} beside",
+        ]
+        return lines if self.new else [f"{self.output} had ended before; nothing was trained now", *lines]
+
+
+def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
+    """Train the detector, or go on; `say` prints a line a step. Raises as `run_train` does."""
+    of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
+    if of_sam:
+        raise UsageError(f"task: objects does not train SAM, whose {', '.join(of_sam)} it has: use the keys of objects")
+    storage = Storage(config.storage)
+    output = Location(storage, config.output)
+    looks = cache_location(config, output) / LOOKS
+    datasets = open_datasets(config, storage)
+    for dataset in datasets:
+        refuse_inside(dataset.location, output, "output")
+    run = pin_run(output, _describe(config, datasets))
+    ended = read_record(output / OBJECTS, ObjectsRecord)
+    if ended is not None:
+        return TrainedObjects(str(output), ended, new=False)
+    compute = resolve_compute(config.resources.device, "fp32", config.resources.threads)
+    apply_compute(compute)
+    recipe = config.objects.recipe()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)  # of the weights that no file has
+        try:
+            detector = build_objects_detector(recipe, config.objects.weights)
+        except (BackboneWeightsError, OSError) as error:
+            raise UsageError(f"objects.weights: {error}") from error
+    detector.to(compute.device)
+    optimizer = build_objects_optimizer(detector, recipe)
+    left_out = LeftOut()
+    images, _ = find_images(config, datasets, looks, left_out)
+    trained = ~held_out(images, config.held_out.share)
+    if not trained.any():
+        raise UsageError(f"all {len(images)} images are held out: lower held_out.share, {config.held_out.share}")
+    for dataset in datasets:
+        note_output(dataset.location, "train", output, {RUN: run.sha256})
+    batch = BatchKeys(images=recipe.batch_images, masks=recipe.batch_images * _MOST_MASKS, masks_per_image=_MOST_MASKS)
+    draws = Draws(images, trained, [entry.weight for entry in config.datasets], batch, config.seed)
+    folder = output / CHECKPOINTS
+    start = _restore(folder, run, detector, optimizer)
+    reader = ImageReader(images, IMAGE_SIZE, config.max_mask_area_ratio, left_out)
+    try:
+        for step in range(start + 1, recipe.steps + 1):
+            reads = [read for draw in draws.step(step) if (read := reader.read(draw)) is not None]
+            losses = objects_step(
+                detector, [_object_image(read) for read in reads], config.seed, step, max(1, len(reads))
+            )
+            factor = recipe.rate_factor(step - 1)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad()
+            parts = ", ".join(
+                f"{name.removeprefix('loss_').replace('_', ' ')} {loss:.4f}" for name, loss in losses.items()
+            )
+            say(f"step {step}/{recipe.steps}: loss {sum(losses.values()):.4f} ({parts})")
+            if step == recipe.steps or step % config.checkpoints.every == 0:
+                state = {"weights": detector.state_dict(), "optimizer": optimizer.state_dict()}
+                put_checkpoint(
+                    folder, state, run=run.fingerprint, step=step, evaluations=(), left_out={}, listed=(), numerics=()
+                )
+                steps = [each.step for each in list_checkpoints(folder)]
+                prune(folder, steps[-config.checkpoints.keep :])
+    finally:
+        reader.close()
+    file, sha256 = _put_detector(output, detector.to("cpu"))
+    record = ObjectsRecord(
+        code_version=VERSION,
+        file=file,
+        sha256=sha256,
+        config=run.config,
+        datasets=tuple(Dataset(name=each.manifest.name, digest=each.digest) for each in datasets),
+        trained={
+            "images": int(trained.sum()),
+            "masks": sum(len(images.masks_of(int(image))) for image in trained.nonzero()[0]),
+            "steps": recipe.steps,
+        },
+        left_out={"counts": dict(sorted(left_out.counts.items())), "listed": left_out.listed},
+    )
+    if not (output / OBJECTS).put_if_absent(canonical_json(record.model_dump(mode="json"))):
+        raise UnfinishedError(f"{output / OBJECTS} is there with another content: another run ended in the same output")
+    for dataset in datasets:
+        note_output(dataset.location, "train", output, {file: sha256})
+    return TrainedObjects(str(output), record, new=True)
+
+
+def _object_image(read: ReadImage) -> ObjectImage:
+    assert read.pixels is not None
+    height, width = read.masks.input_size
+    boxes = target_boxes(read.masks.targets).to(torch.float32) + torch.tensor([0, 0, 1, 1])
+    boxes = torch.minimum(boxes, torch.tensor([width, height, width, height]))
+    return ObjectImage(read.pixels, boxes, read.slot)
+
+
+def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunRecord:
+    """What the run is: its keys, with datasets and weights by their content."""
+    keys = {key: value for key, value in identity_keys(config).items() if key not in _OF_SAM}
+    digests = {dataset.location.uri: dataset.digest for dataset in datasets}
+    for entry in keys["datasets"]:
+        entry["uri"] = digests[entry["uri"]]
+    file = config.objects.weights
+    try:
+        begun = "" if file is None else sha256_of(Path(file))
+    except OSError as error:
+        raise UsageError(f"objects.weights: {file} cannot be read: {error.strerror}") from error
+    keys["objects"]["weights"] = begun
+    parent = Round(weights=begun, name=config.objects.backbone)
+    return RunRecord(code_version=VERSION, config=keys, parent=parent, lineage=(parent,))
+
+
+def _restore(folder: Location, run: RunRecord, detector: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Go on from the last checkpoint of this run; returns its step, or 0."""
+    found = [each for each in list_checkpoints(folder) if each.run == run.fingerprint]
+    if not found:
+        return 0
+    state = load_state(folder, found[-1])
+    detector.load_state_dict(state["weights"])
+    optimizer.load_state_dict(state["optimizer"])
+    return found[-1].step
+
+
+def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
+    """Write the TorchScript file as `objects-<hash>.pt`; return its name and its SHA-256."""
+    with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
+        path = Path(name) / "objects.pt"  # one name always: torch writes it into the file
+        export_objects_detector(detector, path)
+        sha256 = sha256_of(path)
+        file = f"objects-{sha256[:12]}.pt"
+        if not (output / file).put_file_if_absent(path):
+            raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
+    return file, sha256
