@@ -4,6 +4,7 @@ Images and masks are chosen, drawn and read as for SAM, at the size of its input
 checkpoint. Out come `objects-<hash>.pt`, TorchScript by the detectors' contract, and `objects.json`.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.lineage import Round, TrainedOn
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UnfinishedError, UsageError
@@ -39,7 +41,7 @@ from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
 from segmint.pipeline.train.data.reading import ImageReader, ReadImage
 from segmint.pipeline.train.data.splits import held_out
-from segmint.pipeline.train.record import RUN, Dataset, Round, RunRecord, pin_run, read_record
+from segmint.pipeline.train.record import RUN, RunRecord, pin_run, read_record
 from segmint.pipeline.train.run import Say, cache_location
 from segmint.pipeline.train.settings import BatchKeys, TrainConfig, identity_keys
 
@@ -47,6 +49,9 @@ OBJECTS = "objects.json"
 
 _MOST_MASKS = 1 << 16
 """All masks of an image are its objects: a box that is left out would be learned as ground."""
+
+_SCRATCH = hashlib.sha256(b"").hexdigest()
+"""The hash in place of that of the backbone's weights where there is no file."""
 
 _OF_SAM = ("weights", "preset", "encoder", "steps", "batch", "optimizer", "losses", "sampling", "precision", "overlays")
 
@@ -59,7 +64,7 @@ class ObjectsRecord(Frozen):
     file: str
     sha256: str
     config: dict[str, Any]
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[TrainedOn, ...]
     trained: dict[str, int]  # images, masks, steps
     left_out: dict[str, Any]
 
@@ -157,7 +162,7 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
         file=file,
         sha256=sha256,
         config=run.config,
-        datasets=tuple(Dataset(name=each.manifest.name, digest=each.digest) for each in datasets),
+        datasets=tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in datasets),
         trained={
             "images": int(trained.sum()),
             "masks": sum(len(images.masks_of(int(image))) for image in trained.nonzero()[0]),
@@ -188,7 +193,7 @@ def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunReco
         entry["uri"] = digests[entry["uri"]]
     file = config.objects.weights
     try:
-        begun = "" if file is None else sha256_of(Path(file))
+        begun = _SCRATCH if file is None else sha256_of(Path(file))
     except OSError as error:
         raise UsageError(f"objects.weights: {file} cannot be read: {error.strerror}") from error
     keys["objects"]["weights"] = begun
