@@ -34,7 +34,7 @@ def train(
     from segmint.pipeline.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])
-    if loaded.task == Task.OBJECTS:
+    if loaded.task == "objects":
         from segmint.pipeline.train.objects import run_objects
 
         answer_with(run_objects(loaded, say), as_json)
