@@ -57,7 +57,7 @@ class Trial:
     """What is tried: the recipe, the share of images drawn that are photographs for replay, and numbers of scenes."""
 
     recipe: Recipe = FINETUNE
-    replay: float = 0.5
+    replay: float = 0.4
     scenes: int = 18
     held_out: int = 12
 

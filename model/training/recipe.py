@@ -101,16 +101,18 @@ PAPER: Mapping[Architecture, Recipe] = {"vit_b": _VIT_B, "vit_l": _VIT_L, "vit_h
 
 FINETUNE = Recipe(
     parts=("prompt_encoder", "mask_decoder"),
-    learning_rate=1e-4,
-    steps=240,
-    warmup_steps=20,
-    decay_steps=(160, 220),
-    batch_images=4,
-    masks_per_image=8,
+    learning_rate=2e-4,
+    steps=90,
+    warmup_steps=9,
+    decay_steps=(68,),
+    batch_images=2,
+    masks_per_image=2,
     weight_decay=0.1,
     layer_decay=0.8,
     drop_path=0.1,
     dropout=0.0,
+    losses=LossSettings(iou_supervision="all"),
+    sampling=SamplingSettings(clicks=1),
 )
 """For tens or hundreds of images of a new domain, with the image encoder frozen; chosen by trial."""
 

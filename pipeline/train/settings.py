@@ -118,14 +118,14 @@ class OptimizerKeys(_Part):
 class LossKeys(_Part):
     """How predicted masks are scored; docs/decisions/0019-losses-and-sampling.md says what each one does."""
 
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
-    focal_alpha: float | None = 0.25
-    focal_gamma: float = 2.0
-    focal_normalization: FocalNormalization = "pixels"
-    iou_supervision: IouSupervision = "lowest"
-    resolution: Resolution = 256
+    focal_weight: float = FINETUNE.losses.focal_weight
+    dice_weight: float = FINETUNE.losses.dice_weight
+    iou_weight: float = FINETUNE.losses.iou_weight
+    focal_alpha: float | None = FINETUNE.losses.focal_alpha
+    focal_gamma: float = FINETUNE.losses.focal_gamma
+    focal_normalization: FocalNormalization = FINETUNE.losses.focal_normalization
+    iou_supervision: IouSupervision = FINETUNE.losses.iou_supervision
+    resolution: Resolution = FINETUNE.losses.resolution
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -140,10 +140,10 @@ class LossKeys(_Part):
 class SamplingKeys(_Part):
     """How the prompts of a mask are drawn."""
 
-    clicks: int = 8
-    box_share: float = 0.5
-    box_noise: float = 0.1
-    box_noise_limit: float = 20.0
+    clicks: int = FINETUNE.sampling.clicks
+    box_share: float = FINETUNE.sampling.box_share
+    box_noise: float = FINETUNE.sampling.box_noise
+    box_noise_limit: float = FINETUNE.sampling.box_noise_limit
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
