@@ -103,7 +103,8 @@ def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
 def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     """Merge the masks that a file has for an image into its described row (keys of `DESCRIBED`).
 
-    Masks that are the same pixel for pixel stay as they are; they get the file's label, if it has one. Under `REPLACE`
+    Masks that are the same pixel for pixel stay as they are; they get the file's label, if it has one. Only where a
+    person's mask is carried from another dataset it takes the place of an equal one of the build. Under `REPLACE`
     the others are paired as in a correction study, by annotation id and then by IoU: the new mask takes the old one's
     place, and is `corrected` where a build made that. What is left of the old masks is deleted. Numbers are never given
     again. An image of format 1 that changes gets all columns of format 2. Raises `DamagedDatasetError` if the row's
@@ -123,15 +124,23 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     new = list(by_counts.values())[::-1]
     merged = Merged(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
-    same = {mask["segmentation"]["counts"]: mask for mask in old if mask["segmentation"]["counts"] in by_counts}
+    equal = [mask for mask in old if _counts(mask) in by_counts]
+    carried = {mask.counts for mask in new if "source" in mask.said}
+    same = {_counts(mask): mask for mask in equal if not (_counts(mask) in carried and _corrects(mask))}
+    agreed = {_counts(mask): mask for mask in equal if _counts(mask) not in same}
     labels = {
         counts: by_counts[counts].label
         for counts, mask in same.items()
         if by_counts[counts].label not in (None, mask["label"])
     }
     new = [mask for mask in new if mask.counts not in same]
-    rest = [mask for mask in old if mask["segmentation"]["counts"] not in same]
-    parents = _parents(row, rest, new, settings)
+    rest = [mask for mask in old if _counts(mask) not in same]
+    parents = agreed | _parents(
+        row,
+        [mask for mask in rest if _counts(mask) not in agreed],
+        [mask for mask in new if mask.counts not in agreed],
+        settings,
+    )
     gone = _gone(rest, parents, settings)
 
     first = row["next_mask"]
@@ -146,7 +155,7 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     if not (new or gone or labels or (named and row["annotator"] != settings.annotator)):
         return merged
     kept = [
-        {**mask, "label": labels[counts]} if (counts := mask["segmentation"]["counts"]) in labels else mask
+        {**mask, "label": labels[_counts(mask)]} if _counts(mask) in labels else mask
         for mask in (old if row["next_mask"] is not None else _of_build(row, old, settings.rule))
         if mask["index"] not in gone
     ]
@@ -165,9 +174,13 @@ def _check(row: Row) -> None:
     size = row["height"], row["width"]
     for mask in row["masks"]:
         try:
-            runs.area(runs.Rle(size, mask["segmentation"]["counts"]))
+            runs.area(runs.Rle(size, _counts(mask)))
         except ValueError as error:
             raise DamagedDatasetError(f"image {row['id']}: the run lengths of a mask are damaged: {error}") from error
+
+
+def _counts(mask: Row) -> str:
+    return str(mask["segmentation"]["counts"])
 
 
 def _corrects(parent: Row) -> bool:
@@ -190,7 +203,7 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
     if settings.mode is Mode.CARRY:
         old = [mask for mask in old if _corrects(mask)]
     size = [row["height"], row["width"]]
-    ours = [StudyMask(None, {"size": size, "counts": mask["segmentation"]["counts"].encode()}) for mask in old]
+    ours = [StudyMask(None, {"size": size, "counts": _counts(mask).encode()}) for mask in old]
     theirs = [StudyMask(None, {"size": size, "counts": mask.counts.encode()}) for mask in new]
     least = SAME_OBJECT_IOU if settings.mode is Mode.CARRY else 0.0
     matches = best_matches(ours, theirs) if ours and theirs else []
@@ -205,7 +218,7 @@ def _gone(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettin
 
 def _of_build(row: Row, masks: Sequence[Row], rule: int) -> list[Row]:
     """Return an image's masks of format 1, all of which a build made, as format 2 describes them."""
-    shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in masks], rule)
+    shares, ious = redaction_columns(row, [_counts(mask) for mask in masks], rule)
     return [
         {**mask, "source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
         for mask, share, iou in zip(masks, shares, ious, strict=True)

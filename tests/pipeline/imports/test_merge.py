@@ -152,6 +152,20 @@ def test_masks_of_another_dataset_keep_what_is_said_of_them_and_take_the_place_o
     assert [mask["source"] for mask in merge(merged.row, answer(nudged), CARRY).row["masks"]].count("assisted") == 2
 
 
+@pytest.mark.parametrize("how", [ADD, CARRY])
+def test_a_carried_mask_that_the_build_made_too_is_the_person_s(how: ImportSettings) -> None:
+    row = image()
+    said = {"source": "manual", "annotator": "Bo"}
+    asked = answer(*(replace(mask, said=said) for mask in as_read(row)[:1]))
+    merged = merge(row, asked, how)
+    assert (merged.same, merged.corrected, merged.added, merged.deleted) == (0, 1, 0, 0)
+    assert indices(merged.row) == [1, 2, 3]
+    mask = merged.row["masks"][-1]
+    assert mask["segmentation"] == row["masks"][0]["segmentation"]
+    assert [mask[name] for name in ("source", "annotator", "parent")] == ["manual", "Bo", 10_000]
+    again(merged, asked, how)
+
+
 def test_labels_of_masks_that_stay_are_taken_over() -> None:
     row = image()
     labeled = merge(row, answer(*as_read(row, label="tile")), REPLACE)
