@@ -53,35 +53,42 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     """Read the images and masks of a document that `parse_coco` returned, in its order.
 
     `size_of` returns the (height, width) of an image by its file name where that is known; it comes before the size in
-    the document. A mask that cannot be read, or has another size than its image, is listed and left out. Labels are
-    the names of categories. Two images of one name are two images here.
+    the document, and polygons in another size are unreadable. A mask that cannot be read, or has another size than its image, is listed and left out. Labels are
+    the names of categories. Two images of one name are two images here; the masks of images with one id are not known.
     """
     # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
     info = document.get("info")
     contours = isinstance(info, dict) and info.get("contributor") == _CONVERTER
     labels = _labels(document.get("categories"))
     images: list[AnnotatedImage] = []
-    by_id: dict[Any, AnnotatedImage] = {}
+    by_id: dict[int | str, list[AnnotatedImage | None]] = {}
     unreadable: list[str] = []
+    homeless = 0
     for index, entry in enumerate(document["images"]):
         image = _image(entry, size_of)
+        id = _key(entry.get("id")) if isinstance(entry, dict) else None
+        if id is not None:
+            by_id.setdefault(id, []).append(image)
         if image is None:
             unreadable.append(f"image number {index + 1} has no file_name")
             continue
         images.append(image)
-        id = _key(entry.get("id"))
-        if id is None or id in by_id:
-            found = "no id" if id is None else f"the id {id} of another image"
-            image.unreadable.append(f"it has {found}: its masks are not known")
-        else:
-            by_id[id] = image
+        if id is None:
+            image.unreadable.append("it has no id: its masks are not known")
+    for id, several in by_id.items():
+        for image in several if len(several) > 1 else ():
+            if image is not None:
+                image.unreadable.append(f"it has the id {id} of another image: its masks are not known")
     for index, entry in enumerate(document["annotations"]):
-        home = by_id.get(_key(entry.get("image_id"))) if isinstance(entry, dict) else None
-        if home is None:
-            unreadable.append(f"annotation number {index + 1} has no image in the file")
+        id = _key(entry.get("image_id")) if isinstance(entry, dict) else None
+        homes = by_id.get(id, []) if id is not None else []
+        if len(homes) == 1 and homes[0] is not None:
+            _add(homes[0], entry, labels, contours)
             continue
-        _add(home, entry, labels, contours)
-    return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")))
+        homeless += not homes
+        found = f"the image_id {id} of several images" if len(homes) > 1 else "no image in the file"
+        unreadable.append(f"annotation number {index + 1} has {found}")
+    return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")), homeless)
 
 
 def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
@@ -90,14 +97,16 @@ def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage 
         return None
     height, width = (entry.get(key) for key in ("height", "width"))
     written = all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width))
-    return AnnotatedImage(name, _number(entry.get("id")), size_of(name) or ((height, width) if written else None))
+    stated = (height, width) if written else None
+    known = size_of(name)
+    return AnnotatedImage(name, _number(entry.get("id")), known or stated, other=stated if known else None)
 
 
 def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str], contours: bool) -> None:
     id = _number(entry.get("id"))
     segmentation = entry.get("segmentation")
     try:
-        rle = _rle(segmentation, image.size, contours)
+        rle = _rle(segmentation, image, contours)
         if image.size is not None:
             check_size(rle, image.size)
     except UnreadableMaskError as error:
@@ -112,15 +121,20 @@ def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, s
     image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area))
 
 
-def _rle(segmentation: Any, size: Size | None, contours: bool) -> CocoRle:
+def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
     if isinstance(segmentation, dict):
         return checked_rle(segmentation)
     if not segmentation:
         raise UnreadableMaskError("it has a box but no mask")
     if not isinstance(segmentation, list):
         raise UnreadableMaskError("its segmentation is neither run lengths nor polygons")
+    size = image.size
     if size is None:
         raise UnreadableMaskError("it is a polygon, and its image has no height and width in the file")
+    if image.other not in (None, size):
+        raise UnreadableMaskError(
+            f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, its image is {size[1]} x {size[0]}"
+        )
     for polygon in segmentation:
         _check_polygon(polygon)
     if contours:
@@ -157,8 +171,12 @@ def _frequencies(categories: Any) -> dict[int, str]:
 
 
 def _key(value: Any) -> int | str | None:
-    """An id as files write it; None for anything else."""
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    """An id as files write it, 1, 1.0 and "1" as one; None for anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str):
+        return int(value) if len(value) < 19 and value.isdecimal() and str(int(value)) == value else value
+    return value if type(value) is int else None
 
 
 def _size(value: Any) -> float | None:

@@ -59,7 +59,7 @@ class AnnotatedImage:
     """The masks of one image. `name` is its file name as it was written, `id` the number that its file gives it.
 
     `size` is None if neither the file nor a mask has it. `unreadable` has a line for each mask that was left out, and
-    `unreadable_ids` the ids of those that have one.
+    `unreadable_ids` the ids of those that have one. `other` is the size in the file where `size` is known without it.
     """
 
     name: str
@@ -68,18 +68,21 @@ class AnnotatedImage:
     masks: list[AnnotatedMask] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     unreadable_ids: list[int] = field(default_factory=list)
+    other: Size | None = None
 
 
 @dataclass(frozen=True)
 class AnnotatedFile:
     """The images of a file, in its order. `unreadable` has a line for each entry that belongs to no image.
 
-    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f.
+    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f. `homeless` masks have no image in
+    the file: they may be of any of its images.
     """
 
     images: list[AnnotatedImage]
     unreadable: list[str] = field(default_factory=list)
     frequencies: dict[int, str] = field(default_factory=dict)
+    homeless: int = 0
 
 
 def mask_name(id: object) -> str:

@@ -54,6 +54,7 @@ def _stage_coco(where: Location, stage: Stage, size_of: SizeOf) -> str:
     del data
     for problem in found.unreadable:
         stage.leave_out(problem)
+    stage.homeless = found.homeless
     for image in found.images:
         stage.add(image, unlabeled=_UNLABELED)
     return digest

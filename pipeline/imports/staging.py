@@ -137,6 +137,7 @@ class Stage:
         self._all_unreadable = 0
         self._by_id = True
         self.superseded = 0
+        self.homeless = 0  # masks that may be of any image
 
     def __enter__(self) -> "Stage":
         return self
@@ -168,7 +169,7 @@ class Stage:
         keys = list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self._match is Match.IMAGE_ID else []
         if self._match is Match.URI:
             keys = [name_and_stem(image.name)[0]]
-        self._put(image.name, ordinal, keys, image.size, len(unreadable), None, masks)
+        self._put(image.name, ordinal, keys, image.other or image.size, len(unreadable) + self.homeless, None, masks)
 
     def leave_out(self, problem: str) -> None:
         """Count a mask or an entry that cannot be read."""

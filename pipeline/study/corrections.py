@@ -53,8 +53,10 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
     Images are identified by file name, because tools renumber them.
     """
     found = Corrections(sizes)
-    for image in coco.read_coco(document, found.size_of).images:
+    file = coco.read_coco(document, found.size_of)
+    for image in file.images:
         found.add(image)
+    found.unreadable += file.unreadable
     return found
 
 

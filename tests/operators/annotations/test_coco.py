@@ -110,17 +110,34 @@ def test_odd_entries_are_listed() -> None:
     ]
     found = read_coco({"images": images, "annotations": annotations})
     assert [(each.name, each.id, len(each.masks)) for each in found.images] == [
-        ("same.jpg", 1, 1),
+        ("same.jpg", 1, 0),
         ("same.jpg", 2, 0),
         ("other.jpg", 1, 0),
     ]
+    twice = ["it has the id 1 of another image: its masks are not known"]
+    assert found.images[0].unreadable == found.images[2].unreadable == twice
     assert found.images[1].unreadable == ["mask 7: it is a polygon, and its image has no height and width in the file"]
-    assert found.images[2].unreadable == ["it has the id 1 of another image: its masks are not known"]
+    assert found.homeless == 2
     assert found.unreadable == [
         "image number 4 has no file_name",
+        "annotation number 1 has the image_id 1 of several images",
         "annotation number 3 has no image in the file",
         "annotation number 4 has no image in the file",
     ]
+
+
+@pytest.mark.parametrize("id", [5.0, "5"])
+def test_an_id_may_be_written_in_several_ways(id: float | str) -> None:
+    found = read(mask(compressed(RING), image_id=id))
+    assert ([len(image.masks) for image in found.images], found.homeless) == ([1, 0], 0)
+
+
+def test_a_polygon_in_another_size_than_the_images_is_unreadable() -> None:
+    image = {"id": 1, "file_name": "a.jpg", "height": 60, "width": 80}
+    document = {"images": [image], "annotations": [mask([[10, 5, 30, 5, 30, 25, 10, 25]], image_id=1)]}
+    (found,) = read_coco(document, {"a.jpg": (30, 40)}.get).images
+    assert (found.masks, found.size, found.other) == ([], (30, 40), (60, 80))
+    assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, its image is 40 x 30"]
 
 
 def test_a_known_size_comes_before_the_files() -> None:

@@ -145,7 +145,8 @@ def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
     listed = list_import(place.location, Asked(location_of(path), ImportFormat.COCO, Mode.REPLACE))
     assert (listed.images, listed.named, listed.unknown, listed.superseded) == (1, 5, 1, 1)
     unreadable = "a mask that cannot be read, so nothing is replaced"
-    assert listed.left_images == {unreadable: 2, "refused by the build": 1, "taken down": 1}
+    size = "masks of another size than the image"
+    assert listed.left_images == {unreadable: 1, size: 1, "refused by the build": 1, "taken down": 1}
     assert listed.unreadable == 2
     assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
     assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
@@ -155,6 +156,16 @@ def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
     assert sources(place, 1) == [(20_002, "corrected", 20_001)]
     assert findings(place) == []
     assert import_coco(place, path).changed_shards == ()
+
+
+@pytest.mark.parametrize(("mode", "changed"), [(Mode.REPLACE, 0), (Mode.ADD, 1)])
+def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(place: Place, mode: Mode, changed: int) -> None:
+    document = coco_of({1: [(APART, None)], 4: [(FIRST, 40_000), (SECOND, 40_001)]})
+    document["annotations"][1]["image_id"] = 99
+    path = Path(f"{place.uri}.json")
+    path.write_text(json.dumps(document))
+    listed = list_import(place.location, Asked(location_of(path), ImportFormat.COCO, mode))
+    assert (listed.images, listed.unreadable, sum(listed.left_images.values())) == (changed, 1, 2 - 2 * changed)
 
 
 @pytest.mark.parametrize(
