@@ -53,8 +53,9 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     """Read the images and masks of a document that `parse_coco` returned, in its order.
 
     `size_of` returns the (height, width) of an image by its file name where that is known; it comes before the size in
-    the document, and polygons in another size are unreadable. A mask that cannot be read, or has another size than its image, is listed and left out. Labels are
-    the names of categories. Two images of one name are two images here; the masks of images with one id are not known.
+    the document, and polygons in another size are unreadable. A mask that cannot be read, or has another size than its
+    image, is listed and left out. Labels are the names of categories. Two images of one name are two images here; the
+    masks of images with one id are not known.
     """
     # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
     info = document.get("info")

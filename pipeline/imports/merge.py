@@ -16,7 +16,7 @@ from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
 from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, mask_index
 from segmint.pipeline.study.pairs import StudyMask, best_matches
 
@@ -40,6 +40,7 @@ class Left(StrEnum):
     NOT_BUILT = "not built yet"
     OTHER_SIZE = "masks of another size than the image"
     UNREADABLE = "a mask that cannot be read, so nothing is replaced"
+    WORKED_ON = "people worked on it here since: nothing is carried over that"
     TOO_MANY = "over 10,000 masks with those that it ever had"
 
 
@@ -117,6 +118,8 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         return Merged(row, Left.OTHER_SIZE)
     if answer.unreadable and settings.mode is Mode.REPLACE:
         return Merged(row, Left.UNREADABLE)
+    if answer.of_image and _worked_on(row, answer):
+        return Merged(row, Left.WORKED_ON)
     _check(row)
     old = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
     solid = [mask for mask in answer.masks if runs.area(runs.Rle(size, mask.counts))]
@@ -162,11 +165,18 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     made = _described(row, new, parents, first, settings)
     masks = [*kept, *made]
     next_row: Row = {**row, "masks": masks, "next_mask": first + len(new)}
-    if new or gone or named:
+    if new or gone or labels or named:
         next_row |= _annotation(row, answer, settings)
     if new or gone:
         next_row["statistics"] = image_statistics(size, masks)
     return replace(merged, row=next_row)
+
+
+def _worked_on(row: Row, answer: Answer) -> bool:
+    """Whether the row has the work of people other than what is carried."""
+    names = ("answer", "annotator")
+    said = any(row[name] is not None for name in names)
+    return said and any(row[name] != answer.of_image.get(name) for name in names)
 
 
 def _check(row: Row) -> None:
@@ -265,9 +275,11 @@ def _described(
 
 def _annotation(row: Row, answer: Answer, settings: ImportSettings) -> Row:
     """Return the columns that say by which file, and by whom, an image's masks are what they are."""
-    columns: Row = {name: value for name, value in answer.of_image.items() if value is not None}
-    if settings.origin is not None:
-        columns["answer"] = {"lane": None, "n": None, "sha256": settings.origin["sha256"]}
-    if settings.annotator is not None:
-        columns["annotator"] = settings.annotator
-    return columns
+    if settings.origin is None:
+        return {name: value for name, value in answer.of_image.items() if value is not None}
+    said = {"lane": None, "n": None, "sha256": settings.origin["sha256"]}
+    named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
+    if row["answer"] == said:
+        return named
+    # What was said of an earlier answer is not true of this one.
+    return {"annotator": None, ANNOTATION_STAGE: None, "seconds": None, "complete": None, **named, "answer": said}

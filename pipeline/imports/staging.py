@@ -21,7 +21,7 @@ from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage
 from segmint.operators.annotations.names import image_number, name_and_stem
-from segmint.operators.schemas import IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.imports.merge import Answer, NewMask, canonical_counts
 
 SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
@@ -116,9 +116,14 @@ class Staged:
                 masks.get(ordinal, ()),
                 frozenset(sizes.get(ordinal, set()) | own),
                 row["unreadable"],
-                row["of_image"] or {},
+                _as_rows_say(row["of_image"] or {}),
             )
         return found
+
+
+def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return columns of `images` under their names in rows, whose own `stage` is that of a verdict."""
+    return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
 class Stage:

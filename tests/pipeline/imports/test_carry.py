@@ -8,6 +8,8 @@ import pytest
 
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.infra.errors import UsageError
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
@@ -54,6 +56,20 @@ def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Pla
     after = contents(second)
     assert import_masks(second.location, carry(first, second)).changed_shards == ()
     assert contents(second) == after
+
+
+def test_a_stage_of_annotation_is_that_of_the_image(places: tuple[Place, Place]) -> None:
+    first, second = places
+    commit = first.log.latest(0)
+    assert commit is not None
+    rows = read_committed_rows(first.location, commit)
+    rows[0]["annotation_stage"] = "semi"
+    write(first, 0, generation=commit.generation + 1, rows=to_table(rows, DESCRIBED))
+    import_masks(second.location, carry(first, second))
+    commit = second.log.latest(0)
+    assert commit is not None
+    row = read_committed_rows(second.location, commit)[0]
+    assert (row["annotation_stage"], row["stage"], row["annotator"]) == ("semi", None, "Ada")
 
 
 def test_with_add_no_mask_gives_way(places: tuple[Place, Place]) -> None:

@@ -137,7 +137,7 @@ def test_masks_of_another_dataset_keep_what_is_said_of_them_and_take_the_place_o
     row = image()
     said = {"source": "assisted", "annotator": "Bo", "seconds": 4.5, "model": "b" * 64}
     moved = rectangle(2, 4, 12, 21, said=said, label="mug")  # IoU 0.89 with the first mask
-    of_image = {"answer": {"lane": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "stage": None, "seconds": None}
+    of_image = {"answer": {"lane": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "seconds": None}
     asked = answer(moved, of_image=of_image)
     merged = merge(row, asked, CARRY)
     assert (merged.corrected, merged.added, merged.deleted) == (1, 0, 0)
@@ -171,7 +171,8 @@ def test_labels_of_masks_that_stay_are_taken_over() -> None:
     labeled = merge(row, answer(*as_read(row, label="tile")), REPLACE)
     assert [mask["label"] for mask in labeled.row["masks"]] == ["tile"] * 3
     assert {mask["source"] for mask in labeled.row["masks"]} == {"automatic"}
-    assert (labeled.row["answer"], labeled.row["statistics"]) == (None, row["statistics"])
+    assert labeled.row["answer"] == {"lane": None, "n": None, "sha256": "a" * 64}
+    assert labeled.row["statistics"] == row["statistics"]
     again(labeled, answer(*as_read(row, label="tile")), REPLACE)
     assert merge(labeled.row, answer(*as_read(row)), REPLACE).row is labeled.row
 
@@ -182,6 +183,28 @@ def test_an_image_that_somebody_looked_at_and_left_is_known_by_the_name() -> Non
     assert (looked.row["annotator"], looked.row["answer"]["sha256"]) == ("Ada", "a" * 64)
     again(looked, answer(*as_read(row)), replace(REPLACE, annotator="Ada"))
     assert merge(row, answer(*as_read(row)), replace(ADD, annotator="Ada")).row is row
+
+
+def test_what_was_said_of_a_former_answer_is_not_said_of_the_next() -> None:
+    said = {"answer": {"lane": 0, "n": 1, "sha256": "b" * 64}, "annotator": "Bo", "annotation_stage": "semi"}
+    row = image() | said | {"seconds": 9.0, "complete": True}
+    merged = merge(row, answer(*as_read(row)[:2]), replace(REPLACE, annotator="Ada")).row
+    assert [merged[name] for name in ("annotator", "annotation_stage", "seconds", "complete")] == ["Ada", *[None] * 3]
+    assert merge(row, answer(*as_read(row)[:2]), REPLACE).row["annotator"] is None
+
+
+def test_what_is_carried_never_comes_over_later_work() -> None:
+    row = image()
+    of_image = {"answer": {"lane": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "annotation_stage": "semi"}
+    asked = answer(rectangle(20, 20, 28, 35, said={"source": "manual"}), of_image=of_image)
+    carried = merge(row, asked, CARRY)
+    assert {name: carried.row[name] for name in of_image} == of_image
+    assert carried.row["stage"] == row["stage"]
+    again(carried, asked, CARRY)
+    later = merge(carried.row, answer(*as_read(row)), replace(REPLACE, annotator="Ada")).row
+    for how in (CARRY, replace(CARRY, mode=Mode.ADD)):
+        left = merge(later, asked, how)
+        assert (left.row, left.left) == (later, Left.WORKED_ON)
 
 
 def test_a_row_of_format_1_that_changes_gets_the_columns_of_format_2() -> None:
