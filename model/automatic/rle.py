@@ -221,7 +221,8 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
 def _checked_counts(rle: Rle) -> NDArray[np.int64]:
     counts = decompress(rle.counts)
     pixels = rle.size[0] * rle.size[1]
-    if counts.size == 0 or counts.min() < 0 or int(counts.sum()) != pixels:
+    # The sum of longer ones may wrap around to the right one.
+    if counts.size == 0 or counts.min() < 0 or counts.max() > pixels or int(counts.sum()) != pixels:
         raise ValueError(
             f"the RLE counts cover {int(counts.sum())} pixels: expected {pixels}, "
             f"for {rle.size[0]} rows of {rle.size[1]}"

@@ -79,7 +79,7 @@ def _parts(ends: Ints) -> Iterator[slice]:
 
 
 def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
-    """Whether run lengths can be read, and cover each one's image with no negative one among them."""
+    """Whether run lengths can be read, and cover each one's image with none that is negative or longer."""
     begin = int(columns.counts_ends[part.start - 1]) if part.start else 0
     ends = columns.counts_ends[part] - begin
     counts, count_ends, _ = decompress_many(columns.counts[begin : begin + int(ends[-1])], ends)
@@ -87,7 +87,9 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
     some = count_ends > starts  # nothing can be read of a damaged one
     hold = some.copy()
     hold[some] = np.add.reduceat(counts, starts[some]) == np.prod(sizes[some], axis=1) if some.any() else False
-    hold[np.searchsorted(count_ends, np.flatnonzero(counts < 0), side="right")] = False
+    # The sum of longer ones than the image may wrap around to the right one.
+    pixels = np.repeat(np.prod(sizes, axis=1), count_ends - starts)
+    hold[np.searchsorted(count_ends, np.flatnonzero((counts < 0) | (counts > pixels)), side="right")] = False
     return hold
 
 

@@ -120,3 +120,11 @@ def test_many_real_masks_are_read_as_each_by_itself() -> None:
     many = decompress_many(np.frombuffer("".join(texts).encode(), dtype=np.uint8), ends)
     assert not many.damaged.any()
     assert np.array_equal(many.counts, np.concatenate([decompress(text) for text in texts]))
+
+
+def test_run_lengths_whose_sum_wraps_around_are_refused() -> None:
+    """Their sum in 64 bits is the number of pixels; pycocotools would write far outside of the mask."""
+    counts = np.array([0, *[1 << 58] * 63, (1 << 58) + 1200])
+    assert counts.sum() == 1200
+    with pytest.raises(ValueError, match="RLE counts"):
+        area(Rle((30, 40), compress(counts)))

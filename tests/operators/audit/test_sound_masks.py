@@ -148,3 +148,11 @@ def test_masks_at_the_borders_and_of_all_pixels_are_sound() -> None:
         assert decompress(row["segmentation"]["counts"]).sum() == height * width
         found.append(row)
     assert quickly(found, (height, width)) == slowly(found, (height, width)) == [True] * 5
+
+
+def test_run_lengths_whose_sum_wraps_around_hold_for_no_image(rows: list[Row]) -> None:
+    """Before pycocotools sees them: it would write far outside of the mask."""
+    counts = compress(np.array([0, *[1 << 58] * 63, (1 << 58) + 1200]))
+    row = {**rows[0], "segmentation": {"size": [30, 40], "counts": counts}}
+    columns = MaskColumns.of(to_table([row], MASKS))
+    assert not at_once._codes_hold(columns, slice(0, 1), np.array([[30, 40]])).any()
