@@ -65,6 +65,8 @@ def import_(
             raise UsageError(
                 f"{', '.join(extra)} with --from: masks of another dataset keep what is said of them there"
             )
+        if match != Match.NUMBER:
+            raise UsageError(f"--match {match} with --from: images of another dataset are found by their source")
         named, kind = source_dataset, None
     else:
         if format is None or file is None or format not in set(ImportFormat):

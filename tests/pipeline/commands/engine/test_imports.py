@@ -44,6 +44,7 @@ def test_it_lists_and_then_imports(place: Place) -> None:
         (["yolo", "FILE", "--into", "SET", "--add"], "FORMAT one of coco, label-studio, folder"),
         (["coco", "--into", "SET", "--add"], "expected `segmint import FORMAT FILE --into DATASET`"),
         (["--from", "SET", "--into", "SET", "--add", "--license", "CC0-1.0"], "--license with --from"),
+        (["--from", "SET", "--into", "SET", "--add", "--match", "uri"], "--match uri with --from"),
         (["coco", "FILE", "--into", "SET", "--add", "--match", "name"], "--match 'name': expected one of number,"),
         (["coco", "FILE", "--into", "SET", "--add"], "give --yes"),
         (["folder", "SET/claims", "--into", "SET", "--add", "--yes"], "has no masks: expected a folder"),
