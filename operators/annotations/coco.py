@@ -20,6 +20,8 @@ from segmint.operators.annotations.image import (
     check_size,
     checked_rle,
     encode_mask,
+    id_number,
+    label_text,
     mask_name,
 )
 
@@ -100,11 +102,11 @@ def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage 
     written = all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width))
     stated = (height, width) if written else None
     known = size_of(name)
-    return AnnotatedImage(name, _number(entry.get("id")), known or stated, other=stated if known else None)
+    return AnnotatedImage(name, id_number(entry.get("id")), known or stated, other=stated if known else None)
 
 
-def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str], contours: bool) -> None:
-    id = _number(entry.get("id"))
+def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str | None], contours: bool) -> None:
+    id = id_number(entry.get("id"))
     segmentation = entry.get("segmentation")
     try:
         rle = _rle(segmentation, image, contours)
@@ -118,7 +120,7 @@ def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, s
     label = labels.get(_key(entry.get("category_id")))
     crowd = entry.get("iscrowd") in (1, True)
     polygon = isinstance(segmentation, list)
-    category, area = _number(entry.get("category_id")), _size(entry.get("area"))
+    category, area = id_number(entry.get("category_id")), _size(entry.get("area"))
     image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area))
 
 
@@ -157,11 +159,11 @@ def _check_polygon(polygon: Any) -> None:
             raise UnreadableMaskError(f"a polygon of it has the coordinate {str(value)[:40]}: expected pixels")
 
 
-def _labels(categories: Any) -> dict[Any, str]:
+def _labels(categories: Any) -> dict[Any, str | None]:
     if not isinstance(categories, list):
         return {}
     named = [each for each in categories if isinstance(each, dict) and isinstance(each.get("name"), str)]
-    return {_key(each.get("id")): each["name"] for each in named if _key(each.get("id")) is not None}
+    return {_key(each.get("id")): label_text(each["name"]) for each in named if _key(each.get("id")) is not None}
 
 
 def _frequencies(categories: Any) -> dict[int, str]:
@@ -182,7 +184,3 @@ def _key(value: Any) -> int | str | None:
 
 def _size(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
-
-
-def _number(value: Any) -> int | None:
-    return value if type(value) is int else None

@@ -18,6 +18,7 @@ from segmint.operators.annotations.image import (
     UnreadableMaskError,
     check_size,
     checked_rle,
+    id_number,
     mask_name,
 )
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
@@ -49,7 +50,7 @@ class AnnotationFolder:
         names = sorted(found.name for found in self._folder.walk())
         for name in names:
             ending = PurePosixPath(name).suffix.lower()
-            if ending != JSON and ending not in ENDINGS:
+            if (ending != JSON and ending not in ENDINGS) or _is_hidden(name):
                 continue
             self.files += 1
             try:
@@ -60,6 +61,11 @@ class AnnotationFolder:
             self._hash.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
             size = self._size_of(name)
             yield read_json(data, name, size) if ending == JSON else _read_map(data, name, size)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file is one that systems keep for themselves, such as `__MACOSX/._sa_1.json` in a zip of a Mac."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
@@ -86,8 +92,7 @@ def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImag
 
 
 def _add(image: AnnotatedImage, annotation: Any) -> None:
-    id = annotation.get("id") if isinstance(annotation, dict) else None
-    id = id if type(id) is int else None
+    id = id_number(annotation.get("id")) if isinstance(annotation, dict) else None
     try:
         segmentation = annotation.get("segmentation") if isinstance(annotation, dict) else None
         if not isinstance(segmentation, dict):

@@ -17,6 +17,10 @@ LONGEST_SIDE = 65_535
 """Pixels of the longest side that an image or mask may have: no JPEG is longer."""
 
 
+LARGEST_ID = 2**53
+"""Up to it, every reader of JSON has whole numbers exactly."""
+
+
 class UnreadableMaskError(ValueError):
     """A mask cannot be read; the message says why, without its image's name and its id."""
 
@@ -83,6 +87,18 @@ class AnnotatedFile:
     unreadable: list[str] = field(default_factory=list)
     frequencies: dict[int, str] = field(default_factory=dict)
     homeless: int = 0
+
+
+def id_number(value: Any) -> int | None:
+    """Return an id of a file, also a whole fraction; None for what is no number from 0 to 2^53."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= LARGEST_ID else None
+
+
+def label_text(value: Any) -> str | None:
+    """Return a label that can be written in UTF-8; None if it is no text."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def mask_name(id: object) -> str:

@@ -14,6 +14,8 @@ from segmint.operators.annotations.image import (
     Size,
     UnreadableMaskError,
     encode_mask,
+    id_number,
+    label_text,
     mask_name,
 )
 
@@ -133,8 +135,8 @@ def _brush_rle(runs: list[int], size: Size, brush: Any) -> CocoRle:
 def _label(value: Mapping[str, Any]) -> str | None:
     """The first label of a region; None if it has none."""
     labels = value.get(_LABELS)
-    return labels[0] if isinstance(labels, list) and labels and isinstance(labels[0], str) else None
+    return label_text(labels[0]) if isinstance(labels, list) and labels else None
 
 
 def _number(text: Any) -> int | None:
-    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < 19 else None
+    return id_number(int(text)) if isinstance(text, str) and text.isdecimal() and len(text) < 19 else None

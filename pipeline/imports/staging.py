@@ -19,7 +19,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.image import AnnotatedImage
+from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
 from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.imports.merge import Answer, NewMask, canonical_counts
@@ -180,7 +180,7 @@ class Stage:
         """Count a mask or an entry that cannot be read."""
         self._all_unreadable += 1
         if len(self._unreadable) < SHOWN:
-            self._unreadable.append(problem)
+            self._unreadable.append(label_text(problem) or "")
 
     def carry(
         self, ordinal: int, size: tuple[int, int], image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]
@@ -227,8 +227,8 @@ class Stage:
             {
                 "answer": self._count,
                 "ordinal": ordinal,
-                "keys": keys,
-                "name": name,
+                "keys": [label_text(key) for key in keys],
+                "name": label_text(name),
                 "height": height,
                 "width": width,
                 "unreadable": unreadable,

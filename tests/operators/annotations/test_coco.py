@@ -126,6 +126,12 @@ def test_odd_entries_are_listed() -> None:
     ]
 
 
+def test_ids_and_labels_that_no_table_can_hold() -> None:
+    categories = [{"id": 1, "name": "caf\ud800"}]
+    found = read(*(mask(compressed(RING), id, category_id=1) for id in (2**70, -1, 2**53, 3.0)), categories=categories)
+    assert [(each.id, each.label) for each in found.images[0].masks] == [(id, "caf?") for id in (None, None, 2**53, 3)]
+
+
 @pytest.mark.parametrize("id", [5.0, "5"])
 def test_an_id_may_be_written_in_several_ways(id: float | str) -> None:
     found = read(mask(compressed(RING), image_id=id))

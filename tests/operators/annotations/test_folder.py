@@ -32,6 +32,9 @@ def test_every_file_of_masks_is_read_in_the_order_of_names(tmp_path: Path) -> No
     np.save(tmp_path / "sa_4.npy", LABELS.astype(np.int64))
     Image.fromarray(LABELS).save(tmp_path / "sa_2.jpg")  # a picture
     (tmp_path / "sa_3.json").write_text("{}")
+    (tmp_path / "__MACOSX").mkdir()
+    for hidden in ("__MACOSX/sa_1.png", "._sa_1.png"):
+        (tmp_path / hidden).write_bytes(b"\x00\x05\x16\x07")
     folder = AnnotationFolder(location_of(tmp_path), {"sa_4.npy": (40, 30)}.get)
     two, one, three, four = list(folder)
     assert folder.files == 4
