@@ -107,14 +107,20 @@ def audit_next_mask(
 ) -> Iterator[Finding]:
     """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`.
 
+    That is not under the number of masks that the build wrote, and at most 10,000.
+
     With their `sources`: those that the build wrote have the first `funnel.written` numbers, and all others later ones.
     """
-    end = None if row["next_mask"] is None else row["id"] * MASKS_PER_IMAGE_LIMIT + row["next_mask"]
-    if ids and end is not None and ids[-1] >= end:
+    next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
+    if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:
+        expected = f"a next_mask from {written or 0} to {MASKS_PER_IMAGE_LIMIT:,} in an image that people annotated"
+        yield place.finding(Code.ROW_IDENTITY, expected, next_mask, f"id {row['id']}")
+        return
+    end = row["id"] * MASKS_PER_IMAGE_LIMIT + next_mask
+    if ids and ids[-1] >= end:
         expected = f"an annotation_id under {end}, as next_mask says"
         yield place.finding(Code.ROW_IDENTITY, expected, ids[-1], f"mask {ids[-1]}", mask=ids[-1])
         return
-    written = (row["funnel"] or {}).get("written")
     if sources is None or written is None:
         return
     first = row["id"] * MASKS_PER_IMAGE_LIMIT + written

@@ -109,7 +109,7 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     the others are paired as in a correction study, by annotation id and then by IoU: the new mask takes the old one's
     place, and is `corrected` where a build made that. What is left of the old masks is deleted. Numbers are never given
     again. An image of format 1 that changes gets all columns of format 2. Raises `DamagedDatasetError` if the row's
-    masks are damaged.
+    masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return Merged(row, Left.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else Left.REFUSED)
@@ -180,8 +180,14 @@ def _worked_on(row: Row, answer: Answer) -> bool:
 
 
 def _check(row: Row) -> None:
-    """Check the run lengths of an image's masks, which pycocotools trusts."""
+    """Check the number of an image's next mask, and the run lengths of its masks, which pycocotools trusts."""
     size = row["height"], row["width"]
+    numbers = [mask_index(mask, position) for position, mask in enumerate(row["masks"])]
+    least = max([(row["funnel"] or {}).get("written") or 0, *(number + 1 for number in numbers)])
+    if row["next_mask"] is not None and not least <= row["next_mask"] <= MASKS_PER_IMAGE_LIMIT:
+        raise DamagedDatasetError(
+            f"image {row['id']}: its next_mask is {row['next_mask']:,}, expected {least:,} to {MASKS_PER_IMAGE_LIMIT:,}"
+        )
     for mask in row["masks"]:
         try:
             runs.area(runs.Rle(size, _counts(mask)))

@@ -171,6 +171,15 @@ def test_what_they_have_must_be_right(change: dict[str, Any], code: Code) -> Non
     assert code in codes(findings(image, [*masks[:2], by_person(masks[2], 3, **change)]))
 
 
+@pytest.mark.parametrize("next_mask", [None, 2, 10_001])
+def test_an_image_of_people_has_the_number_of_its_next_mask(next_mask: int | None) -> None:
+    """At least those that the build wrote: else numbers of masks that are gone are given again."""
+    image, masks = committed()
+    image |= {"masks": 1, "next_mask": next_mask, "complete": True}
+    (finding,) = [each for each in findings(image, masks[:1]) if each.code is Code.ROW_IDENTITY]
+    assert finding.expected == "a next_mask from 3 to 10,000 in an image that people annotated"
+
+
 @pytest.mark.parametrize(("last", "next_mask"), [(5, 5), (1, 5), (0, 5), (2, 2), (2, -5)])
 def test_their_numbers_rise_and_are_under_the_next_one(last: int, next_mask: int) -> None:
     image, masks = committed()

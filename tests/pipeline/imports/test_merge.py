@@ -264,6 +264,12 @@ def test_damaged_masks_of_the_dataset_are_named() -> None:
         merge(row, answer(), REPLACE)
 
 
+@pytest.mark.parametrize("next_mask", [2, 10_001])
+def test_a_damaged_number_of_the_next_mask_is_named(next_mask: int) -> None:
+    with pytest.raises(DamagedDatasetError, match=r"image 1: its next_mask is .*, expected 3 to 10,000"):
+        merge(image() | {"next_mask": next_mask}, answer(), REPLACE)
+
+
 def test_run_lengths_of_other_tools_are_written_in_our_way() -> None:
     pixels = np.zeros(SIZE, bool)
     pixels[3:7, 5:9] = True
