@@ -21,6 +21,8 @@ from segmint.operators.annotations.image import (
 
 _CHANNELS = 4
 _LABELS = "brushlabels"
+_NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea")
+"""Types of results that say something of an image, or of a region that has a result with its shape too."""
 
 
 class Readable(Protocol):
@@ -44,18 +46,28 @@ def read_tasks(
 
     The latest annotation of a task that was not canceled counts; a task without one is left out. `size_of` returns the
     (height, width) of an image by its name where that is known: then masks of other sizes are not even decoded. The
-    name is the image's path or URL; a mask's id is that of its region where that is a number. Raises `KeyError` or
+    name is the image's path or URL; a mask's id is that of its region where that is a number. Items that are no objects
+    and results without a shape are ignored; a task without an image has a name that says so. Raises `KeyError` or
     `TypeError` if these are not tasks.
     """
-    for task in tasks:
+    for number, task in enumerate(tasks, 1):
+        if not isinstance(task, dict):
+            continue
         answer = answer_of(task)
         if answer is None:
             continue
         regions, superseded = answer
-        name = str(task.get("data", task)["image"])
+        data = task.get("data", task)
+        name = data.get("image") if isinstance(data, dict) else None
+        if not isinstance(name, str) or not name:
+            yield Task(
+                AnnotatedImage(f"task number {number}", None, None, unreadable=["it has no `image`"]), superseded
+            )
+            continue
         image = AnnotatedImage(name, None, size_of(name))
         for region in regions:
-            _add(image, region, brush)
+            if region.get("type") not in _NO_SHAPES:
+                _add(image, region, brush)
         yield Task(image, superseded)
 
 
@@ -98,7 +110,7 @@ def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
     kept = [each for each in task["annotations"] if not (each.get("was_cancelled") or each.get("skipped"))]
     # Stable: of equally late ones the first.
     kept.sort(key=lambda each: str(each.get("updated_at") or each.get("created_at") or ""), reverse=True)
-    return [[region for region in each["result"] if "value" in region] for each in kept]
+    return [[region for region in each["result"] if isinstance(region, dict) and "value" in region] for each in kept]
 
 
 def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:

@@ -39,3 +39,17 @@ def test_a_mask_of_another_size_is_not_decoded() -> None:
     assert image.unreadable == ["mask 10000: it is 40 x 30 pixels, its image 30 x 40"]
     ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))], Never())
     assert image.unreadable == ["mask 10000: its size is 40000 x 30000 pixels"]
+
+
+def test_what_is_no_mask_costs_no_other() -> None:
+    said = [{"id": "a", "type": kind, "value": {kind: ["good"]}} for kind in ("choices", "textarea")]
+    nameless = {**task(region()), "data": {}}
+    tasks: list[Any] = [task(*said, {}, region()), nameless, 5, task(region())]
+    tasks[0]["annotations"][0]["result"].insert(0, 3)
+    answers = list(read_tasks(tasks, brush))
+    assert [(len(image.masks), image.unreadable) for image, _ in answers] == [
+        (1, []),
+        (0, ["it has no `image`"]),
+        (1, []),
+    ]
+    assert answers[1].image.name == "task number 2"
