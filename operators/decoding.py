@@ -37,6 +37,10 @@ class UndecodableError(ValueError):
     """A picture that cannot be decoded, or not within the limits. The message says why."""
 
 
+class OverLimitError(UndecodableError):
+    """A picture whose decoding was late, ran out of memory or ended its process: another time it may be decoded."""
+
+
 class JpegDecoder:
     """Applies functions to JPEGs; thread-safe. Its child processes start when one is needed.
 
@@ -54,8 +58,8 @@ class JpegDecoder:
     def run(self, function: Callable[[bytes], T], jpeg: bytes) -> T:
         """Return `function(jpeg)`. `function` must be picklable and importable in a child, as its result must.
 
-        Raises `UndecodableError` for any exception of `function`, for over `MOST_PIXELS`, and if the child dies, runs
-        out of memory or is late twice; `ChildFaultError` if no child can start.
+        Raises `UndecodableError` for any exception of `function` and for over `MOST_PIXELS`; `OverLimitError`, which is
+        one, if the child dies, runs out of memory or is late twice; `ChildFaultError` if no child can start.
         """
         if self._own and is_plain(jpeg):
             return _apply(function, jpeg)
@@ -63,7 +67,7 @@ class JpegDecoder:
             result: T = self._started().run(pickle.dumps((function, jpeg)))
         except SuspectError as error:
             late = f"not decoded within {TIMEOUT_S:g} seconds"
-            raise UndecodableError(late if error.reason == Reason.TIMED_OUT else error.detail) from None
+            raise OverLimitError(late if error.reason == Reason.TIMED_OUT else error.detail) from None
         return result
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from segmint.catalogs.findings import Place
 from segmint.operators import decoding
 from segmint.operators.audit.similar_images import perceptual_hash
 from segmint.operators.audit.tar import audit_jpeg
-from segmint.operators.decoding import PIXELS_HERE, JpegDecoder, UndecodableError, is_plain
+from segmint.operators.decoding import PIXELS_HERE, JpegDecoder, OverLimitError, UndecodableError, is_plain
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, release
 from tests.support import child_workers
@@ -100,7 +100,7 @@ def test_what_a_decoder_does_to_its_process_is_said(order: bytes, told: str, dec
 def test_a_picture_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "TIMEOUT_S", 0.5)
     with JpegDecoder(own=True, processes=1) as decoder:
-        with pytest.raises(UndecodableError, match=r"not decoded within 0\.5 seconds"):
+        with pytest.raises(OverLimitError, match=r"not decoded within 0\.5 seconds"):
             decoder.run(child_workers.obey, b"sleep 60")
         assert decoder.run(child_workers.obey, b"next") == b"next"
     with pytest.raises(RuntimeError, match="closed"):

@@ -22,7 +22,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.decoding import JpegDecoder, OverLimitError, UndecodableError
 from segmint.operators.similar.hashes import THUMBNAIL, VIEWS, image_hashes
 
 _SIDE = 256  # pixels at least of the shorter side that is decoded, where the image has them
@@ -49,14 +49,16 @@ class Looks:
 def look_at_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder: JpegDecoder) -> Looks:
     """Return the looks of a tar, from the folder `kept` if they are there, else put there.
 
+    They are not put there if a JPEG was over the limits of memory or time: the next run tries it again.
     Raises `DamagedDatasetError` for a tar that cannot be read.
     """
     file = None if kept is None else kept / f"{tar.sha256}.npz"
     known = None if file is None else _read(file)
     if known is not None:
         return known
-    looks = _collect(list(_look(dataset / tar.path, decoder)))
-    if file is not None:
+    transient: list[str] = []
+    looks = _collect(list(_look(dataset / tar.path, decoder, transient)))
+    if file is not None and not transient:
         buffer = io.BytesIO()
         np.savez(buffer, **{field.name: getattr(looks, field.name) for field in fields(looks)})
         try:
@@ -83,8 +85,8 @@ def _read(file: Location) -> Looks | None:
     return looks if shapes == expected else None
 
 
-def _look(tar: Location, decoder: JpegDecoder) -> Iterator[tuple[Any, ...]]:
-    """Yield a row of `Looks` for each JPEG."""
+def _look(tar: Location, decoder: JpegDecoder, transient: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield a row of `Looks` for each JPEG; names of those whose damage may pass are added to `transient`."""
     rows: dict[int, tuple[Any, ...]] = {}
     documents: dict[int, tuple[int, int]] = {}
     try:
@@ -100,7 +102,10 @@ def _look(tar: Location, decoder: JpegDecoder) -> Iterator[tuple[Any, ...]]:
                 if match[2] == "json":
                     documents[number] = place
                 else:
-                    rows[number] = (place, *_see(archive.read(member), decoder))
+                    *seen, error = _see(archive.read(member), decoder)
+                    rows[number] = (place, *seen, "" if error is None else f"its JPEG cannot be decoded: {error}")
+                    if isinstance(error, OverLimitError):
+                        transient.append(member.name)
     except BadTarError as error:
         raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
     for number, (place, *seen) in sorted(rows.items()):
@@ -108,13 +113,13 @@ def _look(tar: Location, decoder: JpegDecoder) -> Iterator[tuple[Any, ...]]:
 
 
 def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
-    """Hash a JPEG's bytes and its views; the last value is why it cannot be decoded, else empty."""
+    """Hash a JPEG's bytes and its views; the last value is why it cannot be decoded, else None."""
     digest = np.frombuffer(hashlib.sha256(jpeg).digest(), np.uint8)
     try:
-        return digest, *decoder.run(_views, jpeg), ""
+        return digest, *decoder.run(_views, jpeg), None
     except UndecodableError as error:
         nothing = np.zeros(VIEWS, np.uint64), np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
-        return digest, *nothing, f"its JPEG cannot be decoded: {error}"
+        return digest, *nothing, error
 
 
 def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:

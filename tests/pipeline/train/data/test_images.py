@@ -9,6 +9,7 @@ import pytest
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.operators.decoding import JpegDecoder, OverLimitError
 from segmint.operators.schemas import SCHEMAS_OF
 from tests.support.committed import write_dataset
 from tests.support.committed_shard import CommittedShard, change_manifest
@@ -99,6 +100,19 @@ def test_a_later_run_uses_the_looks_of_an_earlier_one_unless_they_are_damaged(da
     assert files[2].stat().st_mtime_ns == before
     for name in ("ids", "places", "jpeg_sha256", "hashes", "thumbnails", "annotations"):
         assert np.array_equal(getattr(first.images, name), getattr(again.images, name))
+
+
+def test_a_jpeg_over_the_limits_of_time_is_tried_again_by_the_next_run(trainable, tmp_path, monkeypatch):
+    kept = location_of(tmp_path / "looks")
+
+    def late(decoder, function, jpeg):
+        raise OverLimitError("not decoded within 60 seconds")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JpegDecoder, "run", late)
+        with pytest.raises(UsageError, match="12 damaged images"):
+            find(tmp_path, trainable, kept)
+    assert len(find(tmp_path, trainable, kept).images) == 12
 
 
 def test_a_dataset_without_pictures_or_without_masks_is_refused(trainable, tmp_path):
