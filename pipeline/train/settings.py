@@ -57,7 +57,7 @@ def _auto_or_threads(value: Any) -> Any:
 
 
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

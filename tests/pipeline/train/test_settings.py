@@ -37,7 +37,7 @@ datasets:
 stepps: 3
 steps: true
 losses: {focal_gamma: 0.5}
-optimizer: {learning_rate: fast}
+optimizer: {learning_rate: fast, decay_steps: [yes]}
 """,
         "output: out\n",
     )
@@ -47,7 +47,8 @@ optimizer: {learning_rate: fast}
     assert found[3] == "t.yaml:6: stepps is not a key of the configuration: did you mean steps?"
     assert found[4] == "t.yaml:7: steps is true: expected a number"
     assert found[5].startswith("t.yaml:8: losses is {'focal_gamma': 0.5}: focal_gamma is 0.5: expected 0, or 1 or more")
-    assert found[6].startswith("t.yaml:9: optimizer.learning_rate is 'fast': expected a valid number")
+    assert found[6] == "t.yaml:9: optimizer.decay_steps[0] is True: expected a number"
+    assert found[7].startswith("t.yaml:9: optimizer.learning_rate is 'fast': expected a valid number")
 
 
 def test_what_is_missing_comes_with_an_example(tmp_path):
