@@ -19,9 +19,10 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError, fingerprint
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
@@ -52,6 +53,10 @@ class OpenedDataset:
     def key(self) -> str:
         """The name of its folder in a cache: twelve hexadecimal digits, by its place."""
         return fingerprint(absolute(self.location.uri))
+
+    def has_changed(self) -> bool:
+        """Whether it is of another version now; raises as `current_digest` does."""
+        return current_digest(self.location) != self.digest
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def find_images(
                 try:
                     looks = look_at_shard(dataset.location, shard.tar, folder, decoder)
                     tables = _tables(dataset.location, commit)
-                except DamagedDatasetError as error:
+                except (DamagedDatasetError, NotFoundError) as error:
                     _refuse_shard(shard, error, config, left_out)
                     continue
                 shards.append(shard)
@@ -190,7 +195,7 @@ def find_images(
     return TrainingImages(shards=shards, **columns), held
 
 
-def _refuse_shard(shard: Shard, error: DamagedDatasetError, config: TrainConfig, left_out: LeftOut) -> None:
+def _refuse_shard(shard: Shard, error: SegmintError, config: TrainConfig, left_out: LeftOut) -> None:
     if config.bad_shards == "stop":
         raise DamagedDatasetError(
             f"{shard} cannot be read, and nothing was trained: {error}. Repair it with `segmint repair "

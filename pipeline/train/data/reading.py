@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.model.automatic import rle
 from segmint.model.sam.preprocess import resize, resized_size
 from segmint.model.sam.prompt_encoder import IMAGE_SIZE
@@ -105,7 +106,11 @@ class ImageReader:
     def _range(self, image: int, first: int) -> bytes:
         shard = self._images.shards[int(self._images.shard[image])]
         start, stop = (int(place) for place in self._images.places[image, first : first + 2])
-        return read_range(shard.dataset.location / shard.tar.path, start, stop)
+        try:
+            return read_range(shard.dataset.location / shard.tar.path, start, stop)
+        except NotFoundError as error:
+            changed = ", as the dataset was changed while it trained" if shard.dataset.has_changed() else ""
+            raise DamagedDatasetError(f"the tar of its shard is gone{changed}") from error
 
     def _target(
         self, image: int, annotation: int, segmentation: Any, size: tuple[int, int], input_size: tuple[int, int]

@@ -73,11 +73,14 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_rest_is_found(dataset,
     ]
 
 
-@pytest.mark.parametrize("kind", ["shards", "masks"])
+@pytest.mark.parametrize("kind", ["shards", "masks", "gone"])
 def test_a_bad_shard_ends_the_run_with_its_place_or_is_left_out(dataset, tmp_path, kind):
-    shard = CommittedShard(dataset, 2)
-    shard.raw[kind] = b"junk" * 300
-    shard.write()
+    if kind == "gone":
+        next((dataset / "shards").glob("sa_000002*.tar")).unlink()
+    else:
+        shard = CommittedShard(dataset, 2)
+        shard.raw[kind] = b"junk" * 300
+        shard.write()
     with pytest.raises(
         DamagedDatasetError, match=r"shard 2 of .*nothing was trained.*segmint repair .*bad_shards: skip"
     ):

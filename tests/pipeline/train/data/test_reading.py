@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from segmint.infra.errors import SegmintError
 from segmint.model.training.targets import fit_targets
 from segmint.pipeline.train.data.draws import Draw
 from segmint.pipeline.train.data.images import LeftOut
 from segmint.pipeline.train.data.reading import ImageReader
+from tests.support.committed import write_generation
 from tests.support.committed_shard import CommittedShard
-from tests.support.trainable import scene
+from tests.support.locations import location_of
+from tests.support.trainable import row_of, scene
 from tests.support.trained import find
 
 
@@ -78,6 +81,20 @@ def test_a_store_that_fails_is_not_the_images_fault(trainable, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(trainable, dataset)
     found = find(tmp_path, dataset)
-    shutil.rmtree(dataset / "shards")
-    with pytest.raises(Exception, match="it is not there"):
+    shutil.rmtree(dataset)
+    with pytest.raises(SegmintError, match="is not a segmint dataset"):
         ImageReader(found.images, 256, 0.9, found.left_out).read(drawn(1, 0))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_images_whose_tar_is_gone_are_left_out(trainable, tmp_path, changed):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(trainable, dataset)
+    found = find(tmp_path, dataset)
+    if changed:
+        write_generation(location_of(dataset), 0, generation=2, make_row=row_of)
+    (dataset / found.images.shards[0].tar.path).unlink()
+    left_out = LeftOut()
+    assert ImageReader(found.images, 256, 0.9, left_out).read(drawn(1, 0)) is None
+    why = "the tar of its shard is gone" + ", as the dataset was changed while it trained" * changed
+    assert [line["detail"] for line in left_out.listed] == [why]
