@@ -111,6 +111,7 @@ class _Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     weights: Sha256
+    datasets: tuple[TrainedOn, ...] | None = None
     lineage: Lineage
 
 
@@ -136,11 +137,21 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]
     return ()
 
 
+def check_lineage(weights: str, lineage: tuple[Round, ...], datasets: tuple[TrainedOn, ...] | None) -> None:
+    """Raise `ValueError` if a lineage in `training.json` does not end with its weights, or with its datasets.
+
+    `datasets` are those that the file says were trained on; None: it does not say.
+    """
+    if not lineage or lineage[-1].weights != weights:
+        raise ValueError("its lineage does not end with its weights")
+    if datasets is not None and lineage[-1].datasets != datasets:
+        raise ValueError("its datasets are not those of the last round of its lineage")
+
+
 def _lineage_in(data: bytes, sha256: str) -> tuple[Round, ...]:
     """Read `training.json`; raises `ValueError` for a file of other weights."""
     training = _Training.model_validate(json.loads(data))
     if training.weights != sha256:
         raise ValueError(f"it is of the weights {training.weights[:DIGITS]}…, and these are {sha256[:DIGITS]}…")
-    if not training.lineage or training.lineage[-1].weights != sha256:
-        raise ValueError("its lineage does not end with its weights")
+    check_lineage(sha256, training.lineage, training.datasets)
     return training.lineage

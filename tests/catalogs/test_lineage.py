@@ -63,6 +63,7 @@ def changed(**changes: Any) -> bytes:
         (b'{"weights": "\xff"}', "invalid start byte"),
         (b"[" * 100_000, "recursion"),
         (changed(lineage=[]), "its lineage does not end with its weights"),
+        (changed(datasets=[]), "its datasets are not those of the last round"),
         (changed(weights="2" * 64), "it is of the weights 222222222222"),
         (changed(lineage=training_json()["lineage"][:1]), "its lineage does not end with its weights"),
         (changed(lineage=[{"weights": "sam", "name": "x"}]), "lineage.0.weights: String should match pattern"),

@@ -9,21 +9,25 @@ import pytest
 from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
 from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import ASSETS
 from segmint.pipeline.train.data.splits import is_held_out
 from segmint.pipeline.train.record import TrainingRecord
 from tests.support.trainable import scene
 
-BASE = Round(weights="0" * 64, name="mobile_sam")
+BASE = Round(weights=ASSETS["mobile_sam"].sha256, name="mobile_sam")
 
 
-def put_lineage(weights: Path, rounds: Sequence[tuple[TrainedOn, float | None]]) -> TrainingRecord:
-    """Write the `training.json` of weights that were trained in these rounds, on a dataset each."""
+def put_lineage(
+    weights: Path, rounds: Sequence[tuple[TrainedOn | tuple[TrainedOn, ...], float | None]], begun: Round = BASE
+) -> TrainingRecord:
+    """Write the `training.json` of weights that were trained in these rounds, on a dataset or several each."""
     sha256 = sha256_of(weights)
-    lineage = [BASE]
-    for number, (dataset, share) in enumerate(rounds, start=1):
+    lineage = [begun]
+    for number, (named, share) in enumerate(rounds, start=1):
         last = number == len(rounds)
         round_sha256 = sha256 if last else f"{number:064}"
-        lineage.append(Round(weights=round_sha256, name=f"sam-{number}.pth", datasets=(dataset,), held_out_share=share))
+        datasets = named if isinstance(named, tuple) else (named,)
+        lineage.append(Round(weights=round_sha256, name=f"sam-{number}.pth", datasets=datasets, held_out_share=share))
     record = TrainingRecord(
         code_version="1",
         weights=sha256,

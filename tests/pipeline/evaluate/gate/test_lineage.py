@@ -1,11 +1,12 @@
 """What weights were trained on, by the record beside them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.lineage import TRAINING, TrainedOn
+from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.evaluate.gate.lineage import lineage_of
@@ -58,3 +59,31 @@ def test_a_damaged_record_is_an_error(weights_file: Make) -> None:
     (file.parent / TRAINING).write_text('{"weights": 7}')
     with pytest.raises(UsageError, match=r"training\.json is not what segmint train writes"):
         find(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"lineage": []}, "its lineage does not end with its weights"),
+        ({"datasets": []}, "its datasets are not those of the last round of its lineage"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_an_error(
+    weights_file: Make, changes: dict[str, object], problem: str
+) -> None:
+    """Else it would read as weights that segmint did not train."""
+    file = weights_file("b")
+    put_lineage(file, [(ONE, 0.1)])
+    record = json.loads((file.parent / TRAINING).read_bytes())
+    (file.parent / TRAINING).write_text(json.dumps({**record, **changes}))
+    with pytest.raises(UsageError, match=problem):
+        find(file)
+
+
+def test_a_lineage_that_begins_with_weights_of_others_is_not_known(weights_file: Make) -> None:
+    file = weights_file("b")
+    put_lineage(file, [(ONE, 0.1)], begun=Round(weights="5" * 64, name="p.pth"))
+    lineage = find(file)
+    assert (lineage.known, lineage.share, lineage.unexplained) == (False, 0.1, {"5" * 64})
+    assert lineage.ancestors == {"5" * 64, lineage.weights.sha256}
+    assert "with 10 % held out; what p.pth was trained on before is not known" in lineage.line()
