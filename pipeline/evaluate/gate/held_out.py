@@ -1,20 +1,23 @@
-"""Which images of the datasets of a gate no weights were trained on."""
+"""Which images of the datasets of a gate no weights were trained on, and which show the same."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import read_version, version_numbers
+from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.catalogs.lineage import TrainedOn
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
+from segmint.infra.wording import listed
 from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.train.data.images import LeftOut, find_images, open_datasets
-from segmint.pipeline.train.data.splits import held_out
+from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
+from segmint.pipeline.train.data.splits import held_out, similar_groups
 from segmint.pipeline.train.settings import DatasetKeys, TrainConfig
 
 
@@ -22,16 +25,55 @@ from segmint.pipeline.train.settings import DatasetKeys, TrainConfig
 class Untrained:
     """The images of a dataset that no weights were trained on; `ids` None: all of them.
 
-    `trained` are those that were, or that show the same as one that was. `why` says how that is known.
+    `trained` are those that were, or that show the same as one that was, or of which that is not known. `why` says how
+    that is known. `groups` has a number for each image that could be looked at, by its file's name: images of the
+    command that show the same have the same. `left_out` are the images and shards that could not.
     """
 
     ids: frozenset[int] | None
     trained: frozenset[int]
     why: str
+    groups: Mapping[str, int] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
         """Those of some images that no weights were trained on."""
         return frozenset(images) if self.ids is None else self.ids & frozenset(images)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a dataset: its manifest, the digests of its versions, and weights that it notes it trained."""
+
+    manifest: DatasetManifest
+    digests: frozenset[str]
+    noted: frozenset[str]
+
+    @classmethod
+    def read(cls, dataset: Location) -> "_Known":
+        digests = {current_digest(dataset), *(read_version(dataset, each).digest for each in version_numbers(dataset))}
+        noted = {value for note in read_notes(dataset) if note.command == "train" for value in note.files.values()}
+        return cls(load_manifest(dataset), frozenset(digests), frozenset(noted))
+
+    def trained(self, lineage: Lineage) -> bool:
+        """Whether weights of a lineage were trained on the dataset, or on one that its images come from."""
+        before = [dataset for each in self.manifest.lineage for dataset in each.datasets]
+        names = {self.manifest.name, *(dataset.name for dataset in before)}
+        digests = self.digests | {dataset.digest for dataset in before}
+        return bool(
+            names & lineage.names
+            or digests & lineage.digests
+            or self.noted & lineage.hashes
+            or self.manifest.weights.sha256 in lineage.ancestors
+        )
+
+    def share(self, lineage: Lineage) -> float:
+        """The share of the dataset that a lineage that was trained on it held out; 0 if it is not known."""
+        return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
+
+    def is_one(self, dataset: TrainedOn) -> bool:
+        """Whether it is a dataset of a round, in some version."""
+        return dataset.name == self.manifest.name or dataset.digest in self.digests
 
 
 def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storage: Storage) -> dict[str, Untrained]:
@@ -41,13 +83,14 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
     them. A dataset that was built with weights of the lineage, or of another one that begins with the same datasets,
     counts as such a dataset: masks of people are carried over to it. Of these an image is held out as in training, by
     the smallest share of all rounds. An image of another dataset is, too, unless it shows the same as one that is not.
+    No image of a dataset is if it was trained on together with one that is not among `targets`: it may show the same as
+    one of that. Raises `DamagedDatasetError` if a shard of a dataset that was trained on cannot be read.
     """
-    trained = {target: _trained_by(Location(storage, target), lineages) for target in targets}
-    if not any(trained.values()):
-        return {
-            target: Untrained(None, frozenset(), "in no lineage: all images count as held out") for target in targets
-        }
-    share = min(lineage.share or 0.0 for group in trained.values() for lineage in group)
+    if not targets:
+        return {}
+    known = {target: _Known.read(Location(storage, target)) for target in targets}
+    trained = {target: [each for each in lineages if known[target].trained(each)] for target in targets}
+    share = min((known[target].share(each) for target in targets for each in trained[target]), default=1.0)
     places = {absolute(target): target for target in targets}
     config = TrainConfig(
         datasets=tuple(DatasetKeys(uri=place, masks="all") for place in places),
@@ -55,33 +98,59 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
         max_mask_area_ratio=1.0,
         bad_shards="skip",
     )
-    images, _ = find_images(config, open_datasets(config, storage), None, LeftOut())
+    opened, left_out = open_datasets(config, storage), LeftOut()
+    images, read = find_images(config, opened, None, left_out)
+    for dataset, target in zip(opened, places.values(), strict=True):
+        if trained[target] and not read[dataset.key].whole:
+            raise DamagedDatasetError(_unreadable(dataset, left_out))
+    groups = similar_groups(images)
     seen = np.array([bool(trained[target]) for target in places.values()])
-    held = held_out(images, share, seen[images.entry])
+    held = held_out(images, share, seen[images.entry], groups)
     found: dict[str, Untrained] = {}
     for entry, (place, target) in enumerate(places.items()):
-        ids, others = (frozenset(images.ids[chosen & (images.entry == entry)].tolist()) for chosen in (held, ~held))
-        if trained[target]:
-            labels = " and ".join(lineage.weights.label for lineage in trained[target])
-            kept = f"images of its held-out {100 * share:g} % remain" if share else "no share of it was held out"
-            why = f"{labels} trained on it: {kept}"
-        else:
+        here = images.entry == entry
+        ids, others = (frozenset(images.ids[chosen & here].tolist()) for chosen in (held, ~held))
+        numbers = dict(zip(map(image_name, images.ids[here].tolist()), groups[here].tolist(), strict=True))
+        missing = _missing(trained[target], known.values())
+        kept: frozenset[int] | None = ids
+        labels = " and ".join(lineage.weights.label for lineage in trained[target])
+        if missing:
+            kept, others = frozenset(), ids | others
+            why = (
+                f"{labels} trained on it together with {listed(missing)}, not named here: images may look like some of "
+                "that and do not count; name it too"
+            )
+        elif trained[target]:
+            remain = f"images of its held-out {100 * share:g} % remain" if share else "no share of it was held out"
+            why = f"{labels} trained on it: {remain}"
+        elif any(trained.values()):
             why = "in no lineage: images that show none of those trained on count as held out"
-        found |= {each: Untrained(ids, others, why) for each in targets if absolute(each) == place}
+        else:
+            kept, others, why = None, frozenset(), "in no lineage: all images count as held out"
+        lines = _left_out(opened[entry], left_out)
+        found |= {each: Untrained(kept, others, why, numbers, lines) for each in targets if absolute(each) == place}
     return found
 
 
-def _trained_by(dataset: Location, lineages: Sequence[Lineage]) -> list[Lineage]:
-    """The lineages that a dataset is in."""
-    manifest = load_manifest(dataset)
-    digests = {current_digest(dataset), *(read_version(dataset, each).digest for each in version_numbers(dataset))}
-    noted = {value for note in read_notes(dataset) if note.command == "train" for value in note.files.values()}
-    return [
-        lineage
-        for lineage in lineages
-        if manifest.name in lineage.names
-        or digests & lineage.digests
-        or noted & lineage.hashes
-        or manifest.weights.sha256 in {each.weights for each in lineage.rounds}
-        or {dataset.digest for each in manifest.lineage for dataset in each.datasets} & lineage.digests
-    ]
+def _missing(lineages: Sequence[Lineage], known: Collection[_Known]) -> list[str]:
+    """The names of datasets that are not known, of the rounds that trained on several."""
+    several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
+    return sorted({each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)})
+
+
+def _left_out(dataset: OpenedDataset, left_out: LeftOut) -> tuple[str, ...]:
+    """What of a dataset could not be looked at, the first ones by name."""
+    lines = []
+    for each in left_out.listed:
+        if each["dataset"] == dataset.manifest.name and "detail" in each:
+            where = f"shard {each['shard']}" if "shard" in each else f"image {each['image']}"
+            lines.append(f"{where}: {each['detail']}")
+    return tuple(lines)
+
+
+def _unreadable(dataset: OpenedDataset, left_out: LeftOut) -> str:
+    shown = "; ".join(line for line in _left_out(dataset, left_out) if line.startswith("shard "))
+    return (
+        f"{dataset.location} was trained on and has shards that cannot be read, so that it cannot be said which images "
+        f"of the command look like theirs: {shown}. Repair them with `segmint repair {dataset.location}`"
+    )

@@ -17,22 +17,33 @@ _SALT = b"segmint held-out 1\0"
 _RANGE = 1 << 64
 
 
-def held_out(images: TrainingImages, share: float, seen: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+def held_out(
+    images: TrainingImages,
+    share: float,
+    seen: NDArray[np.bool_] | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.bool_]:
     """Whether each of the N images is held out: (N,) bool.
 
     `seen` (N,) bool are images of datasets that are trained on, None for all: the others are held out unless they show
-    the same as one of these that is not.
+    the same as one of these that is not. `groups` (N,) are those of `similar_groups`, if they are known already.
     """
-    sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
+    sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
-    # Images of one source are one; so are those of one JPEG, whose sources two catalogs may have encoded in two ways.
-    groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
-    _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
-    groups = _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
+    groups = similar_groups(images) if groups is None else groups
     trained = np.zeros(len(images) + 1, bool)
     np.logical_or.at(trained, groups, ~alone[same.reshape(-1)] & (True if seen is None else seen))
     held: NDArray[np.bool_] = ~trained[groups]
     return held
+
+
+def similar_groups(images: TrainingImages) -> NDArray[np.int64]:
+    """The group of each of the N images, (N,), those that show the same in one."""
+    sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
+    # Images of one source are one; so are those of one JPEG, whose sources two catalogs may have encoded in two ways.
+    groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
+    _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
+    return _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
 
 
 def is_held_out(source_sha256: bytes, share: float) -> bool:

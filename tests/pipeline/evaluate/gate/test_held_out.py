@@ -1,21 +1,30 @@
 """Images of datasets that no weights were trained on."""
 
+import hashlib
+import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.evaluate.gate.held_out import untrained_images
 from segmint.pipeline.evaluate.gate.lineage import Lineage, lineage_of
 from segmint.pipeline.evaluate.measure import Weights
+from segmint.pipeline.train.data.splits import is_held_out
 from tests.pipeline.evaluate.gate.conftest import held_by_hash, put_lineage
+from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.trainable import write_trainable
+from tests.support.trainable import row_of, write_trainable
 
 Make = Callable[[str], Path]
 
@@ -33,7 +42,7 @@ def untrained(dataset: Path, *lineages: Lineage):
     return untrained_images([str(dataset)], lineages, Storage())[str(dataset)]
 
 
-def lineage(file: Path, *rounds: tuple[TrainedOn, float | None]) -> Lineage:
+def lineage(file: Path, *rounds: tuple[TrainedOn | tuple[TrainedOn, ...], float | None]) -> Lineage:
     if rounds:
         put_lineage(file, rounds)
     return lineage_of(Weights.of(str(file)), Storage())
@@ -96,3 +105,67 @@ def test_a_copy_in_another_dataset_was_trained_on_too(tmp_path: Path, dataset: P
     assert found[str(dataset)].ids == held
     assert found[str(copy)].ids == held & {1, 2, 3}
     assert found[str(copy)].why == "in no lineage: images that show none of those trained on count as held out"
+
+
+def test_a_dataset_of_a_round_that_is_not_named_leaves_no_image(
+    tmp_path: Path, dataset: Path, weights_file: Make
+) -> None:
+    """An image may look like one of the other dataset that was trained on; with that named, too, this is known."""
+    copy = tmp_path / "copy"
+    write_dataset(location_of(copy), 2, make_row=resaved, refuse=0)
+    named = [TrainedOn(name=path.name, digest=current_digest(location_of(path))) for path in (dataset, copy)]
+    named[1] = named[1].model_copy(update={"name": "other"})
+    trained = lineage(weights_file("b"), (tuple(named), SHARE))
+    found = untrained(dataset, trained)
+    assert (found.ids, found.trained) == (frozenset(), set(range(1, 7)))
+    assert found.why.startswith("b.pth trained on it together with other, not named here: ")
+    both = untrained_images([str(dataset), str(copy)], [trained], Storage())
+    assert both[str(dataset)].ids == frozenset()  # every image has a copy that was trained on
+    assert both[str(dataset)].why == "b.pth trained on it: images of its held-out 50 % remain"
+
+
+def resaved(ordinal: int, refused: bool) -> dict[str, Any]:
+    """A row with the picture of the dataset's, saved again, of another source that is not held out."""
+    row = row_of(ordinal, refused)
+    saved = io.BytesIO()
+    Image.open(io.BytesIO(row["release"])).save(saved, "JPEG", quality=85)
+    sources = (hashlib.sha256(f"{ordinal} {number}".encode()).digest() for number in itertools.count())
+    source = next(each for each in sources if not is_held_out(each, SHARE))
+    return {**row, "release": saved.getvalue(), "source_sha256": source.hex()}
+
+
+def test_a_shard_that_cannot_be_read_is_an_error_where_it_was_trained_on(tmp_path: Path, weights_file: Make) -> None:
+    path = tmp_path / "small"
+    write_trainable(location_of(path), 2)
+    trained = lineage(weights_file("b"), (TrainedOn(name="small", digest="1" * 64), SHARE))
+    other = lineage(weights_file("c"), (TrainedOn(name="other", digest="1" * 64), SHARE))
+    tar = next((path / "shards").glob("sa_000001*"))
+    tar.write_bytes(tar.read_bytes()[:3000])
+    with pytest.raises(DamagedDatasetError, match="was trained on and has shards that cannot be read.*shard 1: "):
+        untrained(path, trained)
+    found = untrained(path, other)
+    assert found.ids is None
+    assert [line.partition(":")[0] for line in found.left_out] == ["shard 1"]
+
+
+def test_a_dataset_that_notes_weights_of_unknown_origin_is_not_held_out(tmp_path: Path, weights_file: Make) -> None:
+    """The parent's `training.json` was not beside it when the round began."""
+    path = tmp_path / "small"
+    write_trainable(location_of(path), 1)
+    parent, file = weights_file("p"), weights_file("b")
+    begun = Round(weights=sha256_of(parent), name="p.pth")
+    note_output(location_of(path), "train", location_of(parent.parent), {"p.pth": begun.weights})
+    put_lineage(file, [(TrainedOn(name="elsewhere", digest="1" * 64), SHARE)], begun)
+    found = untrained(path, lineage(file))
+    assert (found.ids, found.trained) == (frozenset(), {1, 2, 3})
+
+
+def test_a_dataset_of_another_lineage_on_the_same_dataset_is_a_later_round(
+    dataset: Path, weights_file: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were trained on `street`, in two versions of it."""
+    before = Round(weights="5" * 64, name="sam.pth", datasets=(TrainedOn(name="street", digest="2" * 64),))
+    changed = load_manifest(location_of(dataset)).model_copy(update={"lineage": (before,)})
+    monkeypatch.setattr("segmint.pipeline.evaluate.gate.held_out.load_manifest", lambda dataset: changed)
+    found = untrained(dataset, lineage(weights_file("b"), (TrainedOn(name="street", digest="3" * 64), SHARE)))
+    assert found.ids == held_by_hash(6, SHARE)
