@@ -24,6 +24,10 @@ MASKS_AT_ONCE = 16
 _SINGLE = 0  # the place of the mask for unambiguous prompts; the three others follow it
 
 
+class NoNumberError(ValueError):
+    """Weights answer with numbers that are not finite."""
+
+
 @dataclass(frozen=True)
 class MaskScores:
     """One mask's scores, after each number of clicks in the settings.
@@ -51,8 +55,8 @@ def click_masks(
     """Click on each mask of an image until the largest number of clicks, and return its scores.
 
     `truths` are masks in the embedding's frame, none empty; `numbers` (each under 2^63) key their random clicks. Each
-    click is decoded with the logits of the model's choice before. Raises ValueError for an empty mask, and for weights
-    that answer with numbers that are not finite.
+    click is decoded with the logits of the model's choice before. Raises ValueError for an empty mask, and
+    `NoNumberError` for weights that answer with numbers that are not finite.
     """
     scores: list[MaskScores] = []
     for start in range(0, len(truths), MASKS_AT_ONCE):
@@ -61,6 +65,15 @@ def click_masks(
         _click(predictor, embedding, masks)
         scores += [mask.scores() for mask in masks]
     return scores
+
+
+def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
+    """The scores of weights that have no answer to a mask: 0, and no click."""
+    height, width = truth["size"]
+    blank = np.zeros((height, width), np.uint8, order="F")
+    empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}
+    zeros = (0.0,) * len(settings.clicks)
+    return MaskScores(zeros, zeros, zeros, (), empty, empty)
 
 
 class _Truth:
@@ -110,7 +123,7 @@ class _Clicked:
         `logits` (4, 256, 256) and `predicted` (4,) are the single mask's and the three's.
         """
         if not predicted.isfinite().all():
-            raise ValueError(
+            raise NoNumberError(
                 "the weights predict an IoU that is no finite number: they are damaged, or overflow in bf16"
             )
         settings, count = self._settings, len(self.clicks)

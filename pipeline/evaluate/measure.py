@@ -24,6 +24,15 @@ HEAD = [
 """The columns that each row of results begins with; `TruthImage` has their meaning."""
 
 
+class PartlyMeasuredError(ValueError):
+    """Some of the weights have no answer to an image; `rows` are of all weights, with the lowest scores for these."""
+
+    def __init__(self, message: str, rows: list[Row]) -> None:
+        """Take why, and the rows."""
+        super().__init__(message)
+        self.rows = rows
+
+
 class Measure(Protocol):
     """One kind of evaluation. Picklable, and the same in every process: what it needs of an image is all there."""
 
@@ -41,7 +50,8 @@ class Measure(Protocol):
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
         """Measure the models, one or two, on an image: rows without the columns of `HEAD`.
 
-        Raises ValueError for an image that cannot be measured, which is then listed as left out.
+        Raises ValueError for an image that cannot be measured, which is then listed as left out, and
+        `PartlyMeasuredError` for one that counts and is listed.
         """
 
 

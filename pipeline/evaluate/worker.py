@@ -14,7 +14,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
 from segmint.pipeline.evaluate.truth import (
     Decoders,
     LeftOut,
@@ -63,6 +63,10 @@ class Evaluator:
                 try:
                     rows += self._rows(read.image)
                     measured += 1
+                except PartlyMeasuredError as error:
+                    rows += _with_head(read.image, error.rows)
+                    measured += 1
+                    why.append(str(error))
                 except ValueError as error:
                     why.append(str(error))
                 except Exception as error:
@@ -76,8 +80,7 @@ class Evaluator:
         return PartResult(table, left_out, measured, self._computed_on, time.monotonic() - started)
 
     def _rows(self, image: TruthImage) -> list[Row]:
-        head = {"truth": image.truth, "image_id": image.image_id, "image": image.name}
-        return [{**head, **row} for row in self._task.measure.rows(self._models, image)]
+        return _with_head(image, self._task.measure.rows(self._models, image))
 
     def _read(self, part: TruthPart) -> Iterator[_Read]:
         """The images in order, read and decoded by threads; a part that breaks off gives a last entry that says why."""
@@ -111,6 +114,11 @@ class Evaluator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _with_head(image: TruthImage, rows: Sequence[Row]) -> list[Row]:
+    head = {"truth": image.truth, "image_id": image.image_id, "image": image.name}
+    return [{**head, **row} for row in rows]
 
 
 def _is_lost_device(error: Exception) -> bool:

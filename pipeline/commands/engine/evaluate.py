@@ -100,7 +100,11 @@ def points(
         ),
     ] = False,
     require: Annotated[
-        Required | None, typer.Option(help="Any other verdict of the gate makes the exit code 1; implies --gate.")
+        Required | None,
+        typer.Option(
+            help="Any other verdict of the gate, or a guard set that could not be judged, makes the exit code 1; "
+            "implies --gate."
+        ),
     ] = None,
     guard: Annotated[
         list[str] | None,
@@ -135,7 +139,7 @@ def points(
 
     judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
     answer_with(judged, as_json)
-    if require is not None and judged.verdict.value != require.value:
+    if require is not None and not judged.passes:
         raise typer.Exit(FINDINGS)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segmint.infra.wording import counted
-from segmint.pipeline.evaluate.answer import Subject
+from segmint.pipeline.evaluate.answer import LISTED, SHOWN, Subject
 from segmint.pipeline.evaluate.gate.lineage import Lineage
 from segmint.pipeline.evaluate.gate.verdict import (
     DECIDES,
@@ -17,6 +17,7 @@ from segmint.pipeline.evaluate.gate.verdict import (
     percent_points,
 )
 from segmint.pipeline.evaluate.points.answer import PointsAnswer
+from segmint.pipeline.evaluate.truth import LeftOut
 
 TO_DO = (
     "what to do: correct or draw masks of held-out images (`segmint import … --into DATASET`), or name a dataset or a "
@@ -31,18 +32,24 @@ class Images:
     name: str
     trained: int
     why: str
+    left_out: tuple[str, ...] = ()  # images and shards that could not be looked at
 
     def line(self) -> str:
         """It as a line for a person."""
         left_out = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
-        return f"{self.name}: {self.why}{left_out}"
+        more = f"; and {len(self.left_out) - SHOWN:,} more" if len(self.left_out) > SHOWN else ""
+        unread = f"; could not be looked at: {'; '.join(self.left_out[:SHOWN])}{more}" if self.left_out else ""
+        return f"{self.name}: {self.why}{left_out}{unread}"
 
 
 @dataclass(frozen=True)
 class GateJudgment:
     """Whether the second weights may replace the first, and by what.
 
-    `assisted_by` counts assisted masks by the model: "first", "second", or "others".
+    `assisted_by` counts assisted masks by the model: "first", "second", or "others"; `corrected_apart` are masks that
+    are reported with these, as people corrected them from an answer that favors the second weights. `favoring_first`
+    are independent masks that were corrected from answers of the first weights, or of what they descend from.
+    `guard_left_out`: what of the guard sets was not measured.
     """
 
     verdict: Verdict
@@ -54,16 +61,27 @@ class GateJudgment:
     assisted_by: Mapping[str, int] = field(default_factory=dict)
     guards: tuple[GuardCompared, ...] = ()
     guard_images: tuple[Images, ...] = ()
+    corrected_apart: int = 0
+    favoring_first: int = 0
+    guard_left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether the second weights are better, and every guard set could say that they are not worse there."""
+        return self.verdict is Verdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
+            "passes": self.passes,
             "decided_by": DECIDES,
+            "masks_favoring_first": self.favoring_first,
             "independent": [asdict(each) for each in self.independent],
             "assisted": {
                 "masks_by_model": dict(self.assisted_by),
+                "corrected": self.corrected_apart,
                 "compared": [asdict(each) for each in self.assisted],
             },
             "guards": [
@@ -77,6 +95,10 @@ class GateJudgment:
             "lineages": [each.to_dict() for each in self.lineages],
             "images": [asdict(each) for each in self.truths],
             "guard_images": [asdict(each) for each in self.guard_images],
+            "guard_left_out": {
+                "count": len(self.guard_left_out),
+                "first": [each._asdict() for each in self.guard_left_out[:LISTED]],
+            },
         }
 
     def lines(self) -> list[str]:
@@ -113,9 +135,23 @@ class GateJudgment:
         if self.assisted:
             by = ", ".join(f"{count:,} by {model}" for model, count in self.assisted_by.items() if count)
             yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
+        if self.corrected_apart:
+            yield (
+                f"{counted(self.corrected_apart, 'mask')} that people corrected from answers of the second weights, or "
+                "of what they descend from, may favor these: reported with the assisted ones"
+            )
+        if self.favoring_first:
+            yield (
+                f"{counted(self.favoring_first, 'independent mask')} were corrected from answers of the first weights, "
+                "or of what they descend from, and favor these: they may hide that the second are better, and do not "
+                "make them worse"
+            )
         yield from (each.line() for each in self.lineages)
         yield from (each.line() for each in self.truths)
         yield from (f"guard set {each.line()}" for each in self.guard_images)
+        yield from (f"guard set, left out: {each}" for each in self.guard_left_out[:SHOWN])
+        if len(self.guard_left_out) > SHOWN:
+            yield f"guard sets: {len(self.guard_left_out) - SHOWN:,} more left out"
 
     def values(self) -> Mapping[str, Any]:
         """Return what the page's template shows."""
@@ -142,6 +178,11 @@ class GateAnswer:
     def verdict(self) -> Verdict:
         """The verdict."""
         return self.judgment.verdict
+
+    @property
+    def passes(self) -> bool:
+        """Whether the second weights may replace the first."""
+        return self.judgment.passes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""

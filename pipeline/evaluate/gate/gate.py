@@ -1,18 +1,20 @@
 """`segmint evaluate points --gate`: whether the second weights may replace the first."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.evaluate.settings import FirstClick, PointsSettings
+from segmint.infra.uris import absolute
+from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.gate.answer import GateAnswer, GateJudgment, Images
 from segmint.pipeline.evaluate.gate.held_out import Untrained, untrained_images
 from segmint.pipeline.evaluate.gate.lineage import Lineage, lineage_of
 from segmint.pipeline.evaluate.gate.people import PeopleMasks, find_people_masks
-from segmint.pipeline.evaluate.gate.tally import Role, Tally
+from segmint.pipeline.evaluate.gate.tally import CORRECTED, Role, Tally, role_of, role_of_corrected
 from segmint.pipeline.evaluate.gate.verdict import MEASURES, GuardCompared, compare, decide
 from segmint.pipeline.evaluate.kinds import DATASET, Chosen
 from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult, Weights
@@ -22,7 +24,7 @@ from segmint.pipeline.evaluate.points.measure import PointsMeasure
 from segmint.pipeline.evaluate.points.points import PointsOptions, evaluate_points, kept_schema
 from segmint.pipeline.evaluate.run import run_measure
 from segmint.pipeline.evaluate.setup import TruthOptions, open_truths
-from segmint.pipeline.evaluate.truth import Truth
+from segmint.pipeline.evaluate.truth import LeftOut, Truth
 
 CLICKS = (1, 3)
 """Clicks that a gate measures after, besides those of the evaluation."""
@@ -54,6 +56,8 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateAnswer:
             f"--gate judges on masks that people made, and a model's own are no independent truth: leave out --truth "
             f"{points.truth.chosen}"
         )
+    _refuse_twice("", points.truth.targets)
+    _refuse_twice("--guard ", options.guards)
     gate = _Gate(options, storage)
     if gate.targets:
         clicks = tuple(sorted({*points.settings.clicks, *CLICKS}))
@@ -64,12 +68,42 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateAnswer:
     return _without_truth(gate, points, storage)
 
 
+def _refuse_twice(option: str, names: Sequence[str]) -> None:
+    """Raise `UsageError` for what is named twice: its images would count as twice as many."""
+    places: dict[str, str] = {}
+    for name in names:
+        first = places.setdefault(absolute(name), name)
+        if first is not name or names.count(name) > 1:
+            raise UsageError(f"{option}{name} is named twice, and its images would count twice: name it once")
+
+
 @dataclass
 class _Found:
     """A dataset among the truths or guard sets: the images that no weights were trained on, and masks of people."""
 
     untrained: Untrained
     people: PeopleMasks | None = None
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What a tally must know of the truths of a run, by their places."""
+
+    found: tuple[_Found | None, ...]
+    lineages: tuple[Lineage, Lineage]
+
+    def role(self, truth: int, mask: int, source: str | None) -> Role:
+        """The role of a mask."""
+        found = self.found[truth]
+        if source == CORRECTED and found is not None and found.people is not None:
+            model = found.people.corrected.get(mask)
+            return Role.ASSISTED if model is None else role_of_corrected(model, *self.lineages)
+        return role_of(source)
+
+    def group(self, truth: int, image: str) -> int | None:
+        """The group of an image of a dataset."""
+        found = self.found[truth]
+        return None if found is None else found.untrained.groups.get(image)
 
 
 class _Gate:
@@ -81,8 +115,8 @@ class _Gate:
         self._storage = storage
         first, second = map(Weights.of, points.model.weights)
         self.lineages: tuple[Lineage, Lineage] = (lineage_of(first, storage), lineage_of(second, storage))
-        self._tally = Tally(MEASURES)
         self._judged: GateJudgment | None = None
+        self._guard_left_out: list[LeftOut] = []
         named = dict.fromkeys([*points.truth.targets, *options.guards])
         datasets = [name for name in named if (Location(storage, name) / MANIFEST).exists()]
         untrained = untrained_images(datasets, self.lineages, storage)
@@ -91,6 +125,7 @@ class _Gate:
             if name in self._found:
                 self._found[name].people = find_people_masks(Location(storage, name))
         self.targets = tuple(name for name in points.truth.targets if self._usable(name))
+        self._tally = Tally(MEASURES, self._known(self.targets))
 
     @property
     def only(self) -> dict[str, frozenset[int]]:
@@ -105,19 +140,25 @@ class _Gate:
         """Judge what was seen, after the guard sets; the second call returns the same."""
         if self._judged is None:
             seed = self._options.points.settings.seed
-            independent = compare(self._tally.scores([Role.INDEPENDENT]), seed)
+            favoring = self._tally.scores([Role.FAVORS_FIRST]).masks
+            independent = compare(self._tally.scores([Role.INDEPENDENT, Role.FAVORS_FIRST]), seed)
+            unfavored = compare(self._tally.scores([Role.INDEPENDENT]), seed) if favoring else None
+            assisted = self._tally.scores([Role.ASSISTED])
             guards = self._guards(seed)
-            verdict, reasons = decide(independent, guards)
+            verdict, reasons = decide(independent, guards, unfavored)
             self._judged = GateJudgment(
                 verdict,
-                reasons,
+                (*reasons, *_chosen(self._options.points)),
                 self.lineages,
                 tuple(map(self._images, dict.fromkeys(self._options.points.truth.targets))),
                 independent,
-                compare(self._tally.scores([Role.ASSISTED]), seed),
+                compare(assisted, seed),
                 self._assisted_by(),
                 guards,
                 tuple(map(self._guard_images, self._options.guards)),
+                self._tally.corrected_apart,
+                favoring,
+                tuple(self._guard_left_out),
             )
         return self._judged
 
@@ -131,7 +172,8 @@ class _Gate:
             return Images(name, 0, _UNKNOWN)
         if not found.people.images:
             return Images(name, 0, "it has no masks that people made")
-        return Images(name, len(found.untrained.trained & found.people.images), found.untrained.why)
+        untrained = found.untrained
+        return Images(name, len(untrained.trained & found.people.images), untrained.why, untrained.left_out)
 
     def _guard_images(self, name: str) -> Images:
         found = self._found.get(name)
@@ -144,7 +186,7 @@ class _Gate:
         for found in self._found.values():
             if found.people is not None:
                 for model, count in found.people.models(found.untrained.of(found.people.images)).items():
-                    label = labels.get(model or "", "others")
+                    label = labels.get(model, "others")
                     counts[label] = counts.get(label, 0) + count
         return counts
 
@@ -158,26 +200,47 @@ class _Gate:
             targets, options.guard_images, Chosen.ALL, truth.ignore, self.only, images_option="--guard-images"
         )
         truths = open_truths(chosen, self._storage)
-        tally = Tally(MEASURES)
+        self._guard_left_out += [each for opened in truths for each in opened.left_out]
+        tally = Tally(MEASURES, self._known(targets))
         for result in run_measure(guard_task(options.points), truths, options.points.model.run):
             tally.add(result.table)
+            self._guard_left_out += result.left_out
         compared = {name: compare(tally.scores(tuple(Role), number), seed) for number, name in enumerate(targets)}
         return tuple(GuardCompared(name, compared.get(name, ())) for name in options.guards)
+
+    def _known(self, targets: Sequence[str]) -> _Targets:
+        return _Targets(tuple(map(self._found.get, targets)), self.lineages)
 
     def _may_guard(self, name: str) -> bool:
         found = self._found.get(name)
         return found is None or found.untrained.ids is None or bool(found.untrained.ids)
 
 
+def _chosen(points: PointsOptions) -> Iterator[str]:
+    """What was chosen otherwise than by default, as a reason: another choice may give another verdict."""
+    settings = _guard_settings(points)
+    chosen = [
+        *([f"--seed {settings.seed}"] if settings.seed else []),
+        *([f"{settings.first} first clicks"] if settings.first is not FirstClick.CENTER else []),
+        *([f"--several-clicks {settings.several}"] if settings.several is not SeveralClicks.SINGLE else []),
+        *([f"--groups {points.groups}"] if points.groups is not None else []),
+    ]
+    if chosen:
+        yield f"not the defaults: {', '.join(chosen)}"
+
+
 def guard_task(points: PointsOptions) -> EvaluateTask:
     """The clicks on a guard set: as those on the truth, up to three."""
+    return points.model.task(PointsMeasure(_guard_settings(points)))
+
+
+def _guard_settings(points: PointsOptions) -> PointsSettings:
     first = points.first or (FirstClick.CENTER if points.groups is None else FirstClick.RANDOM)
-    settings = PointsSettings(CLICKS, first, points.settings.several, points.settings.seed)
-    return points.model.task(PointsMeasure(settings))
+    return PointsSettings(CLICKS, first, points.settings.several, points.settings.seed)
 
 
 def _left_out(name: str, untrained: Untrained) -> Images:
-    return Images(name, len(untrained.trained), untrained.why)
+    return Images(name, len(untrained.trained), untrained.why, untrained.left_out)
 
 
 def _without_truth(gate: _Gate, points: PointsOptions, storage: Storage) -> GateAnswer:

@@ -135,7 +135,9 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
 def _missing(lineages: Sequence[Lineage], known: Collection[_Known]) -> list[str]:
     """The names of datasets that are not known, of the rounds that trained on several."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
-    return sorted({each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)})
+    return sorted(
+        {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}
+    )
 
 
 def _left_out(dataset: OpenedDataset, left_out: LeftOut) -> tuple[str, ...]:

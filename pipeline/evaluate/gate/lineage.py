@@ -13,7 +13,6 @@ from segmint.infra.uris import absolute, parent
 from segmint.pipeline.evaluate.measure import Weights
 from segmint.pipeline.train.record import TrainingRecord, read_record
 
-
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
 """The SHA-256 of weights that segmint knows, and that no training of its made."""
 

@@ -46,7 +46,8 @@ class Verdict(StrEnum):
 class Compared:
     """Means of a measure over the same masks, and the second's minus the first's; all are shares, not percent.
 
-    The 95 % interval is of the difference, None with fewer than `LEAST_IMAGES` images.
+    `images` that show the same count as one. The 95 % interval is of the difference, None with fewer than
+    `LEAST_IMAGES` images.
     """
 
     measure: str
@@ -119,15 +120,20 @@ def expanded_interval(replicates: Floats, images: int) -> list[Interval]:
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def decide(truth: Sequence[Compared], guards: Sequence[GuardCompared]) -> tuple[Verdict, tuple[str, ...]]:
-    """Return the verdict and its reasons; `truth` has the comparisons over independent masks, or none."""
+def decide(
+    truth: Sequence[Compared], guards: Sequence[GuardCompared], unfavored: Sequence[Compared] | None = None
+) -> tuple[Verdict, tuple[str, ...]]:
+    """Return the verdict and its reasons; `truth` has the comparisons over independent masks, or none.
+
+    `unfavored` has those without the masks that favor the first weights; None: there is no such mask.
+    """
     worse = [
         f"on the guard set {guard.name} the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: all "
         f"of the interval is below {100 * GUARD_LIMIT:.1f}"
         for guard in guards
         for each in guard.worse
     ]
-    by_truth, reason = _by_truth(truth)
+    by_truth, reason = _by_truth(truth, unfavored)
     verdict = Verdict.WORSE if worse else by_truth
     unjudged = [
         f"the guard set {guard.name} could not decide: it has {counted(_images(guard.compared), 'image')}, and "
@@ -138,7 +144,7 @@ def decide(truth: Sequence[Compared], guards: Sequence[GuardCompared]) -> tuple[
     return verdict, (*worse, reason, *unjudged)
 
 
-def _by_truth(truth: Sequence[Compared]) -> tuple[Verdict, str]:
+def _by_truth(truth: Sequence[Compared], unfavored: Sequence[Compared] | None) -> tuple[Verdict, str]:
     found = next((each for each in truth if each.measure == DECIDES), None)
     if found is None:
         return Verdict.NO_TRUTH, "no independent mask of a held-out image could be measured"
@@ -150,7 +156,11 @@ def _by_truth(truth: Sequence[Compared]) -> tuple[Verdict, str]:
     if found.interval[0] > 0:
         return Verdict.BETTER, f"{where}: all of the interval is above 0"
     if found.below(0):
-        return Verdict.WORSE, f"{where}: all of the interval is below 0"
+        if unfavored is None or any(each.measure == DECIDES and each.below(0) for each in unfavored):
+            return Verdict.WORSE, f"{where}: all of the interval is below 0"
+        return Verdict.NO_DIFFERENCE, (
+            f"{where}: all of the interval is below 0, but not over the masks alone that do not favor the first weights"
+        )
     return Verdict.NO_DIFFERENCE, f"{where}: the interval has 0 in it"
 
 

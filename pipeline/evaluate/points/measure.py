@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.evaluate.points import MaskScores, click_masks
+from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.measure import HEAD
-from segmint.pipeline.evaluate.truth import Truth, TruthImage
+from segmint.pipeline.evaluate.measure import HEAD, PartlyMeasuredError
+from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
 
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 
@@ -52,13 +52,35 @@ class PointsMeasure:
         """Any truth will do."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Click on the image's masks with each model; raises ValueError if it has none."""
+        """Click on the image's masks with each model; raises ValueError if it has none.
+
+        One of two models that answers with no number has scores of 0, so that a comparison does not lose the image:
+        raises `PartlyMeasuredError`. ValueError if no model has an answer.
+        """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
             raise ValueError("it has no mask to click on")
         rles = [mask.rle for mask in masks]
         numbers = [_number(image.name, mask.id) for mask in masks]
-        by_model = [click_masks(model, model.embed(image.pixels), rles, numbers, self.settings) for model in models]
+        by_model: list[list[MaskScores]] = []
+        failed: dict[int, NoNumberError] = {}
+        for place, model in enumerate(models):
+            try:
+                by_model.append(click_masks(model, model.embed(image.pixels), rles, numbers, self.settings))
+            except NoNumberError as error:
+                failed[place] = error
+                by_model.append([no_answer(rle, self.settings) for rle in rles])
+        if len(failed) == len(models):
+            raise failed[0]
+        rows = self._rows(image, masks, by_model)
+        for place, why in failed.items():
+            which = ("first", "second")[place]
+            raise PartlyMeasuredError(f"it counts, with scores of 0 for the {which} weights: {why}", rows)
+        return rows
+
+    def _rows(
+        self, image: TruthImage, masks: Sequence[TruthMask], by_model: Sequence[Sequence[MaskScores]]
+    ) -> list[Row]:
         group = [self._group(image, mask.label, mask.source) for mask in masks]
         return [
             {

@@ -12,6 +12,7 @@ from segmint.pipeline.evaluate.gate.lineage import Lineage
 from segmint.pipeline.evaluate.gate.verdict import Compared, GuardCompared, Verdict, decide
 from segmint.pipeline.evaluate.measure import Weights
 from segmint.pipeline.evaluate.page import render
+from segmint.pipeline.evaluate.truth import LeftOut
 from tests.support.html import parse_page
 
 OLD, NEW = Weights("mobile_sam", "a" * 64), Weights("models/new.pth", "b" * 64)
@@ -114,3 +115,13 @@ def test_the_page_shows_the_verdict(gain: float | None, guard: float, kind: str,
     assert f'<p class="word">{word}</p>' in page
     assert "&lt;photos&gt;" in page
     assert "<photos>" not in page
+
+
+def test_a_guard_set_that_could_not_be_judged_does_not_pass() -> None:
+    assert judgment().passes
+    assert not judgment(0.0).passes
+    left_out = (LeftOut("photos", "sa_1.jpg", "it is gone"),)
+    found = judgment(guards=(GuardCompared("photos", ()),), guard_left_out=left_out)
+    assert (found.verdict, found.passes) == (Verdict.BETTER, False)
+    assert "  guard set, left out: photos: sa_1.jpg: it is gone" in found.lines()
+    assert found.to_dict()["guard_left_out"]["count"] == 1

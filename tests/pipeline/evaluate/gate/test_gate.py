@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from segmint.catalogs.lineage import TrainedOn
 from segmint.pipeline.cli import app
 from segmint.pipeline.evaluate.gate.people import find_people_masks
 from tests.pipeline.evaluate.gate.conftest import held_by_hash, put_lineage
+from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.trainable import scene, write_trainable
+from tests.support.trainable import row_of, scene, write_trainable
 
 Make = Callable[[str], Path]
 
@@ -66,11 +68,12 @@ def test_without_held_out_masks_there_is_no_verdict(
     [
         (["--gate"], "--gate compares two weights: give --weights twice"),
         (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "leave out --truth all"),
+        (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is named twice, and its images would count twice"),
         (["--guard-images", "x"], "--guard-images has no effect without --guard"),
     ],
 )
 def test_wrong_options(dataset: Path, arguments: list[str], message: str) -> None:
-    done = run(dataset, *arguments)
+    done = run(dataset, *(f"{dataset}/" if each == "DATASET" else each for each in arguments))
     assert done.exit_code == 2
     assert message in done.stderr
 
@@ -82,15 +85,46 @@ def test_only_what_is_held_out_counts(dataset: Path, mobile_sam_path: Path, tmp_
     torch.save(torch.load(mobile_sam_path, weights_only=True), again)
     share = next(share / 20 for share in range(1, 20) if len(held_by_hash(3, share / 20)) == 1)
     put_lineage(again, [(TrainedOn(name="other", digest=current_digest(location_of(dataset))), share)])
-    done = run(dataset, "--weights", "mobile_sam", "--weights", again, "--gate", "--clicks", "1", "--json")
+    weights = ("--weights", "mobile_sam", "--weights", again)
+    done = run(dataset, *weights, "--gate", "--clicks", "1", "--seed", "3", "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert answer["settings"]["clicks"] == [1, 3]
     gate = answer["gate"]
     assert gate["verdict"] == "no difference shown"
-    assert gate["reasons"] == ["only 1 image with independent masks: an interval needs 10"]
+    few = "only 1 image with independent masks: an interval needs 10"
+    assert gate["reasons"] == [few, "not the defaults: --seed 3"]
     assert (gate["images"][0]["trained"], answer["images"]) == (2, 1)
     assert [each["difference"] for each in gate["independent"]] == [0.0, 0.0, 0.0]
+
+
+def test_weights_that_answer_with_no_number_do_not_lose_images(
+    dataset: Path, mobile_sam_path: Path, tmp_path: Path
+) -> None:
+    """Else the images on which the second weights fail would leave the comparison."""
+    state = torch.load(mobile_sam_path, weights_only=True)
+    name = next(name for name in state if name.startswith("mask_decoder.iou_prediction_head"))
+    state[name] = torch.full_like(state[name], torch.nan)
+    broken = tmp_path / "broken.pth"
+    torch.save(state, broken)
+    done = run(dataset, "--weights", "mobile_sam", "--weights", broken, "--gate", "--clicks", "1", "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert (answer["images"], answer["left_out"]["count"]) == (3, 3)
+    assert "it counts, with scores of 0 for the second weights" in answer["left_out"]["first"][0]["why"]
+    (compared, *_) = answer["gate"]["independent"]
+    assert (compared["images"], compared["second"]) == (3, 0.0)
+    assert compared["first"] > 0
+
+
+def test_corrected_masks_are_found_with_the_model_that_made_them(tmp_path: Path) -> None:
+    def corrected(ordinal: int, refused: bool) -> dict[str, Any]:
+        row = row_of(ordinal, refused)
+        row["masks"][0] |= {"source": "corrected", "model": "7" * 64 if ordinal else None}
+        return row
+
+    write_dataset(location_of(tmp_path / "small"), 1, make_row=corrected, refuse=0)
+    assert list(find_people_masks(location_of(tmp_path / "small")).corrected.values()) == ["0" * 64, *["7" * 64] * 2]
 
 
 @pytest.mark.long

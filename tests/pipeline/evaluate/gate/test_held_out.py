@@ -141,7 +141,7 @@ def test_a_shard_that_cannot_be_read_is_an_error_where_it_was_trained_on(tmp_pat
     other = lineage(weights_file("c"), (TrainedOn(name="other", digest="1" * 64), SHARE))
     tar = next((path / "shards").glob("sa_000001*"))
     tar.write_bytes(tar.read_bytes()[:3000])
-    with pytest.raises(DamagedDatasetError, match="was trained on and has shards that cannot be read.*shard 1: "):
+    with pytest.raises(DamagedDatasetError, match=r"was trained on and has shards that cannot be read.*shard 1: "):
         untrained(path, trained)
     found = untrained(path, other)
     assert found.ids is None

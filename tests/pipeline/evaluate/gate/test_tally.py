@@ -3,12 +3,23 @@
 import pyarrow as pa
 import pytest
 
+from segmint.catalogs.lineage import Round
 from segmint.operators.schemas import SOURCES
-from segmint.pipeline.evaluate.gate.tally import Role, Tally, role_of
+from segmint.pipeline.evaluate.gate.lineage import Lineage
+from segmint.pipeline.evaluate.gate.tally import Plain, Role, Tally, role_of, role_of_corrected
+from segmint.pipeline.evaluate.measure import Weights
 
 
 def row(truth: int, image: str, source: str | None, weights: int, iou: float) -> dict[str, object]:
-    return {"truth": truth, "image_id": image, "source": source, "weights": weights, "iou_1": iou}
+    return {
+        "truth": truth,
+        "image_id": image,
+        "image": f"{image}.jpg",
+        "mask": 1,
+        "source": source,
+        "weights": weights,
+        "iou_1": iou,
+    }
 
 
 def test_masks_are_summed_by_image_and_role() -> None:
@@ -42,3 +53,41 @@ def test_the_role_of_each_source() -> None:
     roles = {source: role_of(source) for source in SOURCES}
     assert {source for source, role in roles.items() if role is not Role.INDEPENDENT} == {"automatic", "assisted"}
     assert role_of(None) is Role.INDEPENDENT
+
+
+def lineage(*hashes: str) -> Lineage:
+    links = tuple(Round(weights=each * 64, name=each) for each in hashes)
+    return Lineage(Weights(hashes[-1], hashes[-1] * 64), True, links)
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "second", "role"),
+    [
+        ("1", ("0", "1"), ("0", "1", "2"), Role.FAVORS_FIRST),  # the usual turn: the first weights built the dataset
+        ("0", ("0", "1"), ("0", "1", "2"), Role.FAVORS_FIRST),  # the first are nearer to what both descend from
+        ("2", ("0", "1"), ("0", "1", "2"), Role.ASSISTED),
+        ("0", ("0", "1"), ("0", "2"), Role.ASSISTED),  # which of two sisters is nearer is not known
+        ("0", ("0", "1"), ("0",), Role.ASSISTED),  # back to older weights
+        ("1", ("0", "1"), ("0",), Role.FAVORS_FIRST),
+        ("9", ("0", "1"), ("0", "1", "2"), Role.INDEPENDENT),
+    ],
+)
+def test_a_corrected_mask_favors_the_weights_that_made_it(
+    model: str, first: tuple[str, ...], second: tuple[str, ...], role: Role
+) -> None:
+    assert role_of_corrected(model * 64, lineage(*first), lineage(*second)) is role
+
+
+class Twins(Plain):
+    """The images of two truths show the same where their names agree."""
+
+    def group(self, truth: int, image: str) -> int | None:
+        return ord(image[0])
+
+
+def test_images_that_show_the_same_are_one_unit() -> None:
+    tally = Tally(("iou_1",), Twins())
+    masks = [(truth, image, weights) for truth in (0, 1) for image in "ab" for weights in (0, 1)]
+    tally.add(pa.Table.from_pylist([row(truth, image, "manual", weights, 0.5) for truth, image, weights in masks]))
+    scores = tally.scores([Role.INDEPENDENT])
+    assert (scores.image_id, scores.counts.tolist()) == (("a", "b"), [2, 2])

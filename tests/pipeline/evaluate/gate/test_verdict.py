@@ -111,3 +111,13 @@ def test_a_guard_set_decides_without_truth_too() -> None:
         "on the guard set photographs the mean IoU (best of three) changes by -2.0 (-2.0 to -2.0): all of the interval "
         "is below -1.0"
     )
+
+
+def test_masks_that_favor_the_first_weights_do_not_make_the_second_worse() -> None:
+    with_them, alone = (compare(scores_of(change + noise(30, 3)), 0) for change in (-0.1, 0.0))
+    verdict, reasons = decide(with_them, [], alone)
+    assert verdict is Verdict.NO_DIFFERENCE
+    assert reasons[0].endswith("but not over the masks alone that do not favor the first weights")
+    assert decide(with_them, [], with_them)[0] is Verdict.WORSE
+    assert decide(with_them, [], ())[0] is Verdict.NO_DIFFERENCE
+    assert decide(compare(scores_of(0.1 + noise(30, 3)), 0), [], ())[0] is Verdict.BETTER
