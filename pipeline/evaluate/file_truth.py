@@ -150,7 +150,7 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
         CocoPart(folder, number, tuple(annotated[start : start + PART_IMAGES]))
         for start in range(0, len(annotated), PART_IMAGES)
     ]
-    facts = {"sha256": hashlib.sha256(data).hexdigest(), "images": redact(str(folder))}
+    facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
     return Truth(redact(str(file)), COCO, parts, facts, left_out, frequencies=found.frequencies)
 
 
@@ -176,7 +176,7 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
         LabelMapsPart(folder, maps, number, tuple(paired.pairs[start : start + PART_IMAGES]), frozenset(ignore))
         for start in range(0, len(paired.pairs), PART_IMAGES)
     ]
-    facts = {"images": redact(str(folder)), "ignore": sorted(ignore)}
+    facts = {"image_folder": redact(str(folder)), "ignore": sorted(ignore)}
     return Truth(redact(str(maps)), LABEL_MAPS, parts, facts, left_out)
 
 

@@ -49,4 +49,7 @@ def _made(subject: Subject) -> list[tuple[str, str]]:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return listed(f"{name} {value}" for name, value in facts.items() if value not in (None, [], "")) or "no more known"
+    return (
+        listed(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value not in (None, [], ""))
+        or "no more known"
+    )

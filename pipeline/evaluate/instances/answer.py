@@ -12,7 +12,7 @@ from segmint.operators.evaluate.coco_matching import Matches, Precision
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.figures_page import FiguresPage, Table, cell
-from segmint.pipeline.evaluate.instances.boxes import Boxes
+from segmint.pipeline.evaluate.instances.boxes import Boxes, no_image_error
 from segmint.pipeline.evaluate.instances.measure import matches_of
 from segmint.pipeline.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.statistics.intervals import Interval
@@ -193,11 +193,7 @@ class MatchesByCategory:
         """Raise `UsageError` if no box is of an image, or of a category, that has true masks."""
         images = self.by_category[0].values()
         if not any(len(matches.scores) for category in images for _, matches in category):
-            expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
-            raise UsageError(
-                f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be "
-                f"{expected}"
-            )
+            raise no_image_error(boxes)
         both = (
             any(len(matches.scores) for _, matches in category) and any(matches.truth[0] for _, matches in category)
             for category in images
@@ -224,14 +220,21 @@ class MatchesByCategory:
         return PrecisionAnswer(subject, settings, tuple(figures), tuple(by_category) if categories else None)
 
 
-def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int) -> Floats:
-    """Each image's number of masks and sum of IoUs of each weights, (I, 1 + W), from `OverlapMeasure`'s rows."""
+def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: Boxes | None = None) -> Floats:
+    """Each image's number of masks and sum of IoUs of each weights, (I, 1 + W), from `OverlapMeasure`'s rows.
+
+    Raises `UsageError` if none of the `boxes` is of one of the images.
+    """
     images: dict[tuple[int, str], list[float]] = {}
+    boxed = boxes is None
     for rows in tables:
         for row in rows:
             sums = images.setdefault((row["truth"], row["image_id"]), [0.0] * (1 + weights))
             sums[0] += row["weights"] == 0
             sums[1 + row["weights"]] += row["iou"]
+            boxed = boxed or (boxes is not None and len(boxes.of(row["image_id"], row["image"]).boxes) > 0)
+    if boxes is not None and not boxed:
+        raise no_image_error(boxes)
     return np.array(list(images.values()), dtype=np.float64).reshape(-1, 1 + weights)
 
 

@@ -71,6 +71,14 @@ class Boxes:
         return self.by_image.get(name if self.by_name else image_id, nothing)
 
 
+def no_image_error(boxes: Boxes) -> UsageError:
+    """The error for boxes of which none is of an image that was evaluated."""
+    expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
+    return UsageError(
+        f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be {expected}"
+    )
+
+
 def read_boxes(file: Location, of_dataset: bool) -> Boxes:
     """Read a file of COCO results; `of_dataset`: its image ids are those of a segmint dataset, as exports have them.
 

@@ -30,9 +30,10 @@ def evaluate_instances(
     Boxes with scores give AP, others, and those of the truth without a file, mIoU. Raises `UsageError` for wrong
     options, and `NothingMeasuredError` if no image can be evaluated.
     """
-    # What a detector finds in an image without a mask is wrong, and counts.
-    truths = open_truths(replace(options.truth, empty=boxes_file is not None), storage)
+    truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else _boxes_for(truths, Location(storage, boxes_file))
+    if boxes is not None and boxes.scored:  # what a detector finds in an image without a mask is wrong, and counts
+        truths = open_truths(replace(options.truth, empty=True), storage)
     settings = InstancesSettings(refine, boxes)
     measure: PrecisionMeasure | OverlapMeasure
     if boxes is not None and boxes.scored:
@@ -49,7 +50,7 @@ def evaluate_instances(
             matches.check(measure.boxes)
             answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
         else:
-            sums = gather_overlaps(session.tables(), len(task.weights))
+            sums = gather_overlaps(session.tables(), len(task.weights), boxes)
             answer = overlap_answer(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
         if output.wanted:
             output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))

@@ -12,6 +12,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.annotations.image import encode_mask
 from segmint.operators.decoding import JpegDecoder
+from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.kinds import Chosen
 from segmint.pipeline.evaluate.setup import TruthOptions, open_truths
 from segmint.pipeline.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
@@ -182,3 +183,11 @@ def test_what_is_no_truth_is_an_error(tmp_path: Path, targets: list[str], images
     save(tmp_path / "maps/a.png")
     with pytest.raises(UsageError, match=why):
         open_one(*(tmp_path / name for name in targets), images=tuple(str(tmp_path / name) for name in images))
+
+
+def test_an_answer_has_the_number_of_a_files_images_and_their_folder(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png")
+    options = TruthOptions((str(coco_file(tmp_path, "a.png")),), images=(str(tmp_path / "images"),))
+    (truth,) = open_truths(options, Storage())
+    (found,) = Subject("points", (truth,), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
+    assert (found["images"], found["image_folder"]) == (1, str(tmp_path / "images"))

@@ -17,7 +17,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.instances import segment_boxes
-from segmint.pipeline.evaluate.instances.answer import MatchesByCategory
+from segmint.pipeline.evaluate.instances.answer import MatchesByCategory, gather_overlaps
 from segmint.pipeline.evaluate.instances.boxes import read_boxes
 from segmint.pipeline.evaluate.instances.instances import evaluate_instances
 from segmint.pipeline.evaluate.session import EvaluateOptions
@@ -123,6 +123,14 @@ def test_boxes_of_other_images_or_categories_are_an_error(files: TruthFiles, tmp
     with pytest.raises(UsageError, match="no category of the boxes"):
         MatchesByCategory([[row, other]], 1).check(boxes)
     MatchesByCategory([[row, {**other, "category": 3}]], 1).check(boxes)
+
+
+def test_boxes_without_scores_of_other_images_are_an_error(files: TruthFiles, tmp_path: Path) -> None:
+    boxes = read_boxes(Location(Storage(), write_boxes(tmp_path / "boxes.json", scored=False)), False)
+    row = {"truth": 0, "image_id": "none of these", "image": "x.png", "weights": 0, "iou": 0.0}
+    with pytest.raises(UsageError, match="is of an image that was evaluated"):
+        gather_overlaps([[row]], 1, boxes)
+    assert gather_overlaps([[{**row, "image_id": next(iter(boxes.by_image))}]], 1, boxes).tolist() == [[1.0, 0.0]]
 
 
 def test_boxes_are_of_one_truth(files: TruthFiles, tmp_path: Path) -> None:
