@@ -18,7 +18,7 @@ from segmint.operators.describe import describe_mask, image_statistics, redactio
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, mask_index
-from segmint.pipeline.study.pairs import StudyMask, best_matches
+from segmint.pipeline.study.pairs import LEAST_IOU, StudyMask, best_matches
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which a mask of another dataset takes the place of one that a build made."""
@@ -272,11 +272,18 @@ def _described(
         parent = parents.get(mask.counts)
         if parent is not None:
             described["parent"] = annotation_id(row["id"], parent["index"])
-            described["label"] = mask.label if mask.label is not None else parent["label"]
+            if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
+                described["label"] = parent["label"]
             if "source" not in mask.said:
                 described["source"] = "corrected" if _corrects(parent) else parent["source"]
         rows.append(described)
     return rows
+
+
+def _overlap(size: tuple[int, int], mask: NewMask, parent: Row) -> float:
+    """Return the IoU of two masks of one image."""
+    ours, theirs = ({"size": list(size), "counts": each.encode()} for each in (mask.counts, _counts(parent)))
+    return float(coco.iou([ours], [theirs], [0])[0][0])
 
 
 def _annotation(row: Row, answer: Answer, settings: ImportSettings) -> Row:

@@ -277,7 +277,7 @@ class Stage:
             first_ambiguous=firsts.get("ambiguous"),
             unreadable=tuple(self._unreadable),
             all_unreadable=self._all_unreadable,
-            by_id=self._by_id,
+            by_id=self._by_id and self._match is Match.NUMBER,  # ids in other files are of other numberings
             left=dict(left or {}),
         )
 

@@ -103,6 +103,14 @@ def test_a_mask_without_its_id_is_paired_by_iou() -> None:
     assert merge(row, answer(wrong), replace(REPLACE, by_id=False)).row["masks"][0]["parent"] == 10_001
 
 
+@pytest.mark.parametrize(("corrected", "label"), [(rectangle(2, 3, 12, 19), "cup"), (rectangle(20, 25, 28, 35), None)])
+def test_a_label_is_that_of_the_former_mask_only_where_both_overlap(corrected: NewMask, label: str | None) -> None:
+    row = image(1)
+    row["masks"][0]["label"] = "cup"
+    (mask,) = merge(row, answer(replace(corrected, id=10_000)), REPLACE).row["masks"]
+    assert (mask["parent"], mask["label"]) == (10_000, label)
+
+
 def test_a_correction_of_a_person_s_mask_keeps_what_that_was() -> None:
     row = image(1)
     drawn = merge(row, answer(*as_read(row), rectangle(20, 20, 28, 35)), replace(REPLACE, source="manual")).row
