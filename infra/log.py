@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
@@ -20,8 +20,11 @@ _SECRET_KEY = re.compile(
 _HIDDEN = "[redacted]"
 
 
-def configure(level: str = "info", json: bool | None = None) -> None:
-    """Set up logging for this process; `json` None: JSON lines unless standard error is a terminal."""
+def configure(level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
+    """Set up logging for this process; `json` None: JSON lines unless standard error is a terminal.
+
+    Lines go to `stream`; None: to standard error.
+    """
     import structlog
 
     if level.lower() not in LEVELS:
@@ -45,7 +48,7 @@ def configure(level: str = "info", json: bool | None = None) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # Looked up at each use: a progress bar on the terminal replaces the stream while it runs.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
 

@@ -69,9 +69,9 @@ class Answers:
 def evaluate(
     sam: Sam, reads: Sequence[ReadImage], embed: Callable[[ReadImage], Tensor], step: int, world: World
 ) -> Evaluation:
-    """Evaluate the model on held-out images; every worker calls it with all of them, and takes its part."""
+    """Evaluate the model on held-out images; every worker calls it with its part of them, and gets the same answer."""
     sums = torch.zeros(4, dtype=torch.float64)
-    for read in world.part(reads):
+    for read in reads:
         targets = read.masks.targets
         resolution = targets.shape[-1]
         valid = valid_pixels(read.masks.input_size, resolution)

@@ -42,7 +42,8 @@ from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_imag
 from segmint.pipeline.train.data.reading import ImageReader, ReadImage
 from segmint.pipeline.train.data.splits import held_out
 from segmint.pipeline.train.record import RUN, RunRecord, pin_run, read_record
-from segmint.pipeline.train.run import Say, cache_location
+from segmint.pipeline.train.run import cache_location
+from segmint.pipeline.train.session import Say
 from segmint.pipeline.train.settings import BatchKeys, TrainConfig, identity_keys
 
 OBJECTS = "objects.json"
@@ -99,6 +100,8 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
     of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
     if of_sam:
         raise UsageError(f"task: objects does not train SAM, whose {', '.join(of_sam)} it has: use the keys of objects")
+    if config.resources.workers > 1:
+        raise UsageError(f"resources.workers is {config.resources.workers}: task: objects trains in one process, 1")
     storage = Storage(config.storage)
     output = Location(storage, config.output)
     looks = cache_location(config, output) / LOOKS

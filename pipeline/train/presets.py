@@ -110,6 +110,11 @@ def _check_together(config: TrainConfig) -> None:
             f"batch.masks is {batch.masks} for {batch.images} images: expected batch.images or more, as each image "
             "of a step has a mask"
         )
+    if config.resources.workers > batch.images:
+        problems.append(
+            f"resources.workers is {config.resources.workers} for {batch.images} images of a step: expected at most "
+            "batch.images, as a worker takes whole images"
+        )
     if optimizer.warmup >= config.steps:
         problems.append(f"optimizer.warmup is {optimizer.warmup}: expected fewer than the {config.steps} steps")
     decays = list(optimizer.decay_steps)

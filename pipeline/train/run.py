@@ -1,62 +1,27 @@
 """`segmint train`: from the configuration to weights and `training.json`; a killed run goes on from its checkpoint."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
-from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
+from segmint.catalogs.lineage import TRAINING
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import Compute, apply_compute, cpu_bits, device_kind, resolve_compute
-from segmint.infra.errors import UsageError
-from segmint.infra.log import get_logger
+from segmint.infra.device import apply_compute, resolve_compute
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
-from segmint.infra.version import VERSION
 from segmint.infra.wording import count, counted
-from segmint.model.sam.load import SamWeightsError, inspect_checkpoint, load_sam
-from segmint.model.sam.sam import Sam
-from segmint.pipeline.train.checkpoints import (
-    CHECKPOINTS,
-    Checkpoint,
-    DamagedCheckpointError,
-    Measured,
-    list_checkpoints,
-    load_state,
-    prune,
-    put_checkpoint,
-)
-from segmint.pipeline.train.data.cache import LOOKS, EmbeddingCache, purge_looks
-from segmint.pipeline.train.data.draws import Draws, fixed_draws
-from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images, open_datasets
-from segmint.pipeline.train.data.reading import ImageReader
-from segmint.pipeline.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.loop import Hooks, best_of, held_out_of, run_steps
+from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
+from segmint.pipeline.train.checkpoints import Measured
+from segmint.pipeline.train.data.images import open_datasets
+from segmint.pipeline.train.loop import best_of
 from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.record import (
-    RUN,
-    RunRecord,
-    TrainingRecord,
-    describe_run,
-    pin_run,
-    put_training,
-    put_weights,
-    read_record,
-)
-from segmint.pipeline.train.sample import HeldOutSample
+from segmint.pipeline.train.record import RUN, TrainingRecord, describe_run, pin_run, read_record
+from segmint.pipeline.train.session import Say, Session, find
 from segmint.pipeline.train.settings import TrainConfig
-from segmint.pipeline.train.trainer import Trainer
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +86,9 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
     except SamWeightsError as error:
         raise UsageError(str(error)) from error
     config = with_preset(config, architecture)
-    compute = resolve_compute(config.resources.device, config.precision, config.resources.threads)
+    resources = config.resources
+    if resources.workers == 1:  # several resolve theirs on their machines
+        compute = resolve_compute(resources.device, config.precision, resources.threads)
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
     for dataset in datasets:
@@ -135,8 +102,17 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
         note_output(dataset.location, "train", output, {RUN: run.sha256})
         if not cache.uri.startswith(output.uri + "/"):
             note_output(dataset.location, "train", cache, {})
-    apply_compute(compute)
-    record = Session(config, run, datasets, output, cache, weights, architecture, compute, say).train()
+    session = Session(config, run, datasets, output, cache, weights, architecture, say)
+    if config.resources.workers > 1:
+        from segmint.pipeline.train.workers.driver import train_on_workers
+
+        train_on_workers(session)
+    else:
+        apply_compute(compute)
+        session.train(find(config, datasets, cache, say), compute)
+    record = read_record(output / TRAINING, TrainingRecord)
+    if record is None:
+        raise UnfinishedError(f"{output / TRAINING} was put and is gone: something else writes to the output")
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
     return Trained(str(output), record, new=True)
@@ -151,197 +127,3 @@ def cache_location(config: TrainConfig, output: Location) -> Location:
     if scheme(folder) != LOCAL:
         raise UsageError(f"cache.folder is {folder}: expected a folder on this machine's disk")
     return Location(Storage(), str(Path(folder).absolute()))
-
-
-@dataclass
-class Session:
-    """One start of a run."""
-
-    config: TrainConfig
-    run: RunRecord
-    datasets: Sequence[OpenedDataset]
-    output: Location
-    cache: Location
-    weights: Path
-    architecture: str
-    compute: Compute
-    say: Say
-    left_out: LeftOut = field(default_factory=LeftOut)
-    numerics: list[dict[str, Any]] = field(default_factory=list)
-
-    def train(self) -> TrainingRecord:
-        """Train to the end, and put what came out."""
-        config = self.config
-        images, found = find_images(config, self.datasets, self.cache / LOOKS, self.left_out)
-        held = held_out(images, config.held_out.share)
-        if held.all():
-            raise UsageError(
-                f"all {len(images)} images are held out, or look like one that is: nothing is left to train on. Lower "
-                f"held_out.share, which is {config.held_out.share}"
-            )
-        self.say(self._found_line(images, held))
-        reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.left_out)
-        try:
-            sam = load_sam(self.weights, self.compute.device)
-            cache = self._opened_cache(images, found, encoder_hash(sam))
-            return self._train(sam, images, held, reader, cache)
-        finally:
-            reader.close()
-
-    def _train(
-        self,
-        sam: Sam,
-        images: TrainingImages,
-        held: NDArray[np.bool_],
-        reader: ImageReader,
-        cache: EmbeddingCache | None,
-    ) -> TrainingRecord:
-        config = self.config
-        draws = Draws(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
-        frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
-        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute)
-        drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image)
-        sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images)
-        start, evaluations = self._restore(trainer, reader)
-        self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]
-        folder = self.output / CHECKPOINTS
-
-        def save(step: int, evaluations: Sequence[Evaluation]) -> None:
-            self._save(folder, trainer, step, evaluations)
-            log.save()
-
-        with RunLog(self.output, self.say) as log:
-
-            def evaluate(step: int) -> Evaluation:
-                found = sample.evaluate(step)
-                log.evaluation(found)
-                return found
-
-            hooks = Hooks(
-                step=trainer.step,
-                show=lambda result: log.step(result, config.steps),
-                evaluate=evaluate if drawn else None,
-                draw=lambda step: sample.draw(step, log),
-                save=save,
-            )
-            ended = run_steps(config, start, evaluations, hooks)
-        best = best_of(evaluations)
-        best_step = ended.step if best is None else best.step
-        if best_step != ended.step:
-            chosen = next(each for each in list_checkpoints(folder) if each.step == best_step)
-            trainer.load_weights(load_state(folder, chosen)["weights"])
-        file, sha256 = put_weights(self.output, self.weights, trainer.weights())
-        sources, digest = digest_of_sources(images, held)
-        datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
-        this = Round(
-            weights=sha256,
-            name=file,
-            datasets=datasets,
-            held_out=held_out_of(sources, evaluations),
-            held_out_share=config.held_out.share,
-        )
-        record = TrainingRecord(
-            code_version=VERSION,
-            weights=sha256,
-            file=file,
-            architecture=self.architecture,
-            config=self.run.config,
-            parent=self.run.parent,
-            datasets=datasets,
-            trained={
-                "images": int((~held).sum()),
-                "masks": int(np.diff(images.starts)[~held].sum()),
-                "steps": ended.step,
-                "best_step": best_step,
-                "stopped": ended.stopped,
-            },
-            held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
-            evaluations=tuple(asdict(each) for each in evaluations),
-            left_out={"counts": dict(sorted(self.left_out.counts.items())), "listed": self.left_out.listed},
-            numerics=tuple(self.numerics),
-            lineage=(*self.run.lineage, this),
-        )
-        return put_training(self.output, record)
-
-    def _opened_cache(self, images: TrainingImages, found: dict[str, Held], encoder: str) -> EmbeddingCache | None:
-        """Delete what the datasets no longer have, and open the cache; None where nothing is cached.
-
-        Embeddings are kept by the hash of the `encoder` alone: weights that were trained with it frozen share them.
-        """
-        compute = self.compute
-        threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
-        key = f"{encoder}-{compute.kind}-{compute.precision}{threads}"
-        cache = EmbeddingCache(self.cache, key, self.config.cache.gb * 1e9)
-        for dataset, held in found.items():
-            if held.whole:
-                cache.purge(dataset, {row.tobytes() for row in held.jpegs})
-                purge_looks(self.cache, dataset, held.tars)
-        if self.config.encoder == "trained" or not self.config.cache.gb:
-            return None
-        cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
-        return cache
-
-    def _restore(self, trainer: Trainer, reader: ImageReader) -> tuple[int, list[Evaluation]]:
-        """Go on from the last checkpoint that can be used; returns its step and what was measured until then."""
-        folder = self.output / CHECKPOINTS
-        for checkpoint in reversed(list_checkpoints(folder)):
-            if checkpoint.run != self.run.fingerprint:
-                continue
-            try:
-                trainer.load_state(load_state(folder, checkpoint))
-            except (DamagedCheckpointError, ValueError, KeyError) as error:
-                get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
-                continue
-            self._recall(checkpoint, reader)
-            self.say(f"goes on from the checkpoint of step {checkpoint.step}")
-            prune(folder, {each.step for each in list_checkpoints(folder) if each.step <= checkpoint.step})
-            return checkpoint.step, [each.evaluation() for each in checkpoint.evaluations]
-        prune(folder, ())
-        return 0, []
-
-    def _recall(self, checkpoint: Checkpoint, reader: ImageReader) -> None:
-        """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
-        reader.recall(checkpoint.listed)
-        for reason, number in checkpoint.left_out.items():
-            self.left_out.counts[reason] = max(self.left_out.counts[reason], number)
-        self.numerics = [dict(each) for each in checkpoint.numerics]
-        if self.numerics and self.numerics[-1] != self._numerics():
-            get_logger("train").warning(
-                "other_numerics", before=self.numerics[-1], now=self._numerics(), note="the last bits will be others"
-            )
-
-    def _save(self, folder: Location, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:
-        put_checkpoint(
-            folder,
-            trainer.state(),
-            run=self.run.fingerprint,
-            step=step,
-            evaluations=tuple(Measured(**asdict(each)) for each in evaluations),
-            left_out=dict(self.left_out.counts),
-            listed=tuple(self.left_out.listed),
-            numerics=tuple(self.numerics),
-        )
-        steps = [each.step for each in list_checkpoints(folder) if each.step <= step]
-        best = best_of(evaluations)
-        prune(folder, {*steps[-self.config.checkpoints.keep :], *([] if best is None else [best.step])})
-
-    def _numerics(self) -> dict[str, Any]:
-        """What decides the last bits."""
-        import torch
-
-        compute = self.compute
-        bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else ""
-        return {
-            "device": device_kind(compute),
-            "precision": compute.precision,
-            "threads": compute.threads,
-            "torch": torch.__version__,
-            "cpu": bits,
-        }
-
-    def _found_line(self, images: TrainingImages, held: NDArray[np.bool_]) -> str:
-        masks = np.diff(images.starts)
-        return (
-            f"{counted(int((~held).sum()), 'image')} with {counted(int(masks[~held].sum()), 'mask')} to train on, "
-            f"{counted(int(held.sum()), 'image')} held out"
-        )

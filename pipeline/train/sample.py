@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ from segmint.pipeline.train.world import World
 
 
 class HeldOutSample:
-    """The same images and masks at every evaluation; of a frozen encoder their embeddings stay in memory, 4 MB each."""
+    """The same images and masks at every evaluation, divided among the workers.
+
+    Of a frozen encoder their embeddings stay in memory, 4 MB each.
+    """
 
     def __init__(
         self,
@@ -28,7 +32,7 @@ class HeldOutSample:
         pictures: int,
         world: World = World(),  # noqa: B008 (a frozen value)
     ) -> None:
-        """`pictures` is how many of the images are drawn."""
+        """`pictures` is how many of the images are drawn; the first worker draws them all."""
         self._sam = sam
         self._draws = draws
         self._reader = reader
@@ -43,14 +47,20 @@ class HeldOutSample:
 
     def draw(self, step: int, log: RunLog) -> None:
         """Draw the first images as the model sees them after a step."""
-        for number, read in enumerate(self._reads[: self._pictures]):
+        for number, read in enumerate(self._pictured):
             pictured = read if read.pixels is not None else self._reader.with_pixels(read)
             log.picture(step, number, draw_sample(self._sam, pictured, self._embed(read)))
 
     @cached_property
     def _reads(self) -> list[ReadImage]:
-        found = (self._reader.read(draw, self._needs_pixels) for draw in self._draws)
+        found = (self._reader.read(draw, self._needs_pixels) for draw in self._world.part(self._draws))
         return [read for read in found if read is not None]
+
+    @cached_property
+    def _pictured(self) -> list[ReadImage]:
+        mine = {read.slot: read for read in self._reads}
+        found = (mine.get(draw.slot) or self._reader.read(draw, self._needs_pixels) for draw in self._draws)
+        return list(islice((read for read in found if read is not None), self._pictures))
 
     def _needs_pixels(self, image: int) -> bool:
         return self._encoder is None or self._encoder.needs_pixels(image)

@@ -56,6 +56,12 @@ def _auto_or_threads(value: Any) -> Any:
     raise ValueError("expected auto or a whole number from 1")
 
 
+def _auto_or_gpus(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value in (0, 1)):
+        return value
+    raise ValueError("expected auto, 0 or 1: a worker computes on one GPU at most")
+
+
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -199,7 +205,16 @@ class TrainResources(_Part):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
-    """torch's threads; the same number gives the same bits. auto: the physical cores, 1 on a GPU."""
+    """torch's threads, of each worker; the same number gives the same bits. auto: the physical cores, divided among the
+    workers of a machine; 1 on a GPU."""
+    workers: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_number)] = 1
+    """Processes that divide the images of each step. 1: the command's own, without Ray."""
+    gpus_per_worker: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_gpus)] = "auto"
+    """0 or 1. auto: 1 with device cuda, or with device auto on a cluster with GPUs."""
+    num_cpus: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
+    """CPUs that Ray reserves for a worker. auto: as many as threads."""
+    address: str = "auto"
+    """The Ray cluster of several workers, as in a build's configuration: auto, local, or an address."""
 
 
 _OBJECTS = ObjectsRecipe()

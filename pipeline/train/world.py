@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,13 +14,24 @@ def _alone(values: Tensor) -> Tensor:
     return values
 
 
+def _only(value: Any) -> list[Any]:
+    return [value]
+
+
 @dataclass(frozen=True)
 class World:
-    """Worker `rank` of `size`; `add` returns the sum of a tensor over all workers, and every worker calls it."""
+    """Worker `rank` of `size`, on its machine `local_rank` of `local_size`.
+
+    `add` returns the sum of a tensor over all workers, `gather` the values of all of them by rank, which are pickled.
+    Every worker calls each of them equally often, in the same order, and waits there for the others.
+    """
 
     rank: int = 0
     size: int = 1
     add: Callable[[Tensor], Tensor] = _alone
+    gather: Callable[[Any], list[Any]] = _only
+    local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:

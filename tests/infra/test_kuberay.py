@@ -1,4 +1,4 @@
-"""The KubeRay manifests: against KubeRay's own schemas, and against what a build asks of its cluster."""
+"""The KubeRay manifests: against KubeRay's own schemas, and against what a run asks of its cluster."""
 
 import copy
 import dataclasses
@@ -17,6 +17,9 @@ from segmint.infra.version import VERSION
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.execution.stages import Stages, lay_out
+from segmint.pipeline.train.presets import with_preset
+from segmint.pipeline.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.train.workers.driver import settle
 from tests.support.builds import write_catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +32,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def cluster_spec(name: str) -> dict[str, Any]:
-    (manifest,) = documents(name)
+    *_, manifest = documents(name)
     return manifest["spec"].get("rayClusterSpec", manifest["spec"])
 
 
@@ -66,7 +69,12 @@ def problems(validators: dict[str, jsonschema.Draft202012Validator], manifest: d
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
 
 
-MANIFESTS = [(path.name, manifest) for path in sorted(FOLDER.glob("ray*.yaml")) for manifest in documents(path.name)]
+MANIFESTS = [
+    (path.name, manifest)
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for manifest in documents(path.name)
+    if manifest["kind"] in DEFINITIONS
+]
 
 
 @pytest.mark.parametrize(("name", "manifest"), MANIFESTS)
@@ -91,7 +99,7 @@ def test_wrong_fields_and_values_are_found(
     spec(wrong)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMount"] = []
     assert any("'volumeMount' was unexpected" in problem for problem in problems(validators, wrong))
     wrong = copy.deepcopy(manifest)
-    spec(wrong)["workerGroupSpecs"][1]["maxReplicas"] = "four"
+    spec(wrong)["workerGroupSpecs"][-1]["maxReplicas"] = "four"
     assert any("'four' is not of type 'integer'" in problem for problem in problems(validators, wrong))
     wrong = copy.deepcopy(manifest)
     del spec(wrong)["headGroupSpec"]["template"]
@@ -138,13 +146,14 @@ def test_no_manifest_holds_a_credential() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.lstrip().startswith("#"):
                 assert "AWS_" not in line, f"{path.name}: {line}"
-    for spec in (cluster_spec("rayjob.yaml"), cluster_spec("raycluster.yaml")):
+    for spec in (cluster_spec(name) for name, _ in MANIFESTS):
         assert spec["authOptions"] == {"mode": "token"}
         assert all("env" not in container for pod in pods(spec) for container in pod["containers"])
 
 
-def test_workers_may_be_spot_and_the_head_may_not() -> None:
-    head, *workers = pods(cluster_spec("rayjob.yaml"))
+@pytest.mark.parametrize("name", ["rayjob.yaml", "trainjob.yaml"])
+def test_workers_may_be_spot_and_the_head_may_not(name: str) -> None:
+    head, *workers = pods(cluster_spec(name))
     spot = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot"}
     assert "tolerations" not in head
     for worker in workers:
@@ -152,9 +161,9 @@ def test_workers_may_be_spot_and_the_head_may_not() -> None:
     assert "nvidia.com/gpu" in {toleration["key"] for toleration in workers[0]["tolerations"]}
 
 
-def resources(replicas: str) -> Cluster:
+def resources(replicas: str, name: str = "rayjob.yaml") -> Cluster:
     """What Ray sees of the cluster with `minReplicas` or `maxReplicas` of each group; KubeRay tells it the limits."""
-    spec = cluster_spec("rayjob.yaml")
+    spec = cluster_spec(name)
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = [
         (group[replicas], group["template"]["spec"]["containers"][0]["resources"]["limits"])
@@ -218,3 +227,48 @@ def test_a_cluster_that_is_too_small_is_refused(tmp_path: Path) -> None:
         laid_out(tmp_path, dataclasses.replace(smallest, cpus=7))
     with pytest.raises(UsageError, match="the cluster has 0 GPUs"):
         laid_out(tmp_path, dataclasses.replace(smallest, gpus=0))
+
+
+def train_config(folder: Path) -> TrainConfig:
+    """The configuration of the ConfigMap beside the training job."""
+    config, _ = documents("trainjob.yaml")
+    (text,) = config["data"].values()
+    path = folder / "train.yaml"
+    path.write_text(text, encoding="utf-8")
+    return with_preset(load_train_config(str(path)), "mobile_sam")
+
+
+def test_the_workers_of_the_training_job_fit_their_pods_and_the_cluster(tmp_path: Path) -> None:
+    keys = train_config(tmp_path).resources
+    (group,) = cluster_spec("trainjob.yaml")["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == keys.workers
+    container = group["template"]["spec"]["containers"][0]
+    assert container["image"] == f"segmint:{VERSION}-cuda"
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    cluster = resources("minReplicas", "trainjob.yaml")
+    settled = settle(keys, cluster)
+    assert settled.num_cpus <= int(container["resources"]["limits"]["cpu"])
+    assert settled.gpus_per_worker == int(container["resources"]["limits"]["nvidia.com/gpu"])
+    with pytest.raises(UsageError, match="ask for 4 GPUs for 4 workers, and the cluster has 3"):
+        settle(keys, dataclasses.replace(cluster, gpus=3))
+
+
+def test_references_of_the_training_job_meet(tmp_path: Path) -> None:
+    config, job = documents("trainjob.yaml")
+    _, account = documents("config.yaml")
+    keys = train_config(tmp_path)
+    spec = cluster_spec("trainjob.yaml")
+    assert spec["rayVersion"] == cluster_spec("rayjob.yaml")["rayVersion"]
+    head, *workers = pods(spec)
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    assert volumes["train"]["configMap"]["name"] == config["metadata"]["name"]
+    for pod in (head, *workers):
+        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounted.keys() <= {volume["name"] for volume in pod["volumes"]}
+        assert mounted["cache"] == keys.cache.folder
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+    mounted = {mount["name"]: mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
+    assert f"segmint train {mounted['train']}/{next(iter(config['data']))} " in job["spec"]["entrypoint"]
+    dockerfile = (ROOT / "infra" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert dockerfile.count("'.[build,report,train]'") == 2

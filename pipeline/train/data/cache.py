@@ -31,9 +31,13 @@ _NPY = ".npy"
 class EmbeddingCache:
     """The embeddings of one encoder and one precision, in a local folder of at most so many bytes."""
 
-    def __init__(self, folder: Location, weights: str, most_bytes: float) -> None:
-        """`weights` names what embeds: a hash of the encoder's weights, device and precision."""
+    def __init__(self, folder: Location, weights: str, most_bytes: float, sharers: int = 1) -> None:
+        """`weights` names what embeds: a hash of the encoder's weights, device and precision.
+
+        `sharers` are the processes that use the folder at once: each may fill an equal part of the room that is left.
+        """
         self._folder = folder / _EMBEDDINGS
+        self._sharers = sharers
         self._weights = weights
         self._most = most_bytes
         self._known: dict[str, int] = {}  # bytes, by path
@@ -41,6 +45,8 @@ class EmbeddingCache:
         for entry in self._folder.walk(include_temporary=True):
             self._known[entry.name] = entry.size
         self._used = sum(self._known.values())
+        if sharers > 1 and self._used < most_bytes:
+            self._most = self._used + (most_bytes - self._used) / sharers
 
     @property
     def used(self) -> int:
@@ -49,12 +55,12 @@ class EmbeddingCache:
 
     def has(self, dataset: str, jpeg: bytes) -> bool:
         """Whether there is the embedding of a JPEG, by the dataset's key and the SHA-256 of its bytes."""
-        return self._path(dataset, jpeg) in self._known
+        return self._is_there(self._path(dataset, jpeg))
 
     def get(self, dataset: str, jpeg: bytes) -> Tensor | None:
         """The embedding (1, 256, 64, 64) float32 of a JPEG; None if there is none that can be used."""
         path = self._path(dataset, jpeg)
-        if path not in self._known:
+        if not self._is_there(path):
             return None
         try:
             array = np.load(io.BytesIO((self._folder / path).read(max_bytes=2 * BYTES)), allow_pickle=False)
@@ -68,7 +74,7 @@ class EmbeddingCache:
     def put(self, dataset: str, jpeg: bytes, features: Tensor) -> None:
         """Keep an embedding if there is room. A full disk is a warning, once, and the run goes on without."""
         path = self._path(dataset, jpeg)
-        if path in self._known or self._full or self._used + BYTES > self._most:
+        if self._full or self._used + BYTES > self._most or self._is_there(path):
             return
         buffer = io.BytesIO()
         np.save(buffer, features.detach().to("cpu", torch.float32).numpy(), allow_pickle=False)
@@ -110,6 +116,12 @@ class EmbeddingCache:
             if others_and_room <= self._most:
                 return
             self._forget(path)
+
+    def _is_there(self, path: str) -> bool:
+        """Whether there is a file; those that other processes have put meanwhile count on their part of the room."""
+        if path not in self._known and self._sharers > 1 and (self._folder / path).exists():
+            self._known[path] = 0
+        return path in self._known
 
     def _is_own(self, path: str) -> bool:
         return path.split("/")[1:2] == [self._weights]

@@ -5,7 +5,7 @@ An image takes about 5 kB, nearly all of it a thumbnail that is dropped once the
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,9 +80,13 @@ class LeftOut:
 
     def add(self, reason: str, dataset: OpenedDataset, **where: int | str) -> None:
         """Count one more; `where` is such as `image=7`, `mask=70001`, `detail="..."`."""
-        self.counts[reason] += 1
-        if self.counts[reason] <= LISTED:
-            self.listed.append({"reason": reason, "dataset": dataset.manifest.name, **where})
+        self.add_line({"reason": reason, "dataset": dataset.manifest.name, **where})
+
+    def add_line(self, line: Mapping[str, Any]) -> None:
+        """Count one more as it is listed."""
+        self.counts[line["reason"]] += 1
+        if self.counts[line["reason"]] <= LISTED:
+            self.listed.append(dict(line))
 
 
 @dataclass(frozen=True)

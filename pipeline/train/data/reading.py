@@ -22,6 +22,7 @@ from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.pipeline.train.data.draws import Draw
 from segmint.pipeline.train.data.images import LeftOut, TrainingImages, read_range
+from segmint.pipeline.train.world import World
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ImageReader:
         self._most_area = most_area
         self._left_out = left_out
         self._named: set[tuple[Any, ...]] = set()  # what is drawn again is left out once
+        self._fresh: list[dict[str, Any]] = []  # left out since the last exchange
         self._decoder = JpegDecoder(own=True)
 
     def close(self) -> None:
@@ -141,13 +143,29 @@ class ImageReader:
                 self._left_out.counts[line["reason"]] += 1
                 self._left_out.listed.append(dict(line))
 
+    def exchange(self, world: World) -> None:
+        """Take over what the other workers have left out since the last exchange; every worker calls it."""
+        if world.size == 1:
+            return
+        for lines in world.gather(self._fresh):
+            for line in lines:
+                self._name(line)
+        self._fresh = []
+
     def _leave_out(self, reason: str, image: int, **where: int | str) -> None:
         dataset = self._images.shards[int(self._images.shard[image])].dataset
-        number = int(self._images.ids[image])
-        key = reason, dataset.manifest.name, number, where.get("mask")
-        if key not in self._named:
-            self._named.add(key)
-            self._left_out.add(reason, dataset, image=number, **where)
+        line = {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
+        if self._name(line):
+            self._fresh.append(line)
+
+    def _name(self, line: dict[str, Any]) -> bool:
+        """Leave out what a line names; return whether it was not left out before."""
+        key = line["reason"], line["dataset"], line["image"], line.get("mask")
+        if key in self._named:
+            return False
+        self._named.add(key)
+        self._left_out.add_line(line)
+        return True
 
 
 def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:

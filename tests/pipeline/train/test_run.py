@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from segmint.pipeline.train.run import run_train
 from segmint.pipeline.train.settings import load_train_config
 from tests.support.builds import ROOT
 from tests.support.locations import location_of
+from tests.support.tensorboard import tensorboard_points
 
 
 def record_of(output: Path) -> TrainingRecord:
@@ -79,19 +79,6 @@ def test_each_step_and_evaluation_has_a_line_a_point_and_pictures(ended):
     left, right = pixels[:, :1024], pixels[:, 1032:]
     differ = (np.abs(left - right).max(axis=2) > 60).mean()
     assert 0 < differ < 0.15  # the clicks, and where the masks differ
-
-
-def tensorboard_points(path: Path):
-    """The values in a file of TensorBoard's, by tag and step: records of length, two checksums, and an event."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    data = path.read_bytes()
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        for value in event.summary.value:
-            yield (value.tag, event.step), value.simple_value
-        data = data[16 + length :]
 
 
 def test_datasets_name_the_weights_for_a_takedown(ended):

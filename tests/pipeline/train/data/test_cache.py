@@ -33,6 +33,20 @@ def test_embeddings_are_found_by_weights_and_jpeg(tmp_path):
     assert EmbeddingCache(location_of(tmp_path), "w2", 3 * BYTES).get(DATASET, jpeg(1)) is None
 
 
+def test_processes_that_share_a_folder_keep_no_more_than_the_bound_together(tmp_path):
+    EmbeddingCache(location_of(tmp_path), "w1", 9 * BYTES).put(DATASET, jpeg(0), features(0))
+    caches = [EmbeddingCache(location_of(tmp_path), "w1", 5.5 * BYTES, sharers=2) for _ in range(2)]
+    for turn in range(4):
+        for place, cache in enumerate(caches):
+            cache.put(DATASET, jpeg(1 + 2 * turn + place), features(turn))
+    assert len(list(tmp_path.rglob("*.npy"))) == 1 + 2 * 2
+    for cache, others in zip(caches, (2, 1), strict=True):
+        assert cache.has(DATASET, jpeg(others))
+        assert torch.equal(cache.get(DATASET, jpeg(others)), features(0))
+    caches[0].put(DATASET, jpeg(2), features(7))
+    assert torch.equal(caches[1].get(DATASET, jpeg(2)), features(0))
+
+
 def test_no_more_is_kept_than_the_bound_and_other_weights_give_way(tmp_path):
     older = EmbeddingCache(location_of(tmp_path), "w1", 2.5 * BYTES)
     for number in range(4):

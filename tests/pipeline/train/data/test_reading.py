@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from segmint.model.training.targets import fit_targets
 from segmint.pipeline.train.data.draws import Draw
 from segmint.pipeline.train.data.images import LeftOut
 from segmint.pipeline.train.data.reading import ImageReader
+from segmint.pipeline.train.world import World
 from tests.support.committed import write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
@@ -98,3 +101,40 @@ def test_images_whose_tar_is_gone_are_left_out(trainable, tmp_path, changed):
     assert ImageReader(found.images, 256, 0.9, left_out).read(drawn(1, 0)) is None
     why = "the tar of its shard is gone" + ", as the dataset was changed while it trained" * changed
     assert [line["detail"] for line in left_out.listed] == [why]
+
+
+def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(trainable, dataset)
+    shard = CommittedShard(dataset, 0)
+    for name in ("sa_1.json", "sa_2.json"):
+        shard.edit_member([name for name, _ in shard.members].index(name), lambda _: b"{}")
+    shard.write()
+    found = find(tmp_path, dataset)
+    left_out = [LeftOut(), LeftOut()]
+    readers = [ImageReader(found.images, 256, 0.9, each) for each in left_out]
+
+    def exchange() -> None:
+        with ThreadPoolExecutor(2) as threads:
+            given: list[list[object]] = [[], []]
+            barrier = threading.Barrier(2)
+
+            def take_part(rank: int) -> None:
+                def gather(value: list[object]) -> list[list[object]]:
+                    given[rank] = list(value)
+                    barrier.wait(timeout=10)
+                    return given
+
+                readers[rank].exchange(World(rank, 2, gather=gather))
+
+            list(threads.map(take_part, range(2)))
+
+    readers[0].read(drawn(1, 0))
+    exchange()
+    for reader in readers:
+        reader.read(drawn(1, 0))
+    readers[1].read(drawn(2, 1))
+    exchange()
+    exchange()
+    assert [dict(each.counts) for each in left_out] == [{"damaged images": 2}] * 2
+    assert [line["image"] for line in left_out[0].listed] == [line["image"] for line in left_out[1].listed] == [1, 2]

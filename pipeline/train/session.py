@@ -1,0 +1,296 @@
+"""One process of a training run, from what was found in the datasets to the record; the only one, or one of several."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.infra.device import Compute, cpu_bits, device_kind
+from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.location import Location
+from segmint.infra.version import VERSION
+from segmint.infra.wording import counted
+from segmint.model.sam.load import load_sam
+from segmint.model.sam.sam import Sam
+from segmint.pipeline.train.checkpoints import (
+    CHECKPOINTS,
+    Checkpoint,
+    DamagedCheckpointError,
+    Measured,
+    list_checkpoints,
+    load_state,
+    prune,
+    put_checkpoint,
+)
+from segmint.pipeline.train.data.cache import LOOKS, EmbeddingCache, purge_looks
+from segmint.pipeline.train.data.draws import Draws, fixed_draws
+from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
+from segmint.pipeline.train.data.reading import ImageReader
+from segmint.pipeline.train.data.splits import digest_of_sources, held_out
+from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
+from segmint.pipeline.train.evaluation import Evaluation
+from segmint.pipeline.train.logs import RunLog
+from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, run_steps
+from segmint.pipeline.train.record import RunRecord, TrainingRecord, put_training, put_weights
+from segmint.pipeline.train.sample import HeldOutSample
+from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.train.trainer import ALONE, StepResult, Trainer
+from segmint.pipeline.train.world import World
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found in its datasets: images, which of them are `held` out (N,) bool, and what each dataset holds."""
+
+    images: TrainingImages
+    held: NDArray[np.bool_]
+    held_by: dict[str, Held]
+    left_out: LeftOut
+
+
+def find(config: TrainConfig, datasets: Sequence[OpenedDataset], cache: Location, say: Say) -> Found:
+    """Find the images of the datasets, and split them; raises as `find_images` does, and where all are held out."""
+    left_out = LeftOut()
+    images, held_by = find_images(config, datasets, cache / LOOKS, left_out)
+    held = held_out(images, config.held_out.share)
+    if held.all():
+        raise UsageError(
+            f"all {len(images)} images are held out, or look like one that is: nothing is left to train on. Lower "
+            f"held_out.share, which is {config.held_out.share}"
+        )
+    masks = np.diff(images.starts)
+    say(
+        f"{counted(int((~held).sum()), 'image')} with {counted(int(masks[~held].sum()), 'mask')} to train on, "
+        f"{counted(int(held.sum()), 'image')} held out"
+    )
+    return Found(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, left_out)
+
+
+@dataclass
+class Session:
+    """One start of a run in one process. All workers make the same calls; the first one writes what is written once.
+
+    `compute` is what it computes with once it trains.
+    """
+
+    config: TrainConfig
+    run: RunRecord
+    datasets: Sequence[OpenedDataset]
+    output: Location
+    cache: Location
+    weights: Path
+    architecture: str
+    say: Say
+    world: World = ALONE
+    compute: Compute = Compute("cpu", "fp32", 1)  # noqa: RUF009 (a frozen value)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    numerics: list[dict[str, Any]] = field(default_factory=list)
+
+    def train(self, found: Found, compute: Compute) -> None:
+        """Train to the end; the first worker puts the weights, and `training.json` last."""
+        self.left_out = found.left_out
+        self.compute = compute
+        config, images = self.config, found.images
+        reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.left_out)
+        try:
+            sam = load_sam(self.weights, self.compute.device)
+            cache = self._opened_cache(images, found.held_by, encoder_hash(sam))
+            self._train(sam, images, found.held, reader, cache)
+        finally:
+            reader.close()
+
+    def _train(
+        self,
+        sam: Sam,
+        images: TrainingImages,
+        held: NDArray[np.bool_],
+        reader: ImageReader,
+        cache: EmbeddingCache | None,
+    ) -> None:
+        config, world = self.config, self.world
+        draws = Draws(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
+        frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
+        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
+        drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image)
+        sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images, world)
+        start, evaluations = self._restore(trainer, reader)
+        self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]
+        with ExitStack() as contexts:
+            log = contexts.enter_context(RunLog(self.output, self.say)) if world.first else None
+
+            def show(result: StepResult) -> None:
+                if log is not None:
+                    log.step(result, config.steps)
+
+            def evaluate(step: int) -> Evaluation:
+                measured = sample.evaluate(step)
+                if log is not None:
+                    log.evaluation(measured)
+                return measured
+
+            def draw(step: int) -> None:
+                if log is not None:
+                    sample.draw(step, log)
+
+            def save(step: int, evaluations: Sequence[Evaluation]) -> None:
+                reader.exchange(world)
+                if log is not None:
+                    self._save(trainer, step, evaluations)
+                    log.save()
+
+            hooks = Hooks(trainer.step, show, evaluate if drawn else None, draw, save)
+            ended = run_steps(config, start, evaluations, hooks)
+        if world.first:
+            self._end(trainer, images, held, ended, evaluations)
+
+    def _end(
+        self,
+        trainer: Trainer,
+        images: TrainingImages,
+        held: NDArray[np.bool_],
+        ended: Ended,
+        evaluations: Sequence[Evaluation],
+    ) -> None:
+        """Put the weights of the best step, and the record."""
+        config, folder = self.config, self.output / CHECKPOINTS
+        best = best_of(evaluations)
+        best_step = ended.step if best is None else best.step
+        if best_step != ended.step:
+            chosen = next(each for each in list_checkpoints(folder) if each.step == best_step)
+            trainer.load_weights(load_state(folder, chosen)["weights"])
+        file, sha256 = put_weights(self.output, self.weights, trainer.weights())
+        sources, digest = digest_of_sources(images, held)
+        datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
+        this = Round(
+            weights=sha256,
+            name=file,
+            datasets=datasets,
+            held_out=held_out_of(sources, evaluations),
+            held_out_share=config.held_out.share,
+        )
+        record = TrainingRecord(
+            code_version=VERSION,
+            weights=sha256,
+            file=file,
+            architecture=self.architecture,
+            config=self.run.config,
+            parent=self.run.parent,
+            datasets=datasets,
+            trained={
+                "images": int((~held).sum()),
+                "masks": int(np.diff(images.starts)[~held].sum()),
+                "steps": ended.step,
+                "best_step": best_step,
+                "stopped": ended.stopped,
+            },
+            held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
+            evaluations=tuple(asdict(each) for each in evaluations),
+            left_out={"counts": dict(sorted(self.left_out.counts.items())), "listed": self.left_out.listed},
+            numerics=tuple(self.numerics),
+            lineage=(*self.run.lineage, this),
+        )
+        put_training(self.output, record)
+
+    def _opened_cache(self, images: TrainingImages, found: dict[str, Held], encoder: str) -> EmbeddingCache | None:
+        """Delete what the datasets no longer have, and open the cache; None where nothing is cached.
+
+        Embeddings are kept by the hash of the `encoder` alone: weights that were trained with it frozen share them.
+        """
+        compute, world, most = self.compute, self.world, self.config.cache.gb * 1e9
+        threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
+        key = f"{encoder}-{compute.kind}-{compute.precision}{threads}"
+        cached = self.config.encoder == "frozen" and self.config.cache.gb > 0
+        if world.local_rank == 0:
+            cache = EmbeddingCache(self.cache, key, most)
+            for dataset, held in found.items():
+                if held.whole:
+                    cache.purge(dataset, {row.tobytes() for row in held.jpegs})
+                    purge_looks(self.cache, dataset, held.tars)
+            if cached:
+                cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
+        world.gather(None)  # the others of a machine open what the first one has left
+        return EmbeddingCache(self.cache, key, most, world.local_size) if cached else None
+
+    def _restore(self, trainer: Trainer, reader: ImageReader) -> tuple[int, list[Evaluation]]:
+        """Go on from the last checkpoint that can be used; returns its step and what was measured until then.
+
+        The first worker chooses it, and the others load the same one.
+        """
+        folder = self.output / CHECKPOINTS
+        chosen = self._newest(trainer, folder) if self.world.first else None
+        chosen = self.world.gather(chosen)[0]
+        if chosen is None:
+            if self.world.first:
+                prune(folder, ())
+            return 0, []
+        if not self.world.first:
+            trainer.load_state(load_state(folder, chosen))
+        self._recall(chosen, reader)
+        if self.world.first:
+            self.say(f"goes on from the checkpoint of step {chosen.step}")
+            prune(folder, {each.step for each in list_checkpoints(folder) if each.step <= chosen.step})
+        return chosen.step, [each.evaluation() for each in chosen.evaluations]
+
+    def _newest(self, trainer: Trainer, folder: Location) -> Checkpoint | None:
+        """Load the last checkpoint of this run that can be used, and return it; None if there is none."""
+        for checkpoint in reversed(list_checkpoints(folder)):
+            if checkpoint.run != self.run.fingerprint:
+                continue
+            try:
+                trainer.load_state(load_state(folder, checkpoint))
+            except (DamagedCheckpointError, ValueError, KeyError) as error:
+                get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
+                continue
+            return checkpoint
+        return None
+
+    def _recall(self, checkpoint: Checkpoint, reader: ImageReader) -> None:
+        """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
+        reader.recall(checkpoint.listed)
+        for reason, number in checkpoint.left_out.items():
+            self.left_out.counts[reason] = max(self.left_out.counts[reason], number)
+        self.numerics = [dict(each) for each in checkpoint.numerics]
+        if self.world.first and self.numerics and self.numerics[-1] != self._numerics():
+            get_logger("train").warning(
+                "other_numerics", before=self.numerics[-1], now=self._numerics(), note="the last bits will be others"
+            )
+
+    def _save(self, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:
+        folder = self.output / CHECKPOINTS
+        put_checkpoint(
+            folder,
+            trainer.state(),
+            run=self.run.fingerprint,
+            step=step,
+            evaluations=tuple(Measured(**asdict(each)) for each in evaluations),
+            left_out=dict(self.left_out.counts),
+            listed=tuple(self.left_out.listed),
+            numerics=tuple(self.numerics),
+        )
+        steps = [each.step for each in list_checkpoints(folder) if each.step <= step]
+        best = best_of(evaluations)
+        prune(folder, {*steps[-self.config.checkpoints.keep :], *([] if best is None else [best.step])})
+
+    def _numerics(self) -> dict[str, Any]:
+        """What decides the last bits."""
+        import torch
+
+        compute = self.compute
+        bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else ""
+        workers = {"workers": self.world.size} if self.world.size > 1 else {}
+        return {
+            "device": device_kind(compute),
+            "precision": compute.precision,
+            "threads": compute.threads,
+            "torch": torch.__version__,
+            "cpu": bits,
+            **workers,
+        }
