@@ -124,6 +124,7 @@ class Session:
         start, evaluations = self._restore(trainer, reader)
         self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]
         with ExitStack() as contexts:
+            contexts.callback(trainer.close)
             log = contexts.enter_context(RunLog(self.output, self.say)) if world.first else None
 
             def show(result: StepResult) -> None:

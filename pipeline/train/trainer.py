@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from segmint.model.training.sampling import Clicks
 from segmint.model.training.step import StepLosses, StepSettings, train_step
 from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.images import TrainingImages
-from segmint.pipeline.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.train.data.reading import ImageReader, Prepared, ReadImage
 from segmint.pipeline.train.embedding import FrozenEncoder, encoder_in_training
 from segmint.pipeline.train.presets import recipe_of
 from segmint.pipeline.train.settings import TrainConfig
@@ -89,6 +90,8 @@ class Trainer:
         self._settings = StepSettings(
             losses=self._recipe.losses, sampling=self._recipe.sampling, seed=config.seed, dropout=self._recipe.dropout
         )
+        self._threads: ThreadPoolExecutor | None = None
+        self._ahead: tuple[int, Future[list[Prepared]]] | None = None
         self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
 
     def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
@@ -155,14 +158,24 @@ class Trainer:
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
 
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
     def _read(self, step: int) -> list[ReadImage]:
-        reads = []
-        for draw in self._world.part(self._draws.step(step)):
-            needed = self._encoder.needs_pixels if self._encoder is not None else True
-            read = self._reader.read(draw, needed)
-            if read is not None:
-                reads.append(read)
-        return reads
+        """Read this worker's images of a step; those of the next one are read while this one is computed."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, "read-ahead")
+        ahead, self._ahead = self._ahead, None
+        prepared = ahead[1].result() if ahead is not None and ahead[0] == step else self._prepare(step)
+        if step < self._config.steps:
+            self._ahead = step + 1, self._threads.submit(self._prepare, step + 1)
+        return [read for each in prepared if (read := self._reader.take(each)) is not None]
+
+    def _prepare(self, step: int) -> list[Prepared]:
+        needed = self._encoder.needs_pixels if self._encoder is not None else True
+        return [self._reader.prepare(draw, needed) for draw in self._world.part(self._draws.step(step))]
 
     def _backward(
         self, reads: Sequence[ReadImage], step: int, masks: int, recorded: Sequence[Clicks] | None

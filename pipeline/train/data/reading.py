@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
@@ -36,6 +35,23 @@ class ReadImage:
     annotations: NDArray[np.int64]
 
 
+class _UnusableMaskError(Exception):
+    """A mask that cannot be trained on: the reason, and what is listed with it."""
+
+    def __init__(self, reason: str, **where: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.where = where
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A drawn image as it was read, None if there is nothing to train on, and lines for what must be left out."""
+
+    read: ReadImage | None
+    lines: Sequence[Mapping[str, Any]]
+
+
 class ImageReader:
     """Reads the images of a run; masks and images that cannot be used are left out, and added to `left_out`."""
 
@@ -59,6 +75,10 @@ class ImageReader:
         `with_pixels` says, maybe by the row, whether its pixels are needed. Raises `StorageFaultError` if the store
         fails: that is not the image's fault.
         """
+        return self.take(self.prepare(draw, with_pixels))
+
+    def prepare(self, draw: Draw, with_pixels: Callable[[int], bool] | bool = True) -> Prepared:
+        """Read a drawn image, for `take` to leave out later what it must: any thread may call it."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         input_size = resized_size(height, width, IMAGE_SIZE)
         needed = with_pixels(draw.image) if callable(with_pixels) else with_pixels
@@ -66,19 +86,28 @@ class ImageReader:
             pixels = self._pixels(draw.image, (height, width)) if needed else None
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
-            self._leave_out("damaged images", draw.image, detail=str(error))
-            return None
-        targets, numbers, annotations = [], [], []
+            return Prepared(None, [self._line("damaged images", draw.image, detail=str(error))])
+        targets, numbers, annotations, lines = [], [], [], []
         for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
-            target = self._target(draw.image, annotation, segmentations.get(annotation), (height, width), input_size)
-            if target is not None:
-                targets.append(target)
-                numbers.append(number)
-                annotations.append(annotation)
+            try:
+                mask = self._mask(segmentations.get(annotation), (height, width))
+            except _UnusableMaskError as error:
+                lines.append(self._line(error.reason, draw.image, mask=annotation, **error.where))
+                continue
+            targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
+            numbers.append(number)
+            annotations.append(annotation)
         if not targets:
-            return None
+            return Prepared(None, lines)
         masks = ImageMasks(torch.cat(targets), input_size, numbers)
-        return ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64))
+        return Prepared(ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64)), lines)
+
+    def take(self, prepared: Prepared) -> ReadImage | None:
+        """Return an image that was prepared, and leave out what cannot be used."""
+        for line in prepared.lines:
+            if self._name(line):
+                self._fresh.append(dict(line))
+        return prepared.read
 
     def with_pixels(self, read: ReadImage) -> ReadImage:
         """An image that was read without its pixels, with them; raises `DamagedDatasetError` if they cannot be read."""
@@ -114,25 +143,20 @@ class ImageReader:
             changed = ", as the dataset was changed while it trained" if shard.dataset.has_changed() else ""
             raise DamagedDatasetError(f"the tar of its shard is gone{changed}") from error
 
-    def _target(
-        self, image: int, annotation: int, segmentation: Any, size: tuple[int, int], input_size: tuple[int, int]
-    ) -> Tensor | None:
-        """The mask as a target (1, R, R) bool; None if it cannot be used."""
+    def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """The mask in an image's JSON, (H, W) bool; raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
                 raise ValueError(f"its size is {segmentation['size']}, not the image's {list(size)}")
             mask = rle.decode(rle.Rle(size, segmentation["counts"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            self._leave_out("masks that cannot be decoded", image, mask=annotation, detail=str(error)[:200])
-            return None
+            raise _UnusableMaskError("masks that cannot be decoded", detail=str(error)[:200]) from error
         area = int(mask.sum())
         if not area:
-            self._leave_out("empty masks", image, mask=annotation)
-            return None
+            raise _UnusableMaskError("empty masks")
         if area > self._most_area * mask.size:
-            self._leave_out("masks over max_mask_area_ratio", image, mask=annotation)
-            return None
-        return fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution)
+            raise _UnusableMaskError("masks over max_mask_area_ratio")
+        return mask
 
     def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
         """Take over what an earlier start of the run has left out, so that it counts once."""
@@ -152,13 +176,12 @@ class ImageReader:
                 self._name(line)
         self._fresh = []
 
-    def _leave_out(self, reason: str, image: int, **where: int | str) -> None:
+    def _line(self, reason: str, image: int, **where: int | str) -> dict[str, Any]:
+        """What is left out, and why."""
         dataset = self._images.shards[int(self._images.shard[image])].dataset
-        line = {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
-        if self._name(line):
-            self._fresh.append(line)
+        return {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
 
-    def _name(self, line: dict[str, Any]) -> bool:
+    def _name(self, line: Mapping[str, Any]) -> bool:
         """Leave out what a line names; return whether it was not left out before."""
         key = line["reason"], line["dataset"], line["image"], line.get("mask")
         if key in self._named:
