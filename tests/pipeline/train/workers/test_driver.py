@@ -110,11 +110,14 @@ def test_two_workers_go_on_where_one_stopped_and_have_its_losses(ended, tmp_path
     ]
     alone, together = points_of(one), points_of(two)
     assert {step for _, step in together} == {2, 3}
-    assert together == pytest.approx({key: alone[key] for key in together}, rel=1e-4, abs=1e-6)
+    for (name, step), value in together.items():
+        kind = name.partition("/")[2]
+        exact = kind in ("loss", "focal", "dice", "iou_error", "rate", "masks")  # the others count pixels
+        assert value == pytest.approx(alone[name, step], rel=1e-4 if exact else 5e-3), f"{name} of step {step}"
     record = trained.record
     assert [each.get("workers") for each in record.numerics] == [None, 2]
     assert record.held_out == json.loads((one / TRAINING).read_bytes())["held_out"]
-    assert record.evaluations[0]["step"] == 0
+    assert [(each["step"], each["images"], each["masks"]) for each in record.evaluations] == [(0, 1, 1), (3, 1, 1)]
 
 
 LONG = {"steps": 6, "held_out": {"share": 0.3, "every": 3}, "checkpoints": {"every": 2, "keep": 9}}
