@@ -22,9 +22,8 @@ def _only(value: Any) -> list[Any]:
 class World:
     """Worker `rank` of `size`, on its machine `local_rank` of `local_size`.
 
-    `add` returns the sum of a tensor over all workers, maybe in the tensor itself; `gather` the values of all of them by
-    rank, which are pickled. Every worker calls each of them equally often, in the same order, and waits there for the
-    others.
+    `add` returns the sum of a tensor over all workers, maybe in the tensor itself; `gather` the values of all by rank,
+    which are pickled. Every worker calls each of them equally often, in the same order, and waits there for the others.
     """
 
     rank: int = 0
