@@ -120,7 +120,7 @@ class _Stream(io.StringIO):
         return len(text)
 
 
-class Deaths(UserCallback):
+class Deaths(UserCallback):  # type: ignore[misc] # Ray has no types here
     """Decides in Ray Train's controller what a worker's end means: what is raised here ends the run.
 
     An error that a user has to know about would come again; after anything else, such as a kill, Ray Train starts all
