@@ -64,6 +64,11 @@ def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 
+def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Sort the evaluations after training as `best_of` does, the best first."""
+    return sorted((each for each in evaluations if each.step > 0), key=lambda each: -each.one_click)
+
+
 def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
     """Whether so many evaluations after the best one were no better."""
     best = best_of(evaluations)
@@ -72,9 +77,8 @@ def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
     return sum(each.step > best.step for each in evaluations) >= patience
 
 
-def held_out_of(images: int, evaluations: Sequence[Evaluation]) -> HeldOut | None:
+def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOut | None:
     """Return what was measured before the training and of the weights that it chose, of so many held-out images."""
-    best = best_of(evaluations)
     if best is None or not best.masks:
         return None
     before = evaluations[0]

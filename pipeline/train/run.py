@@ -17,7 +17,6 @@ from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
 from segmint.pipeline.train.checkpoints import Measured
 from segmint.pipeline.train.data.images import open_datasets
-from segmint.pipeline.train.loop import best_of
 from segmint.pipeline.train.presets import with_preset
 from segmint.pipeline.train.record import RUN, TrainingRecord, describe_run, pin_run, read_record
 from segmint.pipeline.train.session import Say, Session, find
@@ -57,14 +56,19 @@ class Trained:
 
     def _measured(self) -> list[str]:
         evaluations = [Measured(**each).evaluation() for each in self.record.evaluations]
-        best = best_of(evaluations)
+        trained = self.record.trained
+        best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
             return ["no image is held out, so nothing says whether the weights got better: set held_out.share"]
         before = evaluations[0]
         lines = [
             f"on {counted(best.masks, 'mask')} of {counted(best.images, 'held-out image')}: mean IoU at one click "
             f"{before.one_click:.4f} → {best.one_click:.4f}, of the best of three masks {before.oracle:.4f} → "
-            f"{best.oracle:.4f}"
+            f"{best.oracle:.4f}",
+            *(
+                f"step {each['step']} was better, {each['one_click']:.4f}, but its checkpoint is damaged or gone"
+                for each in trained.get("passed_over", ())
+            ),
         ]
         if best.one_click <= before.one_click:
             lines.append("these weights are no better there than those that training began with")

@@ -36,7 +36,7 @@ from segmint.pipeline.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
 from segmint.pipeline.train.evaluation import Evaluation
 from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, run_steps
+from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
 from segmint.pipeline.train.record import RunRecord, TrainingRecord, put_training, put_weights
 from segmint.pipeline.train.sample import HeldOutSample
 from segmint.pipeline.train.settings import TrainConfig
@@ -161,12 +161,9 @@ class Session:
         evaluations: Sequence[Evaluation],
     ) -> None:
         """Put the weights of the best step, and the record."""
-        config, folder = self.config, self.output / CHECKPOINTS
-        best = best_of(evaluations)
+        config = self.config
+        best, passed_over = self._load_best(trainer, ended, evaluations)
         best_step = ended.step if best is None else best.step
-        if best_step != ended.step:
-            chosen = next(each for each in list_checkpoints(folder) if each.step == best_step)
-            trainer.load_weights(load_state(folder, chosen)["weights"])
         file, sha256 = put_weights(self.output, self.weights, trainer.weights())
         sources, digest = digest_of_sources(images, held)
         datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
@@ -174,7 +171,7 @@ class Session:
             weights=sha256,
             name=file,
             datasets=datasets,
-            held_out=held_out_of(sources, evaluations),
+            held_out=held_out_of(sources, evaluations, best),
             held_out_share=config.held_out.share,
         )
         record = TrainingRecord(
@@ -191,6 +188,7 @@ class Session:
                 "steps": ended.step,
                 "best_step": best_step,
                 "stopped": ended.stopped,
+                **({"passed_over": passed_over} if passed_over else {}),
             },
             held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
             evaluations=tuple(asdict(each) for each in evaluations),
@@ -199,6 +197,30 @@ class Session:
             lineage=(*self.run.lineage, this),
         )
         put_training(self.output, record)
+
+    def _load_best(
+        self, trainer: Trainer, ended: Ended, evaluations: Sequence[Evaluation]
+    ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
+        """Load the weights of the best evaluation that can be used, and return it with the better ones that cannot.
+
+        None without evaluations: the trainer then has the weights of the last step.
+        """
+        folder, passed_over = self.output / CHECKPOINTS, []
+        kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
+        for evaluation in ranked(evaluations):
+            step = evaluation.step
+            if step == ended.step:
+                return evaluation, passed_over
+            try:
+                if step not in kept:
+                    raise DamagedCheckpointError(f"{folder} has no checkpoint of step {step}")
+                trainer.load_weights(load_state(folder, kept[step])["weights"])
+            except (DamagedCheckpointError, ValueError, KeyError) as error:
+                get_logger("train").warning("best_unusable", step=step, error=str(error), note="the next best is taken")
+                passed_over.append({"step": step, "one_click": evaluation.one_click})
+                continue
+            return evaluation, passed_over
+        return None, passed_over
 
     def _opened_cache(self, images: TrainingImages, found: dict[str, Held], encoder: str) -> EmbeddingCache | None:
         """Delete what the datasets no longer have, and open the cache; None where nothing is cached.

@@ -101,6 +101,34 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ended, tmp_path):
     assert (output / record_of(output).file).read_bytes() == (ended.output / record_of(output).file).read_bytes()
 
 
+@pytest.mark.parametrize("best", ["there", "damaged", "gone"])
+def test_a_best_checkpoint_that_cannot_be_used_gives_way_to_the_next_best(ended, tmp_path, best):
+    output = tmp_path / "again"
+    shutil.copytree(ended.output, output, ignore=shutil.ignore_patterns("sam-*", TRAINING))
+    last = output / "checkpoints" / "step-000002.json"
+    document = json.loads(last.read_bytes())
+    document["evaluations"].insert(1, {**document["evaluations"][0], "step": 1, "one_click": 0.999})
+    last.write_text(json.dumps(document))
+    (weights,) = (output / "checkpoints").glob("step-000001-*.pt")
+    if best == "damaged":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif best == "gone":
+        weights.unlink()
+        (output / "checkpoints" / "step-000001.json").unlink()
+    lines = run_train(load_train_config(str(ended.config), [f"output={output}"]), print).lines()
+    trained = record_of(output).trained
+    held_out = record_of(output).lineage[-1].held_out
+    assert held_out is not None
+    if best == "there":
+        assert (trained["best_step"], held_out.after) == (1, 0.999)
+        assert "passed_over" not in trained
+    else:
+        assert (trained["best_step"], held_out.after) == (2, document["evaluations"][2]["one_click"])
+        assert trained["passed_over"] == [{"step": 1, "one_click": 0.999}]
+        assert "step 1 was better, 0.9990, but its checkpoint is damaged or gone" in lines
+        assert record_of(output).weights == record_of(ended.output).weights
+
+
 def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
     trained = run_train(load_train_config(str(ended.config)), print)
     assert not trained.new
