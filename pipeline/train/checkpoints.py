@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.train.evaluation import Evaluation
 
 CHECKPOINTS = "checkpoints"
+
+_IN_FLIGHT = timedelta(days=1)
+"""How long a state may wait for its JSON, in the clock of the store."""
 
 _JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
 _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
@@ -118,15 +122,25 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
     return state
 
 
-def prune(folder: Location, kept: Collection[int]) -> None:
-    """Delete the checkpoints of other steps than these, and states that no JSON names."""
-    named = {checkpoint.file for checkpoint in list_checkpoints(folder) if checkpoint.step in kept}
-    for entry in folder.list():
-        match = _JSON.fullmatch(entry.name)
-        if match is not None and int(match[1]) not in kept:
-            (folder / entry.name).delete()
+def list_steps(folder: Location) -> set[int]:
+    """The steps of all checkpoints, those that cannot be used included."""
+    return {int(match[1]) for entry in folder.list() if (match := _JSON.fullmatch(entry.name))}
+
+
+def prune(folder: Location, steps: Collection[int]) -> None:
+    """Delete the checkpoints of these steps, and states that no JSON will ever name.
+
+    A state without a JSON of its step stays for a day: another process may be about to put the JSON.
+    """
+    named = {checkpoint.step: checkpoint.file for checkpoint in list_checkpoints(folder)}
+    for step in steps:
+        (folder / _json_name(step)).delete()
+    before = datetime.now(UTC) - _IN_FLIGHT
     for entry in folder.list(include_temporary=True):
-        if _STATE.fullmatch(entry.name) and entry.name not in named:
+        match = _STATE.fullmatch(entry.name)
+        if match is None or (int(match[1]) not in steps and named.get(int(match[1])) == entry.name):
+            continue
+        if int(match[1]) in steps or int(match[1]) in named or entry.modified < before:
             (folder / entry.name).delete()
 
 

@@ -35,7 +35,14 @@ from segmint.model.training.objects import (
     objects_step,
 )
 from segmint.model.training.targets import target_boxes
-from segmint.pipeline.train.checkpoints import CHECKPOINTS, list_checkpoints, load_state, prune, put_checkpoint
+from segmint.pipeline.train.checkpoints import (
+    CHECKPOINTS,
+    list_checkpoints,
+    list_steps,
+    load_state,
+    prune,
+    put_checkpoint,
+)
 from segmint.pipeline.train.data.cache import LOOKS
 from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
@@ -155,8 +162,8 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
                 put_checkpoint(
                     folder, state, run=run.fingerprint, step=step, evaluations=(), left_out={}, listed=(), numerics=()
                 )
-                steps = [each.step for each in list_checkpoints(folder)]
-                prune(folder, steps[-config.checkpoints.keep :])
+                steps = sorted(each for each in list_steps(folder) if each <= step)
+                prune(folder, steps[: -config.checkpoints.keep])
     finally:
         reader.close()
     file, sha256 = _put_detector(output, detector.to("cpu"))

@@ -24,6 +24,7 @@ from segmint.pipeline.train.checkpoints import (
     DamagedCheckpointError,
     Measured,
     list_checkpoints,
+    list_steps,
     load_state,
     prune,
     put_checkpoint,
@@ -248,32 +249,37 @@ class Session:
         The first worker chooses it, and the others load the same one.
         """
         folder = self.output / CHECKPOINTS
-        chosen = self._newest(trainer, folder) if self.world.first else None
+        chosen, unusable = self._newest(trainer, folder) if self.world.first else (None, set())
         chosen = self.world.gather(chosen)[0]
         if chosen is None:
             if self.world.first:
-                prune(folder, ())
+                prune(folder, unusable)
             return 0, []
         if not self.world.first:
             trainer.load_state(load_state(folder, chosen))
         self._recall(chosen, reader)
         if self.world.first:
             self.say(f"goes on from the checkpoint of step {chosen.step}")
-            prune(folder, {each.step for each in list_checkpoints(folder) if each.step <= chosen.step})
+            prune(folder, unusable)
         return chosen.step, [each.evaluation() for each in chosen.evaluations]
 
-    def _newest(self, trainer: Trainer, folder: Location) -> Checkpoint | None:
-        """Load the last checkpoint of this run that can be used, and return it; None if there is none."""
-        for checkpoint in reversed(list_checkpoints(folder)):
-            if checkpoint.run != self.run.fingerprint:
-                continue
+    def _newest(self, trainer: Trainer, folder: Location) -> tuple[Checkpoint | None, set[int]]:
+        """Load the last checkpoint of this run that can be used, and return it; None if there is none.
+
+        Also returns the steps of those that cannot be used: the run will put others there.
+        """
+        there = list_steps(folder)
+        found = [each for each in list_checkpoints(folder) if each.run == self.run.fingerprint]
+        unusable = there - {each.step for each in found}
+        for checkpoint in reversed(found):
             try:
                 trainer.load_state(load_state(folder, checkpoint))
             except (DamagedCheckpointError, ValueError, KeyError) as error:
                 get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
+                unusable.add(checkpoint.step)
                 continue
-            return checkpoint
-        return None
+            return checkpoint, unusable
+        return None, unusable
 
     def _recall(self, checkpoint: Checkpoint, reader: ImageReader) -> None:
         """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
@@ -298,9 +304,9 @@ class Session:
             listed=tuple(self.left_out.listed),
             numerics=tuple(self.numerics),
         )
-        steps = [each.step for each in list_checkpoints(folder) if each.step <= step]
+        steps = sorted(each for each in list_steps(folder) if each <= step)  # later ones are another process's
         best = best_of(evaluations)
-        prune(folder, {*steps[-self.config.checkpoints.keep :], *([] if best is None else [best.step])})
+        prune(folder, {*steps[: -self.config.checkpoints.keep]} - ({best.step} if best is not None else set()))
 
     def _numerics(self) -> dict[str, Any]:
         """What decides the last bits."""

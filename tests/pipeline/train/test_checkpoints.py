@@ -1,5 +1,6 @@
 """Checkpoints: the same bytes for the same state, put once, and none that is damaged is used."""
 
+import os
 import resource
 
 import pytest
@@ -78,10 +79,21 @@ def test_other_steps_and_states_without_a_name_are_deleted(tmp_path):
     checkpoints = [put(tmp_path, step, float(step)) for step in (1, 2, 3)]
     (tmp_path / "step-000002-0123456789ab.pt").write_bytes(b"of a run that was killed")
     (tmp_path / "mine.txt").write_text("stays")
-    prune(location_of(tmp_path), {1, 3})
+    (tmp_path / "step-000004-0123456789ab.pt").write_bytes(b"another process is about to put its JSON")
+    old = tmp_path / "step-000005-0123456789ab.pt"
+    old.write_bytes(b"of a run that was killed long ago")
+    os.utime(old, (1e9, 1e9))
+    prune(location_of(tmp_path), {2})
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted(
-        [checkpoints[0].file, checkpoints[2].file, "step-000001.json", "step-000003.json", "mine.txt"]
+        [
+            checkpoints[0].file,
+            checkpoints[2].file,
+            "step-000001.json",
+            "step-000003.json",
+            "step-000004-0123456789ab.pt",
+            "mine.txt",
+        ]
     )
 
 
