@@ -1,4 +1,4 @@
-"""The files that say what a run is and what came out of it: `run.json`, `sam-<hash>.pth` and `training.json`."""
+"""The files that say what a run is and what came out of it: `run.json`, `sam-<hash>.pth`, `training.json`."""
 
 import hashlib
 import json
@@ -28,6 +28,7 @@ from segmint.pipeline.train.settings import TrainConfig, identity_keys
 Record = TypeVar("Record", bound=Frozen)
 
 RUN = "run.json"
+IMAGES = "images.json"
 
 _MOST_BYTES = 64 << 20
 
@@ -57,6 +58,15 @@ class RunRecord(Frozen):
     def fingerprint(self) -> str:
         """What checkpoints name the run by."""
         return fingerprint({"config": self.config, "parent": self.parent.weights})
+
+
+class FoundRecord(Frozen):
+    """`images.json`: the images that a run's first start found, as `bad_shards: skip` leaves out some."""
+
+    schema_version: Literal[1] = 1
+    images: int
+    masks: int
+    sha256: str  # of all of them and of the choice of masks
 
 
 class TrainingRecord(Frozen):
@@ -93,15 +103,23 @@ def describe_run(config: TrainConfig, datasets: Sequence[OpenedDataset], weights
 def pin_run(output: Location, record: RunRecord) -> RunRecord:
     """Put `run.json`, or check that the one there is of the same run; returns what it holds.
 
+    Raises as `begun_run` does.
+    """
+    if (output / RUN).put_if_absent(record.to_json()):
+        return record
+    begun = begun_run(output, record)
+    if begun is None:
+        raise UnfinishedError(f"{output / RUN} was there and is gone: something else writes to the output")
+    return begun
+
+
+def begun_run(output: Location, record: RunRecord) -> RunRecord | None:
+    """What `run.json` holds, None if it is not there.
+
     Raises `UsageError`, naming the keys, if another run was begun in the output.
     """
-    file = output / RUN
-    if file.put_if_absent(record.to_json()):
-        return record
-    begun = read_record(file, RunRecord)
-    if begun is None:
-        raise UnfinishedError(f"{file} was there and is gone: something else writes to the output")
-    if begun.fingerprint != record.fingerprint:
+    begun = read_record(output / RUN, RunRecord)
+    if begun is not None and begun.fingerprint != record.fingerprint:
         keys = differing_keys(begun.config, record.config)
         hints = {"datasets": "datasets (their masks and weights, or what is in them: a dataset has changed since)"}
         raise UsageError(
@@ -109,6 +127,24 @@ def pin_run(output: Location, record: RunRecord) -> RunRecord:
             "output to train again, or give the same configuration to go on"
         )
     return begun
+
+
+def pin_images(output: Location, found: FoundRecord) -> None:
+    """Put `images.json`, or check that the one there is the same.
+
+    Raises `UsageError` if the run has begun with other images or masks.
+    """
+    file = output / IMAGES
+    if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
+        return
+    begun = read_record(file, FoundRecord)
+    if begun != found:
+        had = "others" if begun is None else f"{begun.images:,} with {begun.masks:,} masks"
+        raise UsageError(
+            f"the {found.images:,} images with {found.masks:,} masks found now are not those that the run in {output} "
+            f"began with, {had}: other shards or images could be read then. Mend the datasets with `segmint repair` or "
+            "free memory, and run again; or choose another output to train again"
+        )
 
 
 def read_record(file: Location, kind: type[Record]) -> Record | None:

@@ -18,8 +18,8 @@ from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
 from segmint.pipeline.train.checkpoints import Measured
 from segmint.pipeline.train.data.images import open_datasets
 from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.record import RUN, TrainingRecord, describe_run, pin_run, read_record
-from segmint.pipeline.train.session import Say, Session, find
+from segmint.pipeline.train.record import RUN, TrainingRecord, begun_run, describe_run, read_record
+from segmint.pipeline.train.session import Say, Session
 from segmint.pipeline.train.settings import TrainConfig
 
 
@@ -98,7 +98,8 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
     for dataset in datasets:
         refuse_inside(dataset.location, output, "output")
         refuse_inside(dataset.location, cache, "cache.folder")
-    run = pin_run(output, describe_run(config, datasets, weights, storage))
+    run = describe_run(config, datasets, weights, storage)
+    run = begun_run(output, run) or run
     ended = read_record(output / TRAINING, TrainingRecord)
     if ended is not None:
         return Trained(str(output), ended, new=False)
@@ -113,7 +114,7 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
         train_on_workers(session)
     else:
         apply_compute(compute)
-        session.train(find(config, datasets, cache, say), compute)
+        session.train(session.find(), compute)
     record = read_record(output / TRAINING, TrainingRecord)
     if record is None:
         raise UnfinishedError(f"{output / TRAINING} was put and is gone: something else writes to the output")

@@ -38,7 +38,15 @@ from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
 from segmint.pipeline.train.evaluation import Evaluation
 from segmint.pipeline.train.logs import RunLog
 from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
-from segmint.pipeline.train.record import RunRecord, TrainingRecord, put_training, put_weights
+from segmint.pipeline.train.record import (
+    FoundRecord,
+    RunRecord,
+    TrainingRecord,
+    pin_images,
+    pin_run,
+    put_training,
+    put_weights,
+)
 from segmint.pipeline.train.sample import HeldOutSample
 from segmint.pipeline.train.settings import TrainConfig
 from segmint.pipeline.train.trainer import ALONE, StepResult, Trainer
@@ -55,24 +63,6 @@ class Found:
     held: NDArray[np.bool_]
     held_by: dict[str, Held]
     left_out: LeftOut
-
-
-def find(config: TrainConfig, datasets: Sequence[OpenedDataset], cache: Location, say: Say) -> Found:
-    """Find the images of the datasets, and split them; raises as `find_images` does, and where all are held out."""
-    left_out = LeftOut()
-    images, held_by = find_images(config, datasets, cache / LOOKS, left_out)
-    held = held_out(images, config.held_out.share)
-    if held.all():
-        raise UsageError(
-            f"all {len(images)} images are held out, or look like one that is: nothing is left to train on. Lower "
-            f"held_out.share, which is {config.held_out.share}"
-        )
-    masks = np.diff(images.starts)
-    say(
-        f"{counted(int((~held).sum()), 'image')} with {counted(int(masks[~held].sum()), 'mask')} to train on, "
-        f"{counted(int(held.sum()), 'image')} held out"
-    )
-    return Found(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, left_out)
 
 
 @dataclass
@@ -94,6 +84,28 @@ class Session:
     compute: Compute = Compute("cpu", "fp32", 1)  # noqa: RUF009 (a frozen value)
     left_out: LeftOut = field(default_factory=LeftOut)
     numerics: list[dict[str, Any]] = field(default_factory=list)
+
+    def find(self) -> Found:
+        """Find the images of the datasets, split them, and pin the run, as they are usable.
+
+        Raises as `find_images`, `pin_run` and `pin_images` do, and `UsageError` where all are held out.
+        """
+        config, left_out = self.config, LeftOut()
+        images, held_by = find_images(config, self.datasets, self.cache / LOOKS, left_out)
+        held = held_out(images, config.held_out.share)
+        if held.all():
+            raise UsageError(
+                f"all {len(images)} images are held out, or look like one that is: nothing is left to train on. Lower "
+                f"held_out.share, which is {config.held_out.share}"
+            )
+        self.run = pin_run(self.output, self.run)
+        pin_images(self.output, FoundRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+        masks = np.diff(images.starts)
+        self.say(
+            f"{counted(int((~held).sum()), 'image')} with {counted(int(masks[~held].sum()), 'mask')} to train on, "
+            f"{counted(int(held.sum()), 'image')} held out"
+        )
+        return Found(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, left_out)
 
     def train(self, found: Found, compute: Compute) -> None:
         """Train to the end; the first worker puts the weights, and `training.json` last."""

@@ -3,6 +3,7 @@
 An image takes about 5 kB, nearly all of it a thumbnail that is dropped once the split is made, and 8 bytes a mask.
 """
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,6 +119,14 @@ class TrainingImages:
     def masks_of(self, image: int) -> NDArray[np.int64]:
         """The annotation ids of an image's masks."""
         return self.annotations[self.starts[image] : self.starts[image + 1]]
+
+    def digest(self) -> str:
+        """The SHA-256 of which images and masks these are, wherever their bytes lie."""
+        digest = hashlib.sha256()
+        for column in (self.entry, self.ids, self.sizes, self.jpeg_sha256, self.source_sha256, self.annotations):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        digest.update(self.starts.tobytes())
+        return digest.hexdigest()
 
     def name(self, image: int) -> str:
         """An image as messages name it."""

@@ -15,7 +15,7 @@ from typing import Any
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.wording import counted
-from segmint.pipeline.train.session import Say, Session, find
+from segmint.pipeline.train.session import Say, Session
 from segmint.pipeline.train.settings import TrainResources
 
 _START_S, _STARTS = 600, 3
@@ -40,9 +40,8 @@ def train_on_workers(session: Session) -> None:
         if cluster.local:  # no machine is ever taken away from it
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         resources = settle(session.config.resources, cluster)
-        config = session.config.model_copy(update={"resources": resources})
-        found = find(config, session.datasets, session.cache, session.say)
-        _fit(replace(session, config=config), found, session.say)
+        session = replace(session, config=session.config.model_copy(update={"resources": resources}))
+        _fit(session, session.find(), session.say)
 
 
 def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:

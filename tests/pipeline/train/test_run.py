@@ -142,8 +142,22 @@ def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
         again(ended, f"output={ended.dataset}/run")
     with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on this machine"):
         again(ended, "cache.folder=s3://bucket/cache")
+
+
+def test_a_first_start_that_fails_pins_nothing(ended, tmp_path):
     with pytest.raises(UsageError, match=r"all 3 images are held out"):
-        again(ended, "held_out.share=0.9", f"output={ended.output}-other")
+        again(ended, "held_out.share=0.9", f"output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_only_with_the_images_it_began_with(ended, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(ended.output, output, ignore=shutil.ignore_patterns("sam-*", TRAINING))
+    images = json.loads((output / "images.json").read_bytes())
+    assert (images["images"], images["masks"]) == (3, 6)
+    (output / "images.json").write_text(json.dumps({**images, "masks": 5, "sha256": "0" * 64}))
+    with pytest.raises(UsageError, match=r"the 3 images with 6 masks found now are not those .* 3 with 5 masks"):
+        again(ended, f"output={output}")
 
 
 @pytest.mark.long
