@@ -5,8 +5,9 @@ checkpoint. Out come `objects-<hash>.pt`, TorchScript by the detectors' contract
 """
 
 import hashlib
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import Round, TrainedOn
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
-from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
+from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
-from segmint.infra.wording import count, counted
-from segmint.model.sam.prompt_encoder import IMAGE_SIZE
+from segmint.infra.wording import count, counted, some
 from segmint.model.training.objects import (
     BackboneWeightsError,
     ObjectImage,
@@ -34,24 +35,26 @@ from segmint.model.training.objects import (
     export_objects_detector,
     objects_step,
 )
-from segmint.model.training.targets import target_boxes
 from segmint.pipeline.train.checkpoints import (
     CHECKPOINTS,
+    DamagedCheckpointError,
     list_checkpoints,
     list_steps,
     load_state,
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.train.data.cache import LOOKS
+from segmint.pipeline.train.data.cache import LOOKS, purge_looks
 from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
 from segmint.pipeline.train.data.reading import ImageReader, ReadImage
-from segmint.pipeline.train.data.splits import held_out
-from segmint.pipeline.train.record import RUN, RunRecord, pin_run, read_record
-from segmint.pipeline.train.run import cache_location
+from segmint.pipeline.train.data.splits import digest_of_sources, held_out
+from segmint.pipeline.train.presets import schedule_problems
+from segmint.pipeline.train.record import FoundRecord, RunRecord, begun_run, pin_images, pin_run, read_record
+from segmint.pipeline.train.run import cache_location, note_places, refuse_places
 from segmint.pipeline.train.session import Say
 from segmint.pipeline.train.settings import BatchKeys, TrainConfig, identity_keys
+from segmint.pipeline.train.trainer import TrainingError
 
 OBJECTS = "objects.json"
 
@@ -109,16 +112,19 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
         raise UsageError(f"task: objects does not train SAM, whose {', '.join(of_sam)} it has: use the keys of objects")
     if config.resources.workers > 1:
         raise UsageError(f"resources.workers is {config.resources.workers}: task: objects trains in one process, 1")
+    keys = config.objects
+    raise_problems(schedule_problems("objects", keys.warmup, keys.decay_steps, keys.steps))
     storage = Storage(config.storage)
     output = Location(storage, config.output)
-    looks = cache_location(config, output) / LOOKS
+    cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
-    for dataset in datasets:
-        refuse_inside(dataset.location, output, "output")
-    run = pin_run(output, _describe(config, datasets))
+    refuse_places(datasets, output, cache)
+    run = _describe(config, datasets)
+    run = begun_run(output, run) or run
     ended = read_record(output / OBJECTS, ObjectsRecord)
     if ended is not None:
         return TrainedObjects(str(output), ended, new=False)
+    note_places(datasets, output, cache, run)
     compute = resolve_compute(config.resources.device, "fp32", config.resources.threads)
     apply_compute(compute)
     recipe = config.objects.recipe()
@@ -131,23 +137,29 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
     detector.to(compute.device)
     optimizer = build_objects_optimizer(detector, recipe)
     left_out = LeftOut()
-    images, _ = find_images(config, datasets, looks, left_out)
+    images, found = find_images(config, datasets, cache / LOOKS, left_out)
     trained = ~held_out(images, config.held_out.share)
     if not trained.any():
         raise UsageError(f"all {len(images)} images are held out: lower held_out.share, {config.held_out.share}")
-    for dataset in datasets:
-        note_output(dataset.location, "train", output, {RUN: run.sha256})
+    run = pin_run(output, run)
+    pin_images(output, FoundRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+    for key, held in found.items():
+        if held.whole:
+            purge_looks(cache, key, held.tars)
     batch = BatchKeys(images=recipe.batch_images, masks=recipe.batch_images * _MOST_MASKS, masks_per_image=_MOST_MASKS)
     draws = Draws(images, trained, [entry.weight for entry in config.datasets], batch, config.seed)
     folder = output / CHECKPOINTS
-    start = _restore(folder, run, detector, optimizer)
-    reader = ImageReader(images, IMAGE_SIZE, config.max_mask_area_ratio, left_out)
+    reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, left_out)
+    weights = list(detector.parameters())
     try:
+        start = _restore(folder, run, detector, optimizer, reader, left_out)
         for step in range(start + 1, recipe.steps + 1):
             reads = [read for draw in draws.step(step) if (read := reader.read(draw)) is not None]
             losses = objects_step(
                 detector, [_object_image(read) for read in reads], config.seed, step, max(1, len(reads))
             )
+            norm = float(torch.nn.utils.get_total_norm([each.grad for each in weights if each.grad is not None]))
+            _check(step, losses, norm, [images.name(read.image) for read in reads])
             factor = recipe.rate_factor(step - 1)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -160,7 +172,14 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
             if step == recipe.steps or step % config.checkpoints.every == 0:
                 state = {"weights": detector.state_dict(), "optimizer": optimizer.state_dict()}
                 put_checkpoint(
-                    folder, state, run=run.fingerprint, step=step, evaluations=(), left_out={}, listed=(), numerics=()
+                    folder,
+                    state,
+                    run=run.fingerprint,
+                    step=step,
+                    evaluations=(),
+                    left_out=dict(left_out.counts),
+                    listed=tuple(left_out.listed),
+                    numerics=(),
                 )
                 steps = sorted(each for each in list_steps(folder) if each <= step)
                 prune(folder, steps[: -config.checkpoints.keep])
@@ -174,7 +193,7 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
         config=run.config,
         datasets=tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in datasets),
         trained={
-            "images": int(trained.sum()),
+            "images": digest_of_sources(images, trained)[0],
             "masks": sum(len(images.masks_of(int(image))) for image in trained.nonzero()[0]),
             "steps": recipe.steps,
         },
@@ -189,10 +208,7 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
 
 def _object_image(read: ReadImage) -> ObjectImage:
     assert read.pixels is not None
-    height, width = read.masks.input_size
-    boxes = target_boxes(read.masks.targets).to(torch.float32) + torch.tensor([0, 0, 1, 1])
-    boxes = torch.minimum(boxes, torch.tensor([width, height, width, height]))
-    return ObjectImage(read.pixels, boxes, read.slot)
+    return ObjectImage(read.pixels, torch.from_numpy(read.boxes).to(torch.float32), read.slot)
 
 
 def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunRecord:
@@ -211,15 +227,46 @@ def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunReco
     return RunRecord(code_version=VERSION, config=keys, parent=parent, lineage=(parent,))
 
 
-def _restore(folder: Location, run: RunRecord, detector: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Go on from the last checkpoint of this run; returns its step, or 0."""
+def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[str]) -> None:
+    """Raise `TrainingError` if the losses or the gradient are no numbers."""
+    if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
+        return
+    what = "the gradient" if math.isfinite(sum(losses.values())) else "the loss"
+    raise TrainingError(
+        f"step {step}: {what} is no finite number, on {some(names)}. The last checkpoint is kept. Lower "
+        "objects.learning_rate, in another output"
+    )
+
+
+def _restore(
+    folder: Location,
+    run: RunRecord,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    reader: ImageReader,
+    left_out: LeftOut,
+) -> int:
+    """Go on from the last checkpoint of this run that can be used; returns its step, or 0."""
+    there = list_steps(folder)
     found = [each for each in list_checkpoints(folder) if each.run == run.fingerprint]
-    if not found:
-        return 0
-    state = load_state(folder, found[-1])
-    detector.load_state_dict(state["weights"])
-    optimizer.load_state_dict(state["optimizer"])
-    return found[-1].step
+    unusable = there - {each.step for each in found}
+    start = 0
+    for checkpoint in reversed(found):
+        try:
+            state = load_state(folder, checkpoint)
+        except DamagedCheckpointError as error:
+            get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
+            unusable.add(checkpoint.step)
+            continue
+        detector.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        reader.recall(checkpoint.listed)
+        for reason, number in checkpoint.left_out.items():
+            left_out.counts[reason] = max(left_out.counts[reason], number)
+        start = checkpoint.step
+        break
+    prune(folder, unusable)
+    return start
 
 
 def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:

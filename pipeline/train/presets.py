@@ -1,6 +1,6 @@
 """Presets: the recipes of `model/training/recipe.py` as keys of a configuration, and the other way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -115,11 +115,17 @@ def _check_together(config: TrainConfig) -> None:
             f"resources.workers is {config.resources.workers} for {batch.images} images of a step: expected at most "
             "batch.images, as a worker takes whole images"
         )
-    if optimizer.warmup >= config.steps:
-        problems.append(f"optimizer.warmup is {optimizer.warmup}: expected fewer than the {config.steps} steps")
-    decays = list(optimizer.decay_steps)
-    if decays != sorted(set(decays)):
-        problems.append(f"optimizer.decay_steps are {decays}: expected ascending steps, each once")
-    if decays and decays[-1] >= config.steps:
-        problems.append(f"optimizer.decay_steps end at {decays[-1]}: expected steps before the last, {config.steps}")
+    problems += schedule_problems("optimizer", optimizer.warmup, optimizer.decay_steps, config.steps)
     raise_problems(problems)
+
+
+def schedule_problems(under: str, warmup: int, decay_steps: Sequence[int], steps: int) -> list[str]:
+    """What is wrong with the learning rate's schedule, whose keys are under the key `under`."""
+    decays, problems = list(decay_steps), []
+    if warmup >= steps:
+        problems.append(f"{under}.warmup is {warmup}: expected fewer than the {steps} steps")
+    if decays != sorted(set(decays)):
+        problems.append(f"{under}.decay_steps are {decays}: expected ascending steps, each once")
+    if decays and decays[-1] >= steps:
+        problems.append(f"{under}.decay_steps end at {decays[-1]}: expected steps before the last, {steps}")
+    return problems

@@ -1,5 +1,6 @@
 """`segmint train`: from the configuration to weights and `training.json`; a killed run goes on from its checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
 from segmint.pipeline.train.checkpoints import Measured
-from segmint.pipeline.train.data.images import open_datasets
+from segmint.pipeline.train.data.images import OpenedDataset, open_datasets
 from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.record import RUN, TrainingRecord, begun_run, describe_run, read_record
+from segmint.pipeline.train.record import RUN, RunRecord, TrainingRecord, begun_run, describe_run, read_record
 from segmint.pipeline.train.session import Say, Session
 from segmint.pipeline.train.settings import TrainConfig
 
@@ -95,18 +96,13 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
         compute = resolve_compute(resources.device, config.precision, resources.threads)
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
-    for dataset in datasets:
-        refuse_inside(dataset.location, output, "output")
-        refuse_inside(dataset.location, cache, "cache.folder")
+    refuse_places(datasets, output, cache)
     run = describe_run(config, datasets, weights, storage)
     run = begun_run(output, run) or run
     ended = read_record(output / TRAINING, TrainingRecord)
     if ended is not None:
         return Trained(str(output), ended, new=False)
-    for dataset in datasets:  # before anything of the images is written
-        note_output(dataset.location, "train", output, {RUN: run.sha256})
-        if not cache.uri.startswith(output.uri + "/"):
-            note_output(dataset.location, "train", cache, {})
+    note_places(datasets, output, cache, run)
     session = Session(config, run, datasets, output, cache, weights, architecture, say)
     if config.resources.workers > 1:
         from segmint.pipeline.train.workers.driver import train_on_workers
@@ -121,6 +117,21 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
     return Trained(str(output), record, new=True)
+
+
+def refuse_places(datasets: Sequence[OpenedDataset], output: Location, cache: Location) -> None:
+    """Raise `UsageError` for an output or a cache inside a dataset."""
+    for dataset in datasets:
+        refuse_inside(dataset.location, output, "output")
+        refuse_inside(dataset.location, cache, "cache.folder")
+
+
+def note_places(datasets: Sequence[OpenedDataset], output: Location, cache: Location, run: RunRecord) -> None:
+    """Note output and cache in the datasets, for takedowns: before anything of the images is written."""
+    for dataset in datasets:
+        note_output(dataset.location, "train", output, {RUN: run.sha256})
+        if not cache.uri.startswith(output.uri + "/"):
+            note_output(dataset.location, "train", cache, {})
 
 
 def cache_location(config: TrainConfig, output: Location) -> Location:

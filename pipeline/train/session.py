@@ -100,11 +100,9 @@ class Session:
             )
         self.run = pin_run(self.output, self.run)
         pin_images(self.output, FoundRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
-        masks = np.diff(images.starts)
-        self.say(
-            f"{counted(int((~held).sum()), 'image')} with {counted(int(masks[~held].sum()), 'mask')} to train on, "
-            f"{counted(int(held.sum()), 'image')} held out"
-        )
+        masks = int(np.diff(images.starts)[~held].sum())
+        trained, out = (counted(digest_of_sources(images, which)[0], "image") for which in (~held, held))
+        self.say(f"{trained} with {counted(masks, 'mask')} to train on, {out} held out")
         return Found(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, left_out)
 
     def train(self, found: Found, compute: Compute) -> None:
@@ -196,7 +194,7 @@ class Session:
             parent=self.run.parent,
             datasets=datasets,
             trained={
-                "images": int((~held).sum()),
+                "images": digest_of_sources(images, ~held)[0],
                 "masks": int(np.diff(images.starts)[~held].sum()),
                 "steps": ended.step,
                 "best_step": best_step,

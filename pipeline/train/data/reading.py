@@ -26,13 +26,17 @@ from segmint.pipeline.train.world import World
 
 @dataclass(frozen=True)
 class ReadImage:
-    """A drawn image: its slot and row, its masks, and if asked for the resized pixels, (h, w, 3) uint8 RGB."""
+    """A drawn image: its slot and row, its masks, and if asked for the resized pixels, (h, w, 3) uint8 RGB.
+
+    `boxes` (N, 4) are those of the masks as x0, y0, x1, y1 in pixels of the resized image, the last ones outside.
+    """
 
     slot: int
     image: int
     pixels: NDArray[np.uint8] | None
     masks: ImageMasks
     annotations: NDArray[np.int64]
+    boxes: NDArray[np.float64]
 
 
 class _UnusableMaskError(Exception):
@@ -87,7 +91,7 @@ class ImageReader:
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
             return Prepared(None, [self._line("damaged images", draw.image, detail=str(error))])
-        targets, numbers, annotations, lines = [], [], [], []
+        targets, numbers, annotations, boxes, lines = [], [], [], [], []
         for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
             try:
                 mask = self._mask(segmentations.get(annotation), (height, width))
@@ -97,10 +101,13 @@ class ImageReader:
             targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
             numbers.append(number)
             annotations.append(annotation)
+            boxes.append(_box(mask, input_size))
         if not targets:
             return Prepared(None, lines)
         masks = ImageMasks(torch.cat(targets), input_size, numbers)
-        return Prepared(ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64)), lines)
+        return Prepared(
+            ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes)), lines
+        )
 
     def take(self, prepared: Prepared) -> ReadImage | None:
         """Return an image that was prepared, and leave out what cannot be used."""
@@ -189,6 +196,13 @@ class ImageReader:
         self._named.add(key)
         self._left_out.add_line(line)
         return True
+
+
+def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
+    """The box of a mask (H, W) that is not empty, in pixels of the resized image."""
+    (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
+    y, x = (side / length for side, length in zip(input_size, mask.shape, strict=True))
+    return [left * x, top * y, (right + 1) * x, (bottom + 1) * y]
 
 
 def _decode_resized(jpeg: bytes) -> NDArray[np.uint8]:

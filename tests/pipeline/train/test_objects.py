@@ -1,21 +1,40 @@
 """The detector of objects from a dataset: its files, going on, and keys that are SAM's."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from torch import nn
 
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.outputs import read_notes
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.torchscript import TorchScriptDetector
+from segmint.model.training.objects import ObjectImage
+from segmint.pipeline.train import objects
+from segmint.pipeline.train.data.images import OpenedDataset
 from segmint.pipeline.train.objects import OBJECTS, run_objects
 from segmint.pipeline.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.train.trainer import TrainingError
+from tests.support.locations import location_of
 from tests.support.trainable import scene
+
+SMALL = {
+    "backbone": "mobilenet_v3_large",
+    "short_side": 64,
+    "long_side": 64,
+    "images": 1,
+    "warmup": 0,
+    "decay_steps": [],
+}
 
 
 def configured(folder: Path, dataset: Path, **changes: object) -> TrainConfig:
-    keys = {"backbone": "mobilenet_v3_large", "short_side": 64, "long_side": 64, "steps": 2, "images": 1, "warmup": 0}
+    keys = {**SMALL, "steps": 2}
     tree = {
         "task": "objects",
         "datasets": [{"uri": str(dataset)}],
@@ -46,23 +65,65 @@ def test_a_detector_comes_out_and_a_stopped_run_goes_on_to_the_same_one(trainabl
     assert len(printed) == 2
 
     ended = json.loads((output / "checkpoints" / "step-000002.json").read_bytes())["sha256"]
-    for file in (OBJECTS, record["file"], "checkpoints/step-000002.json"):
+    for file in (OBJECTS, record["file"]):
         (output / file).unlink()
+    (damaged,) = (output / "checkpoints").glob("step-000002-*.pt")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     again = run_objects(config, printed.append)
     assert [line.partition(":")[0] for line in printed[2:]] == ["step 2/2"]
     assert json.loads((output / "checkpoints" / "step-000002.json").read_bytes())["sha256"] == ended
     assert again.record.trained == trained.record.trained
+    assert again.record.left_out == trained.record.left_out
+    checkpoint = json.loads((output / "checkpoints" / "step-000002.json").read_bytes())
+    assert checkpoint["left_out"] == record["left_out"]["counts"] != {}
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_a_checkpoint(
+    trainable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = objects.objects_step
+
+    def overflown(detector: nn.Module, images: Sequence[ObjectImage], seed: int, number: int, total: int) -> object:
+        losses = step(detector, images, seed, number, total)
+        if number == 2:
+            next(each.grad for each in detector.parameters() if each.grad is not None).fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(objects, "objects_step", overflown)
+    with pytest.raises(TrainingError, match=r"step 2: the gradient is no finite number, on image \d+ of .*Lower"):
+        run_objects(configured(tmp_path, trainable), print)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["step-000001.json"]
+
+
+def test_a_cache_elsewhere_is_noted_and_one_in_the_dataset_is_refused(trainable: Path, tmp_path: Path) -> None:
+    dataset, cache = tmp_path / "dataset", tmp_path / "cache"
+    shutil.copytree(trainable, dataset, ignore=shutil.ignore_patterns("outputs"))
+    keys = {**SMALL, "steps": 1}
+    with pytest.raises(UsageError, match=r"cache\.folder: .* is inside the dataset"):
+        run_objects(configured(tmp_path, dataset, objects=keys, cache={"folder": str(dataset / "cache")}), print)
+    assert not (tmp_path / "run").exists()
+    key = OpenedDataset(location_of(dataset), load_manifest(location_of(dataset)), "").key
+    stale = cache / "looks" / key / f"{'0' * 64}.npz"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"thumbnails of a tar that a takedown removed")
+    run_objects(configured(tmp_path, dataset, objects=keys, cache={"folder": str(cache)}), print)
+    assert not stale.exists()
+    assert {note.place for note in read_notes(location_of(dataset))} == {"../run", "../cache"}
 
 
 def test_keys_of_sam_and_weights_that_do_not_fit_are_errors(trainable: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="task: objects does not train SAM, whose steps, batch it has"):
         run_objects(configured(tmp_path, trainable, steps=5, batch={"images": 2}), print)
     (tmp_path / "weights.pth").write_text("no weights")
-    keys = {"backbone": "mobilenet_v3_large", "weights": str(tmp_path / "weights.pth")}
+    keys = {**SMALL, "weights": str(tmp_path / "weights.pth")}
     with pytest.raises(UsageError, match=r"objects\.weights: .*weights\.pth is not a PyTorch checkpoint"):
         run_objects(configured(tmp_path, trainable, objects=keys), print)
     keys["weights"] = str(tmp_path / "missing.pth")
     with pytest.raises(UsageError, match=r"objects\.weights: .*missing\.pth cannot be read"):
+        run_objects(configured(tmp_path, trainable, objects=keys), print)
+    assert not (tmp_path / "run").exists(), "nothing is pinned"
+    keys = {**SMALL, "steps": 2, "warmup": 2, "decay_steps": [2, 1]}
+    with pytest.raises(UsageError, match=r"objects\.warmup is 2: expected fewer(.|\n)*decay_steps are \[2, 1\]"):
         run_objects(configured(tmp_path, trainable, objects=keys), print)
     with pytest.raises(UsageError, match="short_side is 10: expected 64 pixels or more"):
         configured(tmp_path, trainable, objects={"short_side": 10})

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from segmint.infra.errors import SegmintError
+from segmint.model.training.objects import mask_boxes
 from segmint.model.training.targets import fit_targets
 from segmint.pipeline.train.data.draws import Draw
 from segmint.pipeline.train.data.images import LeftOut
@@ -36,6 +37,9 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     assert read.masks.numbers == [7, 8]
     expected = fit_targets(torch.from_numpy(np.stack(masks[:2])), (768, 1024), 256)
     assert torch.equal(read.masks.targets, expected)
+    scale = 1024 / 160
+    boxes = mask_boxes(torch.from_numpy(np.stack(masks[:2])))
+    np.testing.assert_allclose(read.boxes, boxes.numpy() * scale)
     large = cv2.resize(picture, (1024, 768), interpolation=cv2.INTER_LINEAR).astype(int)
     assert np.abs(read.pixels.astype(int) - large).mean() < 6  # JPEG at quality 92
     assert reader.read(drawn(5, 4), with_pixels=False).pixels is None
