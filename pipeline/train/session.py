@@ -130,7 +130,8 @@ class Session:
         draws = Draws(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
         frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
         trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
-        drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image)
+        choices = [entry.masks for entry in config.datasets]
+        drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image, choices)
         sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images, world)
         start, evaluations = self._restore(trainer, reader)
         self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]

@@ -1,12 +1,14 @@
 """What each step trains on: draws of (image, masks), by keys alone.
 
 Any step's draws can be computed without those before it, in any process: they depend on the seed, the step, the images
-and the settings. Images of one dataset are drawn in the order of a random permutation, another one each time round.
+and the settings. Images of one dataset are drawn in the order of a random permutation, another one each time round; a
+dataset that is named twice counts as two.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -15,7 +17,12 @@ from torch import Tensor
 
 from segmint.model.training.noise import random_bits, uniforms
 from segmint.pipeline.train.data.images import TrainingImages, entries_of
-from segmint.pipeline.train.settings import BatchKeys
+from segmint.pipeline.train.settings import BatchKeys, MaskChoice
+
+_PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
+
+_BLOCK = 4096
+"""Places whose entries are drawn together."""
 
 _ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
 
@@ -49,6 +56,9 @@ class Draws:
             raise ValueError("no image is trained on")
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
         self._borders = np.cumsum(shares) / shares.sum()
+        self._lock = Lock()
+        self._counts = [np.zeros(len(self._rows), np.int64)]  # of draws by entry, before each block of places
+        self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
     def step(self, step: int) -> list[Draw]:
@@ -64,11 +74,27 @@ class Draws:
 
     def _image(self, place: int) -> int:
         """The image that has this place among all that the run draws."""
-        uniform = float(uniforms(_key(self._seed, _ENTRY, place), 1))
-        which = min(int(np.searchsorted(self._borders, uniform, "right")), len(self._borders) - 1)
+        block, offset = divmod(place, _BLOCK)
+        chosen = self._entries(block)
+        which = int(chosen[offset])
+        before = int(self._before(block)[which] + (chosen[:offset] == which).sum())
         entry, rows = list(self._rows.items())[which]
-        turn, index = divmod(place, len(rows))
+        turn, index = divmod(before, len(rows))
         return int(rows[self._permutation(entry, turn)[index]])
+
+    def _draw_entries(self, block: int) -> NDArray[np.int64]:
+        """Which entry each place of a block draws from."""
+        places = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
+        drawn = uniforms(random_bits(_key(self._seed, _ENTRY), places), 1)[:, 0].numpy()
+        return np.minimum(np.searchsorted(self._borders, drawn, "right"), len(self._borders) - 1)
+
+    def _before(self, block: int) -> NDArray[np.int64]:
+        """How often each entry is drawn before a block."""
+        with self._lock:  # a thread reads ahead
+            while len(self._counts) <= block:
+                chosen = self._draw_entries(len(self._counts) - 1)
+                self._counts.append(self._counts[-1] + np.bincount(chosen, minlength=len(self._rows)))
+        return self._counts[block]
 
     def _permute(self, entry: int, turn: int) -> NDArray[np.int64]:
         bits = random_bits(_key(self._seed, _ORDER, entry, turn), torch.arange(len(self._rows[entry])))
@@ -78,12 +104,22 @@ class Draws:
         return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))
 
 
-def fixed_draws(images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int) -> list[Draw]:
+def fixed_draws(
+    images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
+) -> list[Draw]:
     """At most so many of the chosen images (N,) bool, with at most so many masks each: the same in every run.
 
-    They are chosen by the images' sources, whatever the seed and the order of the datasets are.
+    They are chosen by the images' sources, whatever the seed and the order of the datasets are. `choices` are the masks
+    of the configuration's datasets: of the images of one source, one with masks of people alone is preferred, then one
+    with all.
     """
-    rows = np.flatnonzero(chosen)
+    rank = np.array([_PREFERRED.index(choice) for choice in choices])
+    keys = [shard.dataset.key for shard in images.shards]
+
+    def preferred(row: int) -> tuple[int, str, int]:
+        return int(rank[images.entry[row]]), keys[int(images.shard[row])], int(images.ids[row])
+
+    rows = np.array(sorted(np.flatnonzero(chosen).tolist(), key=preferred), np.int64)
     _, first = np.unique(images.source_sha256[rows], axis=0, return_index=True)
     rows = rows[first]  # in the order of the sources' hashes, which are random
     found = []

@@ -45,6 +45,27 @@ def test_weights_decide_how_often_images_of_a_dataset_are_drawn(images):
     assert first + second == 2000
 
 
+def test_each_image_is_drawn_once_before_any_comes_again_of_each_entry(images):
+    draws = Draws(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
+    draws.step(1000)
+    drawn = [draw.image for step in range(1, 501) for draw in draws.step(step)]  # beyond a block of places
+    for entry in (0, 1):
+        rows = np.flatnonzero(images.entry == entry).tolist()
+        of_entry = [image for image in drawn if images.entry[image] == entry]
+        turns = [of_entry[start : start + 12] for start in range(0, len(of_entry) - 12, 12)]
+        assert len(turns) > 90
+        assert all(sorted(turn) == rows for turn in turns)
+
+
+@pytest.mark.parametrize("order", [("human", "automatic"), ("automatic", "human")])
+def test_masks_of_people_are_evaluated_whatever_the_order_of_the_datasets(trainable, tmp_path, order):
+    entries = [{"uri": str(trainable), "masks": masks} for masks in order]
+    images = find(tmp_path, trainable, datasets=entries).images
+    fixed = fixed_draws(images, np.ones(len(images), bool), 99, 8, order)
+    assert len(fixed) == 12
+    assert all(draw.masks.tolist() == [int(images.ids[draw.image]) * 10_000] for draw in fixed)
+
+
 def test_masks_are_of_their_images_and_their_numbers_are_unique(trainable, tmp_path):
     images = find(tmp_path, trainable).images
     draws = Draws(images, np.ones(len(images), bool), [1], BATCH, seed=0)
@@ -55,7 +76,7 @@ def test_masks_are_of_their_images_and_their_numbers_are_unique(trainable, tmp_p
         for draw in drawn:
             assert len(draw.masks) == len(draw.numbers)
             assert set(draw.masks) <= set(images.masks_of(draw.image).tolist())
-    fixed = fixed_draws(images, np.ones(len(images), bool), 4, 1)
+    fixed = fixed_draws(images, np.ones(len(images), bool), 4, 1, ["all"])
     assert [len(draw.masks) for draw in fixed] == [1] * 4
 
 
