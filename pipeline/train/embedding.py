@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from segmint.infra.device import Compute
+from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import normalize_into
@@ -58,6 +58,14 @@ def encoder_hash(sam: Sam) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
     return digest.hexdigest()[:12]
+
+
+def cache_key(encoder: str, compute: Compute) -> str:
+    """What names the embeddings of an encoder, by its hash, as this machine and torch compute them."""
+    bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else device_kind(compute)
+    threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
+    numerics = hashlib.sha256(f"{torch.__version__} {bits}".encode()).hexdigest()[:6]
+    return f"{encoder}-{compute.kind}-{compute.precision}{threads}-{numerics}"
 
 
 def encoder_input(sam: Sam, reads: Sequence[ReadImage]) -> Tensor:

@@ -34,7 +34,7 @@ from segmint.pipeline.train.data.draws import Draws, fixed_draws
 from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
 from segmint.pipeline.train.data.reading import ImageReader
 from segmint.pipeline.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
+from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.train.evaluation import Evaluation
 from segmint.pipeline.train.logs import RunLog
 from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
@@ -239,9 +239,8 @@ class Session:
 
         Embeddings are kept by the hash of the `encoder` alone: weights that were trained with it frozen share them.
         """
-        compute, world, most = self.compute, self.world, self.config.cache.gb * 1e9
-        threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
-        key = f"{encoder}-{compute.kind}-{compute.precision}{threads}"
+        world, most = self.world, self.config.cache.gb * 1e9
+        key = cache_key(encoder, self.compute)
         cached = self.config.encoder == "frozen" and self.config.cache.gb > 0
         if world.local_rank == 0:
             cache = EmbeddingCache(self.cache, key, most)

@@ -1,11 +1,12 @@
 """Image embeddings of a frozen encoder on a local disk, within a bound.
 
-An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`, written whole or not at all. It is found by the bytes
-of the JPEG, so that of an image that a takedown or a redaction changed none is used again; what a dataset no longer has
-is deleted when a run opens the cache. What is full stays as it is: each image is drawn about as often as any other, and
-leaving out the one used longest ago would leave out the one that comes next.
+An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`, written whole or not at all, with a checksum at its
+end. It is found by the bytes of the JPEG, so that of an image that a takedown or a redaction changed none is used
+again; what a dataset no longer has is deleted when a run opens the cache. What is full stays as it is: each image is
+drawn about as often as any other, and leaving out the one used longest ago would leave out the one that comes next.
 """
 
+import hashlib
 import io
 from collections.abc import Collection
 
@@ -18,7 +19,8 @@ from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 
 SHAPE = (1, 256, 64, 64)
-BYTES = 128 + 4 * 256 * 64 * 64
+_CHECKSUM = 32  # bytes of the SHA-256 at the file's end
+BYTES = 128 + 4 * 256 * 64 * 64 + _CHECKSUM
 """Of the file of one embedding."""
 
 LOOKS = "looks"
@@ -63,7 +65,10 @@ class EmbeddingCache:
         if not self._is_there(path):
             return None
         try:
-            array = np.load(io.BytesIO((self._folder / path).read(max_bytes=2 * BYTES)), allow_pickle=False)
+            data = (self._folder / path).read(max_bytes=2 * BYTES)
+            if hashlib.sha256(data[:-_CHECKSUM]).digest() != data[-_CHECKSUM:]:
+                raise ValueError("its checksum is another")
+            array = np.load(io.BytesIO(data), allow_pickle=False)
             if array.shape != SHAPE or array.dtype != np.float32:
                 raise ValueError("it has another shape")
         except (NotFoundError, ValueError, EOFError, OSError):
@@ -78,7 +83,7 @@ class EmbeddingCache:
             return
         buffer = io.BytesIO()
         np.save(buffer, features.detach().to("cpu", torch.float32).numpy(), allow_pickle=False)
-        data = buffer.getvalue()
+        data = buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
         try:
             (self._folder / path).put(data)
         except StorageFaultError as error:

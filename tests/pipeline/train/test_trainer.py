@@ -15,7 +15,7 @@ from segmint.model.sam.sam import Sam
 from segmint.pipeline.train.data.cache import EmbeddingCache
 from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.reading import ImageReader
-from segmint.pipeline.train.embedding import FrozenEncoder, encoder_hash
+from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.train.trainer import Trainer, TrainingError
 from segmint.pipeline.train.world import World
 from tests.support.locations import location_of
@@ -34,7 +34,7 @@ def trainer_of(found: Found, cache: Path, weights: Path, world: World | None = N
     sam = load_sam(weights)
     images = found.images
     draws = Draws(images, images.ids != 2, [1.0], found.config.batch, seed=0)
-    kept = EmbeddingCache(location_of(cache), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
+    kept = EmbeddingCache(location_of(cache), cache_key(encoder_hash(sam), CPU), 1e9)
     reader = ImageReader(images, 256, 0.9, found.left_out)
     return Trainer(
         sam, found.config, images, draws, reader, FrozenEncoder(sam, images, kept, CPU), CPU, world or World()
@@ -112,7 +112,7 @@ def test_what_is_no_number_is_an_error_with_the_step_and_the_images(one_thread, 
 
 def test_pixels_are_read_only_for_embeddings_that_are_not_kept(one_thread, found, ended, mobile_sam_path, tmp_path):
     sam = load_sam(mobile_sam_path)
-    cache = EmbeddingCache(location_of(ended.output.parent / "cache"), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
+    cache = EmbeddingCache(location_of(ended.output.parent / "cache"), cache_key(encoder_hash(sam), CPU), 1e9)
     encoder = FrozenEncoder(sam, found.images, cache, CPU)
     assert [encoder.needs_pixels(image) for image in range(3)] == [False] * 3
     empty = EmbeddingCache(location_of(tmp_path / "cache"), "w", 1e9)

@@ -67,13 +67,16 @@ def test_no_more_is_kept_than_the_bound_and_other_weights_give_way(tmp_path):
 
 def test_damaged_files_are_not_used(tmp_path):
     cache = EmbeddingCache(location_of(tmp_path), "w1", 9 * BYTES)
-    for number in range(3):
+    for number in range(4):
         cache.put(DATASET, jpeg(number), features(number))
-    short, other, hostile = sorted(tmp_path.rglob("*.npy"))
+    short, other, hostile, flipped = sorted(tmp_path.rglob("*.npy"))
     short.write_bytes(short.read_bytes()[:-1])
     np.save(other, np.zeros((1, 256, 64, 32), np.float32))
     np.save(hostile, np.array([{"code": print}], dtype=object), allow_pickle=True)
-    assert [cache.get(DATASET, jpeg(number)) for number in range(3)] == [None] * 3
+    data = bytearray(flipped.read_bytes())
+    data[2_000_000] ^= 1
+    flipped.write_bytes(data)
+    assert [cache.get(DATASET, jpeg(number)) for number in range(4)] == [None] * 4
     cache.put(DATASET, jpeg(0), features(0))
     assert torch.equal(cache.get(DATASET, jpeg(0)), features(0))
 
