@@ -217,7 +217,8 @@ class Session:
 
         None without evaluations: the trainer then has the weights of the last step.
         """
-        folder, passed_over = self.output / CHECKPOINTS, []
+        folder = self.output / CHECKPOINTS
+        passed_over: list[dict[str, Any]] = []
         kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
         for evaluation in ranked(evaluations):
             step = evaluation.step

@@ -57,7 +57,8 @@ class Draws:
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
         self._borders = np.cumsum(shares) / shares.sum()
         self._lock = Lock()
-        self._counts = [np.zeros(len(self._rows), np.int64)]  # of draws by entry, before each block of places
+        # Of draws by entry, before each block of places.
+        self._counts: list[NDArray[np.int64]] = [np.zeros(len(self._rows), np.int64)]
         self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
