@@ -46,13 +46,13 @@ def read_tasks(
 
     The latest annotation of a task that was not canceled counts; a task without one is left out. `size_of` returns the
     (height, width) of an image by its name where that is known: then masks of other sizes are not even decoded. The
-    name is the image's path or URL; a mask's id is that of its region where that is a number. Items that are no objects
-    and results without a shape are ignored; a task without an image has a name that says so. Raises `KeyError` or
+    name is the image's path or URL; a mask's id is that of its region where that is a number. Results that are no
+    objects or have no shape are ignored; a task without an image has a name that says so. Raises `KeyError` or
     `TypeError` if these are not tasks.
     """
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
-            continue
+            raise TypeError(f"task number {number} is no object")
         answer = answer_of(task)
         if answer is None:
             continue

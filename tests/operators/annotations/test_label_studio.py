@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from label_studio_sdk.converter import brush
 
 from segmint.operators.annotations.label_studio import read_tasks
@@ -44,7 +45,7 @@ def test_a_mask_of_another_size_is_not_decoded() -> None:
 def test_what_is_no_mask_costs_no_other() -> None:
     said = [{"id": "a", "type": kind, "value": {kind: ["good"]}} for kind in ("choices", "textarea")]
     nameless = {**task(region()), "data": {}}
-    tasks: list[Any] = [task(*said, {}, region()), nameless, 5, task(region())]
+    tasks: list[Any] = [task(*said, {}, region()), nameless, task(region())]
     tasks[0]["annotations"][0]["result"].insert(0, 3)
     answers = list(read_tasks(tasks, brush))
     assert [(len(image.masks), image.unreadable) for image, _ in answers] == [
@@ -53,3 +54,5 @@ def test_what_is_no_mask_costs_no_other() -> None:
         (1, []),
     ]
     assert answers[1].image.name == "task number 2"
+    with pytest.raises(TypeError, match="task number 2 is no object"):
+        list(read_tasks([task(region()), 5], brush))
