@@ -17,12 +17,10 @@ from segmint.operators.annotations.image import (
     CocoRle,
     Size,
     UnreadableMaskError,
-    check_size,
     checked_rle,
     encode_mask,
     id_number,
     label_text,
-    mask_name,
 )
 
 _CONVERTER = "Label Studio Converter"
@@ -110,12 +108,9 @@ def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, s
     segmentation = entry.get("segmentation")
     try:
         rle = _rle(segmentation, image, contours)
-        if image.size is not None:
-            check_size(rle, image.size)
+        image.check_size(rle["size"])
     except UnreadableMaskError as error:
-        image.unreadable.append(f"{mask_name(id)}: {error}")
-        if id is not None:
-            image.unreadable_ids.append(id)
+        image.leave_out(id, error)
         return
     label = labels.get(_key(entry.get("category_id")))
     crowd = entry.get("iscrowd") in (1, True)

@@ -16,10 +16,8 @@ from segmint.operators.annotations.image import (
     AnnotatedMask,
     Size,
     UnreadableMaskError,
-    check_size,
     checked_rle,
     id_number,
-    mask_name,
 )
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 
@@ -98,12 +96,9 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
         if not isinstance(segmentation, dict):
             raise UnreadableMaskError("it has no run lengths")
         rle = checked_rle(segmentation)
-        if image.size is not None:
-            check_size(rle, image.size)
+        image.check_size(rle["size"])
     except UnreadableMaskError as error:
-        image.unreadable.append(f"{mask_name(id)}: {error}")
-        if id is not None:
-            image.unreadable_ids.append(id)
+        image.leave_out(id, error)
         return
     image.masks.append(AnnotatedMask(rle, id))
 

@@ -1,6 +1,6 @@
 """Masks of images that others made: what the readers of all formats return."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -74,6 +74,18 @@ class AnnotatedImage:
     unreadable_ids: list[int] = field(default_factory=list)
     other: Size | None = None
 
+    def check_size(self, found: Sequence[int]) -> None:
+        """Raise `UnreadableMaskError` if a mask's (height, width) is not the image's, where that is known."""
+        if self.size is not None and tuple(found) != self.size:
+            height, width = found
+            raise UnreadableMaskError(f"it is {width} x {height} pixels, its image {self.size[1]} x {self.size[0]}")
+
+    def leave_out(self, id: int | None, why: object) -> None:
+        """List a mask that cannot be read."""
+        self.unreadable.append(f"{mask_name(id)}: {why}")
+        if id is not None:
+            self.unreadable_ids.append(id)
+
 
 @dataclass(frozen=True)
 class AnnotatedFile:
@@ -130,13 +142,6 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
     except ValueError as error:
         raise UnreadableMaskError(str(error)) from error
     return {"size": size, "counts": counts.encode("ascii")}
-
-
-def check_size(rle: CocoRle, size: Size) -> None:
-    """Raise `UnreadableMaskError` if a mask has another size than its image."""
-    height, width = rle["size"]
-    if (height, width) != size:
-        raise UnreadableMaskError(f"it is {width} x {height} pixels, its image {size[1]} x {size[0]}")
 
 
 def _is_side(value: object) -> bool:

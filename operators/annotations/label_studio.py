@@ -16,7 +16,6 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
-    mask_name,
 )
 
 _CHANNELS = 4
@@ -122,17 +121,12 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:
         sized = {**region, **value}  # JSON_MIN has the size in the value
         size = (int(sized["original_height"]), int(sized["original_width"]))
         # Before decoding: a few bytes may expand to gigabytes.
-        if image.size is not None and size != image.size:
-            raise UnreadableMaskError(
-                f"it is {size[1]} x {size[0]} pixels, its image {image.size[1]} x {image.size[0]}"
-            )
+        image.check_size(size)
         if not all(0 < side <= LONGEST_SIDE for side in size) or size[0] * size[1] > MOST_PIXELS:
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
         image.masks.append(AnnotatedMask(_brush_rle(value["rle"], size, brush), id, _label(value)))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        image.unreadable.append(f"{mask_name(id)}: {error}")
-        if id is not None:
-            image.unreadable_ids.append(id)
+        image.leave_out(id, error)
 
 
 def _brush_rle(runs: list[int], size: Size, brush: Any) -> CocoRle:

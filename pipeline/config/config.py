@@ -36,6 +36,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def _storage_options(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    try:
+        Storage(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+StorageOptions = Annotated[dict[str, dict[str, Any]], AfterValidator(_storage_options)]
+"""Options by URI prefix, as `Storage` takes them."""
+
+
 def _actors(value: Any) -> Any:
     if value == "auto" or (type(value) is int and value >= 1):
         return value
@@ -173,7 +185,7 @@ class Config(_Part):
     curate: CurateConfig = CurateConfig()
     """What `segmint catalog curate` refuses in a catalog, before a build."""
     resources: ResourcesConfig = ResourcesConfig()
-    storage: dict[str, dict[str, Any]] = {}
+    storage: StorageOptions = {}
     """Options by URI prefix, the longest wins: endpoint_url, profile, region, anon, …; never credentials."""
     assets: str | None = None
     """Path or URI of a folder that mirrors the weight files."""
@@ -200,15 +212,6 @@ class Config(_Part):
             return 0.0
         wanted = self.resources.prepare.num_gpus
         return DETECTORS_SHARE if wanted == "auto" else float(wanted)
-
-    @field_validator("storage")
-    @classmethod
-    def _storage_takes_them(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        try:
-            Storage(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return value
 
     @field_validator("catalog", "output", "assets")
     @classmethod

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.model.training.objects import Backbone, ObjectsRecipe
 from segmint.model.training.recipe import FINETUNE
@@ -21,6 +20,7 @@ from segmint.model.training.settings import (
     Resolution,
     SamplingSettings,
 )
+from segmint.pipeline.config.config import StorageOptions
 
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
 """Keys that may differ when a run goes on: they decide nothing of what is learned."""
@@ -281,19 +281,10 @@ class TrainConfig(_Part):
     bad_shards: Literal["stop", "skip"] = "stop"
     """What a shard that cannot be read does: it ends the run before the first step, or is left out and listed."""
     resources: TrainResources = TrainResources()
-    storage: dict[str, dict[str, Any]] = {}
+    storage: StorageOptions = {}
     """Options by URI prefix, as in a build's configuration."""
     assets: str | None = None
     """Path or URI of a folder that mirrors the weight files."""
-
-    @field_validator("storage")
-    @classmethod
-    def _storage_takes_them(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        try:
-            Storage(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return value
 
     @field_validator("datasets")
     @classmethod
