@@ -1,0 +1,74 @@
+"""The names of files in `annotations/`, one folder an image: `annotations/<ordinal>/<lane>.<n>.json`."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from segmint.infra.storage.location import Location
+
+ANNOTATIONS = "annotations"
+RATINGS = "ratings"
+"""Folder in `annotations/` for ratings of single masks."""
+
+_NAME = re.compile(r"(?P<lane>[01])\.(?P<n>[1-9]\d{0,8})\.json", re.ASCII)
+_ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
+
+
+class AnswerName(NamedTuple):
+    """What an answer's path says; in order of images, lanes and numbers."""
+
+    ordinal: int
+    lane: int
+    n: int
+
+
+def answer_path(ordinal: int, lane: int, n: int) -> str:
+    """Return the path of an answer's file below the dataset."""
+    return f"{ANNOTATIONS}/{ordinal}/{lane}.{n}.json"
+
+
+def parse_answer_path(path: str) -> AnswerName | None:
+    """Parse the path of an answer's file below the dataset; None for any other path."""
+    folder, _, rest = path.partition("/")
+    ordinal, _, name = rest.partition("/")
+    match = _NAME.fullmatch(name)
+    if folder != ANNOTATIONS or _ORDINAL.fullmatch(ordinal) is None or match is None:
+        return None
+    return AnswerName(int(ordinal), int(match["lane"]), int(match["n"]))
+
+
+def folders_of(ordinal: int) -> tuple[str, ...]:
+    """Return the folders below the dataset with what people said of an image: a takedown removes them."""
+    return f"{ANNOTATIONS}/{ordinal}", f"{ANNOTATIONS}/{RATINGS}/{ordinal}"
+
+
+def list_answers(dataset: Location) -> Iterator[AnswerName]:
+    """Yield the names of all answers, in order; other files are left out."""
+    names = (parse_answer_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
+    yield from sorted(name for name in names if name is not None)
+
+
+def answers_of(dataset: Location, ordinal: int) -> list[AnswerName]:
+    """Return the names of an image's answers, by lane and number."""
+    folder = f"{ANNOTATIONS}/{ordinal}"
+    names = (parse_answer_path(f"{folder}/{entry.name}") for entry in (dataset / folder).list())
+    return sorted(name for name in names if name is not None)
+
+
+def last_answers(names: Iterable[AnswerName]) -> dict[int, dict[int, AnswerName]]:
+    """Return the last answer of each lane, by ordinal and lane."""
+    last: dict[int, dict[int, AnswerName]] = {}
+    for name in sorted(names):
+        last.setdefault(name.ordinal, {})[name.lane] = name
+    return last
+
+
+def purge_of_images(dataset: Location, ordinals: Iterable[int]) -> int:
+    """Remove what people said of these images, older versions included; return how many files that were."""
+    removed = 0
+    for ordinal in ordinals:
+        for folder in folders_of(ordinal):
+            for name in (dataset / folder).walk_ever():
+                (dataset / folder / name).purge()
+                removed += 1
+    return removed
