@@ -3,16 +3,17 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.training.scenes import Scene
+from segmint.catalogs.layout import MANIFEST
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.training.recipe import Recipe
+from segmint.pipeline.train.presets import keys_of
 from segmint.pipeline.train.run import run_train
 from segmint.pipeline.train.settings import TrainConfig
 from tests.support.committed import ROWS, mask_row, write_dataset
@@ -21,14 +22,19 @@ QUALITY = 95  # of the JPEGs
 
 
 def write_scenes(folder: Path, scenes: Sequence[Scene], source: str) -> None:
-    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is that of their masks."""
+    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is that of their masks.
+
+    It has the folder's name: training and the gate tell datasets apart by their names.
+    """
     if len(scenes) % ROWS:
         raise SystemExit(f"{len(scenes)} scenes: expected a multiple of {ROWS}, the images of a shard")
 
     def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
         return _row(ordinal, scenes[ordinal], source)
 
-    write_dataset(Location(Storage(), str(folder)), len(scenes) // ROWS, make_row=row_of, refuse=0)
+    dataset = Location(Storage(), str(folder))
+    manifest = write_dataset(dataset, len(scenes) // ROWS, make_row=row_of, refuse=0)
+    (dataset / MANIFEST).put(manifest.model_copy(update={"name": folder.name}).to_json())
 
 
 def train(
@@ -50,21 +56,7 @@ def train(
         {
             "datasets": [{"uri": str(scenes)}, {"uri": str(replay), "weight": replay_weight}],
             "output": str(folder),
-            "steps": recipe.steps,
-            "batch": {
-                "images": recipe.batch_images,
-                "masks": recipe.batch_images * recipe.masks_per_image,
-                "masks_per_image": recipe.masks_per_image,
-            },
-            "optimizer": {
-                "learning_rate": recipe.learning_rate,
-                "warmup": recipe.warmup_steps,
-                "decay_steps": recipe.decay_steps,
-                "weight_decay": recipe.weight_decay,
-                "dropout": recipe.dropout,
-            },
-            "losses": asdict(recipe.losses),
-            "sampling": asdict(recipe.sampling),
+            **keys_of(recipe),
             "seed": seed,
             "held_out": {"share": 0},
             "overlays": {"every": 0},

@@ -28,7 +28,7 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
         recipe = PAPER[architecture]
     explicit = config.model_dump(exclude_unset=True)
     recipe = _of_length(recipe, explicit.get("steps", recipe.steps))
-    filled = TrainConfig.model_validate(merged(_of_recipe(recipe), explicit))
+    filled = TrainConfig.model_validate(merged(keys_of(recipe), explicit))
     _check_together(filled)
     return filled
 
@@ -54,21 +54,8 @@ def recipe_of(config: TrainConfig) -> Recipe:
     )
 
 
-def _of_length(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with its schedule stretched to so many steps."""
-    if steps == recipe.steps:
-        return recipe
-    decays = sorted({max(1, round(step * steps / recipe.steps)) for step in recipe.decay_steps})
-    return replace(
-        recipe,
-        steps=steps,
-        warmup_steps=min(steps - 1, round(recipe.warmup_steps * steps / recipe.steps)),
-        decay_steps=tuple(step for step in decays if step < steps),
-    )
-
-
-def _of_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The keys that a recipe decides."""
+def keys_of(recipe: Recipe) -> dict[str, Any]:
+    """Convert to the keys of a configuration that a recipe decides: the other way of `recipe_of`."""
     tree: dict[str, Any] = {
         "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
         "steps": recipe.steps,
@@ -92,6 +79,19 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
     }
     long = {name: {"every": _SELDOM} for name in ("held_out", "overlays", "checkpoints")}
     return merged(tree, long) if recipe.steps >= _LONG else tree
+
+
+def _of_length(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with its schedule stretched to so many steps."""
+    if steps == recipe.steps:
+        return recipe
+    decays = sorted({max(1, round(step * steps / recipe.steps)) for step in recipe.decay_steps})
+    return replace(
+        recipe,
+        steps=steps,
+        warmup_steps=min(steps - 1, round(recipe.warmup_steps * steps / recipe.steps)),
+        decay_steps=tuple(step for step in decays if step < steps),
+    )
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
