@@ -1,14 +1,15 @@
 """Whether training learns, and what it forgets: MobileSAM's decoder on scenes of textures, with replay of photographs.
 
-    python benchmarks/training/textures.py --photos FOLDER [--seeds N] [--set KEY=VALUE ...] [--output FILE]
+    python benchmarks/training/textures.py --photos FOLDER [--seeds N ...] [--set KEY=VALUE ...] [--output FILE]
 
 For each seed, scenes composed of brick, grass and gravel are trained on by the preset `finetune`, and among them
 ordinary photographs with the model's own masks; then the same on the masks of other scenes, from which there is
 nothing to learn. Both are measured on other scenes of these textures, on scenes of textures that no training scene has,
 and on a guard set of ordinary photographs: mIoU of one click by the model's choice and by the best of its three masks,
 and of three clicks. `scenes.py` and `guard.py` make the pictures. `--set` changes keys of the recipe or of the trial.
-Scenes and photographs are written as datasets and trained on as `segmint train` does it. `--cache` keeps embeddings
-and the model's own masks between runs. The result goes to `benchmarks/results/textures.json`.
+Scenes and photographs are written as datasets and trained on as `segmint train` does it, and `segmint evaluate points
+--gate` says of each round whether its weights may replace MobileSAM's (`gate.py`). `--cache` keeps embeddings and the
+model's own masks between runs. The result goes to `benchmarks/results/textures.json`.
 """
 
 import argparse
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 from benchmarks.training.datasets import train, write_scenes  # noqa: E402
+from benchmarks.training.gate import gate  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
 from benchmarks.training.scenes import Scene, compose  # noqa: E402
 from segmint.infra.assets.resolve import resolve  # noqa: E402
@@ -110,7 +112,9 @@ class Lab:
     def __init__(self, photographs: Path, folder: Path, cache: Path, threads: int) -> None:
         self.folder, self.cache, self.threads = folder, cache, threads
         self.base = Predictor(load_sam(resolve(WEIGHTS)))
-        self.guard = [self.embedded(scene) for scene in guard(photographs)]
+        ordinary = guard(photographs)
+        write_scenes(self.folder / "guard", ordinary, "manual")
+        self.guard = [self.embedded(scene) for scene in ordinary]
         self.guard_before = measured(self.base, self.guard)
         self.before: dict[int, dict[str, dict[str, float]]] = {}
         """What the base model reaches, by the seed of the scenes."""
@@ -120,7 +124,7 @@ class Lab:
         self.replayed = len(replay)
 
     def round(self, trial: Trial, seed: int, shuffled: bool) -> dict[str, Any]:
-        """Train with a seed and measure before and after; `shuffled`: on the masks of other scenes."""
+        """Train with a seed, measure before and after, and ask the gate; `shuffled`: on the masks of other scenes."""
         known = compose("known", trial.scenes + trial.held_out, seed)
         train_on, held_out = known[: trial.scenes], known[trial.scenes :]
         sets = {"held_out_scenes": held_out, "new_textures": compose("new", trial.held_out, seed)}
@@ -128,6 +132,7 @@ class Lab:
         if seed not in self.before:
             found = {name: measured(self.base, those) for name, those in measured_on.items()}
             self.before[seed] = found | {"guard": self.guard_before}
+            write_scenes(self.folder / f"held-out-{seed}", held_out, "imported")
         measured_on["guard"] = self.guard
         if shuffled:
             others = [*train_on[1:], train_on[0]]
@@ -148,6 +153,7 @@ class Lab:
         )
         seconds = {"seconds": round(time.perf_counter() - started), "cpu_seconds": round(time.process_time() - cpu)}
         trained = Predictor(load_sam(weights))
+        truths = (f"held-out-{seed}", f"scenes-{name}", "replay")
         return {
             "seed": seed,
             "shuffled": shuffled,
@@ -155,6 +161,7 @@ class Lab:
             **seconds,
             "before": self.before[seed],
             "after": {name: measured(trained, those) for name, those in measured_on.items()},
+            "gate": gate(self.folder, WEIGHTS, weights, truths, "guard", self.threads),
         }
 
     def embedded(self, scene: Scene) -> Embedded:
