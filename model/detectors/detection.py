@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["face", "plate"]
+Kind = Literal["face", "plate", "object"]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
@@ -18,9 +18,9 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Detection:
-    """One face or plate.
+    """One face, plate or object.
 
-    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for a face), in float pixels of the
+    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for others), in float pixels of the
     image that was searched; either may extend beyond its border. `score` is in [0, 1]. `source` names the
     detector.
     """

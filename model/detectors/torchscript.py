@@ -17,9 +17,9 @@ from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, by_s
 SECOND_SIDE = 1200
 """Longer side of the image that a module of the second generation searches, pixels."""
 
-_FIRST_SCORE = 0.9
-_SECOND_SCORES: dict[Kind, float] = {"face": 0.67416, "plate": 0.74475}  # EgoBlur's own, for RGB cameras
-_SECOND_LABELS: dict[Kind, int] = {"face": 0, "plate": 1}
+_FIRST_SCORES: dict[Kind, float] = {"face": 0.9, "plate": 0.9, "object": 0.5}
+_SECOND_SCORES: dict[Kind, float] = {"face": 0.67416, "plate": 0.74475, "object": 0.5}  # EgoBlur's own, for RGB cameras
+_SECOND_LABELS: dict[Kind, int] = {"face": 0, "plate": 1, "object": 0}
 
 
 def _load(path: Path, device: torch.device) -> Any:
@@ -48,21 +48,22 @@ class TorchScriptDetector:
     are those of detectron2's `Instances`. The image is resized so that its longer side is 1200 pixels; of several
     classes, 0 is a face and 1 a plate.
 
-    Overlapping boxes are merged here, because such modules are exported without their final NMS.
+    Overlapping boxes of faces and plates are merged here, because such modules are exported without their final NMS.
+    Those of objects stay as they are: an object may lie in another one.
     """
 
     def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
         """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one.
 
-        `score`: the lowest that counts; default 0.9, and for the second generation 0.67416 for faces and 0.74475 for
-        plates.
+        `score`: the lowest that counts; default 0.9, for objects 0.5, and for the second generation 0.67416 for faces
+        and 0.74475 for plates.
         """
         self.kind: Kind = kind
         self.name = path.name
         self._device = torch.device(device)
         self._module: Any = _load(path, self._device).eval()
         self._is_second = hasattr(self._module, "inference")
-        default = _SECOND_SCORES[kind] if self._is_second else _FIRST_SCORE
+        default = (_SECOND_SCORES if self._is_second else _FIRST_SCORES)[kind]
         self.score = default if score is None else score
 
     def detect(self, image: Pixels) -> list[Detection]:
@@ -78,7 +79,7 @@ class TorchScriptDetector:
             for box, score in zip(boxes, scores, strict=True)
             if score >= self.score and all(map(math.isfinite, box))
         ]
-        return merge(by_score(found))
+        return by_score(found) if self.kind == "object" else merge(by_score(found))
 
     def _first(self, image: Pixels) -> tuple[list[Box], list[float]]:
         answer = self._module(self._bgr(image))

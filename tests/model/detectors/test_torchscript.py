@@ -59,6 +59,14 @@ def test_a_lower_score_lets_more_through(tmp_path: Path) -> None:
     assert [d.score for d in TorchScriptDetector(path, "plate", score=0.2).detect(image)] == [0.8, 0.3]
 
 
+def test_boxes_of_objects_are_not_merged(tmp_path: Path) -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:20, 30:50] = (255, 0, 0)
+    found = TorchScriptDetector(saved(RedSpot(0.6), tmp_path / "objects.pt"), "object").detect(image)
+    assert [each.box for each in found] == [(30, 10, 50, 20), (31, 11, 51, 21)]
+    assert found[0].kind == "object"
+
+
 def test_a_module_of_another_signature_is_named(tmp_path: Path) -> None:
     detector = TorchScriptDetector(saved(OnlyBoxes(), tmp_path / "odd.pt"), "face")
     with pytest.raises(ValueError, match=r"odd\.pt: expected \(boxes"):

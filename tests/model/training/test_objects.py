@@ -116,7 +116,7 @@ def test_the_exported_file_answers_as_the_detector_does(tmp_path: Path) -> None:
     torch.testing.assert_close(scores, expected["scores"])
     assert set(labels.tolist()) == {1}
     assert size.tolist() == [128, 100]
-    found = TorchScriptDetector(tmp_path / "objects.pt", "face", score=0.0).detect(pixels)
+    found = TorchScriptDetector(tmp_path / "objects.pt", "object", score=0.0).detect(pixels)
     assert found[0].score == pytest.approx(scores.max().item(), abs=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_a_detector_learns_to_find_what_is_planted(tmp_path: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
     export_objects_detector(detector, tmp_path / "objects.pt")
-    loaded = TorchScriptDetector(tmp_path / "objects.pt", "face", score=0.5)
+    loaded = TorchScriptDetector(tmp_path / "objects.pt", "object", score=0.5)
     for seed in range(1000, 1010):
         image = planted(seed)
         found = loaded.detect(image.pixels)
