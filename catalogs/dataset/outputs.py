@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, parse_answer_path
+from segmint.catalogs.dataset.annotations.ratings import parse_rating_path
 from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.record import VERSIONS
@@ -158,7 +159,7 @@ def _is_known(path: str) -> bool:
         parsed = (parse(name) for parse in (parse_claim_name, parse_part_claim_name, parse_amended_name))
         known = any(each is not None for each in parsed)
     elif path.partition("/")[0] == ANNOTATIONS:
-        known = parse_answer_path(path) is not None
+        known = parse_answer_path(path) is not None or parse_rating_path(path) is not None
     else:
         known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

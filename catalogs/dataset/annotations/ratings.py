@@ -1,0 +1,173 @@
+"""Ratings: how good a person finds single masks, from 1 to 10; each saved rating one file that is never changed.
+
+SAM paper, section 7.1 and appendices E and G. The files of an image are in `annotations/ratings/<ordinal>/`, named
+`<annotation id>.<rater>.<n>.json`: `rater` is made from the rater's name, so that nobody has two first ratings of a
+mask. A later one takes the place of an earlier one; without a score it takes it back.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from segmint.catalogs.dataset.annotations.answers import MOST_MASKS, Annotator, Sha256, TakenDownError
+from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, RATINGS
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+
+LOWEST, HIGHEST = 1, 10
+"""The ends of the scale: a mask of no object at all, and a mask without a visible error."""
+
+_MOST_BYTES = 4096
+_KEY_DIGITS = 12
+_READERS = 16
+_PATH = re.compile(
+    rf"{ANNOTATIONS}/{RATINGS}/(?P<ordinal>0|[1-9]\d{{0,15}})"
+    r"/(?P<mask>0|[1-9]\d{0,15})\.(?P<rater>[0-9a-f]{12})\.(?P<n>[1-9]\d{0,8})\.json",
+    re.ASCII,
+)
+
+
+class RatingError(SegmintError):
+    """A rating cannot be used; the message says where it is and what is wrong."""
+
+
+class RatingName(NamedTuple):
+    """What a rating's path says; in order of images, masks, raters and numbers."""
+
+    ordinal: int
+    mask: int
+    rater: str  # `rater_key` of the name
+    n: int
+
+    @property
+    def path(self) -> str:
+        """The path of its file below the dataset."""
+        return f"{ANNOTATIONS}/{RATINGS}/{self.ordinal}/{self.mask}.{self.rater}.{self.n}.json"
+
+
+class Rating(Frozen):
+    """What a person thinks of a mask; `score` None takes an earlier rating back.
+
+    Construct it by `from_json`, or by its fields, which raises pydantic's `ValidationError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal["segmint rating"] = "segmint rating"
+    schema_version: Literal[1] = 1
+    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    mask: Annotated[int, Field(ge=0, lt=1 << 53)]  # its annotation id
+    n: Annotated[int, Field(ge=1, lt=10**9)]
+    counts_sha256: Sha256  # `counts_digest` of the mask that was seen
+    rater: Annotator
+    score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of active looking
+    saved_at: Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "the rating") -> Self:
+        """Read the bytes of a rating's file; raises `RatingError`, which begins with `where`."""
+        try:
+            rating = cls.model_validate_json(data)
+        except ValidationError as error:
+            raise RatingError(f"{where} is no rating: {wrong_fields(error)}") from error
+        if rating.to_json() != data:
+            raise RatingError(f"{where} is no rating: it is not written in the canonical form")
+        return rating
+
+    @property
+    def name(self) -> RatingName:
+        """The parts of its path."""
+        return RatingName(self.image - 1, self.mask, rater_key(self.rater), self.n)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of its file."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def same_work(self, other: "Rating") -> bool:
+        """Whether another rating is this one but for when it was saved: a save that was tried again."""
+        return self.model_copy(update={"saved_at": other.saved_at}) == other
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mask // MOST_MASKS != self.image:
+            raise ValueError(f"mask {self.mask} is not of image {self.image}")
+        return self
+
+
+def rater_key(name: str) -> str:
+    """Return what stands for a rater's name in paths: the first twelve digits of its SHA-256."""
+    return hashlib.sha256(name.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def counts_digest(counts: str) -> str:
+    """Return the SHA-256 of a mask's compressed run lengths."""
+    return hashlib.sha256(counts.encode()).hexdigest()
+
+
+def parse_rating_path(path: str) -> RatingName | None:
+    """Parse the path of a rating's file below the dataset; None for any other path."""
+    match = _PATH.fullmatch(path)
+    if match is None:
+        return None
+    return RatingName(int(match["ordinal"]), int(match["mask"]), match["rater"], int(match["n"]))
+
+
+def list_ratings(dataset: Location) -> list[RatingName]:
+    """Return the names of all ratings, in order; other files are left out."""
+    folder = f"{ANNOTATIONS}/{RATINGS}"
+    names = (parse_rating_path(f"{folder}/{entry.name}") for entry in (dataset / folder).walk())
+    return sorted(name for name in names if name is not None)
+
+
+def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
+    """Return the last rating of each mask by each rater, in order."""
+    return list({(name.mask, name.rater): name for name in sorted(names)}.values())
+
+
+def read_rating(dataset: Location, name: RatingName) -> Rating:
+    """Read a rating; raises `RatingError` for a file that is none, is gone, or says that it is another one."""
+    file = dataset / name.path
+    try:
+        rating = Rating.from_json(file.read(_MOST_BYTES), str(file))
+    except NotFoundError as error:
+        raise RatingError(f"{file} is gone") from error
+    except ObjectTooLargeError as error:
+        raise RatingError(f"{file} has {error.size:,} bytes: expected at most {_MOST_BYTES:,}") from error
+    if rating.name != name:
+        raise RatingError(f"{file} says that it is {rating.name.path}")
+    return rating
+
+
+def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rating | RatingError]:
+    """Yield these ratings in order, or for each that cannot be read the error."""
+
+    def read(name: RatingName) -> Rating | RatingError:
+        try:
+            return read_rating(dataset, name)
+        except RatingError as error:
+            return error
+
+    yield from map_ahead(read, names, _READERS, 2 * _READERS, "ratings")
+
+
+def put_rating(dataset: Location, rating: Rating) -> bool:
+    """Put a rating if its number is free; return whether it is there now. False: another one has the number.
+
+    Raises `TakenDownError`, with nothing left, if the image was taken down: as `put_answer`, it looks at the tombstones
+    afterwards.
+    """
+    file = dataset / rating.name.path
+    won = file.put_if_absent(rating.to_json())
+    if rating.name.ordinal in taken_images(read_tombstones(dataset)):
+        file.purge()
+        raise TakenDownError(f"image {rating.image} was taken down: its ratings are not kept")
+    return won
