@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-training bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -114,7 +114,11 @@ bench-scale: setup
 bench-duplicates: setup
 	$(BIN)/python benchmarks/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
 
-# Tables and plots of docs/performance.md from benchmarks/results/.
+# What training learns and forgets, with three seeds: an hour on a core. It needs SEGMINT_TEST_PHOTOS.
+bench-training: setup
+	$(BIN)/python benchmarks/training/textures.py --photos "$(SEGMINT_TEST_PHOTOS)" --threads 1 $(BENCH_OPTIONS)
+
+# Tables of docs/performance.md and docs/train.md, and plots, from benchmarks/results/.
 bench-page: setup
 	$(BIN)/python benchmarks/plots.py
 

@@ -1,7 +1,7 @@
-"""The parts of docs/performance.md between its marker comments, made from recorded results."""
+"""The parts of pages of docs/ between their marker comments, made from recorded results."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.duplicates_tables import duplicates_part
@@ -17,10 +17,14 @@ from benchmarks.tables import (
     scaling_part,
     stages_part,
 )
+from benchmarks.training.tables import trial_part
 
 MISSING = "no result is recorded yet"
 
-PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
+Parts = Mapping[str, tuple[Callable[[dict[str, Result]], str], str]]
+"""A page's parts by the names in their markers: the function for each, and the command that records its results."""
+
+PARTS: Parts = {
     "whole images": (generator_part, "make bench"),
     "images with crops": (crops_part, "make bench BENCH_OPTIONS='--crops 2'"),
     "stages": (stages_part, "make bench-stages"),
@@ -35,7 +39,13 @@ PARTS: dict[str, tuple[Callable[[dict[str, Result]], str], str]] = {
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
 }
-"""The page's parts by the names in their markers: the function for each, and the command that records its results."""
+"""Those of docs/performance.md."""
+
+PAGES: Mapping[str, Parts] = {
+    "performance.md": PARTS,
+    "train.md": {"trial": (trial_part, "make bench-training")},
+}
+"""All pages with such parts."""
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -43,9 +53,9 @@ def read_results(folder: Path) -> dict[str, Result]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def filled(page: str, results: dict[str, Result]) -> str:
+def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
     """The page with each part between its marker comments replaced; raises SystemExit if markers are missing."""
-    for name, (make, command) in PARTS.items():
+    for name, (make, command) in parts.items():
         begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
             raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")

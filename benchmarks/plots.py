@@ -1,9 +1,9 @@
-"""Make the tables and plots of docs/performance.md from the recorded results.
+"""Make the tables of docs/performance.md and docs/train.md, and the plots, from the recorded results.
 
-    python benchmarks/plots.py [--results FOLDER] [--page FILE]
+    python benchmarks/plots.py [--results FOLDER] [--docs FOLDER]
 
-Tables go into the page between pairs of marker comments, plots into the folder `images/` next to the page. Both are
-made from the JSON alone, so that no figure is typed by hand. A part without a result says so, and its plot is removed.
+Tables go into the pages between pairs of marker comments, plots into the folder `images/` next to them. Both are made
+from the JSON alone, so that no figure is typed by hand. A part without a result says so, and its plot is removed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import RESULTS  # noqa: E402
-from benchmarks.page import filled, read_results  # noqa: E402
+from benchmarks.page import PAGES, filled, read_results  # noqa: E402
 from benchmarks.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.tables import (  # noqa: E402
     GROUPS,
@@ -34,7 +34,8 @@ from benchmarks.tables import (  # noqa: E402
     side_of,
 )
 
-PAGE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "performance.md"
 
 # Okabe and Ito's colors, distinguishable with any kind of color vision.
 INK, GRAY, BLUE, ORANGE, GREEN, SKY, RED, PINK = (
@@ -55,20 +56,22 @@ ROLES = {
 
 
 def main() -> None:
-    """Rewrite the page's parts and its plots."""
+    """Rewrite the pages' parts and the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the benchmarks' JSON")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--docs", type=Path, default=DOCS)
     arguments = parser.parse_args()
     results = read_results(arguments.results)
-    arguments.page.write_text(filled(arguments.page.read_text(), results))
+    for name, parts in PAGES.items():
+        page = arguments.docs / name
+        page.write_text(filled(page.read_text(), results, parts))
     for name, (sources, draw) in PICTURES.items():
-        path = arguments.page.parent / "images" / name
+        path = arguments.docs / "images" / name
         path.unlink(missing_ok=True)
         if sources[0] in results:
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(results, path)
-    print(f"written to {arguments.page}")
+    print(f"written to {arguments.docs}")
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import plots
 from benchmarks.measuring import RESULTS
-from benchmarks.page import MISSING, PARTS, filled, read_results
-from benchmarks.plots import PAGE, PICTURES, digest, digest_of
+from benchmarks.page import MISSING, PAGES, filled, read_results
+from benchmarks.plots import DOCS, PAGE, PICTURES, digest, digest_of
 from benchmarks.tables import seconds, span
 
 MACHINE = {
@@ -201,9 +201,10 @@ def part(page: str, name: str) -> list[str]:
     return page.partition(f"<!-- {name}: ")[2].partition(f"<!-- end of {name} -->")[0].splitlines()
 
 
-def test_the_page_is_what_the_recorded_results_give() -> None:
-    page = PAGE.read_text()
-    assert filled(page, read_results(RESULTS)) == page, "run `make bench-page`"
+@pytest.mark.parametrize("name", list(PAGES))
+def test_the_pages_are_what_the_recorded_results_give(name: str) -> None:
+    page = (DOCS / name).read_text()
+    assert filled(page, read_results(RESULTS), PAGES[name]) == page, "run `make bench-page`"
 
 
 @pytest.mark.parametrize("name", list(PICTURES))
@@ -215,13 +216,14 @@ def test_the_pictures_show_the_recorded_results(name: str) -> None:
         assert digest_of(picture) == digest(results, sources), "run `make bench-page`"
 
 
-def test_without_results_every_part_names_the_command_that_records_one() -> None:
-    page = filled(PAGE.read_text(), {})
+@pytest.mark.parametrize("name", list(PAGES))
+def test_without_results_every_part_names_the_command_that_records_one(name: str) -> None:
+    page = filled((DOCS / name).read_text(), {}, PAGES[name])
     makefile = (PAGE.parents[1] / "Makefile").read_text()
-    for name, (_, command) in PARTS.items():
-        assert [line for line in part(page, name)[1:] if line] == [f"*{MISSING}: `{command}` records one*"]
+    for each, (_, command) in PAGES[name].items():
+        assert [line for line in part(page, each)[1:] if line] == [f"*{MISSING}: `{command}` records one*"]
         assert f"\n{command.split()[1]}:" in makefile
-    assert filled(page, {}) == page
+    assert filled(page, {}, PAGES[name]) == page
     assert "images/" not in page
 
 
@@ -280,12 +282,15 @@ def test_one_command_makes_page_and_pictures_and_takes_away_those_without_result
 ) -> None:
     page = tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
-    page.write_text(PAGE.read_text())
-    monkeypatch.setattr("sys.argv", ["plots.py", "--results", str(recorded), "--page", str(page)])
+    for name in PAGES:
+        (page.parent / name).write_text((DOCS / name).read_text())
+    monkeypatch.setattr("sys.argv", ["plots.py", "--results", str(recorded), "--docs", str(page.parent)])
     plots.main()
     results = read_results(recorded)
     drawn = {name: (page.parent / "images" / name).read_bytes() for name in PICTURES}
-    assert page.read_text() == filled(PAGE.read_text(), results)
+    assert {name: (page.parent / name).read_text() for name in PAGES} == {
+        name: filled((DOCS / name).read_text(), results, parts) for name, parts in PAGES.items()
+    }
     for name, (sources, _) in PICTURES.items():
         assert f"(images/{name})" in page.read_text()
         assert digest_of(page.parent / "images" / name) == digest(results, sources)

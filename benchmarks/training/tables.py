@@ -1,0 +1,73 @@
+"""The tables of docs/train.md: what training learned and forgot, and what the gate said."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables import Result, table, where, wrapped
+
+_FIGURES = (
+    ("other scenes, one click", "held_out_scenes", "one_click"),
+    ("new textures, one click", "new_textures", "one_click"),
+    ("guard, best of three", "guard", "oracle_of_three"),
+    ("guard, three clicks", "guard", "three_clicks"),
+    ("guard, one click", "guard", "one_click"),
+)
+"""Columns: their titles, the set of pictures, and the figure."""
+
+_KINDS = {"trained": "", "shuffled": ", other scenes' masks"}
+
+
+def trial_part(results: dict[str, Result]) -> str:
+    """Mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
+    result = results.get("textures")
+    if result is None:
+        return ""
+    learned = table(
+        ["seed", *(title for title, _, _ in _FIGURES), "CPU s"],
+        [
+            *([_name(each), *_figures(each), each["cpu_seconds"]] for each in result["rounds"]),
+            *([f"gain{_KINDS[kind]}", *_gains(found), ""] for kind, found in result["gains"].items()),
+        ],
+    )
+    judged = table(
+        ["seed", "verdict", "other scenes, one click", "guard, best of three", "guard, three clicks"],
+        ([_name(each), each["gate"]["verdict"], *_judged(each["gate"])] for each in result["rounds"]),
+    )
+    recipe, settings = result["settings"]["recipe"], result["settings"]
+    note = (
+        f"Mean IoUs before → after; gains are means over the seeds, with the least and the most. {recipe['steps']} "
+        f"steps of {recipe['batch_images']} images with up to {recipe['masks_per_image']} masks each at a rate of "
+        f"{recipe['learning_rate']:g}; {settings['scenes']} scenes, and {100 * settings['replay']:g} % of the images "
+        f"drawn are photographs for replay. CPU seconds are those of training; {result['peak_mib']:,} MiB at most. "
+        f"{where(result)}"
+    )
+    gate = "What the gate says, with the changes in percent points and their 95 % intervals:"
+    return "\n\n".join([learned, wrapped(note), gate, judged])
+
+
+def _name(each: Mapping[str, Any]) -> str:
+    return f"{each['seed']}{_KINDS['shuffled' if each['shuffled'] else 'trained']}"
+
+
+def _figures(each: Mapping[str, Any]) -> list[str]:
+    return [f"{each['before'][part][key]:.3f} → {each['after'][part][key]:.3f}" for _, part, key in _FIGURES]
+
+
+def _gains(found: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for _, part, key in _FIGURES:
+        gain = found[part][key]
+        one = gain["least"] == gain["most"]
+        cells.append(f"{gain['mean']:+.3f}" + ("" if one else f" ({gain['least']:+.3f} to {gain['most']:+.3f})"))
+    return cells
+
+
+def _judged(gate: Mapping[str, Any]) -> list[str]:
+    truth = {each["measure"]: each for each in gate["independent"]}
+    guard = {each["measure"]: each for one in gate["guards"] for each in one["compared"]}
+    return [_change(truth["iou_1"]), _change(guard["oracle_1"]), _change(guard["iou_3"])]
+
+
+def _change(compared: Mapping[str, Any]) -> str:
+    low, high = compared["interval"]
+    return f"{100 * compared['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

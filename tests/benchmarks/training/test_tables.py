@@ -1,0 +1,57 @@
+"""The trial's tables have the figures of the result: changes, spreads over seeds, and the gate's intervals."""
+
+from typing import Any
+
+from benchmarks.training.tables import trial_part
+from benchmarks.training.textures import Trial, described, gains
+
+SETS = ("held_out_scenes", "new_textures", "guard")
+FIGURES = ("one_click", "oracle_of_three", "three_clicks")
+MACHINE = {
+    "cpu": "A CPU",
+    "cores_usable": 2,
+    "capability": "AVX2",
+    "threads": 1,
+    "load_average_before": 0.5,
+    "torch": "2.15.0+cpu",
+    "python": "3.11.7",
+}
+
+
+def measured(value: float) -> dict[str, Any]:
+    return {name: dict.fromkeys(FIGURES, value) for name in SETS}
+
+
+def compared(measure: str, low: float, high: float) -> dict[str, Any]:
+    return {"measure": measure, "difference": (low + high) / 2, "interval": [low, high]}
+
+
+def a_round(seed: int, shuffled: bool, after: float, verdict: str) -> dict[str, Any]:
+    guard = [compared("iou_1", -0.5, 0.5), compared("oracle_1", -0.02, 0.01), compared("iou_3", -0.04, -0.02)]
+    gate = {
+        "verdict": verdict,
+        "independent": [compared("iou_1", 0.25, 0.375), compared("oracle_1", 0.0, 0.5)],
+        "guards": [{"name": "guard", "compared": guard}],
+    }
+    figures = {"before": measured(0.5), "after": measured(after), "cpu_seconds": 512, "gate": gate}
+    return {"seed": seed, "shuffled": shuffled, **figures}
+
+
+def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
+    rounds = [a_round(0, False, 0.75, "better"), a_round(0, True, 0.25, "worse"), a_round(1, False, 0.875, "better")]
+    result = {"date": "2026-01-02", "machine": MACHINE, "settings": described(Trial()), "rounds": rounds}
+    made = trial_part({"textures": {**result, "gains": gains(rounds), "peak_mib": 2231}})
+    lines, text = made.splitlines(), " ".join(made.splitlines())
+    assert f"| 0 |{' 0.500 → 0.750 |' * 5} 512 |" in lines
+    assert f"| 0, other scenes' masks |{' 0.500 → 0.250 |' * 5} 512 |" in lines
+    assert f"| gain |{' +0.312 (+0.250 to +0.375) |' * 5}  |" in lines
+    assert f"| gain, other scenes' masks |{' -0.250 |' * 5}  |" in lines
+    changes = "+31.2 (+25.0 to +37.5) | -0.5 (-2.0 to +1.0) | -3.0 (-4.0 to -2.0) |"
+    assert f"| 0, other scenes' masks | worse | {changes}" in lines
+    assert f"| 1 | better | {changes}" in lines
+    assert "130 steps of 2 images with up to 2 masks each at a rate of 0.0002; 18 scenes, and 40 % of" in text
+    assert "2,231 MiB at most. Measured on 2026-01-02: A CPU, 2 cores" in text
+
+
+def test_without_a_result_there_is_no_table() -> None:
+    assert trial_part({}) == ""
