@@ -1,6 +1,6 @@
-"""Shared by the corrections of a built dataset: `segmint takedown`, `redact`, `amend` and `repair`."""
+"""Shared by the corrections of a built dataset, from `segmint takedown` to imports and merges."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +14,22 @@ from segmint.catalogs.dataset.manifest import (
     load_manifest,
     manifest_generations,
     parts_in_use,
+    put_manifest,
     put_with_parts,
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import (
     CATALOG,
+    CLAIMS,
+    COMMITS,
     REPORT,
+    SCHEMA_VERSION,
     SHARDS_INDEX,
     DamagedDatasetError,
     is_part_path,
+    parse_claim_name,
+    parse_commit_name,
     part_number,
     part_path,
 )
@@ -32,6 +39,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name, join
+from segmint.infra.version import VERSION
 from segmint.operators.prepare.release import ReleaseConfig
 
 Result = TypeVar("Result")
@@ -126,3 +134,26 @@ def remove_parts(dataset: Location) -> None:
         replaced = is_part_path(path) and part_number(path) < parts and path not in kept
         if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
             (dataset / path).purge()
+
+
+def is_unfinished(dataset: Location, shards: Sequence[int]) -> bool:
+    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version."""
+    wanted = frozenset(shards)
+    claims = (parse_claim_name(entry.name) for entry in (dataset / CLAIMS).list())
+    if any(claim is not None and claim[0] in wanted for claim in claims):
+        return True
+    names = (parse_commit_name(name) for name in (dataset / COMMITS).walk_ever())
+    generations = [name for name in names if name is not None and name[0] in wanted]
+    if len(generations) > len({shard for shard, _ in generations}):
+        return True
+    return any(generation > 1 for _, generation in generations) and name_now(dataset).number is None
+
+
+def risen(dataset: Location) -> DatasetManifest:
+    """Return the manifest that holds, of the newest format: the next generation says so where it does not."""
+    while True:
+        manifest, generation = load_latest_manifest(dataset)
+        if manifest.schema_version == SCHEMA_VERSION:
+            return manifest
+        risen = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "code_version": VERSION})
+        put_manifest(dataset, risen, generation + 1)  # or another command's is there

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
@@ -54,6 +55,7 @@ class TakenDown:
     tombstones: tuple[str, ...]  # all of the dataset's
     taken_down: int  # rows in all tombstones
     version: VersionName
+    annotations: int = 0  # files of what people said of the images, removed by this run
     building: tuple[int, ...] = ()  # shards whose files a build has put and not committed: they may show the images
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
@@ -72,6 +74,7 @@ class TakenDown:
             "what was there before is gone, older versions included; "
             + ("of segmint's files " if self.unknown_files or self.removed_links else "")
             + "tombstones/ alone names the images",
+            *([f"answers of people removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *self._building(),
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
@@ -111,10 +114,11 @@ def takedown(
     `catalog_uri` as in `list_takedown`. `confirm` is called with what will be removed, and may raise to stop it.
     `resources` say where Ray runs if many shards are to be changed.
 
-    First the tombstone is put, then the catalog without these rows, then each shard's next generation; then everything
-    older is removed. After an interruption at any point, the same call completes the work; every call also completes
-    earlier takedowns. Before anything is changed, raises `UsageError` for names that the dataset does not have or a
-    store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
+    First the tombstone is put; then what people said of the images is removed, the catalog is put without these rows,
+    and then each shard's next generation; then everything older is removed. After an interruption at any point, the
+    same call completes the work; every call also completes earlier takedowns. Before anything is changed, raises
+    `UsageError` for names that the dataset does not have or a store whose older versions cannot be removed, and
+    `DamagedDatasetError` if a shard cannot be read.
     """
     with_images = release_config(load_manifest(dataset)).format == "images"
 
@@ -140,6 +144,7 @@ def takedown(
         wanted, before = while_unchanged(dataset, listed)
     tombstones = read_tombstones(dataset)
     images = taken_images(tombstones)
+    answers = purge_of_images(dataset, images)  # whoever puts one from here on finds the tombstone
     taken = Taken(images, NO_NAMES)  # copies have tombstones by now
     manifest = while_unchanged(dataset, lambda: _blank_catalog(dataset, images.keys()))
     outcome = revise(
@@ -161,6 +166,7 @@ def takedown(
         changed_shards=tuple(outcome.changed),
         tombstones=tuple(tombstone.name for tombstone in tombstones),
         taken_down=len(images),
+        annotations=answers,
         building=outcome.building,
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
         unknown_files=tuple(unknown_files(dataset)),

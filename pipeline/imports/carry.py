@@ -57,11 +57,18 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
             elif release.regions != found.release.regions:
                 reasons.append(OTHER_REDACTIONS)
             else:
-                stage.carry(ordinal, release.size, found.row, [_with_model(mask, begun) for mask in found.masks])
+                stage.carry(
+                    ordinal, release.size, _elsewhere(found.row), [_with_model(mask, begun) for mask in found.masks]
+                )
                 carried = True
         if not carried:
             left[reasons[0] if reasons else NOT_THERE] += len(found.masks)
     return dict(left.most_common())
+
+
+def _elsewhere(row: Row) -> Row:
+    """Return an image's row for another dataset, whose lanes and numbers of answers are its own."""
+    return row if row["answer"] is None else {**row, "answer": {**row["answer"], "lane": None, "n": None}}
 
 
 def _with_model(mask: Row, begun: DatasetManifest) -> Row:

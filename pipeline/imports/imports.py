@@ -11,20 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.versions.record import name_now, put_version
 from segmint.catalogs.layout import (
-    CLAIMS,
-    COMMITS,
     SCHEMA_VERSION,
     image_stem,
-    parse_claim_name,
-    parse_commit_name,
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.version import VERSION
 from segmint.operators.annotations.names import image_number
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
@@ -33,7 +28,7 @@ from segmint.operators.shards.committed_rows import committed_rows, read_file
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import with_holding
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.corrections.common import release_config
+from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
 from segmint.pipeline.imports.carry import carry_masks
@@ -108,12 +103,12 @@ def import_masks(
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         plan = _plan(dataset, asked, Path(folder))
-        if not plan.tally.images and not _unfinished(dataset, plan.staged.shards):
+        if not plan.tally.images and not is_unfinished(dataset, plan.staged.shards):
             return Imported(plan.listed, (), name_now(dataset))
         check_purge(dataset)
         if confirm is not None:
             confirm(plan.listed)
-        manifest = _risen(dataset) if plan.tally.images else plan.manifest
+        manifest = risen(dataset) if plan.tally.images else plan.manifest
         revision = Revision(
             shards=frozenset(plan.staged.shards),
             change=ImportChange(plan.staged, plan.settings),
@@ -129,29 +124,6 @@ def import_masks(
             outputs=tuple(line_of(note) for note in read_notes(dataset)),
             removed_links=outcome.removed_links,
         )
-
-
-def _unfinished(dataset: Location, shards: Sequence[int]) -> bool:
-    """Whether a correction of these shards did not end: it has left claims, former commits, or no version."""
-    wanted = frozenset(shards)
-    claims = (parse_claim_name(entry.name) for entry in (dataset / CLAIMS).list())
-    if any(claim is not None and claim[0] in wanted for claim in claims):
-        return True
-    names = (parse_commit_name(name) for name in (dataset / COMMITS).walk_ever())
-    generations = [name for name in names if name is not None and name[0] in wanted]
-    if len(generations) > len({shard for shard, _ in generations}):
-        return True
-    return any(generation > 1 for _, generation in generations) and name_now(dataset).number is None
-
-
-def _risen(dataset: Location) -> DatasetManifest:
-    """Return the manifest that holds, of the newest format: the next generation says so where it does not."""
-    while True:
-        manifest, generation = load_latest_manifest(dataset)
-        if manifest.schema_version == SCHEMA_VERSION:
-            return manifest
-        risen = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "code_version": VERSION})
-        put_manifest(dataset, risen, generation + 1)  # or another command's is there
 
 
 def _plan(dataset: Location, asked: Asked, folder: Path) -> _Plan:

@@ -4,21 +4,26 @@ Masks are compared pixel for pixel first, so that importing the same masks again
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco
-
-from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
-from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
+from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
-from segmint.operators.shards.files import annotation_id, mask_index
-from segmint.pipeline.study.pairs import LEAST_IOU, StudyMask, best_matches
+from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.shards.files import annotation_id
+from segmint.pipeline.corrections.people_masks import (
+    NewMask,
+    counts_of,
+    described_masks,
+    in_newest_format,
+    is_of_build,
+    next_number,
+    numbered_masks,
+)
+from segmint.pipeline.study.pairs import StudyMask, best_matches
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which a mask of another dataset takes the place of one that a build made."""
@@ -42,16 +47,6 @@ class Left(StrEnum):
     UNREADABLE = "a mask that cannot be read, so nothing is replaced"
     WORKED_ON = "people worked on it here since: nothing is carried over that"
     TOO_MANY = "over 10,000 masks with those that it ever had"
-
-
-@dataclass(frozen=True)
-class NewMask:
-    """A mask of a file: canonical compressed run lengths, and what is said of it (`MASK_ORIGIN`)."""
-
-    counts: str
-    id: int | None = None
-    label: str | None = None
-    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,17 +85,6 @@ class Merged:
     repeated: int = 0  # masks that the file has twice
 
 
-def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
-    """Return compressed run lengths in the one way in which segmint writes them: no run of zero pixels but the first.
-
-    Raises `ValueError` if they cannot be read.
-    """
-    lengths = runs.decompress(counts.decode("ascii"))
-    ends = np.cumsum(lengths)
-    filled = lengths[1::2] > 0
-    return runs.encode_runs((ends - lengths)[1::2][filled], ends[1::2][filled], size).counts
-
-
 def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     """Merge the masks that a file has for an image into its described row (keys of `DESCRIBED`).
 
@@ -120,35 +104,32 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         return Merged(row, Left.UNREADABLE)
     if answer.of_image and _worked_on(row, answer):
         return Merged(row, Left.WORKED_ON)
-    _check(row)
-    old = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
+    old = numbered_masks(row)
     solid = [mask for mask in answer.masks if runs.area(runs.Rle(size, mask.counts))]
     by_counts = {mask.counts: mask for mask in reversed(solid)}  # of several the first
     new = list(by_counts.values())[::-1]
     merged = Merged(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
-    equal = [mask for mask in old if _counts(mask) in by_counts]
+    equal = [mask for mask in old if counts_of(mask) in by_counts]
     carried = {mask.counts for mask in new if "source" in mask.said}
-    same = {_counts(mask): mask for mask in equal if not (_counts(mask) in carried and _corrects(mask))}
-    agreed = {_counts(mask): mask for mask in equal if _counts(mask) not in same}
+    same = {counts_of(mask): mask for mask in equal if not (counts_of(mask) in carried and is_of_build(mask))}
+    agreed = {counts_of(mask): mask for mask in equal if counts_of(mask) not in same}
     labels = {
         counts: by_counts[counts].label
         for counts, mask in same.items()
         if by_counts[counts].label not in (None, mask["label"])
     }
     new = [mask for mask in new if mask.counts not in same]
-    rest = [mask for mask in old if _counts(mask) not in same]
+    rest = [mask for mask in old if counts_of(mask) not in same]
     parents = agreed | _parents(
         row,
-        [mask for mask in rest if _counts(mask) not in agreed],
+        [mask for mask in rest if counts_of(mask) not in agreed],
         [mask for mask in new if mask.counts not in agreed],
         settings,
     )
     gone = _gone(rest, parents, settings)
 
-    first = row["next_mask"]
-    if first is None:
-        first = 1 + max((mask["index"] for mask in old), default=-1)
+    first = next_number(row, old)
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
         return replace(merged, left=Left.TOO_MANY)
     merged = replace(
@@ -158,11 +139,12 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     if not (new or gone or labels or (named and row["annotator"] != settings.annotator)):
         return merged
     kept = [
-        {**mask, "label": labels[_counts(mask)]} if _counts(mask) in labels else mask
-        for mask in (old if row["next_mask"] is not None else _of_build(row, old, settings.rule))
+        {**mask, "label": labels[counts_of(mask)]} if counts_of(mask) in labels else mask
+        for mask in in_newest_format(row, old, settings.rule)
         if mask["index"] not in gone
     ]
-    made = _described(row, new, parents, first, settings)
+    said = {"source": settings.source, "annotator": settings.annotator, "origin": settings.origin}
+    made = described_masks(row, new, parents, first, settings.rule, said)
     masks = [*kept, *made]
     next_row: Row = {**row, "masks": masks, "next_mask": first + len(new)}
     if new or gone or labels or named:
@@ -179,30 +161,6 @@ def _worked_on(row: Row, answer: Answer) -> bool:
     return said and any(row[name] != answer.of_image.get(name) for name in names)
 
 
-def _check(row: Row) -> None:
-    """Check the number of an image's next mask, and the run lengths of its masks, which pycocotools trusts."""
-    size = row["height"], row["width"]
-    numbers = [mask_index(mask, position) for position, mask in enumerate(row["masks"])]
-    least = max([(row["funnel"] or {}).get("written") or 0, *(number + 1 for number in numbers)])
-    if row["next_mask"] is not None and not least <= row["next_mask"] <= MASKS_PER_IMAGE_LIMIT:
-        raise DamagedDatasetError(
-            f"image {row['id']}: its next_mask is {row['next_mask']:,}, expected {least:,} to {MASKS_PER_IMAGE_LIMIT:,}"
-        )
-    for mask in row["masks"]:
-        try:
-            runs.area(runs.Rle(size, _counts(mask)))
-        except ValueError as error:
-            raise DamagedDatasetError(f"image {row['id']}: the run lengths of a mask are damaged: {error}") from error
-
-
-def _counts(mask: Row) -> str:
-    return str(mask["segmentation"]["counts"])
-
-
-def _corrects(parent: Row) -> bool:
-    return parent["source"] in (None, AUTOMATIC)
-
-
 def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: ImportSettings) -> dict[str, Row]:
     """Return the mask that each new one takes the place of, by the new one's run lengths."""
     if settings.mode is Mode.ADD or not old or not new:
@@ -217,9 +175,9 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
         old = list(by_number.values())
         new = [mask for mask in new if mask.counts not in pairs]
     if settings.mode is Mode.CARRY:
-        old = [mask for mask in old if _corrects(mask)]
+        old = [mask for mask in old if is_of_build(mask)]
     size = [row["height"], row["width"]]
-    ours = [StudyMask(None, {"size": size, "counts": _counts(mask).encode()}) for mask in old]
+    ours = [StudyMask(None, {"size": size, "counts": counts_of(mask).encode()}) for mask in old]
     theirs = [StudyMask(None, {"size": size, "counts": mask.counts.encode()}) for mask in new]
     least = SAME_OBJECT_IOU if settings.mode is Mode.CARRY else 0.0
     matches = best_matches(ours, theirs) if ours and theirs else []
@@ -232,65 +190,13 @@ def _gone(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettin
     return frozenset(mask["index"] for mask in gone)
 
 
-def _of_build(row: Row, masks: Sequence[Row], rule: int) -> list[Row]:
-    """Return an image's masks of format 1, all of which a build made, as format 2 describes them."""
-    shares, ious = redaction_columns(row, [_counts(mask) for mask in masks], rule)
-    return [
-        {**mask, "source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
-        for mask, share, iou in zip(masks, shares, ious, strict=True)
-    ]
-
-
-def _described(
-    row: Row, new: Sequence[NewMask], parents: Mapping[str, Row], first: int, settings: ImportSettings
-) -> list[Row]:
-    """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`."""
-    height, width = row["height"], row["width"]
-    counts = [mask.counts for mask in new]
-    shares, ious = redaction_columns(row, counts, settings.rule)
-    rows = []
-    for index, (mask, share, iou) in enumerate(zip(new, shares, ious, strict=True), first):
-        code = {"size": [height, width], "counts": mask.counts.encode()}
-        x, y, box_width, box_height = coco.toBbox(code).tolist()
-        described: Row = dict.fromkeys(each.name for each in DESCRIBED_MASK)
-        described |= {
-            "segmentation": {"size": [height, width], "counts": mask.counts},
-            "bbox": [x, y, box_width - 1, box_height - 1],
-            "area": int(coco.area(code)),
-            "crop_box": [0.0, 0.0, float(width), float(height)],
-            "point_coords": [],
-            **asdict(describe_mask((height, width), mask.counts)),
-            "source": settings.source,
-            "annotator": settings.annotator,
-            "origin": settings.origin,
-            **mask.said,
-            "label": mask.label,
-            "redacted_share": share,
-            "redaction_iou": iou,
-            "index": index,
-        }
-        parent = parents.get(mask.counts)
-        if parent is not None:
-            described["parent"] = annotation_id(row["id"], parent["index"])
-            if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
-                described["label"] = parent["label"]
-            if "source" not in mask.said:
-                described["source"] = "corrected" if _corrects(parent) else parent["source"]
-        rows.append(described)
-    return rows
-
-
-def _overlap(size: tuple[int, int], mask: NewMask, parent: Row) -> float:
-    """Return the IoU of two masks of one image."""
-    ours, theirs = ({"size": list(size), "counts": each.encode()} for each in (mask.counts, _counts(parent)))
-    return float(coco.iou([ours], [theirs], [0])[0][0])
-
-
 def _annotation(row: Row, answer: Answer, settings: ImportSettings) -> Row:
     """Return the columns that say by which file, and by whom, an image's masks are what they are."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    said = {"lane": None, "n": None, "sha256": settings.origin["sha256"]}
+    # Its last answer stays merged, whatever an import made of it.
+    merged = row["answer"] or {}
+    said = {"lane": merged.get("lane"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
     if row["answer"] == said:
         return named

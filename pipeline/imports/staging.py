@@ -22,7 +22,8 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
 from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.imports.merge import Answer, NewMask, canonical_counts
+from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
+from segmint.pipeline.imports.merge import Answer
 
 SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
 """What is carried of a mask of another dataset, besides its label."""

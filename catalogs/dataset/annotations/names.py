@@ -1,7 +1,7 @@
 """The names of files in `annotations/`, one folder an image: `annotations/<ordinal>/<lane>.<n>.json`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from segmint.infra.storage.location import Location
@@ -37,11 +37,6 @@ def parse_answer_path(path: str) -> AnswerName | None:
     return AnswerName(int(ordinal), int(match["lane"]), int(match["n"]))
 
 
-def folders_of(ordinal: int) -> tuple[str, ...]:
-    """Return the folders below the dataset with what people said of an image: a takedown removes them."""
-    return f"{ANNOTATIONS}/{ordinal}", f"{ANNOTATIONS}/{RATINGS}/{ordinal}"
-
-
 def list_answers(dataset: Location) -> Iterator[AnswerName]:
     """Yield the names of all answers, in order; other files are left out."""
     names = (parse_answer_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
@@ -63,12 +58,24 @@ def last_answers(names: Iterable[AnswerName]) -> dict[int, dict[int, AnswerName]
     return last
 
 
-def purge_of_images(dataset: Location, ordinals: Iterable[int]) -> int:
+def image_of(path: str) -> int | None:
+    """Return the ordinal of the image that a file in `annotations/` is about, by its path below the dataset."""
+    folder, _, rest = path.partition("/")
+    if rest.startswith(f"{RATINGS}/"):
+        rest = rest.removeprefix(f"{RATINGS}/")
+    ordinal, slash, _ = rest.partition("/")
+    return int(ordinal) if folder == ANNOTATIONS and slash and _ORDINAL.fullmatch(ordinal) else None
+
+
+def of_images(dataset: Location, ordinals: Container[int]) -> list[str]:
+    """Return the paths of all that people said of these images, older versions included; a takedown removes them."""
+    paths = (f"{ANNOTATIONS}/{name}" for name in (dataset / ANNOTATIONS).walk_ever())
+    return [path for path in paths if (ordinal := image_of(path)) is not None and ordinal in ordinals]
+
+
+def purge_of_images(dataset: Location, ordinals: Container[int]) -> int:
     """Remove what people said of these images, older versions included; return how many files that were."""
-    removed = 0
-    for ordinal in ordinals:
-        for folder in folders_of(ordinal):
-            for name in (dataset / folder).walk_ever():
-                (dataset / folder / name).purge()
-                removed += 1
-    return removed
+    paths = of_images(dataset, ordinals)
+    for path in paths:
+        (dataset / path).purge()
+    return len(paths)

@@ -15,7 +15,8 @@ from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.taken_rows import take_down
-from segmint.pipeline.imports.merge import Answer, ImportSettings, Left, Merged, Mode, NewMask, canonical_counts, merge
+from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
+from segmint.pipeline.imports.merge import Answer, ImportSettings, Left, Merged, Mode, merge
 from tests.support.described_rows import accepted_row, rejected_row
 
 SIZE = (30, 40)
@@ -183,6 +184,14 @@ def test_labels_of_masks_that_stay_are_taken_over() -> None:
     assert labeled.row["statistics"] == row["statistics"]
     again(labeled, answer(*as_read(row, label="tile")), REPLACE)
     assert merge(labeled.row, answer(*as_read(row)), REPLACE).row is labeled.row
+
+
+def test_an_answer_that_was_merged_stays_merged_after_an_import() -> None:
+    row = image() | {"answer": {"lane": 1, "n": 2, "sha256": "b" * 64}, "annotation_stage": "semi"}
+    merged = merge(row, answer(*as_read(row)[:2]), REPLACE).row
+    assert merged["answer"] == {"lane": 1, "n": 2, "sha256": "a" * 64}
+    assert merged["annotation_stage"] is None
+    again(merge(row, answer(*as_read(row)[:2]), REPLACE), answer(*as_read(row)[:2]), REPLACE)
 
 
 def test_an_image_that_somebody_looked_at_and_left_is_known_by_the_name() -> None:

@@ -1,0 +1,195 @@
+"""`segmint annotate merge`: puts what people answered into a dataset, as the next generation of its shards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
+from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.layout import SCHEMA_VERSION
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.operators.prepare.deidentify import rule_of
+from segmint.operators.rows import Row
+from segmint.operators.schemas import SCHEMAS
+from segmint.operators.shards.committed_rows import committed_rows, read_file
+from segmint.operators.shards.replace import check_purge
+from segmint.operators.shards.revise import with_holding
+from segmint.operators.shards.tables import read_table
+from segmint.pipeline.annotate.merge.answer import MergedAnswers, MergeList, Tally
+from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, left_alone, merge_answer
+from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
+from segmint.pipeline.corrections.revision import Revision, revise
+
+_THREADS = 16
+
+Names = Mapping[int, Sequence[AnswerName]]
+"""The answers of images, by ordinal."""
+
+
+@dataclass(frozen=True)
+class MergeChange:
+    """The next rows of a shard: answers are merged into those that have one. Answers are never changed."""
+
+    dataset: Location
+    names: Names
+    rule: int  # of de-identification
+
+    def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, the same objects where nothing changes."""
+        wanted = {row["ordinal"]: _to_merge(row, self.names) for row in rows}
+        answers = _read(self.dataset, {ordinal: lane for ordinal, lane in wanted.items() if lane})
+        return [
+            row
+            if isinstance(found := answers.get(row["ordinal"], []), AnswerError) or not found
+            else merge_answer(row, found, self.rule).row
+            for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    manifest: DatasetManifest
+    change: MergeChange
+    shards: frozenset[int]  # that have answers
+    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
+    listed: MergeList
+
+
+def list_merge(dataset: Location) -> MergeList:
+    """List what `merge_answers` would change; raises what it raises before anything is changed."""
+    return _plan(dataset).listed
+
+
+def merge_answers(
+    dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
+) -> MergedAnswers:
+    """Merge the last answer of each image into its row.
+
+    `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
+    next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
+    same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
+    called. Answers stay where they are, those of a second lane, too. Raises `UsageError` for a place without a dataset,
+    or a store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
+    """
+    plan = _plan(dataset)
+    if not plan.listed.images and not is_unfinished(dataset, sorted(plan.shards)):
+        return MergedAnswers(plan.listed, (), name_now(dataset))
+    check_purge(dataset)
+    if confirm is not None:
+        confirm(plan.listed)
+    manifest = risen(dataset) if plan.listed.images else plan.manifest
+    revision = Revision(
+        shards=plan.shards,
+        change=plan.change,
+        with_images=release_config(manifest).format == "images",
+        needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
+    )
+    outcome = revise(dataset, manifest, revision)
+    return MergedAnswers(
+        listed=plan.listed,
+        changed_shards=tuple(outcome.changed),
+        version=put_version(dataset, "merge", plan.listed.reason(), now),
+        outputs=tuple(line_of(note) for note in read_notes(dataset)),
+        removed_links=outcome.removed_links,
+    )
+
+
+def _plan(dataset: Location) -> _Plan:
+    manifest = load_manifest(dataset)
+    names: dict[int, list[AnswerName]] = {}
+    by_shard: dict[int, list[int]] = {}
+    for name in list_answers(dataset):
+        if name.ordinal not in names:
+            by_shard.setdefault(name.ordinal // manifest.images_per_shard, []).append(name.ordinal)
+        names.setdefault(name.ordinal, []).append(name)
+    change = MergeChange(dataset, names, rule_of(manifest.identity))
+    tally = Tally()
+    unchanged: dict[int, int] = {}
+    changing = []
+    for shard, ordinals in by_shard.items():
+        looked, generation = _look(dataset, shard, ordinals, change)
+        if looked.images:
+            changing.append(shard)
+        elif generation is not None:
+            unchanged[shard] = generation
+        tally.add(looked)
+    rises = manifest.schema_version < SCHEMA_VERSION
+    listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing), rises=rises)
+    return _Plan(manifest, change, frozenset(by_shard), unchanged, listed)
+
+
+def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeChange) -> tuple[Tally, int | None]:
+    """Return what the merge would do in a shard, from its tables; and the generation that was looked at."""
+
+    def read(commit: Commit) -> tuple[Tally, int]:
+        found = _rows(dataset, commit, ordinals, ("images", "rejects"))
+        tally = Tally()
+        wanted = {}
+        for row in found:
+            lane = _to_merge(row, change.names)
+            if (left := left_alone(row)) is not None:
+                tally.leave(row["id"], left)
+            elif lane:
+                wanted[row["ordinal"]] = lane
+            else:
+                tally.merged += 1
+        answers = _read(dataset, wanted)
+        for row in _rows(dataset, commit, list(wanted), tuple(SCHEMAS)) if wanted else ():
+            answer = answers[row["ordinal"]]
+            if isinstance(answer, AnswerError):
+                tally.leave(row["id"], Left.UNREADABLE, str(answer))
+            else:
+                tally.count(row["id"], merge_answer(row, answer, change.rule))
+        return tally, commit.generation
+
+    found = with_holding(dataset, shard, read)
+    if found is not None:
+        return found
+    tally = Tally()
+    for ordinal in ordinals:
+        tally.leave(ordinal + 1, Left.NOT_BUILT)
+    return tally, None
+
+
+def _rows(dataset: Location, commit: Commit, ordinals: Sequence[int], kinds: Sequence[str]) -> list[Row]:
+    """Return the described rows of these images, with what is in these tables alone."""
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    rows: dict[str, list[Row]] = {kind: [] for kind in SCHEMAS}
+    for kind in kinds:
+        table = read_table(read_file(dataset, commit.file(kind)), kind)
+        rows[kind] = table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
+    return committed_rows(rows["images"], rows["masks"], rows["rejects"], {})
+
+
+def _to_merge(row: Row, names: Names) -> list[AnswerName]:
+    """Return the answers of the lane whose last one is to be merged into a row; none if nothing is."""
+    own = names.get(row["ordinal"], ())
+    last = answer_to_merge(row, own) if own and left_alone(row) is None else None
+    return [] if last is None else [name for name in own if name.lane == last.lane]
+
+
+def _read(dataset: Location, wanted: Names) -> dict[int, list[Answer] | AnswerError]:
+    """Read the answers of images; an error where the last one cannot be read, and earlier ones that can."""
+
+    def read(ordinal: int) -> tuple[int, list[Answer] | AnswerError]:
+        found = []
+        *earlier, last = wanted[ordinal]
+        for name in earlier:
+            try:
+                found.append(read_answer(dataset, name))
+            except AnswerError:  # it only says how long people worked; the audit names it
+                continue
+        try:
+            return ordinal, [*found, read_answer(dataset, last)]
+        except AnswerError as error:
+            return ordinal, error
+
+    return dict(map_ahead(read, wanted, _THREADS, 2 * _THREADS, "answers"))

@@ -1,0 +1,32 @@
+"""`segmint annotate merge`: what people answered, as the next generation of a dataset's images."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.confirm import confirm, require_terminal
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("build")
+def merge(
+    dataset: Dataset,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put what people answered into the dataset's tables; answers that were merged before change nothing."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
+
+    location = Location(storage_of(config), dataset)
+    if dry_run:
+        answer_with(list_merge(location), as_json)
+        return
+    if not yes:
+        require_terminal("annotate merge")
+    answer_with(merge_answers(location, None if yes else confirm), as_json)

@@ -1,0 +1,134 @@
+"""Masks of people in the row of an image: how new ones are described and numbered, for imports and merges alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.model.automatic import rle as runs
+from segmint.operators.describe import describe_mask, redaction_columns
+from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.shards.files import annotation_id, mask_index
+from segmint.pipeline.study.pairs import LEAST_IOU
+
+
+@dataclass(frozen=True)
+class NewMask:
+    """A mask that people made: canonical compressed run lengths, and what is said of it (`MASK_ORIGIN`)."""
+
+    counts: str
+    id: int | None = None
+    label: str | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
+    """Return compressed run lengths in the one way in which segmint writes them: no run of zero pixels but the first.
+
+    Raises `ValueError` if they cannot be read.
+    """
+    lengths = runs.decompress(counts.decode("ascii"))
+    ends = np.cumsum(lengths)
+    filled = lengths[1::2] > 0
+    return runs.encode_runs((ends - lengths)[1::2][filled], ends[1::2][filled], size).counts
+
+
+def numbered_masks(row: Row) -> list[Row]:
+    """Return the masks of a described row, each with its number as `index`.
+
+    Raises `DamagedDatasetError` for run lengths, which pycocotools trusts, or a `next_mask` that are damaged.
+    """
+    size = row["height"], row["width"]
+    masks = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
+    least = max([(row["funnel"] or {}).get("written") or 0, *(mask["index"] + 1 for mask in masks)])
+    if row["next_mask"] is not None and not least <= row["next_mask"] <= MASKS_PER_IMAGE_LIMIT:
+        raise DamagedDatasetError(
+            f"image {row['id']}: its next_mask is {row['next_mask']:,}, expected {least:,} to {MASKS_PER_IMAGE_LIMIT:,}"
+        )
+    for mask in masks:
+        try:
+            runs.area(runs.Rle(size, counts_of(mask)))
+        except ValueError as error:
+            raise DamagedDatasetError(f"image {row['id']}: the run lengths of a mask are damaged: {error}") from error
+    return masks
+
+
+def next_number(row: Row, masks: Sequence[Row]) -> int:
+    """Return the number of an image's next mask; no number is given again. `masks` are its `numbered_masks`."""
+    if row["next_mask"] is not None:
+        return int(row["next_mask"])
+    return 1 + max((mask["index"] for mask in masks), default=-1)
+
+
+def counts_of(mask: Row) -> str:
+    """Return the run lengths of a mask's row."""
+    return str(mask["segmentation"]["counts"])
+
+
+def is_of_build(mask: Row) -> bool:
+    """Whether a build made a mask."""
+    return mask["source"] in (None, AUTOMATIC)
+
+
+def in_newest_format(row: Row, masks: Sequence[Row], rule: int) -> Sequence[Row]:
+    """Return an image's numbered masks with all columns of the newest format; `rule` is that of de-identification."""
+    if row["next_mask"] is not None:
+        return masks
+    # Format 1: a build made all of them.
+    shares, ious = redaction_columns(row, [counts_of(mask) for mask in masks], rule)
+    return [
+        {**mask, "source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
+        for mask, share, iou in zip(masks, shares, ious, strict=True)
+    ]
+
+
+def described_masks(
+    row: Row, new: Sequence[NewMask], parents: Mapping[str, Row], first: int, rule: int, said: Mapping[str, Any]
+) -> list[Row]:
+    """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
+
+    `parents` are the masks whose places they take, by the new one's run lengths. `said` is said of all of them where a
+    mask says nothing else. Without a source of its own a mask is `corrected` if its parent is a build's, else it has
+    the parent's.
+    """
+    height, width = row["height"], row["width"]
+    counts = [mask.counts for mask in new]
+    shares, ious = redaction_columns(row, counts, rule)
+    rows = []
+    for index, (mask, share, iou) in enumerate(zip(new, shares, ious, strict=True), first):
+        code = {"size": [height, width], "counts": mask.counts.encode()}
+        x, y, box_width, box_height = coco.toBbox(code).tolist()
+        described: Row = dict.fromkeys(each.name for each in DESCRIBED_MASK)
+        described |= {
+            "segmentation": {"size": [height, width], "counts": mask.counts},
+            "bbox": [x, y, box_width - 1, box_height - 1],
+            "area": int(coco.area(code)),
+            "crop_box": [0.0, 0.0, float(width), float(height)],
+            "point_coords": [],
+            **asdict(describe_mask((height, width), mask.counts)),
+            **said,
+            **mask.said,
+            "label": mask.label,
+            "redacted_share": share,
+            "redaction_iou": iou,
+            "index": index,
+        }
+        parent = parents.get(mask.counts)
+        if parent is not None:
+            described["parent"] = annotation_id(row["id"], parent["index"])
+            if mask.label is None and _overlap((height, width), mask, parent) >= LEAST_IOU:
+                described["label"] = parent["label"]
+            if "source" not in mask.said:
+                described["source"] = "corrected" if is_of_build(parent) else parent["source"]
+        rows.append(described)
+    return rows
+
+
+def _overlap(size: tuple[int, int], mask: NewMask, parent: Row) -> float:
+    """Return the IoU of two masks of one image."""
+    ours, theirs = ({"size": list(size), "counts": each.encode()} for each in (mask.counts, counts_of(parent)))
+    return float(coco.iou([ours], [theirs], [0])[0][0])

@@ -1,0 +1,145 @@
+"""Answers become rows: what fits is merged, what does not is counted, and nothing is merged twice."""
+
+from typing import Any
+
+import pytest
+from pycocotools import mask as coco
+
+from segmint.catalogs.dataset.annotations.answers import Answer
+from segmint.catalogs.dataset.annotations.names import AnswerName
+from segmint.operators.describe import describe_table
+from segmint.operators.rows import Row, to_table
+from segmint.operators.schemas import ANNOTATION_STAGE, SEGMENTED
+from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, merge_answer, seconds_of
+from tests.support.answered import answer_value, counts_of, new_mask
+from tests.support.described_rows import accepted_row, rejected_row
+
+FIRST, SECOND, CUT, APART = (2, 3, 12, 20), (3, 4, 13, 21), (3, 4, 11, 21), (22, 5, 28, 30)
+FORMER = {box: {"id": 10_000 + place, "counts": counts_of(box)} for place, box in enumerate((FIRST, SECOND))}
+
+
+@pytest.fixture
+def row() -> Row:
+    """Image 1 as a build makes it, with the masks FIRST and SECOND."""
+    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED), rule=1).to_pylist()
+    return dict(row)
+
+
+def answer(n: int = 1, **fields: Any) -> Answer:
+    return Answer.from_value(answer_value(n=n, **{"masks": [], **fields}))
+
+
+def boxes(row: Row) -> list[tuple[int, str, str]]:
+    """The number, source and run lengths of the masks."""
+    return [
+        (place if mask["index"] is None else mask["index"], mask["source"], mask["segmentation"]["counts"])
+        for place, mask in enumerate(row["masks"])
+    ]
+
+
+def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
+    box = {"kind": "box", "x": 4.0, "y": 3.0, "w": 17.0, "h": 8.0}
+    given = answer(
+        masks=[new_mask(CUT, 10_001, prompts=[box]), new_mask(APART, source="manual", label="cup", seconds=9.5)],
+        replaced=[FORMER[SECOND]],
+        deleted=[FORMER[FIRST]],
+        model="cd" * 32,
+    )
+    merged = merge_answer(row, [given], 1)
+    assert (merged.corrected, merged.added, merged.deleted, merged.same, merged.unfit) == (1, 1, 1, 0, 0)
+    assert boxes(merged.row) == [(2, "corrected", counts_of(CUT)), (3, "manual", counts_of(APART))]
+    corrected, drawn = merged.row["masks"]
+    assert (corrected["parent"], corrected["seconds"], corrected["model"]) == (10_001, 4.5, "cd" * 32)
+    assert corrected["prompts"] == [{**box, "label": None, "text": None}]
+    assert (drawn["parent"], drawn["seconds"], drawn["model"], drawn["label"]) == (None, 9.5, None, "cup")
+    assert {mask["annotator"] for mask in merged.row["masks"]} == {"Ada"}
+    assert (merged.row["next_mask"], merged.row["annotator"], merged.row[ANNOTATION_STAGE]) == (4, "Ada", "assisted")
+    assert (merged.row["seconds"], merged.row["complete"]) == (61.25, True)
+    assert merged.row["answer"] == {"lane": 0, "n": 1, "sha256": given.sha256}
+    codes = [{"size": [30, 40], "counts": code.encode()} for _, _, code in boxes(merged.row)]
+    assert merged.row["statistics"]["coverage"] == coco.area(coco.merge(codes)) / 1200
+    assert answer_to_merge(merged.row, [AnswerName(0, 0, 1)]) is None
+
+
+def test_an_image_that_was_left_unchanged_is_known_by_its_answer(row: Row) -> None:
+    before = [mask["segmentation"]["counts"] for mask in row["masks"]]
+    merged = merge_answer(row, [answer()], 1)
+    assert not merged.changes_masks
+    assert [mask["segmentation"]["counts"] for mask in merged.row["masks"]] == before
+    assert merged.row["statistics"] == row["statistics"]
+    assert (merged.row["answer"]["n"], merged.row["complete"], merged.row["next_mask"]) == (1, True, 2)
+
+
+def test_masks_that_the_image_has_pixel_for_pixel_stay(row: Row) -> None:
+    """As a replacement of itself, as a new one, and twice in an answer."""
+    masks = [new_mask(SECOND, 10_001), new_mask(FIRST), new_mask(APART), new_mask(APART)]
+    merged = merge_answer(row, [answer(masks=masks, replaced=[FORMER[SECOND]])], 1)
+    assert (merged.same, merged.added, merged.corrected, merged.deleted) == (2, 1, 0, 0)
+    assert boxes(merged.row)[:2] == [(0, "automatic", counts_of(FIRST)), (1, "automatic", counts_of(SECOND))]
+
+
+def test_of_an_answer_to_an_earlier_state_what_still_fits_is_merged(row: Row) -> None:
+    """Mask 10,001 is another one now, and 10,007 was never there."""
+    masks = [new_mask(CUT, 10_001), new_mask(APART)]
+    given = answer(
+        masks=masks,
+        replaced=[{"id": 10_001, "counts": counts_of((3, 4, 13, 22))}],
+        deleted=[FORMER[FIRST], {"id": 10_007, "counts": counts_of(CUT)}],
+    )
+    merged = merge_answer(row, [given], 1)
+    assert (merged.unfit, merged.added, merged.deleted, merged.corrected) == (2, 1, 1, 0)
+    assert boxes(merged.row) == [(1, "automatic", counts_of(SECOND)), (2, "assisted", counts_of(APART))]
+    assert merged.row["complete"] is False
+
+
+def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: Row) -> None:
+    """It was saved while that one was being merged."""
+    one = answer(masks=[new_mask(CUT, 10_001), new_mask(APART)], replaced=[FORMER[SECOND]], seconds=20.0)
+    smaller = (3, 4, 10, 21)
+    two = answer(2, masks=[new_mask(smaller, 10_001)], replaced=[FORMER[SECOND]], seconds=30.0)
+    apart = merge_answer(row, [one, two], 1).row
+    after = merge_answer(merge_answer(row, [one], 1).row, [one, two], 1)
+    assert [code for _, _, code in boxes(after.row)] == [code for _, _, code in boxes(apart)]
+    assert boxes(after.row) == [(0, "automatic", counts_of(FIRST)), (4, "corrected", counts_of(smaller))]
+    assert (after.unfit, after.row["masks"][1]["parent"], after.row["seconds"]) == (0, 10_001, 30.0)
+    undone = merge_answer(merge_answer(row, [one], 1).row, [one, answer(2)], 1)
+    assert boxes(undone.row) == [(0, "automatic", counts_of(FIRST))]
+    assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
+
+
+def test_a_mask_made_from_one_of_people_keeps_its_kind_and_license(row: Row) -> None:
+    said = {"source": "imported", "origin": {"sha256": "e" * 64, "license": "CC-BY-4.0"}}
+    masks = [row["masks"][0], {**row["masks"][1], **said, "label": "tile"}]
+    given = answer(masks=[new_mask(CUT, 10_001)], replaced=[FORMER[SECOND]])
+    mask = merge_answer({**row, "masks": masks}, [given], 1).row["masks"][1]
+    assert (mask["source"], mask["origin"], mask["label"]) == ("imported", said["origin"], "tile")
+    clicked = [new_mask(CUT, 10_001, prompts=[{"kind": "point", "x": 5.5, "y": 5.5, "label": 1}])]
+    drawn = {**row, "masks": [row["masks"][0], {**row["masks"][1], "source": "manual"}]}
+    mask = merge_answer(drawn, [answer(masks=clicked, replaced=[FORMER[SECOND]])], 1).row["masks"][1]
+    assert mask["source"] == "assisted"  # the model has drawn a part of it
+
+
+def test_what_cannot_be_merged_leaves_the_row(row: Row) -> None:
+    taken = {**rejected_row(0), "reason": "taken_down"}
+    wide = {**row, "height": 40, "width": 30}
+    full = {**row, "next_mask": 10_000}
+    given = answer(masks=[new_mask(APART)])
+    found = [merge_answer(each, [given], 1) for each in (rejected_row(0), taken, wide, full)]
+    assert [each.left for each in found] == [Left.REFUSED, Left.TAKEN_DOWN, Left.OTHER_SIZE, Left.TOO_MANY]
+    assert [each.row for each in found] == [rejected_row(0), taken, wide, full]
+
+
+def test_the_lane_that_was_merged_first_stays_the_images(row: Row) -> None:
+    names = [AnswerName(0, 0, 1), AnswerName(0, 0, 3), AnswerName(0, 1, 5)]
+    assert answer_to_merge(row, names) == (0, 0, 3)
+    assert answer_to_merge(row, names[2:]) == (0, 1, 5)
+    for lane, n, expected in ((1, 4, (0, 1, 5)), (1, 5, None), (0, 1, (0, 0, 3)), (0, 3, None)):
+        assert answer_to_merge({**row, "answer": {"lane": lane, "n": n, "sha256": "f"}}, names) == expected
+    assert answer_to_merge({**row, "answer": {"lane": None, "n": None, "sha256": "f"}}, names) == (0, 0, 3)
+    assert answer_to_merge({**row, "answer": {"lane": 1, "n": 1, "sha256": "f"}}, names[:2]) is None
+
+
+def test_seconds_are_those_of_the_last_answer_to_each_state() -> None:
+    bases = ["aa", "aa", "bb"]
+    given = [answer(n, base=base * 32, seconds=10.0 * n) for n, base in enumerate(bases, 1)]
+    assert seconds_of(given) == 20.0 + 30.0

@@ -1,0 +1,152 @@
+"""Merging answers: what becomes of a dataset, beside builds and other corrections."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segmint.catalogs.dataset.annotations.answers import put_answer
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.catalogs.dataset.versions.record import latest_version
+from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
+from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.engine.status import read_round
+from tests.support.answered import answer_to, committed_row, counts_of, new_mask
+from tests.support.imported import import_coco, write_coco
+from tests.support.locations import location_of
+from tests.support.protocol import Place, contents, two_shards, write
+
+CUT, APART = (3, 4, 11, 21), (22, 5, 28, 30)
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """Two shards of three rows: images 1, 2, 4 and 5 with two masks each, rows 3 and 6 refused."""
+    with two_shards() as place:
+        yield place
+
+
+def findings(place: Place) -> list[str]:
+    return [finding.line() for finding in audit_integrity(place.location).findings]
+
+
+def sources(place: Place, image: int) -> list[tuple[int, str]]:
+    return [(mask["annotation_id"], mask["source"]) for mask in committed_row(place.location, image - 1)["masks"]]
+
+
+def give(place: Place, image: int, *masks: dict[str, Any], **fields: Any) -> None:
+    assert put_answer(place.location, answer_to(place.location, image, masks, **fields))
+
+
+def test_answers_become_the_next_generation_and_are_merged_once(place: Place) -> None:
+    give(place, 1, new_mask(CUT, 10_001), new_mask(APART, seconds=5.5), deleted=[10_000])
+    give(place, 4, annotator="Bo")
+    give(place, 4, new_mask(CUT), lane=1, annotator="Cy")
+    done = merge_answers(place.location)
+    assert (done.listed.images, done.listed.unchanged, done.changed_shards) == (2, 1, (0, 1))
+    assert done.listed.masks == {"same": 0, "corrected": 1, "added": 1, "deleted": 1, "unfit": 0}
+    assert sources(place, 1) == [(10_002, "corrected"), (10_003, "assisted")]
+    assert sources(place, 4) == [(40_000, "automatic"), (40_001, "automatic")]  # lane 1 is for agreement only
+    looked = committed_row(place.location, 3)
+    assert (looked["annotator"], looked["annotation_stage"], looked["complete"]) == ("Bo", "assisted", True)
+    assert findings(place) == []
+    version = latest_version(place.location)
+    assert version is not None
+    assert version.command == "merge"
+    assert version.reason == "answers for 2 images: 1 corrected, 1 added and 1 deleted"
+    status = read_round(place.location)
+    assert (status.timed, status.seconds_per_mask) == (2, 5.0)
+
+    after = contents(place)
+    again = merge_answers(place.location)
+    assert (again.listed.images, again.listed.merged, again.changed_shards, again.version) == (0, 2, (), done.version)
+    assert contents(place) == after
+    assert again.lines()[0] == f"nothing to merge into {place.uri}"
+
+
+def test_a_later_answer_is_relative_to_what_was_merged(place: Place) -> None:
+    give(place, 1, new_mask(CUT, 10_001), seconds=20.0)
+    merge_answers(place.location)
+    give(place, 1, new_mask(APART), deleted=[10_002], n=2, seconds=30.0)
+    done = merge_answers(place.location)
+    assert done.listed.masks == {"same": 0, "corrected": 0, "added": 1, "deleted": 1, "unfit": 0}
+    assert sources(place, 1) == [(10_000, "automatic"), (10_003, "assisted")]
+    row = committed_row(place.location, 0)
+    assert (row["answer"]["n"], row["seconds"], row["next_mask"]) == (2, 50.0, 4)
+    assert findings(place) == []
+
+
+def test_a_merged_answer_does_not_come_back_after_an_import(place: Place) -> None:
+    give(place, 1, new_mask(APART))
+    merge_answers(place.location)
+    import_coco(place, write_coco(place, {1: [((2, 3, 12, 20), 10_000)]}))
+    before = contents(place)
+    assert merge_answers(place.location).listed.merged == 1
+    assert contents(place) == before
+    assert sources(place, 1) == [(10_000, "automatic")]
+    assert findings(place) == []
+
+
+def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Place) -> None:
+    give(place, 1, new_mask(CUT, 10_001), new_mask(APART))
+    give(place, 2, new_mask(APART))
+    regions = Path(f"{place.uri}.jsonl")
+    regions.write_text('{"id": 1, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
+    redact(place.location, location_of(regions))
+    import_coco(place, write_coco(place, {1: [((2, 3, 12, 20), 10_000), ((4, 4, 13, 21), 10_001)]}))
+    done = merge_answers(place.location)
+    assert done.listed.masks == {"same": 0, "corrected": 0, "added": 2, "deleted": 0, "unfit": 1}
+    assert "  sa_1: 1 mask of the answer left out: the image has others there now" in done.lines()
+    masks = committed_row(place.location, 0)["masks"]
+    assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
+    assert masks[-1]["redacted_share"] is not None
+    assert findings(place) == []
+
+
+def test_images_that_cannot_take_an_answer_are_named(place: Place) -> None:
+    give(place, 1, new_mask(APART))
+    fitting = answer_to(place.location, 1)
+    for image, size in ((2, (40, 30)), (3, (30, 40)), (99, (30, 40))):
+        assert put_answer(place.location, fitting.model_copy(update={"image": image, "size": size}))
+    (place.location / "annotations/3/0.1.json").put(b"{}")
+    listed = list_merge(place.location)
+    assert (listed.images, listed.answered) == (1, 5)
+    assert listed.left_images == {
+        "masks of another size than the image": 1,
+        "refused by the build": 1,
+        "not built yet": 1,
+        "an answer that cannot be read": 1,
+    }
+    assert any("annotations/3/0.1.json is no answer" in line for line in listed.lines())
+    assert merge_answers(place.location).changed_shards == (0,)
+
+
+def test_nothing_is_kept_of_an_image_that_was_taken_down(place: Place) -> None:
+    give(place, 1, new_mask(APART))
+    merge_answers(place.location)
+    give(place, 1, new_mask(CUT), n=2)
+    give(place, 1, lane=1)
+    give(place, 2, new_mask(APART))
+    takedown(place.location, TakedownAsked(ids=("sa_1",)), "asked")
+    left = [path for path in contents(place) if path.startswith("annotations/")]
+    assert left == ["annotations/1/0.1.json"]
+    assert merge_answers(place.location).changed_shards == (0,)
+    assert findings(place) == []
+
+
+def test_an_old_dataset_gets_the_newest_format() -> None:
+    with two_shards(committed=0) as place:
+        manifest = load_manifest(place.location).model_copy(update={"schema_version": 1})
+        (place.location / "dataset.json").put(manifest.to_json())
+        for shard in (0, 1):
+            write(place, shard, schema_version=1)
+        give(place, 1)
+        done = merge_answers(place.location)
+        assert (done.listed.rises, done.changed_shards) == (True, (0,))
+        assert load_manifest(place.location).schema_version == 2
+        assert sources(place, 1) == [(10_000, "automatic"), (10_001, "automatic")]
+        assert findings(place) == []
