@@ -92,7 +92,7 @@ def described_masks(
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
     `parents` are the masks whose places they take, by the new one's run lengths. `said` is said of all of them where a
-    mask says nothing else. Without a source of its own a mask is `corrected` if its parent is a build's, else it has
+    mask says nothing else. A mask that says no source is `corrected` if its parent is a build's, else it has
     the parent's.
     """
     height, width = row["height"], row["width"]

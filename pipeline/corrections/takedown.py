@@ -144,7 +144,7 @@ def takedown(
         wanted, before = while_unchanged(dataset, listed)
     tombstones = read_tombstones(dataset)
     images = taken_images(tombstones)
-    answers = purge_of_images(dataset, images)  # whoever puts one from here on finds the tombstone
+    answers = purge_of_images(dataset, images)  # a server that puts one from here on finds the tombstone
     taken = Taken(images, NO_NAMES)  # copies have tombstones by now
     manifest = while_unchanged(dataset, lambda: _blank_catalog(dataset, images.keys()))
     outcome = revise(

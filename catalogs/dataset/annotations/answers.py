@@ -247,7 +247,7 @@ def put_answer(dataset: Location, answer: Answer) -> bool:
 
 
 def read_answer(dataset: Location, name: AnswerName) -> Answer:
-    """Read an answer; raises `AnswerError` for a file that is none, is gone, or says that it is another one."""
+    """Read an answer; raises `AnswerError` for a file that is gone, holds no answer, or says that it is another one."""
     file = dataset / answer_path(*name)
     try:
         answer = Answer.from_json(file.read(MOST_BYTES), str(file))
