@@ -14,7 +14,7 @@ from segmint.pipeline.commands.build import build
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.demo import demo
-from segmint.pipeline.commands.engine import evaluate
+from segmint.pipeline.commands.engine import annotate, evaluate
 from segmint.pipeline.commands.engine import status as engine
 from segmint.pipeline.commands.engine.imports import import_
 from segmint.pipeline.commands.engine.train import train
@@ -43,7 +43,7 @@ for command in (
     app.command()(command)
 app.command("import")(import_)
 app.command()(version)
-for group in (catalog, assets, study, evaluate, engine):
+for group in (catalog, assets, study, evaluate, annotate, engine):
     app.add_typer(group.app)
 
 

@@ -43,7 +43,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 _DIGITS = 40  # of a number in an address; Python reads no number of over 4,300
 _SHOWN = 60  # characters of a wrong value that an answer repeats
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 @dataclass
@@ -102,39 +102,40 @@ class Viewer:
 def make_app(viewer: Viewer, access: Access) -> Starlette:
     """Return the application of a viewer that serves the browsers that `access` lets in."""
     routes = [
-        Route("/", _asset(ASSETS / "index.html")),
-        *(Route(f"/assets/{path.name}", _asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in _TYPES),
-        Route("/api/address", lambda _: _json({"address": access.address()})),
-        Route("/api/dataset", lambda _: _json(viewer.dataset())),
-        Route("/api/images", lambda request: _json(viewer.images(*_asked(request)))),
-        Route("/api/images/{image}", lambda request: _json(viewer.image(_image(request)))),
+        Route("/", asset(ASSETS / "index.html")),
+        *(Route(f"/assets/{path.name}", asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in TYPES),
+        Route("/api/address", lambda _: json_response({"address": access.address()})),
+        Route("/api/dataset", lambda _: json_response(viewer.dataset())),
+        Route("/api/images", lambda request: json_response(viewer.images(*_asked(request)))),
+        Route("/api/images/{image}", lambda request: json_response(viewer.image(image_of(request)))),
         Route(
             "/api/images/{image}/neighbors",
-            lambda request: _json(viewer.index.neighbors(_asked(request)[0], _image(request))),
+            lambda request: json_response(viewer.index.neighbors(_asked(request)[0], image_of(request))),
         ),
-        Route("/images/{image}.jpg", lambda request: _jpeg(viewer.jpeg(_image(request)))),
-        Route("/thumbnails/{image}.jpg", lambda request: _jpeg(viewer.thumbnail(_image(request)))),
+        Route("/images/{image}.jpg", lambda request: jpeg_response(viewer.jpeg(image_of(request)))),
+        Route("/thumbnails/{image}.jpg", lambda request: jpeg_response(viewer.thumbnail(image_of(request)))),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={
-            UsageError: _problem(400),
-            UnknownImageError: _problem(404),
-            HTTPException: _http_problem,
-            NoPictureError: _problem(404),
-            StorageFaultError: _problem(502),
-            SegmintError: _problem(500),
+            UsageError: problem(400),
+            UnknownImageError: problem(404),
+            HTTPException: http_problem,
+            NoPictureError: problem(404),
+            StorageFaultError: problem(502),
+            SegmintError: problem(500),
         },
     )
 
 
-def _asset(path: Path) -> Callable[[Request], Response]:
+def asset(path: Path) -> Callable[[Request], Response]:
+    """Return what answers with a file of `assets/`, which is read now."""
     content = path.read_bytes()
-    return lambda _: Response(content, media_type=_TYPES[path.suffix])
+    return lambda _: Response(content, media_type=TYPES[path.suffix])
 
 
-def _image(request: Request) -> int:
+def image_of(request: Request) -> int:
     """Return the number of the image that an address names; raises `UnknownImageError` if it names none."""
     text: str = request.path_params["image"]
     return _number(text, UnknownImageError(f"there is no image {_short(text)!r} in this dataset"))
@@ -161,13 +162,15 @@ def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _jpeg(data: bytes) -> Response:
+def jpeg_response(data: bytes) -> Response:
+    """Answer with a JPEG."""
     return Response(data, media_type="image/jpeg")
 
 
-def _json(value: Any) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
+    """Answer with JSON."""
     text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
-    return Response(text, media_type="application/json")
+    return Response(text, status, media_type="application/json")
 
 
 def _plain(value: Any) -> Any:
@@ -181,13 +184,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _problem(status: int) -> Callable[[Request, Exception], Response]:
+def problem(status: int) -> Callable[[Request, Exception], Response]:
+    """Return what answers an exception with its text."""
+
     def answer(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": redact(str(error))}, status)
 
     return answer
 
 
-def _http_problem(_: Request, error: Exception) -> Response:
+def http_problem(_: Request, error: Exception) -> Response:
+    """Answer for an address or method that does not exist."""
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
     return JSONResponse({"error": detail}, status)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 KEY = "key"
 """The parameter of the address that carries the key."""
 
-_HEADERS = {
+HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -31,6 +31,7 @@ _HEADERS = {
     # Tomorrow the same address may show another dataset, and images are taken down.
     "cache-control": "no-store",
 }
+"""The headers of every answer of a server for one person's browser."""
 
 
 _SPENT = """\
@@ -69,7 +70,7 @@ class Access:
     def enter(self, key: str) -> str | None:
         """Exchange the key of an address for a session; None if it is not the one that waits for its use."""
         with self._lock:
-            if self._key is None or not _same(key, self._key):
+            if self._key is None or not same_secret(key, self._key):
                 return None
             self._key = None
             session = secrets.token_urlsafe(32)
@@ -79,7 +80,7 @@ class Access:
     def has(self, session: str) -> bool:
         """Return whether this is a session."""
         with self._lock:
-            return any(_same(session, known) for known in self._sessions)
+            return any(same_secret(session, known) for known in self._sessions)
 
 
 class Guard:
@@ -97,7 +98,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         if scope["type"] != "http":
@@ -125,5 +126,6 @@ class Guard:
         return None
 
 
-def _same(given: str, known: str) -> bool:
+def same_secret(given: str, known: str) -> bool:
+    """Return whether two secrets are the same, in a time that says nothing of them."""
     return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), known.encode())

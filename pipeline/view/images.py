@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import commit_name, image_name
@@ -113,15 +113,20 @@ class ShardPictures:
         commit = None if generation is None else self._log.read(shard, generation)
         if generation is None or commit is None:
             raise NotFoundError(f"no {commit_name(shard, generation or 1)}")
-        entry = commit.file("shards")
-        tar = self._dataset / entry.path
+        return index_tar(self._dataset, commit)
 
-        def read_range(start: int, stop: int) -> bytes:
-            with tar.open_ranges(entry.size) as stream:
-                stream.seek(start)
-                return stream.read(stop - start)
 
-        return TarIndex(tar.uri, entry.size, read_range)
+def index_tar(dataset: Location, commit: Commit) -> TarIndex:
+    """Return the index of a committed shard's tar, which reads it by ranges; raises as `Commit.file` does."""
+    entry = commit.file("shards")
+    tar = dataset / entry.path
+
+    def read_range(start: int, stop: int) -> bytes:
+        with tar.open_ranges(entry.size) as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+    return TarIndex(tar.uri, entry.size, read_range)
 
 
 class ForeignPictures:

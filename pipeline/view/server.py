@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from starlette.applications import Starlette
+
 from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import name_now
@@ -55,28 +57,34 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[
 
     Port 0 takes a free one. Raises `UsageError` if the port is taken.
     """
-    import uvicorn
-
-    with closing(_listen(port)) as listener:
+    with closing(listen(port)) as listener:
         access = Access(listener.getsockname()[1])
         address = access.address()
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(viewer, access),
-                lifespan="off",
-                ws="none",
-                log_level="warning",
-                access_log=False,  # its lines would contain keys
-                server_header=False,
-                timeout_graceful_shutdown=_LAST_ANSWERS_S,
-            )
-        )
+        app = make_app(viewer, access)
         on_ready(address)
         if open_browser:
             # Some browsers block until they are closed; meanwhile the server must run.
             threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
-        with _ended_by_signals():
-            server.run(sockets=[listener])
+        run_app(app, listener)
+
+
+def run_app(app: Starlette, listener: socket.socket) -> None:
+    """Serve an application on a socket that listens, until the process gets SIGINT or SIGTERM."""
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_level="warning",
+            access_log=False,  # its lines would contain keys
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        )
+    )
+    with _ended_by_signals():
+        server.run(sockets=[listener])
 
 
 @contextmanager
@@ -91,7 +99,8 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _listen(port: int) -> socket.socket:
+def listen(port: int) -> socket.socket:
+    """Listen on a port of 127.0.0.1 (0: a free one); raises `UsageError` if it is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

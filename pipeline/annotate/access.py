@@ -1,0 +1,205 @@
+"""Access to an annotator's server: who a browser belongs to, and which of its requests may write.
+
+Each annotator has addresses that open one browser each, once, as those of the viewer do. The key of an address is
+exchanged for a cookie, and the cookie's session belongs to one annotator: what that browser saves has this name. A
+write needs more than the cookie: a header that a form of another site cannot send, and an origin of this server.
+"""
+
+import secrets
+import threading
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from segmint.catalogs.dataset.annotations.answers import Annotator
+from segmint.catalogs.layout import wrong_fields
+from segmint.infra.errors import UsageError
+from segmint.pipeline.view.guard import HEADERS, KEY, same_secret
+
+HEADER = "x-segmint"
+"""The header that every write has, with the value 1."""
+
+MOST_ANNOTATORS = 1000
+
+_READS = ("GET", "HEAD")
+_SHOWN = 60  # characters of a wrong value that an error repeats
+
+_SPENT = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>segmint annotate: this address was used before</title>
+<h1>This address was used before</h1>
+<p>An address of <code>segmint annotate</code> opens one browser, once. This one was used, or is not of this server.</p>
+<p>Whoever started <code>segmint annotate</code> can give you a new one. If no browser of yours has it open, somebody
+else may have used the address: say so.</p>
+</html>
+"""
+
+
+class NotOwnerError(Exception):
+    """Only the browser of whoever started the server may do this."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An address under which browsers reach the server, as `http://127.0.0.1:8765`; `host` is its header Host."""
+
+    text: str
+    host: str
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers come by HTTPS."""
+        return self.text.startswith("https:")
+
+
+def check_name(text: str) -> str:
+    """Return the name of an annotator as it is; raises `UsageError` for one that answers cannot have."""
+    try:
+        return TypeAdapter(Annotator).validate_python(text)
+    except ValidationError as error:
+        raise UsageError(f"the name {text[:_SHOWN]!r} cannot be used: {wrong_fields(error)}") from error
+
+
+def parse_origin(text: str) -> Origin:
+    """Parse the origin of a proxy, as `https://annotate.example.org`; raises `UsageError` for anything else."""
+    problem = UsageError(f"--origin {text!r}: expected https://HOST or http://HOST, with a port if it has one, alone")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise problem from error
+    bare = parts.netloc and parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme not in ("http", "https") or not bare or not parts.hostname or not text.isascii():
+        raise problem
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    host = name if port in (None, usual) else f"{name}:{port}"
+    return Origin(f"{parts.scheme}://{host}", host)
+
+
+class Team:
+    """The annotators of a server that listens on `port`, their one-time keys and their sessions. Thread-safe.
+
+    The first annotator owns the server, and may give addresses to others. Keys and sessions are 256 random bits. Each
+    annotator has at most one key that waits for its use. `origin` is a proxy's, by which browsers come, too.
+    """
+
+    def __init__(self, port: int, annotators: list[str], origin: Origin | None = None) -> None:
+        local = [Origin(f"http://{host}", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}")]
+        self.port = port
+        self.owner = annotators[0]
+        self.origins = [*local, *([] if origin is None else [origin])]
+        self._public = local[0] if origin is None else origin
+        self._lock = threading.Lock()
+        self._names = list(dict.fromkeys(annotators))
+        self._keys: dict[str, str] = {}  # by annotator
+        self._sessions: dict[str, str] = {}  # annotators by session
+
+    @property
+    def annotators(self) -> list[str]:
+        """The names of all annotators, the owner's first."""
+        with self._lock:
+            return list(self._names)
+
+    def address(self, annotator: str) -> str:
+        """Return a new address that opens one browser of an annotator; the one before is void if it was not used.
+
+        Raises `UsageError` if this would be one annotator too many.
+        """
+        with self._lock:
+            if annotator not in self._names:
+                if len(self._names) >= MOST_ANNOTATORS:
+                    raise UsageError(f"there are {MOST_ANNOTATORS} annotators already")
+                self._names.append(annotator)
+            self._keys[annotator] = secrets.token_urlsafe(32)
+            return f"{self._public.text}/?{KEY}={quote(self._keys[annotator], safe='')}"
+
+    def enter(self, key: str) -> str | None:
+        """Exchange the key of an address for a session; None if it does not wait for its use."""
+        with self._lock:
+            found = [name for name, known in self._keys.items() if same_secret(key, known)]
+            if not found:
+                return None
+            del self._keys[found[0]]
+            session = secrets.token_urlsafe(32)
+            self._sessions[session] = found[0]
+            return session
+
+    def annotator_of(self, session: str) -> str | None:
+        """Return the annotator whose session this is; None if it is none."""
+        with self._lock:
+            found = [name for known, name in self._sessions.items() if same_secret(session, known)]
+            return found[0] if found else None
+
+
+class Gate:
+    """ASGI middleware that lets requests through as the module says, and adds the headers to every answer.
+
+    Handlers find the annotator in `request.state.annotator`.
+    """
+
+    def __init__(self, app: ASGIApp, team: Team) -> None:
+        self._app = app
+        self._team = team
+        self._hosts = {origin.host.lower(): origin for origin in team.origins}
+        self._origins = {origin.text.lower() for origin in team.origins}
+        self._cookie = f"segmint-annotate-{team.port}"  # all ports of a host share its cookies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let the application answer it."""
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] != "http":
+            return
+        response = self._answer(Request(scope)) or self._app
+        await response(scope, receive, send_guarded)
+
+    def _answer(self, request: Request) -> Response | None:
+        """Return the answer to a refused request or to the first one with a key; None if the request may pass."""
+        origin = self._hosts.get(request.headers.get("host", "").lower())
+        if origin is None:
+            return _refusal(421, "this server answers only under its own addresses; --origin names a proxy's")
+        annotator = self._team.annotator_of(request.cookies.get(self._cookie, ""))
+        if request.url.path == "/" and KEY in request.query_params and request.method == "GET":
+            return self._enter(request.query_params[KEY], annotator, origin)
+        if annotator is None:
+            return _refusal(403, "open the address that `segmint annotate` printed for you: it contains a key")
+        if request.method not in _READS and (problem := self._write_problem(request)) is not None:
+            return _refusal(403, problem)
+        request.state.annotator = annotator
+        return None
+
+    def _enter(self, key: str, annotator: str | None, origin: Origin) -> Response:
+        session = self._team.enter(key)
+        if session is None and annotator is None:
+            return HTMLResponse(_SPENT, 403)
+        response = RedirectResponse("/", 303)
+        if session is not None:
+            response.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/", secure=origin.secure)
+        return response
+
+    def _write_problem(self, request: Request) -> str | None:
+        """Return why this request may not write; None if it may."""
+        if request.headers.get(HEADER) != "1":
+            return "a write needs the header X-Segmint: 1"
+        if request.headers.get("origin", "").lower() not in self._origins:
+            return "a write needs an Origin of this server"
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            return "a write comes only from this server's own pages"
+        return None
+
+
+def _refusal(status: int, text: str) -> Response:
+    return JSONResponse({"error": text}, status)

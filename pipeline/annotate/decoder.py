@@ -1,0 +1,182 @@
+"""Masks for clicks: what `Predictor` answers, as run lengths, and logits that later clicks correct."""
+
+import math
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
+from segmint.model.automatic.filters import stability_scores
+from segmint.model.automatic.rle import Rle, decode, encode
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.pipeline.annotate.prompts import Part, Prompt
+
+HANDLES = 128
+"""Answers whose logits are kept, of up to 768 KiB each."""
+
+STABILITY_OFFSET = 1.0
+_SHARE = 1e-3  # of a pixel, at which the logits of a mask that is a prompt end
+_LOW_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A mask for a prompt; `bbox` is (x, y, width, height) as in the dataset."""
+
+    counts: str
+    area: int
+    iou: float
+    stability: float
+    bbox: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to a prompt: three masks, the smallest first, or one; `chosen` is the one that is meant."""
+
+    masks: tuple[Answered, ...]
+    chosen: int
+    handle: str
+    handle_lost: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        masks = [{**vars(mask), "bbox": list(mask.bbox)} for mask in self.masks]
+        return {"masks": masks, "chosen": self.chosen, "handle": self.handle, "handle_lost": self.handle_lost}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The logits (C, 256, 256) of an answer's masks, whose they are, and which was chosen."""
+
+    image: int
+    annotator: str
+    logits: Tensor
+    chosen: int
+
+
+class Decoder:
+    """Answers prompts, one after another in one thread. A context manager; thread-safe.
+
+    A single prompt (one point, or a box) has three masks. A prompt that corrects an answer gets the model's single
+    mask, from that answer's logits. Several prompts at once, without an answer to correct, get the best of three: see
+    decision 25.
+    """
+
+    def __init__(self, predictor: Predictor, handles: int = HANDLES) -> None:
+        self._predictor = predictor
+        self._most = handles
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        # torch keeps a team of threads for each thread that computes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def predict(self, image: int, annotator: str, embedding: Embedding, prompt: Prompt) -> Prediction:
+        """Return the masks for a prompt; a handle that is not known is left out, and the answer says so."""
+        return self._thread.submit(self._predict, image, annotator, embedding, prompt).result()
+
+    def forget(self, image: int) -> None:
+        """Forget the logits of an image, for it was taken down or changed."""
+        with self._lock:
+            for handle in [handle for handle, kept in self._kept.items() if kept.image == image]:
+                del self._kept[handle]
+
+    def _predict(self, image: int, annotator: str, embedding: Embedding, prompt: Prompt) -> Prediction:
+        before = self._logits_of(prompt.after, image, annotator)
+        if before is None and prompt.mask is not None:
+            before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
+        masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
+        logits, ious = masks.low_res_logits[0], masks.predicted_iou[0]
+        several = len(prompt.points) + (prompt.box is not None) > 1
+        if before is None and several:
+            best = int(ious.argmax())
+            logits, ious = logits[best : best + 1], ious[best : best + 1]
+        answered = [draw(self._predictor, embedding, each, float(iou)) for each, iou in zip(logits, ious, strict=True)]
+        order = sorted(range(len(answered)), key=lambda index: (answered[index].area, index))
+        answered = [answered[index] for index in order]
+        chosen = choose(answered, prompt.part)
+        handle = self._keep(_Kept(image, annotator, logits[order], chosen))
+        return Prediction(tuple(answered), chosen, handle, prompt.after is not None and before is None)
+
+    def _logits_of(self, handle: str | None, image: int, annotator: str) -> Tensor | None:
+        """Return the logits (1, 1, 256, 256) that a handle of this annotator and image names.
+
+        `HANDLE` names the mask that was chosen, `HANDLE.N` another one of the answer.
+        """
+        name, _, number = (handle or "").partition(".")
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None or (kept.image, kept.annotator) != (image, annotator):
+                return None
+            self._kept.move_to_end(name)
+        index = kept.chosen if not number else int(number) if number in ("0", "1", "2") else len(kept.logits)
+        return kept.logits[index][None, None] if index < len(kept.logits) else None
+
+    def _keep(self, kept: _Kept) -> str:
+        handle = secrets.token_urlsafe(16)
+        with self._lock:
+            self._kept[handle] = kept
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return handle
+
+
+def arguments(prompt: Prompt, before: Tensor | None) -> dict[str, Any]:
+    """Return a prompt as the arguments of `Predictor.predict`; `before` are logits (1, 1, 256, 256)."""
+    given: dict[str, Any] = {}
+    if prompt.points:
+        given["points"] = np.array([[(x, y) for x, y, _ in prompt.points]], np.float64)
+        given["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)
+    if prompt.box is not None:
+        x, y, width, height = prompt.box
+        given["boxes"] = np.array([[x, y, x + width, y + height]], np.float64)
+    if before is not None:
+        given["masks"] = before
+    return given
+
+
+def choose(masks: Sequence[Answered], part: Part) -> int:
+    """Return which of a prompt's masks, the smallest first, is meant: the best by predicted IoU, or by size."""
+    if part is Part.AUTO or len(masks) == 1:
+        solid = [index for index, mask in enumerate(masks) if mask.area] or [0]
+        return max(solid, key=lambda index: masks[index].iou)
+    return {Part.SUBPART: 0, Part.PART: 1, Part.WHOLE: 2}[part]
+
+
+def draw(predictor: Predictor, embedding: Embedding, logits: Tensor, iou: float) -> Answered:
+    """Return the mask of logits (256, 256), in the embedding's frame."""
+    upscaled = predictor.upscale(logits[None, None], embedding)[0]
+    stability = float(stability_scores(upscaled, STABILITY_OFFSET)[0])
+    mask: NDArray[np.bool_] = (upscaled[0] > 0).cpu().numpy()
+    area = int(np.count_nonzero(mask))
+    bbox = xyxy_to_xywh(box_of(mask)) if area else (0.0, 0.0, 0.0, 0.0)
+    return Answered(encode(mask).counts, area, iou, 0.0 if math.isnan(stability) else stability, bbox)
+
+
+def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:
+    """Return a mask as logits (1, 1, 256, 256) for the model: of the share of each place that lies in the mask."""
+    height, width = embedding.input_size
+    mask = torch.from_numpy(decode(rle)).float()[None, None]
+    share = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)
+    square = mask.new_zeros(1, 1, 1024, 1024)
+    square[..., :height, :width] = share
+    return torch.logit(F.avg_pool2d(square, 1024 // _LOW_SIDE), eps=_SHARE)

@@ -1,0 +1,322 @@
+"""What annotators do, without HTTP: be given images, ask for masks, save answers."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.annotations.answers import Answer, TakenDownError, put_answer
+from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.annotate.board import Board, Done
+from segmint.pipeline.annotate.decoder import Decoder, Prediction
+from segmint.pipeline.annotate.embeddings import Embeddings
+from segmint.pipeline.annotate.leases import Leases
+from segmint.pipeline.annotate.prompts import parse_prompt
+from segmint.pipeline.annotate.queue import Queue
+from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
+
+IDLE_S = 30
+"""Seconds without input after which time is not counted."""
+
+HINT_S = 30
+"""Seconds on one mask after which the page suggests the next image, as in the SAM paper."""
+
+AHEAD = 3
+"""Images whose embeddings are made ahead for each annotator."""
+
+_FRESH_S = 10.0  # for which a click trusts what it knew of an image
+
+_SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"})
+
+
+class LostRaceError(SegmintError):
+    """Somebody else's answer is there, or the image has changed; `winner` and `base` are what is there now."""
+
+    def __init__(self, text: str, winner: Answer | None, base: str) -> None:
+        super().__init__(text)
+        self.winner = winner
+        self.base = base
+
+
+@dataclass(frozen=True)
+class About:
+    """What a session is about: shown to its annotators, and said in answers."""
+
+    name: str
+    version: VersionName | None
+    images: int
+    stage: str
+    weights: str
+    weights_sha256: str
+    overlap: float = 0.0
+    study: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        digest = None if self.version is None else str(self.version)
+        return {
+            "dataset": {"name": self.name, "digest": digest, "images": self.images},
+            "stage": self.stage,
+            "weights": self.weights,
+            "overlap": self.overlap,
+            "study": self.study,
+            "idle_s": IDLE_S,
+            "hint_s": HINT_S,
+        }
+
+
+@dataclass
+class Desk:
+    """The images, the model and the answers of one server. Thread-safe."""
+
+    dataset: Location
+    about: About
+    queue: Queue
+    source: ImageSource
+    board: Board
+    embeddings: Embeddings
+    decoder: Decoder
+    leases: Leases = field(default_factory=Leases)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[int, tuple[float, OpenImage]] = {}
+        self._over = self.queue.merged.copy()  # by rank: nobody is given these
+        for image in self.board.answered():
+            self._note(image)
+
+    def next(self, annotator: str, after: int | None) -> dict[str, Any]:
+        """Lease the next image of the queue to an annotator: without `after`, the one that the annotator has."""
+        mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
+        if after is not None:
+            self.leases.release(after, annotator)
+            mine = []
+        slot = next((slot for slot in mine if self._free_lane(slot[0], annotator, look=True) == slot[1]), None)
+        slot = slot or self._lease(annotator, after)
+        answer: dict[str, Any] = {"image": None, "lane": 0, "lease": self.leases.seconds, "left": self.left(annotator)}
+        if slot is None:
+            return answer
+        coming = (image for image in self._open_after(slot[0]) if self._free_lane(image, annotator) is not None)
+        self.embeddings.prepare([slot[0], *(image for image, _ in zip(coming, range(AHEAD), strict=False))])
+        return {**answer, "image": slot[0], "lane": slot[1]}
+
+    def left(self, annotator: str) -> int:
+        """Return how many images of the queue an annotator could still be given."""
+        ranks = [self.queue.rank(image) for image in self.board.answered_by(annotator)]
+        with self._lock:
+            waiting = int(np.count_nonzero(~self._over))
+            return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
+
+    def open(self, image: int, annotator: str) -> dict[str, Any]:
+        """Return an image with its masks, and the last answer of the annotator's lane."""
+        try:
+            found = self.source.read(image)
+        except GoneError:
+            self._forget(image)
+            return {"image": None, "lane": 0, "base": None, "masks": [], "n": 0, "answer": None, "state": "gone"}
+        self._see(found)
+        self.board.refresh(image)
+        self._note(image)
+        lane = self._lane(image, annotator)
+        self.leases.take((image, lane), annotator)
+        done = self.board.lanes(image).get(lane)
+        answer = self.board.read(image, lane)
+        current = answer is not None and answer.base == found.base
+        merged = (found.row.get("answer") or {}).get("lane") is not None
+        return {
+            "image": found.row,
+            "lane": lane,
+            "base": found.base,
+            "size": list(found.size),
+            "masks": list(found.masks),
+            "n": 0 if done is None else done.name.n,
+            "answer": answer.model_dump(mode="json") if current and answer is not None else None,
+            "prefill": [],
+            "state": "answered" if current else "merged" if merged else "open",
+        }
+
+    def embed(self, image: int, annotator: str) -> None:
+        """Make an image's embedding, if it is not there; raises as `ImageSource.read` and `Embeddings.get`."""
+        self.leases.renew(image, annotator)
+        self.embeddings.get(self._look(image))
+
+    def predict(self, image: int, annotator: str, body: Any) -> Prediction:
+        """Return the masks for a prompt; raises `UsageError` for a wrong one, and as `embed` does."""
+        self.embeddings.clicked()
+        self.leases.renew(image, annotator)
+        found = self._look(image)
+        prompt = parse_prompt(body, found.size)
+        prediction = self.decoder.predict(image, annotator, self.embeddings.get(found), prompt)
+        self.embeddings.clicked()
+        return prediction
+
+    def save(self, image: int, annotator: str, n: int, body: Any) -> Answer:
+        """Put an answer; returns what is there.
+
+        Raises `UsageError` or `AnswerError` for a body that is no answer to this image, `LostRaceError` if another
+        answer has this number or the image is another one now, `GoneError` or `TakenDownError` if it was taken down.
+        """
+        found = self.source.read(image)
+        self._see(found)
+        if not isinstance(body, Mapping) or set(body) - _SAID:
+            raise UsageError(f"expected an object with {', '.join(sorted(_SAID))}, no others")
+        if body.get("base") != found.base:
+            lane = self._lane(image, annotator)
+            raise LostRaceError("the image has changed since it was opened", self.board.read(image, lane), found.base)
+        self.board.refresh(image)
+        lane = self._lane(image, annotator)
+        answer = Answer.from_value(
+            {
+                **body,
+                "image": image,
+                "lane": lane,
+                "n": n,
+                "size": list(found.size),
+                "annotator": annotator,
+                "stage": self.about.stage,
+                "model": self.about.weights_sha256,
+                "saved_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )
+        _check_former(answer, found)
+        try:
+            return self._put(answer, found)
+        except TakenDownError:
+            self._forget(image)
+            raise
+
+    def release(self, image: int, annotator: str) -> None:
+        """Give an annotator's lease of an image back."""
+        self.leases.release(image, annotator)
+
+    def progress(self, annotators: list[str]) -> dict[str, Any]:
+        """Return what has been done so far."""
+        return {"images": len(self.queue), **self.board.progress(annotators)}
+
+    def _put(self, answer: Answer, found: OpenImage) -> Answer:
+        done = self.board.lanes(answer.image).get(answer.lane)
+        if done is not None and done.name.n >= answer.n:
+            return self._other(answer, found)
+        if answer.n != 1 + (0 if done is None else done.name.n):
+            raise UsageError(f"answers/{answer.n}: the next answer is {1 if done is None else done.name.n + 1}")
+        if done is not None and done.base == answer.base and done.annotator != answer.annotator:
+            raise LostRaceError(
+                f"{done.annotator} has answered", self.board.read(answer.image, answer.lane), found.base
+            )
+        if not put_answer(self.dataset, answer):
+            self.board.refresh(answer.image)
+            return self._other(answer, found)
+        self.board.put(answer)
+        self._note(answer.image)
+        self.leases.release(answer.image, answer.annotator)
+        return answer
+
+    def _other(self, answer: Answer, found: OpenImage) -> Answer:
+        """Return the last answer of a lane if it is this one, saved before; else raise `LostRaceError` with it."""
+        winner = self.board.read(answer.image, answer.lane)
+        if winner is not None and winner.n == answer.n and answer.same_work(winner):
+            return winner
+        raise LostRaceError("another answer was saved before", winner, found.base)
+
+    def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:
+        for image in self._open_after(after):
+            lane = self._free_lane(image, annotator)
+            if lane is None:
+                continue
+            lane = self._free_lane(image, annotator, look=True)
+            if lane is not None and self.leases.take((image, lane), annotator):
+                return image, lane
+        return None
+
+    def _open_after(self, image: int | None) -> Any:
+        def is_open(ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+            with self._lock:
+                return ~self._over[ranks]
+
+        return self.queue.after(image, is_open)
+
+    def _free_lane(self, image: int, annotator: str, look: bool = False) -> int | None:
+        """Return the lane of an image that an annotator may be given; `look` at the store first."""
+        done = self.board.refresh(image) if look else self.board.lanes(image)
+        if look:
+            self._note(image)
+        if any(each.annotator == annotator for each in done.values()):
+            return None
+        for lane in range(self.queue.lanes(image)):
+            if lane not in done and self.leases.holder((image, lane)) in (None, annotator):
+                return lane
+        return None
+
+    def _lane(self, image: int, annotator: str) -> int:
+        """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""
+        done = self.board.lanes(image)
+        lanes = range(self.queue.lanes(image))
+        for lane, each in sorted(done.items()):
+            if each.annotator == annotator:
+                return lane
+        for lane in lanes:
+            if self.leases.holder((image, lane)) == annotator and lane not in done:
+                return lane
+        for lane in lanes:
+            if lane not in done and self.leases.holder((image, lane)) is None:
+                return lane
+        free = [lane for lane in lanes if lane not in done]
+        return free[0] if free else 0
+
+    def _note(self, image: int) -> None:
+        """Note whether an image has all the answers that it needs."""
+        rank = self.queue.rank(image)
+        if rank is None:
+            return
+        done: Mapping[int, Done] = self.board.lanes(image)
+        with self._lock:
+            self._over[rank] = bool(self.queue.merged[rank]) or len(done) >= self.queue.lanes(image)
+
+    def _look(self, image: int) -> OpenImage:
+        """Return an image as it was seen in the last seconds, or now."""
+        with self._lock:
+            known = self._seen.get(image)
+        if known is not None and time.monotonic() - known[0] < _FRESH_S:
+            return known[1]
+        try:
+            found = self.source.read(image)
+        except GoneError:
+            self._forget(image)
+            raise
+        self._see(found)
+        return found
+
+    def _see(self, found: OpenImage) -> None:
+        image = found.place.id
+        with self._lock:
+            known = self._seen.pop(image, None)
+            self._seen[image] = (time.monotonic(), found)
+            while len(self._seen) > AHEAD * 4:
+                del self._seen[next(iter(self._seen))]
+        if known is not None and known[1].jpeg != found.jpeg:
+            self.embeddings.forget(image)
+            self.decoder.forget(image)
+
+    def _forget(self, image: int) -> None:
+        with self._lock:
+            self._seen.pop(image, None)
+            rank = self.queue.rank(image)
+            if rank is not None:
+                self._over[rank] = True
+        self.embeddings.forget(image)
+        self.decoder.forget(image)
+        self.board.forget(image)
+
+
+def _check_former(answer: Answer, found: OpenImage) -> None:
+    """Raise `UsageError` if an answer replaces or deletes a mask that the image does not have."""
+    for mask in (*answer.replaced, *answer.deleted):
+        if found.counts.get(mask.id) != mask.counts:
+            raise UsageError(f"replaced, deleted: the image has no mask {mask.id} of this form")

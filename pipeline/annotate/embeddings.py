@@ -1,0 +1,176 @@
+"""Image embeddings in memory, made of released pixels alone, and ahead of the annotators where there is time."""
+
+import hashlib
+import itertools
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from segmint.infra.errors import SegmintError
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.images import decode_jpeg
+from segmint.pipeline.annotate.source import OpenImage
+from segmint.pipeline.view.images import NoPictureError
+
+KEPT = 64
+"""Embeddings that are kept, of 4 MiB each."""
+
+QUIET_S = 0.5
+"""Seconds without a click before an embedding is made ahead: both use all cores."""
+
+_LONGEST_WAIT_S = 5.0
+_NOW, _AHEAD = 0, 1
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image's embedding, and the SHA-256 of the JPEG that it was made from."""
+
+    image: int
+    jpeg_sha256: str
+    embedding: Embedding
+
+
+@dataclass(order=True)
+class _Job:
+    urgency: int
+    number: int
+    image: int = field(compare=False)
+    result: "Future[Embedded] | None" = field(compare=False, default=None)
+
+
+class Embeddings:
+    """Makes embeddings in one thread, and keeps the last ones. A context manager; thread-safe.
+
+    `read` returns an image as it is committed now. Nothing is written to a disk.
+    """
+
+    def __init__(
+        self, predictor: Predictor, decoder: JpegDecoder, read: Callable[[int], OpenImage], kept: int = KEPT
+    ) -> None:
+        self._predictor = predictor
+        self._decoder = decoder
+        self._read = read
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._made: OrderedDict[int, Embedded] = OrderedDict()
+        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._wanted: tuple[int, ...] = ()
+        self._clicked = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
+
+    def __enter__(self) -> "Embeddings":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._jobs.put(_Job(_NOW, -1, 0))
+        self._thread.join()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._made)
+
+    def get(self, image: OpenImage) -> Embedding:
+        """Return the embedding of an image in its present state, made now if it is not there.
+
+        Raises `NoPictureError` if the picture cannot be decoded.
+        """
+        known = self.known(image.place.id)
+        if known is not None and known.jpeg_sha256 == _digest(image.jpeg):
+            return known.embedding
+        result: Future[Embedded] = Future()
+        self._jobs.put(_Job(_NOW, next(self._numbers), image.place.id, result))
+        return result.result().embedding
+
+    def known(self, image: int) -> Embedded | None:
+        """Return the embedding of an image if it is there, of whatever state of the image."""
+        with self._lock:
+            found = self._made.get(image)
+            if found is not None:
+                self._made.move_to_end(image)
+            return found
+
+    def prepare(self, images: Iterable[int]) -> None:
+        """Make the embeddings of these images ahead, in this order, unless others are asked for meanwhile."""
+        wanted = tuple(dict.fromkeys(images))
+        with self._lock:
+            self._wanted = wanted
+        for image in wanted:
+            self._jobs.put(_Job(_AHEAD, next(self._numbers), image))
+
+    def clicked(self) -> None:
+        """Note that somebody works: what is made ahead waits a little."""
+        self._clicked = time.monotonic()
+
+    def forget(self, image: int) -> None:
+        """Forget an image's embedding, for it was taken down or changed."""
+        with self._lock:
+            self._made.pop(image, None)
+
+    def _work(self) -> None:
+        while not self._closed:
+            job = self._jobs.get()
+            if self._closed or (job.result is None and not self._is_due(job)):
+                self._end(job)
+                continue
+            try:
+                made = self._make(job.image)
+            except Exception as error:  # noqa: BLE001 - it is the answer to whoever waits for it
+                if job.result is not None:
+                    job.result.set_exception(error)
+                continue
+            if job.result is not None:
+                job.result.set_result(made)
+        while not self._jobs.empty():
+            self._end(self._jobs.get())
+
+    def _end(self, job: _Job) -> None:
+        if job.result is not None:
+            job.result.set_exception(SegmintError("the server is ending"))
+
+    def _is_due(self, job: _Job) -> bool:
+        """Wait until nobody clicks; return whether the image is still wanted, and nobody waits for another."""
+        begun = time.monotonic()
+        while time.monotonic() - self._clicked < QUIET_S and time.monotonic() - begun < _LONGEST_WAIT_S:
+            time.sleep(QUIET_S / 10)
+            if self._closed:
+                return False
+            if self._jobs.queue and self._jobs.queue[0].urgency == _NOW:
+                self._jobs.put(job)
+                return False
+        with self._lock:
+            return job.image in self._wanted and job.image not in self._made
+
+    def _make(self, number: int) -> Embedded:
+        image = self._read(number)
+        digest = _digest(image.jpeg)
+        known = self.known(number)
+        if known is not None and known.jpeg_sha256 == digest:
+            return known
+        try:
+            pixels = self._decoder.run(decode_jpeg, image.jpeg)
+        except UndecodableError as error:
+            raise NoPictureError(f"the picture of image {number} cannot be decoded: {error}") from error
+        made = Embedded(number, digest, self._predictor.embed(pixels, image.size))
+        with self._lock:
+            self._made[number] = made
+            self._made.move_to_end(number)
+            while len(self._made) > self._kept:
+                self._made.popitem(last=False)
+        return made
+
+
+def _digest(jpeg: bytes) -> str:
+    return hashlib.sha256(jpeg).hexdigest()

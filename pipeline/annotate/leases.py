@@ -1,0 +1,78 @@
+"""Leases of images to annotators: hints, so that two people do not begin the same image.
+
+What is safe is how answers are put; a lease only spares people work that somebody else does.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LEASE_S = 900.0
+"""Seconds after which an image that nobody has touched is given to others; each request about it begins anew."""
+
+Slot = tuple[int, int]
+"""An image's id, and a lane."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    annotator: str
+    until: float
+
+
+class Leases:
+    """Who works on which lane of which image. Thread-safe; `clock` gives seconds."""
+
+    def __init__(self, seconds: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: dict[Slot, _Lease] = {}
+
+    def take(self, slot: Slot, annotator: str) -> bool:
+        """Lease a lane of an image to an annotator, or begin the lease anew; return whether it is the annotator's."""
+        with self._lock:
+            if self._holder(slot) not in (None, annotator):
+                return False
+            self._held[slot] = _Lease(annotator, self._clock() + self.seconds)
+            return True
+
+    def holder(self, slot: Slot) -> str | None:
+        """Return who has a lane of an image; None if nobody."""
+        with self._lock:
+            return self._holder(slot)
+
+    def renew(self, image: int, annotator: str) -> None:
+        """Begin an annotator's leases of an image anew."""
+        with self._lock:
+            for lane in (0, 1):
+                if self._holder((image, lane)) == annotator:
+                    self._held[image, lane] = _Lease(annotator, self._clock() + self.seconds)
+
+    def release(self, image: int, annotator: str) -> None:
+        """End an annotator's leases of an image."""
+        with self._lock:
+            for lane in (0, 1):
+                if self._holder((image, lane)) == annotator:
+                    del self._held[image, lane]
+
+    def of(self, annotator: str) -> list[Slot]:
+        """Return what an annotator has, the oldest lease first."""
+        with self._lock:
+            now = self._clock()
+            mine = [
+                (lease.until, slot)
+                for slot, lease in self._held.items()
+                if lease.annotator == annotator and lease.until > now
+            ]
+        return [slot for _, slot in sorted(mine)]
+
+    def _holder(self, slot: Slot) -> str | None:
+        lease = self._held.get(slot)
+        if lease is None:
+            return None
+        if lease.until <= self._clock():
+            del self._held[slot]
+            return None
+        return lease.annotator

@@ -1,0 +1,108 @@
+"""A click's prompt as the page sends it, checked before the model is asked."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
+from segmint.infra.errors import UsageError
+
+MOST_POINTS = 1000
+_HANDLE = 64  # characters
+
+
+class Part(StrEnum):
+    """Which of a single prompt's masks is meant."""
+
+    AUTO = "auto"
+    WHOLE = "whole"
+    PART = "part"
+    SUBPART = "subpart"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of the model, in pixels of the image.
+
+    `points` are (x, y, label), `box` is (x, y, width, height), `mask` the run lengths of a mask to correct, and `after`
+    the handle of an answer to correct.
+    """
+
+    points: tuple[tuple[float, float, int], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    mask: str | None = None
+    after: str | None = None
+    part: Part = Part.AUTO
+
+
+def parse_prompt(value: Any, size: tuple[int, int]) -> Prompt:
+    """Parse the body of a request for an image of `size` (height, width); raises `UsageError` for anything else."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
+        raise UsageError("expected {prompt: {points, box, mask, from}, part}")
+    said, part = value["prompt"], value.get("part", Part.AUTO)
+    unknown = {*said} - {"points", "box", "mask", "from"} | {*value} - {"prompt", "part"}
+    if unknown:
+        raise UsageError(f"unknown: {', '.join(sorted(map(str, unknown)))[:100]}")
+    if part not in set(Part):
+        raise UsageError(f"part: expected one of {', '.join(Part)}")
+    points, box, mask, after = (said.get(name) for name in ("points", "box", "mask", "from"))
+    if not isinstance(points or [], list) or len(points or []) > MOST_POINTS:
+        raise UsageError(f"points: expected a list of at most {MOST_POINTS} [x, y, label]")
+    prompt = Prompt(
+        points=tuple(_point(point, size) for point in points or []),
+        box=None if box is None else _box(box, size),
+        mask=None if mask is None else _mask(mask, size),
+        after=after,
+        part=Part(part),
+    )
+    if after is not None and not (isinstance(after, str) and len(after) <= _HANDLE):
+        raise UsageError("from: expected a handle")
+    if not (prompt.points or prompt.box or prompt.mask):
+        raise UsageError("expected points, a box or a mask")
+    if prompt.points and not (prompt.box or prompt.mask or after) and not any(label for _, _, label in prompt.points):
+        raise UsageError("points: background points alone say what is not meant; expected one inside the object")
+    return prompt
+
+
+def _numbers(value: Any, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        return []
+    plain = all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+    return [float(each) for each in value] if plain and all(map(_is_finite, value)) else []
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _point(value: Any, size: tuple[int, int]) -> tuple[float, float, int]:
+    height, width = size
+    numbers = _numbers(value, 3)
+    if not numbers or numbers[2] not in (0, 1) or not (0 <= numbers[0] <= width and 0 <= numbers[1] <= height):
+        raise UsageError(f"points: expected [x, y, 0 or 1] inside the {width} x {height} pixels")
+    return numbers[0], numbers[1], int(numbers[2])
+
+
+def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    height, width = size
+    x, y, w, h = _numbers(value, 4) or [-1.0] * 4
+    if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
+        raise UsageError(f"box: expected [x, y, w, h] inside the {width} x {height} pixels, with an area")
+    return x, y, w, h
+
+
+def _mask(value: Any, size: tuple[int, int]) -> str:
+    if not isinstance(value, str):
+        raise UsageError("mask: expected run lengths")
+    try:
+        area = canonical_area(value, size)
+    except ValueError as error:
+        raise UsageError(f"mask: {error}") from error
+    if not area:
+        raise UsageError("mask: it has no pixel")
+    return value

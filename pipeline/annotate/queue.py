@@ -1,0 +1,146 @@
+"""The queue: which images are annotated, in what order, and which of them by two people."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.annotate.selection import check_selection
+from segmint.pipeline.study.files import MANIFEST, kind_of, read_json
+from segmint.pipeline.study.kind import Kind
+
+_STEP = 4096  # images that are looked at together
+
+
+class Order(StrEnum):
+    """The order in which images are given to people."""
+
+    NUMBER = "number"
+    FEWEST = "fewest"  # masks first
+    LOWEST = "lowest"  # mean predicted IoU first; images without masks last
+    RANDOM = "random"  # the same for everybody
+
+
+_SQL = {
+    Order.NUMBER: "id",
+    Order.FEWEST: "masks, id",
+    Order.LOWEST: "statistics.mean_predicted_iou NULLS LAST, id",
+    Order.RANDOM: "id",
+}
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """Which images, in what order; `overlap` is the share of them that two people annotate."""
+
+    select: str | None = None
+    order: Order = Order.NUMBER
+    study: Location | None = None
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The ids of the images to annotate, in their order; `twice` says which of them two people annotate.
+
+    `merged` says of which images an answer is in the dataset already.
+    """
+
+    ids: NDArray[np.int64]
+    twice: NDArray[np.bool_]
+    merged: NDArray[np.bool_]
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.int64]:
+        """The places of the ids in ascending order of ids."""
+        return np.argsort(self.ids, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.int64]:
+        return self.ids[self._ranks]
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    def rank(self, image: int) -> int | None:
+        """Return an image's place in the queue; None if it is not in it."""
+        place = int(np.searchsorted(self._sorted, image))
+        if place == self.ids.size or self._sorted[place] != image:
+            return None
+        return int(self._ranks[place])
+
+    def lanes(self, image: int) -> int:
+        """Return how many people annotate an image: 1 or 2."""
+        rank = self.rank(image)
+        return 2 if rank is not None and self.twice[rank] else 1
+
+    def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
+        """Yield the images after one (None: from the first), then those before it, that are open.
+
+        `is_open` is asked for ranks, many at a time.
+        """
+        rank = None if image is None else self.rank(image)
+        first = 0 if rank is None else rank + 1
+        last = len(self) if rank is None else rank
+        for start, stop in ((first, len(self)), (0, min(first, last))):
+            for begin in range(start, stop, _STEP):
+                ranks = np.arange(begin, min(begin + _STEP, stop))
+                yield from self.ids[ranks[is_open(ranks)]].tolist()
+
+
+def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueOptions) -> Queue:
+    """Return the queue of a dataset; raises `UsageError` for a condition, study or share that does not fit."""
+    if not 0 <= options.overlap <= 1:
+        raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
+    condition = "true" if options.select is None else check_selection(tables, options.select)
+    found = tables.query(
+        f"SELECT id, coalesce(answer.lane IS NOT NULL, false) AS merged FROM images WHERE {condition} "
+        f"ORDER BY {_SQL[options.order]}"
+    )
+    ids = found.column("id").to_numpy().astype(np.int64)
+    merged = found.column("merged").to_numpy(zero_copy_only=False).astype(np.bool_)
+    if options.study is not None:
+        drawn = _drawn(options.study, manifest)
+        chosen = np.isin(ids, drawn)
+        ids, merged = ids[chosen], merged[chosen]
+    if options.order is Order.RANDOM:
+        shuffled = np.argsort(_shares(ids, f"order of {manifest.config_sha256}"), kind="stable")
+        ids, merged = ids[shuffled], merged[shuffled]
+    if not ids.size:
+        raise UsageError("no image to annotate: none fits --select and --study")
+    return Queue(ids, _shares(ids, f"overlap of {manifest.config_sha256}") < options.overlap, merged)
+
+
+def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
+    """Return the ids of the images of a study; raises `UsageError` if it is none of this dataset's masks."""
+    if kind_of(study) is not Kind.MASKS:
+        raise UsageError(f"--study {study} is not a study of masks")
+    file = study / MANIFEST
+    value = read_json(file, f"--study {study} cannot be read")
+    try:
+        of, ids = value["dataset"]["config_sha256"], [int(image["id"]) for image in value["images"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--study {study}: {file.name} does not name the images of a study") from error
+    if of != manifest.config_sha256:
+        raise UsageError(f"--study {study} is of another dataset")
+    return np.array(ids, dtype=np.int64)
+
+
+def _shares(ids: NDArray[np.int64], key: str) -> NDArray[np.float64]:
+    """Return a number from 0 to 1 for each id that depends on the key: the mixing step of SplitMix64."""
+    seed = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    with np.errstate(over="ignore"):
+        mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + seed
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    shares: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return shares

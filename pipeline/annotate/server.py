@@ -1,0 +1,140 @@
+"""Runs the annotators' server: opens a dataset and a model, and listens on 127.0.0.1 until it is interrupted."""
+
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.versions.record import name_now
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.known import AssetError
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.device import resolve_compute
+from segmint.infra.storage.location import Location
+from segmint.model.sam.predictor import Predictor
+from segmint.operators.decoding import JpegDecoder
+from segmint.operators.segment.models import load_model
+from segmint.pipeline.annotate.access import Origin, Team
+from segmint.pipeline.annotate.app import make_app
+from segmint.pipeline.annotate.board import Board
+from segmint.pipeline.annotate.decoder import Decoder
+from segmint.pipeline.annotate.desk import About, Desk
+from segmint.pipeline.annotate.embeddings import Embeddings
+from segmint.pipeline.annotate.leases import Leases
+from segmint.pipeline.annotate.queue import QueueOptions, make_queue
+from segmint.pipeline.annotate.source import ImageSource
+from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.view.images import Place, Thumbnails
+from segmint.pipeline.view.index import ImageIndex
+from segmint.pipeline.view.server import listen, run_app
+
+DEFAULT_WEIGHTS = "mobile_sam"
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """What is annotated, and by which model; `weights` None: those that made the dataset, if they can be found."""
+
+    queue: QueueOptions = field(default_factory=QueueOptions)
+    stage: str = "assisted"
+    weights: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A desk that is ready to serve, with the source of its thumbnails, and what a person should know."""
+
+    desk: Desk
+    thumbnails: Thumbnails
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _ReleasedPictures:
+    """The JPEGs of thumbnails, as they are committed."""
+
+    source: ImageSource
+
+    def jpeg(self, place: Place) -> bytes:
+        return self.source.read(place.id).jpeg
+
+
+@contextmanager
+def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
+    """Open a dataset for its annotators; scratch files are deleted at the end.
+
+    Raises `UsageError` if there is no dataset that segmint wrote, for weights that are not SAM's, and as `make_queue`.
+    """
+    manifest = load_manifest(dataset)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-annotate-")))
+        with open_tables(dataset, scratch=folder) as tables:
+            queue = make_queue(tables, manifest, options.queue)
+            index = stack.enter_context(closing(ImageIndex(tables, (), folder)))
+        weights, path, note = find_weights(dataset, manifest, options.weights)
+        predictor = Predictor(load_model(path, resolve_compute(options.device, "fp32")))
+        decoder = stack.enter_context(JpegDecoder(own=True))
+        source = stack.enter_context(closing(ImageSource(dataset, index, folder)))
+        study = None if options.queue.study is None else options.queue.study.name
+        about = About(
+            name=manifest.name,
+            version=name_now(dataset),
+            images=len(queue),
+            stage=options.stage,
+            weights=weights,
+            weights_sha256=sha256_of(path),
+            overlap=options.queue.overlap,
+            study=study,
+        )
+        embeddings = stack.enter_context(Embeddings(predictor, decoder, source.read))
+        masks = stack.enter_context(Decoder(predictor))
+        desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases())
+        yield Opened(desk, Thumbnails(_ReleasedPictures(source), decoder), note)
+
+
+def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None) -> tuple[str, Path, str | None]:
+    """Return the weights' name and file, and a note if they are not those that made the dataset and nobody chose them.
+
+    Raises `AssetError` if they cannot be found.
+    """
+    if name is not None:
+        return name, resolve(name, storage=dataset.storage), None
+    wanted = manifest.weights
+    try:
+        path = resolve(wanted.name, storage=dataset.storage)
+        if sha256_of(path) == wanted.sha256:
+            return wanted.name, path, None
+        problem = f"{path} is another file today"
+    except (AssetError, OSError) as error:
+        problem = str(error).splitlines()[0]
+    note = f"{DEFAULT_WEIGHTS} answers, for the dataset's own weights were not found: {problem}; --weights names them"
+    return DEFAULT_WEIGHTS, resolve(DEFAULT_WEIGHTS), note
+
+
+def serve(
+    opened: Opened,
+    port: int,
+    names: Sequence[str],
+    *,
+    origin: Origin | None = None,
+    open_browser: bool,
+    on_ready: Callable[[Mapping[str, str]], None],
+) -> None:
+    """Serve until the process gets SIGINT or SIGTERM; `on_ready` gets each annotator's address.
+
+    Port 0 takes a free one. The browser is opened for the first annotator. Raises `UsageError` if the port is taken.
+    """
+    with closing(listen(port)) as listener:
+        team = Team(listener.getsockname()[1], list(names), origin)
+        addresses = {name: team.address(name) for name in team.annotators}
+        app = make_app(opened.desk, team, opened.thumbnails)
+        on_ready(addresses)
+        if open_browser:
+            # Some browsers block until they are closed; meanwhile the server must run.
+            threading.Thread(target=webbrowser.open, args=[addresses[team.owner]], daemon=True).start()
+        run_app(app, listener)

@@ -1,0 +1,150 @@
+"""The images that people annotate, as the dataset has them now: commits that come meanwhile are seen."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from segmint.catalogs.dataset.annotations.answers import base_digest
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.layout import image_name
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
+from segmint.pipeline.view.images import NoPictureError, Place, index_tar
+from segmint.pipeline.view.index import ImageIndex
+
+Row = Mapping[str, Any]
+
+_SHARDS = 8  # whose tables are open
+_IMAGES = 16  # that are kept, each with its JPEG
+_MEMORY = "512MB"
+_ATTEMPTS = 3
+
+
+class GoneError(SegmintError):
+    """The image was taken down, or is no longer in the dataset."""
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """An image as it is committed: its row, the rows of its masks, and its released JPEG."""
+
+    place: Place
+    generation: int  # of its shard
+    row: Row
+    masks: tuple[Row, ...]
+    jpeg: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the JPEG, the frame of everything."""
+        return self.row["height"], self.row["width"]
+
+    @cached_property
+    def base(self) -> str:
+        """What answers to this state of the image name as their base."""
+        return base_digest(self.jpeg, self.masks)
+
+    @cached_property
+    def counts(self) -> Mapping[int, str]:
+        """The run lengths of its masks, by annotation id."""
+        return {mask["annotation_id"]: mask["segmentation"]["counts"] for mask in self.masks}
+
+
+class ImageSource:
+    """Reads images from the latest commits of their shards. Thread-safe.
+
+    `index` knows which images there are, and their shards; `folder` is for scratch files. The last images are kept, as
+    long as their shard has no newer commit.
+    """
+
+    def __init__(self, dataset: Location, index: ImageIndex, folder: Path) -> None:
+        self._dataset = dataset
+        self._index = index
+        self._folder = folder
+        self._log = CommitLog(dataset)
+        self._lock = threading.Lock()
+        self._tables: OrderedDict[tuple[int, int], DatasetTables] = OrderedDict()
+        self._images: OrderedDict[int, OpenImage] = OrderedDict()
+
+    def read(self, image: int) -> OpenImage:
+        """Return an image as it is now.
+
+        Raises `UnknownImageError` if the dataset had no such image at the start, `GoneError` if it has none now, and
+        `NoPictureError` if it has no JPEG.
+        """
+        place = self._index.place(image)
+        if place.ordinal in taken_images(read_tombstones(self._dataset)):
+            self._forget(image)
+            raise GoneError(f"image {image} was taken down")
+        for attempt in range(_ATTEMPTS):
+            generation = max(self._log.generations_of(place.shard), default=0)
+            with self._lock:
+                known = self._images.get(image)
+                if known is not None and known.generation == generation:
+                    self._images.move_to_end(image)
+                    return known
+            try:
+                found = self._read(place, generation)
+            except NotFoundError:  # the shard was replaced meanwhile
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            with self._lock:
+                self._images[image] = found
+                while len(self._images) > _IMAGES:
+                    self._images.popitem(last=False)
+            return found
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close all tables."""
+        with self._lock, ExitStack() as stack:
+            for tables in self._tables.values():
+                stack.callback(tables.close)
+            self._tables.clear()
+
+    def _forget(self, image: int) -> None:
+        with self._lock:
+            self._images.pop(image, None)
+
+    def _read(self, place: Place, generation: int) -> OpenImage:
+        commit = self._log.read(place.shard, generation)
+        if commit is None:
+            raise NotFoundError(f"shard {place.shard} has no commit of generation {generation}")
+        where = f"ordinal = {place.ordinal:d}"
+        with self._lock:
+            tables = self._tables.get((place.shard, generation))
+            if tables is None:
+                files = {
+                    kind: [TableFile(str(self._dataset / entry.path), entry.size)]
+                    for kind in SCHEMAS
+                    for entry in [commit.file(kind)]
+                }
+                tables = self._open(files)
+                self._tables[place.shard, generation] = tables
+                while len(self._tables) > _SHARDS:
+                    self._tables.popitem(last=False)[1].close()
+            rows = tables.query(f"SELECT * FROM images WHERE {where}").to_pylist()
+            masks = tables.query(f"SELECT * FROM masks WHERE {where} ORDER BY annotation_id").to_pylist()
+        if not rows:
+            self._forget(place.id)
+            raise GoneError(f"image {place.id} is no longer in the dataset")
+        jpeg = index_tar(self._dataset, commit).read(image_name(place.id))
+        if jpeg is None:
+            raise NoPictureError(f"{image_name(place.id)} is not in its tar: the dataset may have only annotations")
+        return OpenImage(place, generation, rows[0], tuple(masks), jpeg)
+
+    def _open(self, files: Mapping[str, list[TableFile]]) -> DatasetTables:
+        import tempfile
+
+        folder = tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=self._folder)
+        return DatasetTables(self._dataset, files, SCHEMAS, folder, _MEMORY, older=SCHEMAS_OF[1])

@@ -1,0 +1,126 @@
+"""`segmint annotate`: people click and correct masks in the browser."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
+from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.commands.common.extras import needs
+
+RUN = "DATASET"
+"""The name under which the group keeps the command without a name."""
+
+
+class DatasetFirst(TyperGroup):
+    """A group whose first word may be a dataset instead of a command: `./merge` is a dataset of that name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the hidden command's name before arguments that begin with no command's name."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Show both ways to call it."""
+        formatter.write_usage(ctx.command_path, "[OPTIONS] DATASET")
+        formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] DATASET")
+
+
+app = typer.Typer(
+    name="annotate",
+    cls=DatasetFirst,
+    help="Have people make and correct masks in the browser. `segmint annotate DATASET --help` lists the options.",
+    no_args_is_help=True,
+)
+
+
+class Order(StrEnum):
+    """The order in which images are given to people."""
+
+    NUMBER = "number"
+    FEWEST = "fewest"
+    LOWEST = "lowest"
+    RANDOM = "random"
+
+
+class Stage(StrEnum):
+    """What people do."""
+
+    ASSISTED = "assisted"
+
+
+@app.callback()
+def annotate() -> None:
+    """Keep the commands a group."""
+
+
+@app.command(RUN, hidden=True)
+@guarded
+@needs("report")
+def run(
+    dataset: Dataset,
+    stage: Annotated[Stage, typer.Option(help="assisted: people click, the model answers, they correct.")] = (
+        Stage.ASSISTED
+    ),
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="Only images for which this is true, as in 'masks < 10'; SQL on columns."),
+    ] = None,
+    order: Annotated[
+        Order, typer.Option(help="number; fewest masks first; lowest mean predicted IoU first; random.")
+    ] = Order.NUMBER,
+    study: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Only the images that `segmint study sample` drew.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(metavar="SHARE", help="The share of images that two people annotate, apart.")
+    ] = 0.0,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="WHO", help="A name that answers have; repeat it for a team: an address each."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="The model that answers; default: the one that made the dataset."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")] = "auto",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8765,
+    origin: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The address of a proxy before it, as https://annotate.example.org."),
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
+    config: Config = None,
+) -> None:
+    """Have people make and correct masks in the browser; ctrl-C ends it. What they save is kept in the dataset."""
+    from segmint.infra.storage.location import Location
+    from segmint.infra.wording import counted
+    from segmint.pipeline.annotate.access import check_name, parse_origin
+    from segmint.pipeline.annotate.queue import Order as QueueOrder
+    from segmint.pipeline.annotate.queue import QueueOptions
+    from segmint.pipeline.annotate.server import AnnotateOptions, open_desk, serve
+
+    who = [check_name(name) for name in names or ["annotator"]]
+    public = None if origin is None else parse_origin(origin)
+    storage = storage_of(config)
+    sample = None if study is None else Location(storage, study)
+    queue = QueueOptions(select, QueueOrder(order), sample, overlap)
+
+    def show(addresses: Mapping[str, str]) -> None:
+        for name, address in addresses.items():
+            answer(address if len(addresses) == 1 else f"{name}: {address}")
+        say("each address opens one browser, once; ctrl-C ends the server, and answers are in the dataset")
+
+    say(f"reading the tables of {dataset}")
+    with open_desk(Location(storage, dataset), AnnotateOptions(queue, stage, weights, device)) as opened:
+        if opened.note is not None:
+            say(f"note: {opened.note}")
+        about = opened.desk.about
+        say(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
+        serve(opened, port, who, origin=public, open_browser=browser, on_ready=show)

@@ -1,0 +1,61 @@
+"""A team of annotators on a server in the test's process, each with a browser's cookie and headers."""
+
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from segmint.pipeline.annotate.access import Origin, Team
+from segmint.pipeline.annotate.app import make_app
+from segmint.pipeline.annotate.queue import QueueOptions
+from segmint.pipeline.annotate.server import AnnotateOptions, Opened
+
+PORT = 8765
+ORIGIN = f"http://127.0.0.1:{PORT}"
+WRITE = {"x-segmint": "1", "origin": ORIGIN, "sec-fetch-site": "same-origin"}
+
+
+def options(**queue: Any) -> AnnotateOptions:
+    """Options of a desk on the CPU."""
+    return AnnotateOptions(QueueOptions(**queue), weights="mobile_sam", device="cpu")
+
+
+class Annotators:
+    """Browsers of annotators: `who("ann")` is Ann's, which has opened her address."""
+
+    def __init__(self, opened: Opened, *names: str, origin: Origin | None = None) -> None:
+        self.team = Team(PORT, list(names or ["ann"]), origin)
+        self.app = make_app(opened.desk, self.team, opened.thumbnails)
+
+    def stranger(self, base_url: str = ORIGIN) -> TestClient:
+        """Return a browser without a cookie."""
+        return TestClient(self.app, base_url=base_url, follow_redirects=False, raise_server_exceptions=False)
+
+    def who(self, name: str) -> TestClient:
+        """Return a new browser of an annotator."""
+        client = self.stranger()
+        assert client.get(self.team.address(name)).status_code == 303
+        client.headers.update(WRITE)
+        return client
+
+
+def click(client: TestClient, image: int, *points: tuple[float, float, int], **said: Any) -> Any:
+    """Return the server's answer to points, and other parts of a prompt."""
+    part = said.pop("part", "auto")
+    prompt = {"points": [list(point) for point in points], **({"from": said.pop("after")} if "after" in said else {})}
+    answer = client.post(f"/api/images/{image}/predict", json={"prompt": {**prompt, **said}, "part": part})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def draft(opened: Any, counts: list[str], **fields: Any) -> dict[str, Any]:
+    """Return the body of an answer to an image as the page got it, with new masks."""
+    masks = [{"counts": each, "source": "assisted", "seconds": 2.0, "label": None, "prompts": []} for each in counts]
+    body = {"base": opened["base"], "masks": masks, "replaced": [], "deleted": [], "seconds": 5.0, "complete": True}
+    return {**body, **fields}
+
+
+def saved_files(dataset: Path) -> dict[str, bytes]:
+    """Return the answers in a dataset, by path."""
+    files = (path for path in (dataset / "annotations").rglob("*") if path.is_file())
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in files}
