@@ -3,6 +3,8 @@
 As the BSDS benchmark has them (Martin, Fowlkes and Malik, PAMI 2004; Arbeláez et al., PAMI 2011).
 """
 
+from collections.abc import Collection
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +14,14 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 Edges = NDArray[np.bool_]
 """(height, width) bool, true on an edge."""
 
+LabelMap = NDArray[np.int64]
+"""(height, width) int64, a number for each pixel."""
+
 _NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
 """(dy, dx) of a pixel's neighbors as Guo and Hall number them: east first, then counterclockwise."""
 
 
-def label_boundaries(labels: NDArray[np.int64]) -> Edges:
+def label_boundaries(labels: LabelMap) -> Edges:
     """Return the boundaries between the numbers of a label map, (height, width), thinned.
 
     A pixel is on one if its neighbor to the right, below, or right below has another number.
@@ -26,6 +31,14 @@ def label_boundaries(labels: NDArray[np.int64]) -> Edges:
     edges[:-1] |= labels[:-1] != labels[1:]
     edges[:-1, :-1] |= labels[:-1, :-1] != labels[1:, 1:]
     return thin(edges)
+
+
+def near_numbers(labels: LabelMap, numbers: Collection[int], distance: float) -> Edges:
+    """Return the pixels of a label map that have one of these numbers, or are within `distance` pixels of one."""
+    there = np.isin(labels, list(numbers))
+    if not there.any():
+        return there
+    return cv2.distanceTransform((~there).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= distance
 
 
 def thin(edges: Edges) -> Edges:

@@ -1,7 +1,7 @@
 """Edges of one image from the model's masks (SAM paper, Sections 7.2 and D.2), and how they match true boundaries."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +16,14 @@ from segmint.model.automatic.proposals import chunks_of, measure, propose
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.evaluate.boundaries import Edges, count_matches, match_edges, thin
+from segmint.operators.evaluate.boundaries import (
+    Edges,
+    LabelMap,
+    count_matches,
+    match_edges,
+    near_numbers,
+    thin,
+)
 
 TOLERANCE = 0.0075
 """Of the image's diagonal: how far a found edge may be from a true one. The BSDS benchmark's."""
@@ -61,12 +68,28 @@ class EdgeCounts:
     true: NDArray[np.int64]
 
 
-def count_edges(edges: EdgeMap, truths: Sequence[Edges], cuts: NDArray[np.float64], tolerance: float) -> EdgeCounts:
+def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance: float) -> Edges:
+    """Return the pixels within the tolerance of a number to ignore, or beside it, in any annotator's label map."""
+    pixels = max(_pixels(tolerance, maps[0].shape), math.sqrt(2))
+    ignored: Edges = np.any([near_numbers(labels, ignore, pixels) for labels in maps], axis=0)
+    return ignored
+
+
+def count_edges(
+    edges: EdgeMap,
+    truths: Sequence[Edges],
+    cuts: NDArray[np.float64],
+    tolerance: float,
+    ignored: Edges | None = None,
+) -> EdgeCounts:
     """Match an edge map at each threshold with the thinned boundaries of each annotator.
 
-    `cuts`: ascending thresholds, (K,). `tolerance`: as a share of the diagonal.
+    `cuts`: ascending thresholds, (K,). `tolerance`: as a share of the diagonal. What is found or drawn on `ignored`
+    pixels, (height, width) bool, does not count.
     """
-    pixels = tolerance * math.hypot(*edges.shape)
+    if ignored is not None:
+        edges, truths = np.where(ignored, np.float32(0), edges), [truth & ~ignored for truth in truths]
+    pixels = _pixels(tolerance, edges.shape)
     counts = np.zeros((4, len(cuts)), dtype=np.int64)
     counts[3] = sum(int(np.count_nonzero(truth)) for truth in truths)
     last: Edges | None = None
@@ -78,6 +101,11 @@ def count_edges(edges: EdgeMap, truths: Sequence[Edges], cuts: NDArray[np.float6
         last = found
         counts[:3, index] = _count_at(thin(found), truths, pixels)
     return EdgeCounts(*counts)
+
+
+def _pixels(tolerance: float, shape: tuple[int, ...]) -> float:
+    """A share of the diagonal in pixels."""
+    return tolerance * math.hypot(*shape)
 
 
 def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int, int, int]:

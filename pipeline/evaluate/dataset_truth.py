@@ -144,7 +144,7 @@ def open_dataset_truth(
         "truth": chosen.value,
         "digest": version.digest,
         "version": version.number,
-        "name": dataset.manifest.name,
+        "dataset": dataset.manifest.name,
     }
     return Truth(redact(str(location)), DATASET, parts, facts, left_out, location)
 

@@ -151,7 +151,8 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
         for start in range(0, len(annotated), PART_IMAGES)
     ]
     facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
-    return Truth(redact(str(file)), COCO, parts, facts, left_out, frequencies=found.frequencies)
+    categories = frozenset(mask.category for image in annotated for mask in image.masks if mask.category is not None)
+    return Truth(redact(str(file)), COCO, parts, facts, left_out, frequencies=found.frequencies, categories=categories)
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:

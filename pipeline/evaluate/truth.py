@@ -111,7 +111,8 @@ class Truth:
 
     `name` is what the user gave, without credentials; `kind` says what it is, `facts` which: digests and choices.
     `dataset` is the place of a segmint dataset.
-    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f.
+    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f. `categories`: of COCO files, the
+    ids of the masks' categories.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Truth:
     left_out: Sequence[LeftOut] = ()
     dataset: Location | None = None
     frequencies: Mapping[int, str] = field(default_factory=dict)
+    categories: frozenset[int] = frozenset()
 
     @property
     def images(self) -> int:

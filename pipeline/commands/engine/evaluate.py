@@ -183,6 +183,10 @@ def edges(
             "--annotator", metavar="DIR", help="A folder of a further annotator's maps of these images; repeatable."
         ),
     ] = None,
+    ignore: Annotated[
+        list[int] | None,
+        typer.Option("--ignore", metavar="N", help="A number near which no edge counts; repeatable."),
+    ] = None,
     weights: WeightsNames = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 16,
     tolerance: Annotated[
@@ -202,7 +206,7 @@ def edges(
     from segmint.pipeline.evaluate.session import EvaluateOptions
 
     model, storage = model_options(weights, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, images, Chosen.HUMAN, None), model, output)
+    options = EvaluateOptions(truth_options(targets, images, Chosen.HUMAN, ignore), model, output)
     measure = EdgesMeasure(points_per_side, thresholds, tolerance)
     answer_with(evaluate_edges(options, measure, annotators or (), storage), as_json)
 

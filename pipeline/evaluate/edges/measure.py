@@ -11,7 +11,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, read_label_map
-from segmint.operators.evaluate.boundaries import Edges, label_boundaries
+from segmint.operators.evaluate.boundaries import LabelMap, label_boundaries
 from segmint.operators.evaluate.edge_scores import edge_scores
 from segmint.operators.evaluate.edges import (
     THRESHOLDS,
@@ -20,6 +20,7 @@ from segmint.operators.evaluate.edges import (
     count_edges,
     edge_settings,
     find_edges,
+    ignored_pixels,
     thresholds,
 )
 from segmint.operators.rows import Row
@@ -37,8 +38,8 @@ class Annotator:
     folder: Location
     names: Mapping[str, str]
 
-    def boundaries(self, stem: str, size: tuple[int, int]) -> Edges | None:
-        """The boundaries of an image; None if this annotator did not draw it. Raises ValueError for a bad map."""
+    def labels(self, stem: str, size: tuple[int, int]) -> LabelMap | None:
+        """The label map of an image; None if this annotator did not draw it. Raises ValueError for a bad map."""
         name = self.names.get(stem)
         if name is None:
             return None
@@ -51,7 +52,7 @@ class Annotator:
                 f"the label map {self.folder / name} is {labels.shape[1]} x {labels.shape[0]} pixels, "
                 f"the image {size[1]} x {size[0]}"
             )
-        return label_boundaries(labels)
+        return labels
 
 
 def open_annotator(folder: Location) -> Annotator:
@@ -105,16 +106,18 @@ class EdgesMeasure:
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
         """Find edges with each model; raises ValueError for a bad map of a further annotator."""
         assert image.label_map is not None, "checked before"
-        others = (each.boundaries(image.image_id, image.size) for each in self.annotators)
-        truths = [label_boundaries(image.label_map), *(each for each in others if each is not None)]
+        others = (each.labels(image.image_id, image.size) for each in self.annotators)
+        maps = [image.label_map, *(each for each in others if each is not None)]
+        truths = [label_boundaries(labels) for labels in maps]
+        ignored = ignored_pixels(maps, image.ignore, self.tolerance) if image.ignore else None
         cuts = thresholds(self.cuts)
         rows = []
         for weights, model in enumerate(models):
             edges = find_edges(model, model.embed(image.pixels), edge_settings(self.points_per_side))
-            counts = count_edges(edges, truths, cuts, self.tolerance)
+            counts = count_edges(edges, truths, cuts, self.tolerance, ignored)
             best = edge_scores([counts], cuts).ois
             lists = {name: getattr(counts, name).tolist() for name in COUNTS}
-            rows.append({"weights": weights, "annotators": len(truths), "f": best, **lists})
+            rows.append({"weights": weights, "annotators": len(maps), "f": best, **lists})
         return rows
 
 

@@ -213,7 +213,9 @@ class _Gate:
 
     def _may_guard(self, name: str) -> bool:
         found = self._found.get(name)
-        return found is None or found.untrained.ids is None or bool(found.untrained.ids)
+        if found is None:
+            return True
+        return bool(found.untrained.groups) and (found.untrained.ids is None or bool(found.untrained.ids))
 
 
 def _chosen(points: PointsOptions) -> Iterator[str]:

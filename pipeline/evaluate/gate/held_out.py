@@ -16,7 +16,14 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import listed
 from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
+from segmint.pipeline.train.data.images import (
+    LeftOut,
+    NoImagesError,
+    OpenedDataset,
+    TrainingImages,
+    find_images,
+    open_datasets,
+)
 from segmint.pipeline.train.data.splits import held_out, similar_groups
 from segmint.pipeline.train.settings import DatasetKeys, TrainConfig
 
@@ -99,10 +106,23 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
         bad_shards="skip",
     )
     opened, left_out = open_datasets(config, storage), LeftOut()
-    images, read = find_images(config, opened, None, left_out)
+    images: TrainingImages | None = None
+    try:
+        images, read = find_images(config, opened, None, left_out)
+    except NoImagesError as error:
+        read = error.held
     for dataset, target in zip(opened, places.values(), strict=True):
         if trained[target] and not read[dataset.key].whole:
             raise DamagedDatasetError(_unreadable(dataset, left_out))
+    if images is None:
+        return {
+            target: Untrained(
+                frozenset(), frozenset(), "no image of it has a mask that can be read", {}, _left_out(dataset, left_out)
+            )
+            for dataset, place in zip(opened, places, strict=True)
+            for target in targets
+            if absolute(target) == place
+        }
     groups = similar_groups(images)
     seen = np.array([bool(trained[target]) for target in places.values()])
     held = held_out(images, share, seen[images.entry], groups)

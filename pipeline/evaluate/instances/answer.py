@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.errors import UsageError
+from segmint.infra.wording import counted
 from segmint.operators.evaluate.coco_matching import Matches, Precision
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.answer import Subject
 from segmint.pipeline.evaluate.figures_page import FiguresPage, Table, cell
-from segmint.pipeline.evaluate.instances.boxes import Boxes, no_image_error
+from segmint.pipeline.evaluate.instances.boxes import Boxes, no_category_error, no_image_error
 from segmint.pipeline.evaluate.instances.measure import matches_of
 from segmint.pipeline.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.statistics.intervals import Interval
@@ -43,9 +43,12 @@ class InstancesSettings:
 
     def line(self) -> str:
         """What was prompted with, in words."""
-        boxes = "the boxes of the true masks" if self.boxes is None else f"{self.boxes.facts['boxes']:,} boxes"
+        facts = {} if self.boxes is None else self.boxes.facts
+        boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the true masks"
+        unknown = facts.get("categories_without_a_mask", [])
+        alone = f" ({counted(len(unknown), 'category id')} of them without a true mask)" if unknown else ""
         refined = ", then the box with the mask's logits" if self.refine else ""
-        return f"prompts: {boxes}, the mask of the highest predicted IoU{refined}"
+        return f"prompts: {boxes}{alone}, the mask of the highest predicted IoU{refined}"
 
 
 @dataclass(frozen=True)
@@ -199,10 +202,7 @@ class MatchesByCategory:
             for category in images
         )
         if not any(both):
-            raise UsageError(
-                f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
-                "categories' ids in the file of the truth"
-            )
+            raise no_category_error(boxes)
 
     def answer(self, subject: Subject, settings: InstancesSettings, categories: bool) -> PrecisionAnswer:
         """Sum up, category by category in order of their ids, images in order of theirs, as COCO's evaluation does."""

@@ -57,6 +57,12 @@ class Boxes:
     by_name: bool
     facts: Mapping[str, Any]
 
+    @property
+    def of_categories(self) -> frozenset[int]:
+        """The ids of the boxes' categories; none if they have none."""
+        each = (image.categories.tolist() for image in self.by_image.values()) if self.categories else ()
+        return frozenset(category for image in each for category in image)
+
     def without_categories(self) -> "Boxes":
         """The same boxes, all of one category."""
         by_image = {
@@ -76,6 +82,14 @@ def no_image_error(boxes: Boxes) -> UsageError:
     expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
     return UsageError(
         f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be {expected}"
+    )
+
+
+def no_category_error(boxes: Boxes) -> UsageError:
+    """The error for boxes of categories that no true mask has."""
+    return UsageError(
+        f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
+        "categories' ids in the file of the truth"
     )
 
 

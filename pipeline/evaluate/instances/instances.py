@@ -1,5 +1,6 @@
 """`segmint evaluate instances`: from truths, weights and boxes to the answer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from segmint.infra.errors import UsageError
@@ -13,9 +14,9 @@ from segmint.pipeline.evaluate.instances.answer import (
     gather_overlaps,
     overlap_answer,
 )
-from segmint.pipeline.evaluate.instances.boxes import Boxes, read_boxes
+from segmint.pipeline.evaluate.instances.boxes import Boxes, no_category_error, read_boxes
 from segmint.pipeline.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
-from segmint.pipeline.evaluate.kinds import COCO, DATASET
+from segmint.pipeline.evaluate.kinds import DATASET
 from segmint.pipeline.evaluate.output import OutputFolder
 from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
 from segmint.pipeline.evaluate.setup import open_truths
@@ -31,7 +32,7 @@ def evaluate_instances(
     options, and `NothingMeasuredError` if no image can be evaluated.
     """
     truths = open_truths(options.truth, storage)
-    boxes = None if boxes_file is None else _boxes_for(truths, Location(storage, boxes_file))
+    boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
     if boxes is not None and boxes.scored:  # what a detector finds in an image without a mask is wrong, and counts
         truths = open_truths(replace(options.truth, empty=True), storage)
     settings = InstancesSettings(refine, boxes)
@@ -57,11 +58,17 @@ def evaluate_instances(
     return answer
 
 
-def _boxes_for(truths: list[Truth], file: Location) -> Boxes:
+def boxes_for(truths: Sequence[Truth], file: Location) -> Boxes:
+    """Read the boxes for a truth; raises `UsageError` for several truths, or if no true mask is of their categories."""
     if len(truths) > 1:
         raise UsageError(
             f"--boxes has boxes of the images of one dataset or file, and {len(truths)} were named: expected one"
         )
     boxes = read_boxes(file, truths[0].kind == DATASET)
-    # Only COCO files say which masks are of which category id.
-    return boxes if truths[0].kind == COCO else boxes.without_categories()
+    categories = truths[0].categories
+    if not (boxes.categories and categories):  # only COCO files say which masks are of which category id, and not all
+        return boxes.without_categories()
+    if not boxes.of_categories & categories:
+        raise no_category_error(boxes)
+    unknown = sorted(boxes.of_categories - categories)
+    return replace(boxes, facts={**boxes.facts, "categories_without_a_mask": unknown}) if unknown else boxes

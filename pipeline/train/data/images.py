@@ -161,6 +161,15 @@ class Held:
     whole: bool
 
 
+class NoImagesError(UsageError):
+    """No image of the datasets has a mask of the chosen kind; `held` is as `find_images` returns it."""
+
+    def __init__(self, message: str, held: dict[str, Held]) -> None:
+        """Take the message, and what was looked at."""
+        super().__init__(message)
+        self.held = held
+
+
 def find_images(
     config: TrainConfig, datasets: Sequence[OpenedDataset], kept: Location | None, left_out: LeftOut
 ) -> tuple[TrainingImages, dict[str, Held]]:
@@ -168,7 +177,7 @@ def find_images(
 
     `kept` is the folder of looks of earlier runs. Returns the images, and what each dataset holds by its key. What
     cannot be used is added to `left_out`. A shard that cannot be read raises `DamagedDatasetError`, or is left out, as
-    `bad_shards` says. Raises `UsageError` if nothing is left.
+    `bad_shards` says. Raises `NoImagesError` if nothing is left.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []
@@ -202,7 +211,7 @@ def find_images(
     if not sum(len(part[0]) for part in parts):
         kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)
         reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(left_out.counts.items()))
-        raise UsageError(f"there is no image with a mask to train on in {kinds}{reasons}")
+        raise NoImagesError(f"there is no image with a mask to train on in {kinds}{reasons}", held)
     columns = dict(zip(_COLUMNS, (np.concatenate(column) for column in zip(*parts, strict=True)), strict=True))
     columns["starts"] = np.concatenate([[0], np.cumsum(columns["starts"])])
     return TrainingImages(shards=shards, **columns), held

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.morphology import thin as skimage_thin
 
-from segmint.operators.evaluate.boundaries import count_matches, label_boundaries, match_edges, thin
+from segmint.operators.evaluate.boundaries import count_matches, label_boundaries, match_edges, near_numbers, thin
 
 TOLERANCE = 2.3
 
@@ -57,6 +57,17 @@ def test_boundaries_of_a_label_map_are_where_numbers_change() -> None:
     assert set(np.flatnonzero(edges[:5].any(axis=0))) == {7}
     assert edges[5, 9:].all()
     assert not label_boundaries(np.full((5, 5), 4)).any()
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.4, 3.0])
+def test_pixels_near_numbers_are_those_within_a_distance(distance: float) -> None:
+    labels = np.zeros((12, 16), np.int64)
+    labels[3, 4], labels[7:9, 10], labels[0, 15] = 255, -1, 9
+    found = near_numbers(labels, (255, -1), distance)
+    places = np.argwhere(np.isin(labels, (255, -1)))
+    naive = [[np.hypot(*(places - (y, x)).T).min() <= distance for x in range(16)] for y in range(12)]
+    assert np.array_equal(found, naive)
+    assert not near_numbers(labels, (7,), distance).any()
 
 
 @settings(max_examples=40)

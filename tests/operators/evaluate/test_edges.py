@@ -9,7 +9,14 @@ from segment_anything import SamPredictor
 
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.evaluate.boundaries import label_boundaries, match_edges, thin
-from segmint.operators.evaluate.edges import count_edges, edge_settings, find_edges, suppress, thresholds
+from segmint.operators.evaluate.edges import (
+    count_edges,
+    edge_settings,
+    find_edges,
+    ignored_pixels,
+    suppress,
+    thresholds,
+)
 
 SIDE = 4
 
@@ -131,6 +138,25 @@ def test_an_image_without_edges_and_a_truth_without_boundaries() -> None:
     assert (missed.found.tolist(), missed.true_matched.tolist(), missed.true.tolist()) == ([0] * 3, [0] * 3, [20] * 3)
     wrong = count_edges(truth.astype(np.float32), [np.zeros_like(truth)], thresholds(3), 0.01)
     assert (wrong.found.tolist(), wrong.found_matched.tolist(), wrong.true.tolist()) == ([20] * 3, [0] * 3, [0] * 3)
+
+
+def test_nothing_counts_within_the_tolerance_of_ignored_numbers() -> None:
+    labels = np.zeros((20, 40), np.int64)
+    labels[:, 20:] = 1
+    labels[:6] = 255
+    other = labels.copy()
+    other[14:] = 255  # another annotator leaves out more
+    truth, tolerance = label_boundaries(labels), 2.5 / np.hypot(20, 40)
+    edges = truth.astype(np.float32)
+    edges[:, 35] = 1  # no boundary
+    ignored = ignored_pixels([labels], (255,), tolerance)
+    assert ignored[:8].all()
+    assert not ignored[8:].any()
+    one = count_edges(edges, [truth], thresholds(1), tolerance, ignored)
+    assert [int(each[0]) for each in (one.found_matched, one.found, one.true_matched, one.true)] == [12, 24, 12, 12]
+    both = ignored_pixels([labels, other], (255,), tolerance)
+    two = count_edges(edges, [truth, label_boundaries(other)], thresholds(1), tolerance, both)
+    assert [int(each[0]) for each in (two.found_matched, two.found, two.true_matched, two.true)] == [4, 8, 8, 8]
 
 
 @pytest.mark.parametrize("flat", [0.0, 0.5])

@@ -58,7 +58,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_datasets_human_masks_in_released_pixels(dataset: Path) -> None:
     truth = open_one(dataset, columns=("country",))
     assert (truth.kind, truth.images, truth.left_out) == ("dataset", 2, [])
-    assert (truth.facts["truth"], truth.facts["name"]) == ("human", "small")
+    assert (truth.facts["truth"], truth.facts["dataset"]) == ("human", "small")
     images = read(truth)
     assert list(images) == ["sa_1.jpg", "sa_5.jpg"]
     image = images["sa_5.jpg"]
@@ -191,3 +191,8 @@ def test_an_answer_has_the_number_of_a_files_images_and_their_folder(tmp_path: P
     (truth,) = open_truths(options, Storage())
     (found,) = Subject("points", (truth,), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
     assert (found["images"], found["image_folder"]) == (1, str(tmp_path / "images"))
+
+
+def test_an_answer_has_the_place_of_a_dataset_and_its_own_name(dataset: Path) -> None:
+    (found,) = Subject("points", (open_one(dataset),), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
+    assert (found["name"], found["dataset"]) == (str(dataset), "small")

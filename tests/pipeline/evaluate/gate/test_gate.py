@@ -63,6 +63,28 @@ def test_without_held_out_masks_there_is_no_verdict(
     assert "no independent truth" in (out / "index.html").read_text()
 
 
+@pytest.mark.parametrize("masks", ["none", "the model's"])
+def test_datasets_without_masks_of_people_have_no_verdict(weights_file: Make, tmp_path: Path, masks: str) -> None:
+    def without(ordinal: int, refused: bool) -> dict[str, Any]:
+        row = row_of(ordinal, refused)
+        return {**row, "masks": [] if masks == "none" else row["masks"][1:]}
+
+    for name in ("truth", "guard"):
+        write_dataset(location_of(tmp_path / name), 1, make_row=without if name == "truth" else row_without, refuse=0)
+    weights = ("--weights", weights_file("old"), "--weights", weights_file("new"))
+    done = run(tmp_path / "truth", *weights, "--guard", tmp_path / "guard", "--json")
+    assert done.exit_code == 0, done.output
+    gate = json.loads(done.stdout)["gate"]
+    assert gate["verdict"] == "no independent truth"
+    assert gate["reasons"][1:] == [
+        f"the guard set {tmp_path / 'guard'} could not decide: it has 0 images, and 10 are needed"
+    ]
+
+
+def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
+    return {**row_of(ordinal, refused), "masks": []}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.instances import segment_boxes
-from segmint.pipeline.evaluate.instances.answer import MatchesByCategory, gather_overlaps
+from segmint.pipeline.evaluate.instances.answer import InstancesSettings, MatchesByCategory, gather_overlaps
 from segmint.pipeline.evaluate.instances.boxes import read_boxes
-from segmint.pipeline.evaluate.instances.instances import evaluate_instances
+from segmint.pipeline.evaluate.instances.instances import boxes_for, evaluate_instances
 from segmint.pipeline.evaluate.session import EvaluateOptions
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions, open_truths
 from tests.support.truth_files import TruthFiles, results_of, write_truth_files
 
 # x, y, width, height; the third is in a place without a mask, the last in the image without any.
@@ -123,6 +124,30 @@ def test_boxes_of_other_images_or_categories_are_an_error(files: TruthFiles, tmp
     with pytest.raises(UsageError, match="no category of the boxes"):
         MatchesByCategory([[row, other]], 1).check(boxes)
     MatchesByCategory([[row, {**other, "category": 3}]], 1).check(boxes)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_boxes_of_categories_without_a_mask_are_an_error_before_any_weights(
+    files: TruthFiles, tmp_path: Path, scored: bool
+) -> None:
+    path = Path(write_boxes(tmp_path / "boxes.json", scored))
+    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 1').replace('_id": 5', '_id": 2'))
+    nowhere = replace(options(files), model=ModelOptions((str(tmp_path / "none.pth"),)))
+    with pytest.raises(UsageError, match=r"no category of the boxes in .* has a true mask"):
+        evaluate_instances(nowhere, str(path), False, Storage())
+
+
+def test_categories_of_boxes_count_if_the_truth_has_some_and_unknown_ones_are_told(
+    files: TruthFiles, tmp_path: Path
+) -> None:
+    (truth,) = open_truths(options(files).truth, Storage())
+    file = Location(Storage(), write_boxes(tmp_path / "boxes.json"))
+    assert boxes_for([truth], file).of_categories == {3, 5}
+    assert InstancesSettings(False, boxes_for([truth], file)).line().startswith("prompts: 5 boxes, the mask")
+    known = boxes_for([replace(truth, categories=frozenset({3, 8}))], file)
+    assert known.facts["categories_without_a_mask"] == [5]
+    assert "5 boxes (1 category id of them without a true mask)" in InstancesSettings(False, known).line()
+    assert boxes_for([replace(truth, categories=frozenset())], file).of_categories == frozenset()
 
 
 def test_boxes_without_scores_of_other_images_are_an_error(files: TruthFiles, tmp_path: Path) -> None:
