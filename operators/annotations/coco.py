@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from segmint.operators.annotations.image import (
     CocoRle,
     Size,
     UnreadableMaskError,
+    check_pixels,
     checked_rle,
     encode_mask,
     id_number,
@@ -24,8 +25,9 @@ from segmint.operators.annotations.image import (
 )
 
 _CONVERTER = "Label Studio Converter"
-_FARTHEST = 2 * LONGEST_SIDE
-"""Pixels: pycocotools follows the edge from a point that is farther away step by step, in 32 bits."""
+
+LONGEST_OUTLINE = 1_000_000
+"""Steps along the polygons of a mask: pycocotools follows each edge pixel by pixel, in about 80 bytes a pixel."""
 
 
 def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
@@ -133,8 +135,8 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
         raise UnreadableMaskError(
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, its image is {size[1]} x {size[0]}"
         )
-    for polygon in segmentation:
-        _check_polygon(polygon)
+    check_pixels(size)
+    _check_polygons(segmentation, size)
     if contours:
         import cv2
 
@@ -145,13 +147,28 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
     return {"size": list(size), "counts": merged["counts"]}
 
 
-def _check_polygon(polygon: Any) -> None:
-    """Check the points before pycocotools follows them: it checks nothing, and takes four numbers for a box."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise UnreadableMaskError("a polygon of it is not a list x, y, x, y, … of three points or more")
-    for value in polygon:
-        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > _FARTHEST:
-            raise UnreadableMaskError(f"a polygon of it has the coordinate {str(value)[:40]}: expected pixels")
+def _check_polygons(polygons: Sequence[Any], size: Size) -> None:
+    """Check the points before pycocotools follows them: it checks nothing, and takes four numbers for a box.
+
+    Tools write points somewhat outside of the image of `size` (height, width); as far as it is large they may be.
+    """
+    farthest = size[1], size[0]
+    steps = 0.0
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise UnreadableMaskError("a polygon of it is not a list x, y, x, y, … of three points or more")
+        for place, value in enumerate(polygon):
+            side = farthest[place % 2]
+            if type(value) not in (int, float) or not math.isfinite(value) or not -side <= value <= 2 * side:
+                raise UnreadableMaskError(
+                    f"a polygon of it has the coordinate {str(value)[:40]}: expected pixels, from {-side} to {2 * side}"
+                )
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+        steps += float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
+    if steps > LONGEST_OUTLINE:
+        raise UnreadableMaskError(
+            f"its polygons have {len(polygons):,} outlines of {steps:,.0f} pixels: at most {LONGEST_OUTLINE:,} are read"
+        )
 
 
 def _labels(categories: Any) -> dict[Any, str | None]:

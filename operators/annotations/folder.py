@@ -107,11 +107,7 @@ def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
     """Read a label map; its numbers are neither ids of a dataset nor labels that mean anything."""
     image = AnnotatedImage(name, None, size)
     try:
-        labels = read_label_map(data, name)
-        if size is not None and labels.shape != size:
-            raise UnreadableMapError(
-                f"it is {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}"
-            )
+        labels = read_label_map(data, name, size)
         image.masks.extend(replace(mask, id=None, label=None) for mask in label_masks(labels))
         return image if size is not None else replace(image, size=(labels.shape[0], labels.shape[1]))
     except UnreadableMapError as error:

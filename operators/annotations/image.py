@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle as runs
 
 Size = tuple[int, int]
@@ -64,6 +65,7 @@ class AnnotatedImage:
 
     `size` is None if neither the file nor a mask has it. `unreadable` has a line for each mask that was left out, and
     `unreadable_ids` the ids of those that have one. `other` is the size in the file where `size` is known without it.
+    `saved` is when the tool saved it, in seconds since 1970, if the file says so: of several for one image the latest.
     """
 
     name: str
@@ -73,6 +75,7 @@ class AnnotatedImage:
     unreadable: list[str] = field(default_factory=list)
     unreadable_ids: list[int] = field(default_factory=list)
     other: Size | None = None
+    saved: float | None = None
 
     def check_size(self, found: Sequence[int]) -> None:
         """Raise `UnreadableMaskError` if a mask's (height, width) is not the image's, where that is known."""
@@ -133,6 +136,7 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
         raise UnreadableMaskError(f"its size is {str(size)[:40]}: expected [height, width] in pixels")
+    check_pixels((size[0], size[1]))
     if isinstance(counts, list):
         counts = _compressed(counts)
     if not isinstance(counts, str) or not counts.isascii():
@@ -142,6 +146,14 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
     except ValueError as error:
         raise UnreadableMaskError(str(error)) from error
     return {"size": size, "counts": counts.encode("ascii")}
+
+
+def check_pixels(size: Size) -> None:
+    """Raise `UnreadableMaskError` for a (height, width) with more pixels than are ever decoded."""
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UnreadableMaskError(
+            f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: at most {MOST_PIXELS:,} are decoded"
+        )
 
 
 def _is_side(value: object) -> bool:

@@ -12,12 +12,18 @@ from PIL import Image
 
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic.rle import encode_runs
-from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask
+from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
 """The endings of label maps' files."""
 
 BACKGROUND = 0
+
+MOST_NUMBERS = 65_536
+"""Different numbers in a label map, each of which is a mask: as many as 16 bits have."""
+
+_LONGEST_HEADER = 10_000
+"""Characters of the header of an array that are read, as NumPy does."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes with one whole number a pixel; of a palette, its indices."""
@@ -37,24 +43,33 @@ class Paired:
     ambiguous: list[str] = field(default_factory=list)  # a line for each stem that several images or maps have
 
 
-def read_label_map(data: bytes, name: str) -> NDArray[np.int64]:
+def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
     """Decode a label map, (H, W) int64, from PNG, TIFF or NumPy's format, by the ending of its `name`.
 
-    Raises `UnreadableMapError` for another ending, a damaged file, pictures of colors, fractions, several pages.
+    `size` is its image's (height, width), if that is known. Raises `UnreadableMapError` for another ending, a damaged
+    file, pictures of colors, fractions, several pages; and before anything is decoded for another size than the
+    image's, and over `MOST_PIXELS`.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
         raise UnreadableMapError(f"it ends in {ending or 'nothing'}: expected one of {', '.join(ENDINGS)}")
-    labels = _of_array(data) if ending == ".npy" else _of_picture(data)
-    if labels.ndim != 2 or 0 in labels.shape or max(labels.shape) > LONGEST_SIDE:
-        raise UnreadableMapError(f"its shape is {labels.shape}: expected (height, width), one number a pixel")
-    return labels
+    return _of_array(data, size) if ending == ".npy" else _of_picture(data, size)
+
+
+def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
+    """Check the shape that a file claims, before memory is taken for it."""
+    if len(shape) != 2 or 0 in shape or max(shape) > LONGEST_SIDE:
+        raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number a pixel")
+    if size is not None and shape != size:
+        raise UnreadableMapError(f"it is {shape[1]} x {shape[0]} pixels, its image {size[1]} x {size[0]}")
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise UnreadableMapError(f"it has {shape[0] * shape[1]:,} pixels: at most {MOST_PIXELS:,} are decoded")
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
     """Return a mask for each number of a label map, (H, W) int64, in ascending order; its id and label are the number.
 
-    The background and the numbers to `ignore` are no masks.
+    The background and the numbers to `ignore` are no masks. Raises `UnreadableMapError` for over `MOST_NUMBERS`.
     """
     columns = labels.T.reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
@@ -63,6 +78,8 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     values = columns[starts]
     order = np.argsort(values, kind="stable")
     numbers, first = np.unique(values[order], return_index=True)
+    if len(numbers) > MOST_NUMBERS:
+        raise UnreadableMapError(f"it has {len(numbers):,} different numbers: at most {MOST_NUMBERS:,} are read")
     size = (labels.shape[0], labels.shape[1])
     masks = []
     for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
@@ -92,28 +109,34 @@ def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> Paired:
     return paired
 
 
-def _of_array(data: bytes) -> NDArray[np.int64]:
+def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
+    stream = io.BytesIO(data)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        version = np.lib.format.read_magic(stream)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
+        if read is None:
+            raise UnreadableMapError(f"it is of version {version[0]} of NumPy's format: expected 1 or 2")
+        shape, _, kind = read(stream, max_header_size=_LONGEST_HEADER)
+        if kind.kind not in "iub":
+            raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected whole numbers")
+        _check_shape(shape, size)
+        stream.seek(0)
+        array = np.load(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+    except UnreadableMapError:
+        raise
     except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:
         raise UnreadableMapError(f"it is no array of NumPy: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise UnreadableMapError("it holds several arrays: expected one")
-    if array.dtype.kind not in "iub":
-        raise UnreadableMapError(f"its numbers are of type {array.dtype}: expected whole numbers")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise UnreadableMapError("it has a number over 2^63")
     return array.astype(np.int64)
 
 
-def _of_picture(data: bytes) -> NDArray[np.int64]:
+def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large picture is checked below, and what fails is an error
             with Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as picture:
-                width, height = picture.size
-                if width * height > MOST_PIXELS:
-                    raise UnreadableMapError(f"it has {width * height:,} pixels: at most {MOST_PIXELS:,} are decoded")
+                _check_shape(picture.size[::-1], size)
                 if getattr(picture, "n_frames", 1) > 1:
                     raise UnreadableMapError("it has several pages: expected one")
                 if picture.mode not in _MODES:

@@ -1,11 +1,12 @@
 """Reads masks as brush strokes from Label Studio's JSON or JSON_MIN."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from segmint.catalogs.layout import MOST_PIXELS
 from segmint.operators.annotations.image import (
     LONGEST_SIDE,
     AnnotatedImage,
@@ -13,6 +14,7 @@ from segmint.operators.annotations.image import (
     CocoRle,
     Size,
     UnreadableMaskError,
+    check_pixels,
     encode_mask,
     id_number,
     label_text,
@@ -43,7 +45,8 @@ def read_tasks(
 ) -> Iterator[Task]:
     """Yield the answers of tasks, with the converter `brush` of Label Studio's SDK.
 
-    The latest annotation of a task that was not canceled counts; a task without one is left out. `size_of` returns the
+    The latest annotation of a task that was not canceled counts; a task without one is left out. JSON_MIN has a record
+    an annotation: each is yielded, with the time that says which is the latest. `size_of` returns the
     (height, width) of an image by its name where that is known: then masks of other sizes are not even decoded. The
     name is the image's path or URL; a mask's id is that of its region where that is a number. Results that are no
     objects or have no shape are ignored; a task without an image has a name that says so. Raises `KeyError` or
@@ -52,10 +55,10 @@ def read_tasks(
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise TypeError(f"task number {number} is no object")
-        answer = answer_of(task)
-        if answer is None:
+        answers = _sorted(task)
+        if not answers:
             continue
-        regions, superseded = answer
+        (saved, regions), superseded = answers[0], len(answers) - 1
         data = task.get("data", task)
         name = data.get("image") if isinstance(data, dict) else None
         if not isinstance(name, str) or not name:
@@ -63,7 +66,7 @@ def read_tasks(
                 AnnotatedImage(f"task number {number}", None, None, unreadable=["it has no `image`"]), superseded
             )
             continue
-        image = AnnotatedImage(name, None, size_of(name))
+        image = AnnotatedImage(name, None, size_of(name), saved=saved)
         for region in regions:
             if region.get("type") not in _NO_SHAPES:
                 _add(image, region, brush)
@@ -93,23 +96,39 @@ def iter_tasks(stream: Readable) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
-def answer_of(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int] | None:
-    """Return the regions of a task's answer and the number of its other answers; None if it has no answer."""
-    answers = answers_of(task)
-    return (answers[0], len(answers) - 1) if answers else None
-
-
 def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
     """Return the regions of each answer of a task that was not canceled, the latest answer first."""
+    return [regions for _, regions in _sorted(task)]
+
+
+def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
+    """Return time and regions of each answer of a task, the latest first; one without a `result` is none."""
     if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
         if task.get("annotation_id") is None:
             return []
         lists = [value for value in task.values() if isinstance(value, list)]
-        return [[region for regions in lists for region in regions if isinstance(region, dict)]]
-    kept = [each for each in task["annotations"] if not (each.get("was_cancelled") or each.get("skipped"))]
+        return [(_saved(task), [region for regions in lists for region in regions if isinstance(region, dict)])]
+    given = task["annotations"] or ()
+    kept = [each for each in given if not (each.get("was_cancelled") or each.get("skipped"))]
+    answers = [
+        (_saved(each), [region for region in each["result"] if isinstance(region, dict) and "value" in region])
+        for each in kept
+        if each.get("result") is not None
+    ]
     # Stable: of equally late ones the first.
-    kept.sort(key=lambda each: str(each.get("updated_at") or each.get("created_at") or ""), reverse=True)
-    return [[region for region in each["result"] if isinstance(region, dict) and "value" in region] for each in kept]
+    answers.sort(key=lambda answer: -math.inf if answer[0] is None else answer[0], reverse=True)
+    return answers
+
+
+def _saved(answer: Mapping[str, Any]) -> float | None:
+    """When an answer was saved, in seconds since 1970; None if it does not say so."""
+    for name in ("updated_at", "created_at"):
+        try:
+            time = datetime.fromisoformat(str(answer.get(name)))
+        except ValueError:
+            continue
+        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
+    return None
 
 
 def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:
@@ -122,8 +141,9 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:
         size = (int(sized["original_height"]), int(sized["original_width"]))
         # Before decoding: a few bytes may expand to gigabytes.
         image.check_size(size)
-        if not all(0 < side <= LONGEST_SIDE for side in size) or size[0] * size[1] > MOST_PIXELS:
+        if not all(0 < side <= LONGEST_SIDE for side in size):
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
+        check_pixels(size)
         image.masks.append(AnnotatedMask(_brush_rle(value["rle"], size, brush), id, _label(value)))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         image.leave_out(id, error)

@@ -109,12 +109,13 @@ class LabelMapsPart:
     def _load(self, image: str, name: str, decoders: Decoders) -> TruthImage:
         try:
             labels = read_label_map((self.maps / name).read(max_bytes=_LARGEST_MAP), name)
+            drawn = label_masks(labels, self.ignore)
         except UnreadableMapError as error:
             raise UnreadableTruthError(f"its label map {name}: {error}") from error
         except (NotFoundError, StorageFaultError, OSError) as error:
             raise UnreadableTruthError(f"its label map cannot be read: {error}") from error
         pixels = _read_pixels(self.folder, image, decoders)
-        masks, left_out = _masks(label_masks(labels, self.ignore), pixels, labels)
+        masks, left_out = _masks(drawn, pixels, labels)
         stem = PurePosixPath(image).stem
         return TruthImage(self.truth, stem, image, pixels, masks, left_out, label_map=labels, ignore=self.ignore)
 

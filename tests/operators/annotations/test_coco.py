@@ -75,6 +75,7 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         ({"size": [30, 40], "counts": [1.5]}, "whole numbers"),
         ({"size": [30, 1 << 40], "counts": [5]}, "its size is"),
         ({"size": [30, 40]}, "counts"),
+        ({"size": [65_535, 65_535], "counts": [65_535**2]}, "4,294,836,225 pixels: at most 250,000,000"),
         ([], "no mask"),
         (None, "no mask"),
         ("text", "neither run lengths nor polygons"),
@@ -83,6 +84,10 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         ([{"a": 1}], "three points"),
         ([[1, 2, 3, "x", 5, 6]], "coordinate x"),
         ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),
+        ([[1, 2, 81, 3, 5, 6]], "coordinate 81: expected pixels, from -40 to 80"),
+        ([[1, 2, 3, -31, 5, 6]], "coordinate -31: expected pixels, from -30 to 60"),
+        ([[-40, 0, 80, 0] * 5_000], "1 outlines of 1,210,000 pixels: at most 1,000,000"),
+        ([[0, 0, 0, 1, 1, 0]] * 200_000, "200,000 outlines of 1,200,000 pixels"),
     ],
 )
 def test_a_mask_that_cannot_be_read_is_listed_and_costs_no_other(segmentation: Any, why: str) -> None:
@@ -144,6 +149,24 @@ def test_a_polygon_in_another_size_than_the_images_is_unreadable() -> None:
     (found,) = read_coco(document, {"a.jpg": (30, 40)}.get).images
     assert (found.masks, found.size, found.other) == ([], (30, 40), (60, 80))
     assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, its image is 40 x 30"]
+
+
+@pytest.mark.parametrize("info", [{}, {"contributor": "Label Studio Converter"}])
+def test_no_memory_is_taken_for_the_size_that_a_file_claims(info: dict[str, str]) -> None:
+    """A contour in 65,535 x 65,535 pixels would take 4 GB."""
+    image = {"id": 1, "file_name": "a.jpg", "height": 65_535, "width": 65_535}
+    document = {"info": info, "images": [image], "annotations": [mask([[0, 0, 9, 0, 9, 9]], image_id=1)]}
+    (found,) = read_coco(document).images
+    assert found.unreadable == [
+        "mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: at most 250,000,000 are decoded"
+    ]
+
+
+def test_points_outside_of_the_image_are_cut_off() -> None:
+    filled = np.zeros((30, 40), bool)
+    filled[:10, 30:] = True
+    (one,) = read(mask([[30, -30, 80, -30, 80, 10, 30, 10]])).images[0].masks
+    np.testing.assert_array_equal(one.pixels(), filled)
 
 
 def test_a_known_size_comes_before_the_files() -> None:

@@ -26,6 +26,13 @@ def array(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def claiming(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
+    """An array's file that claims a shape, and has no numbers."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_2_0(buffer, {"shape": shape, "fortran_order": False, "descr": kind})
+    return buffer.getvalue()
+
+
 def palette() -> Image.Image:
     image = Image.fromarray(LABELS.astype(np.uint8), "P")
     image.putpalette([value for index in range(256) for value in (255 - index, 0, 0)])
@@ -57,14 +64,33 @@ def test_numbers_come_back_as_they_were_written(name: str, data: bytes, factor: 
         ("a.png", picture(palette().convert("RGB"), "PNG"), "RGB, a color"),
         ("a.npy", b"junk", "no array of NumPy"),
         ("a.npy", array(LABELS / 2), "float64"),
-        ("a.npy", array(np.array([[{}]], object)), "no array of NumPy"),
+        ("a.npy", array(np.array([[{}]], object)), "of type object"),
         ("a.npy", array(LABELS[None]), r"its shape is \(1, 6, 5\)"),
         ("a.npy", array(np.array([[2**64 - 1]], np.uint64)), "over 2\\^63"),
+        ("a.npy", claiming((30_000, 30_000)), "it has 900,000,000 pixels: at most 250,000,000"),
+        ("a.npy", claiming((1 << 40, 1 << 40)), "its shape is"),
+        ("a.npy", claiming((6, 5), "|V1000000000"), "of type"),
+        ("a.npy", claiming((6, 5)), "no array of NumPy"),
     ],
 )
 def test_what_is_no_label_map_is_an_error(name: str, data: bytes, why: str) -> None:
     with pytest.raises(UnreadableMapError, match=why):
         read_label_map(data, name)
+
+
+TORN = picture(Image.fromarray(LABELS.astype(np.uint8)), "PNG")[:-20]
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.npy", claiming((6, 4))), ("a.png", TORN)])
+def test_another_size_than_the_images_is_not_decoded(name: str, data: bytes) -> None:
+    with pytest.raises(UnreadableMapError, match="pixels, its image 5 x 7"):
+        read_label_map(data, name, (7, 5))
+
+
+def test_noise_is_no_label_map() -> None:
+    noise = np.arange(260 * 260).reshape(260, 260)
+    with pytest.raises(UnreadableMapError, match="67,600 different numbers: at most 65,536"):
+        label_masks(noise)
 
 
 def test_every_number_but_the_background_is_a_mask() -> None:

@@ -39,7 +39,9 @@ def test_a_mask_of_another_size_is_not_decoded() -> None:
     assert (image.masks, image.unreadable_ids) == ([], [10_000])
     assert image.unreadable == ["mask 10000: it is 40 x 30 pixels, its image 30 x 40"]
     ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))], Never())
-    assert image.unreadable == ["mask 10000: its size is 40000 x 30000 pixels"]
+    assert image.unreadable == [
+        "mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: at most 250,000,000 are decoded"
+    ]
 
 
 def test_what_is_no_mask_costs_no_other() -> None:
@@ -56,3 +58,36 @@ def test_what_is_no_mask_costs_no_other() -> None:
     assert answers[1].image.name == "task number 2"
     with pytest.raises(TypeError, match="task number 2 is no object"):
         list(read_tasks([task(region()), 5], brush))
+
+
+def test_what_has_no_result_is_no_answer() -> None:
+    path = {"image": "sa_1.jpg"}
+    old = {"result": [region()], "updated_at": "2026-01-01T00:00:00Z"}
+    new = {"result": None, "updated_at": "2026-01-02T00:00:00Z"}
+    answers = list(read_tasks([{"data": path, "annotations": None}, {"data": path, "annotations": [new, old]}], brush))
+    assert [(len(image.masks), others) for image, others in answers] == [(1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("2026-01-01T09:00:00Z", "2026-01-01T09:00:00.5Z"),
+        ("2026-01-01T11:00:00+02:00", "2026-01-01T10:00:00Z"),
+        (None, "2026-01-01T10:00:00"),
+    ],
+)
+def test_the_latest_answer_is_that_of_the_latest_time(earlier: str | None, later: str) -> None:
+    annotations = [{"result": [], "updated_at": earlier}, {"result": [region()], "updated_at": later}]
+    for each in (annotations, annotations[::-1]):
+        ((image, others),) = read_tasks([{"data": {"image": "sa_1.jpg"}, "annotations": each}], brush)
+        assert (len(image.masks), others) == (1, 1)
+
+
+def test_json_min_has_a_record_an_answer_with_its_time() -> None:
+    record = {"image": "sa_1.jpg", "id": 1, "tag": [{**region()["value"], "original_height": 30, "original_width": 40}]}
+    times = ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z")
+    records = [{**record, "annotation_id": n, "updated_at": time} for n, time in enumerate(times)]
+    (first, _), (second, _) = read_tasks(records, brush)
+    assert first.saved is not None
+    assert second.saved is not None
+    assert first.saved - second.saved == 86_400

@@ -140,3 +140,14 @@ def test_label_studio_what_cannot_be_read_is_told(bad: dict[str, Any], told: str
     (problem,) = found.unreadable
     assert problem.startswith("sa_12.jpg, mask 120001: ")
     assert told in problem
+
+
+def test_json_min_the_latest_of_several_answers_counts() -> None:
+    value = {**region(RING)["value"], "original_height": 30, "original_width": 40}
+    times = ("2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z", "2026-01-01T00:00:00Z")
+    records = [
+        {"image": "sa_12.jpg", "id": 1, "annotation_id": n, "updated_at": time, "tag": [value] * n}
+        for n, time in enumerate(times)
+    ]
+    found = read_label_studio(records, SIZES, brush)
+    assert (len(found.masks[12]), found.superseded) == (1, 2)
