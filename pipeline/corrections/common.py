@@ -18,7 +18,7 @@ from segmint.catalogs.dataset.manifest import (
     put_with_parts,
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.catalogs.layout import (
     CATALOG,
     CLAIMS,
@@ -137,16 +137,26 @@ def remove_parts(dataset: Location) -> None:
 
 
 def is_unfinished(dataset: Location, shards: Sequence[int]) -> bool:
-    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version."""
+    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version.
+
+    What became of other shards since is none of its business, nor what a build claims of those that are not there yet.
+    """
     wanted = frozenset(shards)
-    claims = (parse_claim_name(entry.name) for entry in (dataset / CLAIMS).list())
-    if any(claim is not None and claim[0] in wanted for claim in claims):
-        return True
     names = (parse_commit_name(name) for name in (dataset / COMMITS).walk_ever())
     generations = [name for name in names if name is not None and name[0] in wanted]
-    if len(generations) > len({shard for shard, _ in generations}):
+    committed = {shard for shard, _ in generations}
+    if len(generations) > len(committed):
         return True
-    return any(generation > 1 for _, generation in generations) and name_now(dataset).number is None
+    claims = (parse_claim_name(entry.name) for entry in (dataset / CLAIMS).list())
+    if any(claim is not None and claim[0] in committed for claim in claims):
+        return True
+    changed = {name for name in generations if name[1] > 1}
+    try:
+        latest = latest_version(dataset) if changed else None
+    except DamagedDatasetError:  # `segmint verify` says so
+        latest = None
+    recorded = set() if latest is None else {(shard, generation) for shard, generation, _ in latest.commits}
+    return bool(changed - recorded)
 
 
 def risen(dataset: Location) -> DatasetManifest:

@@ -10,7 +10,7 @@ from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.rows import Row
 from segmint.pipeline.imports.merge import Left, Merged
-from segmint.pipeline.imports.staging import SHOWN, Staged
+from segmint.pipeline.imports.staged import SHOWN, Staged
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """What becomes of masks, as `Merged` counts them."""

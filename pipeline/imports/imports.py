@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +19,6 @@ from segmint.catalogs.layout import (
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.names import image_number
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SOURCES
@@ -33,8 +31,11 @@ from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
 from segmint.pipeline.imports.carry import carry_masks
 from segmint.pipeline.imports.files import ImportFormat, stage_file
+from segmint.pipeline.imports.matching import Match
 from segmint.pipeline.imports.merge import ImportSettings, Left, Mode, merge
-from segmint.pipeline.imports.staging import Match, Stage, Staged
+from segmint.pipeline.imports.sizes import sizes_of
+from segmint.pipeline.imports.staged import Staged
+from segmint.pipeline.imports.staging import Stage
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
 """What `--source` may say; `corrected` is found by comparing masks."""
@@ -149,7 +150,6 @@ def _plan(dataset: Location, asked: Asked, folder: Path) -> _Plan:
         source=asked.source,
         origin=origin,
         annotator=asked.annotator,
-        by_id=staged.by_id,
     )
     tally = Tally()
     unchanged: dict[int, int] = {}
@@ -186,30 +186,6 @@ def _nothing_found(dataset: Location, asked: Asked, staged: Staged) -> str:
     problems += [f"unreadable: {problem}" for problem in staged.unreadable[:3]]
     why = f" ({'; '.join(problems)})" if problems else ""
     return f"{asked.where} has no image of {dataset}{why}: {expected}. Nothing was changed"
-
-
-def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function from the name of an image to its (height, width) in the dataset; None if it is not there.
-
-    Only names with a number are looked up, and the sizes of one shard are kept.
-    """
-
-    @lru_cache(maxsize=8)
-    def of_shard(shard: int) -> dict[int, tuple[int, int]]:
-        def read(commit: Commit) -> dict[int, tuple[int, int]]:
-            table = read_table(read_file(dataset, commit.file("images")), "images")
-            rows = table.select(["id", "height", "width"]).to_pylist()
-            return {row["id"]: (row["height"], row["width"]) for row in rows}
-
-        return with_holding(dataset, shard, read) or {}
-
-    def size(name: str) -> tuple[int, int] | None:
-        number = image_number(name) if match is Match.NUMBER else None
-        if number is None or not 0 < number <= manifest.shards * manifest.images_per_shard:
-            return None
-        return of_shard((number - 1) // manifest.images_per_shard).get(number)
-
-    return size
 
 
 def _look(

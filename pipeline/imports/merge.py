@@ -68,7 +68,6 @@ class ImportSettings:
     source: str = "imported"  # of masks that correct none
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
-    by_id: bool = True  # whether the ids in the file are the dataset's
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
     if settings.mode is Mode.ADD or not old or not new:
         return {}
     pairs: dict[str, Row] = {}
-    if settings.mode is Mode.REPLACE and settings.by_id:
+    if settings.mode is Mode.REPLACE:
         by_number = {annotation_id(row["id"], mask["index"]): mask for mask in old}
         for mask in new:
             parent = None if mask.id is None else by_number.pop(mask.id, None)  # of several the first

@@ -5,126 +5,22 @@ masks of one shard at a time, however many the file has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
-from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
-from segmint.pipeline.imports.merge import Answer
-
-SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
-"""What is carried of a mask of another dataset, besides its label."""
-
-OF_IMAGE = ("answer", "annotator", "stage", "seconds")
-"""And of its image."""
-
-SHOWN = 20
-"""Images and masks that are named for people; all are counted."""
-
-_BATCH = 2_000
-"""Masks that are held in memory until they are written."""
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.pipeline.corrections.people_masks import canonical_counts
+from segmint.pipeline.imports.matching import Match, find_homes, quoted
+from segmint.pipeline.imports.scratch import ANSWERS_READ, MASKS_READ, OF_IMAGE, SAID, Writer
+from segmint.pipeline.imports.staged import SHOWN, Staged
 
 _MEMORY = "1GB"
-
-_SIZE = [("height", pa.int32()), ("width", pa.int32())]
-_ORIGIN = {field.name: field for field in MASK_ORIGIN}
-_MASKS = pa.schema(
-    [
-        ("answer", pa.int64()),  # the image's number in the file
-        ("number", pa.int64()),  # the mask's
-        *_SIZE,
-        ("counts", pa.string()),
-        ("id", pa.int64()),
-        ("label", pa.string()),
-        pa.field("said", pa.struct([_ORIGIN[name] for name in SAID])),
-    ]
-)
-_ANSWERS = pa.schema(
-    [
-        ("answer", pa.int64()),
-        ("ordinal", pa.int64()),  # null where the name is looked for
-        ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
-        ("name", pa.string()),
-        *_SIZE,
-        ("unreadable", pa.int32()),
-        pa.field("of_image", pa.struct([IMAGES.field(name) for name in OF_IMAGE])),
-    ]
-)
-
-
-class Match(StrEnum):
-    """How the images of a file are found in a dataset."""
-
-    NUMBER = "number"  # `sa_<id>.jpg`
-    IMAGE_ID = "image-id"  # the file name, with or without its ending, is the image_id
-    URI = "uri"  # the file name is the last part of the uri
-
-
-_KEY = {
-    Match.IMAGE_ID: "image_id",
-    Match.URI: "regexp_extract(split_part(split_part(uri, '?', 1), '#', 1), '[^/]*$')",
-}
-
-
-@dataclass(frozen=True)
-class Staged:
-    """The masks of a file, by ordinals of the dataset. The folder must be there as long as this is used."""
-
-    folder: Path
-    ordinals: tuple[tuple[int, int], ...]  # spans [a, b) of the shards with an image of the file, by shard
-    shards: tuple[int, ...]
-    images: int  # of the file, each once
-    masks: int  # of these images
-    unknown: int = 0  # images of the file that the dataset does not have
-    ambiguous: int = 0  # those whose name several images have
-    superseded: int = 0  # those that an earlier entry of the file is of
-    first_unknown: str | None = None
-    first_ambiguous: str | None = None
-    unreadable: tuple[str, ...] = ()  # the first `SHOWN` masks and images that cannot be read
-    all_unreadable: int = 0
-    by_id: bool = True  # whether the ids in the file may be the dataset's
-    left: Mapping[str, int] = field(default_factory=dict)  # masks and images that are not for the dataset, by reason
-
-    def answers(self, first: int, stop: int) -> dict[int, Answer]:
-        """Return what the file has for the images with the ordinals [first, stop)."""
-        span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
-        masks: dict[int, list[NewMask]] = {}
-        sizes: dict[int, set[tuple[int, int]]] = {}
-        rows = pq.read_table(self.folder / "masks.parquet", filters=span).to_pylist()
-        for row in sorted(rows, key=lambda row: int(row["number"])):
-            said = {name: value for name, value in (row["said"] or {}).items() if value is not None}
-            mask = NewMask(row["counts"], row["id"], row["label"], said)
-            masks.setdefault(row["ordinal"], []).append(mask)
-            sizes.setdefault(row["ordinal"], set()).add((row["height"], row["width"]))
-        found = {}
-        for row in pq.read_table(self.folder / "answers.parquet", filters=span).to_pylist():
-            ordinal = row["ordinal"]
-            own = {(row["height"], row["width"])} if row["height"] is not None else set()
-            found[ordinal] = Answer(
-                masks.get(ordinal, ()),
-                frozenset(sizes.get(ordinal, set()) | own),
-                row["unreadable"],
-                _as_rows_say(row["of_image"] or {}),
-            )
-        return found
-
-
-def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return columns of `images` under their names in rows, whose own `stage` is that of a verdict."""
-    return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
 class Stage:
@@ -134,14 +30,13 @@ class Stage:
         self._folder = folder
         self._manifest = manifest
         self._match = match
-        self._answers = _Writer(folder / "read-answers.parquet", _ANSWERS)
-        self._masks = _Writer(folder / "read-masks.parquet", _MASKS)
+        self._answers = Writer(folder / "read-answers.parquet", ANSWERS_READ)
+        self._masks = Writer(folder / "read-masks.parquet", MASKS_READ)
         self._count = 0
         self._mask_count = 0
         self._rows = manifest.shards * manifest.images_per_shard
         self._unreadable: list[str] = []
         self._all_unreadable = 0
-        self._by_id = True
         self.superseded = 0
         self.homeless = 0  # masks that may be of any image
 
@@ -160,22 +55,39 @@ class Stage:
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
         masks = []
+        by_id = self._ids_hold(image, number)
         for mask in image.masks:
             size = (mask.rle["size"][0], mask.rle["size"][1])
             try:
                 label = None if mask.label == unlabeled else mask.label
-                masks.append((size, canonical_counts(mask.rle["counts"], size), mask.id, label, None))
+                masks.append(
+                    (size, canonical_counts(mask.rle["counts"], size), mask.id if by_id else None, label, None)
+                )
             except ValueError as error:  # the readers have checked it
                 unreadable.append(f"mask {mask.id}: {error}")
-            if mask.id is not None and number is not None:
-                home = mask.id // MASKS_PER_IMAGE_LIMIT
-                self._by_id &= home == number or not 0 < home <= self._rows
         for problem in unreadable:
             self.leave_out(f"{image.name}, {problem}")
         keys = list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self._match is Match.IMAGE_ID else []
         if self._match is Match.URI:
             keys = [name_and_stem(image.name)[0]]
-        self._put(image.name, ordinal, keys, image.other or image.size, len(unreadable) + self.homeless, None, masks)
+        self._put(
+            image.name,
+            ordinal,
+            keys,
+            image.other or image.size,
+            len(unreadable) + self.homeless,
+            image.saved,
+            None,
+            masks,
+        )
+
+    def _ids_hold(self, image: AnnotatedImage, number: int | None) -> bool:
+        """Whether the ids of an image's masks may be the dataset's; a tool that renumbers gives it another image's.
+
+        Ids in files whose images are found by other names are of other numberings.
+        """
+        homes = {mask.id // MASKS_PER_IMAGE_LIMIT for mask in image.masks if mask.id is not None}
+        return number is not None and not any(0 < home <= self._rows for home in homes - {number})
 
     def leave_out(self, problem: str) -> None:
         """Count a mask or an entry that cannot be read."""
@@ -197,7 +109,7 @@ class Stage:
             )
             for mask in masks
         ]
-        self._put(f"sa_{ordinal + 1}", ordinal, [], size, 0, {name: image[name] for name in OF_IMAGE}, rows)
+        self._put(f"sa_{ordinal + 1}", ordinal, [], size, 0, None, {name: image[name] for name in OF_IMAGE}, rows)
 
     def _put(
         self,
@@ -206,6 +118,7 @@ class Stage:
         keys: list[str],
         size: tuple[int, int] | None,
         unreadable: int,
+        saved: float | None,
         of_image: Mapping[str, Any] | None,
         masks: Iterable[tuple[tuple[int, int], str, int | None, str | None, Mapping[str, Any] | None]],
     ) -> None:
@@ -233,6 +146,7 @@ class Stage:
                 "height": height,
                 "width": width,
                 "unreadable": unreadable,
+                "saved": saved,
                 "of_image": of_image,
             }
         )
@@ -243,16 +157,16 @@ class Stage:
         self._answers.close()
         self._masks.close()
         with open_database(self._folder, _MEMORY) as database:
-            self._find(dataset, database)
+            find_homes(self._folder, self._manifest, self._match, dataset, database)
             files = {name: str(self._folder / f"{name}.parquet") for name in ("answers", "masks")}
             database.execute(
                 f"""COPY (SELECT chosen.ordinal, read.* EXCLUDE (ordinal) FROM read_answers read
-                JOIN chosen USING (answer) ORDER BY chosen.ordinal) TO '{_quoted(files["answers"])}'
+                JOIN chosen USING (answer) ORDER BY chosen.ordinal) TO '{quoted(files["answers"])}'
                 (FORMAT parquet, ROW_GROUP_SIZE 10000)"""
             )
             database.execute(
                 f"""COPY (SELECT chosen.ordinal, read.* FROM read_masks read JOIN chosen USING (answer)
-                ORDER BY chosen.ordinal, read.number) TO '{_quoted(files["masks"])}'
+                ORDER BY chosen.ordinal, read.number) TO '{quoted(files["masks"])}'
                 (FORMAT parquet, ROW_GROUP_SIZE 10000)"""
             )
             per_shard = self._manifest.images_per_shard
@@ -278,73 +192,5 @@ class Stage:
             first_ambiguous=firsts.get("ambiguous"),
             unreadable=tuple(self._unreadable),
             all_unreadable=self._all_unreadable,
-            by_id=self._by_id and self._match is Match.NUMBER,  # ids in other files are of other numberings
             left=dict(left or {}),
         )
-
-    def _find(self, dataset: Location, database: duckdb.DuckDBPyConnection) -> None:
-        """Make the tables `found`, what became of each answer, and `chosen`, the ordinals of those that count."""
-        for name in ("answers", "masks"):
-            path = _quoted(str(self._folder / f"read-{name}.parquet"))
-            database.execute(f"CREATE VIEW read_{name} AS SELECT * FROM read_parquet('{path}')")
-        spans = [(part.first_shard * self._manifest.images_per_shard, part.rows) for part in self._manifest.catalog]
-        there = " OR ".join(f"ordinal BETWEEN {first} AND {first + rows - 1}" for first, rows in spans if rows)
-        if self._match is Match.NUMBER:
-            database.execute(
-                f"CREATE TEMP TABLE homes AS SELECT answer, ordinal FROM read_answers WHERE {there or 'false'}"
-            )
-        else:
-            parts = []
-            for number, part in enumerate(self._manifest.catalog):
-                local = self._folder / f"part-{number}.parquet"
-                (dataset / part.path).get_file(local)
-                parts.append(str(local))
-            database.execute(
-                f"""CREATE TEMP TABLE homes AS
-                WITH asked AS (SELECT answer, unnest(keys) AS key FROM read_answers),
-                     pinned AS (SELECT ordinal, {_KEY[self._match]} AS key
-                                FROM read_parquet($parts, union_by_name = true) WHERE duplicate_of IS NULL)
-                SELECT DISTINCT asked.answer, pinned.ordinal FROM asked JOIN pinned USING (key)""",
-                {"parts": parts},
-            )
-        database.execute(
-            """CREATE TEMP TABLE found AS
-            WITH counted AS (SELECT answer, count(*) AS homes, min(ordinal) AS ordinal FROM homes GROUP BY answer),
-                 ranked AS (SELECT answer, ordinal, row_number() OVER (PARTITION BY ordinal ORDER BY answer) AS rank
-                            FROM counted WHERE homes = 1)
-            SELECT read.answer, read.name, ranked.ordinal,
-                   CASE WHEN counted.homes IS NULL THEN 'unknown' WHEN counted.homes > 1 THEN 'ambiguous'
-                        WHEN ranked.rank > 1 THEN 'superseded' ELSE 'chosen' END AS status
-            FROM read_answers read LEFT JOIN counted USING (answer) LEFT JOIN ranked USING (answer)"""
-        )
-        database.execute("CREATE TEMP TABLE chosen AS SELECT answer, ordinal FROM found WHERE status = 'chosen'")
-
-
-class _Writer:
-    """Writes rows to a local Parquet file, some thousand at a time."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
-        self._schema = schema
-        self._rows: list[dict[str, Any]] = []
-        self._open = True
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) == _BATCH:
-            self._flush()
-
-    def close(self) -> None:
-        if self._open:
-            self._flush()
-            self._writer.close()
-            self._open = False
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows.clear()
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")

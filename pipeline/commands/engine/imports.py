@@ -52,7 +52,7 @@ def import_(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.imports.files import ImportFormat
     from segmint.pipeline.imports.imports import Asked, import_masks, list_import
-    from segmint.pipeline.imports.staging import Match
+    from segmint.pipeline.imports.matching import Match
 
     if into is None:
         raise UsageError("--into is missing: name the dataset that gets the masks")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest, put_manifest
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.torch_dataset import open_dataset
@@ -18,6 +19,7 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.schemas import SCHEMAS_OF
+from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.audit.integrity import audit_integrity
@@ -27,17 +29,19 @@ from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.imports import sizes
 from segmint.pipeline.imports.answer import Imported
 from segmint.pipeline.imports.files import ImportFormat
 from segmint.pipeline.imports.imports import Asked, import_masks, list_import
+from segmint.pipeline.imports.matching import Match
 from segmint.pipeline.imports.merge import Mode
-from segmint.pipeline.imports.staging import Match
 from segmint.pipeline.report.report import write_report
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics
+from tests.support.described_rows import described, rejected_row
 from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
-from tests.support.label_studio import answered, decode, painted
+from tests.support.label_studio import answered, convert, decode, painted
 from tests.support.locations import location_of
 from tests.support.protocol import Place, contents, retry, two_shards, write
 from tests.support.reported import QUICK
@@ -252,6 +256,27 @@ def test_corrections_after_an_import(place: Place, tmp_path: Path) -> None:
     assert import_coco(place, path, annotator="Ada").changed_shards == ()
 
 
+def test_nothing_is_asked_or_recorded_after_growth_if_nothing_changes(place: Place) -> None:
+    path = write_coco(place, {1: [(APART, None)], 7: []})
+    import_coco(place, path)
+    recorded = latest_version(place.location)
+    grow(place)
+    claim = Claim(2, 1, ("shards/sa_000002-0123456789ab.tar",))  # of a build at work
+    claim.location(place.location).put(claim.to_json())
+    asked = Asked(location_of(path), ImportFormat.COCO, Mode.REPLACE)
+
+    def no(_: Any) -> None:
+        raise AssertionError("asked")
+
+    for built in (False, True):
+        if built:
+            claim.location(place.location).delete()
+            write(place, 2, rows=described([rejected_row(n) for n in (6, 7, 8)]))
+        done = import_masks(place.location, asked, confirm=no)
+        assert (done.listed.images, done.changed_shards) == (0, ())
+    assert latest_version(place.location) == recorded
+
+
 def test_a_redaction_that_came_first_is_measured(place: Place, tmp_path: Path) -> None:
     regions = tmp_path / "regions.jsonl"
     regions.write_text('{"id": 1, "kind": "other", "x": 0, "y": 0, "w": 20, "h": 30}\n')
@@ -263,13 +288,25 @@ def test_a_redaction_that_came_first_is_measured(place: Place, tmp_path: Path) -
 
 def test_lost_files_after_an_import(place: Place) -> None:
     """All but what people said is in another file, too."""
-    import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)]}))
+    import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: []}))
     names = [path for path in contents(place) if path.startswith("masks/")]
     for name in names:
         place.storage.delete(f"{place.uri}/{name}")
     left = repair(place.location).left
     assert list(left) == [0]
     assert "what people said of the masks of 1 image" in left[0]
+
+
+def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: Place) -> None:
+    import_coco(place, write_coco(place, {1: [(SECOND, 10_001)], 2: [], 4: [(FIRST, 40_000)]}), annotator="Ada")
+    before = contents(place)
+    names = [path for path in before if path.startswith("masks/")]
+    for name in names:
+        place.storage.delete(f"{place.uri}/{name}")
+    done = repair(place.location)
+    assert (done.left, sorted(done.repaired)) == ({}, sorted(names))
+    assert contents(place) == before
+    assert sources(place, 0) == [(10_001, "automatic", None)]
 
 
 def test_two_imports_at_once_are_both_done(place: Place) -> None:
@@ -304,9 +341,9 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch
     """Whatever the file's order, a shard's change reads its own masks alone."""
     images: dict[int, Any] = {5: [(FIRST, None)], 1: [((0, 0, 2 + n, 3), None) for n in range(25)]}
     path = write_coco(place, images)
-    from segmint.pipeline.imports import staging
+    from segmint.pipeline.imports import scratch
 
-    monkeypatch.setattr(staging, "_BATCH", 4)
+    monkeypatch.setattr(scratch, "_BATCH", 4)
     done = import_coco(place, path, Mode.ADD)
     assert done.listed.masks["added"] == 25
     assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]
@@ -350,6 +387,40 @@ def test_label_studio_s_answers_come_back(place: Place, tmp_path: Path) -> None:
     assert findings(place) == []
     with pytest.raises(UsageError, match="cannot be read as Label Studio's tasks"):
         import_tasks({"images": []})  # type: ignore[arg-type]
+
+
+def test_json_min_s_latest_answer_counts(place: Place, tmp_path: Path) -> None:
+    """JSON_MIN has a record for each answer, in any order."""
+    out = tmp_path / "out"
+    export_dataset(place.location, ExportOptions(Format.LABEL_STUDIO, with_images=False), location_of(out))
+    tasks = answered(json.loads((out / "tasks.json").read_text())[:1])
+    (record,) = json.loads((convert(tasks, tmp_path / "min", "JSON_MIN") / "result.json").read_text())
+    emptied = {**record, "annotation_id": 1, "updated_at": "2026-03-01T09:00:00Z", "tag": []}
+    (tmp_path / "answers.json").write_text(json.dumps([emptied, record, emptied]))
+    asked = Asked(location_of(tmp_path / "answers.json"), ImportFormat.LABEL_STUDIO, Mode.REPLACE)
+    listed = list_import(place.location, asked)
+    assert (listed.named, listed.superseded, listed.masks["same"], listed.masks["deleted"]) == (1, 2, 2, 0)
+
+
+def test_an_id_of_another_image_counts_for_its_own_image_alone(place: Place) -> None:
+    """A tool numbers a new mask one over the highest; other images' ids stay the dataset's."""
+    images = {1: [(APART, 10_000), (SECOND, 50_002)], 5: [(APART, 50_000), (SECOND, 50_001)]}
+    import_coco(place, write_coco(place, images))
+    assert sources(place, 0) == [(10_001, "automatic", None), (10_002, "imported", None)]
+    assert sources(place, 4) == [(50_001, "automatic", None), (50_002, "corrected", 50_000)]
+
+
+def test_each_table_is_read_once_for_the_sizes_of_images(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(dataset: Any, entry: Any) -> bytes:
+        read.append(entry.path)
+        return read_file(dataset, entry)
+
+    monkeypatch.setattr(sizes, "read_file", counted)
+    size_of = sizes.sizes_of(place.location, load_manifest(place.location), Match.NUMBER)
+    assert [size_of(f"sa_{n}.jpg") for n in (4, 1, 5, 2, 3, 6, 7, 0)] == [(30, 40)] * 4 + [None] * 4
+    assert len(read) == 2
 
 
 def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Place, tmp_path: Path) -> None:

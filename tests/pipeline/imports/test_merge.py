@@ -98,10 +98,8 @@ def test_a_mask_without_its_id_is_paired_by_iou() -> None:
     shrunk = rectangle(3, 4, 13, 20)  # a column less than the second
     merged = merge(row, answer(as_read(row)[0], shrunk), REPLACE)
     assert (merged.corrected, merged.deleted, merged.row["masks"][1]["parent"]) == (1, 0, 10_001)
-    # Ids that belong to another numbering say nothing.
     wrong = replace(shrunk, id=10_000)
     assert merge(row, answer(wrong), REPLACE).row["masks"][0]["parent"] == 10_000
-    assert merge(row, answer(wrong), replace(REPLACE, by_id=False)).row["masks"][0]["parent"] == 10_001
 
 
 @pytest.mark.parametrize(("corrected", "label"), [(rectangle(2, 3, 12, 19), "cup"), (rectangle(20, 25, 28, 35), None)])

@@ -1,0 +1,72 @@
+"""Which images of a dataset those of a staged file are, and which of several entries for one image counts."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import duckdb
+
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.storage.location import Location
+
+
+class Match(StrEnum):
+    """How the images of a file are found in a dataset."""
+
+    NUMBER = "number"  # `sa_<id>.jpg`
+    IMAGE_ID = "image-id"  # the file name, with or without its ending, is the image_id
+    URI = "uri"  # the file name is the last part of the uri
+
+
+_KEY = {
+    Match.IMAGE_ID: "image_id",
+    Match.URI: "regexp_extract(split_part(split_part(uri, '?', 1), '#', 1), '[^/]*$')",
+}
+
+
+def find_homes(
+    folder: Path, manifest: DatasetManifest, match: Match, dataset: Location, database: duckdb.DuckDBPyConnection
+) -> None:
+    """Make the tables `found`, what became of each answer, and `chosen`, the ordinals of those that count.
+
+    Of several answers for one image the one that was saved last counts, and of those without a time the first.
+    """
+    for name in ("answers", "masks"):
+        path = quoted(str(folder / f"read-{name}.parquet"))
+        database.execute(f"CREATE VIEW read_{name} AS SELECT * FROM read_parquet('{path}')")
+    spans = [(part.first_shard * manifest.images_per_shard, part.rows) for part in manifest.catalog]
+    there = " OR ".join(f"ordinal BETWEEN {first} AND {first + rows - 1}" for first, rows in spans if rows)
+    if match is Match.NUMBER:
+        database.execute(
+            f"CREATE TEMP TABLE homes AS SELECT answer, ordinal FROM read_answers WHERE {there or 'false'}"
+        )
+    else:
+        parts = []
+        for number, part in enumerate(manifest.catalog):
+            local = folder / f"part-{number}.parquet"
+            (dataset / part.path).get_file(local)
+            parts.append(str(local))
+        database.execute(
+            f"""CREATE TEMP TABLE homes AS
+            WITH asked AS (SELECT answer, unnest(keys) AS key FROM read_answers),
+                 pinned AS (SELECT ordinal, {_KEY[match]} AS key
+                            FROM read_parquet($parts, union_by_name = true) WHERE duplicate_of IS NULL)
+            SELECT DISTINCT asked.answer, pinned.ordinal FROM asked JOIN pinned USING (key)""",
+            {"parts": parts},
+        )
+    database.execute(
+        """CREATE TEMP TABLE found AS
+        WITH counted AS (SELECT answer, count(*) AS homes, min(ordinal) AS ordinal FROM homes GROUP BY answer),
+             ranked AS (SELECT answer, counted.ordinal, row_number() OVER
+                          (PARTITION BY counted.ordinal ORDER BY read.saved DESC NULLS LAST, answer) AS rank
+                        FROM counted JOIN read_answers read USING (answer) WHERE homes = 1)
+        SELECT read.answer, read.name, ranked.ordinal,
+               CASE WHEN counted.homes IS NULL THEN 'unknown' WHEN counted.homes > 1 THEN 'ambiguous'
+                    WHEN ranked.rank > 1 THEN 'superseded' ELSE 'chosen' END AS status
+        FROM read_answers read LEFT JOIN counted USING (answer) LEFT JOIN ranked USING (answer)"""
+    )
+    database.execute("CREATE TEMP TABLE chosen AS SELECT answer, ordinal FROM found WHERE status = 'chosen'")
+
+
+def quoted(text: str) -> str:
+    """Return a text as it is written between the quotes of SQL."""
+    return text.replace("'", "''")
