@@ -34,7 +34,7 @@ from segmint.operators.shards.committed_rows import (
     read_file,
     tar_members,
 )
-from segmint.operators.shards.files import ShardFiles, annotation_id, build_shard_files
+from segmint.operators.shards.files import ShardFiles, build_shard_files
 from segmint.operators.shards.put import named_files, put_again
 from segmint.operators.shards.revise import OLDEST, heed_after, heed_tombstones, with_holding
 from segmint.operators.shards.tables import read_table, read_versioned
@@ -114,8 +114,10 @@ def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage])
         images = read_table(read_file(dataset, commit.file("images")), "images")
     except DamagedDatasetError:
         return ""
-    rows = images.select([name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]).to_pylist()
-    annotated = sum(any(value is not None for value in row.values()) for row in rows)
+    said = [name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]
+    rows = [row for row in images.to_pylist() if any(row[name] is not None for name in said)]
+    made = [row for row in rows if row["next_mask"] != (row["funnel"] or {}).get("written")]
+    annotated = len(made or rows)  # if they made none, they may have labeled some
     if not annotated:
         return ""
     return (
@@ -218,8 +220,8 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
 def _masks_of_json(image: Row, members: Mapping[str, bytes], rule: int) -> list[Row]:
     """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
 
-    They are taken for masks that a build made. Where people annotated an image, what they said of its masks is in no
-    other file: the table that comes of it has another hash.
+    They are taken for masks that a build made, with the numbers in the JSON: people may have deleted others. Where
+    people made masks or labeled them, what they said is in no other file: the table that comes of it has another hash.
     """
     annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
     # A row of version 1 has no `next_mask`, and its masks have none of the newer columns either.
@@ -227,12 +229,12 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], rule: int) -> list[
     codes = [mask["segmentation"]["counts"] for mask in annotations]
     shares, ious = redaction_columns(image if built else {**image, "regions": None}, codes, rule)
     rows = []
-    for index, (mask, share, iou) in enumerate(zip(annotations, shares, ious, strict=True)):
+    for mask, share, iou in zip(annotations, shares, ious, strict=True):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))
         origin = {"source": AUTOMATIC if built else None, "redacted_share": share, "redaction_iou": iou}
-        rows.append({**mask, **identity, "annotation_id": annotation_id(image["id"], index), **statistics, **origin})
+        rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows
 
 
