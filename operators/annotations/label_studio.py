@@ -102,7 +102,7 @@ def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 
 def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
-    """Return time and regions of each answer of a task, the latest first; one without a `result` is none."""
+    """Return time and regions of each answer of a task, the latest first; one without a `result` does not count."""
     if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
         if task.get("annotation_id") is None:
             return []

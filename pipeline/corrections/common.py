@@ -139,7 +139,7 @@ def remove_parts(dataset: Location) -> None:
 def is_unfinished(dataset: Location, shards: Sequence[int]) -> bool:
     """Return whether a correction of these shards did not end: it has left claims, former commits, or no version.
 
-    What became of other shards since is none of its business, nor what a build claims of those that are not there yet.
+    Other shards may have changed since, and a build may claim those that are not committed yet.
     """
     wanted = frozenset(shards)
     names = (parse_commit_name(name) for name in (dataset / COMMITS).walk_ever())
