@@ -6,25 +6,31 @@ The SAM paper (section 5) had professionals correct the masks of 500 random imag
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
-from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, canonical_json
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
+from segmint.operators.audit.mask_columns import of_people
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.export.coco import compressed_rle
 from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.export.samples import draw_key, read_images
+from segmint.pipeline.export.samples import draw_key
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
 from segmint.pipeline.study.files import MANIFEST
 
@@ -48,7 +54,7 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The ids of the images drawn and the numbers of images, by stratum; images without masks are not drawn."""
+    """The ids of the images drawn and the numbers of images, by stratum; none is without masks of a build."""
 
     images: Mapping[Stratum, list[int]]
     population: Mapping[Stratum, int]
@@ -62,11 +68,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class StudySample:
-    """What was written."""
+    """What was written; masks that people made are counted, and are not in it."""
 
     output: str
     images: int
     masks: int
+    masks_of_people: int  # of the images drawn
     population: int
     without_masks: int
     strata: int
@@ -80,7 +87,8 @@ class StudySample:
         """Return the answer as lines for a person."""
         return [
             f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn out of {self.population:,} in "
-            f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks left out",
+            f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks of a build left out",
+            *([f"not in it: {counted(self.masks_of_people, 'mask')} of people"] if self.masks_of_people else []),
             f"for correction, in {self.output}: instances.json (COCO), or tasks.json with label_config.xml "
             "(Label Studio), and images/",
             f"then: segmint study score {self.output} --corrected FILE",
@@ -91,9 +99,9 @@ class StudySample:
 def sample_study(location: Location, count: int, seed: int, output: Location) -> StudySample:
     """Draw `count` images of the dataset at `location` and write them with their masks into the folder `output`.
 
-    The same dataset, count and seed give the same files. `manifest.json` is written last and pins each mask by its
-    hash. Raises `UsageError` if there is no dataset or no mask in it, if `output` already has a study, or if Label
-    Studio's SDK is not installed.
+    Only masks that a build made are drawn: the study is about the model. The same dataset, count and seed give the same
+    files. `manifest.json` is written last and pins each mask by its hash. Raises `UsageError` if there is no dataset or
+    no such mask in it, if `output` already has a study, or if Label Studio's SDK is not installed.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST
@@ -107,15 +115,18 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
         ]
         drawn = draw_stratified(dataset, count, seed)
         if not drawn.ids:
-            raise UsageError(f"{location} has no committed image with masks: there is nothing to correct")
+            raise UsageError(
+                f"{location} has no committed image with masks that a build made: there is nothing to correct"
+            )
         pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
-        samples = read_images(dataset, range(dataset.manifest.shards), drawn.ids)
+        samples = _Samples(dataset, drawn.ids)
         note = partial(note_output, location, "study sample", output)
         written = write_samples(_with_pictures(samples), [*formats, pins], output, file, version, note=note)
     return StudySample(
         output=str(output),
         images=written.images,
         masks=written.masks,
+        masks_of_people=samples.of_people,
         population=sum(drawn.population.values()),
         without_masks=drawn.without_masks,
         strata=len(drawn.population),
@@ -124,7 +135,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
 
 
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
-    """Draw `count` images with masks, or all if there are fewer, in proportion to the strata.
+    """Draw `count` images with masks of a build, or all if there are fewer, in proportion to the strata.
 
     Every image is equally likely to be drawn. Memory is that of `count` ids per stratum.
     """
@@ -229,8 +240,36 @@ def _with_pictures(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
-    """Yield id, number of masks and country of each image."""
-    columns = ["id", "masks", "country"]
+    """Yield id, number of masks that a build made, and country of each image."""
     for commit in dataset.commits():
-        table = dataset.table(commit, "images", columns)
-        yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
+        table = dataset.table(commit, "images")
+        people = Counter(id // MASKS_PER_IMAGE_LIMIT for id in _of_people(dataset, commit, table))
+        rows = zip(*(table[name].to_pylist() for name in ("id", "masks", "country")), strict=True)
+        yield from ((id, masks - people[id], country) for id, masks, country in rows)
+
+
+def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[int]:
+    """Return the ids of the masks of a shard that people made; `images` is its table."""
+    said = [name for name in ADDED_IMAGE_COLUMNS if name in images.column_names and name != "next_mask"]
+    if all(images[name].null_count == images.num_rows for name in said):
+        return frozenset()
+    masks = dataset.table(commit, "masks", ["annotation_id", "source"])
+    return frozenset(masks.filter(of_people(masks))["annotation_id"].to_pylist())
+
+
+class _Samples:
+    """The images drawn, with the masks that a build made of them; `of_people` counts the others as they are read."""
+
+    def __init__(self, dataset: Dataset, ids: Sequence[int]) -> None:
+        self.of_people = 0
+        self._dataset = dataset
+        self._ids = frozenset(ids)
+
+    def __iter__(self) -> Iterator[Sample]:
+        shards = {(id - 1) // self._dataset.manifest.images_per_shard for id in self._ids}
+        for commit in self._dataset.commits(shards):
+            people = _of_people(self._dataset, commit, self._dataset.table(commit, "images"))
+            for sample in self._dataset.shard(commit, self._ids):
+                made = [mask for mask in sample.masks if mask.id not in people]
+                self.of_people += len(sample.masks) - len(made)
+                yield replace(sample, masks=made)

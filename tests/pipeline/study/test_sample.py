@@ -13,8 +13,12 @@ from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
 from segmint.pipeline.study.sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
 from tests.support.committed import write_dataset
+from tests.support.imported import FIRST, import_coco, write_coco
 from tests.support.killed_writes import KilledError, dying_after
 from tests.support.locations import location_of
+from tests.support.protocol import two_shards
+
+APART = (22, 5, 28, 30)
 
 
 @pytest.fixture
@@ -104,8 +108,24 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_corrected_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
-    with pytest.raises(UsageError, match="no committed image with masks"):
+    with pytest.raises(UsageError, match="no committed image with masks that a build made"):
         sample_study(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
     with pytest.raises(UsageError, match="annotations without images"):
         sample_study(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))
+
+
+def test_masks_of_people_are_not_the_models(tmp_path: Path) -> None:
+    """Of image 1 people changed one mask of two, of image 2 both, and of image 4 they deleted one."""
+    with two_shards() as place:
+        images = {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: [(FIRST, 40_000)]}
+        import_coco(place, write_coco(place, images))
+        done = sample_study(place.location, 9, 0, location_of(tmp_path / "study"))
+    assert (done.images, done.masks, done.masks_of_people, done.without_masks) == (3, 4, 1, 1)
+    assert "not in it: 1 mask of people" in done.lines()
+    manifest = json.loads((tmp_path / "study/manifest.json").read_text())
+    ids = {image["id"]: [mask["id"] for mask in image["masks"]] for image in manifest["images"]}
+    assert ids == {1: [10_000], 4: [40_000], 5: [50_000, 50_001]}
+    assert set(COCO(tmp_path / "study/instances.json").anns) == {10_000, 40_000, 50_000, 50_001}
+    tasks = json.loads((tmp_path / "study/tasks.json").read_text())
+    assert [len(task["predictions"][0]["result"]) for task in tasks] == [1, 1, 2]
