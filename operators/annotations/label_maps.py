@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,6 @@ BACKGROUND = 0
 
 MOST_NUMBERS = 65_536
 """Different numbers in a label map, each of which is a mask: as many as 16 bits have."""
-
-_LONGEST_HEADER = 10_000
-"""Characters of the header of an array that are read, as NumPy does."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes with one whole number a pixel; of a palette, its indices."""
@@ -112,16 +110,17 @@ def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> Paired:
 def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
+        form: Any = np.lib.format  # without types
+        version, _ = form.read_magic(stream)
+        read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}.get(version)
         if read is None:
-            raise UnreadableMapError(f"it is of version {version[0]} of NumPy's format: expected 1 or 2")
-        shape, _, kind = read(stream, max_header_size=_LONGEST_HEADER)
+            raise UnreadableMapError(f"it is of version {version} of NumPy's format: expected 1 or 2")
+        shape, _, kind = read(stream)
         if kind.kind not in "iub":
             raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected whole numbers")
         _check_shape(shape, size)
         stream.seek(0)
-        array = np.load(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+        array: NDArray[Any] = np.load(stream, allow_pickle=False)
     except UnreadableMapError:
         raise
     except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:

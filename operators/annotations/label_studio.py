@@ -110,7 +110,7 @@ def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[st
         return [(_saved(task), [region for regions in lists for region in regions if isinstance(region, dict)])]
     given = task["annotations"] or ()
     kept = [each for each in given if not (each.get("was_cancelled") or each.get("skipped"))]
-    answers = [
+    answers: list[tuple[float | None, list[Mapping[str, Any]]]] = [
         (_saved(each), [region for region in each["result"] if isinstance(region, dict) and "value" in region])
         for each in kept
         if each.get("result") is not None
