@@ -59,6 +59,9 @@ class Code(StrEnum):
     SCORE_RANGE = "score_range"
     UNDER_THRESHOLD = "under_threshold"
     UNKNOWN_SOURCE = "unknown_source"
+    UNKNOWN_PARENT = "unknown_parent"
+    BAD_SECONDS = "bad_seconds"
+    BAD_HASH = "bad_hash"
     REDACTED_SHARE = "redacted_share"
     REDACTION_ARTIFACT = "redaction_artifact"
     LICENSE_NOT_ALLOWED = "license_not_allowed"
@@ -120,6 +123,9 @@ SENTENCES = {
     Code.SCORE_RANGE: "A score is not a number, or outside of its range.",
     Code.UNDER_THRESHOLD: "A score is under the threshold that the dataset was built with.",
     Code.UNKNOWN_SOURCE: "A mask's `source` is not one of those that are known.",
+    Code.UNKNOWN_PARENT: "The mask that a mask was made from is no earlier mask of its image.",
+    Code.BAD_SECONDS: "The seconds of people's work are negative, endless or no number.",
+    Code.BAD_HASH: "The hash of an answer, of an imported file or of weights is no SHA-256.",
     Code.REDACTED_SHARE: "A mask's share in redacted regions, or IoU with one, is not what the image's regions give.",
     Code.REDACTION_ARTIFACT: "A mask traces a redacted region, and the configuration drops such masks.",
     Code.LICENSE_NOT_ALLOWED: "An image is in the dataset whose license is missing, or not among those allowed.",

@@ -73,7 +73,8 @@ def audit_origins(
             yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
-    needed = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
+    automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
+    needed = np.array([source in SOURCES for source in origins.source[start:stop]], bool)
     if artifacts is None or codes is None or (absent.all() and not needed.any()):
         return
     try:
@@ -90,13 +91,13 @@ def audit_origins(
         id = ids[index]
         yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
 
-    if artifacts.iou is None or not needed.any():
+    if artifacts.iou is None or not automatic.any():
         return
     # The build knew its own regions, not those that people asked for.
     known = [region for region in _regions(row) if region["source"] != MANUAL]
     if len(known) < len(_regions(row)):
         _, ious = redaction_columns({**row, "regions": known}, codes, artifacts.rule)
-    for id, near_iou, made in zip(ids, ious, needed, strict=True):
+    for id, near_iou, made in zip(ids, ious, automatic, strict=True):
         if made and near_iou is not None and near_iou >= artifacts.iou:
             expected = f"an IoU under {artifacts.iou:g} with each redacted region"
             yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}", f"mask {id}", mask=id)

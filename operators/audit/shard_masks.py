@@ -14,6 +14,7 @@ from segmint.operators.audit.origins import (
     audit_origins,
     codes_hold,
 )
+from segmint.operators.audit.people import audit_work, masks_of_work
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.sound_masks import sound_masks
 from segmint.operators.rows import Row
@@ -42,6 +43,7 @@ class ShardMasks:
         self._artifacts = artifacts
         self._ids = int_column(tables.masks, "annotation_id")
         self._annotated = annotated_images(tables.images, tables.masks)
+        self._worked_on = self._annotated | masks_of_work(tables.masks)
 
     def count(self, ordinal: int) -> int:
         """How many masks an image has."""
@@ -66,6 +68,11 @@ class ShardMasks:
         if self.annotated(row["ordinal"]):
             yield from audit_next_mask(row, ids, place, self._origins.source[start:stop])
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
+
+    def audit_work(self, row: Row, images: Place, place: Place) -> Iterator[Finding]:
+        """Findings in what the row of an image, and those of its masks, say of people's work; see `people`."""
+        if row["ordinal"] in self._worked_on:
+            yield from audit_work(row, self.table_rows(row["ordinal"]), images, place)
 
     def table_rows(self, ordinal: int) -> list[Row]:
         """The rows of an image's masks, with all columns."""

@@ -184,10 +184,11 @@ class ShardAudit:
             decode = position in self._plan.decoded
             annotated = masks.annotated(row["ordinal"])
             self._findings.extend(audit_mask_count(row, count, self._places["images"], annotated=annotated))
-            self._findings.extend(masks.audit_origins(row, self._places["masks"].of_image(row["id"])))
+            image, place = (self._places[kind].of_image(row["id"]) for kind in ("images", "masks"))
+            self._findings.extend(masks.audit_origins(row, place))
+            self._findings.extend(masks.audit_work(row, image, place))
             if decode or not masks.sound(row["ordinal"]):
                 size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
-                place = self._places["masks"].of_image(row["id"])
                 self._findings.extend(audit_masks(size, rows, self._settings.limits, place, decode=decode))
             self._checked += Checked(masks=count, masks_decoded=count if decode else 0)
         self._checked += Checked(images=len(images))

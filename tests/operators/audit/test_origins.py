@@ -49,14 +49,14 @@ def findings(image: Row, masks: list[Row], origins: RedactionArtifacts = RULE_1)
     found += audit_mask_count(image, len(masks), tables.places["images"], annotated=annotated)
     if not shard.sound(image["ordinal"]):
         found += audit_masks((image["height"], image["width"]), masks, LIMITS, PLACE, decode=False)
-    return [*found, *shard.audit_origins(image, PLACE)]
+    return [*found, *shard.audit_origins(image, PLACE), *shard.audit_work(image, tables.places["images"], PLACE)]
 
 
 def by_person(mask: Row, index: int, **values: Any) -> Row:
     """A mask as a person draws it: without scores and points, in the frame of the whole image."""
     blank = {"predicted_iou": None, "stability_score": None, "point_coords": [], "crop_box": [0.0, 0.0, 40.0, 30.0]}
     own = {"annotation_id": mask["id"] * 10_000 + index, "source": "manual", "annotator": "Ada"}
-    return {**mask, **blank, **own, "redacted_share": None, "redaction_iou": None, **values}
+    return {**mask, **blank, **own, **values}
 
 
 def codes(found: Iterable[Finding]) -> list[Code]:
@@ -162,13 +162,36 @@ def test_masks_of_people_need_no_scores_no_point_and_no_neighboring_numbers() ->
         ({"point_coords": [[99.0, 3.0]]}, Code.POINT_OUTSIDE),
         ({"crop_box": None}, Code.CROP_OUTSIDE),
         ({"redacted_share": 0.5, "redaction_iou": 0.0}, Code.REDACTED_SHARE),
+        ({"redacted_share": None, "redaction_iou": None}, Code.REDACTED_SHARE),
         ({"source": "automatic"}, Code.SCORE_RANGE),
+        ({"parent": 20_000}, Code.UNKNOWN_PARENT),
+        ({"parent": 9_999}, Code.UNKNOWN_PARENT),
+        ({"parent": 10_003}, Code.UNKNOWN_PARENT),
+        ({"seconds": -0.5}, Code.BAD_SECONDS),
+        ({"seconds": float("nan")}, Code.BAD_SECONDS),
+        ({"origin": {"sha256": None, "license": "MIT"}}, Code.BAD_HASH),
+        ({"origin": {"sha256": "A" * 64, "license": None}}, Code.BAD_HASH),
+        ({"model": "vit_b"}, Code.BAD_HASH),
     ],
 )
 def test_what_they_have_must_be_right(change: dict[str, Any], code: Code) -> None:
     image, masks = committed()
     image |= {"masks": 3, "next_mask": 4, "complete": True}
     assert code in codes(findings(image, [*masks[:2], by_person(masks[2], 3, **change)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"seconds": float("inf")}, Code.BAD_SECONDS),
+        ({"answer": {"lane": 0, "n": 1, "sha256": "0" * 63}}, Code.BAD_HASH),
+        ({"answer": {"lane": 0, "n": 1, "sha256": None}}, Code.BAD_HASH),
+    ],
+)
+def test_what_an_image_says_of_their_work_must_be_right(change: Row, code: Code) -> None:
+    image, masks = committed()
+    (finding,) = findings(image | change, masks)
+    assert (finding.code, finding.file, finding.where) == (code, "images/sa_000000.parquet", "id 1")
 
 
 @pytest.mark.parametrize("next_mask", [None, 2, 10_001])

@@ -482,6 +482,10 @@ registered("no_number", edit_row("masks", 1, 0, predicted_iou=float("inf")), Cod
 registered("low_iou", mask(predicted_iou=0.69), Code.UNDER_THRESHOLD, MASKS, MASK, "over 0.7")
 registered("unstable", mask(stability_score=0.79), Code.UNDER_THRESHOLD, MASKS, MASK, "at least 0.8", "0.79")
 registered("robot", mask(source="robot"), Code.UNKNOWN_SOURCE, MASKS, MASK, "manual", "found 'robot'")
+registered("no_earlier", mask(parent=50_000), Code.UNKNOWN_PARENT, MASKS, MASK, "image's first mask", "found 50000")
+registered("not_a_number", edit_row("masks", 1, 0, seconds=float("nan")), Code.BAD_SECONDS, MASKS, MASK, "found nan")
+registered("backwards", edit_row("images", 1, 0, seconds=-1.0), Code.BAD_SECONDS, "images/sa_000001-", "id 4", "-1.0")
+registered("no_hash", mask(model="vit_b"), Code.BAD_HASH, MASKS, MASK, "model of 64", "found 'vit_b'")
 registered("share", mask(redacted_share=0.5), Code.REDACTED_SHARE, MASKS, MASK, "redacted_share 0 ", "found 0.5 and 0")
 
 
