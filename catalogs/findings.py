@@ -40,6 +40,8 @@ class Code(StrEnum):
     UNLIKE_VERSION = "unlike_version"
     BAD_INDEX = "bad_index"
     STILL_THERE = "still_there"
+    BAD_ANSWER = "bad_answer"
+    OTHER_ANSWER = "other_answer"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
     OTHER_JSON = "other_json"
@@ -104,6 +106,8 @@ SENTENCES = {
     Code.UNLIKE_VERSION: "A manifest, commit or tombstone of the last recorded version is gone, or has other bytes.",
     Code.BAD_INDEX: "`shards.json` does not list the tars of the commits that hold; a build's command writes it again.",
     Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
+    Code.BAD_ANSWER: "An answer cannot be read, is of no image of the dataset, or one before it is gone.",
+    Code.OTHER_ANSWER: "The answer that an image's row says was merged is gone, or says something else.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
     Code.OTHER_JSON: "An image's JSON is not what the tables say.",

@@ -31,6 +31,7 @@ from segmint.catalogs.layout import DamagedDatasetError, commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
+from segmint.operators.audit.answers import audit_answers
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
@@ -98,6 +99,9 @@ def audit_integrity(
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
     taken = _taken_down(dataset, findings)
     plan = None if content is None else content.plan
+    per_shard = manifest.images_per_shard
+    spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
+    findings.extend(audit_answers(dataset, spans, taken.keys()))
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, TakenNames.of(taken.values()))
     shards_taken = by_shard(taken, manifest.images_per_shard)
     plans = _plans(task, state, shards_taken, sample, 0 if content is None else content.wanted(state.images))

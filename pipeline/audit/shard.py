@@ -14,6 +14,7 @@ from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
 from segmint.catalogs.layout import SCHEMA_VERSIONS, DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.operators.audit.answers import audit_merged_answer
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import (
     ShardTables,
@@ -185,6 +186,7 @@ class ShardAudit:
             annotated = masks.annotated(row["ordinal"])
             self._findings.extend(audit_mask_count(row, count, self._places["images"], annotated=annotated))
             image, place = (self._places[kind].of_image(row["id"]) for kind in ("images", "masks"))
+            self._findings.extend(audit_merged_answer(self._dataset, row, image))
             self._findings.extend(masks.audit_origins(row, place))
             self._findings.extend(masks.audit_work(row, image, place))
             if decode or not masks.sound(row["ordinal"]):

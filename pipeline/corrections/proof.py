@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from segmint.catalogs.dataset.annotations.names import of_images
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes, unknown_files
@@ -95,6 +96,7 @@ def prove(dataset: Location, name: str) -> Proof:
     for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
         found += lines
     found += _by_name(dataset, manifest, {image.ordinal // manifest.images_per_shard for image in images})
+    found += [f"{path} is what people said of it" for path in of_images(dataset, {image.ordinal for image in images})]
     pattern = _pattern(images)
     files = 0
     skipped: list[str] = []

@@ -93,6 +93,17 @@ def test_an_import_may_die_or_sleep_at_any_call() -> None:
     assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names)
 
 
+@pytest.mark.long
+def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
+    """And a takedown, which removes answers, may die."""
+    names = ["merge", "merge beside a takedown", "takedown of answers"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix(names, str(folder)))
+    assert [results[name]["wrong"] for name in names] == [{}, {}, {}]
+    assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names[:2])
+    assert any(call.startswith("purge") for call in results["takedown of answers"]["calls"])
+
+
 def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     """A matrix without points would find nothing."""
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]

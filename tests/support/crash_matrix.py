@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow.dataset  # noqa: F401 (this and the next imported once, for all forks: the product imports them late)
 import tenacity  # noqa: F401
 
+from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import Asked
@@ -30,11 +31,13 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import heed_all
+from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
+from tests.support.answered import answer_to, new_mask
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
 from tests.support.everything import mentions
 from tests.support.imported import FIRST, import_coco, write_coco
@@ -141,6 +144,18 @@ def _import(place: Place) -> None:
     )
 
 
+def _answered(place: Place) -> None:
+    """Both shards, and answers for an image of each; image 4 has a second one, and a second lane."""
+    _both_shards(place)
+    for given in (
+        answer_to(place.location, 1, [new_mask((3, 4, 11, 21), 10_001)]),
+        answer_to(place.location, 4, [new_mask((22, 5, 28, 30))], deleted=[40_000]),
+        answer_to(place.location, 4, [new_mask((22, 5, 28, 31))], deleted=[40_000], n=2),
+        answer_to(place.location, 4, lane=1),
+    ):
+        put_answer(place.location, given)
+
+
 def _retry(place: Place) -> None:
     """As a build does, which first completes what dead writers left."""
     heed_all(place.location, range(SHARDS), with_images=True)
@@ -159,6 +174,8 @@ OPERATIONS = {
     "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
+    "merge": Operation(_answered, lambda place: merge_answers(place.location), versioned=True),
+    "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
 """One line each: all are killed at every call."""
@@ -177,6 +194,7 @@ class Sleeper:
 
     work: Callable[[Place], object]
     damage: Callable[[Place], object] | None = None  # repaired by another process before the takedown
+    before: Callable[[Place], object] = _both_shards
 
 
 REVISIONS = {
@@ -184,6 +202,7 @@ REVISIONS = {
     "retry beside a takedown": Sleeper(lambda place: retry(place, 1)),
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "import beside a takedown": Sleeper(_import),
+    "merge beside a takedown": Sleeper(lambda place: merge_answers(place.location), before=_answered),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 
@@ -323,7 +342,7 @@ def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
 
     def prepare() -> list[str]:
         begin(Place(str(before)))
-        _both_shards(Place(str(before)))
+        sleeping.before(Place(str(before)))
         if sleeping.damage is not None:
             sleeping.damage(Place(str(before)))
         alone = Place(str(folder / "alone"))

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from segmint.catalogs.dataset.annotations.names import parse_answer_path
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.sweep import sweep
@@ -38,6 +39,8 @@ from tests.support.everything import mentions
 from tests.support.history_commands import (
     NOW,
     amend_row,
+    answer_and_merge,
+    answered,
     grow,
     import_mask,
     imported,
@@ -103,6 +106,7 @@ class History:
         self.retried: set[int] = set()  # shards whose retries ended with an image
         self.amended: set[int] = set()  # ordinals whose amendments ended
         self.imports: set[tuple[int, str]] = set()  # ordinal and run lengths of masks whose imports ended
+        self.answers: set[tuple[int, str]] = set()  # likewise of masks that people drew
         self.next_mark = 0
 
     def run(self, steps: int = 40) -> None:
@@ -157,6 +161,8 @@ class History:
             commands.append((f"amend {ordinal} {x}", lambda: amend_row(place, ordinal, x)))
         if self.seed % 5 == 0:  # likewise
             commands += [(f"import {ordinal} {x}", lambda: import_mask(place, ordinal, x))] * 2
+        if self.seed % 5 == 1:
+            commands += [(f"answer {ordinal} {x}", lambda: answer_and_merge(place, ordinal, x))] * 2
         name, work = self.random.choice(commands)
         mended = self.damages - len(self.damaged)
         self.actors.append(Actor(name, work, Stepped(work), mended))
@@ -205,6 +211,9 @@ class History:
         if what == "import" and result:
             code = rectangle_mask(30, 40, *rectangle_of(int(numbers[1])))["segmentation"]
             self.imports.add((int(numbers[0]), code["counts"]))
+        if what == "answer" and result:
+            code = rectangle_mask(30, 40, *rectangle_of(int(numbers[1])))["segmentation"]
+            self.answers.add((int(numbers[0]), code["counts"]))
         if what == "amend" and result:
             self.amended.add(int(numbers[0]))
         if what == "retry" and result == "committed":
@@ -331,6 +340,8 @@ class History:
             _must(not missing, f"I11: the marks {missing} of {ordinal} are lost")
             lost = {counts for into, counts in self.imports if into == ordinal} - imported(row)
             _must(not lost, f"I11: {len(lost)} imported masks of {ordinal} are lost")
+            lost = {counts for into, counts in self.answers if into == ordinal} - answered(row)
+            _must(not lost, f"I11: {len(lost)} masks of answers for {ordinal} are lost")
             if commit.shard in self.retried and ordinal == commit.ordinals[1] - 1:
                 _must(row["reason"] is None, f"I11: the retried row {ordinal} is refused again")
         self.rows[commit.shard] = rows
@@ -365,19 +376,21 @@ class History:
         manifest, generation = load_latest_manifest(location)
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
-        left = contents(self.place).keys() ^ (expected | self._named() | commits)
+        taken = taken_images(tombstones)
+        names = {path: parse_answer_path(path) for path in contents(self.place)}
+        expected |= {path for path, name in names.items() if name is not None and name.ordinal not in taken}
+        left = names.keys() ^ (expected | self._named() | commits)
         # Of an amendment that was killed, and whose image was taken down before it was repeated.
         left = {path for path in left if parse_amended_name(path.removeprefix(f"{CLAIMS}/")) is None}
         _must(not left, f"too many files or too few: {sorted(left)}")
-        taken = taken_images(tombstones)
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
         providers = {
             row["ordinal"]: row["provider"] for rows in self.rows.values() for row in rows if not row["reason"]
         }
         lost = [ordinal for ordinal in self.amended & providers.keys() if providers[ordinal] is None]
         _must(not lost, f"I11: the amendments of {lost} are lost")
-        names = mentions(self.folder, [f"image-{ordinal}" for ordinal in taken])
-        _must(not names, f"I10: {names} name images that were taken down")
+        named = mentions(self.folder, [f"image-{ordinal}" for ordinal in taken])
+        _must(not named, f"I10: {named} name images that were taken down")
         ids = [sample.id for sample in open_dataset(self.place.uri)]
         accepted = [row["id"] for _, rows in sorted(self.rows.items()) for row in rows if row["reason"] is None]
         _must(ids == accepted, f"I4: readers see {ids} of {accepted}")

@@ -8,6 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 
+from segmint.catalogs.dataset.annotations.answers import (
+    Answer,
+    TakenDownError,
+    base_digest,
+    put_answer,
+    read_answers,
+)
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
@@ -25,13 +32,17 @@ from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
 from segmint.operators.rows import Row, to_table
-from segmint.operators.shards.revise import heed_all
+from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.files import annotation_id, mask_index
+from segmint.operators.shards.revise import heed_all, with_holding
+from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.imports.files import ImportFormat
 from segmint.pipeline.imports.imports import Asked, import_masks
 from segmint.pipeline.imports.merge import Mode
+from tests.support.answered import answer_value, new_mask
 from tests.support.imported import coco_of
 from tests.support.locations import location_of
 from tests.support.protocol import ROWS, Place, catalog_rows
@@ -112,6 +123,51 @@ def import_mask(place: Place, ordinal: int, x: int) -> bool:
     finally:
         rmtree(folder)
     return bool(masks["added"] or masks["same"])
+
+
+def answer_and_merge(place: Place, ordinal: int, x: int) -> bool:
+    """Answer for an image with a rectangle of its own, as a page does, and merge; return whether the image is there.
+
+    The page shows what the image has and what was answered to that; an earlier answer is merged first.
+    """
+    while True:
+        row = with_rows(place, ordinal // ROWS).get(ordinal)
+        if row is None or row["reason"] is not None:
+            merge_answers(place.location, now=NOW)
+            return False
+        base = base_digest(row["release"], _with_ids(row))
+        given = [answer for answer in read_answers(place.location, ordinal) if answer.lane == 0]
+        if given and given[-1].base != base and given[-1].n > ((row["answer"] or {}).get("n") or 0):
+            merge_answers(place.location, now=NOW)
+            continue
+        before = [mask.model_dump(mode="json") for mask in given[-1].masks] if given and given[-1].base == base else []
+        value = answer_value(
+            ordinal + 1, n=len(given) + 1, base=base, masks=[*before, new_mask(rectangle_of(x))], annotator=f"Ada {x}"
+        )
+        try:
+            if put_answer(place.location, Answer.from_value(value)):
+                merge_answers(place.location, now=NOW)
+                return True
+        except TakenDownError:
+            return False
+
+
+def with_rows(place: Place, shard: int) -> dict[int, Row]:
+    """The described rows of a shard, by ordinal; none if it is not committed."""
+    rows = with_holding(place.location, shard, lambda commit: read_committed_rows(place.location, commit))
+    return {row["ordinal"]: row for row in rows or ()}
+
+
+def _with_ids(row: Row) -> list[Row]:
+    return [
+        {**mask, "annotation_id": annotation_id(row["id"], mask_index(mask, place))}
+        for place, mask in enumerate(row["masks"])
+    ]
+
+
+def answered(row: Row) -> set[str]:
+    """The run lengths of masks that people drew in answers for an image."""
+    return {mask["segmentation"]["counts"] for mask in row["masks"] or () if mask["source"] == "assisted"}
 
 
 def rectangle_of(x: int) -> tuple[int, int, int, int]:

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
-from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers
+from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers, purge_of_images
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.dataset.versions.record import name_now, put_version
 from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.location import Location
@@ -76,10 +77,12 @@ def merge_answers(
     `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
     next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
     same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
-    called. Answers stay where they are, those of a second lane, too. Raises `UsageError` for a place without a dataset,
+    called. Answers stay where they are, those of a second lane, too; but those for images that were taken down are
+    removed, as a takedown does. Raises `UsageError` for a place without a dataset,
     or a store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     plan = _plan(dataset)
+    _forget_taken(dataset, plan.change.names)
     if not plan.listed.images and not is_unfinished(dataset, sorted(plan.shards)):
         return MergedAnswers(plan.listed, (), name_now(dataset))
     check_purge(dataset)
@@ -100,6 +103,13 @@ def merge_answers(
         outputs=tuple(line_of(note) for note in read_notes(dataset)),
         removed_links=outcome.removed_links,
     )
+
+
+def _forget_taken(dataset: Location, names: Names) -> None:
+    """Remove answers for images that were taken down: of a server that died before it looked at the tombstones."""
+    taken = taken_images(read_tombstones(dataset)).keys() & names.keys()
+    if taken:
+        purge_of_images(dataset, taken)
 
 
 def _plan(dataset: Location) -> _Plan:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer, guarded, say
 from segmint.pipeline.commands.common.extras import needs
+from segmint.pipeline.commands.engine.merge import merge
 
 RUN = "DATASET"
 """The name under which the group keeps the command without a name."""
@@ -51,6 +52,9 @@ class Stage(StrEnum):
     """What people do."""
 
     ASSISTED = "assisted"
+
+
+app.command()(merge)
 
 
 @app.callback()

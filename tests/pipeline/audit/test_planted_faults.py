@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.dataset.torch_dataset import open_dataset
@@ -30,10 +31,13 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import SCHEMAS_OF
+from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.answer_text import answer_lines
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.takedown import takedown
+from tests.support.answered import answer_to
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
@@ -329,6 +333,57 @@ registered("refused", tombstone(2), Code.STILL_THERE, "rejects/sa_000000-", "id 
 def no_tombstone(dataset: Path) -> None:
     (dataset / "tombstones").mkdir()
     (dataset / "tombstones" / "x.json").write_text("{}")
+
+
+# --- what people said ---
+
+
+@damage(Code.STILL_THERE, "annotations/4/0.1.json", "an image that was taken down")
+def answer_that_outlived_its_image(dataset: Path) -> None:
+    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 5))
+    takedown(location_of(dataset), Asked(ids=("sa_5",)), "asked")
+    (dataset / "annotations/4").mkdir(exist_ok=True)
+    (dataset / "annotations/4/0.1.json").write_text("{}")
+
+
+@damage(Code.BAD_ANSWER, "annotations/0/0.1.json", "an answer", "format")
+def no_answer(dataset: Path) -> None:
+    (dataset / "annotations/0").mkdir(parents=True)
+    (dataset / "annotations/0/0.1.json").write_text('{"format": "other"}')
+
+
+@damage(Code.BAD_ANSWER, "annotations/99/1.1.json", "an image of the dataset", "found sa_100")
+def answer_for_no_image(dataset: Path) -> None:
+    given = answer_to(location_of(dataset), 1).model_copy(update={"image": 100, "lane": 1})
+    assert put_answer(location_of(dataset), given)
+
+
+@damage(Code.BAD_ANSWER, "annotations/0/0.1.json", "answers 1 to 2 of lane 0", "1 missing")
+def answer_without_the_one_before(dataset: Path) -> None:
+    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1, n=2))
+
+
+def merged(damage: Damage) -> Damage:
+    """The damage of a dataset into which an answer for image 1 was merged."""
+
+    def after(dataset: Path) -> None:
+        assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1))
+        merge_answers(location_of(dataset))
+        damage(dataset)
+
+    return after
+
+
+def another_answer(dataset: Path) -> None:
+    (dataset / "annotations/0/0.1.json").unlink()
+    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1, seconds=5.0))
+
+
+ANSWER = Code.OTHER_ANSWER
+registered(
+    "gone", merged(lambda dataset: shutil.rmtree(dataset / "annotations")), ANSWER, "images/sa_000000-", "is gone"
+)
+registered("other", merged(another_answer), ANSWER, "images/sa_000000-", "what annotations/0/0.1.json says", "id 1")
 
 
 # --- recorded versions and the index ---

@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.engine.status import read_round
@@ -134,6 +135,10 @@ def test_nothing_is_kept_of_an_image_that_was_taken_down(place: Place) -> None:
     takedown(place.location, TakedownAsked(ids=("sa_1",)), "asked")
     left = [path for path in contents(place) if path.startswith("annotations/")]
     assert left == ["annotations/1/0.1.json"]
+    assert prove(place.location, "sa_1").found == ()
+    (place.location / "annotations/0/1.1.json").put(b"{}")
+    assert prove(place.location, "sa_1").found == ("annotations/0/1.1.json is what people said of it",)
+    (place.location / "annotations/0/1.1.json").delete()
     assert merge_answers(place.location).changed_shards == (0,)
     assert findings(place) == []
 
