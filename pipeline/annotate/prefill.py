@@ -1,0 +1,147 @@
+"""Masks that are there when an annotator opens an image in the semi-automatic stage (SAM paper, section 4).
+
+A detector of one class, "object", finds boxes in the released image; each prompts the model, and what the model is
+confident of is prefilled, for people to add the rest. Confident is what the dataset was built to keep: a mask over
+its thresholds of predicted IoU and stability, none that a better one of its box suppresses.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from segmint.infra.errors import UsageError
+from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
+from segmint.model.automatic.filters import over_iou, stability_scores, stable, under_max_area
+from segmint.model.automatic.nms import nms
+from segmint.model.automatic.rle import encode
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.detectors.detection import Box
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+
+SAME_IOU = 0.7
+"""A mask whose IoU with one of the dataset is over this is there already."""
+
+MOST_BOXES = 300
+"""Boxes of an image that prompt the model, the best first."""
+
+_LEAST_SIDE = 1.0  # pixels of a box inside the image
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A mask that the model drew for a box (x, y, width, height), in pixels of the released image."""
+
+    counts: str  # compressed run lengths
+    area: int
+    iou: float  # predicted
+    stability: float
+    box: tuple[float, float, float, float]
+    bbox: tuple[float, float, float, float]  # around its pixels, as in the dataset
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**vars(self), "box": list(self.box), "bbox": list(self.bbox)}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    mask: Prefilled
+    corners: tuple[int, int, int, int]
+
+
+def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+    """Return the parts of boxes (x0, y0, x1, y1) that lie in an image of `size` (height, width), in order.
+
+    A box with less than a pixel of width or height there is left out.
+    """
+    height, width = size
+    found = [(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))) for x0, y0, x1, y1 in boxes]
+    return [box for box in found if min(box[2] - box[0], box[3] - box[1]) >= _LEAST_SIDE]
+
+
+@torch.inference_mode()
+def prefill(
+    predictor: Predictor, embedding: Embedding, boxes: Sequence[Box], there: Sequence[str], settings: MaskSettings
+) -> list[Prefilled]:
+    """Return the confident masks of boxes (x0, y0, x1, y1), the best predicted IoU first.
+
+    Each is the model's single mask for that box alone, as `Predictor.predict` gives it. `there` are the compressed run
+    lengths of the image's own masks; `settings` those that the dataset was built with.
+    """
+    height, width = embedding.frame_size
+    drawn = [mask for box in clipped(boxes, (height, width)) for mask in _drawn(predictor, embedding, box, settings)]
+    if not drawn:
+        return []
+    ious = np.array([each.mask.iou for each in drawn], np.float32)
+    kept = [drawn[index].mask for index in nms(_corners(drawn), ious, settings.box_nms_thresh)]
+    known = [{"size": [height, width], "counts": counts.encode()} for counts in there]
+    if not known:
+        return kept
+    codes = [{"size": [height, width], "counts": mask.counts.encode()} for mask in kept]
+    overlaps = np.asarray(coco.iou(codes, known, [0] * len(known)), np.float64)
+    return [mask for mask, overlap in zip(kept, overlaps.max(axis=1), strict=True) if overlap <= SAME_IOU]
+
+
+def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskSettings) -> Iterator[_Drawn]:
+    """Yield the mask of a box if the model is confident of it."""
+    found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
+    if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
+        return
+    logits = predictor.upscale(found.low_res_logits, embedding)[0]
+    stability = stability_scores(logits, settings.stability_score_offset)
+    mask: NDArray[np.bool_] = (logits[0] > 0).cpu().numpy()
+    area = int(np.count_nonzero(mask))
+    fits = under_max_area(np.array([area]), embedding.frame_size, settings.max_mask_area_ratio)
+    if not area or not bool(stable(stability, settings.stability_score_thresh)) or not bool(fits):
+        return
+    x0, y0, x1, y1 = box
+    corners = box_of(mask)
+    prompt = (x0, y0, x1 - x0, y1 - y0)
+    bbox = tuple(float(each) for each in xyxy_to_xywh(corners))
+    iou = float(found.predicted_iou)
+    yield _Drawn(Prefilled(encode(mask).counts, area, iou, float(stability), prompt, bbox), corners)
+
+
+def _corners(drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
+    return np.array([each.corners for each in drawn], np.int64)
+
+
+class ObjectFinder:
+    """A detector's TorchScript file, run in a process of its own; a context manager.
+
+    It follows the contract of detectors in docs/configuration.md, as `segmint train --task objects` writes it.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        """Load the file and try it on a blank image; raises `UsageError` if it is not one."""
+        try:
+            self._detector = IsolatedDetector(path, "object", device=device)
+            self._detector.try_out()
+        except NotLoadedError as error:
+            raise UsageError(f"--prefill: {path} cannot be loaded as TorchScript: {error}") from error
+        except DetectorFailedError as error:
+            self._detector.close()
+            raise UsageError(
+                f"--prefill: {path} failed on a blank image. Expected a TorchScript module that takes one BGR image "
+                f"(3, H, W) uint8 and returns boxes (N, 4), labels, scores (N,) and sizes: {error}"
+            ) from error
+
+    def boxes(self, image: NDArray[np.uint8]) -> list[Box]:
+        """Return the boxes (x0, y0, x1, y1) of objects in an image, (H, W, 3) uint8 RGB, the best first.
+
+        Raises `DetectorFailedError` if the file fails on it.
+        """
+        return [found.box for found in self._detector.detect(image)[:MOST_BOXES]]
+
+    def __enter__(self) -> "ObjectFinder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._detector.close()
