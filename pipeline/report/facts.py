@@ -12,6 +12,7 @@ from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
+from segmint.pipeline.statistics.ratings import Ratings, measure_ratings
 from segmint.pipeline.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
@@ -105,6 +106,7 @@ class Facts:
     labeled: int = 0  # masks with a label
     annotated: int = 0  # images whose masks people looked at, changed or deleted
     study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
+    ratings: Ratings | None = None  # how good people find its masks
 
     @property
     def with_images(self) -> bool:
@@ -147,6 +149,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         people=_people(tables) if manifest is not None else (),
         labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
         annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
+        ratings=measure_ratings(tables) if manifest is not None else None,
     )
 
 

@@ -124,6 +124,8 @@ def write_report(
     }
     if beside is not None:
         files["beside.json"] = _json(beside.to_dict())
+    if facts.ratings is not None:
+        files["ratings.json"] = _json(json_value(facts.ratings))
     if facts.manifest is not None:
         files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
     for name, data in files.items():

@@ -68,6 +68,19 @@ class PaperQuality:
 
 
 @dataclass(frozen=True)
+class PaperRatings:
+    """People's ratings of single masks from 1 to 10 (section 7.1, appendix E).
+
+    `means` are the least and the most of seven datasets' means, of masks that SAM made for one point; `deviation` is
+    the mean standard deviation of the ratings of five raters, `seconds` the mean time of a rating.
+    """
+
+    means: tuple[int, int]
+    deviation: float
+    seconds: int
+
+
+@dataclass(frozen=True)
 class PaperDataset:
     """How many images and masks a dataset has (the legend of figure 6)."""
 
@@ -89,6 +102,7 @@ class Paper:
     thresholds: PaperThresholds
     released_short_side: int
     quality: PaperQuality
+    ratings: PaperRatings
     datasets: tuple[PaperDataset, ...]
 
 
@@ -115,6 +129,7 @@ PAPER = Paper(
     thresholds=PaperThresholds(predicted_iou=0.88, stability_score=0.95, min_area_px=100, max_area_share=0.95),
     released_short_side=1500,
     quality=PaperQuality(images=500, over_90_iou=0.94, over_75_iou=0.97, between_annotators=(0.85, 0.91)),
+    ratings=PaperRatings(means=(7, 9), deviation=0.83, seconds=90),
     datasets=(
         PaperDataset("SA-1B", 11_000_000, 1_100_000_000),
         PaperDataset("Open Images", 1_000_000, 2_700_000),

@@ -49,15 +49,6 @@ class RatedSource:
 
 
 @dataclass(frozen=True)
-class Rater:
-    """One who rated, and the median of the seconds that a mask took."""
-
-    name: str
-    masks: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class RaterAgreement:
     """How far raters of the same mask are apart, over masks that two or more rated.
 
@@ -72,10 +63,15 @@ class RaterAgreement:
 
 @dataclass(frozen=True)
 class Ratings:
-    """All ratings of masks that are there; `outdated` counts those of masks that were deleted or replaced since."""
+    """All ratings of masks that are there.
+
+    `raters` is how many people rated, `seconds` the median of a rating's. `outdated` counts ratings of masks that were
+    deleted or replaced since. Names of raters are left out: reports are published.
+    """
 
     sources: tuple[RatedSource, ...]
-    raters: tuple[Rater, ...]
+    raters: int
+    seconds: float | None
     agreement: RaterAgreement | None
     outdated: int
     unreadable: int
@@ -117,7 +113,10 @@ def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0
     known = [source for source in SOURCES if any(mask.source == source for mask in masks)]
     others = sorted({mask.source for mask in masks}.difference(SOURCES))
     sources = [_of_source(source, [each for each in masks if each.source == source]) for source in (*known, *others)]
-    return Ratings(tuple(sources), _raters(masks), _agreement(masks), outdated, unreadable)
+    given = [rating for mask in masks for rating in mask.ratings]
+    seconds = float(np.median([rating.seconds for rating in given])) if given else None
+    raters = len({rating.rater for rating in given})
+    return Ratings(tuple(sources), raters, seconds, _agreement(masks), outdated, unreadable)
 
 
 def _rated_masks(tables: DatasetTables, ratings: Sequence[Rating]) -> Iterator[RatedMask]:
@@ -148,14 +147,6 @@ def _of_source(source: str, masks: Sequence[RatedMask]) -> RatedSource:
     interval = percentile_interval(mean_replicates(sums, counts, _SEED))[0] if len(images) > 1 else None
     mean = float(sums.sum() / counts.sum())
     return RatedSource(source, len(masks), len(images), mean, interval, tuple(scores.tolist()))
-
-
-def _raters(masks: Sequence[RatedMask]) -> tuple[Rater, ...]:
-    seconds: dict[str, list[float]] = {}
-    for mask in masks:
-        for rating in mask.ratings:
-            seconds.setdefault(rating.rater, []).append(rating.seconds)
-    return tuple(Rater(name, len(each), float(np.median(each))) for name, each in sorted(seconds.items()))
 
 
 def _agreement(masks: Sequence[RatedMask]) -> RaterAgreement | None:

@@ -20,6 +20,7 @@ from segmint.pipeline.study.privacy.score import score_privacy
 from tests.support.committed import row_of
 from tests.support.locations import location_of
 from tests.support.named_image import image_of
+from tests.support.rated import rate
 
 QUICK = AuditOptions(sample=4, privacy_sample=0, now=datetime(2026, 11, 20, tzinfo=UTC))
 """Without detectors, whose loading takes longest."""
@@ -49,7 +50,10 @@ _COUNTRIES = ("DE", "KE", None, "BR", "US", "IN", "DE", "DE")
 
 
 def write_reported(folder: Path) -> str:
-    """Commit the dataset; its third image has no mask, and the first one a name and an attribution of an attacker."""
+    """Commit the dataset; its third image has no mask, and the first one a name and an attribution of an attacker.
+
+    Two people rated some of its masks.
+    """
     uri, storage = str(folder), Storage()
     manifest = DatasetManifest(
         name="street & <b>2026</b>",
@@ -83,6 +87,7 @@ def write_reported(folder: Path) -> str:
             generation=1,
         )
         assert write_shard(task, [(0, 4)], table).status == "committed"
+    rate(location_of(uri), {"Ada": [8, 6, 10, 9, 7], SCRIPT: [9, 3]})
     return uri
 
 

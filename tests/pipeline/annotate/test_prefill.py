@@ -58,9 +58,7 @@ def test_what_the_model_is_not_confident_of_is_left_out(seen: Seen) -> None:
     _, iou, stability = seen.single(CUP)
     pixels, *_ = seen.single(CUP)
     share = float(pixels.mean())
-    kept = replace(
-        ANY, pred_iou_thresh=iou - 1e-6, stability_score_thresh=stability, max_mask_area_ratio=share + 1e-6
-    )
+    kept = replace(ANY, pred_iou_thresh=iou - 1e-6, stability_score_thresh=stability, max_mask_area_ratio=share + 1e-6)
     assert len(prefill(seen.predictor, seen.embedding, [CUP], [], kept)) == 1
     for key, value in (
         ("pred_iou_thresh", iou + 1e-6),

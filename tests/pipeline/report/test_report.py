@@ -120,6 +120,20 @@ def test_what_people_found_is_on_the_page_and_the_card(report_folder: Path) -> N
     assert "face in 1 image (at most 59 % of all), plate in 0 images (at most 40 % of all)" in card
 
 
+def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_folder: Path) -> None:
+    text = parse_page((report_folder / "index.html").read_text()).text
+    assert "2 raters judged single masks from 1 (no object) to 10 (no visible error)" in text
+    found = json.loads((report_folder / "ratings.json").read_text())
+    (automatic,) = found["sources"]
+    assert (automatic["masks"], automatic["mean"]) == (5, (8.5 + 4.5 + 10 + 9 + 7) / 5)
+    low, high = automatic["interval"]
+    assert f"automatic 5 {automatic['images']} 7.80 {low:.2f} to {high:.2f} 0 1 1 4 1" in text
+    assert "standard deviation of 1.41 on average, over 2 masks" in text
+    card = (report_folder / "README.md").read_text()
+    assert f"automatic 7.80 ({low:.2f} to {high:.2f}), 5 masks." in card
+    assert all("Ada" not in each for each in (text, card, json.dumps(found)))
+
+
 def test_a_study_of_another_dataset_is_refused(minted: Path, report_folder: Path) -> None:
     score = location_of(report_folder.parent / "study/score.json")
     with pytest.raises(UsageError, match="which is no version of"):
