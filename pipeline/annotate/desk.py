@@ -18,6 +18,7 @@ from segmint.pipeline.annotate.board import Board, Done
 from segmint.pipeline.annotate.decoder import Decoder, Prediction
 from segmint.pipeline.annotate.embeddings import Embeddings
 from segmint.pipeline.annotate.leases import Leases
+from segmint.pipeline.annotate.prefill import Prefills
 from segmint.pipeline.annotate.prompts import parse_prompt
 from segmint.pipeline.annotate.queue import Queue
 from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
@@ -84,6 +85,7 @@ class Desk:
     embeddings: Embeddings
     decoder: Decoder
     leases: Leases = field(default_factory=Leases)
+    prefills: Prefills | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -138,7 +140,7 @@ class Desk:
             "masks": list(found.masks),
             "n": 0 if done is None else done.name.n,
             "answer": answer.model_dump(mode="json") if current and answer is not None else None,
-            "prefill": [],
+            "prefill": [] if current else self._prefilled(found),
             "state": "answered" if current else "merged" if merged else "open",
         }
 
@@ -199,6 +201,12 @@ class Desk:
     def progress(self, annotators: list[str]) -> dict[str, Any]:
         """Return what has been done so far."""
         return {"images": len(self.queue), **self.board.progress(annotators)}
+
+    def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
+        """Return what a detector's boxes prefill; waits for the embedding."""
+        if self.prefills is None:
+            return []
+        return [mask.to_dict() for mask in self.prefills.of(found, self.embeddings.get(found))]
 
     def _put(self, answer: Answer, found: OpenImage) -> Answer:
         done = self.board.lanes(answer.image).get(answer.lane)

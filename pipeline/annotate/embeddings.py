@@ -11,6 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segmint.infra.errors import SegmintError
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.decoding import JpegDecoder, UndecodableError
@@ -48,16 +51,23 @@ class _Job:
 class Embeddings:
     """Makes embeddings in one thread, and keeps the last ones. A context manager; thread-safe.
 
-    `read` returns an image as it is committed now. Nothing is written to a disk.
+    `read` returns an image as it is committed now; `made` is called in that thread with what was made, and the pixels
+    (H, W, 3) uint8 RGB. Nothing is written to a disk.
     """
 
     def __init__(
-        self, predictor: Predictor, decoder: JpegDecoder, read: Callable[[int], OpenImage], kept: int = KEPT
+        self,
+        predictor: Predictor,
+        decoder: JpegDecoder,
+        read: Callable[[int], OpenImage],
+        kept: int = KEPT,
+        made: Callable[[OpenImage, NDArray[np.uint8], Embedding], None] | None = None,
     ) -> None:
         self._predictor = predictor
         self._decoder = decoder
         self._read = read
         self._kept = kept
+        self._then = made
         self._lock = threading.Lock()
         self._made: OrderedDict[int, Embedded] = OrderedDict()
         self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
@@ -169,6 +179,8 @@ class Embeddings:
             self._made.move_to_end(number)
             while len(self._made) > self._kept:
                 self._made.popitem(last=False)
+        if self._then is not None:
+            self._then(image, pixels, made.embedding)
         return made
 
 

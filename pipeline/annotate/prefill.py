@@ -5,6 +5,8 @@ confident of is prefilled, for people to add the rest. Confident is what the dat
 its thresholds of predicted IoU and stability, none that a better one of its box suppresses.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+from pydantic import ValidationError
 
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.errors import UsageError
+from segmint.infra.log import get_logger
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
 from segmint.model.automatic.filters import over_iou, stability_scores, stable, under_max_area
 from segmint.model.automatic.nms import nms
@@ -24,6 +29,10 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.detectors.detection import Box
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+from segmint.operators.decoding import JpegDecoder
+from segmint.operators.images import decode_jpeg
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.annotate.source import OpenImage
 
 SAME_IOU = 0.7
 """A mask whose IoU with one of the dataset is over this is there already."""
@@ -103,10 +112,9 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
         return
     x0, y0, x1, y1 = box
     corners = box_of(mask)
-    prompt = (x0, y0, x1 - x0, y1 - y0)
-    bbox = tuple(float(each) for each in xyxy_to_xywh(corners))
+    asked = (x0, y0, x1 - x0, y1 - y0)
     iou = float(found.predicted_iou)
-    yield _Drawn(Prefilled(encode(mask).counts, area, iou, float(stability), prompt, bbox), corners)
+    yield _Drawn(Prefilled(encode(mask).counts, area, iou, float(stability), asked, xyxy_to_xywh(corners)), corners)
 
 
 def _corners(drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
@@ -145,3 +153,50 @@ class ObjectFinder:
 
     def __exit__(self, *_: object) -> None:
         self._detector.close()
+
+
+class Prefills:
+    """What is prefilled in images, made with their embeddings and kept for the last ones. Thread-safe."""
+
+    def __init__(
+        self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings, kept: int = 64
+    ) -> None:
+        self._finder = finder
+        self._predictor = predictor
+        self._decoder = decoder
+        self._settings = settings
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._made: OrderedDict[int, tuple[str, tuple[Prefilled, ...]]] = OrderedDict()  # with the base, by image
+
+    def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
+        """Make the masks of an image; one on which the detector fails has none, and a warning says so."""
+        try:
+            boxes = self._finder.boxes(pixels)
+        except DetectorFailedError as error:
+            get_logger("annotate").warning("detector_failed", image=image.place.id, error=str(error))
+            boxes = []
+        masks = prefill(self._predictor, embedding, boxes, list(image.counts.values()), self._settings)
+        with self._lock:
+            self._made[image.place.id] = image.base, tuple(masks)
+            self._made.move_to_end(image.place.id)
+            while len(self._made) > self._kept:
+                self._made.popitem(last=False)
+
+    def of(self, image: OpenImage, embedding: Embedding) -> tuple[Prefilled, ...]:
+        """Return the masks of an image in its present state, made now if they are not there."""
+        for _ in range(2):
+            with self._lock:
+                base, masks = self._made.get(image.place.id, ("", ()))
+            if base == image.base:
+                return masks
+            self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
+        return ()  # another state of the image is opened at the same time
+
+
+def mask_settings(manifest: DatasetManifest) -> MaskSettings:
+    """Return the settings that a dataset's masks were made with; the defaults if its manifest does not state them."""
+    try:
+        return MasksConfig.model_validate(manifest.identity.get("masks") or {}).settings()
+    except ValidationError:
+        return MasksConfig().settings()

@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starlette.applications import Starlette
+
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.assets.hashes import sha256_of
@@ -25,6 +27,7 @@ from segmint.pipeline.annotate.decoder import Decoder
 from segmint.pipeline.annotate.desk import About, Desk
 from segmint.pipeline.annotate.embeddings import Embeddings
 from segmint.pipeline.annotate.leases import Leases
+from segmint.pipeline.annotate.prefill import ObjectFinder, Prefills, mask_settings
 from segmint.pipeline.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.annotate.source import ImageSource
 from segmint.pipeline.statistics.open_tables import open_tables
@@ -43,6 +46,7 @@ class AnnotateOptions:
     stage: str = "assisted"
     weights: str | None = None
     device: str = "auto"
+    detector: str | None = None  # a TorchScript file that finds objects, whose masks are prefilled
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,15 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
             overlap=options.queue.overlap,
             study=study,
         )
-        embeddings = stack.enter_context(Embeddings(predictor, decoder, source.read))
+        prefills = None
+        if options.detector is not None:
+            finder = stack.enter_context(ObjectFinder(resolve(options.detector, storage=dataset.storage)))
+            prefills = Prefills(finder, predictor, decoder, mask_settings(manifest))
+        embeddings = stack.enter_context(
+            Embeddings(predictor, decoder, source.read, made=None if prefills is None else prefills.make)
+        )
         masks = stack.enter_context(Decoder(predictor))
-        desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases())
+        desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases(), prefills)
         yield Opened(desk, Thumbnails(_ReleasedPictures(source), decoder), note)
 
 
@@ -125,14 +135,34 @@ def serve(
     open_browser: bool,
     on_ready: Callable[[Mapping[str, str]], None],
 ) -> None:
-    """Serve until the process gets SIGINT or SIGTERM; `on_ready` gets each annotator's address.
+    """Serve a desk as `serve_app` does."""
+    serve_app(
+        lambda team: make_app(opened.desk, team, opened.thumbnails),
+        port,
+        names,
+        origin=origin,
+        open_browser=open_browser,
+        on_ready=on_ready,
+    )
+
+
+def serve_app(
+    make: Callable[[Team], Starlette],
+    port: int,
+    names: Sequence[str],
+    *,
+    origin: Origin | None = None,
+    open_browser: bool,
+    on_ready: Callable[[Mapping[str, str]], None],
+) -> None:
+    """Serve a team's application until the process gets SIGINT or SIGTERM; `on_ready` gets each one's address.
 
     Port 0 takes a free one. The browser is opened for the first annotator. Raises `UsageError` if the port is taken.
     """
     with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names), origin)
         addresses = {name: team.address(name) for name in team.annotators}
-        app = make_app(opened.desk, team, opened.thumbnails)
+        app = make(team)
         on_ready(addresses)
         if open_browser:
             # Some browsers block until they are closed; meanwhile the server must run.

@@ -1,6 +1,6 @@
 """`segmint annotate`: people click and correct masks in the browser."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -52,6 +52,12 @@ class Stage(StrEnum):
     """What people do."""
 
     ASSISTED = "assisted"
+    SEMI = "semi"
+    RATE = "rate"
+
+
+DETECTOR = "detector:"
+"""What --prefill begins with before the path of a detector's file."""
 
 
 app.command()(merge)
@@ -67,9 +73,13 @@ def annotate() -> None:
 @needs("report")
 def run(
     dataset: Dataset,
-    stage: Annotated[Stage, typer.Option(help="assisted: people click, the model answers, they correct.")] = (
-        Stage.ASSISTED
-    ),
+    stage: Annotated[
+        Stage,
+        typer.Option(
+            help="assisted: people click, the model answers, they correct. semi: what is there is locked, people add "
+            "the rest. rate: people rate single masks from 1 to 10."
+        ),
+    ] = Stage.ASSISTED,
     select: Annotated[
         str | None,
         typer.Option(metavar="EXPR", help="Only images for which this is true, as in 'masks < 10'; SQL on columns."),
@@ -92,6 +102,17 @@ def run(
         typer.Option(metavar="NAME|PATH", help="The model that answers; default: the one that made the dataset."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")] = "auto",
+    prefill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="detector:PATH",
+            help="In stage semi: a TorchScript file that finds objects; the model's confident masks of them are there.",
+        ),
+    ] = None,
+    masks: Annotated[
+        int | None, typer.Option(metavar="N", help="In stage rate: how many masks, as many of each source; 200.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="In stage rate: which masks are drawn; 0.")] = None,
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
     ] = 8765,
@@ -102,7 +123,7 @@ def run(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
     config: Config = None,
 ) -> None:
-    """Have people make and correct masks in the browser; ctrl-C ends it. What they save is kept in the dataset."""
+    """Have people make, correct or rate masks in the browser; ctrl-C ends it. What they save is kept in the dataset."""
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.annotate.access import check_name, parse_origin
@@ -110,11 +131,22 @@ def run(
     from segmint.pipeline.annotate.queue import QueueOptions
     from segmint.pipeline.annotate.server import AnnotateOptions, open_desk, serve
 
+    given = {
+        "--order": order is not Order.NUMBER,
+        "--study": study is not None,
+        "--overlap": overlap != 0,
+        "--weights": weights is not None,
+        "--device": device != "auto",
+        "--prefill": prefill is not None,
+        "--masks": masks is not None,
+        "--seed": seed is not None,
+    }
+    refuse_needless(stage, {option for option, is_given in given.items() if is_given})
+    detector = None if prefill is None else detector_of(prefill)
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)
     storage = storage_of(config)
-    sample = None if study is None else Location(storage, study)
-    queue = QueueOptions(select, QueueOrder(order), sample, overlap)
+    place = Location(storage, dataset)
 
     def show(addresses: Mapping[str, str]) -> None:
         for name, address in addresses.items():
@@ -122,9 +154,51 @@ def run(
         say("each address opens one browser, once; ctrl-C ends the server, and answers are in the dataset")
 
     say(f"reading the tables of {dataset}")
-    with open_desk(Location(storage, dataset), AnnotateOptions(queue, stage, weights, device)) as opened:
+    if stage is Stage.RATE:
+        from segmint.pipeline.annotate.rating.app import make_rating_app
+        from segmint.pipeline.annotate.rating.sample import SampleOptions
+        from segmint.pipeline.annotate.rating.server import open_rating_desk
+        from segmint.pipeline.annotate.server import serve_app
+
+        options = SampleOptions(200 if masks is None else masks, seed or 0, select)
+        with open_rating_desk(place, options) as desk:
+            say(f"{counted(len(desk), 'mask')} to rate")
+            serve_app(
+                lambda team: make_rating_app(desk, team),
+                port,
+                who,
+                origin=public,
+                open_browser=browser,
+                on_ready=show,
+            )
+        return
+    sample = None if study is None else Location(storage, study)
+    queue = QueueOptions(select, QueueOrder(order), sample, overlap)
+    with open_desk(place, AnnotateOptions(queue, stage, weights, device, detector)) as opened:
         if opened.note is not None:
             say(f"note: {opened.note}")
         about = opened.desk.about
         say(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
         serve(opened, port, who, origin=public, open_browser=browser, on_ready=show)
+
+
+def refuse_needless(stage: Stage, given: Collection[str]) -> None:
+    """Raise `UsageError` for options that mean nothing in a stage."""
+    from segmint.infra.errors import UsageError
+
+    rates = {"--masks", "--seed"}
+    needless = set(given) - rates if stage is Stage.RATE else set(given) & rates
+    if stage is Stage.ASSISTED:
+        needless |= set(given) & {"--prefill"}
+    if needless:
+        raise UsageError(f"--stage {stage} takes no {', '.join(sorted(needless))}: leave it out")
+
+
+def detector_of(prefill: str) -> str:
+    """Return the path in `detector:PATH`; raises `UsageError` for anything else."""
+    from segmint.infra.errors import UsageError
+
+    path = prefill.removeprefix(DETECTOR)
+    if not prefill.startswith(DETECTOR) or not path:
+        raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, a TorchScript file that finds objects")
+    return path

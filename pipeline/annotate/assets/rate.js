@@ -1,0 +1,170 @@
+// Rating: one mask at a time, in random order, and nothing that says where it comes from.
+
+import { byId, make, whole } from "./dom.js";
+import { Views } from "./rate_views.js";
+import { getJson, GoneError, postJson, putJson } from "./server.js";
+import { Stopwatch } from "./timing.js";
+
+const AGAIN_MS = 3000;
+const TICK_MS = 500;
+
+/** The scale of the SAM paper's appendix G: [lowest, highest, a word, what it means]. */
+const SCALE = [
+  [1, 1, "no object", "It is not possible to tell what the mask is of."],
+  [2, 4, "huge errors", "The object can mostly be told. Large parts are missing or of others, or the boundary is wild."],
+  [5, 6, "major errors", "The boundary is mostly right. A part that matters is missing or of another object."],
+  [7, 9, "small errors", "Errors are small and rare."],
+  [10, 10, "no errors", "No visible error at all."],
+];
+
+const views = new Views();
+let watch = null;
+let mask = null; // the server's answer about the mask that is shown
+let rated = []; // places in the order that were rated here, the last one last
+let busy = false;
+
+setUp();
+begin();
+
+function setUp() {
+  byId("scores").append(...SCALE.map(group));
+  byId("words").append(...SCALE.flatMap(([low, high, , text]) => [make("dt", {}, range(low, high)), make("dd", {}, text)]));
+  for (const id of ["undo", "undo-done"]) byId(id).addEventListener("click", () => undo());
+  document.addEventListener("keydown", (event) => key(event));
+  for (const name of ["pointerdown", "pointermove", "keydown", "wheel"]) {
+    document.addEventListener(name, () => watch?.input(), { capture: true, passive: true });
+  }
+  setInterval(tick, TICK_MS);
+}
+
+function group([low, high, word]) {
+  const scores = Array.from({ length: high - low + 1 }, (_, place) => low + place);
+  const buttons = scores.map((score) => {
+    const button = make("button", { type: "button", value: String(score) }, String(score));
+    button.setAttribute("aria-keyshortcuts", String(score % 10));
+    button.addEventListener("click", () => rate(score));
+    return button;
+  });
+  const row = make("div", { className: "keys" }, ...buttons);
+  const box = make("div", { className: `of-${scores.length}` }, row, make("span", { id: `word-${low}` }, word));
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-labelledby", `word-${low}`);
+  return box;
+}
+
+const range = (low, high) => (low === high ? String(low) : `${low} to ${high}`);
+
+async function begin() {
+  const session = await sure(() => getJson("/api/session"));
+  watch = new Stopwatch(session.idle_s);
+  byId("dataset-name").textContent = session.dataset.name;
+  await show(await sure(() => postJson("/api/rate/next")));
+}
+
+/** Does a request until the server answers; a refusal is shown and thrown. */
+async function sure(request) {
+  for (;;) {
+    try {
+      const answer = await request();
+      problem(null);
+      return answer;
+    } catch (error) {
+      problem(error);
+      if (!(error instanceof GoneError)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+}
+
+function problem(error) {
+  byId("problem").textContent = error?.message ?? "";
+  byId("problem").hidden = !error;
+}
+
+/** Shows a mask, or that there is none left. */
+async function show(next) {
+  mask = next.item === null ? null : next;
+  const { done, total } = next;
+  byId("count").textContent = `${whole(done)} of ${whole(total)} rated`;
+  byId("rate").hidden = mask === null;
+  byId("done").hidden = mask !== null;
+  if (mask === null) {
+    byId("done-title").textContent = total === done ? "All masks are rated" : "No mask is left to rate";
+    byId("done-title").focus();
+  } else {
+    await views.open(mask);
+    watch.reset();
+  }
+  for (const button of byId("scores").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(mask !== null && Number(button.value) === mask.score));
+  }
+  ready();
+}
+
+function ready() {
+  for (const id of ["undo", "undo-done"]) byId(id).disabled = rated.length === 0;
+  document.body.dataset.item = mask === null ? "" : String(mask.item);
+}
+
+/** Saves a rating and shows the next mask. */
+async function rate(score) {
+  if (busy || mask === null) return;
+  busy = true;
+  const { item, n } = mask;
+  try {
+    const seconds = Math.round(watch.image * 10) / 10;
+    const { next } = await sure(() => putJson(`/api/rate/${item}/${n + 1}`, { score, seconds }));
+    rated.push(item);
+    say(`Rated ${score}.`);
+    await show(next);
+  } catch (error) {
+    await refused(error);
+  } finally {
+    busy = false;
+  }
+}
+
+/** Takes the last rating back and shows its mask again. */
+async function undo() {
+  if (busy || rated.length === 0) return;
+  busy = true;
+  const item = rated.pop();
+  try {
+    const { n } = await sure(() => getJson(`/api/rate/${item}`));
+    await sure(() => putJson(`/api/rate/${item}/${n + 1}`, { score: null, seconds: 0 }));
+    say("Taken back.");
+    await show(await sure(() => getJson(`/api/rate/${item}`)));
+  } catch (error) {
+    await refused(error);
+  } finally {
+    busy = false;
+  }
+}
+
+/** Goes on where the server refused: the mask is gone, or was rated in another window. */
+async function refused(error) {
+  if (error.status !== 409 && error.status !== 410) return;
+  say(error.message);
+  await show(await sure(() => postJson("/api/rate/next")));
+}
+
+function say(text) {
+  byId("said").textContent = text;
+}
+
+function tick() {
+  byId("clock").hidden = mask === null || watch === null;
+  if (mask !== null && watch !== null) {
+    byId("clock").textContent = `${Math.floor(watch.image)} s${watch.idle ? " · paused" : ""}`;
+  }
+}
+
+function key(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.repeat) return;
+  if (/^[0-9]$/.test(event.key)) rate(Number(event.key) || 10);
+  else if (event.key === "z" || event.key === "Z") undo();
+  else if (event.key === "v" || event.key === "V") views.turn();
+  else if (event.key === "Escape") views.choose(null);
+  else return;
+  event.preventDefault();
+}

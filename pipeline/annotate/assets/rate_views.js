@@ -1,0 +1,123 @@
+// A mask in four views (SAM paper, appendix G): in the whole picture, close, its outline, and alone.
+
+import { byId } from "./dom.js";
+import { Mask, packed } from "./mask.js";
+
+const RED = [226, 27, 27];
+const YELLOW = packed(253, 231, 37, 255);
+const GROUND = "rgb(68 1 84)";
+const MARGIN = 0.35; // of the mask's longer side, around it in close views
+const LEAST_MARGIN = 24; // pixels of the picture
+const SQUARES = 3; // screen pixels per picture pixel from which on the picture is not smoothed
+
+const PAINTS = {
+  whole: [packed(...RED, 105), packed(...RED, 255)],
+  close: [packed(...RED, 105), packed(...RED, 255)],
+  outline: [0, packed(...RED, 255)],
+  alone: [YELLOW, YELLOW],
+};
+
+export class Views {
+  #box = byId("views");
+  #buttons = [...this.#box.querySelectorAll("button")];
+  #picture = null;
+  #mask = null;
+  #chosen = null; // the view that is enlarged
+  #layers = new Map(); // canvases of the mask's frame, by view
+
+  constructor() {
+    for (const button of this.#buttons) {
+      button.addEventListener("click", () => this.choose(this.#chosen === button.dataset.view ? null : button.dataset.view));
+    }
+    new ResizeObserver(() => this.#draw()).observe(this.#box);
+  }
+
+  /** Shows another mask, {image, size, counts}, as soon as its picture is there. */
+  async open({ image, size, counts }) {
+    const picture = new Image();
+    picture.src = `/images/${image}.jpg`;
+    await picture.decode().catch(() => {});
+    this.#picture = picture;
+    this.#mask = new Mask({ segmentation: { size, counts } }, 0);
+    this.#layers.clear();
+    this.choose(null);
+  }
+
+  /** Enlarges the next view; after the last one all are shown. */
+  turn() {
+    const names = [null, ...this.#buttons.map((button) => button.dataset.view)];
+    this.choose(names[(names.indexOf(this.#chosen) + 1) % names.length]);
+  }
+
+  /** Enlarges a view by its name; null shows all. */
+  choose(name) {
+    this.#chosen = name;
+    this.#box.classList.toggle("one", name !== null);
+    for (const button of this.#buttons) button.setAttribute("aria-pressed", String(button.dataset.view === name));
+    this.#draw();
+  }
+
+  #draw() {
+    if (this.#mask === null) return;
+    for (const button of this.#buttons) {
+      const canvas = button.querySelector("canvas");
+      const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.round(side * devicePixelRatio));
+      if (width && height) this.#paint(button.dataset.view, canvas, width, height);
+    }
+  }
+
+  #paint(view, canvas, width, height) {
+    [canvas.width, canvas.height] = [width, height];
+    const part = this.#partOf(view, width / height);
+    const scale = Math.min(width / part.width, height / part.height);
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = scale < SQUARES * devicePixelRatio;
+    context.translate((width - part.width * scale) / 2, (height - part.height * scale) / 2);
+    context.scale(scale, scale);
+    context.translate(-part.left, -part.top);
+    context.beginPath();
+    context.rect(part.left, part.top, part.width, part.height);
+    context.clip();
+    if (view === "alone") {
+      context.fillStyle = GROUND;
+      context.fillRect(part.left, part.top, part.width, part.height);
+    } else if (this.#picture.naturalWidth) {
+      context.drawImage(this.#picture, 0, 0, this.#mask.width, this.#mask.height);
+    }
+    const { frame } = this.#mask;
+    if (frame.width) context.drawImage(this.#layer(view, scale), frame.left, frame.top);
+  }
+
+  /** The part of the picture that a view of this aspect ratio shows: all of it, or the mask with a margin. */
+  #partOf(view, aspect) {
+    const { width, height, frame } = this.#mask;
+    if (view === "whole" || !frame.width) return { left: 0, top: 0, width, height };
+    const margin = Math.max(LEAST_MARGIN, MARGIN * Math.max(frame.width, frame.height));
+    let [wide, high] = [frame.width + 2 * margin, frame.height + 2 * margin];
+    if (wide / high < aspect) wide = high * aspect;
+    else high = wide / aspect;
+    [wide, high] = [Math.min(wide, width), Math.min(high, height)];
+    const along = (at, side, size, most) => Math.min(Math.max(0, at + side / 2 - size / 2), most - size);
+    return {
+      left: along(frame.left, frame.width, wide, width),
+      top: along(frame.top, frame.height, high, height),
+      width: wide,
+      height: high,
+    };
+  }
+
+  /** The mask's frame, painted for a view; lines are at least a pixel of the screen. */
+  #layer(view, scale) {
+    const thickness = Math.max(1, Math.round((1.5 * devicePixelRatio) / scale));
+    const name = `${view} ${thickness}`;
+    if (!this.#layers.has(name)) {
+      const { frame } = this.#mask;
+      const layer = Object.assign(document.createElement("canvas"), { width: frame.width, height: frame.height });
+      const image = new ImageData(frame.width, frame.height);
+      this.#mask.paint(new Uint32Array(image.data.buffer), frame, ...PAINTS[view], thickness);
+      layer.getContext("2d").putImageData(image, 0, 0);
+      this.#layers.set(name, layer);
+    }
+    return this.#layers.get(name);
+  }
+}
