@@ -12,6 +12,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.threads import map_ahead
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.decoding import JpegDecoder
+from segmint.operators.evaluate.encoders import share_equal_encoders
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
@@ -45,7 +46,9 @@ class Evaluator:
         self._names = names
         compute = resolve_compute(task.device, task.precision, task.threads)
         self._computed_on = f"{compute.device}, {compute.precision}"
-        self._models = [Predictor(load_model(weights.find(), compute)) for weights in task.weights]
+        models = [load_model(weights.find(), compute) for weights in task.weights]
+        share_equal_encoders(models)
+        self._models = [Predictor(model) for model in models]
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:

@@ -23,6 +23,7 @@ from segmint.operators.evaluate.edges import (
     ignored_pixels,
     thresholds,
 )
+from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.rows import Row
 from segmint.pipeline.evaluate.measure import HEAD
 from segmint.pipeline.evaluate.truth import Truth, TruthImage
@@ -112,8 +113,8 @@ class EdgesMeasure:
         ignored = ignored_pixels(maps, image.ignore, self.tolerance) if image.ignore else None
         cuts = thresholds(self.cuts)
         rows = []
-        for weights, model in enumerate(models):
-            edges = find_edges(model, model.embed(image.pixels), edge_settings(self.points_per_side))
+        for weights, (model, embedding) in enumerate(zip(models, embed_for_all(models, image.pixels), strict=True)):
+            edges = find_edges(model, embedding, edge_settings(self.points_per_side))
             counts = count_edges(edges, truths, cuts, self.tolerance, ignored)
             best = edge_scores([counts], cuts).ois
             lists = {name: getattr(counts, name).tolist() for name in COUNTS}

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import FoundMask, Matches, match_masks
+from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.evaluate.instances import BoxMask, boxes_of, iou_assigned, iou_in_order, segment_boxes
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.instances.boxes import NO_CATEGORY, Boxes
+from segmint.pipeline.evaluate.instances.boxes import NO_CATEGORY, Boxes, ImageBoxes
 from segmint.pipeline.evaluate.measure import HEAD
 from segmint.pipeline.evaluate.proposals.measure import true_masks
 from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
@@ -56,9 +57,8 @@ class PrecisionMeasure:
         for true in image.masks:
             truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)
         rows: list[Row] = []
-        for weights, model in enumerate(models):
+        for weights, masks in enumerate(_segment(models, image, wanted.boxes, self.refine)):
             found: dict[int, list[FoundMask]] = {}
-            masks = _segment(model, image, wanted.boxes, self.refine)
             for mask, score, category in zip(masks, wanted.scores, wanted.categories, strict=True):
                 found.setdefault(int(category), []).append(FoundMask(mask.rle, float(score)))
             for category in sorted({*truth, *found}):
@@ -120,19 +120,20 @@ class OverlapMeasure:
         if not masks:
             raise ValueError("it has no mask")
         rows: list[Row] = []
-        for weights, model in enumerate(models):
-            for mask, iou in zip(masks, self._overlaps(model, image, masks), strict=True):
+        given = None if self.boxes is None else self.boxes.of(image.image_id, image.name)
+        boxes = boxes_of([mask.rle for mask in masks]) if given is None else given.boxes
+        for weights, found in enumerate(_segment(models, image, boxes, self.refine)):
+            for mask, iou in zip(masks, self._overlaps(masks, found, given), strict=True):
                 place = {"weights": weights, "mask": mask.id, "label": mask.label, "area": mask.area}
                 rows.append({**place, "iou": float(iou)})
         return rows
 
-    def _overlaps(self, model: Predictor, image: TruthImage, masks: Sequence[TruthMask]) -> NDArray[np.float64]:
+    def _overlaps(
+        self, masks: Sequence[TruthMask], found: Sequence[BoxMask], given: ImageBoxes | None
+    ) -> NDArray[np.float64]:
         rles = [mask.rle for mask in masks]
-        if self.boxes is None:
-            found = _segment(model, image, boxes_of(rles), self.refine)
+        if given is None or self.boxes is None:
             return iou_in_order(rles, [mask.rle for mask in found])
-        given = self.boxes.of(image.image_id, image.name)
-        found = _segment(model, image, given.boxes, self.refine)
         overlaps = np.zeros(len(masks))
         of_mask = [_category(mask) if self.boxes.categories else NO_CATEGORY for mask in masks]
         for category in set(of_mask):
@@ -142,8 +143,14 @@ class OverlapMeasure:
         return overlaps
 
 
-def _segment(model: Predictor, image: TruthImage, boxes: NDArray[np.float64], refine: bool) -> list[BoxMask]:
-    return segment_boxes(model, model.embed(image.pixels), boxes, refine) if len(boxes) else []
+def _segment(
+    models: Sequence[Predictor], image: TruthImage, boxes: NDArray[np.float64], refine: bool
+) -> list[list[BoxMask]]:
+    """The masks of the boxes by each model."""
+    if not len(boxes):
+        return [[] for _ in models]
+    embeddings = embed_for_all(models, image.pixels)
+    return [segment_boxes(*each, boxes, refine) for each in zip(models, embeddings, strict=True)]
 
 
 def _category(mask: TruthMask) -> int:

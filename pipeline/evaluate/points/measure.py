@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from segmint.model.sam.predictor import Predictor
+from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.rows import Row
@@ -64,9 +65,10 @@ class PointsMeasure:
         numbers = [_number(image.name, mask.id) for mask in masks]
         by_model: list[list[MaskScores]] = []
         failed: dict[int, NoNumberError] = {}
-        for place, model in enumerate(models):
+        embeddings = embed_for_all(models, image.pixels)
+        for place, (model, embedding) in enumerate(zip(models, embeddings, strict=True)):
             try:
-                by_model.append(click_masks(model, model.embed(image.pixels), rles, numbers, self.settings))
+                by_model.append(click_masks(model, embedding, rles, numbers, self.settings))
             except NoNumberError as error:
                 failed[place] = error
                 by_model.append([no_answer(rle, self.settings) for rle in rles])

@@ -11,25 +11,25 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 
 
-@pytest.fixture(scope="module")
-def predictor(mobile_sam_path: Path, one_thread: None) -> Predictor:
+@pytest.fixture(scope="session")
+def predictor(mobile_sam_path: Path) -> Predictor:
     """MobileSAM on the CPU."""
     return Predictor(load_sam(mobile_sam_path))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cup(coffee: np.ndarray) -> np.ndarray:
     """A part of the coffee photograph, small so that masks are: (150, 200, 3) uint8 RGB."""
     return np.ascontiguousarray(coffee[100:400:2, 100:500:2])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def embedding(predictor: Predictor, cup: np.ndarray) -> Embedding:
     """The cup's embedding."""
     return predictor.embed(cup)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(predictor: Predictor, embedding: Embedding) -> SamPredictor:
     """The package's predictor with the same weights and the same embedding."""
     theirs = SamPredictor(reference_sam(predictor.sam))
