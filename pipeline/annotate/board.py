@@ -9,10 +9,7 @@ from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, re
 from segmint.catalogs.dataset.annotations.names import AnswerName, answers_of, last_answers, list_answers
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.study.pairs import StudyMask, best_matches
-
-SAME_OBJECT_IOU = 0.5
-"""The least IoU at which masks of two people are of one object."""
+from segmint.pipeline.study.agreement import agreement
 
 _THREADS = 16
 _AHEAD = 64
@@ -144,21 +141,6 @@ class Board:
             return Done.of(read_answer(self._dataset, name))
         except AnswerError:
             return Done(name)
-
-
-def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
-    """Return the IoU of each two masks that two people drew of one object of an image.
-
-    Masks of the dataset that both left as they were do not count. Masks are paired one to one, the best pair first;
-    pairs under `SAME_OBJECT_IOU` are of two objects.
-    """
-    if one.size != other.size or not one.masks or not other.masks:
-        return ()
-    ours, theirs = (
-        [StudyMask(None, {"size": list(each.size), "counts": mask.counts.encode()}) for mask in each.masks]
-        for each in (one, other)
-    )
-    return tuple(float(iou) for _, _, iou in best_matches(ours, theirs) if iou >= SAME_OBJECT_IOU)
 
 
 def _summary(name: str, done: Sequence[Done]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.statistics.ratings import Ratings, measure_ratings
+from segmint.pipeline.study.agreement import Agreement, measure_agreement
 from segmint.pipeline.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
@@ -105,6 +106,7 @@ class Facts:
     people: tuple[PeoplesMasks, ...] = ()
     labeled: int = 0  # masks with a label
     annotated: int = 0  # images whose masks people looked at, changed or deleted
+    agreement: Agreement | None = None  # of two people on the same images
     study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
     ratings: Ratings | None = None  # how good people find its masks
 
@@ -150,6 +152,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
         annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
         ratings=measure_ratings(tables) if manifest is not None else None,
+        agreement=measure_agreement(tables.location) if manifest is not None else None,
     )
 
 
