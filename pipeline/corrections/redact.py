@@ -22,6 +22,7 @@ from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
+from segmint.pipeline.train.data.kept import forget_dataset
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -40,6 +41,7 @@ class Redacted:
     changed_shards: tuple[int, ...]
     version: VersionName
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
+    kept_by_training: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -52,6 +54,7 @@ class Redacted:
             f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
             "these regions already",
             "what was there before is gone, older versions included",
+            *(f"kept by training: {line}" for line in self.kept_by_training),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
             self.version.line(),
         ]
@@ -155,6 +158,7 @@ def redact(
         changed_shards=tuple(outcome.changed),
         version=put_version(dataset, "redact"),
         removed_links=outcome.removed_links,
+        kept_by_training=tuple(forget_dataset(dataset)),
     )
 
 

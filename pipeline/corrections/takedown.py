@@ -42,6 +42,7 @@ from segmint.pipeline.corrections.common import (
 )
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
+from segmint.pipeline.train.data.kept import forget_dataset
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class TakenDown:
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
+    kept_by_training: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -77,6 +79,7 @@ class TakenDown:
             *([f"answers of people removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *self._building(),
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
+            *(f"kept by training: {line}" for line in self.kept_by_training),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
             self.version.line(),
@@ -172,6 +175,7 @@ def takedown(
         unknown_files=tuple(unknown_files(dataset)),
         version=put_version(dataset, "takedown", now=now),  # the tombstones that it lists say why
         removed_links=outcome.removed_links,
+        kept_by_training=tuple(forget_dataset(dataset)),
     )
 
 

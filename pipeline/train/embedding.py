@@ -29,21 +29,20 @@ class FrozenEncoder:
         self._images = images
         self._cache = cache
 
-    def needs_pixels(self, image: int) -> bool:
-        """Whether an image's pixels must be read."""
-        return self._cache is None or not self._cache.has(*self._key(image))
+    def kept(self, image: int) -> Tensor | None:
+        """The embedding (1, 256, 64, 64) float32 of an image in the cache; None if its pixels must be read."""
+        return None if self._cache is None else self._cache.get(*self._key(image))
 
-    def embed(self, read: ReadImage) -> Tensor | None:
-        """The embedding (1, 256, 64, 64) float32 on the model's device; None if the pixels are needed after all."""
-        key = self._key(read.image)
-        kept = None if self._cache is None else self._cache.get(*key)
+    def embed(self, read: ReadImage) -> Tensor:
+        """The embedding (1, 256, 64, 64) float32 on the model's device."""
+        kept = read.features if read.features is not None else self.kept(read.image)
         if kept is not None:
             return kept.to(self._predictor.sam.device)
         if read.pixels is None:
-            return None
+            raise ValueError(f"image {read.image} was read with neither its pixels nor its embedding")
         features = self._predictor.embed(read.pixels).features.float()
         if self._cache is not None:
-            self._cache.put(*key, features)
+            self._cache.put(*self._key(read.image), features)
         return features.clone()  # made in inference mode
 
     def _key(self, image: int) -> tuple[str, bytes]:

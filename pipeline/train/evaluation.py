@@ -108,19 +108,20 @@ def one_click(sam: Sam, features: Tensor, masks: ImageMasks) -> Answers:
     return Answers(torch.cat(logits), torch.cat(ious), points)
 
 
-def draw_sample(sam: Sam, read: ReadImage, features: Tensor) -> bytes:
-    """A PNG of an image with its masks on the left, and on the right what one click on each of them gives."""
-    if read.pixels is None:
-        raise ValueError(f"image {read.image} was read without its pixels")
-    answers = one_click(sam, features, read.masks)
+def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: ImageMasks, features: Tensor) -> bytes:
+    """A PNG of an image with its masks on the left, and on the right what one click on each of them gives.
+
+    `pixels` (h, w, 3) RGB are those of the encoder's input without its padding.
+    """
+    answers = one_click(sam, features, masks)
     chosen = answers.predicted_iou.argmax(dim=1)
     rows = torch.arange(len(chosen), device=chosen.device)
-    predicted = _in_frame(answers.logits[rows, chosen], read.masks.input_size) > 0
-    side = read.masks.targets.shape[-1]
-    targets = _in_frame(read.masks.targets.float() - 0.5, read.masks.input_size, side) > 0
+    predicted = _in_frame(answers.logits[rows, chosen], masks.input_size) > 0
+    side = masks.targets.shape[-1]
+    targets = _in_frame(masks.targets.float() - 0.5, masks.input_size, side) > 0
     points = [(x, y, 1) for x, y in answers.points.tolist()]
-    left = _tinted(read.pixels, targets.numpy())
-    right = draw_prompts(_tinted(read.pixels, predicted.cpu().numpy()), points)
+    left = _tinted(pixels, targets.numpy())
+    right = draw_prompts(_tinted(pixels, predicted.cpu().numpy()), points)
     gap = np.full((left.shape[0], _GAP, 3), 255, np.uint8)
     return encode_png(np.concatenate([left, gap, right], axis=1))
 

@@ -44,9 +44,9 @@ from segmint.pipeline.train.checkpoints import (
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.train.data.cache import LOOKS, purge_looks
 from segmint.pipeline.train.data.draws import Draws
 from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
+from segmint.pipeline.train.data.kept import LOOKS, purge_looks
 from segmint.pipeline.train.data.reading import ImageReader, ReadImage
 from segmint.pipeline.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.train.presets import schedule_problems

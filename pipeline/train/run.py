@@ -7,7 +7,6 @@ from typing import Any
 
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.lineage import TRAINING
-from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UnfinishedError, UsageError
@@ -18,6 +17,7 @@ from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
 from segmint.pipeline.train.checkpoints import Measured
 from segmint.pipeline.train.data.images import OpenedDataset, open_datasets
+from segmint.pipeline.train.data.kept import CACHE, default_cache
 from segmint.pipeline.train.presets import with_preset
 from segmint.pipeline.train.record import RUN, RunRecord, TrainingRecord, begun_run, describe_run, read_record
 from segmint.pipeline.train.session import Say, Session
@@ -138,8 +138,7 @@ def cache_location(config: TrainConfig, output: Location) -> Location:
     """The folder of embeddings and looks; raises `UsageError` if it is not a local one."""
     folder = config.cache.folder
     if folder is None:
-        local = scheme(output.uri) == LOCAL
-        return output / "cache" if local else Location(Storage(), str(cache_folder() / "train"))
+        return output / CACHE if scheme(output.uri) == LOCAL else default_cache()
     if scheme(folder) != LOCAL:
         raise UsageError(f"cache.folder is {folder}: expected a folder on this machine's disk")
     return Location(Storage(), str(Path(folder).absolute()))

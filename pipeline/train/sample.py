@@ -13,7 +13,6 @@ from segmint.pipeline.train.data.reading import ImageReader, ReadImage
 from segmint.pipeline.train.embedding import FrozenEncoder, encoder_input
 from segmint.pipeline.train.evaluation import Evaluation, draw_sample, evaluate
 from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.trainer import embedded
 from segmint.pipeline.train.world import World
 
 
@@ -48,22 +47,23 @@ class HeldOutSample:
     def draw(self, step: int, log: RunLog) -> None:
         """Draw the first images as the model sees them after a step."""
         for number, read in enumerate(self._pictured):
-            pictured = read if read.pixels is not None else self._reader.with_pixels(read)
-            log.picture(step, number, draw_sample(self._sam, pictured, self._embed(read)))
+            pixels = self._reader.pixels_of(read)
+            if pixels is not None:
+                log.picture(step, number, draw_sample(self._sam, pixels, read.masks, self._embed(read)))
 
     @cached_property
     def _reads(self) -> list[ReadImage]:
-        found = (self._reader.read(draw, self._needs_pixels) for draw in self._world.part(self._draws))
+        found = (self._read(draw) for draw in self._world.part(self._draws))
         return [read for read in found if read is not None]
 
     @cached_property
     def _pictured(self) -> list[ReadImage]:
         mine = {read.slot: read for read in self._reads}
-        found = (mine.get(draw.slot) or self._reader.read(draw, self._needs_pixels) for draw in self._draws)
+        found = (mine.get(draw.slot) or self._read(draw) for draw in self._draws)
         return list(islice((read for read in found if read is not None), self._pictures))
 
-    def _needs_pixels(self, image: int) -> bool:
-        return self._encoder is None or self._encoder.needs_pixels(image)
+    def _read(self, draw: Draw) -> ReadImage | None:
+        return self._reader.read(draw) if self._encoder is None else self._reader.read(draw, self._encoder.kept)
 
     def _embed(self, read: ReadImage) -> Tensor:
         if self._encoder is None:
@@ -71,5 +71,5 @@ class HeldOutSample:
                 features: Tensor = self._sam.image_encoder(encoder_input(self._sam, [read]))
             return features
         if read.image not in self._embeddings:
-            self._embeddings[read.image] = embedded(self._encoder, read, self._reader)
+            self._embeddings[read.image] = self._encoder.embed(read)
         return self._embeddings[read.image]

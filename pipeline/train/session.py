@@ -29,9 +29,10 @@ from segmint.pipeline.train.checkpoints import (
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.train.data.cache import LOOKS, EmbeddingCache, purge_looks
+from segmint.pipeline.train.data.cache import EmbeddingCache
 from segmint.pipeline.train.data.draws import Draws, fixed_draws
 from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
+from segmint.pipeline.train.data.kept import LOOKS, purge_looks
 from segmint.pipeline.train.data.reading import ImageReader
 from segmint.pipeline.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
@@ -252,7 +253,7 @@ class Session:
             if cached:
                 cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
         world.gather(None)  # the others of a machine open what the first one has left
-        return EmbeddingCache(self.cache, key, most, world.local_size) if cached else None
+        return EmbeddingCache(self.cache, key, most) if cached else None
 
     def _restore(self, trainer: Trainer, reader: ImageReader) -> tuple[int, list[Evaluation]]:
         """Go on from the last checkpoint that can be used; returns its step and what was measured until then.

@@ -174,8 +174,10 @@ class Trainer:
         return [read for each in prepared if (read := self._reader.take(each)) is not None]
 
     def _prepare(self, step: int) -> list[Prepared]:
-        needed = self._encoder.needs_pixels if self._encoder is not None else True
-        return [self._reader.prepare(draw, needed) for draw in self._world.part(self._draws.step(step))]
+        draws = self._world.part(self._draws.step(step))
+        if self._encoder is None:
+            return [self._reader.prepare(draw) for draw in draws]
+        return [self._reader.prepare(draw, self._encoder.kept) for draw in draws]
 
     def _backward(
         self, reads: Sequence[ReadImage], step: int, masks: int, recorded: Sequence[Clicks] | None
@@ -185,7 +187,7 @@ class Trainer:
         images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")
         if self._encoder is not None:
-            features = torch.cat([embedded(self._encoder, read, self._reader) for read in reads])
+            features = torch.cat([self._encoder.embed(read) for read in reads])
             with reduced:
                 return train_step(
                     self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded
@@ -206,13 +208,3 @@ class Trainer:
             "last checkpoint is kept. Lower optimizer.learning_rate, set optimizer.max_norm, or set precision: fp32, "
             "in another output"
         )
-
-
-def embedded(encoder: FrozenEncoder, read: ReadImage, reader: ImageReader) -> Tensor:
-    """An image's embedding; its pixels are read now if the cache had promised them in vain."""
-    features = encoder.embed(read)
-    if features is None:
-        features = encoder.embed(reader.with_pixels(read))
-    if features is None:
-        raise TrainingError(f"image {read.image} has neither pixels nor an embedding")
-    return features

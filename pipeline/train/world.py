@@ -20,7 +20,7 @@ def _only(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class World:
-    """Worker `rank` of `size`, on its machine `local_rank` of `local_size`.
+    """Worker `rank` of `size`, on its machine `local_rank`.
 
     `add` returns the sum of a tensor over all workers, maybe in the tensor itself; `gather` the values of all by rank,
     which are pickled. Every worker calls each of them equally often, in the same order, and waits there for the others.
@@ -31,7 +31,6 @@ class World:
     add: Callable[[Tensor], Tensor] = _alone
     gather: Callable[[Any], list[Any]] = _only
     local_rank: int = 0
-    local_size: int = 1
 
     @property
     def first(self) -> bool:

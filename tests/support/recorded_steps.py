@@ -41,7 +41,7 @@ def take_steps(
     folder.mkdir(exist_ok=True)
     found = find(folder, steps.dataset, **steps.changes)
     sam, images = load_sam(steps.weights), found.images
-    cache = EmbeddingCache(location_of(steps.cache), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9, world.size)
+    cache = EmbeddingCache(location_of(steps.cache), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
     reader = ImageReader(images, 256, 0.9, found.left_out)
     draws = Draws(images, images.ids > 0, [1.0], found.config.batch, seed=0)
     encoder = FrozenEncoder(sam, images, cache, CPU)

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.layout import DamagedDatasetError, fingerprint
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import absolute
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.pipeline.train.data.kept import dataset_key
 from segmint.pipeline.train.data.looks import Looks, look_at_shard
 from segmint.pipeline.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
@@ -52,8 +52,8 @@ class OpenedDataset:
 
     @property
     def key(self) -> str:
-        """The name of its folder in a cache: twelve hexadecimal digits, by its place."""
-        return fingerprint(absolute(self.location.uri))
+        """The name of its folder in a cache."""
+        return dataset_key(self.location)
 
     def has_changed(self) -> bool:
         """Whether it is of another version now; raises as `current_digest` does."""

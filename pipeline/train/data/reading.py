@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError
@@ -26,9 +27,10 @@ from segmint.pipeline.train.world import World
 
 @dataclass(frozen=True)
 class ReadImage:
-    """A drawn image: its slot and row, its masks, and if asked for the resized pixels, (h, w, 3) uint8 RGB.
+    """A drawn image: its slot and row, its masks, and its embedding, else its resized pixels (h, w, 3) uint8 RGB.
 
-    `boxes` (N, 4) are those of the masks as x0, y0, x1, y1 in pixels of the resized image, the last ones outside.
+    `features` is the embedding (1, 256, 64, 64) float32 that was kept, on the CPU. `boxes` (N, 4) are the masks' as
+    x0, y0, x1, y1 in pixels of the resized image, the last ones outside.
     """
 
     slot: int
@@ -37,6 +39,14 @@ class ReadImage:
     masks: ImageMasks
     annotations: NDArray[np.int64]
     boxes: NDArray[np.float64]
+    features: Tensor | None = None
+
+
+Kept = Callable[[int], Tensor | None]
+
+
+def _nothing(image: int) -> None:
+    """No embedding is kept."""
 
 
 class _UnusableMaskError(Exception):
@@ -73,21 +83,21 @@ class ImageReader:
         """End what decodes images."""
         self._decoder.close()
 
-    def read(self, draw: Draw, with_pixels: Callable[[int], bool] | bool = True) -> ReadImage | None:
+    def read(self, draw: Draw, kept: Kept = _nothing) -> ReadImage | None:
         """Read a drawn image with the masks that can be used; None if there is nothing to train on.
 
-        `with_pixels` says, maybe by the row, whether its pixels are needed. Raises `StorageFaultError` if the store
-        fails: that is not the image's fault.
+        `kept` returns the embedding of a row, if there is one: then its pixels are not read. Raises `StorageFaultError`
+        if the store fails: that is not the image's fault.
         """
-        return self.take(self.prepare(draw, with_pixels))
+        return self.take(self.prepare(draw, kept))
 
-    def prepare(self, draw: Draw, with_pixels: Callable[[int], bool] | bool = True) -> Prepared:
+    def prepare(self, draw: Draw, kept: Kept = _nothing) -> Prepared:
         """Read a drawn image, for `take` to leave out later what it must: any thread may call it."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         input_size = resized_size(height, width, IMAGE_SIZE)
-        needed = with_pixels(draw.image) if callable(with_pixels) else with_pixels
+        features = kept(draw.image)
         try:
-            pixels = self._pixels(draw.image, (height, width)) if needed else None
+            pixels = self._pixels(draw.image, (height, width)) if features is None else None
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
             return Prepared(None, [self._line("damaged images", draw.image, detail=str(error))])
@@ -106,7 +116,8 @@ class ImageReader:
             return Prepared(None, lines)
         masks = ImageMasks(torch.cat(targets), input_size, numbers)
         return Prepared(
-            ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes)), lines
+            ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features),
+            lines,
         )
 
     def take(self, prepared: Prepared) -> ReadImage | None:
@@ -116,10 +127,16 @@ class ImageReader:
                 self._fresh.append(dict(line))
         return prepared.read
 
-    def with_pixels(self, read: ReadImage) -> ReadImage:
-        """An image that was read without its pixels, with them; raises `DamagedDatasetError` if they cannot be read."""
+    def pixels_of(self, read: ReadImage) -> NDArray[np.uint8] | None:
+        """The pixels of an image, also of one read with its embedding; None, and it is left out, if that fails."""
+        if read.pixels is not None:
+            return read.pixels
         height, width = (int(side) for side in self._images.sizes[read.image])
-        return replace(read, pixels=self._pixels(read.image, (height, width)))
+        try:
+            return self._pixels(read.image, (height, width))
+        except DamagedDatasetError as error:
+            self.take(Prepared(None, [self._line("damaged images", read.image, detail=str(error))]))
+            return None
 
     def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         jpeg = self._range(image, 0)

@@ -88,14 +88,7 @@ def world_of_group() -> World:
         dist.all_gather_object(gathered, value)
         return gathered
 
-    return World(
-        context.get_world_rank(),
-        context.get_world_size(),
-        add,
-        gather,
-        context.get_local_rank(),
-        context.get_local_world_size(),
-    )
+    return World(context.get_world_rank(), context.get_world_size(), add, gather, context.get_local_rank())
 
 
 def _sayer(lines: Any) -> Say:

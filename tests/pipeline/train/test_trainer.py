@@ -1,5 +1,6 @@
 """Steps of MobileSAM: two workers are as one, a damaged embedding is made again, and what is no number is an error."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
 from segmint.pipeline.train.data.cache import EmbeddingCache
 from segmint.pipeline.train.data.draws import Draws
+from segmint.pipeline.train.data.kept import EMBEDDINGS, dataset_key
 from segmint.pipeline.train.data.reading import ImageReader
 from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.train.trainer import Trainer, TrainingError
@@ -114,21 +116,41 @@ def test_pixels_are_read_only_for_embeddings_that_are_not_kept(one_thread, found
     sam = load_sam(mobile_sam_path)
     cache = EmbeddingCache(location_of(ended.output.parent / "cache"), cache_key(encoder_hash(sam), CPU), 1e9)
     encoder = FrozenEncoder(sam, found.images, cache, CPU)
-    assert [encoder.needs_pixels(image) for image in range(3)] == [False] * 3
     empty = EmbeddingCache(location_of(tmp_path / "cache"), "w", 1e9)
     fresh = FrozenEncoder(sam, found.images, empty, CPU)
     reader = ImageReader(found.images, 256, 0.9, found.left_out)
     draw = Draws(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0).step(1)[0]
-    read = reader.read(draw, fresh.needs_pixels)
+    read = reader.read(draw, fresh.kept)
+    assert read.pixels is not None
     made = fresh.embed(read)
-    assert torch.equal(made, encoder.embed(read))
-    assert torch.equal(made, fresh.embed(reader.read(draw, fresh.needs_pixels)))
+    assert all(torch.equal(made, each) for each in (encoder.kept(read.image), fresh.kept(read.image)))
     (file,) = (tmp_path / "cache").rglob("*.npy")
-    without = reader.read(draw, fresh.needs_pixels)
+    without = reader.read(draw, fresh.kept)
     assert without.pixels is None
     file.write_bytes(b"damaged")
-    assert fresh.embed(without) is None
-    assert np.array_equal(reader.with_pixels(without).pixels, read.pixels)
+    assert torch.equal(made, fresh.embed(without))  # it was read with its embedding
+    assert np.array_equal(reader.read(draw, fresh.kept).pixels, read.pixels)
+
+
+def test_images_whose_tar_is_gone_and_whose_embedding_is_damaged_are_left_out(
+    one_thread, ended, mobile_sam_path, tmp_path
+):
+    """Both were there as the run began, and as the next step's images were read."""
+    dataset, cache = tmp_path / "dataset", tmp_path / "cache"
+    shutil.copytree(ended.dataset, dataset)
+    found = find(tmp_path, dataset, **FEW)
+    kept = ended.output.parent / "cache" / EMBEDDINGS / dataset_key(location_of(ended.dataset))
+    shutil.copytree(kept, cache / EMBEDDINGS / found.datasets[0].key)
+    trainer = trainer_of(found, cache, mobile_sam_path)
+    assert trainer.step(1).masks == 2
+    before = dict(found.left_out.counts)
+    for file in (*dataset.rglob("*.tar"), *cache.rglob("*.npy")):
+        file.unlink() if file.suffix == ".tar" else file.write_bytes(b"damaged")
+    trainer.step(2)  # maybe of images that were read before
+    assert trainer.step(3).masks == 0
+    trainer.close()
+    assert found.left_out.counts == {**before, "damaged images": 2}
+    assert found.left_out.listed[-1]["detail"] == "the tar of its shard is gone"
 
 
 @pytest.mark.long

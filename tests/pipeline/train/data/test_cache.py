@@ -2,11 +2,15 @@
 
 import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import torch
 
-from segmint.pipeline.train.data.cache import BYTES, EmbeddingCache, purge_looks
+from segmint.pipeline.train.data.cache import BYTES, EmbeddingCache
+from segmint.pipeline.train.data.kept import Room, purge_looks
+from tests.support.builds import ROOT
 from tests.support.committed import write_generation
 from tests.support.locations import location_of
 from tests.support.trainable import row_of
@@ -33,18 +37,46 @@ def test_embeddings_are_found_by_weights_and_jpeg(tmp_path):
     assert EmbeddingCache(location_of(tmp_path), "w2", 3 * BYTES).get(DATASET, jpeg(1)) is None
 
 
+PUT = """
+import sys
+from pathlib import Path
+from tests.pipeline.train.data.test_cache import BYTES, DATASET, EmbeddingCache, features, jpeg, location_of
+cache = EmbeddingCache(location_of(Path(sys.argv[1])), "w1", 5.5 * BYTES)
+print("open", flush=True)
+for number in range(100, 110):
+    cache.put(DATASET, jpeg(number), features(number))
+"""
+
+
 def test_processes_that_share_a_folder_keep_no_more_than_the_bound_together(tmp_path):
-    EmbeddingCache(location_of(tmp_path), "w1", 9 * BYTES).put(DATASET, jpeg(0), features(0))
-    caches = [EmbeddingCache(location_of(tmp_path), "w1", 5.5 * BYTES, sharers=2) for _ in range(2)]
-    for turn in range(4):
-        for place, cache in enumerate(caches):
-            cache.put(DATASET, jpeg(1 + 2 * turn + place), features(turn))
-    assert len(list(tmp_path.rglob("*.npy"))) == 1 + 2 * 2
-    for cache, others in zip(caches, (2, 1), strict=True):
-        assert cache.has(DATASET, jpeg(others))
-        assert torch.equal(cache.get(DATASET, jpeg(others)), features(0))
-    caches[0].put(DATASET, jpeg(2), features(7))
-    assert torch.equal(caches[1].get(DATASET, jpeg(2)), features(0))
+    """Each as it begins sees an empty folder, in which there is room for all that it puts."""
+    cache = EmbeddingCache(location_of(tmp_path), "w1", 5.5 * BYTES)
+    with subprocess.Popen([sys.executable, "-c", PUT, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        for number in range(10):
+            cache.put(DATASET, jpeg(number), features(number))
+    assert other.returncode == 0
+    assert len(list(tmp_path.rglob("*.npy"))) == 5
+    assert cache.used == sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+    for number in (*range(10), *range(100, 110)):
+        found = cache.get(DATASET, jpeg(number))
+        assert (found is not None) == cache.has(DATASET, jpeg(number))
+        assert found is None or torch.equal(found, features(number))
+    again = EmbeddingCache(location_of(tmp_path), "w1", 6.5 * BYTES)
+    again.put(DATASET, jpeg(200), features(200))
+    assert len(list(tmp_path.rglob("*.npy"))) == 6
+    assert torch.equal(cache.get(DATASET, jpeg(200)), features(200))
+
+
+def test_what_was_counted_and_not_written_takes_no_room_from_the_next_run(tmp_path):
+    """A process that is killed leaves too large a number, never too small a one."""
+    cache = EmbeddingCache(location_of(tmp_path), "w1", 2.5 * BYTES)
+    with Room(location_of(tmp_path)).locked() as used:
+        used.set(2 * BYTES)
+    cache.put(DATASET, jpeg(1), features(1))
+    assert not cache.has(DATASET, jpeg(1))
+    EmbeddingCache(location_of(tmp_path), "w1", 2.5 * BYTES).put(DATASET, jpeg(1), features(1))
+    assert cache.has(DATASET, jpeg(1))
 
 
 def test_no_more_is_kept_than_the_bound_and_other_weights_give_way(tmp_path):
@@ -90,7 +122,8 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not cache.has(DATASET, jpeg(1))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.rglob("*.npy"))
+    assert cache.used == 0
 
 
 def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):

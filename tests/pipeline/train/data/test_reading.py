@@ -42,7 +42,11 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     np.testing.assert_allclose(read.boxes, boxes.numpy() * scale)
     large = cv2.resize(picture, (1024, 768), interpolation=cv2.INTER_LINEAR).astype(int)
     assert np.abs(read.pixels.astype(int) - large).mean() < 6  # JPEG at quality 92
-    assert reader.read(drawn(5, 4), with_pixels=False).pixels is None
+    kept = torch.zeros(1, 256, 64, 64)
+    without = reader.read(drawn(5, 4), lambda row: kept if row == 4 else None)
+    assert without.pixels is None
+    assert without.features is kept
+    assert np.array_equal(reader.pixels_of(without), read.pixels)
 
 
 def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_path):
