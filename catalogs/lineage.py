@@ -13,7 +13,7 @@ from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.names import is_web_address
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -121,20 +121,41 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]
     Empty if there is none, and for known names and web addresses. A file that cannot be read, or that is of other
     weights than those with this SHA-256, is a warning, and the answer is empty.
     """
+    try:
+        return readable_lineage_of(weights, sha256, storage)
+    except (SegmintError, OSError) as error:
+        _warn(str(error))
+        return ()
+
+
+def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+    """Return the lineage of weights as `lineage_of` does, but refuse a `training.json` that cannot be read.
+
+    A training needs it: without it the gate would take images that were trained on as held out. A file that is of other
+    weights is a warning here, too. Raises `UsageError` for a damaged file, and what the store raises.
+    """
     if weights in ASSETS or is_web_address(weights):
         return ()
     file = Location(storage, parent(absolute(weights))) / TRAINING
     try:
-        return _lineage_in(file.read(_MOST_BYTES), sha256)
+        training = _Training.model_validate(json.loads(file.read(_MOST_BYTES)))
+        if training.weights == sha256:
+            check_lineage(sha256, training.lineage, training.datasets)
     except NotFoundError:
         return ()
     except ValidationError as error:
-        problem = wrong_fields(error)
-    except (SegmintError, OSError, ValueError, RecursionError) as error:
-        problem = str(error)
+        raise UsageError(f"{file} is not what segmint train writes: {wrong_fields(error)[:500]}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file} is not what segmint train writes: {str(error)[:500]}") from error
+    if training.weights != sha256:
+        _warn(f"{file} is of the weights {training.weights[:DIGITS]}…, and these are {sha256[:DIGITS]}…")
+        return ()
+    return training.lineage
+
+
+def _warn(problem: str) -> None:
     note = "it will not be said where the weights come from"
-    get_logger("lineage").warning("lineage_unknown", file=str(file), problem=problem[:500], note=note)
-    return ()
+    get_logger("lineage").warning("lineage_unknown", problem=problem[:700], note=note)
 
 
 def check_lineage(weights: str, lineage: tuple[Round, ...], datasets: tuple[TrainedOn, ...] | None) -> None:
@@ -146,12 +167,3 @@ def check_lineage(weights: str, lineage: tuple[Round, ...], datasets: tuple[Trai
         raise ValueError("its lineage does not end with its weights")
     if datasets is not None and lineage[-1].datasets != datasets:
         raise ValueError("its datasets are not those of the last round of its lineage")
-
-
-def _lineage_in(data: bytes, sha256: str) -> tuple[Round, ...]:
-    """Read `training.json`; raises `ValueError` for a file of other weights."""
-    training = _Training.model_validate(json.loads(data))
-    if training.weights != sha256:
-        raise ValueError(f"it is of the weights {training.weights[:DIGITS]}…, and these are {sha256[:DIGITS]}…")
-    check_lineage(sha256, training.lineage, training.datasets)
-    return training.lineage

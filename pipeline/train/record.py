@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
-from segmint.catalogs.lineage import TRAINING, Round, TrainedOn, lineage_of
+from segmint.catalogs.lineage import TRAINING, Round, TrainedOn, readable_lineage_of
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
@@ -96,8 +96,18 @@ def describe_run(config: TrainConfig, datasets: Sequence[OpenedDataset], weights
         entry["uri"] = digests[entry["uri"]]
     begun = Round(weights=sha256_of(weights), name=plain_name(config.weights))
     keys["weights"] = begun.weights
-    lineage = lineage_of(config.weights, begun.weights, storage) or (begun,)
+    lineage = _lineage_of(config.weights, begun.weights, storage) or (begun,)
     return RunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
+
+
+def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+    try:
+        return readable_lineage_of(weights, sha256, storage)
+    except UsageError as error:
+        raise UsageError(
+            f"weights: {error}. Put back the file that their training wrote: what they were trained on decides what "
+            "counts as held out. If they are no weights of a training, put them into a folder of their own"
+        ) from error
 
 
 def pin_run(output: Location, record: RunRecord) -> RunRecord:

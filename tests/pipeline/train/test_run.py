@@ -144,6 +144,17 @@ def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
         again(ended, "cache.folder=s3://bucket/cache")
 
 
+def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):
+    """Else the gate would take its training images as held out."""
+    record = record_of(ended.output)
+    for name in (record.file, TRAINING):
+        shutil.copy(ended.output / name, tmp_path / name)
+    (tmp_path / TRAINING).write_bytes((ended.output / TRAINING).read_bytes()[:-9])
+    with pytest.raises(UsageError, match=r"weights: .*training\.json is not what segmint train writes: .*Put back"):
+        again(ended, f"weights={tmp_path / record.file}", f"output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_first_start_that_fails_pins_nothing(ended, tmp_path):
     with pytest.raises(UsageError, match=r"all 3 images are held out"):
         again(ended, "held_out.share=0.9", f"output={tmp_path / 'run'}")
