@@ -106,7 +106,7 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...
     except UsageError as error:
         raise UsageError(
             f"weights: {error}. Put back the file that their training wrote: what they were trained on decides what "
-            "counts as held out. If they are no weights of a training, put them into a folder of their own"
+            "counts as held out. If they are no weights of a training, put them into a separate folder"
         ) from error
 
 

@@ -43,6 +43,16 @@ def scene(ordinal: int) -> tuple[np.ndarray, list[np.ndarray]]:
     return image, [*masks, everything]
 
 
+SHORTEST: dict[str, Any] = {
+    "steps": 2,
+    "batch": {"images": 1, "masks": 1, "masks_per_image": 1},
+    "optimizer": {"warmup": 1},
+    "sampling": {"clicks": 1},
+    "held_out": {"share": 0.3, "every": 2},
+}
+"""Keys of the shortest run that is worth the name: see `train_yaml`."""
+
+
 def row_of(ordinal: int, refused: bool, shown: int | None = None) -> dict[str, Any]:
     """A row as it reaches a shard's writer: the first mask is manual, the others the model's.
 
@@ -85,10 +95,10 @@ def write_three(dataset: Location) -> DatasetManifest:
     return write_dataset(dataset, 1, make_row=lambda ordinal, refused: row_of(ordinal, refused, 3 + ordinal), refuse=0)
 
 
-def train_yaml(path: Path, uris: Sequence[Path | str], output: Path, **changes: Any) -> Path:
-    """A configuration of a short run on one thread, as YAML, with changes of whole keys."""
+def train_yaml(path: Path, uris: Sequence[Path | str], output: Path, masks: str = "all", **changes: Any) -> Path:
+    """A configuration of a short run on one thread, as YAML, with changes of whole keys; `masks` of the datasets."""
     tree = {
-        "datasets": [{"uri": str(uri)} for uri in uris],
+        "datasets": [{"uri": str(uri), "masks": masks} for uri in uris],
         "output": str(output),
         "steps": 4,
         "batch": {"images": 2, "masks": 4, "masks_per_image": 2},

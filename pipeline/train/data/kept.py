@@ -77,7 +77,7 @@ class Used:
 
 
 def recount(folder: Location) -> dict[str, int]:
-    """Count the embeddings in a cache's folder anew; return the bytes of each file, by its path there.
+    """Count the embeddings in a cache's folder again; return the bytes of each file, by its path there.
 
     Unfinished files of processes that were killed count, too.
     """

@@ -34,7 +34,7 @@ class Run:
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two steps of MobileSAM on two images of three, with a checkpoint at each, and embeddings in `cache`."""
     from tests.support.locations import location_of
-    from tests.support.trainable import train_yaml, write_three
+    from tests.support.trainable import SHORTEST, train_yaml, write_three
 
     def make(folder: Path) -> None:
         from segmint.pipeline.train.run import run_train
@@ -45,11 +45,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
             folder / "train.yaml",
             [folder / "dataset"],
             folder / "run",
-            steps=2,
-            batch={"images": 1, "masks": 1, "masks_per_image": 1},
-            optimizer={"warmup": 1},
-            sampling={"clicks": 1},
-            held_out={"share": 0.3, "every": 2},
+            **SHORTEST,
             overlays={"every": 2},
             checkpoints={"every": 1},
             cache={"folder": str(folder / "cache")},
