@@ -81,7 +81,8 @@ def make_turn(folder: Path) -> None:
 
 def gate(weights: Path) -> tuple[str | Path, ...]:
     """The options of a gate between MobileSAM and other weights."""
-    return "--weights", "mobile_sam", "--weights", weights, "--gate", "--clicks", "1", "--device", "cpu", "--no-ray"
+    compared = "--weights", "mobile_sam", "--weights", weights
+    return *compared, "--gate", "--clicks", "1", "--seed", "3", "--device", "cpu", "--no-ray"
 
 
 def answer(*words: str | Path, yes: bool = True) -> dict[str, Any]:
@@ -138,7 +139,8 @@ def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: Tur
     assert difference["mean"] != 0
     gate = measured["gate"]
     assert gate["verdict"] == "no difference shown"
-    assert gate["reasons"] == ["only 1 image with independent masks: an interval needs 10"]
+    few = "only 1 image with independent masks: an interval needs 10"
+    assert gate["reasons"] == [few, "not the defaults: --seed 3"]
     assert (gate["images"][0]["trained"], gate["independent"][0]["masks"]) == (2, held_out)
     assert [each["known"] for each in gate["lineages"]] == [True, True]
     assert gate["lineages"][1]["held_out_share"] == 0.3

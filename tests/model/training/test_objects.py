@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_large, resnet50
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from segmint.model.detectors.detection import iou
 from segmint.model.detectors.torchscript import TorchScriptDetector
@@ -120,18 +121,46 @@ def test_the_exported_file_answers_as_the_detector_does(tmp_path: Path) -> None:
     assert found[0].score == pytest.approx(scores.max().item(), abs=1e-4)
 
 
+def top_iou(detector: nn.Module, folder: Path) -> float:
+    """The mean IoU of the box with the highest score, of its file, with what is planted in images never trained on."""
+    export_objects_detector(detector, folder / "objects.pt")
+    loaded = TorchScriptDetector(folder / "objects.pt", "object", score=0.05)
+    ious = []
+    for seed in range(1000, 1010):
+        image = shrunk(planted(seed))
+        found = max(loaded.detect(image.pixels), key=lambda each: each.score, default=None)
+        truth = tuple(image.boxes[0].tolist())
+        ious.append(0.0 if found is None else iou(found.box, truth))  # type: ignore[arg-type]
+    return float(np.mean(ious))
+
+
+def shrunk(image: ObjectImage) -> ObjectImage:
+    """An image at half its size."""
+    return ObjectImage(np.ascontiguousarray(image.pixels[::2, ::2]), image.boxes / 2, image.number)
+
+
 @pytest.mark.long
-def test_a_detector_learns_to_find_what_is_planted(tmp_path: Path) -> None:
-    detector = small_detector()
-    optimizer = build_objects_optimizer(detector, SMALL)
-    for step in range(200):
-        objects_step(detector, [planted(2 * step), planted(2 * step + 1, 1)], seed=0, step=step, total_images=2)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_detector_learns_to_find_what_is_planted(tmp_path: Path, one_thread: None, shuffled: bool) -> None:
+    """Of the boxes of other images it learns only where boxes are likely: in the middle."""
+    recipe = ObjectsRecipe(backbone="mobilenet_v3_large", short_side=128, long_side=128, learning_rate=3e-4)
+    torch.manual_seed(0)
+    detector = build_objects_detector(recipe)
+    detector.roi_heads.box_head = TwoMLPHead(256 * 7 * 7, 128)  # a tenth of the weights
+    detector.roi_heads.box_predictor = FastRCNNPredictor(128, 2)
+    detector.roi_heads.fg_bg_sampler.batch_size_per_image = 64
+    detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+    optimizer = build_objects_optimizer(detector, recipe)
+    for step in range(100):
+        images = [shrunk(planted(2 * step + number, number)) for number in range(2)]
+        if shuffled:
+            boxes = [shrunk(planted(5000 + 2 * step + number)).boxes for number in range(2)]
+            images = [ObjectImage(each.pixels, boxes[each.number], each.number) for each in images]
+        objects_step(detector, images, seed=0, step=step, total_images=2)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * (1 if step < 75 else 0.1)
         optimizer.step()
         optimizer.zero_grad()
-    export_objects_detector(detector, tmp_path / "objects.pt")
-    loaded = TorchScriptDetector(tmp_path / "objects.pt", "object", score=0.5)
-    for seed in range(1000, 1010):
-        image = planted(seed)
-        found = loaded.detect(image.pixels)
-        assert len(found) >= 1, seed
-        assert iou(found[0].box, tuple(image.boxes[0].tolist())) > 0.7, seed  # type: ignore[arg-type]
+    found = top_iou(detector, tmp_path)
+    print(f"mean IoU of the best box {found:.3f}{', of shuffled boxes' * shuffled}")
+    assert found < 0.4 if shuffled else found > 0.5

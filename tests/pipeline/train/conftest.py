@@ -32,7 +32,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two steps of MobileSAM on two images of three, with a checkpoint at each, and embeddings in `cache`."""
+    """Two steps of MobileSAM on two images of three each, with a checkpoint at each, and embeddings in `cache`."""
     from tests.support.locations import location_of
     from tests.support.trainable import SHORTEST, train_yaml, write_three
 
@@ -45,7 +45,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
             folder / "train.yaml",
             [folder / "dataset"],
             folder / "run",
-            **SHORTEST,
+            **{**SHORTEST, "batch": {"images": 2, "masks": 2, "masks_per_image": 1}},
             overlays={"every": 2},
             checkpoints={"every": 1},
             cache={"folder": str(folder / "cache")},

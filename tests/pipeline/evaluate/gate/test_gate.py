@@ -100,6 +100,7 @@ def test_wrong_options(dataset: Path, arguments: list[str], message: str) -> Non
     assert message in done.stderr
 
 
+@pytest.mark.long  # a turn of the engine has it with weights that it trained
 def test_only_what_is_held_out_counts(dataset: Path, mobile_sam_path: Path, tmp_path: Path) -> None:
     """MobileSAM against the same weights in another file, which are said to be trained on two of the three images."""
     again = tmp_path / "again" / "again.pth"
@@ -120,10 +121,10 @@ def test_only_what_is_held_out_counts(dataset: Path, mobile_sam_path: Path, tmp_
     assert [each["difference"] for each in gate["independent"]] == [0.0, 0.0, 0.0]
 
 
-def test_weights_that_answer_with_no_number_do_not_lose_images(
-    dataset: Path, mobile_sam_path: Path, tmp_path: Path
-) -> None:
+def test_weights_that_answer_with_no_number_do_not_lose_images(mobile_sam_path: Path, tmp_path: Path) -> None:
     """Else the images on which the second weights fail would leave the comparison."""
+    dataset = tmp_path / "one"
+    write_dataset(location_of(dataset), 1, make_row=row_of, refuse=2)
     state = torch.load(mobile_sam_path, weights_only=True)
     name = next(name for name in state if name.startswith("mask_decoder.iou_prediction_head"))
     state[name] = torch.full_like(state[name], torch.nan)
@@ -132,10 +133,10 @@ def test_weights_that_answer_with_no_number_do_not_lose_images(
     done = run(dataset, "--weights", "mobile_sam", "--weights", broken, "--gate", "--clicks", "1", "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
-    assert (answer["images"], answer["left_out"]["count"]) == (3, 3)
+    assert (answer["images"], answer["left_out"]["count"]) == (1, 1)
     assert "it counts, with scores of 0 for the second weights" in answer["left_out"]["first"][0]["why"]
     (compared, *_) = answer["gate"]["independent"]
-    assert (compared["images"], compared["second"]) == (3, 0.0)
+    assert (compared["images"], compared["second"]) == (1, 0.0)
     assert compared["first"] > 0
 
 
