@@ -16,12 +16,14 @@ from PIL import Image
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.lineage import TRAINING, lineage_of
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
 from segmint.pipeline.train.record import TrainingRecord
 from segmint.pipeline.train.run import run_train
 from segmint.pipeline.train.settings import load_train_config
 from tests.support.builds import ROOT
+from tests.support.everything import upload
 from tests.support.locations import location_of
 from tests.support.tensorboard import tensorboard_points
 
@@ -186,3 +188,30 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_same_weights(ended, tmp_
         assert not (output / TRAINING).exists()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         assert record_of(output) == record_of(ended.output)
+
+
+@pytest.mark.long
+@pytest.mark.s3
+def test_a_dataset_and_an_output_on_s3_give_the_same_files(ended, s3_bucket, s3_options, tmp_path):
+    storage, bucket = Storage(s3_options), f"s3://{s3_bucket}"
+    upload(ended.dataset, Location(storage, f"{bucket}/dataset"))
+    text = ended.config.read_text().replace(str(ended.dataset), f"{bucket}/dataset")
+    text = text.replace(f"output: {ended.output}\n", f"output: {bucket}/run\n")
+    config = tmp_path / "train.yaml"
+    config.write_text(f"{text}storage: {json.dumps(s3_options)}\n")
+    cache = f"cache.folder={tmp_path / 'cache'}"
+    run_train(load_train_config(str(config), [cache]), print)
+    output = Location(storage, f"{bucket}/run")
+    record = record_of(ended.output)
+    files = {TRAINING, record.file, *(f"checkpoints/{path.name}" for path in (ended.output / "checkpoints").iterdir())}
+    assert {file for file in files if (output / file).read() != (ended.output / file).read_bytes()} == set()
+    assert {entry.name.partition("/")[0] for entry in output.walk()} >= {"logs", "overlays", "run.json", "images.json"}
+    notes = [line_of(note) for note in read_notes(Location(storage, f"{bucket}/dataset"))]
+    assert f"../run (segmint train: {record.file})" in notes
+    for file in files:
+        if "step-000001" not in file:
+            (output / file).delete()
+    printed: list[str] = []
+    run_train(load_train_config(str(config), [cache]), printed.append)
+    assert printed[1] == "goes on from the checkpoint of step 1"
+    assert (output / record.file).read() == (ended.output / record.file).read_bytes()
