@@ -118,7 +118,7 @@ def test_two_workers_go_on_where_one_stopped_and_have_its_losses(ended, tmp_path
     assert [(each["step"], each["images"], each["masks"]) for each in record.evaluations] == [(0, 1, 1), (2, 1, 1)]
 
 
-LONG = {"steps": 6, "held_out": {"share": 0.3, "every": 3}, "checkpoints": {"every": 2, "keep": 9}}
+LONG = {"steps": 4, "held_out": {"share": 0.3, "every": 2}, "checkpoints": {"every": 2, "keep": 9}}
 
 
 def trained(config: Path, act: Callable[[int], None] | None = None, at: str = "") -> tuple[int, str]:
@@ -197,7 +197,8 @@ def test_two_workers_have_the_losses_of_one_over_twenty_steps_with_recorded_clic
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    changes = {"steps": 20, "batch": {"images": 2, "masks": 4, "masks_per_image": 2}, "sampling": {"clicks": 2}}
+    """To 1e-4 in the losses' unit, that of an IoU; of a loss it is more, as losses are small: see docs/train.md."""
+    changes = {"steps": 20, "batch": {"images": 2, "masks": 2, "masks_per_image": 1}, "sampling": {"clicks": 2}}
     steps = Steps(tmp_path, ended.dataset, ended.output.parent / "cache", mobile_sam_path, changes, 20)
     alone, weights = take_steps(steps, World())
     recorded = [dict(result.clicks) for result in alone]
@@ -219,6 +220,7 @@ def test_two_workers_have_the_losses_of_one_over_twenty_steps_with_recorded_clic
         if clicks:
             assert most < 1e-4
             assert share < 1e-3  # AdamW moves a weight whose gradient is nearly 0 by its sign
+            assert pairs[0][0] == pytest.approx(pairs[0][1], rel=1e-6)  # and there is no other reason
 
 
 def test_the_configuration_says_how_many_workers_and_its_keys_decide_nothing(tmp_path):
