@@ -39,7 +39,6 @@ KINDS = (
     Kind("mobile_sam", "frozen", 4, 4),
     Kind("mobile_sam", "frozen", 4, 8),
     Kind("mobile_sam", "trained", 1, 1),
-    Kind("mobile_sam", "trained", 4, 4),
     Kind("vit_b", "trained", 1, 1, recompute=True),
 )
 
