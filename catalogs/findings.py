@@ -42,6 +42,7 @@ class Code(StrEnum):
     STILL_THERE = "still_there"
     BAD_ANSWER = "bad_answer"
     OTHER_ANSWER = "other_answer"
+    BAD_RATING = "bad_rating"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
     OTHER_JSON = "other_json"
@@ -108,6 +109,7 @@ SENTENCES = {
     Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
     Code.BAD_ANSWER: "An answer cannot be read, is of no image of the dataset, or one before it is gone.",
     Code.OTHER_ANSWER: "The answer that an image's row says was merged is gone, or says something else.",
+    Code.BAD_RATING: "A rating cannot be read, or is of a mask that the dataset never had, or of another form of it.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
     Code.OTHER_JSON: "An image's JSON is not what the tables say.",

@@ -1,6 +1,6 @@
 """The whole audit: integrity, licenses, privacy, duplicates and statistics, with the files that correct and credit."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manif
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -19,6 +20,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import GivenDetector
+from segmint.operators.audit.ratings import audit_ratings
 from segmint.operators.rows import Row
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.audit.content import ContentAudit, ContentPlan
@@ -107,7 +109,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         place = Place(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
     findings.extend(content.finish())
-    statistics, notes = _statistics(dataset, options, report)
+    statistics, notes = _statistics(dataset, options, report, findings)
     if options.attributions is not None:
         notes += _write_credits(dataset, options.attributions, report)
     if options.regions is not None:
@@ -184,17 +186,29 @@ def _left_out(report: AuditReport) -> list[int]:
     return sorted({*report.not_compared, *report.unusable_commits})
 
 
-def _statistics(dataset: Location, options: AuditOptions, report: AuditReport) -> tuple[Statistics | None, list[str]]:
-    """The statistics, None where a file that they need cannot be read, and notes."""
+def _statistics(
+    dataset: Location, options: AuditOptions, report: AuditReport, findings: FindingCollector
+) -> tuple[Statistics | None, list[str]]:
+    """The statistics, None where a file that they need cannot be read, and notes; adds what is wrong with ratings."""
     try:
         with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
+            if not _left_out(report):
+                findings.extend(audit_ratings(tables, _taken(dataset)))
     except DamagedDatasetError as error:
         return None, [f"no statistics: {error}"]
     if not _left_out(report):
         return statistics, []
     shards = some([str(shard) for shard in _left_out(report)])
     return statistics, [f"not in statistics and attributions because of the findings above: shards {shards}"]
+
+
+def _taken(dataset: Location) -> Collection[int]:
+    """The ordinals that were taken down; none if a tombstone cannot be read, which is a finding."""
+    try:
+        return taken_images(read_tombstones(dataset)).keys()
+    except DamagedDatasetError:
+        return ()
 
 
 def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:

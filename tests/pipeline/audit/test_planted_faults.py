@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.annotations.answers import put_answer
+from segmint.catalogs.dataset.annotations.ratings import Rating, put_rating
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.dataset.torch_dataset import open_dataset
@@ -54,6 +55,7 @@ from tests.support.planting import (
     flip,
     rewrite_catalog,
 )
+from tests.support.rated import counts_by_mask, rating_of
 
 Damage = Callable[[Path], None]
 DAMAGES: list[Any] = []
@@ -384,6 +386,47 @@ registered(
     "gone", merged(lambda dataset: shutil.rmtree(dataset / "annotations")), ANSWER, "images/sa_000000-", "is gone"
 )
 registered("other", merged(another_answer), ANSWER, "images/sa_000000-", "what annotations/0/0.1.json says", "id 1")
+
+
+# --- ratings ---
+
+
+def rated(dataset: Path, mask: int, counts: str | None = None) -> Rating:
+    location = location_of(dataset)
+    rating = rating_of(mask, counts or counts_by_mask(location).get(mask, ""), "Ada", 7)
+    assert put_rating(location, rating)
+    return rating
+
+
+@damage(Code.BAD_RATING, "annotations/ratings/0/10000.", "a rating", "score: Input should be less than or equal to 10")
+def rating_over_the_scale(dataset: Path) -> None:
+    path = dataset / rated(dataset, 10_000).name.path
+    path.write_bytes(path.read_bytes().replace(b'"score":7', b'"score":11'))
+
+
+@damage(Code.BAD_RATING, "annotations/ratings/0/10000.", "a rating of mask 10000 as it is", "other run lengths")
+def rating_of_another_dataset(dataset: Path) -> None:
+    rated(dataset, 10_000, "other")
+
+
+@damage(Code.BAD_RATING, "annotations/ratings/0/10999.", "a mask of the dataset", "mask 10999")
+def rating_of_no_mask(dataset: Path) -> None:
+    rated(dataset, 10_999)
+
+
+@damage(Code.BAD_RATING, "annotations/ratings/98/990000.", "an image of the dataset", "id 99")
+def rating_of_no_image(dataset: Path) -> None:
+    rated(dataset, 990_000)
+
+
+@damage(Code.STILL_THERE, "annotations/ratings/4/50000.", "an image that was taken down")
+def rating_that_outlived_its_image(dataset: Path) -> None:
+    rating = rated(dataset, 50_000)
+    takedown(location_of(dataset), Asked(ids=("sa_5",)), "asked")
+    path = dataset / rating.name.path
+    assert not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(rating.to_json())
 
 
 # --- recorded versions and the index ---
