@@ -233,7 +233,7 @@ def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
 
 
 def generated(photos: Path, reference: Path) -> Iterator[Scene]:
-    """Photographs with masks of JSON files that name them (`image`, `hw`, `annotations` with compressed RLE).
+    """Photographs with masks of JSON files that name them without suffix (`image`, `annotations` with compressed RLE).
 
     Of each `MOST_GENERATED`, evenly spread over the file, in which they are by predicted IoU.
     """
@@ -242,7 +242,7 @@ def generated(photos: Path, reference: Path) -> Iterator[Scene]:
 
     for file in sorted(reference.glob("*_layers0.json")):
         document = json.loads(file.read_text())
-        with Image.open(photos / document["image"]) as opened:
+        with Image.open(next(photos.glob(f"{document['image']}.*"))) as opened:
             image = np.asarray(opened.convert("RGB"))
         codes = [annotation["segmentation"] for annotation in document["annotations"]]
         codes = [codes[place * len(codes) // MOST_GENERATED] for place in range(MOST_GENERATED)]
