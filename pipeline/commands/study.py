@@ -50,7 +50,11 @@ def score(
     study: Annotated[str, typer.Argument(metavar="DIR", help="The folder that `study sample` wrote.")],
     corrected: Annotated[
         str | None,
-        typer.Option("--corrected", metavar="FILE", help="COCO or Label Studio JSON; default DIR/corrected.json."),
+        typer.Option(
+            "--corrected",
+            metavar="FILE",
+            help="COCO or Label Studio JSON, or the dataset, for its answers; default DIR/corrected.json.",
+        ),
     ] = None,
     regions: Annotated[
         str | None,

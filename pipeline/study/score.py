@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
+from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -15,6 +16,7 @@ from segmint.operators.annotations.label_studio import iter_tasks
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.statistics.intervals import Interval
+from segmint.pipeline.study.answers import read_answered
 from segmint.pipeline.study.corrections import Corrections, read_coco, read_label_studio
 from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
@@ -90,13 +92,16 @@ class StudyScore:
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
-    """Compare the masks of a study with their corrections, in a COCO or Label Studio file.
+    """Compare the masks of a study with their corrections, in a COCO or Label Studio file or the dataset's answers.
 
     Raises `UsageError` if there is no study, if its masks are not those that were drawn, or if the corrected file is
     missing or has another format.
     """
     study = load_study(folder)
-    corrections = read_corrections(corrected or folder / CORRECTED, study.sizes)
+    if corrected is not None and manifest_generations(corrected):
+        corrections = read_answered(corrected, study.masks, study.sizes)
+    else:
+        corrections = read_corrections(corrected or folder / CORRECTED, study.sizes)
     by_id = ids_hold(study.masks, corrections.masks)
     unread = corrections.unreadable_ids if by_id else frozenset()
     images = {
