@@ -1,7 +1,10 @@
 """The trial's tables have the figures of the result: changes, spreads over seeds, and the gate's intervals."""
 
+import json
 from typing import Any
 
+from benchmarks.measuring import RESULTS
+from benchmarks.page import read_results
 from benchmarks.training.tables import trial_part
 from benchmarks.training.textures import Trial, described, gains
 
@@ -55,3 +58,12 @@ def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
 
 def test_without_a_result_there_is_no_table() -> None:
     assert trial_part({}) == ""
+
+
+def test_the_recorded_trial_is_of_the_preset_and_the_gate_tells_true_masks_from_others() -> None:
+    """A preset that changes needs another run of `make bench-training`."""
+    recorded = read_results(RESULTS)["textures"]
+    assert recorded["settings"] == json.loads(json.dumps(described(Trial())))
+    verdicts = {(each["seed"], each["shuffled"]): each["gate"]["verdict"] for each in recorded["rounds"]}
+    assert {kind for _, kind in verdicts} == {False, True}
+    assert all((verdict == "better") is not shuffled for (_, shuffled), verdict in verdicts.items())
