@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,6 +28,7 @@ from segmint.infra.wording import counted
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SCHEMAS
+from segmint.operators.shards.answered import said_by_answers
 from segmint.operators.shards.committed_rows import (
     CommittedRows,
     committed_rows,
@@ -201,7 +203,11 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str], rule: in
     if "masks" in damaged:
         if "shards" in damaged:
             raise ValueError("no whole file has the masks")
-        tables["masks"] = [mask for image in tables["images"] for mask in _masks_of_json(image, members, rule)]
+        tables["masks"] = [
+            mask
+            for image in tables["images"]
+            for mask in _masks_of_json(image, members, rule, said_by_answers(dataset, image))
+        ]
     rows = committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
     return CommittedRows(rows, read["images"].schema_version)
 
@@ -217,11 +223,15 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
     return members
 
 
-def _masks_of_json(image: Row, members: Mapping[str, bytes], rule: int) -> list[Row]:
+def _masks_of_json(
+    image: Row, members: Mapping[str, bytes], rule: int, said: Mapping[str, Mapping[str, Any]]
+) -> list[Row]:
     """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
 
-    They are taken for masks that a build made, with the numbers in the JSON: people may have deleted others. Where
-    people made masks or labeled them, what they said is in no other file: the table that comes of it has another hash.
+    They are taken for masks that a build made, with the numbers in the JSON: people may have deleted others; or for
+    masks of answers, which have no scores, and of which `said` has what those say, by run lengths. Where people made
+    masks or labeled them in another way, what they said is in no other file: the table that comes of it has another
+    hash.
     """
     annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
     # A row of version 1 has no `next_mask`, and its masks have none of the newer columns either.
@@ -233,7 +243,9 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], rule: int) -> list[
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))
-        origin = {"source": AUTOMATIC if built else None, "redacted_share": share, "redaction_iou": iou}
+        origin: Row = {"source": AUTOMATIC if built else None, "redacted_share": share, "redaction_iou": iou}
+        if built and mask["predicted_iou"] is None:
+            origin |= said.get(counts, {})
         rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows
 

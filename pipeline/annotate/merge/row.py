@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Any
 
 from segmint.catalogs.dataset.annotations.answers import Answer, AnswerMask
 from segmint.catalogs.dataset.annotations.names import AnswerName
@@ -16,6 +15,7 @@ from segmint.catalogs.reasons import Reason
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.shards.answered import is_prompted, said_of
 from segmint.operators.shards.files import annotation_id
 from segmint.pipeline.corrections.people_masks import (
     NewMask,
@@ -26,8 +26,6 @@ from segmint.pipeline.corrections.people_masks import (
     next_number,
     numbered_masks,
 )
-
-_PROMPT = ("kind", "x", "y", "w", "h", "label", "text")
 
 
 class Left(StrEnum):
@@ -104,7 +102,7 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
         return MergedRow(row, Left.TOO_MANY)
     kept = [mask for mask in in_newest_format(row, old, rule) if mask["index"] not in plan.gone]
     new = [_new_mask(mask, plan.parents.get(mask.counts), answer) for mask in plan.new]
-    masks = [*kept, *described_masks(row, new, plan.parents, first, rule, {"annotator": answer.annotator})]
+    masks = [*kept, *described_masks(row, new, plan.parents, first, rule, {})]
     corrected = len({parent["index"] for parent in plan.parents.values()} & plan.gone)
     next_row: Row = {
         **row,
@@ -204,16 +202,9 @@ def _as_it_was(row: Row, id: int, counts: str) -> Row:
 
 
 def _new_mask(mask: AnswerMask, parent: Row | None, answer: Answer) -> NewMask:
-    prompted = any(prompt.kind != "mask" for prompt in mask.prompts)
-    source: str = mask.source
-    if source == "corrected" and parent is not None and not is_of_build(parent):
-        source = "assisted" if prompted and parent["source"] == "manual" else parent["source"]
-    said: dict[str, Any] = {
-        "source": source,
-        "seconds": mask.seconds,
-        "prompts": [{**dict.fromkeys(_PROMPT), **prompt.model_dump()} for prompt in mask.prompts],
-        "model": answer.model if prompted else None,
-        # What is made from an imported mask stays under the license of its file.
-        "origin": None if parent is None else parent["origin"],
-    }
+    # What is made from an imported mask stays under the license of its file.
+    said = {**said_of(mask, answer), "origin": None if parent is None else parent["origin"]}
+    if mask.source == "corrected" and parent is not None and not is_of_build(parent):
+        drawn = is_prompted(mask) and parent["source"] == "manual"
+        said["source"] = "assisted" if drawn else parent["source"]
     return NewMask(mask.counts, None, mask.label, said)

@@ -14,6 +14,7 @@ from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
 from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.engine.status import read_round
 from tests.support.answered import answer_to, committed_row, counts_of, new_mask
@@ -106,6 +107,21 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Pla
     assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
     assert masks[-1]["redacted_share"] is not None
     assert findings(place) == []
+
+
+def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: Place) -> None:
+    point = {"kind": "point", "x": 7.5, "y": 4.0, "label": 1}
+    give(place, 1, new_mask(CUT, 10_001, prompts=[point]), new_mask(APART, label="cup"), deleted=[10_000])
+    merge_answers(place.location)
+    before = contents(place)
+    commit = place.log.latest(0)
+    assert commit is not None
+    (place.location / commit.file("masks").path).delete()
+    assert not repair(place.location).left
+    assert contents(place) == before
+    (place.location / commit.file("masks").path).delete()
+    (place.location / "annotations/0/0.1.json").delete()
+    assert "what people said of the masks of 1 image" in str(repair(place.location).left)
 
 
 def test_images_that_cannot_take_an_answer_are_named(place: Place) -> None:
