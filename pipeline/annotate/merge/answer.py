@@ -26,6 +26,7 @@ class Tally:
     images: int = 0  # whose rows change
     unchanged: int = 0  # of these, looked at and left with the masks that they have
     merged: int = 0  # whose last answer was merged before
+    superseded: int = 0  # with an earlier answer, to another state, that was never merged
     masks: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Tally:
         self.images += 1
         self.unchanged += not merged.changes_masks
         self.masks.update({each: getattr(merged, each) for each in COUNTED})
+        self.superseded += bool(merged.superseded)
         if merged.unfit:
             masks = counted(merged.unfit, "mask")
             self._example(f"{image_stem(image)}: {masks} of the answer left out: the image has others there now")
@@ -52,6 +54,7 @@ class Tally:
         self.images += other.images
         self.unchanged += other.unchanged
         self.merged += other.merged
+        self.superseded += other.superseded
         self.masks += other.masks
         self.left += other.left
         self.examples = [*self.examples, *other.examples][:SHOWN]
@@ -75,6 +78,7 @@ class MergeList:
     images: int  # that change
     unchanged: int  # of these, looked at and left with the masks that they have
     merged: int  # images whose last answer was merged before
+    superseded: int  # of those that change: with an earlier answer, to another state, that was never merged
     masks: Mapping[str, int]
     left_images: Mapping[str, int]  # that stay as they are, by the reason
     examples: tuple[str, ...]
@@ -93,6 +97,7 @@ class MergeList:
             images=tally.images,
             unchanged=tally.unchanged,
             merged=tally.merged,
+            superseded=tally.superseded,
             masks={each: tally.masks[each] for each in COUNTED},
             left_images=dict(tally.left.most_common()),
             examples=tuple(tally.examples),
@@ -127,6 +132,11 @@ class MergeList:
             lines.append(f"looked at and left unchanged: {counted(self.unchanged, 'image')}")
         if self.merged:
             lines.append(f"merged before: {counted(self.merged, 'image')}")
+        if self.superseded:
+            lines.append(
+                f"an earlier answer, to another state, was never merged: {counted(self.superseded, 'image')}; "
+                "the later answer holds"
+            )
         lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.left_images.items()]
         return [*lines, *(f"  {example}" for example in self.examples)]
 

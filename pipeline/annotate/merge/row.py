@@ -50,6 +50,7 @@ class MergedRow:
     added: int = 0
     deleted: int = 0
     unfit: int = 0  # of the answer, whose mask in the image is another one now, or gone
+    superseded: int = 0  # states with an answer that was never merged: the later answer, to another state, holds
 
     @property
     def changes_masks(self) -> bool:
@@ -123,12 +124,19 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
         added=sum(mask.counts not in plan.parents for mask in plan.new),
         deleted=len(plan.gone) - corrected,
         unfit=plan.unfit,
+        superseded=_superseded(row, answers),
     )
 
 
 def seconds_of(answers: Sequence[Answer]) -> float:
     """Return the active seconds of a lane's answers, in order: of those to one state the last has them all."""
     return sum([list(same)[-1].seconds for _, same in groupby(answers, key=lambda answer: answer.base)])
+
+
+def _superseded(row: Row, answers: Sequence[Answer]) -> int:
+    merged = row["answer"] or {}
+    done = merged["n"] if merged.get("lane") == answers[-1].lane else 0
+    return len({answer.base for answer in answers if answer.n > done} - {answers[-1].base})
 
 
 @dataclass(frozen=True)

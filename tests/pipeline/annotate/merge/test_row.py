@@ -139,6 +139,13 @@ def test_the_lane_that_was_merged_first_stays_the_images(row: Row) -> None:
     assert answer_to_merge({**row, "answer": {"lane": 1, "n": 1, "sha256": "f"}}, names[:2]) is None
 
 
+def test_an_earlier_answer_to_another_state_that_was_never_merged_is_counted(row: Row) -> None:
+    given = [answer(n, base=base * 32) for n, base in enumerate(["aa", "aa", "bb"], 1)]
+    assert [merge_answer(row, given[:n], 1).superseded for n in (1, 2, 3)] == [0, 0, 1]
+    merged = {**row, "answer": {"lane": 0, "n": 2, "sha256": "f"}}
+    assert merge_answer(merged, given, 1).superseded == 0
+
+
 def test_seconds_are_those_of_the_last_answer_to_each_state() -> None:
     bases = ["aa", "aa", "bb"]
     given = [answer(n, base=base * 32, seconds=10.0 * n) for n, base in enumerate(bases, 1)]
