@@ -107,7 +107,7 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
     expected = {f"segmint/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
     for folder in FOLDERS:
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
-    for part in ("evaluate", "evidence", "report", "view"):
+    for part in ("annotate", "evaluate", "evidence", "report", "view"):
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
     expected.add("segmint/catalogs/countries.csv")
