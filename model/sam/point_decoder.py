@@ -274,21 +274,37 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
 
     `shared` is the plan's `drawn`: the first step is linear, so that it applies to the image's factors.
     """
-    first, norm, second = decoder.upscaling_steps
-    (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
-    vectors = image.vectors @ weight1.T
-    vectors[:, -1] += bias1  # the row whose coefficients are 1
+    weight, bias = as_linear(decoder.upscaling_steps[0])
+    vectors = image.vectors @ weight.T
+    vectors[:, -1] += bias  # the row whose coefficients are 1
     coefficients, scale = image.coefficients.transpose(1, 2).contiguous(), image.scale.transpose(1, 2)
     drawn = []
     for band in _slices(len(shared), BAND, shared.device):
         map_ = product(coefficients[:, band], vectors, onto=shared[band] * scale[:, band])
-        map_ = map_.view(-1, len(norm.weight))
-        map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        map_ = linear(map_, weight2, bias2, gelu=True).view(len(filters), -1, filters.shape[-1])
-        drawn.append(product(filters, map_.transpose(1, 2)))
-    # The first step makes each position 2x2 pixels, (a, b), and the second each of these 2x2, (c, d).
-    parts = torch.cat(drawn, dim=-1).view(*filters.shape[:2], side // 4, side // 4, 16)
-    logits = parts.new_empty(*filters.shape[:2], side, side)
+        drawn.append(finish_band(decoder, map_, filters))
+    return unfold_parts(torch.cat(drawn, dim=-1), side)
+
+
+def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor) -> Tensor:
+    """Logits (B, N, 16 * positions) of a band of positions after the first step of upscaling, (B, positions, 256).
+
+    `filters` (B, N, 32) are the masks'. Each position has 16 logits, see `unfold_parts`.
+    """
+    _, norm, second = decoder.upscaling_steps
+    weight, bias = as_linear(second)
+    map_ = map_.reshape(-1, len(norm.weight))
+    map_ = F.gelu(F.layer_norm(map_, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+    map_ = linear(map_, weight, bias, gelu=True).view(len(filters), -1, filters.shape[-1])
+    return product(filters, map_.transpose(1, 2))
+
+
+def unfold_parts(parts: Tensor, side: int) -> Tensor:
+    """Logits (B, N, side, side) from those of all positions, (B, N, side * side).
+
+    The first step of upscaling makes each position 2x2 pixels, (a, b), and the second each of these 2x2, (c, d).
+    """
+    parts = parts.view(*parts.shape[:2], side // 4, side // 4, 16)
+    logits = parts.new_empty(*parts.shape[:2], side, side)
     for part, (a, b, c, d) in zip(parts.unbind(dim=-1), itertools.product(range(2), repeat=4), strict=True):
         logits[..., 2 * a + c :: 4, 2 * b + d :: 4] = part
     return logits

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segmint.model.device.resize import resize_on_device
 from segmint.model.device.transfers import upload
-from segmint.model.sam import point_decoder
+from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
@@ -61,6 +61,7 @@ class Predictor:
     def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
         self.sam = sam
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
+        self._placed: Tensor | None = None
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
@@ -184,13 +185,19 @@ class Predictor:
 
     def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> Masks:
         with torch.inference_mode():
-            logits, ious = self.sam.mask_decoder.decode(
-                embedding.features,
-                self.sam.prompt_encoder.dense_positions(),
-                self._embed_prompts(prompts, embedding),
-                chosen,
-            )
+            decoder, features = self.sam.mask_decoder, embedding.features
+            embedded = self._embed_prompts(prompts, embedding)
+            if prompt_decoder.suits(features, embedded):
+                logits, ious = prompt_decoder.decode_prompts(decoder, features, self._places(), embedded, chosen)
+            else:
+                logits, ious = decoder.decode(features, self.sam.prompt_encoder.dense_positions(), embedded, chosen)
             return Masks(logits.float(), ious.float())
+
+    def _places(self) -> Tensor:
+        """The positional encoding (P, 256) of the image embedding, computed once."""
+        if self._placed is None:
+            self._placed = self.sam.prompt_encoder.dense_positions()[0].flatten(1).T.contiguous()
+        return self._placed
 
     def _embed_prompts(self, prompts: Prompts, embedding: Embedding) -> PromptEmbedding:
         prompts = prompts.to(self.sam.device, self.sam.dtype).scaled(

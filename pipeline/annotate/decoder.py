@@ -1,6 +1,5 @@
 """Masks for clicks: what `Predictor` answers, as run lengths, and logits that later clicks correct."""
 
-import math
 import secrets
 import threading
 from collections import OrderedDict
@@ -13,32 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
-from segmint.model.automatic.filters import stability_scores
-from segmint.model.automatic.rle import Rle, decode, encode
+from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.pipeline.annotate.drawing import DrawnMask, draw_mask
 from segmint.pipeline.annotate.prompts import Part, Prompt
 
 HANDLES = 128
 """Answers whose logits are kept, of up to 768 KiB each."""
 
-STABILITY_OFFSET = 1.0
 _SHARE = 1e-3  # of a pixel, at which the logits of a mask that is a prompt end
 _LOW_SIDE = 256
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A mask for a prompt; `bbox` is (x, y, width, height) as in the dataset."""
+    """A mask for a prompt, and the model's estimate of its IoU."""
 
-    counts: str
-    area: int
+    drawn: DrawnMask
     iou: float
-    stability: float
-    bbox: tuple[float, float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**vars(self.drawn), "bbox": list(self.drawn.bbox), "iou": self.iou}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
-        masks = [{**vars(mask), "bbox": list(mask.bbox)} for mask in self.masks]
+        masks = [mask.to_dict() for mask in self.masks]
         return {"masks": masks, "chosen": self.chosen, "handle": self.handle, "handle_lost": self.handle_lost}
 
 
@@ -110,8 +107,11 @@ class Decoder:
         if before is None and several:
             best = int(ious.argmax())
             logits, ious = logits[best : best + 1], ious[best : best + 1]
-        answered = [draw(self._predictor, embedding, each, float(iou)) for each, iou in zip(logits, ious, strict=True)]
-        order = sorted(range(len(answered)), key=lambda index: (answered[index].area, index))
+        answered = [
+            Answered(draw_mask(self._predictor, embedding, each), float(iou))
+            for each, iou in zip(logits, ious, strict=True)
+        ]
+        order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
         answered = [answered[index] for index in order]
         chosen = choose(answered, prompt.part)
         handle = self._keep(_Kept(image, annotator, logits[order], chosen))
@@ -157,19 +157,9 @@ def arguments(prompt: Prompt, before: Tensor | None) -> dict[str, Any]:
 def choose(masks: Sequence[Answered], part: Part) -> int:
     """Return which of a prompt's masks, the smallest first, is meant: the best by predicted IoU, or by size."""
     if part is Part.AUTO or len(masks) == 1:
-        solid = [index for index, mask in enumerate(masks) if mask.area] or [0]
+        solid = [index for index, mask in enumerate(masks) if mask.drawn.area] or [0]
         return max(solid, key=lambda index: masks[index].iou)
     return {Part.SUBPART: 0, Part.PART: 1, Part.WHOLE: 2}[part]
-
-
-def draw(predictor: Predictor, embedding: Embedding, logits: Tensor, iou: float) -> Answered:
-    """Return the mask of logits (256, 256), in the embedding's frame."""
-    upscaled = predictor.upscale(logits[None, None], embedding)[0]
-    stability = float(stability_scores(upscaled, STABILITY_OFFSET)[0])
-    mask: NDArray[np.bool_] = (upscaled[0] > 0).cpu().numpy()
-    area = int(np.count_nonzero(mask))
-    bbox = xyxy_to_xywh(box_of(mask)) if area else (0.0, 0.0, 0.0, 0.0)
-    return Answered(encode(mask).counts, area, iou, 0.0 if math.isnan(stability) else stability, bbox)
 
 
 def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:

@@ -1,0 +1,114 @@
+"""The mask decoder for prompts of few tokens on a CPU: the sums of `MaskDecoder` in another order.
+
+An annotator's click has 7 to 15 tokens and 4096 positions of the image. With few tokens it is less work to carry the
+tokens' projections to the image's 256 channels than to project the image to each attention's 128. Nothing is
+approximated:
+
+1. *Scores.* A token's query times a position's key, q (K x), is (K^T q) x: T vectors a head instead of a map of keys,
+   and likewise for the image's queries. A key's bias is the same for all positions, so that the softmax over them does
+   not see it.
+2. *Values.* The mean of projected values is the projected mean: positions are averaged first. In the other direction
+   the tokens' values are carried through the output's projection, and each position adds them by its weights.
+3. *Layout.* The image keeps its channels last: upscaling is two products, without a transposition.
+
+Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.point_decoder import BAND, as_linear, finish_band, unfold_parts
+from segmint.model.sam.products import linear, product
+from segmint.model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam.transformer import Attention, TwoWayBlock
+
+MOST_TOKENS = 16
+"""With more, projecting the image is less work."""
+
+
+def suits(features: Tensor, prompt: PromptEmbedding) -> bool:
+    """Whether `decode_prompts` is for these: on a CPU in float32, without gradients, and few tokens."""
+    plain = features.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
+    return plain and 5 + prompt.sparse.shape[1] <= MOST_TOKENS
+
+
+def decode_prompts(
+    decoder: MaskDecoder, features: Tensor, places: Tensor, prompt: PromptEmbedding, chosen: range
+) -> tuple[Tensor, Tensor]:
+    """Mask logits (B, N, 256, 256) and predicted IoUs (B, N), as `MaskDecoder.decode` gives for the tokens `chosen`.
+
+    `features` (1, C, 64, 64) is the image embedding, `places` (P, C) its positional encoding. Prompts are decoded one
+    by one: their number does not matter to the bits.
+    """
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    found = []
+    for number, sparse in enumerate(prompt.sparse):
+        dense = prompt.dense[number if len(prompt.dense) > 1 else 0]
+        image = (features[0] + dense).flatten(1).T.contiguous()
+        found.append(_decode(decoder, image, places, torch.cat([own, sparse]), chosen))
+    if not found:
+        side = 4 * math.isqrt(len(places))
+        return features.new_zeros(0, len(chosen), side, side), features.new_zeros(0, len(chosen))
+    logits, ious = zip(*found, strict=True)
+    return torch.stack(logits), torch.stack(ious)
+
+
+def _decode(
+    decoder: MaskDecoder, image: Tensor, places: Tensor, token_places: Tensor, chosen: range
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, 256, 256) and predicted IoUs (N) of one prompt from the image (P, C) and its tokens (T, C)."""
+    transformer = decoder.transformer
+    tokens = token_places
+    for block in transformer.blocks:
+        tokens = block.attend_among_tokens(tokens[None], token_places[None])[0]
+        placed = image + places
+        attended = _attend_to_image(block.cross_attn_token_to_image, tokens + token_places, placed, image)
+        tokens = block.refine_tokens(tokens[None], attended[None])[0]
+        image = _attend_from_image(block, image, placed, tokens + token_places, tokens)
+    final = transformer.final_attn_token_to_image
+    attended = _attend_to_image(final, tokens + token_places, image + places, image)
+    tokens = transformer.norm_final_attn(tokens + attended)
+    ious = decoder.iou_prediction_head(tokens[:1])[0, chosen.start : chosen.stop]
+    filters = torch.cat([decoder.hypernetworks[index](tokens[1 + index : 2 + index]) for index in chosen])
+    return _draw(decoder, image, filters), ious
+
+
+def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+    """The attention of queries (T, C) to the image (P, C), whose keys are of `placed`: (T, C)."""
+    heads, width = attention.heads, attention.head_width
+    q = attention.q_proj(queries).unflatten(1, (heads, width)).transpose(0, 1)
+    rows = (q @ attention.k_proj.weight.unflatten(0, (heads, width))).flatten(0, 1) / math.sqrt(width)
+    weights = linear(rows, placed).softmax(dim=1)
+    means = (weights @ image).unflatten(0, (heads, -1))
+    values = means @ attention.v_proj.weight.unflatten(0, (heads, width)).transpose(1, 2)
+    joined = values.transpose(0, 1).flatten(1) + attention.v_proj.bias
+    out: Tensor = attention.out_proj(joined)
+    return out
+
+
+def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The image (P, C) after its attention to tokens (T, C), and the norm of it."""
+    attention = block.cross_attn_image_to_token
+    heads, width = attention.heads, attention.head_width
+    k = attention.k_proj(keys).unflatten(1, (heads, width)).transpose(0, 1) / math.sqrt(width)
+    v = attention.v_proj(values).unflatten(1, (heads, width)).transpose(0, 1)
+    rows = (k @ attention.q_proj.weight.unflatten(0, (heads, width))).flatten(0, 1)
+    offsets = (k * attention.q_proj.bias.view(heads, 1, width)).sum(dim=2).flatten()
+    # The softmax over few tokens is fast where the positions are next to one another.
+    scores = (linear(rows, placed) + offsets[:, None]).unflatten(0, (heads, -1))
+    weights = scores.softmax(dim=1).flatten(0, 1).T.contiguous()
+    carried = v @ attention.out_proj.weight.T.unflatten(0, (heads, width))
+    carried[0] += attention.out_proj.bias  # the weights of a head add up to 1
+    after: Tensor = block.norm4(product(weights, carried.flatten(0, 1), onto=image))
+    return after
+
+
+def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor) -> Tensor:
+    """Logits (N, side, side) from the image (P, C) and the masks' filters (N, 32)."""
+    weight, bias = as_linear(decoder.upscaling_steps[0])
+    bands = [image[start : start + BAND] for start in range(0, len(image), BAND)]
+    drawn = [finish_band(decoder, linear(band, weight, bias), filters[None])[0] for band in bands]
+    return unfold_parts(torch.cat(drawn, dim=-1)[None], 4 * math.isqrt(len(image)))[0]
